@@ -1,0 +1,1 @@
+"""The orchestration: Prefect flows, thin, over the stage graph of dvc.yaml."""

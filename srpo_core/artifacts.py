@@ -1,0 +1,88 @@
+"""Where each stage leaves its files, and how they are read and written.
+
+Stages meet only through the files named here. Writes are atomic and deterministic: no times,
+sorted keys, so that the same input gives the same bytes.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from srpo_core.errors import ArtifactError
+
+RUNS = Path("runs")
+
+PROMPTS = RUNS / "ingest/prompts.parquet"
+PAIRS = RUNS / "ingest/pairs.parquet"
+IMAGES = RUNS / "ingest/images"
+EMBEDDINGS = RUNS / "embed"
+AGREEMENT = RUNS / "check_reward/agreement.json"
+CHECKPOINTS = RUNS / "train/checkpoints"
+SAMPLES = RUNS / "train/samples"
+TRAIN_LOG = RUNS / "train/log"
+SELECTION = RUNS / "select/selection.json"
+SELECT_SCORES = RUNS / "select/scores.parquet"
+EVALUATION = RUNS / "evaluate/images.parquet"
+DECISION = RUNS / "gate/decision.json"
+REPORT = RUNS / "report/report.html"
+GRID = RUNS / "report/grid.png"
+QUANTIZED = RUNS / "quantize/formats"
+PROOF = RUNS / "quantize/proof.json"
+
+
+def home() -> Path:
+    """The directory of everything that is kept beside outputs: `SRPO_HOME`, else .srpo here. Absolute."""
+    return Path(os.environ.get("SRPO_HOME", ".srpo")).absolute()
+
+
+def require(path: Path) -> Path:
+    """Return `path` if it exists, else raise an `ArtifactError` that names the stage to run."""
+    if path.exists():
+        return path
+    stage = path.parts[1] if path.parts[:1] == RUNS.parts and len(path.parts) > 1 else None
+    advice = f"run 'dvc repro {stage}' first" if stage else "check the path in params.yaml"
+    raise ArtifactError(f"{path} is missing: {advice}")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; it takes the place of `path` only when all went well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON with sorted keys, atomically."""
+    with replacing(path) as partial:
+        partial.write_text(
+            json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON that a stage left. Raises `ArtifactError` when it is missing or damaged."""
+    try:
+        return json.loads(require(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ArtifactError(f"{path} is damaged ({error}): remove it and run 'dvc repro' again") from None
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def step_directory(step: int) -> Path:
+    """The directory of the checkpoint after `step` optimizer steps."""
+    return CHECKPOINTS / f"step-{step:06d}"

@@ -1,0 +1,309 @@
+"""The settings: one frozen model of params.yaml, with no defaults that DVC could not see.
+
+Each top-level key is one part; a stage's `run(...)` names the parts that it receives, and
+the same names stand under `params:` of that stage in dvc.yaml.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from srpo_core.errors import ConfigError
+
+PARAMS_FILE = Path("params.yaml")
+PROFILES_DIR = Path("profiles")
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class Part(BaseModel):
+    """A part of the settings: frozen, and an unknown or missing key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelSettings(Part):
+    """The base model that is aligned, and the size of its pictures."""
+
+    base: str = Field(description="entry of the registry `bases`")
+    path: str = Field(description="directory of the base model in diffusers' layout")
+    height: Positive = Field(description="picture height in pixels, a multiple of 16")
+    width: Positive = Field(description="picture width in pixels, a multiple of 16")
+    max_sequence_length: Positive = Field(description="tokens of the T5 prompt")
+
+    @model_validator(mode="after")
+    def _whole_patches(self) -> Self:
+        for name, pixels in (("height", self.height), ("width", self.width)):
+            if pixels % 16:
+                raise ValueError(f"{name} {pixels} is not a multiple of 16 (8x VAE, 2x2 patches)")
+        return self
+
+
+class ScorerSettings(Part):
+    """One scorer: which code reads it, and where its weights are."""
+
+    scorer: str = Field(description="entry of the registry `scorers`")
+    path: str = Field(description="directory of its weights and configuration")
+
+
+class ControlWords(Part):
+    """The words put before a prompt to say what is wanted and what is not."""
+
+    wanted: list[str] = Field(min_length=1, description="words for the wanted look, one per step in turn")
+    unwanted: list[str] = Field(min_length=1, description="words for the unwanted look, one per step in turn")
+
+
+class DrawSettings(Part):
+    """How pictures are drawn for selection, evaluation and proofs."""
+
+    steps: Positive = Field(description="denoising steps per picture")
+    guidance: float = Field(ge=0, description="guidance given to the model")
+    batch_size: Positive = Field(description="pictures drawn at once")
+
+
+class IngestSettings(Part):
+    """Where the HPD data lie and how their prompts are split."""
+
+    source: str = Field(description="directory in HPDv2's layout")
+    validation_share: Share = Field(
+        description="share of the training prompts held out to select a checkpoint"
+    )
+
+
+class CheckRewardSettings(Part):
+    """The check that the reward agrees with the preferences before anything is trained on it."""
+
+    max_pairs: Positive = Field(description="held-out pairs to score")
+    min_agreement: Share = Field(
+        description="least share of pairs on which the reward prefers the preferred picture"
+    )
+
+
+class RolloutSettings(Part):
+    """How a training picture is drawn from noise, without gradients."""
+
+    steps: Positive = Field(description="denoising steps S")
+    shift: PositiveFloat = Field(description="timestep shift s of sigma' = s*sigma / (1 + (s-1)*sigma)")
+    guidance: float = Field(ge=0, description="guidance during the rollout")
+
+
+class DirectAlignSettings(Part):
+    """Direct-Align and the relative reward; symbols as in docs/algorithm.md."""
+
+    grid: Annotated[int, Field(ge=20)] = Field(description="N, points of the training grid")
+    schedule_steps: Positive = Field(description="V, steps of the schedule that bounds the grid")
+    first: Annotated[int, Field(ge=0)] = Field(
+        description="index of the grid's noisiest sigma in that schedule"
+    )
+    last: Positive = Field(description="index of the grid's cleanest sigma in that schedule")
+    ratio: Share = Field(description="groundtruth ratio r; the step is about (1-r)*N grid points")
+    guidance: float = Field(ge=0, description="guidance of the model call that is trained")
+    discount_denoise: tuple[float, float] = Field(description="k of the denoise branch, from clean to noisy")
+    discount_inversion: tuple[float, float] = Field(
+        description="k of the inversion branch, from clean to noisy"
+    )
+    margin: float = Field(description="loss = relu(margin - reward): no gradient past it")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.first < self.last <= self.schedule_steps:
+            raise ValueError(
+                f"need first < last <= schedule_steps, got {self.first}, {self.last}, {self.schedule_steps}"
+            )
+        return self
+
+
+class OptimizerSettings(Part):
+    """AdamW at a constant learning rate."""
+
+    learning_rate: PositiveFloat
+    weight_decay: float = Field(ge=0)
+    betas: tuple[Share, Share]
+    eps: PositiveFloat
+    max_grad_norm: PositiveFloat = Field(description="the total gradient norm is clipped to this")
+
+
+class TrainSettings(Part):
+    """The alignment run."""
+
+    method: str = Field(description="entry of the registry `methods`")
+    steps: Positive = Field(description="optimizer steps")
+    batch_size: Positive = Field(description="pictures per step over all workers")
+    checkpoint_every: Positive = Field(description="steps between two checkpoints")
+    sample_prompts: Positive = Field(description="validation prompts drawn as pictures at each checkpoint")
+    rollout: RolloutSettings
+    direct_align: DirectAlignSettings
+    optimizer: OptimizerSettings
+
+    @model_validator(mode="after")
+    def _whole_checkpoints(self) -> Self:
+        if self.steps % self.checkpoint_every:
+            raise ValueError(
+                f"steps {self.steps} is not a multiple of checkpoint_every {self.checkpoint_every}"
+            )
+        return self
+
+
+class SelectSettings(Part):
+    """How the best of the saved checkpoints is chosen, on validation prompts."""
+
+    num_prompts: Positive = Field(description="validation prompts drawn per checkpoint")
+    seeds_per_prompt: Positive
+    maximize: str = Field(description="entry of the registry `metrics` that the choice maximizes")
+    keep: dict[str, float] = Field(
+        description="metric: least difference to the base that a checkpoint must keep to be admissible"
+    )
+
+
+class EvaluateSettings(Part):
+    """What is drawn and measured on the test prompts."""
+
+    num_prompts: Positive = Field(description="test prompts drawn per model")
+    seeds_per_prompt: Positive
+    metrics: list[str] = Field(min_length=1, description="entries of the registry `metrics`")
+
+
+class GateRule(Part):
+    """One rule of the gate: a figure, what it is compared with, and its threshold."""
+
+    metric: str = Field(description="column of the evaluation")
+    against: Literal["base", "absolute"] = Field(description="difference to the base, or the figure itself")
+    bound: Literal["lower", "upper", "mean"] = Field(
+        description="end of the interval that is held to the threshold"
+    )
+    at_least: float | None = Field(description="threshold from below, or null")
+    at_most: float | None = Field(description="threshold from above, or null")
+    severity: Literal["refuse", "warn"] = Field(description="what a breach does")
+    meaning: str = Field(description="the rule in words that a newcomer understands")
+
+    @model_validator(mode="after")
+    def _one_threshold(self) -> Self:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("exactly one of at_least and at_most must be a number, the other null")
+        return self
+
+
+class GateSettings(Part):
+    """When a model may be released."""
+
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(description="of the paired bootstrap intervals")
+    resamples: Positive = Field(description="bootstrap resamples over prompts")
+    rules: dict[str, GateRule] = Field(min_length=1)
+
+
+class ReportSettings(Part):
+    """What the report shows."""
+
+    grid_prompts: Positive = Field(description="prompts in the before/after grid")
+
+
+class FormatLimit(Part):
+    """One format that a release carries."""
+
+    max_relative_error: PositiveFloat = Field(
+        description="of one forward pass against fp32; a larger error stops"
+    )
+
+
+class QuantizeSettings(Part):
+    """Which files a release carries."""
+
+    formats: dict[str, FormatLimit] = Field(min_length=1, description="entries of the registry `quantizers`")
+
+
+class ResourceSettings(Part):
+    """Where and how wide a run is computed. No stage depends on these: they do not change the result's meaning."""
+
+    train_workers: Positive = Field(description="Ray Train workers")
+    threads_per_worker: Positive = Field(description="CPU threads of each process that computes")
+    use_gpu: bool = Field(description="one GPU per worker")
+
+
+class Settings(Part):
+    """All of params.yaml."""
+
+    seed: Annotated[int, Field(ge=0)] = Field(description="every random draw derives from it")
+    model: ModelSettings
+    reward: ScorerSettings = Field(description="the differentiable scorer that is trained against")
+    judge: ScorerSettings = Field(description="never trained against; selects and judges")
+    control_words: ControlWords
+    draw: DrawSettings
+    ingest: IngestSettings
+    check_reward: CheckRewardSettings
+    train: TrainSettings
+    select: SelectSettings
+    evaluate: EvaluateSettings
+    gate: GateSettings
+    report: ReportSettings
+    quantize: QuantizeSettings
+    resources: ResourceSettings
+
+
+def parse_settings(values: Mapping[str, Any], where: str) -> Settings:
+    """Validate `values` as settings; `where` names their origin in the error.
+
+    Raises:
+        ConfigError: a key is unknown, missing or out of range; one line for all of them.
+    """
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        faults = "; ".join(_describe(fault) for fault in error.errors())
+        raise ConfigError(f"{where}: {faults}. See srpo_core/config.py for every key") from None
+
+
+def load_settings(path: Path = PARAMS_FILE) -> Settings:
+    """Read and validate a settings file. Raises `ConfigError` in one line when it cannot be used."""
+    return parse_settings(_read_yaml(path), str(path))
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing: write it with 'srpo profile tiny > {path}'") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings, found {type(values).__name__}")
+    return values
+
+
+def profile_names() -> list[str]:
+    """The presets in profiles/, by name."""
+    return sorted(path.stem for path in PROFILES_DIR.glob("*.yaml"))
+
+
+def profile_path(name: str) -> Path:
+    """The file of a preset. Raises `ConfigError` naming the known ones."""
+    known = profile_names()
+    if name not in known:
+        raise ConfigError(
+            f"unknown profile {name!r}: known are {', '.join(known) or 'none'} (directory {PROFILES_DIR}/)"
+        )
+    return PROFILES_DIR / f"{name}.yaml"
+
+
+def patched(values: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay a nested patch over settings; an absent or None entry keeps the preset's value."""
+    merged = dict(values)
+    for key, new in patch.items():
+        if new is None:
+            continue
+        old = merged.get(key)
+        merged[key] = patched(old, new) if isinstance(old, Mapping) and isinstance(new, Mapping) else new
+    return merged
+
+
+def _describe(fault: Any) -> str:
+    key = ".".join(str(step) for step in fault["loc"]) or "settings"
+    if fault["type"] == "extra_forbidden":
+        return f"unknown key {key!r}"
+    if fault["type"] == "missing":
+        return f"missing key {key!r}"
+    return f"{key}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"[:300]

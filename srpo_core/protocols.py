@@ -1,0 +1,104 @@
+"""What interchangeable parts must offer: the shapes that algorithm, stages and registries agree on."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Encoded prompts of one batch.
+
+    prompt_embeds: (B, L, D) of the T5 encoder; pooled: (B, P) of the CLIP text encoder.
+    """
+
+    prompt_embeds: "Tensor"
+    pooled: "Tensor"
+
+    def __getitem__(self, rows: Any) -> "Condition":
+        """Select rows of the batch."""
+        return Condition(self.prompt_embeds[rows], self.pooled[rows])
+
+
+class VelocityModel(Protocol):
+    """A rectified-flow model: the velocity v = noise - image at packed latents."""
+
+    def __call__(
+        self, latents: "Tensor", timestep: "Tensor", guidance: float, condition: Condition
+    ) -> "Tensor":
+        """Predict velocities (B, S, C) at packed latents (B, S, C) and timesteps (B,) in [0, 1]."""
+        ...
+
+
+class BaseModel(Protocol):
+    """A text-to-image base: a trainable transformer with a frozen decoder, on packed latents."""
+
+    transformer: "torch.nn.Module"
+    latent_shape: tuple[int, int]
+
+    def velocity(
+        self, latents: "Tensor", timestep: "Tensor", guidance: float, condition: Condition
+    ) -> "Tensor":
+        """Predict velocities; see `VelocityModel`."""
+        ...
+
+    def decode(self, latents: "Tensor") -> "Tensor":
+        """Turn packed latents (B, S, C) into images (B, 3, H, W), nominally in [0, 1], unclamped, differentiable."""
+        ...
+
+    def draw(self, condition: Condition, noise: "Tensor", *, steps: int, guidance: float) -> "Tensor":
+        """Draw images (B, 3, H, W) in [0, 1] from packed noise (B, S, C) with the base's own sampler."""
+        ...
+
+
+class RewardModel(Protocol):
+    """A differentiable image-text scorer with two towers; features are L2-normalised."""
+
+    scale: float
+
+    def encode_images(self, images: "Tensor") -> "Tensor":
+        """Features (B, D) of images (B, 3, H, W) in [0, 1]; gradients flow to the images."""
+        ...
+
+    def encode_texts(self, texts: Sequence[str]) -> "Tensor":
+        """Features (B, D) of texts; no gradients."""
+        ...
+
+
+class Judge(Protocol):
+    """A classifier that no training ever sees: which style, which subject."""
+
+    styles: Sequence[str]
+    subjects: Sequence[str]
+
+    def features(self, images: "Tensor") -> "Tensor":
+        """Features (B, D) of images (B, 3, H, W) in [0, 1]."""
+        ...
+
+    def style_probabilities(self, images: "Tensor") -> "Tensor":
+        """Probabilities (B, len(styles))."""
+        ...
+
+    def subject_logits(self, images: "Tensor") -> "Tensor":
+        """Logits (B, len(subjects))."""
+        ...
+
+
+@dataclass(frozen=True)
+class ScorerEntry:
+    """One entry of the registry `scorers`.
+
+    load: from a directory of weights to a `RewardModel` (differentiable) or a `Judge` (not).
+    """
+
+    load: Callable[[Path], Any]
+    differentiable: bool
+    licence: str
+
+
+Registry = Mapping[str, Any]
