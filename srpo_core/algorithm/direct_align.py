@@ -1,0 +1,90 @@
+"""Direct-Align: one model call trains any timestep, because the injected noise is known.
+
+An image x0 and its noise eps give a noisy state in closed form; the model takes one step from
+noise level s to t; the known noise gives the image back, with the model's velocity in it:
+
+    x = s·eps + (1−s)·x0        y = x + (t−s)·v(x, s)        x̂0 = (y − t·eps) / (1−t)
+
+Shen et al. 2025, section 3.2. The denoise branch has t < s, the inversion branch t > s.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from srpo_core.algorithm.schedule import timestep
+from srpo_core.protocols import Condition, VelocityModel
+
+EDGE = 5  # the midpoint keeps this many grid points from either end
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Where one branch stands on the training grid, per sample.
+
+    s, t: indices of the evaluation and of the target noise level; discount: index of k.
+    """
+
+    name: Literal["denoise", "inversion"]
+    s: Tensor
+    t: Tensor
+    discount: Tensor
+
+
+def step_length(points: int, ratio: float) -> int:
+    """The usual distance of s and t in grid points, about (1-ratio)*points."""
+    return int((1 - ratio) * points) + 1
+
+
+def branches(midpoints: Sequence[int], points: int, ratio: float) -> tuple[Branch, Branch]:
+    """Both branches of each midpoint m in EDGE … points-EDGE, counted from the clean end of the grid.
+
+    Both land on the same noise level: the denoise branch from k grid points noisier, the inversion
+    branch from k points cleaner; k shrinks towards the ends of the grid.
+    """
+    usual = step_length(points, ratio)
+    denoise, inversion = [], []
+    for m in midpoints:
+        k = min(points - m, usual, m)
+        denoise.append((points - min(m + k, points), points - m, m))
+        mu = max(m - k, 1)
+        inversion.append((points - mu, points - min(mu + k, points), mu))
+    return (
+        Branch("denoise", *torch.tensor(denoise).unbind(-1)),
+        Branch("inversion", *torch.tensor(inversion).unbind(-1)),
+    )
+
+
+def inject(x0: Tensor, eps: Tensor, s: Tensor) -> Tensor:
+    """The noisy state x = s·eps + (1−s)·x0 of latents (B, S, C) at noise levels s (B,)."""
+    s = s[:, None, None]
+    return s * eps + (1 - s) * x0
+
+
+def recover(y: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """The image x̂0 = (y − t·eps) / (1−t) in a state y (B, S, C) at noise levels t (B,) < 1."""
+    t = t[:, None, None]
+    return (y - t * eps) / (1 - t)
+
+
+def one_step_recovery(
+    model: VelocityModel,
+    x0: Tensor,
+    eps: Tensor,
+    condition: Condition,
+    *,
+    s: Tensor,
+    t: Tensor,
+    guidance: float,
+) -> Tensor:
+    """Inject noise at s, let the model step to t, recover the image: x̂0 (B, S, C), differentiable in the model.
+
+    A perfect model (v = eps − x0) gives x0 back, whatever s and t are.
+    """
+    x = inject(x0, eps, s)
+    v = model(x, timestep(s), guidance, condition)
+    y = x + (t - s)[:, None, None] * v
+    return recover(y, eps, t)

@@ -1,0 +1,44 @@
+"""Encoded prompts on disk: what the stage embed leaves for the stages that draw."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from srpo_core.artifacts import EMBEDDINGS, replacing, require
+from srpo_core.errors import ArtifactError
+from srpo_core.protocols import Condition
+
+
+def write_embeddings(split: str, prompts: Sequence[str], styles: Sequence[str], condition: Condition) -> None:
+    """Write the prompts of a split, their style lists, and their embeddings."""
+    from safetensors.torch import save_file
+
+    tensors = {
+        "prompt_embeds": condition.prompt_embeds.contiguous(),
+        "pooled_prompt_embeds": condition.pooled.contiguous(),
+    }
+    metadata = {"prompts": json.dumps(list(prompts)), "styles": json.dumps(list(styles))}
+    with replacing(_path(split)) as partial:
+        save_file(tensors, partial, metadata)
+
+
+def read_embeddings(split: str) -> tuple[list[str], list[str], Condition]:
+    """Read (prompts, styles, condition) of a split: train, validation or test.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = require(_path(split))
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            condition = Condition(file.get_tensor("prompt_embeds"), file.get_tensor("pooled_prompt_embeds"))
+        return json.loads(metadata["prompts"]), json.loads(metadata["styles"]), condition
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged ({error}): run 'dvc repro --force embed'") from error
+
+
+def _path(split: str) -> Path:
+    return EMBEDDINGS / f"{split}.safetensors"

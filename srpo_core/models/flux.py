@@ -1,0 +1,184 @@
+"""FLUX as a base model: diffusers' own classes, on packed latents."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from srpo_core.config import ModelSettings
+from srpo_core.errors import ArtifactError, DataError
+from srpo_core.protocols import Condition
+
+PATCH = 2  # a token is a 2x2 patch of latent pixels
+IDS_TEXT = 3  # FLUX's position ids: (unused, row, column)
+
+
+def pack(latents: Tensor) -> Tensor:
+    """(B, C, h, w) latents to tokens (B, h/2 · w/2, 4C); a token's channels are ordered c, dy, dx."""
+    batch, channels, height, width = latents.shape
+    tokens = latents.reshape(batch, channels, height // PATCH, PATCH, width // PATCH, PATCH)
+    return tokens.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * PATCH * PATCH)
+
+
+def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    """Tokens (B, S, 4C) to latents (B, C, height, width); the inverse of `pack`."""
+    batch, _, features = tokens.shape
+    patches = tokens.reshape(batch, height // PATCH, width // PATCH, features // PATCH**2, PATCH, PATCH)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, features // PATCH**2, height, width)
+
+
+def image_ids(height: int, width: int) -> Tensor:
+    """Position ids (S, 3) = (0, row, column) of the tokens of a latent of height x width."""
+    rows, columns = height // PATCH, width // PATCH
+    ids = torch.zeros(rows, columns, 3)
+    ids[..., 1] += torch.arange(rows)[:, None]
+    ids[..., 2] += torch.arange(columns)[None, :]
+    return ids.reshape(rows * columns, 3)
+
+
+class FluxBase:
+    """A `FluxPipeline` taken apart for training: trainable transformer, frozen VAE, the pipeline's sampler."""
+
+    def __init__(self, transformer: Any, vae: Any, scheduler: Any, *, height: int, width: int) -> None:
+        """Join the parts for pictures of height x width pixels. The VAE is frozen here."""
+        self.transformer = transformer
+        self.vae = vae.requires_grad_(requires_grad=False).eval()
+        self.scheduler = scheduler
+        scale = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.pixels = (height, width)
+        self.latent_size = (height // scale, width // scale)
+        self.latent_shape = (
+            self.latent_size[0] * self.latent_size[1] // PATCH**2,
+            vae.config.latent_channels * PATCH**2,
+        )
+
+    def velocity(self, latents: Tensor, timestep: Tensor, guidance: float, condition: Condition) -> Tensor:
+        """Predict velocities (B, S, C); see `VelocityModel`."""
+        ids = image_ids(*self.latent_size).to(latents)
+        text_ids = ids.new_zeros(condition.prompt_embeds.shape[1], IDS_TEXT)
+        output: Tensor = self.transformer(
+            hidden_states=latents,
+            timestep=timestep,
+            guidance=latents.new_full((len(latents),), guidance, dtype=torch.float32),
+            pooled_projections=condition.pooled,
+            encoder_hidden_states=condition.prompt_embeds,
+            img_ids=ids,
+            txt_ids=text_ids,
+            return_dict=False,
+        )[0]
+        return output
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W) of packed latents, nominally in [0, 1], unclamped, differentiable."""
+        config = self.vae.config
+        z = unpack(latents, *self.latent_size) / config.scaling_factor + config.shift_factor
+        decoded: Tensor = self.vae.decode(z, return_dict=False)[0]
+        return decoded / 2 + 0.5
+
+    @torch.no_grad()
+    def draw(self, condition: Condition, noise: Tensor, *, steps: int, guidance: float) -> Tensor:
+        """Draw images (B, 3, H, W) in [0, 1] from packed noise by diffusers' `FluxPipeline` and its scheduler."""
+        from diffusers import FluxPipeline
+
+        pipeline = FluxPipeline(
+            scheduler=self.scheduler,
+            vae=self.vae,
+            transformer=self.transformer,
+            text_encoder=None,
+            tokenizer=None,
+            text_encoder_2=None,
+            tokenizer_2=None,
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        height, width = self.pixels
+        images: Tensor = pipeline(
+            prompt_embeds=condition.prompt_embeds,
+            pooled_prompt_embeds=condition.pooled,
+            latents=noise,
+            height=height,
+            width=width,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            output_type="pt",
+        ).images
+        return images.float()
+
+
+def load_flux(settings: ModelSettings) -> FluxBase:
+    """Load transformer, VAE and scheduler of a diffusers `FluxPipeline` directory in float32.
+
+    Raises:
+        ArtifactError: the directory is missing, incomplete or damaged.
+    """
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+
+    root = existing_pipeline(settings.path)
+    with reading(root):
+        vae = AutoencoderKL.from_pretrained(root, subfolder="vae", local_files_only=True)
+        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
+            root, subfolder="scheduler", local_files_only=True
+        )
+    transformer = load_flux_transformer(root / "transformer")
+    return FluxBase(transformer, vae, scheduler, height=settings.height, width=settings.width)
+
+
+def load_flux_transformer(directory: Path) -> Any:
+    """Load a `FluxTransformer2DModel` from a diffusers directory, in float32.
+
+    Raises:
+        ArtifactError: the directory is missing or damaged.
+    """
+    from diffusers import FluxTransformer2DModel
+
+    with reading(directory):
+        return FluxTransformer2DModel.from_pretrained(
+            directory, torch_dtype=torch.float32, local_files_only=True
+        )
+
+
+def encode_flux_prompts(settings: ModelSettings, prompts: Sequence[str], *, batch_size: int) -> Condition:
+    """Encode prompts by both text encoders of the pipeline, in float32, in the order given."""
+    from diffusers import FluxPipeline
+
+    if not prompts:
+        raise DataError("no prompts to encode: check the splits that 'srpo stage ingest' wrote")
+    root = existing_pipeline(settings.path)
+    with reading(root):
+        pipeline = FluxPipeline.from_pretrained(
+            root, transformer=None, vae=None, torch_dtype=torch.float32, local_files_only=True
+        )
+    rows = []
+    with torch.no_grad():
+        for start in range(0, len(prompts), batch_size):
+            embeds, pooled, _ = pipeline.encode_prompt(
+                prompt=list(prompts[start : start + batch_size]),
+                prompt_2=None,
+                max_sequence_length=settings.max_sequence_length,
+            )
+            rows.append((embeds.float(), pooled.float()))
+    return Condition(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
+
+
+def existing_pipeline(path: str) -> Path:
+    """The pipeline's directory. Raises `ArtifactError` when it is not there."""
+    root = Path(path)
+    if not (root / "model_index.json").is_file():
+        raise ArtifactError(
+            f"model.path {path}: no model_index.json there; a diffusers pipeline directory is needed"
+        )
+    return root
+
+
+@contextmanager
+def reading(directory: Path) -> Iterator[None]:
+    """Turn what libraries raise on missing or damaged weights into one `ArtifactError`."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"{directory} cannot be read as model weights: {cause}") from error

@@ -1,0 +1,174 @@
+"""Stage train: SRPO on Ray Train, resumable, its outputs free of times."""
+
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from srpo_core.artifacts import CHECKPOINTS, SAMPLES, TRAIN_LOG, home, step_directory
+from srpo_core.checkpoint import Checkpoint, open_checkpoint
+from srpo_core.config import (
+    ControlWords,
+    DrawSettings,
+    ModelSettings,
+    ResourceSettings,
+    ScorerSettings,
+    TrainSettings,
+)
+from srpo_core.errors import ConfigError, SrpoError
+from srpo_core.resume import resumable
+from srpo_core.trainer import PROGRESS, TrainJob, train_worker
+from srpo_core.trainer import SAMPLES as SAMPLES_NAME
+
+OBJECT_STORE_BYTES = 200_000_000  # workers exchange gradients, not objects
+POLL_SECONDS = 0.3
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    *,
+    seed: int,
+    model: ModelSettings,
+    reward: ScorerSettings,
+    control_words: ControlWords,
+    draw: DrawSettings,
+    train: TrainSettings,
+    resources: ResourceSettings,
+) -> None:
+    """Train and leave runs/train/{checkpoints,samples,log}; a killed run goes on from its last checkpoint.
+
+    Raises:
+        ConfigError: more workers than pictures in a batch.
+        DivergenceError: a gradient was not finite.
+    """
+    if resources.train_workers > train.batch_size:
+        raise ConfigError(
+            f"resources.train_workers {resources.train_workers} is more than train.batch_size {train.batch_size}: "
+            "every worker needs at least one picture per step"
+        )
+    started = time.monotonic()
+    with resumable("train") as state:
+        job = TrainJob(
+            inputs=Path.cwd(),
+            state=state,
+            seed=seed,
+            model=model,
+            reward=reward,
+            control_words=control_words,
+            draw=draw,
+            train=train,
+            threads=resources.threads_per_worker,
+        )
+        progress = state / PROGRESS
+        done_before = _count_lines(progress)
+        with following(progress, train.steps):
+            fit(job, resources)
+        _note_timing(_count_lines(progress) - done_before, time.monotonic() - started)
+        export(state, train)
+
+
+def fit(job: TrainJob, resources: ResourceSettings) -> None:
+    """Run the workers on Ray: on the cluster of RAY_ADDRESS, else on a Ray of this process's own.
+
+    A worker's own error is raised again here as it was.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    local = {} if "RAY_ADDRESS" in os.environ else {"object_store_memory": OBJECT_STORE_BYTES}
+    ray.init(logging_level=logging.ERROR, log_to_driver=False, **local)
+    try:
+        trainer = TorchTrainer(
+            train_worker,  # type: ignore[arg-type]
+            train_loop_config=job,  # type: ignore[arg-type]
+            scaling_config=ScalingConfig(num_workers=resources.train_workers, use_gpu=resources.use_gpu),
+            run_config=RunConfig(
+                name=job.state.name,
+                storage_path=str(home() / "ray"),
+                failure_config=FailureConfig(max_failures=0),
+            ),
+        )
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _own_error(error) from error
+    finally:
+        ray.shutdown()
+        shutil.rmtree(home() / "ray" / job.state.name, ignore_errors=True)
+
+
+def export(state: Path, train: TrainSettings) -> None:
+    """Copy weights and samples into the stage's outputs, and replay the metrics of every step to DVCLive."""
+    for step in range(train.checkpoint_every, train.steps + 1, train.checkpoint_every):
+        checkpoint = open_checkpoint(state / f"step-{step:06d}")
+        shutil.copytree(checkpoint.transformer, step_directory(step), dirs_exist_ok=True)
+    shutil.copytree(state / SAMPLES_NAME, SAMPLES, dirs_exist_ok=True)
+    log_metrics(checkpoint)
+    log.info("%d checkpoints in %s", train.steps // train.checkpoint_every, CHECKPOINTS)
+
+
+def log_metrics(checkpoint: Checkpoint) -> None:
+    """Write the metrics of every step up to a checkpoint as a DVCLive directory."""
+    from dvclive import Live
+
+    with Live(str(TRAIN_LOG), save_dvc_exp=False, dvcyaml=None, report=None, monitor_system=False) as live:
+        for row in checkpoint.metrics:
+            for name, value in row.items():
+                live.log_metric(f"train/{name}", value, timestamp=False)
+            live.next_step()
+
+
+@contextmanager
+def following(path: Path, steps: int) -> Iterator[None]:
+    """Log each line that is added to a progress file, from a thread of its own."""
+    seen = _count_lines(path)
+    ended = threading.Event()
+
+    def report() -> None:
+        nonlocal seen
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        for line in lines[seen:]:
+            row = json.loads(line)
+            figures = "  ".join(f"{name} {value:.4f}" for name, value in row.items() if name != "step")
+            log.info("step %d of %d  %s", row["step"], steps, figures)
+        seen = len(lines)
+
+    def watch() -> None:
+        while not ended.wait(POLL_SECONDS):
+            report()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        report()
+
+
+def _own_error(error: Any) -> SrpoError:
+    failures = getattr(error, "worker_failures", {}).values()
+    for failure in failures:
+        if isinstance(failure, SrpoError):
+            return failure
+    cause = next(iter(failures), error)
+    return SrpoError(f"training failed: {type(cause).__name__}: {' '.join(str(cause).split())[:300]}")
+
+
+def _count_lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
+
+
+def _note_timing(steps: int, seconds: float) -> None:
+    path = home() / "timings/train.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"steps": steps, "seconds": round(seconds, 1)}) + "\n")
