@@ -135,7 +135,7 @@ def load_flux_transformer(directory: Path) -> Any:
 
     with reading(directory):
         return FluxTransformer2DModel.from_pretrained(
-            directory, torch_dtype=torch.float32, local_files_only=True
+            directory, dtype=torch.float32, local_files_only=True
         )
 
 
@@ -148,7 +148,7 @@ def encode_flux_prompts(settings: ModelSettings, prompts: Sequence[str], *, batc
     root = existing_pipeline(settings.path)
     with reading(root):
         pipeline = FluxPipeline.from_pretrained(
-            root, transformer=None, vae=None, torch_dtype=torch.float32, local_files_only=True
+            root, transformer=None, vae=None, dtype=torch.float32, local_files_only=True
         )
     rows = []
     with torch.no_grad():

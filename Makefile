@@ -1,0 +1,51 @@
+# `make` alone lists what there is.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+QUICK := not (pipeline or browser or s3 or gpu or network)
+ALL := not (gpu or network)
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DO_NOT_TRACK := 1
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: help setup demo check test test-all gpu-smoke clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+setup: $(STAMP) ## the environment alone, in .venv (7 GB)
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
+	  echo "srpo: error: Python 3.11 is needed, found '$$($(PYTHON) --version 2>&1)' as '$(PYTHON)': install it, or run 'make $(MAKECMDGOALS) PYTHON=/path/to/python3.11'" >&2; exit 2; }
+	@echo "Installing the environment into $(VENV) (7 GB, 3 to 10 minutes) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(STAMP) ## align the tiny model and publish it: the whole road, on a laptop
+	@srpo align --profile tiny
+
+check: $(STAMP) ## format, lint, types, floors
+	ruff format --check .
+	ruff check .
+	mypy
+	lint-imports
+
+test: $(STAMP) ## unit tests, parity, one run of the road, with coverage
+	pytest -m "$(QUICK)" --cov --cov-report=term:skip-covered
+
+test-all: $(STAMP) ## adds the slow ones: kills, servers, browser, S3
+	pytest -m "$(ALL)" --durations=15
+
+gpu-smoke: $(STAMP) ## for the first owner of a GPU: train the tiny model on it
+	pytest -m gpu -v
+
+clean: ## remove runs and the state beside them; .venv and store/ stay
+	rm -rf runs .srpo .pytest_cache .mypy_cache .ruff_cache .coverage*

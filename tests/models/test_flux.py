@@ -1,0 +1,88 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from srpo_core.algorithm.noise import keyed_noise
+from srpo_core.algorithm.rollout import rollout
+from srpo_core.config import load_settings
+from srpo_core.errors import ArtifactError, ConfigError
+from srpo_core.models import encode_prompts, load_base
+from srpo_core.models.flux import image_ids, load_flux_transformer, pack, unpack
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def settings():
+    model = load_settings(ROOT / "profiles/tiny.yaml").model
+    return model.model_copy(update={"path": str(ROOT / model.path)})
+
+
+@pytest.fixture(scope="module")
+def base(settings):
+    return load_base(settings)
+
+
+@pytest.fixture(scope="module")
+def condition(settings):
+    return encode_prompts(settings, ["red apple", "crab", "tiger face"], batch_size=2)
+
+
+def test_packing_is_undone_by_unpacking():
+    latents = torch.randn(2, 16, 6, 10)
+    tokens = pack(latents)
+    assert tokens.shape == (2, 15, 64)
+    assert torch.equal(unpack(tokens, 6, 10), latents)
+
+
+def test_a_tokens_channels_are_a_two_by_two_patch_of_each_latent_channel():
+    latents = torch.arange(2 * 4 * 4).reshape(1, 2, 4, 4)
+    assert pack(latents)[0, 1].tolist() == [2, 3, 6, 7, 18, 19, 22, 23]
+
+
+def test_position_ids_count_rows_and_columns():
+    assert image_ids(4, 6).tolist() == [[0, r, c] for r in range(2) for c in range(3)]
+
+
+def test_prompts_are_encoded_one_by_one_as_in_a_batch(settings, condition):
+    alone = encode_prompts(settings, ["tiger face"], batch_size=1)
+    assert torch.allclose(alone.prompt_embeds, condition.prompt_embeds[2:], atol=1e-5)
+    assert torch.allclose(alone.pooled, condition.pooled[2:], atol=1e-5)
+
+
+def test_our_rollout_draws_what_the_pipeline_draws(base, condition):
+    """The same sigmas in both; ours truncates the time input to thousandths, hence the tolerance."""
+    noise = torch.stack([keyed_noise(base.latent_shape, 0, "test", row) for row in range(3)])
+    images = base.draw(condition, noise, steps=16, guidance=3.5)
+    base.scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / 16, 16).tolist(), mu=0.4594)
+    latents = rollout(base.velocity, noise, condition, sigmas=base.scheduler.sigmas, guidance=3.5)
+    ours = base.decode(latents).clamp(0, 1)
+    assert float((ours - images).detach().abs().mean()) < 0.01
+
+
+def test_decoding_carries_gradients_to_the_latents_and_none_to_the_vae(base):
+    latents = torch.randn(1, *base.latent_shape, requires_grad=True)
+    base.decode(latents).sum().backward()
+    assert float(latents.grad.abs().sum()) > 0
+    assert all(parameter.grad is None for parameter in base.vae.parameters())
+
+
+def test_a_missing_base_is_named(settings, tmp_path):
+    with pytest.raises(ArtifactError, match=r"no model_index\.json"):
+        load_base(settings.model_copy(update={"path": str(tmp_path)}))
+
+
+def test_an_unknown_base_lists_the_known_ones(settings):
+    with pytest.raises(ConfigError, match="unknown base model 'sdxl': known are flux"):
+        load_base(settings.model_copy(update={"base": "sdxl"}))
+
+
+def test_damaged_weights_are_named_in_one_line(settings, tmp_path):
+    source = Path(settings.path) / "transformer"
+    (tmp_path / "config.json").write_bytes((source / "config.json").read_bytes())
+    whole = (source / "diffusion_pytorch_model.safetensors").read_bytes()
+    (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ArtifactError, match="cannot be read as model weights") as caught:
+        load_flux_transformer(tmp_path)
+    assert "\n" not in str(caught.value)
