@@ -7,7 +7,7 @@ sorted keys, so that the same input gives the same bytes.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ RUNS = Path("runs")
 PROMPTS = RUNS / "ingest/prompts.parquet"
 PAIRS = RUNS / "ingest/pairs.parquet"
 IMAGES = RUNS / "ingest/images"
+VALIDATION = RUNS / "ingest/validation.json"
 EMBEDDINGS = RUNS / "embed"
 AGREEMENT = RUNS / "check_reward/agreement.json"
 CHECKPOINTS = RUNS / "train/checkpoints"
@@ -28,6 +29,7 @@ TRAIN_LOG = RUNS / "train/log"
 SELECTION = RUNS / "select/selection.json"
 SELECT_SCORES = RUNS / "select/scores.parquet"
 EVALUATION = RUNS / "evaluate/images.parquet"
+EVALUATION_SUMMARY = RUNS / "evaluate/summary.json"
 DECISION = RUNS / "gate/decision.json"
 REPORT = RUNS / "report/report.html"
 GRID = RUNS / "report/grid.png"
@@ -75,6 +77,23 @@ def read_json(path: Path) -> Any:
         return json.loads(require(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ArtifactError(f"{path} is damaged ({error}): remove it and run 'dvc repro' again") from None
+
+
+def read_table(path: Path, *, without: Collection[str] = ()) -> Any:
+    """Read a parquet file as a `pyarrow.Table`, leaving out the columns `without`.
+
+    Raises `ArtifactError` when it is missing or damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    require(path)
+    try:
+        names = pq.read_schema(path).names
+        return pq.read_table(path, columns=[name for name in names if name not in without])
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise ArtifactError(f"{path} is damaged ({reason}): remove it and run 'dvc repro' again") from None
 
 
 def sha256(path: Path) -> str:

@@ -1,0 +1,125 @@
+"""What the tables must fulfil as wholes, as a Great Expectations suite (pandas, no project on disk).
+
+The rules of single records stand in `hpd`; a table that is checked here is made of sound records.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from srpo_core.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# the longest prompts of DiffusionDB reach some 2,000 characters; T5 sees 512 tokens at most
+LONGEST_PROMPT: Final = 4000
+_SHOWN: Final = 3
+_COUNTS: Final = ("element_count", "unexpected_count", "missing_count")
+
+
+def check_prompts(prompts: "pd.DataFrame", splits: Sequence[str]) -> list[dict[str, Any]]:
+    """Check the table of prompts: numbered, distinct over all splits, every one of `splits` there.
+
+    Returns one entry per expectation. Raises `DataError` naming rule and first offending rows.
+    """
+    gxe = _great_expectations().expectations
+    return _validate(
+        "prompts",
+        prompts,
+        [
+            gxe.ExpectTableRowCountToBeBetween(min_value=len(splits)),
+            gxe.ExpectColumnValuesToBeUnique(column="prompt_id"),
+            gxe.ExpectColumnValuesToNotBeNull(column="prompt"),
+            gxe.ExpectColumnValuesToBeUnique(column="prompt"),
+            gxe.ExpectColumnValueLengthsToBeBetween(column="prompt", min_value=1, max_value=LONGEST_PROMPT),
+            gxe.ExpectColumnDistinctValuesToEqualSet(column="split", value_set=list(splits)),
+            gxe.ExpectColumnValuesToNotBeNull(column="style"),
+        ],
+    )
+
+
+def check_pairs(pairs: "pd.DataFrame") -> list[dict[str, Any]]:
+    """Check the table of pairs: numbered, both splits there, two different images of the own split.
+
+    Returns one entry per expectation. Raises `DataError` naming rule and first offending rows.
+    """
+    gxe = _great_expectations().expectations
+    path = r"^(?:train|test)/.+"
+    return _validate(
+        "pairs",
+        pairs,
+        [
+            gxe.ExpectTableRowCountToBeBetween(min_value=2),
+            gxe.ExpectColumnValuesToBeUnique(column="pair_id"),
+            gxe.ExpectColumnDistinctValuesToEqualSet(column="split", value_set=["train", "test"]),
+            gxe.ExpectColumnValueLengthsToBeBetween(column="prompt", min_value=1, max_value=LONGEST_PROMPT),
+            gxe.ExpectColumnValuesToMatchRegex(column="preferred", regex=path),
+            gxe.ExpectColumnValuesToMatchRegex(column="rejected", regex=path),
+            gxe.ExpectSelectColumnValuesToBeUniqueWithinRecord(column_list=["preferred", "rejected"]),
+        ],
+    )
+
+
+def _validate(table: str, frame: "pd.DataFrame", expectations: Sequence[Any]) -> list[dict[str, Any]]:
+    gx = _great_expectations()
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False, "metric_calculations": False}
+    asset = context.data_sources.add_pandas(table).add_dataframe_asset(table)
+    batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
+    suite = gx.ExpectationSuite(name=table, expectations=list(expectations))
+    # the library groups the results by kind: bring them into an order of our own
+    results = sorted(batch.validate(suite).results, key=lambda result: (_rule(result), _columns(result)))
+    for result in results:
+        if not result.success:
+            raise DataError(_describe_failure(table, frame, result))
+    return [
+        {
+            "expectation": _rule(result),
+            "column": _columns(result),
+            "success": bool(result.success),
+            "observed": _observed(result.result),
+        }
+        for result in results
+    ]
+
+
+def _great_expectations() -> Any:
+    """The library, which reads its switch for telemetry when it is imported."""
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+    import great_expectations as gx
+
+    return gx
+
+
+def _rule(result: Any) -> str:
+    return str(result.expectation_config.type)
+
+
+def _columns(result: Any) -> str:
+    kwargs = result.expectation_config.kwargs
+    return str(kwargs.get("column") or ", ".join(kwargs.get("column_list", [])))
+
+
+def _observed(figures: Mapping[str, Any]) -> Any:
+    """The figure that decides: an observed value, or how many of how many break the rule."""
+    if figures.get("observed_value") is not None:
+        return figures["observed_value"]
+    return {key: figures[key] for key in _COUNTS if key in figures}
+
+
+def _describe_failure(table: str, frame: "pd.DataFrame", result: Any) -> str:
+    rule = " ".join(filter(None, (_rule(result), _columns(result) and f"({_columns(result)})")))
+    if result.exception_info.get("exception_message"):
+        return f"table {table}: {rule} could not be checked: {result.exception_info['exception_message']}"
+    rows = result.result.get("partial_unexpected_index_list", [])[:_SHOWN]
+    if not rows:
+        found = {key: result.result[key] for key in sorted(result.result) if result.result[key] is not None}
+        return f"table {table}: {rule} failed: {found}; correct ingest.source"
+    count = result.result["unexpected_count"]
+    shown = "; ".join(f"row {row}: {_shorten(frame.iloc[row].to_dict())}" for row in rows)
+    return f"table {table}: {rule} failed for {count} of {len(frame)} rows: {shown}; correct ingest.source"
+
+
+def _shorten(row: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={str(value)[:60]!r}" for key, value in row.items())

@@ -1,0 +1,239 @@
+"""HPDv2's JSON files, record by record (Wu et al. 2023, arXiv 2306.09341).
+
+A source directory holds `train.json`, `test.json`, `benchmark/*.json` and the images (see `images`).
+The text of one file is held in memory (116 MB for the full train.json), its records are not. A record
+that breaks a rule stops the reading with a `DataError` that names file, record and rule.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+from typing import Any, Final, NoReturn
+
+from srpo_core.errors import DataError
+
+_PAIR: Final = 2
+_BLANK: Final = re.compile(r"[ \t\n\r]*")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One record: images of one prompt, ranked. The lower rank is preferred; equal ranks are a tie."""
+
+    record: int
+    prompt: str
+    images: tuple[str, ...]
+    ranks: tuple[float, ...]
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """(preferred, rejected) for every two images whose ranks differ, best first."""
+        ranked = sorted(zip(self.ranks, self.images, strict=True), key=lambda entry: entry[0])
+        for (better, preferred), (worse, rejected) in combinations(ranked, 2):
+            if better < worse:
+                yield preferred, rejected
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkPrompt:
+    """One prompt of a benchmark list; the style is the stem of the file's name."""
+
+    file: Path
+    record: int
+    prompt: str
+    style: str
+
+
+def read_choices(source: Path, split: str) -> Iterator[Choice]:
+    """Read `train.json` or `test.json` of a source directory.
+
+    Raises:
+        DataError: the file is missing or not a JSON list, or a record breaks a rule.
+    """
+    path = source / f"{split}.json"
+    for index, value in read_list(path):
+        yield _READERS[split](_Record(path, index, value))
+
+
+def read_benchmark(source: Path) -> list[BenchmarkPrompt]:
+    """Read all lists below `benchmark/`, by file name; a prompt that comes again is left out.
+
+    Raises:
+        DataError: there is no list, or an entry is not a text with something in it.
+    """
+    directory = source / "benchmark"
+    paths = sorted(directory.glob("*.json"))
+    if not paths:
+        raise DataError(f"{directory} holds no list of prompts: put HPDv2's benchmark/*.json there")
+    prompts: dict[str, BenchmarkPrompt] = {}
+    for path in paths:
+        for index, value in read_list(path):
+            prompt = _Record(path, index, {"prompt": value}).prompt()
+            prompts.setdefault(prompt, BenchmarkPrompt(path, index, prompt, path.stem))
+    return list(prompts.values())
+
+
+def require_disjoint(train: Mapping[str, int], benchmark: list[BenchmarkPrompt], source: Path) -> None:
+    """Refuse a prompt that stands both in train.json and in a benchmark list.
+
+    train: prompt to the index of its first record.
+    """
+    for entry in benchmark:
+        if entry.prompt in train:
+            raise DataError(
+                f"{entry.file}: record {entry.record}: prompt {entry.prompt!r} also stands in "
+                f"{source / 'train.json'} (record {train[entry.prompt]}): train and benchmark must be "
+                "disjoint, remove one of the two"
+            )
+
+
+def read_list(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield (index, value) of a JSON list, parsed one value at a time.
+
+    Raises:
+        DataError: the file is missing, not UTF-8 or not a list, with line and column of a syntax error.
+    """
+    text, decoder = _read_text(path), json.JSONDecoder()
+    at = _after_blank(text, 0)
+    if text[at : at + 1] != "[":
+        raise DataError(f"{path}: must hold a JSON list, but begins with {text[at : at + 20]!r}")
+    at = _after_blank(text, at + 1)
+    index = 0
+    while text[at : at + 1] != "]" or index:
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            raise _syntax_error(path, index, error) from None
+        yield index, value
+        index += 1
+        at = _after_blank(text, at)
+        if text[at : at + 1] == "]":
+            break
+        if text[at : at + 1] != ",":
+            raise _syntax_error(path, index - 1, json.JSONDecodeError("Expecting ',' or ']'", text, at))
+        at = _after_blank(text, at + 1)
+    if rest := text[at + 1 :].strip():
+        raise DataError(f"{path}: nothing may follow the JSON list, found {rest[:20]!r}")
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} is missing: ingest.source must name a directory in HPDv2's layout "
+            "(train.json, test.json, benchmark/*.json and the images)"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {error.start}") from None
+
+
+def _after_blank(text: str, at: int) -> int:
+    blank = _BLANK.match(text, at)
+    return blank.end() if blank else at
+
+
+def _syntax_error(path: Path, index: int, error: json.JSONDecodeError) -> DataError:
+    return DataError(
+        f"{path}: record {index}: broken JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+    )
+
+
+class _Record:
+    """One JSON object with the place it comes from; each reader checks what it returns."""
+
+    def __init__(self, file: Path, index: int, value: Any) -> None:
+        self.file, self.index = file, index
+        if not isinstance(value, dict):
+            self.refuse(f"must be an object, not {type(value).__name__}")
+        self._value: Mapping[str, Any] = value
+
+    def refuse(self, rule: str) -> NoReturn:
+        """Raise a `DataError` for this record."""
+        raise DataError(f"{self.file}: record {self.index}: {rule}")
+
+    def has(self, key: str) -> bool:
+        """Whether the record has this key."""
+        return key in self._value
+
+    def prompt(self) -> str:
+        """The prompt: a text that is not blank."""
+        return self._text(self._get("prompt"), "prompt")
+
+    def image_names(self, key: str) -> tuple[str, ...]:
+        """Two or more different names of images, relative to the folder of the split."""
+        names = tuple(self._text(name, key) for name in self._list(key))
+        for name in names:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or str(path) != name:
+                self.refuse(f"{key}: {name!r} is not a plain relative path")
+        if len(set(names)) != len(names):
+            self.refuse(f"{key}: the images must differ from each other, found {list(names)}")
+        return names
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """A list of finite numbers."""
+        values = self._list(key)
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                self.refuse(f"{key}: must hold numbers, found {value!r}")
+        return tuple(values)
+
+    def nested(self, key: str) -> Iterator["_Record"]:
+        """The objects of a list, as records of the same place."""
+        for value in self._list(key):
+            yield _Record(self.file, self.index, value)
+
+    def _get(self, key: str) -> Any:
+        if key not in self._value:
+            self.refuse(f"key {key!r} is missing, found {', '.join(sorted(self._value)) or 'no key'}")
+        return self._value[key]
+
+    def _list(self, key: str) -> list[Any]:
+        value = self._get(key)
+        if not isinstance(value, list):
+            self.refuse(f"{key}: must be a list, not {type(value).__name__}")
+        return value
+
+    def _text(self, value: Any, key: str) -> str:
+        if not isinstance(value, str):
+            self.refuse(f"{key}: must be a text, not {type(value).__name__}")
+        if not value.strip():
+            self.refuse(f"{key}: is empty")
+        # half of a surrogate pair is legal JSON, but no file can be written with it
+        if _SURROGATE.search(value):
+            self.refuse(f"{key}: holds half of a surrogate pair: {value!r}")
+        return value
+
+
+def _train_choice(record: _Record) -> Choice:
+    prompt, images = record.prompt(), record.image_names("file_path")
+    preference = record.numbers("human_preference")
+    if len(images) != _PAIR:
+        record.refuse(f"file_path: exactly two images are required, found {len(images)}")
+    if sorted(preference) != [0, 1]:
+        record.refuse(f"human_preference: must be [1, 0] or [0, 1], found {list(preference)}")
+    return Choice(record.index, prompt, images, tuple(1 - chosen for chosen in preference))
+
+
+def _test_choice(record: _Record) -> Choice:
+    prompt, images = record.prompt(), record.image_names("image_path")
+    ranks = record.numbers("rank")
+    if len(images) < _PAIR:
+        record.refuse(f"image_path: at least two images are required, found {len(images)}")
+    # upstream's own files spell this key with s; it is not used here, but its length must fit
+    annotations = list(record.nested("raw_annotations")) if record.has("raw_annotations") else []
+    for name, given in [("rank", ranks), *(("raw_annotations", row.numbers("rank")) for row in annotations)]:
+        if len(given) != len(images):
+            record.refuse(f"{name}: {len(given)} ranks for {len(images)} images in image_path")
+    return Choice(record.index, prompt, images, ranks)
+
+
+_READERS: Final[Mapping[str, Callable[[_Record], Choice]]] = MappingProxyType(
+    {"train": _train_choice, "test": _test_choice}
+)

@@ -1,0 +1,153 @@
+"""The images of a split, in a directory (`train/`) or in one archive (`train.tar`, `train.tar.gz`).
+
+HPDv2 ships 31 GB of train.tar.gz: images are read one by one, never held together.
+"""
+
+import gzip
+import io
+import os
+import shutil
+import struct
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from srpo_core import artifacts
+from srpo_core.errors import DataError
+
+
+class ImageSource(Protocol):
+    """Images by name."""
+
+    where: Path
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is an image of this name."""
+        ...
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one image, as they were stored."""
+        ...
+
+
+class DirectoryImages:
+    """Images as files of a directory."""
+
+    def __init__(self, where: Path) -> None:
+        self.where = where
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the directory holds a file of this name."""
+        return (self.where / name).is_file()
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file."""
+        return (self.where / name).read_bytes()
+
+
+class TarImages:
+    """Images as members of an uncompressed tar; one pass notes where each begins.
+
+    Members may carry the split as folder (`train/0001.jpg`) or not (`0001.jpg`).
+
+    Raises:
+        DataError: not a tar, cut off, or two members of the same name.
+    """
+
+    def __init__(self, where: Path, file: BinaryIO, folder: str) -> None:
+        self.where, self._file = where, file
+        self._places: dict[str, tuple[int, int]] = {}
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as archive:
+                for member in archive:
+                    if member.isfile():
+                        self._note(member, folder)
+        except tarfile.TarError as error:
+            raise DataError(f"{where}: not a readable tar archive: {error}") from None
+
+    def _note(self, member: tarfile.TarInfo, folder: str) -> None:
+        name = member.name.removeprefix("./").removeprefix(f"{folder}/")
+        if name in self._places:
+            raise DataError(f"{self.where}: two members are called {name!r}: names must be unique")
+        self._places[name] = (member.offset_data, member.size)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the archive holds a file of this name."""
+        return name in self._places
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one member."""
+        offset, size = self._places[name]
+        self._file.seek(offset)
+        return self._file.read(size)
+
+
+@contextmanager
+def open_images(source: Path, split: str) -> Iterator[ImageSource]:
+    """Open the images of `split` below `source`, in whichever form they lie there.
+
+    A compressed archive is unpacked into an unnamed file below `artifacts.home()`, which needs as much
+    room as the archive, because gzip cannot be read from the middle; the file vanishes with the process.
+
+    Raises:
+        DataError: no form is there, or more than one, or it cannot be read.
+    """
+    forms = [source / split, source / f"{split}.tar", source / f"{split}.tar.gz"]
+    found = [form for form in forms if form.exists()]
+    if len(found) != 1:
+        problem = " and ".join(map(str, found)) if found else "none"
+        raise DataError(
+            f"{source}: the images of {split!r} must lie in exactly one of {split}/, {split}.tar, "
+            f"{split}.tar.gz, found {problem}"
+        )
+    where = found[0]
+    if where.is_dir():
+        yield DirectoryImages(where)
+        return
+    with _unpacked(where) if where.suffix == ".gz" else where.open("rb") as file:
+        yield TarImages(where, file, split)
+
+
+def require_images(images: ImageSource, used: Mapping[str, int], file: Path) -> None:
+    """Refuse a name that no image has. used: image name to the first record of `file` that names it."""
+    missing = [name for name in used if name not in images]
+    if missing:
+        raise DataError(
+            f"{file}: record {used[missing[0]]}: image {missing[0]!r} is not in {images.where} "
+            f"({len(missing)} of {len(used)} images are missing)"
+        )
+
+
+def image_size(content: bytes) -> tuple[int, int]:
+    """Width and height of an encoded image, which is decoded as a whole to prove that it can be.
+
+    Raises:
+        ValueError: it cannot be decoded.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            return image.size
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        # the text of "cannot identify image file" ends with the address of a buffer
+        raise ValueError(str(error).partition(" <_io")[0] or type(error).__name__) from None
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[BinaryIO]:
+    home = artifacts.home()
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=home) as plain:
+        try:
+            with gzip.open(path, "rb") as packed:
+                shutil.copyfileobj(packed, plain, 1 << 20)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"{path}: not a readable gzip archive: {error}") from None
+        plain.seek(0, os.SEEK_SET)
+        yield plain

@@ -1,0 +1,105 @@
+"""Stage ingest: HPD prompts, preference pairs and images, checked, as parquet."""
+
+import logging
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from srpo_core import artifacts
+from srpo_core.config import IngestSettings
+from srpo_core.data import expectations, hpd, images, splits, tables
+from srpo_core.errors import DataError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Named:
+    """What the records of one split name, each with the index of the first record that names it."""
+
+    prompts: dict[str, int] = field(default_factory=dict)
+    images: dict[str, int] = field(default_factory=dict)
+
+
+def run(*, seed: int, ingest: IngestSettings) -> None:
+    """Read `ingest.source` in HPDv2's layout; leave prompts, pairs, images and the result of the checks.
+
+    Raises:
+        DataError: a file, a record, an image or a table breaks a rule.
+    """
+    source = Path(ingest.source)
+    shutil.rmtree(artifacts.PROMPTS.parent, ignore_errors=True)
+    named = {"train": _Named(), "test": _Named()}
+    num_pairs = tables.write_rows(artifacts.PAIRS, tables.PAIR_COLUMNS, _pair_rows(source, named))
+    for split, names in named.items():
+        with images.open_images(source, split) as stored:
+            images.require_images(stored, names.images, source / f"{split}.json")
+    prompts = list(_prompt_rows(source, named["train"].prompts, ingest.validation_share, seed))
+    tables.write_rows(artifacts.PROMPTS, tables.PROMPT_COLUMNS, prompts)
+    checks = _check_tables(["train", "validation", "test"] if ingest.validation_share else ["train", "test"])
+    num_images = tables.write_images(_image_rows(source, named))
+    artifacts.write_json(artifacts.VALIDATION, checks)
+    _log.info("%d prompts, %d pairs, %d images from %s", len(prompts), num_pairs, num_images, source)
+
+
+def _pair_rows(source: Path, named: dict[str, _Named]) -> Iterator[tuple[Any, ...]]:
+    """Rows of the pairs, and on the way a note of every prompt and image that a record names."""
+    pair_id = count()
+    for split, names in named.items():
+        for choice in hpd.read_choices(source, split):
+            names.prompts.setdefault(choice.prompt, choice.record)
+            for name in choice.images:
+                names.images.setdefault(name, choice.record)
+            for preferred, rejected in choice.pairs():
+                yield next(pair_id), split, choice.prompt, f"{split}/{preferred}", f"{split}/{rejected}", ""
+
+
+def _prompt_rows(
+    source: Path, train: dict[str, int], validation_share: float, seed: int
+) -> Iterator[tuple[int, str, str, str]]:
+    """Rows of the prompts: those of train.json as they first appear, then the benchmark lists."""
+    benchmark = hpd.read_benchmark(source)
+    hpd.require_disjoint(train, benchmark, source)
+    held_out = splits.held_out_prompts(train, validation_share, seed)
+    prompt_id = count()
+    for prompt in train:
+        yield next(prompt_id), prompt, "validation" if prompt in held_out else "train", ""
+    for entry in benchmark:
+        yield next(prompt_id), entry.prompt, "test", entry.style
+
+
+def _check_tables(split_names: list[str]) -> dict[str, Any]:
+    import pandas as pd
+
+    return {
+        "prompts": expectations.check_prompts(pd.read_parquet(artifacts.PROMPTS), split_names),
+        "pairs": expectations.check_pairs(pd.read_parquet(artifacts.PAIRS)),
+    }
+
+
+def _image_rows(source: Path, named: dict[str, _Named]) -> Iterator[tuple[str, bytes, int, int]]:
+    """Rows of the images, by path: "test/…" before "train/…"."""
+    for split in sorted(named):
+        used = named[split].images
+        with images.open_images(source, split) as stored:
+            for name in _progress(sorted(used), f"images of {split}"):
+                content = stored.read(name)
+                try:
+                    width, height = images.image_size(content)
+                except ValueError as error:
+                    raise DataError(
+                        f"{stored.where}: image {name!r} cannot be decoded ({error}); it is named by "
+                        f"{source / split}.json, record {used[name]}"
+                    ) from None
+                yield f"{split}/{name}", content, width, height
+
+
+def _progress(names: list[str], what: str) -> Iterable[str]:
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(names, what, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)

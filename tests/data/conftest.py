@@ -1,0 +1,46 @@
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+
+def encoded(colour, size=(6, 4)):
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def picture():
+    """Make the bytes of a small picture of one colour."""
+    return encoded
+
+
+@pytest.fixture
+def train_record():
+    return {"human_preference": [0, 1], "prompt": "a red apple", "file_path": ["pear.png", "apple.png"]}
+
+
+@pytest.fixture
+def test_record():
+    return {
+        "prompt": "a cat",
+        "image_path": ["dog.png", "cat.png", "cow.png"],
+        "rank": [2, 1, 2],
+        "raw_annotations": [{"rank": [2, 1, 2], "user_hash": "someone"}],
+    }
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a JSON file below a source directory, which is returned."""
+
+    def put(name, value) -> Path:
+        path = tmp_path / "hpd" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+        return tmp_path / "hpd"
+
+    return put

@@ -1,0 +1,154 @@
+import re
+
+import pytest
+
+from srpo_core.data.hpd import read_benchmark, read_choices, read_list, require_disjoint
+from srpo_core.errors import DataError
+
+
+def refusal(source, split):
+    with pytest.raises(DataError) as caught:
+        list(read_choices(source, split))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.removeprefix(f"{source}/")
+
+
+def test_a_train_record_prefers_the_image_marked_1(write, train_record):
+    source = write("train.json", [train_record, train_record | {"human_preference": [1, 0]}])
+    first, second = read_choices(source, "train")
+    assert (first.record, first.prompt) == (0, "a red apple")
+    assert list(first.pairs()) == [("apple.png", "pear.png")]
+    assert list(second.pairs()) == [("pear.png", "apple.png")]
+
+
+def test_a_test_record_gives_a_pair_for_every_two_images_of_different_rank(write, test_record):
+    four = test_record | {
+        "image_path": ["a", "b", "c", "d"],
+        "rank": [3, 1, 2, 2],
+        "raw_annotations": [{"rank": [3, 1, 2, 2], "user_hash": "someone"}],
+    }
+    tied, ranked = read_choices(write("test.json", [test_record, four]), "test")
+    assert list(tied.pairs()) == [("cat.png", "dog.png"), ("cat.png", "cow.png")]
+    assert list(ranked.pairs()) == [("b", "c"), ("b", "d"), ("b", "a"), ("c", "a"), ("d", "a")]
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"human_preference": [1, 1]}, "human_preference: must be [1, 0] or [0, 1], found [1, 1]"),
+        ({"human_preference": [1]}, "human_preference: must be [1, 0] or [0, 1], found [1]"),
+        ({"human_preference": [True, False]}, "human_preference: must hold numbers, found True"),
+        ({"human_preference": ["1", "0"]}, "human_preference: must hold numbers, found '1'"),
+        ({"human_preference": 1}, "human_preference: must be a list, not int"),
+        ({"prompt": "  \n"}, "prompt: is empty"),
+        ({"prompt": None}, "prompt: must be a text, not NoneType"),
+        ({"prompt": "half \ud83d"}, "prompt: holds half of a surrogate pair: 'half \\ud83d'"),
+        ({"file_path": ["a"]}, "file_path: exactly two images are required, found 1"),
+        ({"file_path": ["a", "b", "c"]}, "file_path: exactly two images are required, found 3"),
+        ({"file_path": ["a", 7]}, "file_path: must be a text, not int"),
+        ({"file_path": ["a", "a"]}, "file_path: the images must differ from each other, found ['a', 'a']"),
+        ({"file_path": ["a", "../b"]}, "file_path: '../b' is not a plain relative path"),
+        ({"file_path": ["a", "/b"]}, "file_path: '/b' is not a plain relative path"),
+    ],
+)
+def test_a_train_record_that_breaks_a_rule_is_named_with_the_rule(write, train_record, change, rule):
+    source = write("train.json", [train_record, train_record | change])
+    assert refusal(source, "train") == f"train.json: record 1: {rule}"
+
+
+@pytest.mark.parametrize("key", ["prompt", "file_path", "human_preference"])
+def test_a_missing_key_is_named(write, train_record, key):
+    del train_record[key]
+    found = ", ".join(sorted(train_record))
+    source = write("train.json", [train_record])
+    assert refusal(source, "train") == f"train.json: record 0: key {key!r} is missing, found {found}"
+
+
+def test_a_record_must_be_an_object(write):
+    assert refusal(write("train.json", [3]), "train") == "train.json: record 0: must be an object, not int"
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"rank": [1, 2]}, "rank: 2 ranks for 3 images in image_path"),
+        ({"rank": [1, 2, None]}, "rank: must hold numbers, found None"),
+        ({"rank": [1, 2, float("nan")]}, "rank: must hold numbers, found nan"),
+        ({"raw_annotations": [{"rank": [1]}]}, "raw_annotations: 1 ranks for 3 images in image_path"),
+        ({"raw_annotations": [{}]}, "key 'rank' is missing, found no key"),
+        ({"image_path": ["a"], "rank": [1]}, "image_path: at least two images are required, found 1"),
+    ],
+)
+def test_a_test_record_that_breaks_a_rule_is_named_with_the_rule(write, test_record, change, rule):
+    source = write("test.json", [test_record | change])
+    assert refusal(source, "test") == f"test.json: record 0: {rule}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[\n {"prompt": "x"},\n {"prompt" "y"}\n]', "record 1: broken JSON at line 3, column 12"),
+        ('[\n {"prompt": "x"}\n {"prompt": "y"}\n]', "record 0: broken JSON at line 3, column 2"),
+        ('[{"prompt": "x"},\n]', "record 1: broken JSON at line 2, column 1"),
+        ('[{"prompt": "x"}', "record 0: broken JSON at line 1, column 17"),
+        ('[{"prompt": "x', "record 0: broken JSON at line 1, column 13"),
+        ('{"prompt": "x"}', "must hold a JSON list, but begins with"),
+        ("", "must hold a JSON list, but begins with ''"),
+        ("[1, 2] 3", "nothing may follow the JSON list, found '3'"),
+    ],
+)
+def test_broken_json_is_named_with_line_and_column(write, text, message):
+    source = write("train.json", text)
+    with pytest.raises(DataError, match=re.escape(f"{source}/train.json: {message}")):
+        list(read_list(source / "train.json"))
+
+
+def test_a_list_is_read_value_by_value(write):
+    source = write("list.json", ' [ 1,"a,]" ,\n{"b": [2]} ] ')
+    assert list(read_list(source / "list.json")) == [(0, 1), (1, "a,]"), (2, {"b": [2]})]
+    assert list(read_list(write("list.json", "[ ]") / "list.json")) == []
+
+
+def test_records_before_a_broken_one_are_read_first(write, train_record):
+    source = write("train.json", [train_record, {}])
+    assert next(read_choices(source, "train")).record == 0
+
+
+def test_a_file_that_is_not_utf8_is_named_with_the_byte(tmp_path):
+    (tmp_path / "train.json").write_bytes(b'["\xff"]')
+    assert refusal(tmp_path, "train") == "train.json: not UTF-8 at byte 2"
+
+
+def test_a_missing_file_says_what_the_source_must_hold(tmp_path):
+    assert refusal(tmp_path, "train").startswith("train.json is missing: ingest.source must name")
+
+
+def test_benchmark_prompts_carry_the_name_of_their_list_and_come_once(write):
+    write("benchmark/photo.json", ["a road", "a cat"])
+    prompts = read_benchmark(write("benchmark/anime.json", ["a cat", "a castle"]))
+    assert [(entry.prompt, entry.style, entry.record) for entry in prompts] == [
+        ("a cat", "anime", 0),
+        ("a castle", "anime", 1),
+        ("a road", "photo", 0),
+    ]
+
+
+def test_a_source_without_benchmark_lists_is_refused(write):
+    with pytest.raises(DataError, match="benchmark holds no list of prompts"):
+        read_benchmark(write("train.json", []))
+
+
+@pytest.mark.parametrize(("entry", "rule"), [("", "is empty"), (1, "must be a text, not int")])
+def test_a_benchmark_entry_must_be_a_text(write, entry, rule):
+    source = write("benchmark/photo.json", ["a road", entry])
+    with pytest.raises(DataError, match=re.escape(f"photo.json: record 1: prompt: {rule}")):
+        read_benchmark(source)
+
+
+def test_a_prompt_in_train_and_benchmark_is_refused_with_both_places(write):
+    source = write("benchmark/photo.json", ["a road", "a cat"])
+    expected = f"photo.json: record 1: prompt 'a cat' also stands in {source}/train.json (record 4)"
+    with pytest.raises(DataError, match=re.escape(expected)):
+        require_disjoint({"a dog": 0, "a cat": 4}, read_benchmark(source), source)
+    require_disjoint({"a dog": 0}, read_benchmark(source), source)

@@ -1,0 +1,111 @@
+import gzip
+import io
+import re
+import tarfile
+
+import pytest
+from PIL import Image
+
+from srpo_core.data.images import image_size, open_images, require_images
+from srpo_core.errors import DataError
+
+
+def tar_bytes(members):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, content in members:
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            archive.addfile(header, io.BytesIO(content))
+    return file.getvalue()
+
+
+@pytest.fixture
+def contents(picture):
+    return {"red.png": picture("red"), "sub/blue.png": picture("blue", (3, 5))}
+
+
+@pytest.fixture(params=["directory", "tar", "tar.gz", "tar with folder"])
+def source(request, tmp_path, monkeypatch, contents):
+    monkeypatch.setenv("SRPO_HOME", str(tmp_path / "home"))
+    if request.param == "directory":
+        for name, content in contents.items():
+            path = tmp_path / "train" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return tmp_path
+    folder = "./train/" if request.param == "tar with folder" else ""
+    archive = tar_bytes((folder + name, content) for name, content in contents.items())
+    if request.param == "tar.gz":
+        (tmp_path / "train.tar.gz").write_bytes(gzip.compress(archive))
+    else:
+        (tmp_path / "train.tar").write_bytes(archive)
+    return tmp_path
+
+
+def test_every_form_gives_the_same_bytes(source, contents):
+    with open_images(source, "train") as images:
+        # backwards, as an archive need not be in the order of reading
+        assert {name: images.read(name) for name in reversed(contents)} == contents
+        assert "green.png" not in images
+
+
+def test_unpacking_an_archive_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setenv("SRPO_HOME", str(tmp_path / "home"))
+    (tmp_path / "train.tar.gz").write_bytes(gzip.compress(tar_bytes([("a", b"1")])))
+    with open_images(tmp_path, "train") as images:
+        assert images.read("a") == b"1"
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+def test_a_named_image_that_is_not_there_is_named_with_its_record(source):
+    used = {"red.png": 0, "green.png": 3, "grey.png": 9}
+    with open_images(source, "train") as images:
+        expected = f"train.json: record 3: image 'green.png' is not in {images.where} (2 of 3 images are"
+        with pytest.raises(DataError, match=re.escape(expected)):
+            require_images(images, used, source / "train.json")
+        require_images(images, {"red.png": 0}, source / "train.json")
+
+
+def test_images_in_no_form_or_in_two_forms_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"one of train/, train\.tar, train\.tar\.gz, found none"):
+        open_images(tmp_path, "train").__enter__()
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train.tar").write_bytes(tar_bytes([]))
+    with pytest.raises(DataError, match=r"found .*train and .*train\.tar$"):
+        open_images(tmp_path, "train").__enter__()
+
+
+def test_two_members_of_the_same_name_are_refused(tmp_path):
+    (tmp_path / "test.tar").write_bytes(tar_bytes([("a.png", b"1"), ("test/a.png", b"2")]))
+    with pytest.raises(DataError, match=r"test\.tar: two members are called 'a\.png'"):
+        open_images(tmp_path, "test").__enter__()
+
+
+def test_a_cut_archive_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("SRPO_HOME", str(tmp_path / "home"))
+    whole = tar_bytes([("a.png", bytes(5000))])
+    (tmp_path / "test.tar").write_bytes(whole[:3000])
+    with pytest.raises(DataError, match=r"test\.tar: not a readable tar archive: unexpected end of data"):
+        open_images(tmp_path, "test").__enter__()
+    (tmp_path / "train.tar.gz").write_bytes(gzip.compress(whole)[:40])
+    with pytest.raises(DataError, match=r"train\.tar\.gz: not a readable gzip archive"):
+        open_images(tmp_path, "train").__enter__()
+
+
+def test_the_size_of_an_image_is_width_then_height(picture):
+    assert image_size(picture("red", (6, 4))) == (6, 4)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+def test_an_image_whose_end_is_missing_cannot_be_decoded(form):
+    file = io.BytesIO()
+    Image.effect_noise((64, 64), 50).convert("RGB").save(file, form)
+    assert image_size(file.getvalue()) == (64, 64)
+    with pytest.raises(ValueError, match=r"."):
+        image_size(file.getvalue()[:-200])
+
+
+def test_what_is_no_image_cannot_be_decoded():
+    with pytest.raises(ValueError, match=r"^cannot identify image file$"):
+        image_size(b"no image")

@@ -1,0 +1,177 @@
+import filecmp
+import importlib.util
+import io
+import json
+import shutil
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from srpo_core import artifacts
+from srpo_core.config import IngestSettings
+from srpo_core.data.tables import read_images, read_pairs, read_prompts
+from srpo_core.errors import DataError
+from srpo_core.stages.ingest import run
+
+TINY = Path(__file__).resolve().parents[2] / "assets/tiny"
+SUBJECTS = json.loads((TINY / "family/subjects.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def ingested(tmp_path_factory):
+    """A directory in which the tiny set was ingested."""
+    directory = tmp_path_factory.mktemp("ingested")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        run(seed=0, ingest=IngestSettings(source=str(TINY / "hpd"), validation_share=0.2))
+    return directory
+
+
+@pytest.fixture
+def tiny(ingested, monkeypatch):
+    monkeypatch.chdir(ingested)
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    """A copy of the tiny set to break; the stage runs on it."""
+    shutil.copytree(TINY / "hpd", tmp_path / "hpd")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "hpd"
+
+
+def refusal():
+    with pytest.raises(DataError) as caught:
+        run(seed=0, ingest=IngestSettings(source="hpd", validation_share=0.2))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def repack(path, change):
+    """Rewrite a tar; change maps the name and content of a member to new content, None to leave it out."""
+    with tarfile.open(path) as archive:
+        members = [(name, archive.extractfile(name).read()) for name in archive.getnames()]
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            new = change(name, content)
+            if new is not None:
+                header = tarfile.TarInfo(name)
+                header.size = len(new)
+                archive.addfile(header, io.BytesIO(new))
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_three_splits_are_disjoint_and_complete():
+    texts = {
+        split: [prompt.text for prompt in read_prompts(split)] for split in ("train", "validation", "test")
+    }
+    assert sum(map(len, texts.values())) == len(set().union(*texts.values())) == 117
+    assert sorted(texts["train"] + texts["validation"]) == sorted(SUBJECTS["train"])
+    assert sorted(texts["test"]) == sorted(SUBJECTS["eval"])
+    assert 0.1 < len(texts["validation"]) / 85 < 0.3
+    assert Counter(prompt.style for prompt in read_prompts("test")) == {"nature": 20, "food": 12}
+    assert {prompt.style for prompt in read_prompts("train")} == {""}
+
+
+@pytest.mark.usefixtures("tiny")
+def test_prompts_are_numbered_in_the_order_of_the_source():
+    table = pq.read_table(artifacts.PROMPTS).to_pydict()
+    assert table["prompt_id"] == list(range(117))
+    assert table["prompt"][:85] == SUBJECTS["train"]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_preferred_picture_shows_the_subject_and_the_rejected_one_another_in_the_same_style():
+    rows = pq.read_table(TINY / "data/emoji4.parquet").to_pylist()
+    known = {row["image"]: (row["name"], row["style"]) for row in rows}
+    stored = pq.read_table(artifacts.IMAGES).to_pylist()
+    shows = {row["path"]: known[row["image"]] for row in stored}
+    pairs = read_pairs("train") + read_pairs("test")
+    assert len(pairs) == 85 * 4 + 32 * 4 * 2
+    for pair in pairs:
+        (subject, style), (other, other_style) = shows[pair.preferred], shows[pair.rejected]
+        assert subject == pair.prompt != other
+        assert style == other_style
+
+
+@pytest.mark.usefixtures("tiny")
+def test_no_picture_is_preferred_more_often_than_rejected():
+    # else a reward could agree with the pairs without a look at the prompt
+    pairs = read_pairs("train") + read_pairs("test")
+    assert Counter(pair.preferred for pair in pairs) == Counter(pair.rejected for pair in pairs)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_images_are_stored_by_path_with_their_size():
+    table = pq.read_table(artifacts.IMAGES)
+    paths = table["path"].to_pylist()
+    assert paths == sorted(paths)
+    assert len(set(paths)) == len(paths) == (85 + 32) * 4
+    assert set(table["width"].to_pylist()) == set(table["height"].to_pylist()) == {64}
+    pair = read_pairs("test", 1)[0]
+    assert read_images([pair.preferred])[pair.preferred].size == (64, 64)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_result_of_the_checks_is_kept():
+    checks = artifacts.read_json(artifacts.VALIDATION)
+    assert sorted(checks) == ["pairs", "prompts"]
+    assert all(check["success"] for table in checks.values() for check in table)
+
+
+def test_a_second_run_writes_the_same_bytes(ingested, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stale = artifacts.IMAGES / "00009.parquet"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"of an earlier run")
+    run(seed=0, ingest=IngestSettings(source=str(TINY / "hpd"), validation_share=0.2))
+    first, second = (
+        sorted(path.relative_to(top) for path in (top / "runs").rglob("*") if path.is_file())
+        for top in (ingested, tmp_path)
+    )
+    assert len(first) == 4
+    assert first == second
+    assert filecmp.cmpfiles(ingested, tmp_path, first, shallow=False) == (first, [], [])
+
+
+def test_the_script_makes_the_same_set_again(tmp_path):
+    spec = importlib.util.spec_from_file_location("make_hpd", TINY / "make_hpd.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.make(tmp_path)
+    for path in (TINY / "hpd").rglob("*.*"):
+        assert (tmp_path / path.relative_to(TINY / "hpd")).read_bytes() == path.read_bytes()
+
+
+def test_a_missing_image_is_named_with_its_record(broken):
+    repack(broken / "train.tar", lambda name, content: None if name == "00000008.webp" else content)
+    assert "hpd/train.json: record 8: image '00000008.webp' is not in hpd/train.tar (1 of 340" in refusal()
+
+
+def test_an_image_that_cannot_be_decoded_is_named_with_its_record(broken):
+    repack(broken / "test.tar", lambda name, content: content[:300] if name == "00000004.webp" else content)
+    message = refusal()
+    assert message.startswith("hpd/test.tar: image '00000004.webp' cannot be decoded (")
+    assert message.endswith("it is named by hpd/test.json, record 4")
+    assert not artifacts.VALIDATION.exists()
+
+
+def test_a_broken_json_record_is_named_with_line_and_column(broken):
+    path = broken / "train.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("[1, 0]", "[1, 0", 1), encoding="utf-8")
+    assert refusal().startswith("hpd/train.json: record 3: broken JSON at line 5, column 37")
+
+
+def test_a_prompt_of_the_benchmark_must_not_be_trained_on(broken):
+    (broken / "benchmark/more.json").write_text('["gorilla"]', encoding="utf-8")
+    assert refusal().startswith(
+        "hpd/benchmark/more.json: record 0: prompt 'gorilla' also stands in hpd/train.json"
+    )
+
+
+def test_a_source_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert refusal().startswith("hpd/train.json is missing")

@@ -1,0 +1,111 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from srpo_core.checkpoint import newest_checkpoint
+from srpo_core.config import load_settings
+from srpo_core.errors import DivergenceError
+from srpo_core.models import encode_prompts
+from srpo_core.models.embeddings import write_embeddings
+from srpo_core.trainer import PROGRESS, SAMPLES, TrainJob, Worker, clip_gradients
+
+ROOT = Path(__file__).parents[1]
+PROMPTS = ["red apple", "crab", "tiger face", "penguin", "rose"]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A directory with the tiny family and a few encoded prompts."""
+    root = tmp_path_factory.mktemp("project")
+    (root / "assets").symlink_to(ROOT / "assets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        condition = encode_prompts(load_settings(ROOT / "profiles/tiny.yaml").model, PROMPTS, batch_size=8)
+        write_embeddings("train", PROMPTS, [""] * len(PROMPTS), condition)
+        write_embeddings("validation", PROMPTS, [""] * len(PROMPTS), condition)
+    return root
+
+
+@pytest.fixture
+def job(project, tmp_path, monkeypatch):
+    monkeypatch.chdir(project)
+    settings = load_settings(ROOT / "profiles/tiny.yaml")
+    rollout = settings.train.rollout.model_copy(update={"steps": 3})
+    train = settings.train.model_copy(
+        update={"steps": 4, "batch_size": 4, "checkpoint_every": 2, "sample_prompts": 2, "rollout": rollout}
+    )
+    return TrainJob(
+        inputs=project,
+        state=tmp_path,
+        seed=0,
+        model=settings.model,
+        reward=settings.reward,
+        control_words=settings.control_words,
+        draw=settings.draw.model_copy(update={"steps": 2}),
+        train=train,
+        threads=1,
+    )
+
+
+def worker(job, rank=0, world=1):
+    return Worker(job, rank=rank, world=world, device=CPU)
+
+
+def shorter(job, steps):
+    return job.__class__(**{**vars(job), "train": job.train.model_copy(update={"steps": steps})})
+
+
+def weights(checkpoint):
+    return (checkpoint.transformer / "diffusion_pytorch_model.safetensors").read_bytes()
+
+
+def test_a_resumed_run_ends_on_the_same_bits_and_trains_only_what_was_missing(job, tmp_path):
+    worker(job).run()
+    straight = newest_checkpoint(job.state)
+    other = job.__class__(**{**vars(job), "state": tmp_path / "interrupted"})
+    other.state.mkdir()
+    worker(shorter(other, 2)).run()
+    worker(other).run()
+    resumed = newest_checkpoint(other.state)
+    assert resumed.step == straight.step == 4
+    assert weights(resumed) == weights(straight)
+    assert resumed.metrics == straight.metrics
+    trained = [json.loads(line)["step"] for line in (other.state / PROGRESS).read_text().splitlines()]
+    assert trained == [1, 2, 3, 4]
+
+
+def test_a_finished_run_leaves_checkpoints_samples_and_metrics_of_every_step(job):
+    worker(job).run()
+    assert sorted(path.name for path in job.state.glob("step-*")) == ["step-000002", "step-000004"]
+    assert len(list((job.state / SAMPLES).glob("*.png"))) == 2
+    metrics = newest_checkpoint(job.state).metrics
+    assert [set(row) for row in metrics] == [{"loss", "reward_denoise", "reward_inversion", "grad_norm"}] * 4
+
+
+def test_the_shares_of_two_workers_make_up_the_batch_of_one(job):
+    whole = worker(job).batch(3)
+    first, second = (worker(job, rank, 2).batch(3) for rank in range(2))
+    for rank, share in enumerate((first, second)):
+        assert share.prompts == whole.prompts[rank::2]
+        assert share.midpoints == whole.midpoints[rank::2]
+        assert torch.equal(share.noise, whole.noise[rank::2])
+        assert torch.equal(share.condition.pooled, whole.condition.pooled[rank::2])
+
+
+def test_a_step_moves_every_part_of_the_transformer(job):
+    trained = worker(job)
+    before = {name: tensor.clone() for name, tensor in trained.model.transformer.state_dict().items()}
+    trained.step(1)
+    after = trained.model.transformer.state_dict()
+    assert not [name for name in before if torch.equal(before[name], after[name])]
+
+
+def test_a_gradient_that_is_not_finite_stops_with_its_step_and_tensor():
+    module = torch.nn.Linear(2, 1)
+    module.weight.grad = torch.tensor([[1.0, float("nan")]])
+    module.bias.grad = torch.ones(1)
+    with pytest.raises(DivergenceError, match="step 7: gradient of weight is not finite"):
+        clip_gradients(module, 0.1, 7)
