@@ -3,15 +3,18 @@
 import importlib
 import inspect
 import logging
+import os
 import pkgutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 try:
     import typer
+    import yaml
 
-    from srpo_core import config, errors
+    from srpo_core import artifacts, config, errors
+    from srpo_core.telemetry import quiet_environment
 except ModuleNotFoundError as missing:
     sys.exit(
         f"srpo: error: {sys.executable} has no {missing.name}: "
@@ -21,29 +24,202 @@ except ModuleNotFoundError as missing:
 app = typer.Typer(
     name="srpo",
     help="Align a text-to-image model with human preference by SRPO, and ship it.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
 )
 
+REFUSED: Final = errors.GateError.exit_code
+INTERRUPTED: Final = 130
+USAGE_ERROR: Final[Any] = typer.BadParameter.__base__  # typer keeps this class of click's to itself
+OURS: Final = ("srpo_core", "flows")
 
-@app.callback()
+ReleaseName = Annotated[str, typer.Option("--release", help="a version or an alias, such as candidate")]
+
+
+@app.callback(invoke_without_command=True)
 def options(
     context: typer.Context,
-    debug: Annotated[bool, typer.Option(help="show the whole trace of an error")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show the whole trace of an error")] = False,
 ) -> None:
     """Set up what every command needs."""
-    context.obj = debug
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    context.obj = debug  # read from the arguments by `main`, where the errors arrive
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.startswith(OURS))
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    for name in OURS:
+        logging.getLogger(name).setLevel(logging.INFO)
+    os.environ.update(quiet_environment())
 
 
-@app.command()
+@app.command(rich_help_panel="The road")
+def align(
+    profile: Annotated[
+        str | None, typer.Option(help="preset in profiles/; default: params.yaml as it stands")
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="a setting, for instance train.steps=20"),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(help="commit, branch or tag to run; default: the checkout as it is")
+    ] = None,
+    publish: Annotated[bool, typer.Option(help="publish a model that the gate lets through")] = True,
+) -> None:
+    """Run the whole road as a Prefect flow, from data to release.
+
+    Exit code 3: the gate refused the model.
+    """
+    from flows.terminal import run_align
+
+    result = run_align(profile=profile, patch=_patch(change or []), revision=revision, publish=publish)
+    _show_verdict(passed=result.passed, reason=result.reason)
+    typer.echo(f"report   {_shortest(result.report)}")
+    typer.echo(f"release  {_shortest(Path(result.release)) if result.release else 'none'}")
+    if not result.passed:
+        raise typer.Exit(REFUSED)
+
+
+@app.command(rich_help_panel="The road")
 def stage(name: Annotated[str, typer.Argument(help="a stage of dvc.yaml")]) -> None:
-    """Run one stage on params.yaml in this directory. `dvc repro` calls this."""
+    """Run one stage on params.yaml in this directory; 'dvc repro' calls this."""
     _assert_code_of(Path.cwd())
     settings = config.load_settings()
     run = _stage_function(name)
     run(**{part: getattr(settings, part) for part in inspect.signature(run).parameters})
+
+
+@app.command(rich_help_panel="The road")
+def data(
+    source: Annotated[str, typer.Argument(help="directory in HPDv2's layout")],
+    name: Annotated[str, typer.Option(help="name of the data set, a directory below data/")] = "hpd",
+) -> None:
+    """Make a new version of the data: check it, version it with DVC, tag it, push it."""
+    from flows.terminal import run_data
+
+    typer.echo(f"tag  {run_data(source=source, name=name)}")
+
+
+@app.command(rich_help_panel="The road")
+def report() -> None:
+    """Say what the last run here came to, and where its report is."""
+    decision = artifacts.read_json(artifacts.DECISION)
+    _show_verdict(passed=decision["passed"], reason=decision["reason"])
+    typer.echo(f"report   {artifacts.require(artifacts.REPORT)}")
+
+
+@app.command(rich_help_panel="Settings and machine")
+def profile(
+    name: Annotated[str | None, typer.Argument(help="a preset; without it the known ones are listed")] = None,
+) -> None:
+    """Print a preset of the settings: srpo profile NAME > params.yaml."""
+    if name is None:
+        typer.echo("\n".join(config.profile_names()))
+        return
+    typer.echo(config.profile_path(name).read_text(encoding="utf-8"), nl=False)
+
+
+@app.command(rich_help_panel="Settings and machine")
+def doctor(
+    profile: Annotated[str | None, typer.Option(help="preset to examine; default: params.yaml")] = None,
+) -> None:
+    """Check line by line what a run here needs."""
+    from srpo_core.doctor import examine
+
+    settings = config.load_settings(config.profile_path(profile) if profile else config.PARAMS_FILE)
+    findings = list(examine(settings))
+    for finding in findings:
+        mark = typer.style("✓", fg="green") if finding.good else typer.style("✗", fg="red")
+        typer.echo(f"{mark} {finding.what:<10}{finding.detail}")
+    if not all(finding.good for finding in findings):
+        raise typer.Exit(errors.SrpoError.exit_code)
+
+
+@app.command(rich_help_panel="Releases")
+def releases() -> None:
+    """List the releases in the store (SRPO_STORE, default store/)."""
+    from srpo_core.release import list_releases
+    from srpo_core.storage import open_store
+
+    store = open_store()
+    for release in list_releases(store):
+        names = f"  ({', '.join(release.aliases)})" if release.aliases else ""
+        typer.echo(f"{release.version}  {release.created_at}{names}")
+
+
+@app.command(rich_help_panel="Releases")
+def verify(release: Annotated[str, typer.Argument(help="a version or an alias")] = "candidate") -> None:
+    """Read a release's files and compare each with its digest."""
+    from srpo_core.release import verify as verify_release
+    from srpo_core.storage import open_store
+
+    manifest = verify_release(open_store(), release)
+    typer.echo(f"{manifest['version']}: {len(manifest['files'])} files are as they were published")
+
+
+@app.command(rich_help_panel="Releases")
+def draw(
+    prompt: Annotated[str, typer.Argument(help="what to draw")],
+    release: ReleaseName = "candidate",
+    seed: Annotated[int, typer.Option(help="another seed, another picture")] = 0,
+    weights: Annotated[str, typer.Option(help="one of the release's formats")] = "bf16",
+    output: Annotated[Path, typer.Option(help="PNG file to write")] = Path("picture.png"),
+) -> None:
+    """Draw a picture with a release, as its model card does."""
+    from srpo_core.release import draw as draw_picture
+    from srpo_core.storage import open_store
+
+    typer.echo(draw_picture(open_store(), release, prompt, output=output, seed=seed, weights=weights))
+
+
+def main() -> None:
+    """Run the command line; a `SrpoError` is printed as one line and becomes the exit code."""
+    try:
+        code = app(prog_name="srpo", standalone_mode=False)
+    except errors.SrpoError as error:
+        if "--debug" in sys.argv:
+            raise
+        _fail(str(error), error.exit_code)
+    except USAGE_ERROR as error:
+        command = error.ctx.command_path if error.ctx else "srpo"
+        _fail(f"{error.format_message().rstrip('.')}: see '{command} --help'", error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted; the same command goes on from here", INTERRUPTED)
+    sys.exit(code or 0)
+
+
+def _fail(line: str, exit_code: int) -> None:
+    typer.echo(f"srpo: error: {line}", err=True)
+    sys.exit(exit_code)
+
+
+def _show_verdict(*, passed: bool, reason: str) -> None:
+    verdict = (
+        typer.style("passed", fg="green", bold=True)
+        if passed
+        else typer.style("refused", fg="red", bold=True)
+    )
+    typer.echo(f"verdict  {verdict}: {reason}")
+
+
+def _shortest(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _patch(changes: list[str]) -> dict[str, Any]:
+    """`a.b=1` as {"a": {"b": 1}}; values are YAML."""
+    patch: dict[str, Any] = {}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals:
+            raise errors.ConfigError(f"--set {change}: write KEY=VALUE, for instance train.steps=20")
+        nested: Any = yaml.safe_load(value)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        patch = config.patched(patch, nested)
+    return patch
 
 
 def _stage_function(name: str) -> Any:
@@ -63,17 +239,6 @@ def _assert_code_of(directory: Path) -> None:
             f"{directory} has code of its own, but {Path(config.__file__).parent} was imported: "
             f"start it as 'python -m srpo_core' in that directory, or with PYTHONPATH={directory}"
         )
-
-
-def main() -> None:
-    """Run the command line; a `SrpoError` is printed as one line and becomes the exit code."""
-    try:
-        app(standalone_mode=False)
-    except errors.SrpoError as error:
-        if "--debug" in sys.argv:
-            raise
-        typer.echo(f"srpo: error: {error}", err=True)
-        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

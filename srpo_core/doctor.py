@@ -1,0 +1,122 @@
+"""What a run on this machine needs, checked line by line."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from srpo_core.config import Settings
+from srpo_core.errors import SrpoError
+from srpo_core.storage import open_store
+
+LOCK_FILE: Final = Path("requirements.lock")
+LEAST_FREE_GB: Final = 5
+GB: Final = 1e9
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor: what was looked at, whether it serves, and what was found or what to do."""
+
+    what: str
+    good: bool
+    detail: str
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Look at everything that a run with these settings needs; nothing is changed."""
+    for what, check in CHECKS.items():
+        good, detail = check(settings)
+        yield Finding(what, good, detail)
+
+
+def _python(_: Settings) -> tuple[bool, str]:
+    found = ".".join(map(str, sys.version_info[:3]))
+    return sys.version_info[:2] == (3, 11), f"{found} (3.11 is needed)"
+
+
+def _packages(_: Settings) -> tuple[bool, str]:
+    if not LOCK_FILE.exists():
+        return False, f"{LOCK_FILE} is missing: run srpo in the project's directory"
+    lines = [
+        line for line in LOCK_FILE.read_text(encoding="utf-8").splitlines() if "==" in line and line[0] != "#"
+    ]
+    wrong = [line for line in lines if _version(line.split("==")[0]) != line.split("==")[1]]
+    if wrong:
+        return (
+            False,
+            f"{len(wrong)} of {len(lines)} differ from {LOCK_FILE}, first {wrong[0]}: run 'make setup'",
+        )
+    return True, f"all {len(lines)} of {LOCK_FILE}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _programs(_: Settings) -> tuple[bool, str]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    missing = [name for name in ("git", "dvc") if shutil.which(name, path=path) is None]
+    return not missing, f"not found: {', '.join(missing)}" if missing else "git and dvc"
+
+
+def _weights(settings: Settings) -> tuple[bool, str]:
+    paths = (settings.model.path, settings.reward.path, settings.judge.path)
+    missing = [path for path in paths if not Path(path).exists()]
+    return not missing, f"missing: {', '.join(missing)}" if missing else "base, reward and judge are there"
+
+
+def _data(settings: Settings) -> tuple[bool, str]:
+    source = Path(settings.ingest.source)
+    good = (source / "train.json").is_file()
+    return (
+        good,
+        f"{source}" if good else f"{source}/train.json is missing: set ingest.source, or run 'srpo data'",
+    )
+
+
+def _disk(_: Settings) -> tuple[bool, str]:
+    free = shutil.disk_usage(Path.cwd()).free / GB
+    return free > LEAST_FREE_GB, f"{free:.0f} GB free here ({LEAST_FREE_GB} GB are needed)"
+
+
+def _store(_: Settings) -> tuple[bool, str]:
+    try:
+        store = open_store()
+        return True, f"{store.uri}, {len(store.versions())} releases"
+    except SrpoError as error:
+        return False, str(error)
+
+
+def _devices(settings: Settings) -> tuple[bool, str]:
+    import torch
+
+    count = torch.cuda.device_count()
+    names = ", ".join(torch.cuda.get_device_name(index) for index in range(count)) or "no GPU"
+    needed = settings.resources.train_workers if settings.resources.use_gpu else 0
+    return (
+        count >= needed or "RAY_ADDRESS" in os.environ,
+        f"{os.cpu_count()} CPUs, {names} ({needed} GPUs asked for)",
+    )
+
+
+CHECKS: Final = MappingProxyType[str, Callable[[Settings], tuple[bool, str]]](
+    {
+        "python": _python,
+        "packages": _packages,
+        "programs": _programs,
+        "weights": _weights,
+        "data": _data,
+        "disk": _disk,
+        "store": _store,
+        "devices": _devices,
+    }
+)
