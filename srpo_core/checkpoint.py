@@ -100,7 +100,12 @@ def load_optimizer(
     tensors = load_file(checkpoint.directory / OPTIMIZER)
     for name, parameter in transformer.named_parameters():
         if f"{name}:step" in tensors:
-            optimizer.state[parameter] = {moment: tensors[f"{name}:{moment}"] for moment in MOMENTS}
+            moments = {moment: tensors[f"{name}:{moment}"] for moment in MOMENTS}
+            # AdamW counts its steps on the CPU
+            optimizer.state[parameter] = {
+                moment: tensor if moment == "step" else tensor.to(parameter.device)
+                for moment, tensor in moments.items()
+            }
 
 
 def _moments(transformer: "torch.nn.Module", optimizer: "torch.optim.Optimizer") -> dict[str, "torch.Tensor"]:

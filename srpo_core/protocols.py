@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +41,10 @@ class BaseModel(Protocol):
     transformer: "torch.nn.Module"
     latent_shape: tuple[int, int]
 
+    def to(self, device: "torch.device") -> Self:
+        """Move all parts to a device, in place."""
+        ...
+
     def velocity(
         self, latents: "Tensor", timestep: "Tensor", guidance: float, condition: Condition
     ) -> "Tensor":
@@ -60,6 +64,10 @@ class RewardModel(Protocol):
     """A differentiable image-text scorer with two towers; features are L2-normalised."""
 
     scale: float
+
+    def to(self, device: "torch.device") -> Self:
+        """Move the towers to a device, in place."""
+        ...
 
     def encode_images(self, images: "Tensor") -> "Tensor":
         """Features (B, D) of images (B, 3, H, W) in [0, 1]; gradients flow to the images."""

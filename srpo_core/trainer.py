@@ -67,7 +67,7 @@ class Worker:
         self.job, self.rank, self.world, self.device = job, rank, world, device
         self.checkpoint = newest_checkpoint(job.state)
         self.model = _load_model(job, self.checkpoint, device)
-        self.reward: RewardModel = load_reward(job.reward)
+        self.reward: RewardModel = load_reward(job.reward).to(device)
         self.optimizer = adamw(self.model.transformer, job.train)
         if self.checkpoint:
             load_optimizer(self.checkpoint, self.model.transformer, self.optimizer)
@@ -208,8 +208,8 @@ def _load_model(job: TrainJob, checkpoint: Checkpoint | None, device: torch.devi
     if checkpoint:
         weights = load_transformer(job.model, checkpoint.transformer)
         model.transformer.load_state_dict(weights.state_dict())
-    model.transformer.to(device).train()
-    return model
+    model.transformer.train()
+    return model.to(device)
 
 
 def _in_turn(words: Sequence[str], step: int) -> str:

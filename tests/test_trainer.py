@@ -1,53 +1,13 @@
 import json
-from pathlib import Path
 
 import pytest
 import torch
 
 from srpo_core.checkpoint import newest_checkpoint
-from srpo_core.config import load_settings
 from srpo_core.errors import DivergenceError
-from srpo_core.models import encode_prompts
-from srpo_core.models.embeddings import write_embeddings
-from srpo_core.trainer import PROGRESS, SAMPLES, TrainJob, Worker, clip_gradients
+from srpo_core.trainer import PROGRESS, SAMPLES, Worker, clip_gradients
 
-ROOT = Path(__file__).parents[1]
-PROMPTS = ["red apple", "crab", "tiger face", "penguin", "rose"]
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    """A directory with the tiny family and a few encoded prompts."""
-    root = tmp_path_factory.mktemp("project")
-    (root / "assets").symlink_to(ROOT / "assets")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        condition = encode_prompts(load_settings(ROOT / "profiles/tiny.yaml").model, PROMPTS, batch_size=8)
-        write_embeddings("train", PROMPTS, [""] * len(PROMPTS), condition)
-        write_embeddings("validation", PROMPTS, [""] * len(PROMPTS), condition)
-    return root
-
-
-@pytest.fixture
-def job(project, tmp_path, monkeypatch):
-    monkeypatch.chdir(project)
-    settings = load_settings(ROOT / "profiles/tiny.yaml")
-    rollout = settings.train.rollout.model_copy(update={"steps": 3})
-    train = settings.train.model_copy(
-        update={"steps": 4, "batch_size": 4, "checkpoint_every": 2, "sample_prompts": 2, "rollout": rollout}
-    )
-    return TrainJob(
-        inputs=project,
-        state=tmp_path,
-        seed=0,
-        model=settings.model,
-        reward=settings.reward,
-        control_words=settings.control_words,
-        draw=settings.draw.model_copy(update={"steps": 2}),
-        train=train,
-        threads=1,
-    )
 
 
 def worker(job, rank=0, world=1):

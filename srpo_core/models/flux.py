@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -54,6 +54,12 @@ class FluxBase:
             self.latent_size[0] * self.latent_size[1] // PATCH**2,
             vae.config.latent_channels * PATCH**2,
         )
+
+    def to(self, device: torch.device) -> Self:
+        """Move transformer and VAE to a device, in place."""
+        self.transformer.to(device)
+        self.vae.to(device)
+        return self
 
     def velocity(self, latents: Tensor, timestep: Tensor, guidance: float, condition: Condition) -> Tensor:
         """Predict velocities (B, S, C); see `VelocityModel`."""

@@ -87,8 +87,8 @@ def fit(job: TrainJob, resources: ResourceSettings) -> None:
     ray.init(logging_level=logging.ERROR, log_to_driver=False, **local)
     try:
         trainer = TorchTrainer(
-            train_worker,  # type: ignore[arg-type]
-            train_loop_config=job,  # type: ignore[arg-type]
+            train_worker,
+            train_loop_config=job,
             scaling_config=ScalingConfig(num_workers=resources.train_workers, use_gpu=resources.use_gpu),
             run_config=RunConfig(
                 name=job.state.name,
@@ -119,10 +119,10 @@ def log_metrics(checkpoint: Checkpoint) -> None:
     from dvclive import Live
 
     with Live(str(TRAIN_LOG), save_dvc_exp=False, dvcyaml=None, report=None, monitor_system=False) as live:
-        for row in checkpoint.metrics:
+        for step, row in enumerate(checkpoint.metrics, start=1):
+            live.step = step
             for name, value in row.items():
                 live.log_metric(f"train/{name}", value, timestamp=False)
-            live.next_step()
 
 
 @contextmanager

@@ -1,0 +1,87 @@
+"""Fixtures that several parts of the tests share."""
+
+from pathlib import Path
+
+import pytest
+
+from srpo_core.config import load_settings
+
+ROOT = Path(__file__).resolve().parents[1]
+PROMPTS = ["red apple", "crab", "tiger face", "penguin", "rose"]
+
+
+@pytest.fixture(scope="session")
+def moto_endpoint():
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3_environment(monkeypatch, moto_endpoint):
+    """Dummy credentials, and no way to any real cloud."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": moto_endpoint,
+        "AWS_ACCESS_KEY_ID": "dummy",
+        "AWS_SECRET_ACCESS_KEY": "dummy",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return moto_endpoint
+
+
+@pytest.fixture
+def bucket(s3_environment, request):
+    """A bucket of this test's own."""
+    import boto3
+
+    name = f"releases-{abs(hash(request.node.nodeid)):x}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture(scope="session")
+def tiny_project(tmp_path_factory):
+    """A directory with the tiny family and a few encoded prompts."""
+    from srpo_core.models import encode_prompts
+    from srpo_core.models.embeddings import write_embeddings
+
+    root = tmp_path_factory.mktemp("project")
+    (root / "assets").symlink_to(ROOT / "assets")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        condition = encode_prompts(load_settings(ROOT / "profiles/tiny.yaml").model, PROMPTS, batch_size=8)
+        write_embeddings("train", PROMPTS, [""] * len(PROMPTS), condition)
+        write_embeddings("validation", PROMPTS, [""] * len(PROMPTS), condition)
+    return root
+
+
+@pytest.fixture
+def job(tiny_project, tmp_path, monkeypatch):
+    """A short training job on the tiny family."""
+    from srpo_core.trainer import TrainJob
+
+    monkeypatch.chdir(tiny_project)
+    settings = load_settings(ROOT / "profiles/tiny.yaml")
+    rollout = settings.train.rollout.model_copy(update={"steps": 3})
+    train = settings.train.model_copy(
+        update={"steps": 4, "batch_size": 4, "checkpoint_every": 2, "sample_prompts": 2, "rollout": rollout}
+    )
+    return TrainJob(
+        inputs=tiny_project,
+        state=tmp_path,
+        seed=0,
+        model=settings.model,
+        reward=settings.reward,
+        control_words=settings.control_words,
+        draw=settings.draw.model_copy(update={"steps": 2}),
+        train=train,
+        threads=1,
+    )

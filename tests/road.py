@@ -1,0 +1,116 @@
+"""A clone of this repository in which a test runs the road, with settings that make it short."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from srpo_core.config import patched
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# No figure of a run this short means anything, so the gate's thresholds let it pass.
+SHORT = {
+    "train": {
+        "steps": 4,
+        "batch_size": 4,
+        "checkpoint_every": 2,
+        "sample_prompts": 2,
+        "rollout": {"steps": 4},
+    },
+    "draw": {"steps": 4},
+    "check_reward": {"max_pairs": 32},
+    "select": {"num_prompts": 4, "seeds_per_prompt": 1, "keep": {"judge_top5": -1.0}},
+    "evaluate": {"num_prompts": 6, "seeds_per_prompt": 2},
+    "gate": {
+        "resamples": 200,
+        "rules": {
+            "style_gained": {"at_least": -1.0},
+            "subject_kept": {"at_least": -1.0},
+            "diversity_kept": {"at_least": -2.0},
+        },
+    },
+    "report": {"grid_prompts": 3},
+}
+
+
+class Checkout:
+    """A clone with short settings committed, and how to run things in it as a user would."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.environment = {
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith(("SRPO_", "GIT_", "PREFECT_"))
+            },
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PYTHONPATH": str(path),
+            "OMP_NUM_THREADS": "1",
+            "NO_COLOR": "1",
+        }
+
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "srpo_core", *words]
+
+    def srpo(self, *words: str, **options) -> subprocess.CompletedProcess:
+        return self.run(*self.command(*words), **options)
+
+    def run(self, *words: str, check: bool = True, **environment) -> subprocess.CompletedProcess:
+        done = subprocess.run(
+            words,
+            cwd=self.path,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if check and done.returncode:
+            raise AssertionError(
+                f"{words} ended with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+            )
+        return done
+
+    def git(self, *words: str) -> str:
+        return self.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", *words).stdout.strip()
+
+    def json(self, name: str):
+        return json.loads((self.path / name).read_text())
+
+    def outputs(self) -> dict[str, dict[str, str]]:
+        """Per stage, the hash of each output as dvc.lock records it."""
+        lock = yaml.safe_load((self.path / "dvc.lock").read_text())
+        return {
+            stage: {out["path"]: out["md5"] for out in entry["outs"]}
+            for stage, entry in lock["stages"].items()
+        }
+
+    def steps_trained(self) -> list[int]:
+        """How many optimizer steps each run of the stage train has made."""
+        timings = self.path / ".srpo/timings/train.jsonl"
+        return [json.loads(line)["steps"] for line in timings.read_text().splitlines()]
+
+
+def make_checkout(path: Path) -> Checkout:
+    """Clone this repository, uncommitted changes included, and commit the short settings as `tiny`."""
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(path)], check=True)
+    checkout = Checkout(path)
+    changed = subprocess.run(
+        ["git", "ls-files", "-z", "--modified", "--others", "--exclude-standard"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    ).stdout.split("\0")  # fmt: skip
+    for name in filter(None, changed):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, path / name)
+    settings = patched(yaml.safe_load((ROOT / "profiles/tiny.yaml").read_text()), SHORT)
+    for name in ("params.yaml", "profiles/tiny.yaml"):
+        (path / name).write_text(yaml.safe_dump(settings, sort_keys=False))
+    (path / "dvc.lock").unlink(missing_ok=True)
+    checkout.git("add", "--all")
+    checkout.git("commit", "--quiet", "-m", "short settings")
+    return checkout

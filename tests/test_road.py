@@ -1,0 +1,164 @@
+"""The road as a user walks it: one run in `make test`, its repetitions and kills in `make test-all`."""
+
+import os
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+import road
+import yaml
+
+STAGES = ["ingest", "embed", "check_reward", "train", "select", "evaluate", "gate", "report", "quantize"]
+REPRODUCED = ["ingest", "embed", "train", "select", "quantize"]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    return road.make_checkout(tmp_path_factory.mktemp("road") / "checkout")
+
+
+@pytest.fixture(scope="module")
+def first(checkout):
+    """The first run of the whole road."""
+    return checkout.srpo("align", "--profile", "tiny")
+
+
+@pytest.mark.road
+def test_the_road_ends_with_a_verdict_a_report_and_a_release(checkout, first):
+    assert "verdict  passed" in first.stdout
+    assert "report   runs/report/report.html" in first.stdout
+    release = checkout.path / next(
+        line.split()[1] for line in first.stdout.splitlines() if line.startswith("release")
+    )
+    assert (release / "manifest.json").is_file()
+    assert (checkout.path / "runs/report/report.html").stat().st_size > 10_000
+    assert checkout.steps_trained() == [4]
+
+
+@pytest.mark.road
+def test_every_stage_shows_its_start_and_its_end(first):
+    for stage in STAGES:
+        assert f"▸ {stage}" in first.stderr
+        assert f"✓ {stage}" in first.stderr
+
+
+@pytest.mark.road
+def test_the_release_is_whole_and_draws_a_picture(checkout, first):
+    assert "files are as they were published" in checkout.srpo("verify", "candidate").stdout
+    checkout.srpo("draw", "--release", "candidate", "red apple", "--output", "apple.png")
+    assert (checkout.path / "apple.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.road
+def test_a_second_run_with_nothing_changed_runs_nothing(checkout, first):
+    again = checkout.srpo("align", "--profile", "tiny")
+    for stage in STAGES:
+        assert f"✓ {stage:<14}cached" in again.stderr, again.stderr
+    assert checkout.steps_trained() == [4]
+    assert first.stdout.splitlines()[-1] == again.stdout.splitlines()[-1]
+
+
+@pytest.mark.road
+def test_dvc_repro_after_it_is_a_no_op(checkout, first):
+    done = checkout.run("dvc", "repro")
+    assert "Running stage" not in done.stdout
+    assert "up to date" in done.stdout
+
+
+@pytest.mark.road
+def test_a_run_leaves_the_checkout_as_it_was_but_for_the_lock(checkout, first):
+    assert checkout.git("status", "--porcelain").split() in ([], ["??", "dvc.lock"], ["M", "dvc.lock"])
+
+
+@pytest.mark.road
+def test_a_refusal_is_a_result_and_nothing_is_published(checkout, first):
+    before = checkout.srpo("releases").stdout
+    refused = checkout.srpo("align", "--set", "gate.rules.style_gained.at_least=2", check=False)
+    assert refused.returncode == 3
+    assert "verdict  refused" in refused.stdout
+    assert "release  none" in refused.stdout
+    assert "Traceback" not in refused.stderr
+    assert checkout.srpo("releases").stdout == before
+    assert checkout.steps_trained() == [4], "a threshold of the gate must not retrain"
+
+
+@pytest.mark.pipeline
+def test_a_forced_run_trains_from_step_0_and_gives_the_same_bytes(checkout, first):
+    before, trained = checkout.outputs(), checkout.steps_trained()
+    checkout.run("dvc", "repro", "--force")
+    assert checkout.steps_trained() == [*trained, 4]
+    after = checkout.outputs()
+    assert {stage: after[stage] for stage in REPRODUCED} == {stage: before[stage] for stage in REPRODUCED}
+
+
+@pytest.mark.pipeline
+def test_two_workers_learn_what_one_learns(checkout, first):
+    from safetensors.torch import load_file
+
+    weights = "runs/train/checkpoints/step-000004/diffusion_pytorch_model.safetensors"
+    alone = load_file(checkout.path / weights)
+    settings = yaml.safe_load((checkout.path / "params.yaml").read_text())
+    settings["resources"]["train_workers"] = 2
+    try:
+        (checkout.path / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+        checkout.run("dvc", "repro", "--force", "--single-item", "train")
+        together = load_file(checkout.path / weights)
+    finally:
+        checkout.git("checkout", "params.yaml")
+    for name, tensor in alone.items():
+        assert float((together[name] - tensor).norm() / tensor.norm()) < 1e-5, name
+
+
+def wait_for(found, seconds):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if result := found():
+            return result
+        time.sleep(0.05)
+    raise AssertionError(f"nothing after {seconds} s")
+
+
+def processes_of(path):
+    """Living processes that work in a directory."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            here = process.cwd().startswith(str(path)) or any(str(path) in word for word in process.cmdline())
+        except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
+            continue
+        if here and process.pid != os.getpid():
+            found.append(process)
+    return found
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A checkout whose run was killed with kill -9 after its first checkpoint, in the middle of training."""
+    checkout = road.make_checkout(tmp_path_factory.mktemp("killed") / "checkout")
+    resume = checkout.path / ".srpo/resume"
+    with subprocess.Popen(
+        checkout.command("align", "--set", "train.steps=8"),
+        cwd=checkout.path,
+        env=checkout.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        wait_for(lambda: list(resume.glob("train-*/step-000002")), 240)
+        os.kill(process.pid, signal.SIGKILL)
+    return checkout
+
+
+@pytest.mark.pipeline
+def test_no_process_outlives_a_killed_run(killed):
+    wait_for(lambda: not processes_of(killed.path), 30)
+
+
+@pytest.mark.pipeline
+def test_the_same_command_after_a_kill_ends_well_and_trains_only_what_was_missing(killed):
+    done = killed.srpo("align", "--set", "train.steps=8")
+    assert "verdict  passed" in done.stdout
+    (trained,) = killed.steps_trained()
+    assert 1 <= trained <= 6
+    assert not list((killed.path / ".srpo/resume").glob("train-*/"))
