@@ -216,6 +216,17 @@ class QuantizeSettings(Part):
     formats: dict[str, FormatLimit] = Field(min_length=1, description="entries of the registry `quantizers`")
 
 
+class ReleaseSettings(Part):
+    """What a release is called and what its model card says. Read by publishing; no stage depends on it."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="a version is this name and a hash of dvc.lock"
+    )
+    base_model: str = Field(description="the base model as the card names it, an id on the hub if it has one")
+    license: str = Field(description="licence of the weights, as the hub spells it")
+    tags: list[str] = Field(description="tags of the model card")
+
+
 class ResourceSettings(Part):
     """Where and how wide a run is computed. No stage depends on these: they do not change the result's meaning."""
 
@@ -241,6 +252,7 @@ class Settings(Part):
     gate: GateSettings
     report: ReportSettings
     quantize: QuantizeSettings
+    release: ReleaseSettings
     resources: ResourceSettings
 
 
@@ -253,16 +265,21 @@ def parse_settings(values: Mapping[str, Any], where: str) -> Settings:
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        faults = "; ".join(_describe(fault) for fault in error.errors())
-        raise ConfigError(f"{where}: {faults}. See srpo_core/config.py for every key") from None
+        raise ConfigError(f"{where}: {faults(error)}. See srpo_core/config.py for every key") from None
+
+
+def faults(error: ValidationError) -> str:
+    """All that pydantic found wrong, in one line that names each key."""
+    return "; ".join(_describe(fault) for fault in error.errors())
 
 
 def load_settings(path: Path = PARAMS_FILE) -> Settings:
     """Read and validate a settings file. Raises `ConfigError` in one line when it cannot be used."""
-    return parse_settings(_read_yaml(path), str(path))
+    return parse_settings(read_values(path), str(path))
 
 
-def _read_yaml(path: Path) -> Mapping[str, Any]:
+def read_values(path: Path) -> Mapping[str, Any]:
+    """Read a settings file without checking its keys. Raises `ConfigError` in one line when it is no mapping."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -274,19 +291,19 @@ def _read_yaml(path: Path) -> Mapping[str, Any]:
     return values
 
 
-def profile_names() -> list[str]:
-    """The presets in profiles/, by name."""
-    return sorted(path.stem for path in PROFILES_DIR.glob("*.yaml"))
+def profile_names(root: Path = Path()) -> list[str]:
+    """The presets in profiles/ of the checkout at `root`, by name."""
+    return sorted(path.stem for path in (root / PROFILES_DIR).glob("*.yaml"))
 
 
-def profile_path(name: str) -> Path:
-    """The file of a preset. Raises `ConfigError` naming the known ones."""
-    known = profile_names()
+def profile_path(name: str, root: Path = Path()) -> Path:
+    """The file of a preset in the checkout at `root`. Raises `ConfigError` naming the known ones."""
+    known = profile_names(root)
     if name not in known:
         raise ConfigError(
             f"unknown profile {name!r}: known are {', '.join(known) or 'none'} (directory {PROFILES_DIR}/)"
         )
-    return PROFILES_DIR / f"{name}.yaml"
+    return root / PROFILES_DIR / f"{name}.yaml"
 
 
 def patched(values: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:

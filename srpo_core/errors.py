@@ -6,6 +6,7 @@ SrpoError                exit code 1   anything below; the command line prints i
 ├── ArtifactError        exit code 1   a file that a stage should have left is missing or damaged
 ├── DivergenceError      exit code 1   training met a NaN or an infinity
 ├── GateError            exit code 3   an evaluation gate refused the model
+├── StageError           the stage's    a stage of dvc.yaml failed under a flow; the line is the stage's own
 └── StoreError           exit code 1   the release store is full, read-only, unreachable or inconsistent
 
 Every message says what is wrong, where, which values are known, and the next step.
@@ -47,6 +48,14 @@ class GateError(SrpoError):
     """An evaluation gate refused the model, so it may not go further."""
 
     exit_code = 3
+
+
+class StageError(SrpoError):
+    """A stage of dvc.yaml failed under a flow: the line that it printed, and its exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # that of the stage, not of the class
 
 
 class StoreError(SrpoError):

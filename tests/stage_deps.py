@@ -1,6 +1,6 @@
 """Which code each stage of dvc.yaml depends on, from the import graph.
 
-    python tests/stage_deps.py      rewrite the code among the `deps:` of dvc.yaml
+python tests/stage_deps.py      rewrite the code among the `deps:` of dvc.yaml
 """
 
 from pathlib import Path
@@ -26,7 +26,9 @@ def is_code(dependency: str) -> bool:
 def _files(graph: grimp.ImportGraph, stage: str) -> set[str]:
     modules = graph.find_upstream_modules(stage) | {stage}
     # importing a.b.c runs a and a.b as well, and what those import
-    packages = {".".join(module.split(".")[:depth]) for module in modules for depth in range(1, module.count(".") + 1)}
+    packages = {
+        ".".join(module.split(".")[:depth]) for module in modules for depth in range(1, module.count(".") + 1)
+    }
     while missing := packages - modules:
         modules |= missing.union(*(graph.find_upstream_modules(package) for package in missing))
         packages = {".".join(m.split(".")[:depth]) for m in modules for depth in range(1, m.count(".") + 1)}

@@ -56,7 +56,19 @@ def test_every_preset_is_valid(profile):
 
 
 def test_no_model_library_is_imported_with_the_command_line():
-    heavy = "torch diffusers transformers ray prefect dvc great_expectations boto3 pandas".split()
+    heavy = [
+        "torch",
+        "diffusers",
+        "transformers",
+        "ray",
+        "prefect",
+        "dvc",
+        "great_expectations",
+        "boto3",
+        "pandas",
+    ]
     script = f"import sys, srpo_core.__main__; print([m for m in {heavy} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert done.stdout.strip() == "[]"

@@ -20,7 +20,13 @@ def levels(*values):
 def test_a_perfect_model_recovers_the_image_exactly(latents):
     x0, eps = latents
     recovered = one_step_recovery(
-        lambda *_: eps - x0, x0, eps, None, s=levels(0.9, 0.8, 0.3, 0.2), t=levels(0.8, 0.9, 0.2, 0.3), guidance=1
+        lambda *_: eps - x0,
+        x0,
+        eps,
+        None,
+        s=levels(0.9, 0.8, 0.3, 0.2),
+        t=levels(0.8, 0.9, 0.2, 0.3),
+        guidance=1,
     )
     assert torch.allclose(recovered, x0, atol=1e-5)
 
@@ -40,7 +46,9 @@ def test_the_inversion_branch_turns_the_sign_of_the_gradient(latents):
     for s, t in ((0.9, 0.8), (0.8, 0.9)):
         v = (eps - x0).requires_grad_()
         level = torch.full((SHAPE[0],), 1.0)
-        one_step_recovery(lambda *_, v=v: v, x0, eps, None, s=s * level, t=t * level, guidance=1).sum().backward()
+        one_step_recovery(
+            lambda *_, v=v: v, x0, eps, None, s=s * level, t=t * level, guidance=1
+        ).sum().backward()
         signs.append(torch.sign(v.grad).unique().tolist())
     assert signs == [[-1], [1]]
 

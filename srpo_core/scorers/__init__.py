@@ -1,0 +1,54 @@
+"""Scorers: models that look at a picture, as rewards (differentiable) or as judges.
+
+To add one: a file that offers `load(path)`, and a line in `SCORERS`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, cast
+
+from srpo_core.config import ScorerSettings
+from srpo_core.errors import ConfigError, pick
+from srpo_core.protocols import Judge, RewardModel, ScorerEntry
+from srpo_core.scorers.judge import load_style_subject_judge
+from srpo_core.scorers.open_clip import load_open_clip
+
+SCORERS: Final[Mapping[str, ScorerEntry]] = MappingProxyType(
+    {
+        "open_clip": ScorerEntry(load_open_clip, differentiable=True, licence="MIT"),
+        "style_subject_judge": ScorerEntry(
+            load_style_subject_judge, differentiable=False, licence="Apache-2.0"
+        ),
+    }
+)
+
+
+def load_scorer(settings: ScorerSettings) -> Any:
+    """Load the scorer that `settings` name: a `RewardModel` if differentiable, else a `Judge`.
+
+    Raises:
+        ConfigError: the registry has no such scorer.
+        ArtifactError: its files are missing or damaged.
+    """
+    return pick(SCORERS, settings.scorer, "scorer").load(Path(settings.path))
+
+
+def load_reward(settings: ScorerSettings) -> RewardModel:
+    """Load a differentiable scorer; another kind is a `ConfigError`. See `load_scorer`."""
+    _require_kind(settings, differentiable=True)
+    return cast(RewardModel, load_scorer(settings))
+
+
+def load_judge(settings: ScorerSettings) -> Judge:
+    """Load a scorer that judges; a differentiable one is a `ConfigError`. See `load_scorer`."""
+    _require_kind(settings, differentiable=False)
+    return cast(Judge, load_scorer(settings))
+
+
+def _require_kind(settings: ScorerSettings, *, differentiable: bool) -> None:
+    if pick(SCORERS, settings.scorer, "scorer").differentiable is differentiable:
+        return
+    known = ", ".join(name for name, entry in SCORERS.items() if entry.differentiable is differentiable)
+    kind = "a reward (differentiable)" if differentiable else "a judge (not differentiable)"
+    raise ConfigError(f"scorer {settings.scorer!r} cannot serve as {kind}: known are {known}")

@@ -1,0 +1,48 @@
+"""Reading a scorer's files: every fault becomes one line that names the file and the next step."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from srpo_core.artifacts import require
+from srpo_core.errors import ArtifactError
+
+
+def read_config(path: Path) -> Mapping[str, Any]:
+    """Read a JSON object. Raises `ArtifactError` when it is missing or damaged."""
+    try:
+        config = json.loads(require(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise damaged(path, error) from None
+    if not isinstance(config, dict):
+        raise damaged(path, f"expected a JSON object, found {type(config).__name__}")
+    return config
+
+
+def read_safetensors(path: Path) -> Mapping[str, Tensor]:
+    """Read a state dict. Raises `ArtifactError` when it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors: Mapping[str, Tensor] = load_file(require(path))
+    except (SafetensorError, OSError) as error:
+        raise damaged(path, error) from None
+    return tensors
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Copy `tensors`, read from `path`, into `module`: all names and shapes must match."""
+    try:
+        module.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        raise damaged(path, error) from None
+
+
+def damaged(path: Path, reason: object) -> ArtifactError:
+    """The error for a file of weights that cannot be used; `reason` is cut to one line."""
+    line = " ".join(str(reason).split())[:200]
+    return ArtifactError(f"{path} is damaged or of another model ({line}): restore it from its source")

@@ -1,0 +1,165 @@
+"""Stage select: the best checkpoint on validation prompts, not the last."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Final
+
+import torch
+
+from srpo_core import artifacts
+from srpo_core.config import (
+    ControlWords,
+    DrawSettings,
+    ModelSettings,
+    ResourceSettings,
+    ScorerSettings,
+    SelectSettings,
+)
+from srpo_core.errors import ArtifactError
+from srpo_core.models import load_base, load_transformer
+from srpo_core.models.embeddings import read_embeddings
+from srpo_core.pictures import MeasuredPicture, PictureSet, draw_and_measure, mean_figures
+from srpo_core.scorers.metrics import MetricContext, check_metrics
+
+BASE_STEP: Final = 0
+ROUNDING: Final = 1e-9  # a mean of n figures that meets its margin exactly must not fail by a last bit
+
+log = logging.getLogger(__name__)
+
+Means = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen step, the steps that kept every margin, and why, in one sentence."""
+
+    step: int
+    admissible: list[int]
+    reason: str
+
+
+def run(
+    *,
+    seed: int,
+    model: ModelSettings,
+    reward: ScorerSettings,
+    judge: ScorerSettings,
+    control_words: ControlWords,
+    draw: DrawSettings,
+    select: SelectSettings,
+    resources: ResourceSettings,
+) -> None:
+    """Draw the validation prompts by the base and by every checkpoint, measure, and choose.
+
+    Writes runs/select/scores.parquet (one row per picture: step, 0 being the base, prompt, style,
+    seed, metrics) and runs/select/selection.json.
+
+    Raises:
+        ArtifactError: there is no checkpoint, or one is damaged.
+        ConfigError: an unknown metric, or one that these settings do not allow.
+    """
+    torch.set_num_threads(resources.threads_per_worker)
+    steps = _saved_steps()
+    prompts, styles, condition = read_embeddings("validation")
+    pictures = PictureSet("select", prompts, styles, condition, select.seeds_per_prompt, seed)
+    metrics = sorted({select.maximize, *select.keep})
+    context = MetricContext(reward, judge, control_words)
+    check_metrics(metrics, context, prompts, select.seeds_per_prompt)
+
+    base = load_base(model)
+    measured: dict[int, list[MeasuredPicture]] = {}
+    for step in (BASE_STEP, *steps):
+        if step != BASE_STEP:
+            base.transformer = load_transformer(model, artifacts.step_directory(step))
+        measured[step] = draw_and_measure(
+            base, _name(step), pictures, draw=draw, metrics=metrics, context=context
+        )
+        log.info("%s: %s", _name(step), _in_words(mean_figures(measured[step], metrics)))
+    _write(measured, metrics, select)
+
+
+def choose(means: Mapping[int, Means], select: SelectSettings) -> Choice:
+    """Choose among the steps of `means`, where step 0 is the base.
+
+    A step is admissible if its mean of every metric in `select.keep` lies at most that margin below
+    the base's. The admissible step with the largest `select.maximize` is chosen, the earlier of
+    equals. If none is admissible, the one whose worst breach is least is chosen to be shown; the
+    empty list `admissible` then makes the gate refuse it.
+    """
+    steps = sorted(step for step in means if step != BASE_STEP)
+    slack = {step: _least_slack(means[step], means[BASE_STEP], select.keep) for step in steps}
+    admissible = [step for step in steps if slack[step] >= -ROUNDING]
+    if admissible:
+        step = max(admissible, key=lambda step: means[step][select.maximize])
+    else:
+        step = max(steps, key=lambda step: (slack[step], means[step][select.maximize]))
+    gain = _change(select.maximize, means[BASE_STEP], means[step])
+    kept = "; ".join(
+        f"{_change(name, means[BASE_STEP], means[step])}, where a change of {margin:+.3f} is allowed"
+        for name, margin in sorted(select.keep.items())
+    )
+    if admissible:
+        return Choice(
+            step,
+            admissible,
+            f"step {step} has the best {select.maximize} of the {len(admissible)} of {len(steps)} checkpoints "
+            f"that stay within every margin: {gain}" + (f" ({kept})" if kept else ""),
+        )
+    return Choice(
+        step,
+        [],
+        f"all {len(steps)} checkpoints lose more than a margin of select.keep allows; step {step} "
+        f"loses least and is shown instead: {gain} ({kept})",
+    )
+
+
+def _least_slack(means: Means, base: Means, keep: Mapping[str, float]) -> float:
+    return min((means[name] - base[name] - margin for name, margin in keep.items()), default=0.0)
+
+
+def _change(metric: str, base: Means, means: Means) -> str:
+    return f"{metric} {base[metric]:.3f} → {means[metric]:.3f}"
+
+
+def _write(
+    measured: Mapping[int, Sequence[MeasuredPicture]], metrics: Sequence[str], select: SelectSettings
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    means = {step: mean_figures(pictures, metrics) for step, pictures in measured.items()}
+    choice = choose(means, select)
+    rows = [
+        {"step": step, "prompt": picture.prompt, "style": picture.style, "seed": picture.seed}
+        | picture.figures
+        for step, pictures in measured.items()
+        for picture in pictures
+    ]
+    with artifacts.replacing(artifacts.SELECT_SCORES) as partial:
+        pq.write_table(pa.Table.from_pylist(rows), partial)
+    selection = asdict(choice) | {
+        "checkpoint": str(artifacts.step_directory(choice.step)),
+        "curve": [{"step": step} | figures for step, figures in means.items()],
+        "maximize": select.maximize,
+        "keep": dict(select.keep),
+    }
+    artifacts.write_json(artifacts.SELECTION, selection)
+    log.info("%s", choice.reason)
+
+
+def _saved_steps() -> list[int]:
+    """Steps of the checkpoints that training saved, ascending."""
+    root = artifacts.require(artifacts.CHECKPOINTS)
+    steps = sorted(int(path.name.removeprefix("step-")) for path in root.glob("step-*") if path.is_dir())
+    if not steps:
+        raise ArtifactError(f"{root} holds no checkpoint: run 'dvc repro --force train'")
+    return steps
+
+
+def _name(step: int) -> str:
+    return "base" if step == BASE_STEP else f"step {step}"
+
+
+def _in_words(means: Means) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in means.items())

@@ -1,0 +1,232 @@
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from srpo_core.config import ControlWords, ScorerSettings
+from srpo_core.errors import ConfigError, DataError
+from srpo_core.scorers.metrics import METRICS, MetricContext, check_metrics, measure
+
+INK_OVER_3D = ControlWords(wanted=["Ink"], unwanted=["3D"])
+RANGES = {
+    "reward": (-1, 1),
+    "relative_reward": (-2, 2),
+    "judge_wanted": (0, 1),
+    "judge_top1": (0, 1),
+    "judge_top5": (0, 1),
+    "diversity": (0, 2),
+}
+
+
+class TwoTowers:
+    """A reward whose image features are the mean colour, and whose texts lie where they are put."""
+
+    scale = 3.0
+
+    def __init__(self, texts):
+        self.texts = texts
+
+    def encode_images(self, images):
+        return images.mean((2, 3))
+
+    def encode_texts(self, texts):
+        return torch.tensor([self.texts[text] for text in texts])
+
+
+class ColourJudge:
+    """A judge whose features are the mean colour; subject logits are given."""
+
+    styles = ("Red", "Green", "Blue")
+    subjects = ("cat", "black cat", "dog", "owl", "bear", "lion", "Cat face")
+
+    def __init__(self, logits=None):
+        self.logits = logits
+
+    def features(self, images):
+        return images.mean((2, 3))
+
+    def style_probabilities(self, images):
+        return self.features(images)
+
+    def subject_logits(self, images):
+        return torch.tensor([self.logits] * len(images))
+
+
+@dataclass
+class Given:
+    """A context with scorers at hand."""
+
+    control_words: ControlWords
+    reward: object = None
+    judge: object = None
+
+
+def plain(*colours):
+    return torch.tensor(colours).view(-1, 3, 1, 1).expand(-1, 3, 4, 4)
+
+
+def figures(name, images, prompt, context):
+    return measure([name], images, prompt, context)[name]
+
+
+@pytest.fixture
+def tiny(family):
+    return MetricContext(
+        ScorerSettings(scorer="open_clip", path=str(family / "reward")),
+        ScorerSettings(scorer="style_subject_judge", path=str(family / "judge")),
+        INK_OVER_3D,
+    )
+
+
+@pytest.fixture
+def by_style(emoji):
+    """Pictures of one subject, by style."""
+    images, styles, names = emoji
+    rows = [row for row, name in enumerate(names) if name == names[0]]
+    return names[0], {styles[row]: images[row] for row in rows}
+
+
+def test_reward_is_the_scaled_product_of_image_and_prompt():
+    context = Given(INK_OVER_3D, TwoTowers({"cat": [1.0, 0.0, 0.5]}))
+    assert figures("reward", plain([0.2, 0.9, 0.4], [0.0, 1.0, 0.0]), "cat", context) == pytest.approx(
+        [1.2, 0]
+    )
+
+
+def test_relative_reward_is_the_mean_over_all_pairs_of_control_words():
+    texts = {"A. cat": [1.0, 0, 0], "B. cat": [0, 1.0, 0], "C. cat": [0, 0, 1.0]}
+    context = Given(ControlWords(wanted=["A", "B"], unwanted=["C"]), TwoTowers(texts))
+    image = plain([0.9, 0.5, 0.1])
+    pairs = [3 * (0.9 - 0.1), 3 * (0.5 - 0.1)]
+    assert figures("relative_reward", image, "cat", context) == pytest.approx([sum(pairs) / 2])
+
+
+def test_exchanging_wanted_and_unwanted_flips_the_sign_of_the_relative_reward(tiny, by_style):
+    name, pictures = by_style
+    images = torch.stack([pictures["Ink"], pictures["3D"]])
+    exchanged = MetricContext(
+        tiny.reward_settings, tiny.judge_settings, ControlWords(wanted=["3D"], unwanted=["Ink"])
+    )
+    ink, three_d = figures("relative_reward", images, name, tiny)
+    assert ink > 0 > three_d
+    assert figures("relative_reward", images, name, exchanged) == pytest.approx([-ink, -three_d], abs=1e-6)
+
+
+def test_judge_wanted_is_the_probability_of_all_wanted_styles_together():
+    image = plain([0.2, 0.3, 0.5])
+    for wanted, expected in ((["Green"], 0.3), (["Green", "Blue"], 0.8), (["Blue", "Blue"], 0.5)):
+        context = Given(ControlWords(wanted=wanted, unwanted=["Red"]), judge=ColourJudge())
+        assert figures("judge_wanted", image, "cat", context) == pytest.approx([expected])
+
+
+def test_nearly_every_real_ink_picture_is_seen_as_wanted(tiny, emoji):
+    images, styles, _ = emoji
+    ink = torch.tensor([style == "Ink" for style in styles])
+    wanted = torch.tensor(figures("judge_wanted", images, "any", tiny))
+    assert (wanted[ink] > 0.9).float().mean() >= 0.9
+    assert (wanted[~ink] < 0.1).float().mean() >= 0.9
+
+
+def test_real_pictures_show_their_subject_and_not_another(tiny, emoji):
+    images, _, names = emoji
+    shown, others = [], []
+    for name, other in zip(sorted(set(names)), sorted(set(names))[1:], strict=False):
+        own = torch.stack(
+            [image for image, other_name in zip(images, names, strict=True) if other_name == name]
+        )
+        shown += figures("judge_top5", own, f"Ink. {name}", tiny)
+        others += figures("judge_top1", own, other, tiny)
+    assert sum(shown) / len(shown) > 0.95
+    assert sum(others) / len(others) < 0.05
+
+
+@pytest.mark.parametrize(("rank", "top1", "top5"), [(0, 1, 1), (1, 0, 1), (4, 0, 1), (5, 0, 0), (6, 0, 0)])
+def test_top_figures_follow_the_rank_of_the_subject(rank, top1, top5):
+    logits = [6.0 - place for place in range(7)]
+    context = Given(INK_OVER_3D, judge=ColourJudge(logits))
+    prompt = ColourJudge.subjects[rank]
+    if prompt == "black cat":
+        prompt = "a black cat"
+    image = plain([0.0, 0.0, 0.0])
+    assert figures("judge_top1", image, prompt, context) == [top1]
+    assert figures("judge_top5", image, prompt, context) == [top5]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject"),
+    [
+        ("cat", "cat"),
+        ("Ink. cat", "cat"),
+        ("3D. black cat", "black cat"),
+        ("a Black Cat", "black cat"),
+        ("Ink. cat face", "Cat face"),
+    ],
+)
+def test_the_subject_is_the_longest_name_that_the_prompt_ends_with(prompt, subject):
+    logits = [float(name == subject) for name in ColourJudge.subjects]
+    context = Given(INK_OVER_3D, judge=ColourJudge(logits))
+    assert figures("judge_top1", plain([0.0, 0.0, 0.0]), prompt, context) == [1]
+
+
+@pytest.mark.parametrize("prompt", ["meerkat", "bobcat", "cat on a mat", ""])
+def test_a_prompt_without_a_known_subject_is_an_error_that_names_it(prompt):
+    context = Given(INK_OVER_3D, judge=ColourJudge([0.0] * 7))
+    with pytest.raises(DataError, match=f"prompt '{prompt}' ends with none of the judge's 7 subjects"):
+        check_metrics(["judge_top1"], context, ["cat", prompt], num_seeds=2)
+
+
+def test_diversity_is_the_mean_distance_to_the_other_seeds():
+    context = Given(INK_OVER_3D, judge=ColourJudge())
+    images = plain([1.0, 0, 0], [0.5, 0, 0], [0, 1.0, 0])  # the first two point the same way
+    apart = math.sqrt(2)
+    expected = [apart / 2, apart / 2, apart]
+    assert figures("diversity", images, "cat", context) == pytest.approx(expected)
+
+
+def test_diversity_is_nothing_when_all_seeds_draw_one_picture_and_more_among_real_ones(tiny, by_style):
+    name, pictures = by_style
+    same = torch.stack([pictures["Ink"]] * 3)
+    different = torch.stack(list(pictures.values()))
+    assert max(figures("diversity", same, name, tiny)) < 1e-3
+    assert min(figures("diversity", different, name, tiny)) > 0.3
+
+
+def test_a_wanted_word_that_is_no_style_is_an_error_that_lists_the_styles(tiny):
+    watercolour = MetricContext(
+        tiny.reward_settings, tiny.judge_settings, ControlWords(wanted=["Watercolour"], unwanted=["3D"])
+    )
+    with pytest.raises(
+        ConfigError, match="Watercolour is no style of the judge: known are 3D, Flat, Ink, Noto"
+    ):
+        check_metrics(["judge_wanted"], watercolour, ["cat"], num_seeds=2)
+
+
+def test_diversity_of_one_seed_is_an_error_before_anything_is_drawn(tiny):
+    with pytest.raises(ConfigError, match="seeds_per_prompt is 1"):
+        check_metrics(["diversity"], tiny, ["cat"], num_seeds=1)
+    check_metrics(["diversity"], tiny, ["cat"], num_seeds=2)
+
+
+def test_an_unknown_metric_is_an_error_that_lists_the_known(tiny):
+    with pytest.raises(ConfigError, match="unknown metric 'beauty': known are diversity, judge_top1"):
+        check_metrics(["beauty"], tiny, ["cat"], num_seeds=2)
+
+
+def test_a_scorer_is_loaded_only_for_a_metric_that_needs_it(tiny, family):
+    without_reward = MetricContext(
+        ScorerSettings(scorer="open_clip", path="nowhere"), tiny.judge_settings, INK_OVER_3D
+    )
+    assert len(figures("judge_wanted", torch.rand(2, 3, 64, 64), "cat", without_reward)) == 2
+
+
+@pytest.mark.parametrize("name", sorted(METRICS))
+def test_every_metric_gives_one_figure_per_picture_in_its_range_and_says_the_range(name, tiny, by_style):
+    subject, pictures = by_style
+    check_metrics([name], tiny, [subject], num_seeds=4)
+    values = figures(name, torch.stack(list(pictures.values())), subject, tiny)
+    low, high = RANGES[name]
+    assert len(values) == 4
+    assert all(low <= value <= high for value in values)
+    documentation = METRICS[name].figures.__doc__
+    assert "[" in documentation or "1 where" in documentation

@@ -1,0 +1,39 @@
+import pytest
+import torch
+
+from srpo_core.scorers.preprocessing import CLIP_MEAN, CLIP_STD, fit, normalize
+
+
+def pictures(height, width):
+    return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_picture_of_the_right_size_passes_unchanged():
+    images = pictures(64, 64)
+    assert torch.equal(fit(images, 64), images)
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 48), (48, 96), (20, 33)])
+def test_the_shorter_side_becomes_the_size_and_the_centre_is_kept(height, width):
+    images = pictures(height, width)
+    scale = 32 / min(height, width)
+    resized_size = (int(height * scale), int(width * scale))
+    resized = torch.nn.functional.interpolate(images, resized_size, mode="bicubic", antialias=True)
+    top, left = round((resized_size[0] - 32) / 2), round((resized_size[1] - 32) / 2)
+    expected = resized[:, :, top : top + 32, left : left + 32]
+    assert fit(images, 32).shape == (2, 3, 32, 32)
+    assert torch.allclose(fit(images, 32), expected, atol=1e-6)
+
+
+def test_normalizing_is_per_channel_and_exact():
+    mean = torch.tensor(CLIP_MEAN).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+    assert torch.equal(normalize(mean, CLIP_MEAN, CLIP_STD), torch.zeros(1, 3, 4, 4))
+    one_deviation = mean + torch.tensor(CLIP_STD).view(1, 3, 1, 1)
+    assert torch.allclose(normalize(one_deviation, CLIP_MEAN, CLIP_STD), torch.ones(1, 3, 4, 4), atol=1e-6)
+
+
+def test_the_gradient_is_that_of_a_linear_map():
+    images = pictures(40, 40).double().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x: normalize(fit(x, 8), CLIP_MEAN, CLIP_STD).sum((2, 3)), images, fast_mode=True
+    )

@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from srpo_core import artifacts
+from srpo_core.config import ControlWords, DrawSettings, ModelSettings, ResourceSettings, ScorerSettings
+
+TINY = Path(__file__).resolve().parents[2] / "assets/tiny"
+PROMPTS = ["penguin", "red apple", "tiger face"]
+STYLES = ["animals", "food", "animals"]
+
+
+@pytest.fixture(scope="session")
+def tiny_parts():
+    """The parts of the settings that stages which draw share, at few steps."""
+    return {
+        "seed": 0,
+        "model": ModelSettings(
+            base="flux", path=str(TINY / "family/base"), height=64, width=64, max_sequence_length=12
+        ),
+        "reward": ScorerSettings(scorer="open_clip", path=str(TINY / "family/reward")),
+        "judge": ScorerSettings(scorer="style_subject_judge", path=str(TINY / "family/judge")),
+        "control_words": ControlWords(wanted=["Ink"], unwanted=["3D"]),
+        "draw": DrawSettings(steps=6, guidance=3.5, batch_size=4),
+        "resources": ResourceSettings(train_workers=1, threads_per_worker=1, use_gpu=False),
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_condition(tiny_parts):
+    """Embeddings of `PROMPTS`; and of the same with the word Ink, which the tiny base understands."""
+    from srpo_core.models import encode_prompts
+
+    texts = [*PROMPTS, *(f"Ink. {prompt}" for prompt in PROMPTS)]
+    condition = encode_prompts(tiny_parts["model"], texts, batch_size=8)
+    return condition[slice(0, 3)], condition[slice(3, 6)]
+
+
+@pytest.fixture
+def tiny_run(tmp_path, monkeypatch, tiny_parts, tiny_condition):
+    """A directory in which embed has run; returns a function that leaves a checkpoint of train.
+
+    The checkpoint is the base with `change` applied to its transformer in place.
+    """
+    from srpo_core.models import load_transformer
+    from srpo_core.models.embeddings import write_embeddings
+
+    monkeypatch.chdir(tmp_path)
+    for split in ("validation", "test"):
+        write_embeddings(split, PROMPTS, STYLES, tiny_condition[0])
+
+    def leave_checkpoint(step, change=None):
+        transformer = load_transformer(tiny_parts["model"], TINY / "family/base/transformer")
+        if change is not None:
+            with torch.no_grad():
+                change(transformer)
+        transformer.save_pretrained(artifacts.step_directory(step))
+
+    return leave_checkpoint

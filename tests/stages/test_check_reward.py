@@ -1,0 +1,115 @@
+import io
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from srpo_core import artifacts
+from srpo_core.config import CheckRewardSettings, ResourceSettings, ScorerSettings
+from srpo_core.data.tables import PAIR_COLUMNS, write_images, write_rows
+from srpo_core.errors import ArtifactError, DataError, GateError
+from srpo_core.stages import check_reward
+from srpo_core.stages.check_reward import wilson_interval
+
+TINY = Path(__file__).resolve().parents[2] / "assets/tiny"
+REWARD = ScorerSettings(scorer="open_clip", path=str(TINY / "family/reward"))
+RESOURCES = ResourceSettings(train_workers=1, threads_per_worker=1, use_gpu=False)
+SUBJECTS = ["pig", "owl", "tiger face", "red apple", "penguin", "sunflower"]
+
+
+@pytest.fixture(scope="module")
+def emoji():
+    table = pq.read_table(
+        TINY / "data/emoji4.parquet", filters=[("name", "in", SUBJECTS), ("style", "=", "Flat")]
+    )
+    return {row["name"]: row["image"] for row in table.to_pylist()}
+
+
+@pytest.fixture
+def pairs(tmp_path, monkeypatch, emoji):
+    """Write pairs in which the picture of the prompt's own subject is preferred, or rejected."""
+    monkeypatch.chdir(tmp_path)
+    write_images(
+        (name, content, *Image.open(io.BytesIO(content)).size) for name, content in sorted(emoji.items())
+    )
+
+    def write(num_right, num_wrong=0, split="test"):
+        names = sorted(emoji)
+        rows = []
+        for number in range(num_right + num_wrong):
+            own, other = names[number % len(names)], names[(number + 1) % len(names)]
+            order = (own, other) if number < num_right else (other, own)
+            rows.append((number, split, own, *order, ""))
+        write_rows(artifacts.PAIRS, PAIR_COLUMNS, rows)
+
+    return write
+
+
+def run(max_pairs=100, min_agreement=0.9, reward=REWARD):
+    settings = CheckRewardSettings(max_pairs=max_pairs, min_agreement=min_agreement)
+    check_reward.run(reward=reward, check_reward=settings, resources=RESOURCES)
+    return artifacts.read_json(artifacts.AGREEMENT)
+
+
+def test_the_tiny_reward_agrees_with_pairs_that_are_true_by_construction(pairs):
+    pairs(6)
+    figures = run()
+    low, high = wilson_interval(6, 6)
+    assert figures == {"pairs": 6, "agreement": 1.0, "low": low, "high": high, "min_agreement": 0.9}
+
+
+def test_exchanged_pairs_are_counted_against_the_reward_and_stop_the_run(pairs):
+    pairs(2, 4)
+    with pytest.raises(GateError) as caught:
+        run()
+    message = str(caught.value)
+    assert "only 0.333 of 6 pairs" in message
+    assert "min_agreement is 0.9" in message
+    assert "\n" not in message
+    assert artifacts.read_json(artifacts.AGREEMENT)["agreement"] == pytest.approx(1 / 3)
+
+
+def test_an_agreement_that_equals_the_threshold_passes(pairs):
+    pairs(3, 3)
+    assert run(min_agreement=0.5)["agreement"] == 0.5
+
+
+def test_two_equal_pictures_are_no_agreement(pairs, emoji):
+    write_rows(artifacts.PAIRS, PAIR_COLUMNS, [(0, "test", "pig", "pig", "pig", "")])
+    assert run(min_agreement=0)["agreement"] == 0
+
+
+def test_at_most_max_pairs_are_scored_and_many_are_scored_in_portions(pairs):
+    pairs(150)
+    assert run(max_pairs=100)["pairs"] == 100
+    assert run(max_pairs=3)["pairs"] == 3
+
+
+def test_only_held_out_pairs_count(pairs):
+    pairs(6, split="train")
+    with pytest.raises(DataError, match="no pair of split test"):
+        run()
+
+
+def test_the_file_is_the_same_when_run_again(pairs):
+    pairs(5, 1)
+    run(min_agreement=0.5)
+    first = artifacts.AGREEMENT.read_bytes()
+    run(min_agreement=0.5)
+    assert artifacts.AGREEMENT.read_bytes() == first
+
+
+def test_a_missing_table_names_the_stage_to_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArtifactError, match="dvc repro ingest"):
+        run()
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (29, 29, 0.8830, 1.0)],
+)
+def test_the_interval_is_wilson_s_as_newcombe_prints_it(successes, trials, low, high):
+    # Newcombe 1998, table I, method 3 (score without continuity correction)
+    assert wilson_interval(successes, trials) == (pytest.approx(low, abs=6e-5), pytest.approx(high, abs=6e-5))

@@ -1,0 +1,170 @@
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from srpo_core import artifacts
+from srpo_core.config import SelectSettings
+from srpo_core.errors import ArtifactError, ConfigError, DivergenceError
+from srpo_core.stages import select as stage
+from srpo_core.stages.select import choose
+
+SETTINGS = SelectSettings(
+    num_prompts=3, seeds_per_prompt=2, maximize="judge_wanted", keep={"judge_top5": -0.1}
+)
+BASE = {"judge_wanted": 0.3, "judge_top5": 0.9}
+
+
+def means(**steps):
+    """Means by step from pairs (judge_wanted, judge_top5), beside the base's."""
+    curve = {int(step[1:]): {"judge_wanted": a, "judge_top5": b} for step, (a, b) in steps.items()}
+    return {0: BASE} | curve
+
+
+def ruin(transformer):
+    transformer.proj_out.weight.mul_(0.0)
+    transformer.proj_out.bias.mul_(0.0)
+
+
+def to_nan(transformer):
+    transformer.proj_out.bias.fill_(torch.nan)
+
+
+def run(tiny_parts, **changes):
+    settings = SETTINGS.model_copy(update=changes)
+    stage.run(select=settings, **tiny_parts)
+    return artifacts.read_json(artifacts.SELECTION)
+
+
+def test_the_best_step_is_taken_and_not_the_last():
+    choice = choose(means(s5=(0.4, 0.9), s10=(0.7, 0.85), s15=(0.6, 0.85)), SETTINGS)
+    assert choice.step == 10
+    assert choice.admissible == [5, 10, 15]
+
+
+def test_a_step_that_loses_more_than_its_margin_is_passed_over_although_it_gains_most():
+    choice = choose(means(s5=(0.4, 0.9), s10=(0.7, 0.81), s15=(0.9, 0.79)), SETTINGS)
+    assert choice.step == 10
+    assert choice.admissible == [5, 10]
+    assert "step 10 has the best judge_wanted of the 2 of 3 checkpoints" in choice.reason
+    assert "judge_wanted 0.300 → 0.700" in choice.reason
+    assert "judge_top5 0.900 → 0.810, where a change of -0.100 is allowed" in choice.reason
+
+
+def test_a_loss_of_exactly_the_margin_is_allowed():
+    assert choose(means(s5=(0.4, 0.9 - 0.1)), SETTINGS).admissible == [5]
+    assert choose(means(s5=(0.4, 0.9 - 0.1001)), SETTINGS).admissible == []
+
+
+def test_of_equals_the_earlier_step_is_taken():
+    assert choose(means(s10=(0.7, 0.9), s5=(0.7, 0.9)), SETTINGS).step == 5
+
+
+def test_without_margins_every_step_is_admissible():
+    choice = choose(means(s5=(0.4, 0.0)), SETTINGS.model_copy(update={"keep": {}}))
+    assert choice.admissible == [5]
+    assert choice.reason.endswith("judge_wanted 0.300 → 0.400")
+
+
+def test_a_positive_margin_asks_for_a_gain():
+    settings = SETTINGS.model_copy(update={"keep": {"judge_top5": 0.02}})
+    assert choose(means(s5=(0.8, 0.91), s10=(0.4, 0.93)), settings).step == 10
+
+
+def test_when_none_is_admissible_the_least_breach_is_shown_and_the_reason_says_so():
+    choice = choose(means(s5=(0.4, 0.75), s10=(0.9, 0.5)), SETTINGS)
+    assert choice.step == 5
+    assert choice.admissible == []
+    assert "all 2 checkpoints lose more than a margin" in choice.reason
+    assert "step 5 loses least and is shown instead" in choice.reason
+
+
+def test_the_worst_breach_of_a_step_counts():
+    settings = SETTINGS.model_copy(update={"keep": {"judge_top5": -0.1, "judge_wanted": 0.2}})
+    choice = choose(means(s5=(0.3, 0.9), s10=(0.45, 0.75)), settings)  # breaches .2 and 0; .05 and .05
+    assert choice.step == 10
+
+
+def test_an_unchanged_checkpoint_draws_the_base_s_very_pictures_and_a_ruined_one_is_inadmissible(
+    tiny_run, tiny_parts
+):
+    tiny_run(5)
+    tiny_run(10, ruin)
+    selection = run(tiny_parts)
+    assert selection["step"] == 5
+    assert selection["checkpoint"] == "runs/train/checkpoints/step-000005"
+    assert selection["admissible"] == [5]
+    assert [point["step"] for point in selection["curve"]] == [0, 5, 10]
+    base, unchanged, ruined = ({k: v for k, v in p.items() if k != "step"} for p in selection["curve"])
+    assert base == unchanged
+    assert base["judge_top5"] > 0.8
+    assert ruined["judge_top5"] < 0.4
+
+    table = pq.read_table(artifacts.SELECT_SCORES)
+    assert table.column_names == ["step", "prompt", "style", "seed", "judge_top5", "judge_wanted"]
+    rows = table.to_pylist()
+    assert len(rows) == 3 * 3 * 2
+    of_base = [{k: v for k, v in row.items() if k != "step"} for row in rows if row["step"] == 0]
+    assert of_base == [{k: v for k, v in row.items() if k != "step"} for row in rows if row["step"] == 5]
+    assert {(row["prompt"], row["style"], row["seed"]) for row in of_base} == {
+        (prompt, style, seed)
+        for prompt, style in (("penguin", "animals"), ("red apple", "food"), ("tiger face", "animals"))
+        for seed in (0, 1)
+    }
+    mean = sum(row["judge_wanted"] for row in of_base) / len(of_base)
+    assert base["judge_wanted"] == pytest.approx(mean)
+
+
+def test_when_all_checkpoints_are_ruined_the_stage_ends_well_with_nothing_admissible(tiny_run, tiny_parts):
+    tiny_run(5, ruin)
+    selection = run(tiny_parts)
+    assert selection["step"] == 5
+    assert selection["admissible"] == []
+
+
+def test_both_files_are_the_same_when_run_again_and_with_another_batch_size_agree(tiny_run, tiny_parts):
+    tiny_run(5)
+    first = run(tiny_parts)
+    content = [path.read_bytes() for path in (artifacts.SELECTION, artifacts.SELECT_SCORES)]
+    run(tiny_parts)
+    assert content == [path.read_bytes() for path in (artifacts.SELECTION, artifacts.SELECT_SCORES)]
+    draw = tiny_parts["draw"].model_copy(update={"batch_size": 1})
+    other = run(tiny_parts | {"draw": draw})
+    for key in ("judge_wanted", "judge_top5"):
+        assert other["curve"][0][key] == pytest.approx(first["curve"][0][key], abs=0.02)
+
+
+def test_another_seed_gives_other_pictures(tiny_run, tiny_parts):
+    tiny_run(5)
+    first = run(tiny_parts)
+    assert run(tiny_parts | {"seed": 1})["curve"] != first["curve"]
+
+
+def test_a_checkpoint_that_draws_nan_is_named(tiny_run, tiny_parts):
+    tiny_run(5, to_nan)
+    with pytest.raises(DivergenceError, match="step 5 draws NaN"):
+        run(tiny_parts)
+    assert not artifacts.SELECTION.exists()
+
+
+def test_a_damaged_checkpoint_is_named_in_one_line(tiny_run, tiny_parts):
+    tiny_run(5)
+    weights = artifacts.step_directory(5) / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ArtifactError) as caught:
+        run(tiny_parts)
+    assert "step-000005" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_checkpoints_the_stage_to_run_is_named(tiny_run, tiny_parts):
+    with pytest.raises(ArtifactError, match="dvc repro train"):
+        run(tiny_parts)
+    artifacts.CHECKPOINTS.mkdir(parents=True)
+    with pytest.raises(ArtifactError, match="holds no checkpoint"):
+        run(tiny_parts)
+
+
+def test_an_unknown_metric_stops_before_anything_is_drawn(tiny_run, tiny_parts):
+    tiny_run(5, to_nan)
+    with pytest.raises(ConfigError, match="unknown metric 'beauty'"):
+        run(tiny_parts, maximize="beauty")

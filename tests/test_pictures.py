@@ -1,0 +1,124 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from srpo_core import pictures as module
+from srpo_core.algorithm.noise import keyed_noise
+from srpo_core.config import DrawSettings
+from srpo_core.errors import DivergenceError
+from srpo_core.pictures import MeasuredPicture, PictureSet, draw_and_measure, mean_figures, to_png
+from srpo_core.protocols import Condition
+
+PROMPTS = ["red apple", "cat", "owl"]
+
+
+class ShowsNoise:
+    """A base that shows its noise (4 tokens of 3 channels as 2 x 2 pixels), plus its condition's number."""
+
+    latent_shape = (4, 3)
+
+    def __init__(self):
+        self.batches = []
+
+    def draw(self, condition, noise, *, steps, guidance):
+        self.batches.append(len(noise))
+        images = noise.transpose(1, 2).reshape(-1, 3, 2, 2) / 8 + 0.5
+        return images + condition.pooled[:, :1, None, None] * 0
+
+
+class DrawsNan(ShowsNoise):
+    def draw(self, condition, noise, *, steps, guidance):
+        images = super().draw(condition, noise, steps=steps, guidance=guidance)
+        images[condition.pooled[:, 0] == 1] = torch.nan
+        return images
+
+
+def picture_set(purpose="select", seed=0, seeds_per_prompt=2):
+    numbers = torch.arange(3.0)
+    condition = Condition(numbers[:, None, None], numbers[:, None])
+    return PictureSet(purpose, PROMPTS, ["a", "b", "b"], condition, seeds_per_prompt, seed)
+
+
+def drawn(pictures, batch_size=32, base=None, monkeypatch=None):
+    draw = DrawSettings(steps=1, guidance=1, batch_size=batch_size)
+    return draw_and_measure(base or ShowsNoise(), "step 5", pictures, draw=draw, metrics=[], context=None)
+
+
+def test_pictures_come_prompt_after_prompt_and_seed_after_seed():
+    order = [(picture.prompt, picture.style, picture.seed) for picture in drawn(picture_set())]
+    assert order == [
+        ("red apple", "a", 0),
+        ("red apple", "a", 1),
+        ("cat", "b", 0),
+        ("cat", "b", 1),
+        ("owl", "b", 0),
+        ("owl", "b", 1),
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 5])
+def test_the_batch_size_changes_no_picture_and_is_not_exceeded(batch_size):
+    base = ShowsNoise()
+    whole, parts = drawn(picture_set()), drawn(picture_set(), batch_size, base)
+    assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(whole, parts, strict=True))
+    assert max(base.batches) == batch_size
+    assert sum(base.batches) == 6
+
+
+def test_the_noise_of_a_picture_is_keyed_by_seed_purpose_prompt_and_number():
+    noise = picture_set("evaluate", 7).noise(1, 2, (4, 3))
+    assert torch.equal(noise, keyed_noise((4, 3), 7, "evaluate", "cat", 2))
+    others = [
+        picture_set("select", 7).noise(1, 2, (4, 3)),
+        picture_set("evaluate", 8).noise(1, 2, (4, 3)),
+        picture_set("evaluate", 7).noise(0, 2, (4, 3)),
+        picture_set("evaluate", 7).noise(1, 1, (4, 3)),
+    ]
+    assert not any(torch.equal(noise, other) for other in others)
+
+
+def test_the_figures_are_those_of_the_stored_8_bit_pictures(monkeypatch):
+    def mean_of_pixels(names, images, prompt, context):
+        return {"mean": images.mean((1, 2, 3)).tolist()}
+
+    monkeypatch.setattr(module, "measure", mean_of_pixels)
+    for picture in drawn(picture_set()):
+        stored = np.asarray(Image.open(io.BytesIO(to_png(picture.pixels)))) / 255
+        assert picture.figures["mean"] == pytest.approx(stored.mean(), abs=1e-6)
+
+
+def test_all_seeds_of_a_prompt_are_measured_together_whatever_the_batch_size(monkeypatch):
+    seen = []
+
+    def note(names, images, prompt, context):
+        seen.append((prompt, len(images)))
+        return {}
+
+    monkeypatch.setattr(module, "measure", note)
+    drawn(picture_set(seeds_per_prompt=3), batch_size=2)
+    assert seen == [("red apple", 3), ("cat", 3), ("owl", 3)]
+
+
+def test_png_keeps_every_pixel_and_the_order_of_channels():
+    pixels = torch.arange(3 * 4 * 5, dtype=torch.uint8).view(3, 4, 5)
+    image = Image.open(io.BytesIO(to_png(pixels)))
+    assert image.size == (5, 4)
+    assert np.array_equal(np.asarray(image), pixels.permute(1, 2, 0).numpy())
+
+
+def test_values_beyond_white_and_black_are_clamped_and_rounded():
+    pixels = module._to_8_bits(torch.tensor([-0.1, 0.0, 0.4999 / 255, 0.5001 / 255, 1.0, 1.2]))
+    assert pixels.tolist() == [0, 0, 0, 1, 255, 255]
+
+
+def test_a_model_that_draws_nan_stops_with_its_name_and_the_prompt():
+    with pytest.raises(DivergenceError, match="step 5 draws NaN or infinity for prompt 'cat'"):
+        drawn(picture_set(), base=DrawsNan())
+
+
+def test_means_are_over_all_pictures():
+    two = [MeasuredPicture("cat", "", k, torch.zeros(1), {"m": value}) for k, value in enumerate((0.2, 0.6))]
+    assert mean_figures(two, ["m"]) == {"m": pytest.approx(0.4)}
