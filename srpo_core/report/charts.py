@@ -1,0 +1,163 @@
+"""Small charts as inline SVG; colours come from the page's style sheet, so both colour schemes work."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from srpo_core.report.numbers import plain
+
+WIDTH, HEIGHT = 340.0, 190.0
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 16.0, 36.0
+INSET = 8.0
+DOTTED_UP_TO = 24
+BAR_WIDTH, BAR_HEIGHT, BAR_EDGE = 220.0, 30.0, 8.0
+
+Scale = Callable[[float], float]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: points (x, y) in order of x."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A vertical line at x, with a word for it."""
+
+    x: float
+    label: str
+
+
+def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """About `count` round numbers (1, 2 or 5 times a power of ten apart) that span low to high."""
+    if low == high:
+        pad = abs(low) / 10 or 1.0
+        low, high = low - pad, high + pad
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def line_chart(series: Sequence[Series], *, label: str, x_label: str, mark: Mark | None = None) -> Markup:
+    """Draw lines over a common axis; `mark` points one x out and writes the first line's value there."""
+    points = [point for line in series for point in line.points]
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    y_ticks = nice_ticks(min(ys), max(ys))
+    first, last = min(xs), max(xs)
+    x_ticks = [tick for tick in nice_ticks(first, last, 5) if first <= tick <= last and tick == int(tick)]
+    across = _scale(first, last, LEFT + INSET, WIDTH - RIGHT)
+    upward = _scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
+    parts = [*_horizontal_axis(x_ticks, across, x_label), *_vertical_axis(y_ticks, upward)]
+    if mark is not None:
+        parts.append(_line("mark", across(mark.x), TOP, across(mark.x), HEIGHT - BOTTOM))
+    for number, line in enumerate(series):
+        parts += _curve(line, number, across, upward)
+    if mark is not None:
+        parts += _marked_point(mark, series[0], across, upward)
+    return _svg("chart", WIDTH, HEIGHT, label, parts)
+
+
+def interval_bar(rule: Mapping[str, Any]) -> Markup:
+    """Draw one gate rule: its interval, its value, and the side of the threshold on which it holds."""
+    known = [rule[key] for key in ("low", "value", "high") if rule[key] is not None]
+    zero = [0.0] if rule["against"] == "base" else []
+    span = [*known, *zero, rule["threshold"]]
+    pad = (max(span) - min(span)) * 0.12 or 0.1
+    across = _scale(min(span) - pad, max(span) + pad, BAR_EDGE, BAR_WIDTH - BAR_EDGE)
+    middle, edge = BAR_HEIGHT / 2, across(rule["threshold"])
+    start, end = (edge, BAR_WIDTH) if rule["side"] == "at_least" else (0.0, edge)
+    state = "good" if rule["passed"] else "bad"
+    parts = [
+        _element("rect", "allowed", x=start, y=2.0, width=end - start, height=BAR_HEIGHT - 4, rx=2.0),
+        *(_line("zero", across(at), 2, across(at), BAR_HEIGHT - 2) for at in zero),
+        _line("threshold", edge, 2, edge, BAR_HEIGHT - 2),
+    ]
+    if rule["low"] is not None:
+        parts.append(_line(f"interval {state}", across(rule["low"]), middle, across(rule["high"]), middle))
+    if rule["value"] is not None:
+        parts.append(_element("circle", f"value {state}", cx=across(rule["value"]), cy=middle, r=4.5))
+    return _svg("bar", BAR_WIDTH, BAR_HEIGHT, f"{rule['name']}: {rule['reason']}", parts)
+
+
+def _scale(low: float, high: float, start: float, end: float) -> Scale:
+    width = (high - low) or 1.0
+    return lambda value: start + (value - low) / width * (end - start)
+
+
+def _horizontal_axis(ticks: Sequence[float], across: Scale, label: str) -> list[Markup]:
+    base = HEIGHT - BOTTOM
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    return [
+        _line("axis", LEFT, base, WIDTH - RIGHT, base),
+        *(_text("tick", across(tick), base + 14, "middle", f"{tick:g}") for tick in ticks),
+        _text("label", middle, HEIGHT - 6, "middle", label),
+    ]
+
+
+def _vertical_axis(ticks: Sequence[float], upward: Scale) -> list[Markup]:
+    digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
+    return [
+        part
+        for tick in ticks
+        for part in (
+            _line("rule", LEFT, upward(tick), WIDTH - RIGHT, upward(tick)),
+            _text("tick", LEFT - 6, upward(tick) + 3.5, "end", plain(tick, digits)),
+        )
+    ]
+
+
+def _curve(line: Series, number: int, across: Scale, upward: Scale) -> list[Markup]:
+    places = [(across(x), upward(y)) for x, y in line.points]
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    parts = [Markup('<polyline class="line line-{}" points="{}"/>').format(number, path)]
+    if len(places) <= DOTTED_UP_TO:
+        parts += [_element("circle", f"dot dot-{number}", cx=x, cy=y, r=2.6) for x, y in places]
+    return parts
+
+
+def _marked_point(mark: Mark, line: Series, across: Scale, upward: Scale) -> list[Markup]:
+    values = dict(line.points)
+    if mark.x not in values:
+        return []
+    x, y = across(mark.x), upward(values[mark.x])
+    left = x > WIDTH / 2
+    # the words stand on the side of the line that it does not cross
+    above = _rises_at(mark.x, line) == left
+    place = (x - 8 if left else x + 8, max(y - 8, TOP) if above else min(y + 17, HEIGHT - BOTTOM - 4))
+    words = f"{mark.label} {plain(values[mark.x])}"
+    return [
+        _element("circle", "chosen", cx=x, cy=y, r=5.0),
+        _text("chosen-value", *place, "end" if left else "start", words),
+    ]
+
+
+def _rises_at(x: float, line: Series) -> bool:
+    ys = [y for at, y in line.points if at <= x][-2:], [y for at, y in line.points if at >= x][:2]
+    return ys[1][-1] >= ys[0][0]
+
+
+def _line(name: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
+    return _element("line", name, x1=x1, y1=y1, x2=x2, y2=y2)
+
+
+def _text(name: str, x: float, y: float, anchor: str, words: str) -> Markup:
+    template = Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>')
+    return template.format(name, x, y, anchor, words)
+
+
+def _element(tag: str, name: str, **lengths: float) -> Markup:
+    places = Markup(" ").join(Markup('{}="{:.1f}"').format(key, length) for key, length in lengths.items())
+    return Markup('<{} class="{}" {}/>').format(tag, name, places)
+
+
+def _svg(name: str, width: float, height: float, label: str, parts: Sequence[Markup]) -> Markup:
+    head = Markup('<svg class="{}" viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">')
+    return head.format(name, width, height, label) + Markup("").join(parts) + Markup("</svg>")

@@ -1,0 +1,155 @@
+"""The before/after grid: which prompts it shows, and the grid as one picture."""
+
+import base64
+import io
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from srpo_core.gates.pairs import Pairs
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageFont import FreeTypeFont, ImageFont
+
+MAX_SEEDS = 3
+INLINE_PIXELS = 384  # a larger picture is made smaller before it goes into the page
+CELL_PIXELS = (128, 256)  # least and greatest width of a picture in the grid
+MARGIN, GAP, LABEL_WIDTH, CAPTION_LINES, TEXT_PIXELS = 28, 12, 78, 2, 17
+PAPER, INK, FAINT = "#ffffff", "#1c2127", "#6a737d"
+
+
+@dataclass(frozen=True)
+class Shot:
+    """The same prompt and seed before and after, as PNG bytes."""
+
+    seed: int
+    before: bytes
+    after: bytes
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One prompt of the grid, with its first seeds."""
+
+    prompt: str
+    shots: tuple[Shot, ...]
+
+
+def choose_tiles(pairs: Pairs, source: Path, num_prompts: int) -> list[Tile]:
+    """Take prompts spread evenly over the evaluation, whatever they score, each with its first seeds."""
+    count = len(pairs.prompts)
+    shown = min(num_prompts, count)
+    chosen = [
+        sorted(
+            np.flatnonzero(pairs.prompt_index == index * count // shown), key=lambda pair: pairs.seeds[pair]
+        )
+        for index in range(shown)
+    ]
+    wanted = [pair for group in chosen for pair in group[:MAX_SEEDS]]
+    pictures = read_pictures(
+        source, {*pairs.base_rows[wanted].tolist(), *pairs.aligned_rows[wanted].tolist()}
+    )
+    return [
+        Tile(
+            prompt=pairs.prompts[pairs.prompt_index[group[0]]],
+            shots=tuple(
+                Shot(
+                    seed=int(pairs.seeds[pair]),
+                    before=pictures[int(pairs.base_rows[pair])],
+                    after=pictures[int(pairs.aligned_rows[pair])],
+                )
+                for pair in group[:MAX_SEEDS]
+            ),
+        )
+        for group in chosen
+    ]
+
+
+def read_pictures(source: Path, rows: Collection[int]) -> dict[int, bytes]:
+    """PNG bytes of some rows of the evaluation, without holding the others in memory."""
+    import pyarrow.parquet as pq
+
+    pictures: dict[int, bytes] = {}
+    start = 0
+    with pq.ParquetFile(source) as file:
+        for batch in file.iter_batches(batch_size=64, columns=["png"]):
+            column = batch.column("png")
+            pictures |= {start + i: column[i].as_py() for i in range(len(column)) if start + i in rows}
+            start += len(column)
+    return pictures
+
+
+def data_uri(png: bytes) -> str:
+    """A picture for the page: as it is when small, else as a smaller WebP."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(png)) as picture:
+        if max(picture.size) <= INLINE_PIXELS:
+            return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        small = picture.convert("RGB")
+        small.thumbnail((INLINE_PIXELS, INLINE_PIXELS), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        small.save(buffer, format="WEBP", quality=88, method=4)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def draw_grid(tiles: Sequence[Tile], path: Path) -> None:
+    """Draw the first seed of every tile, before above after, prompts as captions, as a PNG."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    shots = [[_cell(png) for png in (tile.shots[0].before, tile.shots[0].after)] for tile in tiles]
+    cell_width, cell_height = shots[0][0].size
+    font = ImageFont.load_default(TEXT_PIXELS)
+    line_height = TEXT_PIXELS + 5
+    width = 2 * MARGIN + LABEL_WIDTH + len(tiles) * (cell_width + GAP) - GAP
+    height = 2 * MARGIN + 2 * (cell_height + GAP) + CAPTION_LINES * line_height
+    canvas = Image.new("RGB", (width, height), PAPER)
+    pen = ImageDraw.Draw(canvas)
+    for row, label in enumerate(("before", "after")):
+        middle = MARGIN + row * (cell_height + GAP) + cell_height // 2
+        pen.text((MARGIN, middle), label, fill=INK if row else FAINT, font=font, anchor="lm")
+    for column, (tile, cells) in enumerate(zip(tiles, shots, strict=True)):
+        left = MARGIN + LABEL_WIDTH + column * (cell_width + GAP)
+        for row, cell in enumerate(cells):
+            canvas.paste(cell, (left, MARGIN + row * (cell_height + GAP)))
+        top = MARGIN + 2 * (cell_height + GAP) + line_height // 2
+        for number, line in enumerate(_wrapped(tile.prompt, font, cell_width)):
+            place = (left + cell_width // 2, top + number * line_height)
+            pen.text(place, line, fill=FAINT, font=font, anchor="mm")
+    canvas.save(path, format="PNG", optimize=True)
+
+
+def _cell(png: bytes) -> "Image":
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    least, greatest = CELL_PIXELS
+    width = min(max(2 * picture.width, least), greatest)
+    return picture.resize((width, round(width * picture.height / picture.width)), Image.Resampling.LANCZOS)
+
+
+def _wrapped(text: str, font: "FreeTypeFont | ImageFont", width: int) -> list[str]:
+    """Break a caption into at most CAPTION_LINES lines; what does not fit ends in an ellipsis."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if not lines[-1] or font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    kept = lines[:CAPTION_LINES]
+    if len(lines) > CAPTION_LINES:
+        kept[-1] += "…"
+    return [_shortened(line, font, width) for line in kept]
+
+
+def _shortened(line: str, font: "FreeTypeFont | ImageFont", width: int) -> str:
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(line + "…") > width:
+        line = line[:-1]
+    return line.removesuffix("…") + "…"

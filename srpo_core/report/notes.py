@@ -1,0 +1,20 @@
+"""What the measured figures mean, in words for the page."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+METRIC_NOTES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "reward": "how well the picture fits its prompt, by the model that was trained against",
+        "relative_reward": "how much better it fits the prompt with the wanted words than with the unwanted ones",
+        "judge_wanted": "probability of the wanted style, by a judge that was never trained against",
+        "judge_top1": "share of pictures in which the judge's first guess is the subject of the prompt",
+        "judge_top5": "share of pictures in which the subject is among the judge's first five guesses",
+        "diversity": "how much the pictures of one prompt differ from seed to seed",
+        "loss": "what the optimizer lowers",
+        "grad_norm": "length of the gradient before it is clipped",
+        "reward_denoise": "relative reward of the denoise branch",
+        "reward_inversion": "relative reward of the inversion branch",
+    }
+)

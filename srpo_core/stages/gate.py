@@ -1,0 +1,24 @@
+"""Stage gate: may this model be released? A refusal is a result, not a crash."""
+
+from logging import getLogger
+
+from srpo_core import artifacts
+from srpo_core.config import GateSettings
+from srpo_core.gates.decision import decide
+from srpo_core.gates.pairs import pair_up
+
+log = getLogger(__name__)
+
+
+def run(*, seed: int, gate: GateSettings) -> None:
+    """Hold the evaluation to the rules and write the decision; a refused model ends the stage well.
+
+    Raises:
+        ArtifactError: the evaluation or the selection is missing or damaged.
+        ConfigError: a rule's metric is not a column of the evaluation.
+    """
+    table = artifacts.read_table(artifacts.EVALUATION, without=("png",))
+    pairs = pair_up(table, artifacts.EVALUATION)
+    decision = decide(pairs, artifacts.read_json(artifacts.SELECTION), seed=seed, gate=gate)
+    artifacts.write_json(artifacts.DECISION, decision)
+    log.info("%s: %s", decision["verdict"], decision["reason"])

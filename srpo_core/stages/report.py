@@ -1,0 +1,36 @@
+"""Stage report: one page that shows what was won and what was lost, whatever the gate said."""
+
+from logging import getLogger
+
+from srpo_core import artifacts
+from srpo_core.config import ControlWords, ReportSettings
+from srpo_core.gates.pairs import pair_up
+from srpo_core.report.curves import training_panels
+from srpo_core.report.grid import choose_tiles, draw_grid
+from srpo_core.report.page import Evidence, render_page
+
+log = getLogger(__name__)
+
+
+def run(*, control_words: ControlWords, report: ReportSettings) -> None:
+    """Write the page and the before/after grid.
+
+    Raises:
+        ArtifactError: a file that an earlier stage should have left is missing or damaged.
+    """
+    table = artifacts.read_table(artifacts.EVALUATION, without=("png",))
+    pairs = pair_up(table, artifacts.EVALUATION)
+    evidence = Evidence(
+        control_words=control_words,
+        decision=artifacts.read_json(artifacts.DECISION),
+        selection=artifacts.read_json(artifacts.SELECTION),
+        agreement=artifacts.read_json(artifacts.AGREEMENT),
+        training=training_panels(artifacts.TRAIN_LOG),
+        pairs=pairs,
+        tiles=choose_tiles(pairs, artifacts.EVALUATION, report.grid_prompts),
+    )
+    with artifacts.replacing(artifacts.REPORT) as partial:
+        partial.write_text(render_page(evidence), encoding="utf-8")
+    with artifacts.replacing(artifacts.GRID) as partial:
+        draw_grid(evidence.tiles, partial)
+    log.info("%s: %s", artifacts.REPORT, evidence.decision["verdict"])

@@ -1,0 +1,53 @@
+import pytest
+
+from srpo_core.errors import ArtifactError
+from srpo_core.report.curves import TRAIN_PLOTS, checkpoint_panels, training_panels
+
+
+@pytest.fixture
+def log(tmp_path):
+    folder = tmp_path / "log" / TRAIN_PLOTS
+    folder.mkdir(parents=True)
+    (folder / "loss.tsv").write_text("step\tloss\n0\t0.7\n1\t0.5\n")
+    (folder / "reward_denoise.tsv").write_text("step\treward_denoise\n0\t0.1\n1\t0.2\n")
+    (folder / "reward_inversion.tsv").write_text("timestamp\tstep\treward_inversion\n9\t0\t0.3\n9\t1\tnan\n")
+    (folder / "grad_norm.tsv").write_text("step\tgrad_norm\n0\t1.5\n")
+    return tmp_path / "log"
+
+
+def test_the_two_branches_share_a_panel_and_the_rest_stand_alone(log):
+    panels = training_panels(log)
+    assert {name: [line.name for line in lines] for name, lines in panels.items()} == {
+        "grad_norm": ["grad_norm"],
+        "loss": ["loss"],
+        "reward": ["denoise", "inversion"],
+    }
+    assert panels["loss"][0].points == [(0.0, 0.7), (1.0, 0.5)]
+
+
+def test_a_timestamp_column_and_a_figure_that_is_not_a_number_are_left_out(log):
+    assert training_panels(log)["reward"][1].points == [(0.0, 0.3)]
+
+
+@pytest.mark.parametrize("text", ["step\tloss\n0\tlow\n", "loss\n0.7\n", "step\tloss\n3\n"])
+def test_a_damaged_log_is_named(log, text):
+    (log / TRAIN_PLOTS / "loss.tsv").write_text(text)
+    with pytest.raises(ArtifactError, match=r"loss\.tsv is damaged"):
+        training_panels(log)
+
+
+def test_an_empty_log_is_named(tmp_path):
+    (tmp_path / TRAIN_PLOTS).mkdir(parents=True)
+    with pytest.raises(ArtifactError, match="dvc repro --force -s train"):
+        training_panels(tmp_path)
+
+
+def test_checkpoints_are_drawn_by_metric_in_the_order_of_the_evaluation():
+    curve = [
+        {"step": 10, "reward": 0.7, "judge": 0.6, "note": "text"},
+        {"step": 5, "reward": None, "judge": 0.5, "extra": 1},
+    ]
+    panels = checkpoint_panels(curve, ["judge", "reward"])
+    assert list(panels) == ["judge", "reward", "extra"]
+    assert panels["judge"][0].points == [(5.0, 0.5), (10.0, 0.6)]
+    assert panels["reward"][0].points == [(10.0, 0.7)]

@@ -1,0 +1,307 @@
+import hashlib
+import html.parser
+import inspect
+import io
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+
+from srpo_core import artifacts
+from srpo_core.config import ControlWords, ReportSettings, load_settings
+from srpo_core.errors import ArtifactError
+from srpo_core.gates import decide
+from srpo_core.gates.pairs import pair_up
+from srpo_core.report.notes import METRIC_NOTES
+from srpo_core.stages import report as stage
+
+ROOT = Path(__file__).resolve().parents[2]
+EMOJI = ROOT / "assets/tiny/data/emoji4.parquet"
+WORDS = ControlWords(wanted=["Ink"], unwanted=["3D"])
+SUBJECTS = 12
+SEEDS = 2
+TILES = 8
+
+
+def real_pictures(style):
+    """Name -> PNG bytes of real emoji pictures in one style."""
+    table = pq.read_table(EMOJI, columns=["name", "style", "group", "image"]).to_pylist()
+    chosen = [row for row in table if row["style"] == style and row["group"] == "Food & Drink"]
+    pictures = {}
+    for row in chosen[:SUBJECTS]:
+        buffer = io.BytesIO()
+        Image.open(io.BytesIO(row["image"])).convert("RGB").save(buffer, format="PNG")
+        pictures[row["name"]] = buffer.getvalue()
+    return pictures
+
+
+def write_evaluation(wanted_after):
+    draw = np.random.default_rng(0)
+    rows = []
+    for model, style, wanted in (("base", "3D", 0.36), ("aligned", "Ink", wanted_after)):
+        for number, (name, png) in enumerate(real_pictures(style).items()):
+            for seed in range(SEEDS):
+                figures = {
+                    "reward": 0.74,
+                    "relative_reward": wanted - 0.3,
+                    "judge_wanted": wanted,
+                    "judge_top1": 0.8,
+                    "judge_top5": 0.94,
+                    "diversity": 0.7,
+                }
+                row = {"model": model, "prompt": name, "style": "food" if number % 2 else "animals"}
+                row |= {"seed": seed, "png": png}
+                rows.append(row | {key: value + draw.normal(0, 0.06) for key, value in figures.items()})
+    artifacts.EVALUATION.parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), artifacts.EVALUATION)
+
+
+def write_log():
+    from dvclive import Live
+
+    draw = np.random.default_rng(1)
+    with Live(str(artifacts.TRAIN_LOG), save_dvc_exp=False, dvcyaml=None, report=None) as live:
+        for step in range(30):
+            reward = 0.02 + 0.2 * step / 30
+            live.log_metric("train/loss", 0.7 - reward + draw.normal(0, 0.02), timestamp=False)
+            live.log_metric("train/reward_denoise", reward + draw.normal(0, 0.02), timestamp=False)
+            live.log_metric("train/reward_inversion", reward / 2 + draw.normal(0, 0.01), timestamp=False)
+            live.log_metric("train/grad_norm", 0.4 + draw.exponential(0.2), timestamp=False)
+            live.next_step()
+
+
+def write_runs(wanted_after, admissible):
+    """All that the stages before the report leave, with real pictures."""
+    write_evaluation(wanted_after)
+    write_log()
+    curve = [
+        {
+            "step": step,
+            "judge_wanted": 0.36 + 0.018 * step,
+            "judge_top5": 0.95 - 0.0005 * step**1.7,
+            "diversity": 0.7 - 0.003 * step,
+            "reward": 0.74 - 0.0006 * step,
+            "relative_reward": 0.1 + 0.004 * step,
+        }
+        for step in range(0, 35, 5)
+    ]
+    selection = {
+        "step": 20,
+        "checkpoint": "runs/train/checkpoints/step-000020",
+        "curve": curve,
+        "admissible": admissible,
+        "reason": "step 20 has the greatest judge_wanted of the checkpoints that keep judge_top5",
+    }
+    artifacts.write_json(artifacts.SELECTION, selection)
+    artifacts.write_json(
+        artifacts.AGREEMENT,
+        {"pairs": 400, "agreement": 0.965, "low": 0.942, "high": 0.979, "min_agreement": 0.9},
+    )
+    pairs = pair_up(artifacts.read_table(artifacts.EVALUATION, without=("png",)), artifacts.EVALUATION)
+    rules = load_settings(ROOT / "profiles/tiny.yaml").gate
+    artifacts.write_json(artifacts.DECISION, decide(pairs, selection, seed=0, gate=rules))
+
+
+@pytest.fixture
+def passed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_runs(wanted_after=0.64, admissible=[5, 10, 15, 20])
+
+
+@pytest.fixture
+def refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_runs(wanted_after=0.35, admissible=[])
+
+
+def build():
+    stage.run(control_words=WORDS, report=ReportSettings(grid_prompts=TILES))
+    return artifacts.REPORT.read_text(encoding="utf-8")
+
+
+class Page(html.parser.HTMLParser):
+    """Collects what the page refers to, and that its tags are balanced."""
+
+    VOID = frozenset({"meta", "img", "input", "link", "br"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.sources, self.open, self.words = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.sources += [value for key, value in attrs if key in {"src", "href", "srcset", "action"}]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.mark.usefixtures("passed")
+def test_the_page_needs_nothing_but_itself():
+    page = Page(build())
+    assert page.open == []
+    assert len(page.sources) == TILES * SEEDS * 2
+    assert all(source.startswith("data:image/") for source in page.sources)
+    assert "url(" not in artifacts.REPORT.read_text()
+    assert not re.search(r"https?://", artifacts.REPORT.read_text())
+
+
+@pytest.mark.usefixtures("passed")
+def test_the_verdict_comes_first_then_the_pictures_then_the_gate():
+    text = Page(build()).text
+    places = [
+        text.index(word) for word in ("Passed", "Before and after", "The gate", "Choosing the checkpoint")
+    ]
+    assert places == sorted(places)
+    assert "“Ink” over “3D”" in text
+    assert "96.5%" in text
+    assert "Every rule holds on 24 pairs of pictures of 12 test prompts" in text
+
+
+@pytest.mark.usefixtures("refused")
+def test_a_refused_model_gets_a_page_that_says_so_and_why():
+    text = Page(build()).text
+    decision = artifacts.read_json(artifacts.DECISION)
+    assert decision["verdict"] == "refused"
+    assert "Refused" in text
+    assert "Nothing of this model is quantized or published" in text
+    assert "No checkpoint was admissible" in text
+    assert decision["rules"][0]["reason"][1:] in text
+
+
+@pytest.mark.usefixtures("passed")
+def test_the_same_input_gives_the_same_bytes():
+    def digests():
+        build()
+        return [hashlib.sha256(path.read_bytes()).hexdigest() for path in (artifacts.REPORT, artifacts.GRID)]
+
+    assert digests() == digests()
+    assert sorted(path.name for path in artifacts.REPORT.parent.iterdir()) == ["grid.png", "report.html"]
+
+
+@pytest.mark.usefixtures("passed")
+def test_the_before_pictures_are_the_bases_and_the_after_pictures_the_aligned_ones():
+    build()
+    with Image.open(artifacts.GRID) as grid:
+        pixels = np.asarray(grid.convert("HSV"), dtype=float)[..., 1]
+    height = pixels.shape[0]
+    colour_above, colour_below = pixels[: height * 4 // 10].mean(), pixels[height * 5 // 10 :].mean()
+    # 3D pictures are coloured, ink drawings are not
+    assert colour_above > 10 * colour_below
+
+
+@pytest.mark.usefixtures("passed")
+def test_a_missing_log_names_the_stage_to_run():
+    shutil.rmtree(artifacts.TRAIN_LOG)
+    with pytest.raises(ArtifactError, match="run 'dvc repro train' first"):
+        build()
+
+
+@pytest.mark.usefixtures("passed")
+def test_a_prompt_cannot_put_markup_into_the_page():
+    rows = pq.read_table(artifacts.EVALUATION).to_pylist()
+    first = rows[0]["prompt"]
+    evil = '<script>alert("x")</script> "><b>'
+    for row in rows:
+        row["prompt"] = evil if row["prompt"] == first else row["prompt"]
+    pq.write_table(pa.Table.from_pylist(rows), artifacts.EVALUATION)
+    text = build()
+    assert "<script" not in text
+    assert evil in Page(text).text
+
+
+def test_the_stage_receives_what_dvc_watches():
+    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["report"]
+    assert set(graph["params"]) == set(inspect.signature(stage.run).parameters)
+
+
+def test_every_metric_of_the_tiny_profile_is_explained():
+    assert set(load_settings(ROOT / "profiles/tiny.yaml").evaluate.metrics) <= METRIC_NOTES.keys()
+
+
+PROBE = """<!doctype html><body><pre id=out></pre><script>
+const page = {page};
+const widths = [320, 400, 1400];
+let done = 0;
+for (const width of widths) {{
+  const frame = document.createElement("iframe");
+  frame.style.cssText = `width:${{width}}px;height:900px;border:0;display:block`;
+  frame.onload = () => {{
+    const inside = frame.contentDocument;
+    const images = [...inside.images];
+    const shown = images.filter(image => image.getBoundingClientRect().width > 0);
+    const texts = [...inside.querySelectorAll("svg text")].map(text => text.getBoundingClientRect());
+    out.textContent += [
+      `width=${{width}}`,
+      `images=${{images.length}}`,
+      `loaded=${{images.filter(image => image.complete && image.naturalWidth > 0).length}}`,
+      `shown=${{shown.length}}`,
+      `least=${{Math.round(Math.min(...shown.map(image => image.getBoundingClientRect().width)))}}`,
+      `overflow=${{inside.documentElement.scrollWidth - width}}`,
+      `outside=${{texts.filter(box => box.left < 0 || box.right > width).length}}`,
+    ].join(" ") + "\\n";
+    done += 1;
+    if (done === widths.length) document.title = "measured";
+  }};
+  frame.srcdoc = page;
+  document.body.append(frame);
+}}
+</script>"""
+
+
+def chromium():
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine (apt-get install chromium)")
+@pytest.mark.parametrize("verdict", ["passed", "refused"])
+def test_a_browser_shows_every_picture_and_scrolls_sideways_at_no_width(verdict, request, tmp_path):
+    import json
+
+    request.getfixturevalue(verdict)
+    probe = tmp_path / "probe.html"
+    probe.write_text(PROBE.format(page=json.dumps(build()).replace("</", "<\\/")), encoding="utf-8")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
+    flags += " --disable-background-networking --disable-component-update --virtual-time-budget=10000"
+    done = subprocess.run(
+        [chromium(), *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", probe.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env={**os.environ, "HOME": str(tmp_path)},
+    )
+    assert "<title>measured</title>" in done.stdout, done.stdout[-300:]
+    lines = re.findall(r"width=\d+ .*", done.stdout)
+    measured = [dict(pair.split("=") for pair in line.split()) for line in lines]
+    assert sorted(int(one["width"]) for one in measured) == [320, 400, 1400]
+    for one in measured:
+        figures = {key: int(value) for key, value in one.items()}
+        assert figures["images"] == figures["loaded"] == TILES * SEEDS * 2
+        assert figures["shown"] == TILES * 2
+        assert figures["least"] >= 96
+        assert figures["overflow"] <= 0
+        assert figures["outside"] == 0
