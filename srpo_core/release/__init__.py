@@ -1,0 +1,24 @@
+"""Releases: publish what a run made, take it back, list, verify, and draw with it.
+
+A release is a version in a store (srpo_core/storage): a whole diffusers pipeline with the aligned
+transformer in place, the other formats, the evidence (report, decision, proofs) and what reproduces it
+(params.yaml, dvc.yaml, dvc.lock, git revision). Its name is `<release.name>-<12 digits of the hash of
+dvc.lock>`, so the same run always gives the same version. An alias is a name that moves.
+"""
+
+from srpo_core.release.publishing import CANDIDATE, Published, move_alias, publish, withdraw
+from srpo_core.release.reading import Release, draw, fetch, list_releases, resolve, verify
+
+__all__ = [
+    "CANDIDATE",
+    "Published",
+    "Release",
+    "draw",
+    "fetch",
+    "list_releases",
+    "move_alias",
+    "publish",
+    "resolve",
+    "verify",
+    "withdraw",
+]

@@ -1,0 +1,111 @@
+"""Where a release comes from: the version's name, the proof that dvc.lock describes it, the git state."""
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from srpo_core.artifacts import sha256
+from srpo_core.config import PARAMS_FILE, load_settings, parse_settings, read_values
+from srpo_core.errors import ArtifactError
+from srpo_core.release.layout import existing
+
+LOCK: Final = Path("dvc.lock")
+DIGITS: Final = 12
+
+
+def version_of(name: str, root: Path) -> str:
+    """The version of what dvc.lock describes: `name` and the first 12 hex digits of the lock's SHA-256."""
+    return f"{name}-{sha256(existing(root, LOCK))[:DIGITS]}"
+
+
+def require_reproduced(root: Path, paths: Iterable[Path]) -> None:
+    """Hold `paths` and params.yaml to what dvc.lock records, for the lock's hash becomes the version's name.
+
+    Raises:
+        ArtifactError: a file or a setting is not what dvc.lock records.
+    """
+    advice = "run 'dvc repro' first"
+    stages = _locked_stages(root)
+    recorded: dict[str, str] = {}
+    for name, stage in stages.items():
+        for entry in (*stage.get("deps", ()), *stage.get("outs", ())):
+            if recorded.setdefault(entry["path"], entry.get("md5", "")) != entry.get("md5", ""):
+                raise ArtifactError(
+                    f"{LOCK}: stage {name} was not run on the newest {entry['path']}: {advice}"
+                )
+    for path in paths:
+        if recorded.get(str(path)) != _dvc_md5(existing(root, path)):
+            raise ArtifactError(f"{path} is not what {LOCK} records: {advice}")
+    values = read_values(root / PARAMS_FILE)
+    settings = load_settings(root / PARAMS_FILE)
+    for name, stage in stages.items():
+        locked = stage.get("params", {}).get(str(PARAMS_FILE), {})
+        if parse_settings({**values, **locked}, str(LOCK)) != settings:
+            raise ArtifactError(f"{PARAMS_FILE} is not what stage {name} was run with: {advice}")
+
+
+def git_state(root: Path) -> dict[str, Any]:
+    """The commit, what differs from it as text (None: nothing), and the untracked files.
+
+    All are None outside of a git checkout.
+    """
+    revision = _git(root, "rev-parse", "HEAD")
+    if revision is None:
+        return {"revision": None, "diff": None, "untracked": None}
+    diff = _git(root, "diff", "--no-ext-diff", "--no-color", "HEAD", "--", ".", f":(exclude){LOCK}")
+    untracked = _git(root, "ls-files", "--others", "--exclude-standard", "-z") or ""
+    return {
+        "revision": revision.strip(),
+        "diff": diff or None,
+        "untracked": [name for name in untracked.split("\0") if name and name != str(LOCK)],
+    }
+
+
+def _locked_stages(root: Path) -> dict[str, Any]:
+    """The stages of dvc.lock that dvc.yaml still has."""
+    path = existing(root, LOCK)
+    try:
+        locked = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+        current = yaml.safe_load(existing(root, Path("dvc.yaml")).read_text(encoding="utf-8"))["stages"]
+        return {name: locked[name] for name in current}
+    except KeyError as error:
+        raise ArtifactError(f"{LOCK} does not record {error}: run 'dvc repro' first") from None
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"{path} is damaged ({cause}): remove it and run 'dvc repro'") from None
+
+
+def _dvc_md5(path: Path) -> str:
+    """The digest by which DVC 3 records a file or a directory."""
+    if path.is_file():
+        return _md5(path)
+    entries = [{"md5": _md5(file), "relpath": name} for name, file in _files_below(path)]
+    return hashlib.md5(json.dumps(entries).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def _files_below(directory: Path) -> Iterator[tuple[str, Path]]:
+    files = (path for path in directory.rglob("*") if path.is_file())
+    yield from sorted((path.relative_to(directory).as_posix(), path) for path in files)
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What git prints, or None where there is no git checkout."""
+    environment: Mapping[str, str] = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, env=environment, capture_output=True, check=False
+        )
+    except FileNotFoundError:
+        return None
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else None

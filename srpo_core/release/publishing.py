@@ -1,0 +1,148 @@
+"""Publish what a run made as an immutable version, move an alias to it, and take both back."""
+
+import getpass
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from logging import getLogger
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+from srpo_core import artifacts
+from srpo_core.config import PARAMS_FILE, Settings, load_settings
+from srpo_core.errors import StoreError
+from srpo_core.gates import require_passed
+from srpo_core.release.card import model_card, picture_call
+from srpo_core.release.layout import CARD, DESCRIBING, existing, pipeline_class, release_files
+from srpo_core.release.provenance import git_state, require_reproduced, version_of
+from srpo_core.storage import Store, content_digest
+
+SCHEMA_VERSION: Final = 1
+CANDIDATE: Final = "candidate"
+ALIAS_ATTEMPTS: Final = 5
+
+log = getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a publication did, so that it can be taken back.
+
+    uri: the directory of the release, or its URI; created: False when the version was there already;
+    previous: the version that the alias pointed to before, or None.
+    """
+
+    version: str
+    uri: str
+    created: bool
+    alias: str
+    previous: str | None
+
+
+def publish(
+    store: Store,
+    *,
+    root: Path = Path(),
+    alias: str = CANDIDATE,
+    why: str = "published",
+    who: str | None = None,
+) -> Published:
+    """Publish the run in `root` as a version and point `alias` to it. Doing it again changes nothing.
+
+    who: goes into the alias's history; by default the user of this process.
+
+    Raises:
+        GateError: the gate refused the model.
+        ArtifactError: a file is missing, or is not what dvc.lock records.
+        StoreError: the store is full, read-only, unreachable, or holds another content under this version.
+    """
+    require_passed(artifacts.read_json(existing(root, artifacts.DECISION)))
+    settings = load_settings(root / PARAMS_FILE)
+    recorded = (artifacts.QUANTIZED.parent, artifacts.DECISION, artifacts.REPORT.parent)
+    require_reproduced(root, (Path(settings.model.path), *recorded))
+    version = version_of(settings.release.name, root)
+    with TemporaryDirectory(prefix="srpo-card-") as scratch:
+        files, manifest = _assemble(root, settings, version, Path(scratch))
+        created = store.publish(version, files, manifest)
+    log.info("%s is %s in %s", version, "published" if created else "already", store.uri)
+    previous = move_alias(store, alias, version, why=why, who=who)
+    local = store.local(version)
+    uri = f"{store.uri}/releases/{version}" if local is None else str(local)
+    return Published(version=version, uri=uri, created=created, alias=alias, previous=previous)
+
+
+def withdraw(store: Store, published: Published) -> None:
+    """Undo a publication: the alias goes back, and a version that it created is removed.
+
+    An alias that was moved on meanwhile stays where it is.
+    """
+    value, _ = store.alias(published.alias)
+    if value is not None and value["version"] == published.version != published.previous:
+        move_alias(store, published.alias, published.previous, why=f"{published.version} was withdrawn")
+    if published.created:
+        store.remove(published.version)
+
+
+def move_alias(
+    store: Store, name: str, version: str | None, *, why: str, who: str | None = None
+) -> str | None:
+    """Point an alias to a version (None: to nothing), note it in its history, return where it pointed before.
+
+    Raises:
+        StoreError: the store has no such version, or others kept moving the alias.
+    """
+    if version is not None:
+        store.manifest(version)
+    for _ in range(ALIAS_ATTEMPTS):
+        value, token = store.alias(name)
+        before = None if value is None else value["version"]
+        if before == version:
+            return before
+        step = {"when": _now(), "who": who or _user(), "why": why, "from": before, "to": version}
+        history = [*(() if value is None else value["history"]), step]
+        if store.write_alias(name, {"version": version, "history": history}, token):
+            return before
+    raise StoreError(f"others keep moving the alias {name} in {store.uri}: look at it, then try again")
+
+
+def _assemble(
+    root: Path, settings: Settings, version: str, scratch: Path
+) -> tuple[dict[str, Path], Mapping[str, Any]]:
+    """The files of a release by name, with the card written to `scratch`, and the manifest."""
+    decision = artifacts.read_json(existing(root, artifacts.DECISION))
+    proof = artifacts.read_json(existing(root, artifacts.PROOF))
+    files = release_files(root, settings, proof)
+    pipeline = pipeline_class(root, settings)
+    card = model_card(version, settings, pipeline=pipeline, decision=decision, proof=proof)
+    files[CARD] = scratch / CARD
+    files[CARD].write_text(card, encoding="utf-8")
+    entries = {
+        name: {"sha256": artifacts.sha256(path), "bytes": path.stat().st_size} for name, path in files.items()
+    }
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "version": version,
+        "created_at": _now(),
+        "content": content_digest(entries, entries.keys() - set(DESCRIBING)),
+        "files": entries,
+        "git": git_state(root),
+        "decision": decision,
+        "proof": proof,
+        "pipeline": pipeline,
+        "call": picture_call(settings, proof),
+    }
+    return files, manifest
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # A container may run under a number that has no name.
+        return f"user {os.getuid()}"

@@ -1,0 +1,84 @@
+"""The release store: versions that never change, and aliases that point to them.
+
+A store is a directory (`SRPO_STORE`, default `store/`) or `s3://bucket/prefix`. A version appears with
+all of its files at once or not at all, and nothing is ever overwritten but an alias.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, Protocol
+
+from srpo_core.errors import StoreError
+from srpo_core.storage.directory import DirectoryStore
+from srpo_core.storage.manifest import MANIFEST, FileLostError, content_digest
+from srpo_core.storage.s3 import S3Store
+
+__all__ = ["MANIFEST", "DirectoryStore", "FileLostError", "S3Store", "Store", "content_digest", "open_store"]
+
+DEFAULT_STORE: Final = "store"
+
+
+class Store(Protocol):
+    """Versions with their files and manifest, and aliases. Every method raises `StoreError` in one line."""
+
+    uri: str
+
+    def versions(self) -> list[str]:
+        """The published versions, sorted by name."""
+        ...
+
+    def manifest(self, version: str) -> dict[str, Any]:
+        """The manifest of a version: `files` (name: sha256, bytes), `content` and what the publisher added."""
+        ...
+
+    def publish(self, version: str, files: Mapping[str, Path], manifest: Mapping[str, Any]) -> bool:
+        """Publish `files` (name: local path) as `version`; False when it is there already with the same content.
+
+        A version that is there with another content is an error.
+        """
+        ...
+
+    def read(self, version: str, name: str) -> Iterator[bytes]:
+        """The bytes of one file of a version, in pieces. Raises `FileLostError` when the store has lost it."""
+        ...
+
+    def local(self, version: str) -> Path | None:
+        """The version's directory when the store keeps it on this machine's file system, else None."""
+        ...
+
+    def remove(self, version: str) -> None:
+        """Take a version back, to undo its publication. One that is not there is no error."""
+        ...
+
+    def aliases(self) -> list[str]:
+        """The names of the aliases, sorted."""
+        ...
+
+    def alias(self, name: str) -> tuple[dict[str, Any] | None, str | None]:
+        """What an alias holds, or None, and a token of this state for `write_alias`."""
+        ...
+
+    def write_alias(self, name: str, value: Mapping[str, Any], token: str | None) -> bool:
+        """Write an alias if it still is as `token` says (None: absent); False if another moved it meanwhile."""
+        ...
+
+
+_SCHEMES: Final[Mapping[str, Callable[[str], Store]]] = MappingProxyType({"s3": S3Store})
+
+
+def open_store(uri: str | None = None) -> Store:
+    """The store at `uri`, by default at `SRPO_STORE`, else the directory store/. Nothing is touched yet.
+
+    Raises:
+        StoreError: the kind of the URI is unknown, or it names no bucket.
+    """
+    where = uri or os.environ.get("SRPO_STORE") or DEFAULT_STORE
+    scheme, separator, _ = where.partition("://")
+    if not separator:
+        return DirectoryStore(Path(where))
+    if scheme not in _SCHEMES:
+        known = ", ".join(f"{name}://" for name in sorted(_SCHEMES))
+        raise StoreError(f"store {where}: unknown kind {scheme}://; known are a directory and {known}")
+    return _SCHEMES[scheme](where)

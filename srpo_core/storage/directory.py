@@ -1,0 +1,239 @@
+"""A release store in a directory.
+
+releases/<version>/   all files of a version and manifest.json; appears by one rename
+aliases/<name>.json   replaced by one rename, under a lock
+.incoming/            what is being written; what killed publishers left is swept by the next one
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NoReturn
+from uuid import uuid4
+
+from srpo_core.errors import StoreError
+from srpo_core.storage.manifest import (
+    BLOCK,
+    MANIFEST,
+    FileLostError,
+    checked_name,
+    damaged_on_the_way,
+    decode,
+    decode_manifest,
+    encode,
+    require_file,
+    require_same,
+    unknown_version,
+)
+
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_READ_ONLY: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class DirectoryStore:
+    """A store in a directory of a local or network file system; see `Store` for the methods."""
+
+    def __init__(self, root: Path) -> None:
+        """Open the store at `root`. The directory is made by the first publication."""
+        self._root = root.absolute()
+        self.uri = str(self._root)
+        self._releases = self._root / "releases"
+        self._aliases = self._root / "aliases"
+        self._incoming = self._root / ".incoming"
+
+    def versions(self) -> list[str]:
+        """The published versions, sorted by name."""
+        with self._errors("cannot be listed"):
+            return sorted(path.parent.name for path in self._releases.glob(f"*/{MANIFEST}"))
+
+    def manifest(self, version: str) -> dict[str, Any]:
+        """The manifest of a version. Raises `StoreError` when there is none, naming those there are."""
+        manifest = self._manifest(version)
+        if manifest is None:
+            raise unknown_version(version, self.versions(), self.uri)
+        return manifest
+
+    def publish(self, version: str, files: Mapping[str, Path], manifest: Mapping[str, Any]) -> bool:
+        """Copy, sync, and rename into place; False when the version is there already with the same content."""
+        if self._is_published(version, manifest):
+            return False
+        size = sum(entry["bytes"] for entry in manifest["files"].values())
+        what = f"cannot take {version} ({size / 1e6:.1f} MB); nothing was published"
+        with self._errors(what), self._new_directory() as partial:
+            for name, path in files.items():
+                _copy(path, partial / name, manifest["files"][name]["sha256"], name)
+            _write(partial / MANIFEST, encode(manifest))
+            _sync_directories(partial)
+            return self._move_into_place(partial, version, manifest)
+
+    def read(self, version: str, name: str) -> Iterator[bytes]:
+        """The bytes of one file of a version, in pieces."""
+        require_file(self.manifest(version), name, version, self.uri)
+        path = self._releases / version / name
+        if not path.is_file():
+            raise FileLostError(
+                f"the store {self.uri} has lost {name} of {version}: restore it from a backup"
+            )
+        with self._errors(f"cannot read {name} of {version}"), path.open("rb") as file:
+            while block := file.read(BLOCK):
+                yield block
+
+    def local(self, version: str) -> Path | None:
+        """The version's directory."""
+        self.manifest(version)
+        return self._releases / version
+
+    def remove(self, version: str) -> None:
+        """Take a version out of sight by one rename, then delete it."""
+        with self._errors(f"cannot remove {version}"), self._new_directory() as grave:
+            if self._manifest(version) is not None:
+                (self._releases / version).rename(grave / version)
+
+    def aliases(self) -> list[str]:
+        """The names of the aliases, sorted."""
+        with self._errors("cannot be listed"):
+            return sorted(path.stem for path in self._aliases.glob("*.json"))
+
+    def alias(self, name: str) -> tuple[dict[str, Any] | None, str | None]:
+        """What an alias holds, or None, and the digest of its file as token."""
+        path = self._aliases / f"{checked_name(name, 'alias')}.json"
+        with self._errors(f"cannot read the alias {name}"):
+            data = _read_if_there(path)
+        if data is None:
+            return None, None
+        return decode(data, str(path)), hashlib.sha256(data).hexdigest()
+
+    def write_alias(self, name: str, value: Mapping[str, Any], token: str | None) -> bool:
+        """Replace the alias's file if it still has the digest `token`; False if another moved it."""
+        with self._errors(f"cannot move the alias {name}; it stays where it was"):
+            self._aliases.mkdir(parents=True, exist_ok=True)
+            with self._new_directory() as partial, _locked(self._root / ".aliases.lock", fcntl.LOCK_EX):
+                if self.alias(name)[1] != token:
+                    return False
+                _write(partial / name, encode(value))
+                (partial / name).replace(self._aliases / f"{name}.json")
+                _sync_directory(self._aliases)
+                return True
+
+    def _manifest(self, version: str) -> dict[str, Any] | None:
+        path = self._releases / checked_name(version, "version") / MANIFEST
+        with self._errors(f"cannot read {version}"):
+            data = _read_if_there(path)
+        return None if data is None else decode_manifest(data, str(path))
+
+    def _is_published(self, version: str, manifest: Mapping[str, Any]) -> bool:
+        existing = self._manifest(version)
+        if existing is not None:
+            require_same(existing, manifest, version, self.uri)
+        return existing is not None
+
+    def _move_into_place(self, partial: Path, version: str, manifest: Mapping[str, Any]) -> bool:
+        self._releases.mkdir(exist_ok=True)
+        try:
+            partial.rename(self._releases / version)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            # Another publisher was faster: a rename never replaces a directory that holds something.
+            return not self._is_published(version, manifest)
+        _sync_directory(self._releases)
+        return True
+
+    @contextmanager
+    def _new_directory(self) -> Iterator[Path]:
+        """A directory to write to, gone afterwards unless it was renamed.
+
+        Publishers share a lock that the kernel frees when they die: who gets it alone is the only one, so
+        what lies in .incoming was left by killed ones.
+        """
+        self._incoming.mkdir(parents=True, exist_ok=True)
+        lock = self._root / ".incoming.lock"
+        with _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB) as alone:
+            for path in self._incoming.iterdir() if alone else ():
+                shutil.rmtree(path, ignore_errors=True)
+        with _locked(lock, fcntl.LOCK_SH):
+            partial = self._incoming / uuid4().hex
+            try:
+                partial.mkdir()
+                yield partial
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+
+    @contextmanager
+    def _errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._raise(error, what)
+
+    def _raise(self, error: OSError, what: str) -> NoReturn:
+        if error.errno in _FULL:
+            raise StoreError(
+                f"the store {self.uri} is full and {what}: free space there, or set SRPO_STORE to another place"
+            ) from error
+        if error.errno in _READ_ONLY:
+            raise StoreError(
+                f"the store {self.uri} is read-only and {what}: make it writable, or set SRPO_STORE to another place"
+            ) from error
+        raise StoreError(f"the store {self.uri} {what}: {error}") from error
+
+
+@contextmanager
+def _locked(path: Path, kind: int) -> Iterator[bool]:
+    """Hold a lock on a file; yields False, without one, when `kind` does not wait and another holds it."""
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, kind)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _copy(source: Path, target: Path, digest: str, name: str) -> None:
+    """Copy a file to disk and hold the bytes that were copied to their digest."""
+    seen = hashlib.sha256()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source.open("rb") as reader, target.open("xb") as writer:
+        while block := reader.read(BLOCK):
+            seen.update(block)
+            writer.write(block)
+        _sync(writer)
+    if seen.hexdigest() != digest:
+        raise damaged_on_the_way(name)
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(data)
+        _sync(file)
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_directories(root: Path) -> None:
+    for directory in (root, *(path for path in root.rglob("*") if path.is_dir())):
+        _sync_directory(directory)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_if_there(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None

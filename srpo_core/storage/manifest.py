@@ -1,0 +1,96 @@
+"""What both kinds of store ask of a manifest and of names."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+from srpo_core.errors import StoreError
+
+MANIFEST: Final = "manifest.json"
+BLOCK: Final = 1 << 20
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class FileLostError(StoreError):
+    """A file that a manifest names is not in the store."""
+
+
+def checked_name(name: str, what: str) -> str:
+    """A version or alias that is safe as a file name and as a key. Raises `StoreError` otherwise."""
+    if not _NAME.fullmatch(name):
+        raise StoreError(f"{what} {name!r} is not a name: use letters, digits, '.', '_' and '-', at most 128")
+    return name
+
+
+def content_digest(files: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> str:
+    """SHA-256 over names and SHA-256 of the files that make a version what it is."""
+    lines = [f"{files[name]['sha256']}  {name}\n" for name in sorted(names)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def encode(value: Mapping[str, Any]) -> bytes:
+    """JSON with sorted keys."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def decode(data: bytes, where: str) -> dict[str, Any]:
+    """JSON that must be an object. Raises `StoreError` naming `where`."""
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise StoreError(f"{where} is damaged ({error}): restore it from a backup") from None
+    if not isinstance(value, dict):
+        raise StoreError(f"{where} is damaged (no JSON object): restore it from a backup")
+    return value
+
+
+def decode_manifest(data: bytes, where: str) -> dict[str, Any]:
+    """A manifest whose file names stay inside the release. Raises `StoreError` naming `where`."""
+    manifest = decode(data, where)
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not isinstance(manifest.get("content"), str):
+        raise StoreError(f"{where} is damaged (no files or no content digest): restore it from a backup")
+    for name in files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise StoreError(
+                f"{where} names a file outside of its release: {name!r}; do not use this release"
+            )
+    return manifest
+
+
+def require_same(existing: Mapping[str, Any], new: Mapping[str, Any], version: str, uri: str) -> None:
+    """Raise `StoreError` when a version that is there does not hold what is now to be published."""
+    if existing["content"] != new["content"]:
+        old, now = existing["files"], new["files"]
+        odd = sorted(
+            name
+            for name in old.keys() | now.keys()
+            if old.get(name, {}).get("sha256") != now.get(name, {}).get("sha256")
+        )
+        raise StoreError(
+            f"version {version} is in {uri} already with another content (first difference: {odd[0]}), and a "
+            "version never changes: run 'dvc repro' again, so that dvc.lock names what is published"
+        )
+
+
+def require_file(manifest: Mapping[str, Any], name: str, version: str, uri: str) -> Mapping[str, Any]:
+    """The entry of a file in a manifest. Raises `StoreError` when it has none."""
+    entry: Mapping[str, Any] | None = manifest["files"].get(name)
+    if entry is None:
+        raise StoreError(f"version {version} in {uri} has no file {name!r}")
+    return entry
+
+
+def damaged_on_the_way(name: str) -> StoreError:
+    """The error for a file that changed between its digest and its publication."""
+    return StoreError(f"{name} changed while it was published: nothing was published, publish again")
+
+
+def unknown_version(version: str, known: Iterable[str], uri: str) -> StoreError:
+    """The error for a version that is not in a store."""
+    return StoreError(f"{uri} has no version {version!r}: known are {', '.join(sorted(known)) or 'none'}")

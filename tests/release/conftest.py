@@ -1,0 +1,136 @@
+"""A small project that has been reproduced by DVC: tiny base, a checkpoint, formats, report, decision."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE = Path("assets/tiny/family/base")
+
+DVC_YAML = """\
+stages:
+  gate:
+    cmd: "true"
+    params: [seed, gate]
+    metrics: [runs/gate/decision.json]
+  report:
+    cmd: "true"
+    deps: [runs/gate/decision.json]
+    params: [report]
+    outs: [runs/report]
+  quantize:
+    cmd: "true"
+    deps: [assets/tiny/family/base, runs/gate/decision.json]
+    params: [seed, model, quantize]
+    outs: [runs/quantize]
+"""
+
+DECISION = {
+    "schema_version": 1,
+    "passed": True,
+    "verdict": "passed",
+    "reason": "every rule holds on 96 pairs of pictures.",
+    "rules": [
+        {
+            "name": "style_gained",
+            "metric": "judge_wanted",
+            "against": "base",
+            "value": 0.31,
+            "low": 0.25,
+            "high": 0.36,
+            "bound": "lower",
+            "threshold": 0.05,
+            "side": "at_least",
+            "severity": "refuse",
+            "passed": True,
+            "meaning": "a judge sees more of the wanted style",
+            "reason": "it does",
+        }
+    ],
+}
+
+
+def record(root):
+    """What `dvc repro` would leave: dvc.lock and the cache for the outputs that lie there."""
+    environment = os.environ | {"DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(root / ".dvc/site")}
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "commit", "--force", "--quiet"],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def run_quantize(root):
+    """The stage itself, on a checkpoint a little away from the base."""
+    from diffusers import FluxTransformer2DModel
+
+    from srpo_core import artifacts
+    from srpo_core.config import load_settings
+    from srpo_core.models import encode_prompts
+    from srpo_core.models.embeddings import write_embeddings
+    from srpo_core.stages import quantize
+
+    torch.manual_seed(0)
+    model = FluxTransformer2DModel.from_pretrained(BASE / "transformer", torch_dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 2e-4)
+    model.save_pretrained(artifacts.step_directory(10))
+    artifacts.write_json(artifacts.SELECTION, {"step": 10, "checkpoint": str(artifacts.step_directory(10))})
+    settings = load_settings()
+    prompts = ["tiger face", "red apple"]
+    write_embeddings("test", prompts, ["x"] * 2, encode_prompts(settings.model, prompts, batch_size=2))
+    quantize.run(seed=settings.seed, model=settings.model, quantize=settings.quantize)
+
+
+@pytest.fixture(scope="session")
+def reproduced(tmp_path_factory):
+    """The project, made once; tests that change it take a copy."""
+    from srpo_core import artifacts
+
+    root = tmp_path_factory.mktemp("project")
+    shutil.copytree(ROOT / BASE, root / BASE)
+    for name in ("params.yaml", "LICENSE", "NOTICE"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, root / name)
+    (root / "dvc.yaml").write_text(DVC_YAML)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        artifacts.write_json(artifacts.DECISION, DECISION)
+        artifacts.REPORT.parent.mkdir(parents=True)
+        artifacts.REPORT.write_text("<title>report</title>")
+        artifacts.GRID.write_bytes(b"a picture")
+        run_quantize(root)
+    (root / ".gitignore").write_text("/runs\n/.dvc/site\n/.dvc/cache\n/.dvc/tmp\n")
+    (root / ".dvc").mkdir()
+    (root / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
+    record(root)
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "a run"]):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *identity, *command], cwd=root, check=True)
+    return root
+
+
+@pytest.fixture
+def project(reproduced, tmp_path):
+    """A copy of the project to change."""
+    return Path(shutil.copytree(reproduced, tmp_path / "project"))
+
+
+@pytest.fixture(scope="session")
+def release(reproduced, tmp_path_factory):
+    """A store with the project's release, only to be read, and what publishing said."""
+    from srpo_core.release import publish
+    from srpo_core.storage import open_store
+
+    store = open_store(str(tmp_path_factory.mktemp("published") / "store"))
+    return store, publish(store, root=reproduced, who="tester", why="first")

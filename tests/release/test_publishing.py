@@ -1,0 +1,243 @@
+"""Publishing: what a release holds, when it is refused, and how it is taken back."""
+
+import hashlib
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from srpo_core.errors import ArtifactError, ConfigError, GateError, StoreError
+from srpo_core.release import list_releases, move_alias, publish, resolve, verify, withdraw
+from srpo_core.storage import open_store
+
+
+@pytest.fixture
+def store(tmp_path):
+    return open_store(str(tmp_path / "store"))
+
+
+def edit_json(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_the_version_is_the_name_and_twelve_digits_of_the_lock(release, reproduced):
+    _, published = release
+    digits = hashlib.sha256((reproduced / "dvc.lock").read_bytes()).hexdigest()[:12]
+    assert published.version == f"tiny-{digits}"
+
+
+def test_a_release_holds_pipeline_formats_evidence_and_what_reproduces_it(release):
+    store, published = release
+    names = set(store.manifest(published.version)["files"])
+    assert names >= {
+        "README.md",
+        "decision.json",
+        "dvc.lock",
+        "dvc.yaml",
+        "fp8_e4m3fn/diffusion_pytorch_model.safetensors",
+        "grid.png",
+        "model_index.json",
+        "params.yaml",
+        "proof.json",
+        "report.html",
+        "scheduler/scheduler_config.json",
+        "text_encoder/model.safetensors",
+        "text_encoder_2/model.safetensors",
+        "tokenizer/tokenizer.json",
+        "tokenizer_2/tokenizer.json",
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    }
+    on_disk = {
+        str(path.relative_to(published.uri)) for path in Path(published.uri).rglob("*") if path.is_file()
+    }
+    assert on_disk == names | {"manifest.json"}
+
+
+def test_the_transformer_of_a_release_is_the_aligned_one_not_the_base(release, reproduced):
+    _, published = release
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    ours = (Path(published.uri) / weights).read_bytes()
+    assert ours == (reproduced / "runs/quantize/formats/bf16" / Path(weights).name).read_bytes()
+    assert ours != (reproduced / "assets/tiny/family/base" / weights).read_bytes()
+
+
+def test_the_manifest_names_hashes_revision_decision_and_proof(release, reproduced):
+    store, published = release
+    manifest = store.manifest(published.version)
+    assert manifest["schema_version"] == 1
+    for name, entry in manifest["files"].items():
+        data = (Path(published.uri) / name).read_bytes()
+        assert entry == {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=reproduced, capture_output=True, text=True, check=True
+    )
+    assert manifest["git"] == {"revision": head.stdout.strip(), "diff": None, "untracked": []}
+    assert manifest["decision"]["passed"] is True
+    assert set(manifest["proof"]["formats"]) == {"bf16", "fp8_e4m3fn"}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", manifest["created_at"])
+
+
+def test_uncommitted_changes_and_untracked_files_stand_in_the_manifest(project, store):
+    (project / "params.yaml").write_text((project / "params.yaml").read_text() + "# a remark\n")
+    (project / "new.py").write_text("x = 1\n")
+    git = store.manifest(publish(store, root=project).version)["git"]
+    assert "+# a remark" in git["diff"]
+    assert git["untracked"] == ["new.py"]
+
+
+def test_publishing_again_is_a_no_op_even_after_a_commit_or_a_new_comment(project, store):
+    first = publish(store, root=project)
+    before = store.manifest(first.version)
+    (project / "params.yaml").write_text((project / "params.yaml").read_text() + "# a remark\n")
+    second = publish(store, root=project)
+    assert (first.created, second.created) == (True, False)
+    assert second.version == first.version
+    assert store.manifest(first.version) == before
+    assert len(store.alias("candidate")[0]["history"]) == 1
+
+
+def test_the_alias_remembers_who_moved_it_when_why_and_from_where(release):
+    store, published = release
+    value, _ = store.alias("candidate")
+    assert value["version"] == published.version
+    (step,) = value["history"]
+    assert {key: step[key] for key in ("who", "why", "from", "to")} == {
+        "who": "tester",
+        "why": "first",
+        "from": None,
+        "to": published.version,
+    }
+    assert "T" in step["when"]
+
+
+def test_a_refused_model_is_not_published(project, store):
+    edit_json(project / "runs/gate/decision.json", passed=False, reason="the subject is lost.")
+    with pytest.raises(GateError, match="the subject is lost"):
+        publish(store, root=project)
+    assert store.versions() == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "runs/quantize/formats/bf16/diffusion_pytorch_model.safetensors",
+        "runs/report/report.html",
+        "runs/gate/decision.json",
+        "assets/tiny/family/base/vae/config.json",
+    ],
+)
+def test_a_file_that_dvc_lock_does_not_record_is_not_published(project, store, path):
+    with (project / path).open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(ArtifactError, match=r"is not what dvc\.lock records: run 'dvc repro' first"):
+        publish(store, root=project)
+    assert store.versions() == []
+
+
+def test_settings_that_were_changed_after_the_run_are_not_published(project, store):
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("grid_prompts: 8", "grid_prompts: 4"))
+    with pytest.raises(ArtifactError, match=r"params\.yaml is not what stage report was run with"):
+        publish(store, root=project)
+
+
+def test_a_setting_that_no_stage_reads_may_change(project, store):
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("threads_per_worker: 1", "threads_per_worker: 2"))
+    assert publish(store, root=project).created is True
+
+
+def test_a_stage_that_ran_on_an_older_input_is_not_published(project, store):
+    lock = project / "dvc.lock"
+    text = lock.read_text()
+    digest = re.search(r"path: runs/gate/decision.json\n.*\n\s+md5: (\w+)", text)[1]
+    lock.write_text(text.replace(digest, "0" * 32, 1))
+    with pytest.raises(ArtifactError, match=r"was not run on the newest runs/gate/decision\.json"):
+        publish(store, root=project)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("dvc.lock", r"dvc\.lock is missing in .*: run 'dvc repro' there first"),
+        ("runs/gate/decision.json", r"decision\.json is missing in"),
+        ("runs/report/grid.png", r"runs/report is not what dvc\.lock records"),
+        ("params.yaml", r"params\.yaml is missing"),
+    ],
+)
+def test_a_missing_file_is_named(project, store, path, message):
+    (project / path).unlink()
+    with pytest.raises((ArtifactError, ConfigError), match=message):
+        publish(store, root=project)
+
+
+def test_a_damaged_lock_is_one_line(project, store):
+    (project / "dvc.lock").write_text("stages: [")
+    with pytest.raises(ArtifactError, match=r"dvc\.lock is damaged") as caught:
+        publish(store, root=project)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_release_outside_of_git_says_that_it_knows_no_revision(project, store, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(project.parent))
+    subprocess.run(["rm", "-r", str(project / ".git")], check=True)
+    git = store.manifest(publish(store, root=project).version)["git"]
+    assert git == {"revision": None, "diff": None, "untracked": None}
+
+
+def test_a_publication_can_be_taken_back(project, store):
+    published = publish(store, root=project)
+    withdraw(store, published)
+    assert store.versions() == []
+    value, _ = store.alias("candidate")
+    assert value["version"] is None
+    assert [step["to"] for step in value["history"]] == [published.version, None]
+    with pytest.raises(StoreError, match="points to nothing"):
+        resolve(store, "candidate")
+    assert publish(store, root=project).created is True
+
+
+def test_taking_back_a_publication_that_created_nothing_keeps_the_version(project, store):
+    publish(store, root=project)
+    again = publish(store, root=project)
+    withdraw(store, again)
+    assert store.versions() == [again.version]
+    assert resolve(store, "candidate") == again.version
+
+
+def test_taking_back_leaves_an_alias_that_has_moved_on(project, store):
+    first = publish(store, root=project)
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("name: tiny", "name: other"))
+    second = publish(store, root=project)
+    withdraw(store, first)
+    assert store.versions() == [second.version]
+    assert resolve(store, "candidate") == second.version
+
+
+def test_an_alias_cannot_point_to_a_version_that_is_not_there(store):
+    with pytest.raises(StoreError, match="no version 'tiny-0': known are none"):
+        move_alias(store, "production", "tiny-0", why="hope")
+    assert store.aliases() == []
+
+
+def test_an_alias_that_others_keep_moving_is_an_error_after_some_attempts(release, monkeypatch):
+    store, published = release
+    monkeypatch.setattr(type(store), "write_alias", lambda *_: False)
+    with pytest.raises(StoreError, match="others keep moving the alias production"):
+        move_alias(store, "production", published.version, why="race")
+
+
+@pytest.mark.s3
+def test_a_release_in_a_bucket_is_published_verified_and_listed(project, bucket):
+    store = open_store(f"s3://{bucket}/team")
+    published = publish(store, root=project)
+    assert published.uri == f"s3://{bucket}/team/releases/{published.version}"
+    assert publish(store, root=project).created is False
+    verify(store, "candidate")
+    (line,) = list_releases(store)
+    assert (line.version, line.aliases) == (published.version, ("candidate",))

@@ -1,0 +1,215 @@
+"""The S3 store against moto's server on loopback."""
+
+import logging
+import socket
+import threading
+
+import boto3
+import pytest
+
+from srpo_core.errors import StoreError
+from srpo_core.storage import S3Store, open_store
+
+pytestmark = pytest.mark.s3
+
+
+def keys(bucket):
+    return sorted(
+        entry["Key"] for entry in boto3.client("s3").list_objects_v2(Bucket=bucket).get("Contents", ())
+    )
+
+
+def test_files_lie_under_their_digest_and_the_manifest_under_the_version(bucket, make_release):
+    files, manifest = make_release()
+    open_store(f"s3://{bucket}/p").publish("tiny-1", files, manifest)
+    digests = {f"p/objects/{entry['sha256']}" for entry in manifest["files"].values()}
+    assert set(keys(bucket)) == digests | {"p/conditional-writes", "p/releases/tiny-1/manifest.json"}
+
+
+def test_two_versions_share_the_files_that_they_have_in_common(bucket, make_release):
+    store = open_store(f"s3://{bucket}")
+    files, manifest = make_release()
+    store.publish("tiny-1", files, manifest)
+    before = keys(bucket)
+    store.publish("tiny-2", files, manifest | {"content": "another"})
+    assert set(keys(bucket)) - set(before) == {"releases/tiny-2/manifest.json"}
+
+
+def test_a_large_file_goes_in_parts_and_comes_back_whole(bucket, make_release):
+    five = 5 << 20  # the least size of a part
+    store = S3Store(f"s3://{bucket}", part_bytes=five)
+    files, manifest = make_release(2 * five + 3200)
+    assert store.publish("tiny-1", files, manifest) is True
+    data = b"".join(store.read("tiny-1", "transformer/weights"))
+    assert data == files["transformer/weights"].read_bytes()
+    head = boto3.client("s3").head_object(
+        Bucket=bucket, Key=f"objects/{manifest['files']['transformer/weights']['sha256']}"
+    )
+    assert head["ETag"].endswith('-3"')
+
+
+def test_a_large_file_that_changes_on_the_way_leaves_no_parts(bucket, make_release):
+    five = 5 << 20
+    files, manifest = make_release(five + 3200)
+    files["transformer/weights"].write_bytes(bytes(five + 10))
+    with pytest.raises(StoreError, match="changed while it was published"):
+        S3Store(f"s3://{bucket}", part_bytes=five).publish("tiny-1", files, manifest)
+    assert "Uploads" not in boto3.client("s3").list_multipart_uploads(Bucket=bucket)
+
+
+def test_a_version_without_a_manifest_does_not_exist_and_can_be_finished(bucket, make_release, monkeypatch):
+    store = open_store(f"s3://{bucket}")
+    files, manifest = make_release()
+    with monkeypatch.context() as patch:
+
+        def killed(self, key, data, **condition):
+            if key.endswith("manifest.json"):
+                raise KeyboardInterrupt
+            return honest(self, key, data, **condition)
+
+        honest = S3Store._put_if
+        patch.setattr(S3Store, "_put_if", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.publish("tiny-1", files, manifest)
+    assert any(key.startswith("objects/") for key in keys(bucket))
+    assert store.versions() == []
+    with pytest.raises(StoreError, match="no version 'tiny-1': known are none"):
+        store.manifest("tiny-1")
+    assert store.publish("tiny-1", files, manifest) is True
+
+
+def test_a_missing_bucket_is_named(s3_environment, make_release):
+    store = open_store("s3://no-such-bucket/p")
+    for act in (store.versions, store.aliases, lambda: store.publish("tiny-1", *make_release())):
+        with pytest.raises(StoreError, match="there is no bucket no-such-bucket; make it or set SRPO_STORE"):
+            act()
+
+
+def test_missing_credentials_are_named(s3_environment, monkeypatch, make_release):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(StoreError, match="needs credentials: set AWS_ACCESS_KEY_ID"):
+        open_store("s3://bucket").publish("tiny-1", *make_release())
+
+
+def test_an_endpoint_that_hangs_up_is_tried_three_times_and_no_more(
+    s3_environment, monkeypatch, make_release
+):
+    connections = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def hang_up():
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                connections.append(1)
+                connection.close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises(StoreError, match="cannot be reached in 3 attempts") as caught:
+            open_store("s3://bucket").publish("tiny-1", *make_release())
+        server.shutdown(socket.SHUT_RDWR)
+    assert len(connections) == 3
+    assert "\n" not in str(caught.value)
+
+
+def test_an_endpoint_where_nobody_listens_is_named(s3_environment, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    with pytest.raises(StoreError, match=f"cannot be reached .*127.0.0.1:{port}.*check AWS_ENDPOINT_URL"):
+        open_store("s3://bucket").versions()
+
+
+def test_an_endpoint_that_is_no_url_is_named(s3_environment, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "not a url")
+    with pytest.raises(StoreError, match=r"Invalid endpoint.*check AWS_ENDPOINT_URL"):
+        open_store("s3://bucket").versions()
+
+
+def test_a_store_that_ignores_conditions_is_said_to(bucket, make_release, monkeypatch, caplog):
+    from botocore.client import BaseClient
+
+    honest = BaseClient._make_api_call
+
+    def forgetful(self, operation, arguments):
+        arguments.pop("IfNoneMatch", None)
+        return honest(self, operation, arguments)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", forgetful)
+    with caplog.at_level(logging.WARNING, "srpo_core"):
+        open_store(f"s3://{bucket}").publish("tiny-1", *make_release())
+    assert "ignores conditional writes" in caplog.text
+
+
+def test_a_store_that_honours_conditions_is_not_complained_about(bucket, make_release, caplog):
+    with caplog.at_level(logging.WARNING, "srpo_core"):
+        for tag in ("a", "b"):
+            open_store(f"s3://{bucket}").publish(f"tiny-{tag}", *make_release(tag=tag))
+    assert caplog.records == []
+
+
+def test_a_writer_that_s3_asks_to_try_again_does(bucket, monkeypatch):
+    from botocore.client import BaseClient
+    from botocore.exceptions import ClientError
+
+    honest, refusals = BaseClient._make_api_call, [1, 1]
+
+    def busy(self, operation, arguments):
+        if operation == "PutObject" and refusals:
+            refusals.pop()
+            raise ClientError({"Error": {"Code": "ConditionalRequestConflict"}}, operation)
+        return honest(self, operation, arguments)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", busy)
+    assert open_store(f"s3://{bucket}").write_alias("candidate", {"version": "a"}, None) is True
+    assert refusals == []
+
+
+def test_a_refused_credential_is_named(bucket, monkeypatch):
+    from botocore.client import BaseClient
+    from botocore.exceptions import ClientError
+
+    def denied(self, operation, arguments):
+        raise ClientError({"Error": {"Code": "SignatureDoesNotMatch", "Message": "no"}}, operation)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", denied)
+    with pytest.raises(StoreError, match=r"refuses these credentials \(SignatureDoesNotMatch\)"):
+        open_store(f"s3://{bucket}").versions()
+
+
+def test_a_lost_object_is_named(bucket, make_release):
+    store = open_store(f"s3://{bucket}")
+    files, manifest = make_release()
+    store.publish("tiny-1", files, manifest)
+    digest = manifest["files"]["README.md"]["sha256"]
+    boto3.client("s3").delete_object(Bucket=bucket, Key=f"objects/{digest}")
+    with pytest.raises(StoreError, match=r"has lost README\.md of tiny-1"):
+        list(store.read("tiny-1", "README.md"))
+
+
+def test_of_eight_publishers_that_reach_the_manifest_together_one_publishes(
+    bucket, make_release, monkeypatch
+):
+    files, manifest = make_release()
+    barrier, outcomes, honest = threading.Barrier(8), [], S3Store._put_if
+
+    def together(self, key, data, **condition):
+        if key.endswith("manifest.json"):
+            barrier.wait(timeout=60)
+        return honest(self, key, data, **condition)
+
+    monkeypatch.setattr(S3Store, "_put_if", together)
+
+    def publish(who):
+        outcomes.append(open_store(f"s3://{bucket}").publish("tiny-1", files, manifest | {"who": who}))
+
+    threads = [threading.Thread(target=publish, args=(who,)) for who in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == [False] * 7 + [True]

@@ -1,0 +1,175 @@
+"""What every kind of store promises."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from srpo_core.errors import StoreError
+from srpo_core.storage import DirectoryStore, S3Store, content_digest, open_store
+from srpo_core.storage.manifest import decode_manifest, encode
+
+
+def contents(store, version):
+    return {name: b"".join(store.read(version, name)) for name in store.manifest(version)["files"]}
+
+
+def test_a_published_version_is_listed_and_gives_its_bytes_back(any_store, make_release):
+    files, manifest = make_release()
+    assert any_store.versions() == []
+    assert any_store.publish("tiny-1", files, manifest) is True
+    assert any_store.versions() == ["tiny-1"]
+    assert any_store.manifest("tiny-1") == manifest
+    assert contents(any_store, "tiny-1") == {name: path.read_bytes() for name, path in files.items()}
+
+
+def test_publishing_the_same_version_again_changes_nothing_even_at_another_time(any_store, make_release):
+    files, manifest = make_release()
+    any_store.publish("tiny-1", files, manifest | {"created_at": "first"})
+    assert any_store.publish("tiny-1", files, manifest | {"created_at": "second"}) is False
+    assert any_store.manifest("tiny-1")["created_at"] == "first"
+
+
+def test_a_version_is_never_overwritten_by_another_content(any_store, make_release):
+    files, manifest = make_release()
+    any_store.publish("tiny-1", files, manifest)
+    with pytest.raises(StoreError, match=r"tiny-1 .* with another content \(first difference: README\.md\)"):
+        any_store.publish("tiny-1", *make_release(tag="b"))
+    assert contents(any_store, "tiny-1")["README.md"] == b"card a"
+
+
+def test_two_versions_live_side_by_side(any_store, make_release):
+    for tag in ("b", "a"):
+        any_store.publish(f"tiny-{tag}", *make_release(tag=tag))
+    assert any_store.versions() == ["tiny-a", "tiny-b"]
+    assert contents(any_store, "tiny-a")["README.md"] == b"card a"
+
+
+def test_an_unknown_version_or_file_is_named_with_the_known_ones(any_store, make_release):
+    any_store.publish("tiny-1", *make_release())
+    with pytest.raises(StoreError, match="no version 'tiny-2': known are tiny-1"):
+        any_store.manifest("tiny-2")
+    with pytest.raises(StoreError, match=r"has no file '\.\./secret'"):
+        list(any_store.read("tiny-1", "../secret"))
+
+
+def test_a_file_that_changes_while_it_is_published_stops_the_publication(any_store, make_release):
+    files, manifest = make_release()
+    files["transformer/weights"].write_bytes(b"other bytes")
+    with pytest.raises(StoreError, match="transformer/weights changed while it was published"):
+        any_store.publish("tiny-1", files, manifest)
+    assert any_store.versions() == []
+
+
+def test_eight_publishers_at_once_make_one_version(any_store, make_release, monkeypatch):
+    """All of them find that the version is not there yet, and then begin together."""
+    files, manifest = make_release(200_000)
+    barrier, outcomes = threading.Barrier(8), []
+    kind, late = type(any_store), threading.local()
+    honest = kind._is_published
+
+    def together(self, version, manifest):
+        there = honest(self, version, manifest)
+        if not hasattr(late, "once"):
+            late.once = True
+            barrier.wait(timeout=60)
+        return there
+
+    monkeypatch.setattr(kind, "_is_published", together)
+
+    def publish(who):
+        store = open_store(any_store.uri)
+        outcomes.append(store.publish("tiny-1", files, manifest | {"who": who}))
+
+    threads = [threading.Thread(target=publish, args=(who,)) for who in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == [False] * 7 + [True]
+    assert contents(any_store, "tiny-1") == {name: path.read_bytes() for name, path in files.items()}
+
+
+def test_a_removed_version_is_gone_and_can_be_published_again(any_store, make_release):
+    any_store.publish("tiny-1", *make_release())
+    any_store.remove("tiny-1")
+    any_store.remove("tiny-1")
+    assert any_store.versions() == []
+    assert any_store.publish("tiny-1", *make_release()) is True
+
+
+def test_an_alias_moves_only_from_the_state_that_was_read(any_store):
+    assert any_store.alias("candidate") == (None, None)
+    assert any_store.write_alias("candidate", {"version": "a"}, None) is True
+    value, token = any_store.alias("candidate")
+    assert value == {"version": "a"}
+    assert any_store.write_alias("candidate", {"version": "b"}, None) is False
+    assert any_store.write_alias("candidate", {"version": "b"}, token) is True
+    assert any_store.write_alias("candidate", {"version": "c"}, token) is False
+    assert any_store.alias("candidate")[0] == {"version": "b"}
+    assert any_store.aliases() == ["candidate"]
+
+
+def test_eight_writers_of_one_alias_have_one_winner(any_store):
+    any_store.write_alias("candidate", {"version": "a"}, None)
+    _, token = any_store.alias("candidate")
+    barrier, outcomes = threading.Barrier(8), []
+
+    def move(who):
+        store = open_store(any_store.uri)
+        barrier.wait()
+        outcomes.append(store.write_alias("candidate", {"version": str(who)}, token))
+
+    threads = [threading.Thread(target=move, args=(who,)) for who in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == [False] * 7 + [True]
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a" * 129, "a b"])
+def test_a_name_that_could_leave_its_place_is_refused(any_store, make_release, name):
+    with pytest.raises(StoreError, match="is not a name"):
+        any_store.publish(name, *make_release())
+    with pytest.raises(StoreError, match="is not a name"):
+        any_store.alias(name)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../x", "a/../../x"])
+def test_a_manifest_that_names_files_outside_its_release_is_refused(name):
+    data = encode({"files": {name: {"sha256": "", "bytes": 0}}, "content": ""})
+    with pytest.raises(StoreError, match="outside of its release"):
+        decode_manifest(data, "here")
+
+
+def test_a_damaged_manifest_is_one_line():
+    for data in (b"{", b"[]", b"{}", b'{"files": {}}'):
+        with pytest.raises(StoreError, match="here is damaged"):
+            decode_manifest(data, "here")
+
+
+def test_the_uri_decides_the_kind_of_store(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SRPO_STORE", raising=False)
+    assert open_store().uri == str(tmp_path / "store")
+    monkeypatch.setenv("SRPO_STORE", "s3://bucket/a/b/")
+    assert isinstance(open_store(), S3Store)
+    assert open_store().uri == "s3://bucket/a/b"
+    assert isinstance(open_store("elsewhere"), DirectoryStore)
+    with pytest.raises(StoreError, match="unknown kind gs://; known are a directory and s3://"):
+        open_store("gs://bucket")
+    with pytest.raises(StoreError, match="no bucket"):
+        open_store("s3://")
+    assert list(Path().iterdir()) == []
+
+
+def test_the_content_digest_changes_with_a_name_and_with_a_hash_but_not_with_the_order():
+    files = {"a": {"sha256": "1"}, "b": {"sha256": "2"}}
+    assert content_digest(files, ["a", "b"]) == content_digest(files, ["b", "a"])
+    digests = {
+        content_digest(files, ["a", "b"]),
+        content_digest(files, ["a"]),
+        content_digest({"a": {"sha256": "2"}, "b": {"sha256": "1"}}, ["a", "b"]),
+    }
+    assert len(digests) == 3
