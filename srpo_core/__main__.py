@@ -6,6 +6,7 @@ import logging
 import os
 import pkgutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -52,6 +53,7 @@ def options(
     for name in OURS:
         logging.getLogger(name).setLevel(logging.INFO)
     os.environ.update(quiet_environment())
+    warnings.filterwarnings("ignore", category=FutureWarning, module="google")  # Python 3.11's end of life
 
 
 @app.command(rich_help_panel="The road")
@@ -87,6 +89,8 @@ def stage(name: Annotated[str, typer.Argument(help="a stage of dvc.yaml")]) -> N
     """Run one stage on params.yaml in this directory; 'dvc repro' calls this."""
     _assert_code_of(Path.cwd())
     settings = config.load_settings()
+    # before torch is imported: sums depend on the number of threads
+    os.environ["OMP_NUM_THREADS"] = str(settings.resources.threads_per_worker)
     run = _stage_function(name)
     run(**{part: getattr(settings, part) for part in inspect.signature(run).parameters})
 

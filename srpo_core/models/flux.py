@@ -181,8 +181,10 @@ def existing_pipeline(path: str) -> Path:
 @contextmanager
 def reading(directory: Path) -> Iterator[None]:
     """Turn what libraries raise on missing or damaged weights into one `ArtifactError`."""
+    from diffusers.utils import logging
     from safetensors import SafetensorError
 
+    logging.disable_progress_bar()  # one per part of the pipeline, gone in a blink
     try:
         yield
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

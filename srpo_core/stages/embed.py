@@ -29,11 +29,14 @@ def run(
         "validation": select.num_prompts,
         "test": evaluate.num_prompts,
     }
-    for split, count in counts.items():
-        chosen = spread(read_prompts(split), count, seed)
-        texts = [prompt.text for prompt in chosen]
-        condition = encode_prompts(model, texts, batch_size=BATCH)
-        write_embeddings(split, texts, [prompt.style for prompt in chosen], condition)
+    chosen = {split: spread(read_prompts(split), count, seed) for split, count in counts.items()}
+    texts = [prompt.text for prompts in chosen.values() for prompt in prompts]
+    condition = encode_prompts(model, texts, batch_size=BATCH)
+    start = 0
+    for split, prompts in chosen.items():
+        rows = slice(start, start + len(prompts))
+        write_embeddings(split, texts[rows], [prompt.style for prompt in prompts], condition[rows])
+        start = rows.stop
 
 
 def spread(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
