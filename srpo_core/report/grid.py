@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 MAX_SEEDS = 3
 INLINE_PIXELS = 384  # a larger picture is made smaller before it goes into the page
 CELL_PIXELS = (128, 256)  # least and greatest width of a picture in the grid
+COLUMNS = 8
 MARGIN, GAP, LABEL_WIDTH, CAPTION_LINES, TEXT_PIXELS = 28, 12, 78, 2, 17
 PAPER, INK, FAINT = "#ffffff", "#1c2127", "#6a737d"
 
@@ -98,29 +99,42 @@ def data_uri(png: bytes) -> str:
 
 
 def draw_grid(tiles: Sequence[Tile], path: Path) -> None:
-    """Draw the first seed of every tile, before above after, prompts as captions, as a PNG."""
+    """Draw the first seed of every tile, before above after, prompts as captions, COLUMNS abreast, as a PNG."""
+    from PIL import Image
+
+    bands = [_band(tiles[start : start + COLUMNS]) for start in range(0, len(tiles), COLUMNS)]
+    width = max(band.width for band in bands) + 2 * MARGIN
+    canvas = Image.new("RGB", (width, sum(band.height for band in bands) + 2 * MARGIN), PAPER)
+    top = MARGIN
+    for band in bands:
+        canvas.paste(band, (MARGIN, top))
+        top += band.height
+    canvas.save(path, format="PNG", optimize=True)
+
+
+def _band(tiles: Sequence[Tile]) -> "Image":
+    """One line of the grid: a row of pictures before, a row after, and captions."""
     from PIL import Image, ImageDraw, ImageFont
 
     shots = [[_cell(png) for png in (tile.shots[0].before, tile.shots[0].after)] for tile in tiles]
     cell_width, cell_height = shots[0][0].size
     font = ImageFont.load_default(TEXT_PIXELS)
     line_height = TEXT_PIXELS + 5
-    width = 2 * MARGIN + LABEL_WIDTH + len(tiles) * (cell_width + GAP) - GAP
-    height = 2 * MARGIN + 2 * (cell_height + GAP) + CAPTION_LINES * line_height
-    canvas = Image.new("RGB", (width, height), PAPER)
-    pen = ImageDraw.Draw(canvas)
+    width = LABEL_WIDTH + len(tiles) * (cell_width + GAP) - GAP
+    band = Image.new("RGB", (width, 2 * (cell_height + GAP) + CAPTION_LINES * line_height), PAPER)
+    pen = ImageDraw.Draw(band)
     for row, label in enumerate(("before", "after")):
-        middle = MARGIN + row * (cell_height + GAP) + cell_height // 2
-        pen.text((MARGIN, middle), label, fill=INK if row else FAINT, font=font, anchor="lm")
+        middle = row * (cell_height + GAP) + cell_height // 2
+        pen.text((0, middle), label, fill=INK if row else FAINT, font=font, anchor="lm")
     for column, (tile, cells) in enumerate(zip(tiles, shots, strict=True)):
-        left = MARGIN + LABEL_WIDTH + column * (cell_width + GAP)
+        left = LABEL_WIDTH + column * (cell_width + GAP)
         for row, cell in enumerate(cells):
-            canvas.paste(cell, (left, MARGIN + row * (cell_height + GAP)))
-        top = MARGIN + 2 * (cell_height + GAP) + line_height // 2
+            band.paste(cell, (left, row * (cell_height + GAP)))
+        top = 2 * (cell_height + GAP) + line_height // 2
         for number, line in enumerate(_wrapped(tile.prompt, font, cell_width)):
             place = (left + cell_width // 2, top + number * line_height)
             pen.text(place, line, fill=FAINT, font=font, anchor="mm")
-    canvas.save(path, format="PNG", optimize=True)
+    return band
 
 
 def _cell(png: bytes) -> "Image":
