@@ -323,4 +323,5 @@ def _describe(fault: Any) -> str:
         return f"unknown key {key!r}"
     if fault["type"] == "missing":
         return f"missing key {key!r}"
-    return f"{key}: {fault['msg'].removeprefix('Value error, ')} (got {fault['input']!r})"[:300]
+    given = "" if isinstance(fault["input"], Mapping) else f" (got {fault['input']!r})"
+    return f"{key}: {fault['msg'].removeprefix('Value error, ')}{given}"[:300]

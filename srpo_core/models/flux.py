@@ -140,9 +140,7 @@ def load_flux_transformer(directory: Path) -> Any:
     from diffusers import FluxTransformer2DModel
 
     with reading(directory):
-        return FluxTransformer2DModel.from_pretrained(
-            directory, dtype=torch.float32, local_files_only=True
-        )
+        return FluxTransformer2DModel.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
 
 
 def encode_flux_prompts(settings: ModelSettings, prompts: Sequence[str], *, batch_size: int) -> Condition:
