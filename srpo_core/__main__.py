@@ -53,6 +53,7 @@ def options(
     for name in OURS:
         logging.getLogger(name).setLevel(logging.INFO)
     os.environ.update(quiet_environment())
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of loading, gone in a blink
     warnings.filterwarnings("ignore", category=FutureWarning, module="google")  # Python 3.11's end of life
 
 
