@@ -47,8 +47,8 @@ def test_every_stage_shows_its_start_and_its_end(first):
 @pytest.mark.road
 def test_the_release_is_whole_and_draws_a_picture(checkout, first):
     assert "files are as they were published" in checkout.srpo("verify", "candidate").stdout
-    checkout.srpo("draw", "--release", "candidate", "red apple", "--output", "apple.png")
-    assert (checkout.path / "apple.png").read_bytes().startswith(b"\x89PNG")
+    checkout.srpo("draw", "--release", "candidate", "red apple", "--output", ".srpo/apple.png")
+    assert (checkout.path / ".srpo/apple.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.road
