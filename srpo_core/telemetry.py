@@ -11,7 +11,6 @@ _QUIET: Final[Mapping[str, str]] = MappingProxyType(
         "DVC_NO_ANALYTICS": "1",
         "DVC_STUDIO_OFFLINE": "true",
         "GX_ANALYTICS_ENABLED": "false",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "ITERATIVE_DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

@@ -8,6 +8,8 @@ from srpo_core.artifacts import EMBEDDINGS, replacing, require
 from srpo_core.errors import ArtifactError
 from srpo_core.protocols import Condition
 
+TEXTS = "texts"
+
 
 def write_embeddings(split: str, prompts: Sequence[str], styles: Sequence[str], condition: Condition) -> None:
     """Write the prompts of a split, their style lists, and their embeddings."""
@@ -17,7 +19,8 @@ def write_embeddings(split: str, prompts: Sequence[str], styles: Sequence[str], 
         "prompt_embeds": condition.prompt_embeds.contiguous(),
         "pooled_prompt_embeds": condition.pooled.contiguous(),
     }
-    metadata = {"prompts": json.dumps(list(prompts)), "styles": json.dumps(list(styles))}
+    # one entry: safetensors writes several in an order that changes from run to run
+    metadata = {TEXTS: json.dumps({"prompts": list(prompts), "styles": list(styles)})}
     with replacing(_path(split)) as partial:
         save_file(tensors, partial, metadata)
 
@@ -33,10 +36,10 @@ def read_embeddings(split: str) -> tuple[list[str], list[str], Condition]:
     path = require(_path(split))
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
+            texts = json.loads(file.metadata()[TEXTS])
             condition = Condition(file.get_tensor("prompt_embeds"), file.get_tensor("pooled_prompt_embeds"))
-        return json.loads(metadata["prompts"]), json.loads(metadata["styles"]), condition
-    except (SafetensorError, KeyError, ValueError) as error:
+        return texts["prompts"], texts["styles"], condition
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} is damaged ({error}): run 'dvc repro --force embed'") from error
 
 

@@ -101,5 +101,5 @@ def test_the_denoise_branch_starts_noisier_and_the_inversion_branch_cleaner_ever
     assert bool((inversion.s > inversion.t).all())
     for branch in (denoise, inversion):
         for places in (branch.s, branch.t, branch.discount):
-            assert 0 <= int(places.min())
+            assert int(places.min()) >= 0
             assert int(places.max()) < POINTS

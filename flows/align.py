@@ -1,0 +1,177 @@
+"""The whole road as a Prefect flow: one task per stage of dvc.yaml, then publishing.
+
+No `from __future__ import annotations` here: Prefect reads the annotations to make its form.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
+from prefect.transactions import Transaction, get_transaction, transaction
+
+from flows import display
+from flows.form import SettingsPatch
+from srpo_core import artifacts, release
+from srpo_core.errors import StageError
+from srpo_core.graph import Stage, read_graph
+from srpo_core.reproduction import StageResult, reproduce
+from srpo_core.storage import open_store
+from srpo_core.workspace import Workspace, bring_home, fetch_data, open_workspace, write_settings
+
+
+@dataclass(frozen=True)
+class AlignResult:
+    """What a run came to.
+
+    passed, reason: the gate's verdict; report: the page to look at; release: where it was published, if it
+    was; stages: how each stage that ran ended; workspace: where everything lies; home: whether the results
+    were brought to the checkout.
+    """
+
+    passed: bool
+    reason: str
+    report: Path
+    release: str | None
+    stages: tuple[StageResult, ...]
+    workspace: Path
+    home: bool
+
+
+@flow(name="align", validate_parameters=True)
+def align(
+    profile: str | None = "tiny",
+    patch: SettingsPatch = SettingsPatch(),  # noqa: B008  # the empty form
+    revision: str | None = None,
+    publish: bool = True,
+) -> "State[AlignResult]":
+    """Align a model from data to release.
+
+    Args:
+        profile: preset of the settings in profiles/; none takes params.yaml as it stands.
+        patch: settings that differ from the preset; an empty entry keeps the preset's value.
+        revision: commit, branch or tag to run; none takes the checkout as it is, uncommitted changes included.
+        publish: publish a model that the gate lets through.
+    """
+    with open_workspace(Path.cwd(), revision=revision) as workspace:
+        write_settings(
+            workspace.path, profile=profile, patch=patch.model_dump(mode="json", exclude_none=True)
+        )
+        results = run_stages(workspace)
+        decision = artifacts.read_json(workspace.path / artifacts.DECISION)
+        home = revision is None and bring_home(workspace, [result.stage for result in results])
+        uri = publish_release(workspace) if publish and decision["passed"] else None
+        result = AlignResult(
+            passed=decision["passed"],
+            reason=decision["reason"],
+            report=(workspace.checkout if home else workspace.path) / artifacts.REPORT,
+            release=uri,
+            stages=tuple(results),
+            workspace=workspace.path,
+            home=home,
+        )
+        create_markdown_artifact(markdown(result), key="align", description="verdict and stages of a run")
+        return Completed(
+            name="Completed" if result.passed else "Refused",
+            message=f"{'passed' if result.passed else 'refused'}: {result.reason}",
+            data=result,
+        )
+
+
+def run_stages(workspace: Workspace) -> list[StageResult]:
+    """Run the stages of the workspace's dvc.yaml in order; a refused model skips those that need a passed one."""
+    graph = read_graph(workspace.path, workspace.site_cache)
+    fetch_data(workspace, graph.data)
+    results: list[StageResult] = []
+    for stage in graph.stages:
+        if stage.needs_passed and not artifacts.read_json(workspace.path / artifacts.DECISION)["passed"]:
+            get_run_logger().info(
+                "%s left out: the gate refused",
+                stage.name,
+                extra=display.ended(stage.name, "left out: refused"),
+            )
+            continue
+        as_task = run_stage.with_options(
+            name=stage.name, task_run_name=stage.name, description=stage.description
+        )
+        results.append(as_task(workspace, stage).result())
+    return results
+
+
+@task(cache_policy=NO_CACHE)
+def run_stage(workspace: Workspace, stage: Stage) -> "State[StageResult]":
+    """Run one stage by DVC, its output streamed into the log; unchanged is shown as cached."""
+    log = get_run_logger()
+    log.info("%s: %s", stage.name, stage.description, extra=display.began(stage.name, stage.description))
+    try:
+        result = reproduce(workspace, stage.name, lambda line: log.info("%s", line, extra=display.said()))
+    except StageError as error:
+        log.error("%s", error, extra=display.failed(stage.name))  # noqa: TRY400  # one line, Prefect adds the trace
+        raise
+    note = f"{'cached' if result.cached else 'done'} in {result.seconds:.1f} s"
+    log.info("%s %s", stage.name, note, extra=display.ended(stage.name, note))
+    return Completed(name="Cached" if result.cached else "Completed", message=note, data=result)
+
+
+def publish_release(workspace: Workspace) -> str:
+    """Publish what the workspace made, read it back, return where it is; undone if reading it back fails."""
+    with transaction():
+        published = publish_run(workspace)
+        verify_release(published)
+    return published.uri
+
+
+@task(name="publish", task_run_name="publish", cache_policy=NO_CACHE)
+def publish_run(workspace: Workspace) -> release.Published:
+    """Publish to the store of `SRPO_STORE` and point the alias `candidate` there."""
+    log = get_run_logger()
+    store = open_store()
+    log.info("publish: to %s", store.uri, extra=display.began("publish", f"to {store.uri}"))
+    published = release.publish(store, root=workspace.path, why=f"run {workspace.run_id}")
+    current = get_transaction()
+    assert current is not None, "Prefect opens a transaction for each task"
+    current.set("published", published)
+    note = published.version if published.created else f"{published.version} is there already"
+    log.info("publish %s", note, extra=display.ended("publish", note))
+    return published
+
+
+@publish_run.on_rollback
+def withdraw_release(undone: Transaction) -> None:
+    """Take back a release that could not be read back."""
+    release.withdraw(open_store(), undone.get("published"))
+
+
+@task(name="verify", task_run_name="verify", cache_policy=NO_CACHE)
+def verify_release(published: release.Published) -> None:
+    """Read every file of the release back and compare it with its digest."""
+    log = get_run_logger()
+    log.info("verify: reads it back", extra=display.began("verify", "reads every file back"))
+    manifest = release.verify(open_store(), published.version)
+    note = f"{len(manifest['files'])} files as published"
+    log.info("verify %s", note, extra=display.ended("verify", note))
+
+
+def markdown(result: AlignResult) -> str:
+    """Verdict, stages and where to look, as Markdown."""
+    rows = [
+        f"| {stage.stage} | {'cached' if stage.cached else 'ran'} | {stage.seconds:.1f} |"
+        for stage in result.stages
+    ]
+    return "\n".join(
+        [
+            f"## {'Passed' if result.passed else 'Refused'}",
+            result.reason,
+            "",
+            f"- report: `{result.report}`",
+            f"- release: `{result.release or 'none'}`",
+            f"- workspace: `{result.workspace}`",
+            "",
+            "| stage | how | seconds |",
+            "|---|---|---:|",
+            *rows,
+        ]
+    )

@@ -1,0 +1,81 @@
+"""The form of a run in Prefect's UI: the settings again, every key optional, choices from the registries."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
+
+from srpo_core import config
+from srpo_core.algorithm import METHODS
+from srpo_core.errors import ConfigError
+from srpo_core.models import BASES
+from srpo_core.scorers import SCORERS
+from srpo_core.scorers.metrics import METRICS
+
+CHOICES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "model.base": tuple(BASES),
+        "reward.scorer": tuple(name for name, scorer in SCORERS.items() if scorer.differentiable),
+        "judge.scorer": tuple(name for name, scorer in SCORERS.items() if not scorer.differentiable),
+        "train.method": tuple(METHODS),
+        "select.maximize": tuple(METRICS),
+        "evaluate.metrics": tuple(METRICS),
+    }
+)
+
+
+class _Patch(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+def patch_model(part: type[BaseModel], choices: Mapping[str, tuple[str, ...]], at: str = "") -> type[_Patch]:
+    """Derive the patch of a part of the settings: same keys, ranges and descriptions, nothing required.
+
+    `choices` gives the known names of a key, by its dotted path (of a list: of its entries); `at` is the path of `part`.
+    """
+    fields = {
+        name: _optional(field, choices, f"{at}.{name}".lstrip("."))
+        for name, field in part.model_fields.items()
+    }
+    return create_model(f"{part.__name__}Patch", __base__=_Patch, __doc__=part.__doc__, **fields)
+
+
+def _optional(field: FieldInfo, choices: Mapping[str, tuple[str, ...]], path: str) -> Any:
+    kind: Any = _patch_type(field.annotation, choices, path)
+    for constraint in field.metadata:
+        kind = Annotated[kind, constraint]
+    part = field.annotation if isinstance(field.annotation, type) else None
+    text = field.description or (part.__doc__ if part and issubclass(part, BaseModel) else None)
+    return (kind | None, Field(default=None, description=text))
+
+
+def _patch_type(kind: Any, choices: Mapping[str, tuple[str, ...]], path: str) -> Any:
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return patch_model(kind, choices, path)
+    if path in choices:
+        known = Literal[choices[path]]  # type: ignore[valid-type]
+        return list[known] if get_origin(kind) is list else known
+    if get_origin(kind) is dict:
+        key, value = get_args(kind)
+        return dict[key, _patch_type(value, choices, path)]  # type: ignore[valid-type,misc]
+    return kind
+
+
+if TYPE_CHECKING:
+    SettingsPatch = BaseModel
+else:
+    SettingsPatch = patch_model(config.Settings, CHOICES)
+
+
+def parse_patch(values: Mapping[str, Any]) -> SettingsPatch:
+    """Check a nested patch, for instance one given on the command line.
+
+    Raises:
+        ConfigError: a key is unknown or out of range; one line for all of them.
+    """
+    try:
+        return SettingsPatch.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"patch: {config.faults(error)}. See srpo_core/config.py for every key") from None

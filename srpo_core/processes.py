@@ -1,0 +1,220 @@
+"""Child processes that never outlive the run that started them.
+
+`run_streaming` starts a guardian (this file, run as a script) in a session of its own; the guardian starts
+the command. Three nets, each for what the one before cannot catch:
+
+1. the run ends (error, cancellation, Ctrl-C): `run_streaming` ends the guardian in its `finally`;
+2. the run is killed: the kernel tells the guardian (PR_SET_PDEATHSIG), which ends every descendant, also
+   those that left its session: as child subreaper it stays their ancestor;
+3. the guardian is killed too, or a library started a server behind our back: the next run calls
+   `end_leftovers`. Every process below a run bears its owner's mark in its environment, so a reused process
+   number is never mistaken for one of ours, and what has a living owner is left alone.
+
+Linux only. The script part uses nothing but the standard library.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Final, NoReturn
+
+OWNER: Final = "SRPO_OWNER"
+GRACE_SECONDS: Final = 5.0
+
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_PROC: Final = Path("/proc")
+
+
+def run_streaming(
+    command: Sequence[str],
+    *,
+    cwd: Path,
+    environment: Mapping[str, str],
+    on_line: Callable[[str], None],
+) -> int:
+    """Run `command` to its end, give each line of its output to `on_line`, return its exit code.
+
+    Standard output and error come merged, in the order written. When this call ends, for whatever reason,
+    nothing that the command started is still running. A command ended by signal N gives 128 + N.
+    The kernel ties the guardian to the calling thread, which therefore waits here itself.
+    """
+    guardian = [sys.executable, "-P", "-u", str(Path(__file__).resolve()), str(os.getpid()), *command]
+    with subprocess.Popen(
+        guardian,
+        cwd=cwd,
+        env={**environment, OWNER: owner_mark()},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                on_line(line.rstrip())
+            return _exit_code(process.wait())
+        finally:
+            _end_guardian(process)
+
+
+def owner_mark() -> str:
+    """This process as an owner: number, start and the namespace that counts the numbers, for `OWNER`."""
+    return f"{os.getpid()}.{_started(os.getpid())}.{_namespace()}"
+
+
+def end_leftovers(grace: float = GRACE_SECONDS) -> int:
+    """End what bears the mark of an owner that is dead, and all below; return how many processes that were.
+
+    They are asked first (SIGTERM) and killed after `grace` seconds.
+    """
+    return _end_all(_orphans, grace)
+
+
+def die_with_parent() -> None:
+    """Let the kernel end this process when the thread that started it ends, as after `kill -9 dvc`."""
+    parent = os.getppid()
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(128 + signal.SIGTERM)
+
+
+def _exit_code(code: int) -> int:
+    return code if code >= 0 else 128 - code
+
+
+def _end_guardian(process: "subprocess.Popen[str]") -> None:
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(GRACE_SECONDS + 5)
+    except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _orphans() -> set[int]:
+    found = {int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit() and _owner_died(entry)}
+    # Ray's workers overwrite their environment in /proc: they are found below those that do not
+    return {*found, *_descendants(found)} - {os.getpid()}
+
+
+def _owner_died(process: Path) -> bool:
+    prefix = f"{OWNER}=".encode()
+    for entry in _read(process / "environ").split(b"\0"):
+        if entry.startswith(prefix):
+            pid, _, rest = entry.removeprefix(prefix).decode().partition(".")
+            started, _, namespace = rest.partition(".")
+            return namespace == _namespace() and pid.isdigit() and _started(int(pid)) != started
+    return False
+
+
+def _started(pid: int) -> str:
+    """When a process started, in clock ticks since the machine did; empty when it is no more."""
+    fields = _read(_PROC / str(pid) / "stat").rpartition(b")")[2].split()
+    return "" if not fields or fields[0] == b"Z" else fields[19].decode()
+
+
+def _namespace() -> str:
+    return str(Path("/proc/self/ns/pid").readlink())
+
+
+def _descendants(roots: Iterable[int]) -> set[int]:
+    """All processes below `roots`, however deep; zombies do not count."""
+    children: dict[int, list[int]] = {}
+    for entry in _PROC.iterdir():
+        # /proc/<pid>/stat: pid (command) state parent ...; the command may hold blanks and brackets
+        fields = _read(entry / "stat").rpartition(b")")[2].split() if entry.name.isdigit() else []
+        if fields and fields[0] != b"Z":
+            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    below: set[int] = set()
+    waiting = list(roots)
+    while waiting:
+        new = [child for child in children.get(waiting.pop(), []) if child not in below]
+        below.update(new)
+        waiting.extend(new)
+    return below
+
+
+def _read(path: Path) -> bytes:
+    """Contents of a file in /proc; empty when the process is gone or another user's."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _end_all(find: Callable[[], set[int]], grace: float) -> int:
+    """Signal what `find` finds until it finds nothing: SIGTERM once each, SIGKILL after `grace` seconds."""
+    asked: set[int] = set()
+    kill_at = time.monotonic() + grace
+    while victims := find():
+        force = time.monotonic() > kill_at
+        if time.monotonic() > kill_at + GRACE_SECONDS:
+            break  # in uninterruptible sleep: the kernel holds the signal for it
+        for victim in victims if force else victims - asked:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(victim, signal.SIGKILL if force else signal.SIGTERM)
+        asked |= victims
+        time.sleep(0.05)
+    return len(asked)
+
+
+def _prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
+
+
+def _guard(parent: int, command: Sequence[str]) -> int:
+    """Run `command` as its guardian: end every descendant when it, or the parent, ends."""
+
+    def stop(signum: int, _: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + signum)
+
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(signum, stop)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before the kernel was told to watch it
+        return 128 + signal.SIGTERM
+    try:
+        return _wait_for(subprocess.Popen(command))
+    except FileNotFoundError:
+        sys.stderr.write(f"srpo: error: {command[0]} is not installed: run 'make setup' first\n")
+        return 127
+    finally:
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(signum, signal.SIG_IGN)
+        _end_all(_reaped_descendants, GRACE_SECONDS)
+
+
+def _wait_for(child: "subprocess.Popen[bytes]") -> int:
+    """Reap the command and, on the way, what was orphaned to us; return the command's exit code."""
+    while True:
+        pid, status = os.wait()
+        if pid == child.pid:
+            child.returncode = os.waitstatus_to_exitcode(status)
+            return _exit_code(child.returncode)
+
+
+def _reaped_descendants() -> set[int]:
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    return _descendants([os.getpid()])
+
+
+if __name__ == "__main__":
+    sys.exit(_guard(int(sys.argv[1]), sys.argv[2:]))

@@ -1,0 +1,156 @@
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flows.align import align, markdown
+from flows.form import parse_patch
+from srpo_core import release
+from srpo_core.errors import ConfigError, StageError, StoreError
+
+pytestmark = pytest.mark.pipeline
+
+STAGES = ["ingest", "train", "gate", "report", "quantize"]
+
+
+def run(**parameters):
+    return align(**{"publish": False, **parameters})
+
+
+def newest_run(server):
+    runs = server.call("/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
+    return runs[0]
+
+
+def test_a_run_comes_home_and_a_second_one_is_cached_stage_by_stage(standin, prefect):
+    first = run()
+    assert [(stage.stage, stage.cached) for stage in first.stages] == [(name, False) for name in STAGES]
+    assert first.passed
+    assert first.home
+    assert first.report == standin / "runs/report/report.html"
+    assert first.report.is_file()
+    repro = subprocess.run(["dvc", "repro"], capture_output=True, text=True, check=True, cwd=standin)
+    assert repro.stdout.count("didn't change, skipping") == len(STAGES)
+
+    second = run()
+    assert [stage.cached for stage in second.stages] == [True] * len(STAGES)
+    assert second.workspace != first.workspace
+    state = newest_run(prefect)
+    assert state["state_name"] == "Completed"
+    tasks = prefect.call("/task_runs/filter", {"flow_runs": {"id": {"any_": [state["id"]]}}})
+    assert {task["name"]: task["state_name"] for task in tasks} == dict.fromkeys(STAGES, "Cached")
+    assert "| train | cached |" in markdown(second)
+
+
+def test_a_refused_model_completes_as_refused_and_what_needs_a_passed_one_is_left_out(standin, prefect):
+    result = run(patch=parse_patch({"gate": {"resamples": 50}}))
+    assert not result.passed
+    assert [stage.stage for stage in result.stages] == STAGES[:-1]
+    assert not (result.workspace / "runs/quantize").exists()
+    assert not result.home, "the checkout holds other settings"
+    state = newest_run(prefect)
+    assert (state["state_type"], state["state_name"]) == ("COMPLETED", "Refused")
+    assert state["state"]["message"] == "refused: as the resamples say."
+    assert markdown(result).startswith("## Refused\n")
+
+
+def test_a_failing_stage_fails_the_run_with_the_line_that_it_printed(standin, prefect):
+    with pytest.raises(StageError, match=r"^stage train: the loss is NaN at step 7$") as caught:
+        run(patch=parse_patch({"train": {"batch_size": 665}}))
+    assert caught.value.exit_code == 4
+    state = newest_run(prefect)
+    assert state["state_type"] == "FAILED"
+    assert "the loss is NaN at step 7" in state["state"]["message"]
+
+
+def test_an_edited_checkout_runs_as_it_is_and_a_named_revision_does_not_see_the_edit(standin, prefect):
+    steps = standin / "steps.py"
+    steps.write_text(steps.read_text().replace("pictures on", "pictures of"))
+    assert " pictures of " in (run().workspace / "runs/train/weights.txt").read_text()
+    committed = run(revision="main")
+    assert " pictures on " in (committed.workspace / "runs/train/weights.txt").read_text()
+    assert not committed.home
+    assert " pictures of " in (standin / "runs/train/weights.txt").read_text()
+
+
+def test_the_settings_of_the_checkout_are_used_when_no_profile_is_named(standin, prefect):
+    params = standin / "params.yaml"
+    params.write_text(params.read_text().replace("seed: 0", "seed: 5"))
+    result = run(profile=None)
+    assert (result.workspace / "runs/ingest/numbers.json").read_text().startswith("[5,")
+    assert result.home
+    params.write_text(params.read_text() + "\nsead: 1\n")
+    with pytest.raises(ConfigError, match=r"unknown key 'sead'"):
+        run(profile=None)
+
+
+def test_a_release_that_cannot_be_read_back_is_taken_back(standin, prefect, monkeypatch):
+    """The stand-in's files are no model: this is about who calls what when, on a store that is a text file."""
+    store = standin / "store.txt"
+    published = release.Published("tiny-1", "store/tiny-1", created=True, alias="candidate", previous=None)
+
+    def publish(_, *, root, why):
+        assert (root / "runs/quantize/model.bin").is_file()
+        assert why.startswith("run ")
+        store.write_text(published.version)
+        return published
+
+    def withdraw(_, what):
+        assert what == published
+        store.unlink()
+
+    def verify(_, version):
+        assert store.read_text() == version
+        raise StoreError("tiny-1 is damaged")
+
+    monkeypatch.setattr(release, "publish", publish)
+    monkeypatch.setattr(release, "withdraw", withdraw)
+    monkeypatch.setattr(release, "verify", verify)
+    with pytest.raises(StoreError, match="tiny-1 is damaged"):
+        run(publish=True)
+    assert not store.exists()
+    monkeypatch.setattr(release, "verify", lambda _, version: {"files": {version: {}}})
+    assert run(publish=True).release == "store/tiny-1"
+    assert store.read_text() == "tiny-1"
+
+
+def alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+def test_after_kill_9_in_a_stage_nothing_stays_and_the_same_command_works(standin, prefect):
+    marker = standin / ".srpo/pid"
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from flows.terminal import run_align;"
+        "run_align(profile='tiny', patch={'train': {'batch_size': int(sys.argv[1])}}, revision=None, publish=False)",
+    ]
+    killed = subprocess.Popen([*command, "1000"], env={**os.environ, **prefect.environment})
+    until = time.monotonic() + 120
+    while not (marker.exists() and marker.read_text().endswith("\n")):
+        assert killed.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    stage = int(marker.read_text())
+    assert alive(stage)
+    killed.kill()
+    killed.wait()
+    until = time.monotonic() + 15
+    while alive(stage) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not alive(stage), "the stage outlived its run"
+    again = subprocess.run(
+        [*command, "8"],
+        env={**os.environ, **prefect.environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert again.returncode == 0, again.stderr
+    assert "✓ ingest        cached" in again.stderr
+    assert "✓ train         done" in again.stderr

@@ -1,0 +1,111 @@
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from flows.align import align
+from flows.data import data
+from flows.form import parse_patch
+from srpo_core import dataset
+from srpo_core.errors import ConfigError, DataError, StageError, StoreError
+from srpo_core.workspace import git, open_workspace
+
+ROOT = Path(__file__).resolve().parents[2]
+HPD = ROOT / "assets/tiny/hpd"
+
+
+@pytest.mark.pipeline
+def test_a_version_is_tagged_pushed_whole_and_can_be_aligned_on_from_the_remote_alone(standin, prefect):
+    tag = data(source=str(HPD), name="emoji")
+    assert tag.startswith("data/emoji/")
+    assert len(tag.rsplit("/", 1)[1]) == 12
+    assert git(standin, "tag") == tag
+    assert git(standin, "status", "--porcelain") == ""
+    assert git(standin, "diff", "--name-only", "main", tag).split() == ["data/.gitignore", "data/emoji.dvc"]
+
+    assert data(source=str(HPD), name="emoji") == tag
+    assert git(standin, "tag") == tag
+
+    shutil.rmtree(standin / ".dvc/cache")
+    result = align(revision=tag, patch=parse_patch({"ingest": {"source": "data/emoji"}}), publish=False)
+    seen = json.loads((result.workspace / "runs/ingest/numbers.json").read_text())
+    assert seen == [0, ["benchmark", "test.json", "test.tar", "train.json", "train.tar"]]
+
+
+@pytest.mark.pipeline
+def test_a_bad_record_is_refused_with_its_place_and_nothing_is_tagged_or_pushed(standin, prefect, tmp_path):
+    source = shutil.copytree(HPD, tmp_path / "source")
+    pairs = json.loads((source / "train.json").read_text())
+    pairs[3]["human_preference"] = [1, 1]
+    (source / "train.json").write_text(json.dumps(pairs))
+    with pytest.raises(StageError, match=r"train.json.*record 3.*human_preference"):
+        data(source=str(source), name="bad")
+    assert git(standin, "tag") == ""
+    assert not (standin / ".srpo/dvc-remote").exists()
+
+
+def test_images_in_a_directory_become_the_same_tar_whatever_their_order_and_times(tmp_path):
+    for number, names in enumerate((["b", "a"], ["a", "b"])):
+        source = tmp_path / f"source{number}"
+        shutil.copytree(HPD / "benchmark", source / "benchmark")
+        for split in dataset.SPLITS:
+            (source / f"{split}.json").write_text("[]")
+            (source / split).mkdir()
+            for name in names:
+                (source / split / f"{name}.png").write_bytes(name.encode() * 700)
+        dataset.collect(source, tmp_path / f"target{number}")
+    first, second = ((tmp_path / f"target{number}/train.tar").read_bytes() for number in (0, 1))
+    assert first == second
+    with tarfile.open(tmp_path / "target0/train.tar") as tar:
+        assert tar.getnames() == ["a.png", "b.png"]
+        member = tar.extractfile("b.png")
+        assert member is not None
+        assert member.read() == b"b" * 700
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (shutil.rmtree, r"is no directory: give one in HPDv2's layout"),
+        (lambda source: (source / "test.json").unlink(), r"test.json is missing"),
+        (lambda source: (source / "train.tar").unlink(), r"images of 'train' must lie in exactly one"),
+        (lambda source: (source / "train").mkdir(), r"exactly one .* found .*train and .*train.tar"),
+    ],
+)
+def test_a_source_that_is_not_in_the_layout_is_one_clear_line(tmp_path, change, line):
+    source = shutil.copytree(HPD, tmp_path / "source")
+    change(source)
+    with pytest.raises(DataError, match=line):
+        dataset.collect(source, tmp_path / "target")
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", "-", "ü"])
+def test_a_name_that_is_no_directory_below_data_is_refused(name):
+    with pytest.raises(ConfigError, match="use letters, digits"):
+        dataset.require_name(name)
+
+
+@pytest.mark.pipeline
+def test_what_a_push_lost_is_seen_and_pushed_again_and_a_remote_that_cannot_take_it_is_an_error(standin):
+    with open_workspace(standin, revision="HEAD") as workspace:
+        dataset.collect(HPD, workspace.path / "data/emoji")
+        dataset.track(workspace, "emoji")
+        dataset.push(workspace, "emoji")
+        assert list(dataset.missing_in_remote(workspace, "emoji")) == []
+        remote = standin / ".srpo/dvc-remote"
+        objects = [path for path in remote.rglob("*") if path.is_file() and path.suffix != ".dir"]
+        missing, cut_off = sorted(objects)[:2]
+        missing.unlink()
+        cut_off.chmod(0o644)
+        cut_off.write_bytes(b"half")
+        lost = sorted(path.parent.name + path.name for path in (missing, cut_off))
+        assert list(dataset.missing_in_remote(workspace, "emoji")) == lost
+        dataset.push(workspace, "emoji")
+        assert list(dataset.missing_in_remote(workspace, "emoji")) == []
+
+        missing.unlink()
+        missing.mkdir()
+        with pytest.raises(StoreError, match=r"data/emoji"):
+            dataset.push(workspace, "emoji")

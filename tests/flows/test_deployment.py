@@ -1,0 +1,98 @@
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.pipeline
+
+
+@pytest.fixture
+def deployed(prefect_server, standin):
+    """The stand-in with the project's flows and pipelines.yaml, deployed by the commands in its first lines."""
+    shutil.copytree(ROOT / "flows", standin / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pipelines.yaml", standin)
+    environment = {**prefect_server.environment, "SRPO_CHECKOUT": str(standin)}
+    for command in (
+        ["prefect", "work-pool", "create", "local-process", "--type", "process", "--overwrite"],
+        ["prefect", "--no-prompt", "deploy", "--prefect-file", "pipelines.yaml", "--all"],
+    ):
+        done = subprocess.run(
+            command, cwd=standin, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    return environment
+
+
+def test_every_flow_is_deployed_and_its_form_offers_the_settings(deployed, prefect_server):
+    named = {entry["name"] for entry in yaml.safe_load((ROOT / "pipelines.yaml").read_text())["deployments"]}
+    flows = {path.stem for path in (ROOT / "flows").glob("*.py")} & {"align", "data", "release"}
+    assert named == flows
+    align = prefect_server.call("/deployments/name/align/align")
+    schema = align["parameter_openapi_schema"]
+    assert set(schema["properties"]) == {"profile", "patch", "revision", "publish"}
+    assert align["concurrency_limit"] == 1 or align["global_concurrency_limit"]["limit"] == 1
+    assert align["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+    assert align["pull_steps"][0]["prefect.deployments.steps.set_working_directory"]["directory"].endswith(
+        deployed["SRPO_CHECKOUT"].rsplit("/", 1)[1]
+    )
+
+
+def test_the_cron_schedule_creates_scheduled_runs(deployed, prefect_server):
+    align = prefect_server.call("/deployments/name/align/align")
+    runs = prefect_server.wait(
+        "/flow_runs/filter",
+        {"deployments": {"id": {"any_": [align["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"},
+        lambda runs: len(runs) >= 3,
+        seconds=90,
+    )
+    assert {run["state_type"] for run in runs} == {"SCHEDULED"}
+    assert all("T02:00:00" in run["expected_start_time"] for run in runs)
+    assert {run["parameters"]["publish"] for run in runs} == {False}
+
+
+def test_a_run_started_over_the_api_with_a_changed_seed_finishes(deployed, prefect_server, standin):
+    align = prefect_server.call("/deployments/name/align/align")
+    run = prefect_server.call(
+        f"/deployments/{align['id']}/create_flow_run",
+        {"parameters": {"patch": {"seed": 3}, "publish": False}, "state": {"type": "SCHEDULED"}},
+    )
+    log = standin.parent / "worker.log"
+    with log.open("w") as output:
+        worker = subprocess.Popen(
+            ["prefect", "worker", "start", "--pool", "local-process"],
+            env=deployed,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            ended = prefect_server.wait(
+                f"/flow_runs/{run['id']}",
+                None,
+                lambda run: run["state_type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"},
+                seconds=240,
+            )
+        finally:
+            os.killpg(worker.pid, signal.SIGINT)
+            worker.wait(60)
+    assert ended["state_type"] == "COMPLETED", ended["state"]["message"] + log.read_text()
+    (numbers,) = standin.glob(".srpo/runs/*/workspace/runs/ingest/numbers.json")
+    assert numbers.read_text().startswith("[3,")
+    tasks = prefect_server.call(
+        "/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"}
+    )
+    assert [task["name"] for task in tasks] == ["ingest", "train", "gate", "report", "quantize"]
+
+
+def test_a_key_that_is_no_setting_is_refused_before_a_run_exists(deployed, prefect_server):
+    align = prefect_server.call("/deployments/name/align/align")
+    with pytest.raises(OSError, match=r"40\d|42\d"):
+        prefect_server.call(
+            f"/deployments/{align['id']}/create_flow_run", {"parameters": {"patch": {"sead": 3}}}
+        )

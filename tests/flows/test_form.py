@@ -1,0 +1,79 @@
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from flows.form import CHOICES, SettingsPatch, parse_patch
+from srpo_core import config
+from srpo_core.config import Settings, patched
+from srpo_core.errors import ConfigError
+
+TINY = {"seed": 4, "train": {"optimizer": {"betas": [0.5, 0.6]}}, "select": {"keep": {"judge_top5": -0.2}}}
+
+
+def described(part, at=""):
+    for name, field in part.model_fields.items():
+        yield f"{at}{name}", field
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, config.Part):
+            yield from described(kind, f"{at}{name}.")
+
+
+def in_schema(schema, path):
+    node = schema
+    for key in path.split("."):
+        while "$ref" in node or "anyOf" in node:
+            node = (
+                schema["$defs"][node["$ref"].rsplit("/", 1)[1]]
+                if "$ref" in node
+                else next(kind for kind in node["anyOf"] if kind.get("type") != "null")
+            )
+        node = node["properties"][key]
+    return node
+
+
+def test_every_setting_is_in_the_form_with_its_description_and_none_is_required():
+    schema = SettingsPatch.model_json_schema()
+    for path, field in described(Settings):
+        entry = in_schema(schema, path)
+        if field.description:
+            assert entry["description"] == field.description, path
+    assert all("required" not in part for name, part in schema["$defs"].items() if name.endswith("Patch"))
+    assert "required" not in schema
+
+
+def test_single_valued_names_are_choices_from_the_registries():
+    schema = SettingsPatch.model_json_schema()
+    for path in ("model.base", "reward.scorer", "judge.scorer", "train.method", "select.maximize"):
+        kinds = in_schema(schema, path)["anyOf"]
+        kind = next(kind for kind in kinds if kind.get("type") != "null")
+        assert tuple(kind.get("enum", [kind.get("const")])) == CHOICES[path]
+    assert "open_clip" in CHOICES["reward.scorer"]
+    assert not set(CHOICES["reward.scorer"]) & set(CHOICES["judge.scorer"])
+
+
+def test_a_patch_changes_what_it_names_and_nothing_else():
+    tiny = yaml.safe_load((config.PROFILES_DIR / "tiny.yaml").read_text())
+    merged = patched(tiny, parse_patch(TINY).model_dump(mode="json", exclude_none=True))
+    expected = yaml.safe_load((config.PROFILES_DIR / "tiny.yaml").read_text())
+    expected["seed"] = 4
+    expected["train"]["optimizer"]["betas"] = [0.5, 0.6]
+    expected["select"]["keep"]["judge_top5"] = -0.2
+    assert merged == expected
+    assert patched(tiny, parse_patch({}).model_dump(mode="json", exclude_none=True)) == tiny
+
+
+@pytest.mark.parametrize(
+    ("patch", "line"),
+    [
+        ({"sead": 1}, r"^patch: unknown key 'sead'"),
+        ({"train": {"step": 1}}, r"unknown key 'train.step'"),
+        ({"seed": -1}, r"seed.*greater than or equal to 0"),
+        ({"train": {"method": "dpo"}}, r"train.method.*'srpo'"),
+    ],
+)
+def test_a_wrong_patch_is_one_line_that_names_the_key(patch, line):
+    with pytest.raises(ConfigError, match=line) as caught:
+        parse_patch(patch)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValidationError):
+        SettingsPatch.model_validate(patch)

@@ -1,0 +1,191 @@
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+from srpo_core.telemetry import quiet_environment
+
+ROOT = Path(__file__).resolve().parents[2]
+INFRA = ROOT / "infra"
+COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
+SERVICES = COMPOSE["services"]
+PIPELINES = yaml.safe_load((ROOT / "pipelines.yaml").read_text())
+# commands of images that are not ours
+FOREIGN = {"database": {"pg_isready"}, "store": {"minio", "mc", "mkdir"}}
+LISTENING = {"database": 5432}
+
+
+def logical_lines(text: str) -> list[str]:
+    joined = re.sub(r"\\\n", " ", "\n".join(line for line in text.splitlines() if not line.startswith("#")))
+    return [line for line in joined.splitlines() if line.strip()]
+
+
+def instructions(word: str) -> list[str]:
+    lines = logical_lines((INFRA / "Dockerfile").read_text())
+    return [line.split(maxsplit=1)[1] for line in lines if line.split()[0] == word]
+
+
+def simple_commands(command: list[str]) -> list[list[str]]:
+    """What a service's command runs, a shell line taken apart."""
+    if command[:2] == ["sh", "-c"]:
+        command = command[2:]
+    if len(command) == 1:
+        return [shlex.split(part.strip().removeprefix("exec ")) for part in command[0].split("&&")]
+    return [command]
+
+
+def commands(name: str) -> list[list[str]]:
+    service = SERVICES[name]
+    found = (
+        simple_commands([*service.get("entrypoint", []), *service["command"]]) if "command" in service else []
+    )
+    if "healthcheck" in service:
+        found.append(service["healthcheck"]["test"][1:])
+    return found
+
+
+def ports(name: str) -> set[int]:
+    service = SERVICES[name]
+    published = {int(entry.rsplit(":", 1)[1]) for entry in service.get("ports", [])}
+    return published | {int(entry) for entry in service.get("expose", [])}
+
+
+def test_the_image_copies_only_what_exists_and_installs_the_lock():
+    sources = [source for line in instructions("COPY") for source in line.split()[:-1]]
+    assert sources == ["requirements.lock", "."]
+    assert all((ROOT / source).exists() for source in sources)
+    assert any("-r requirements.lock" in line for line in instructions("RUN"))
+    (workdir,) = instructions("WORKDIR")
+    (environment,) = instructions("ENV")
+    assert dict(pair.split("=", 1) for pair in environment.split())["SRPO_CHECKOUT"] == workdir
+    (base,) = instructions("FROM")
+    assert base.startswith(f"python:{sys.version_info.major}.{sys.version_info.minor}-")
+
+
+def test_the_image_switches_off_the_same_telemetry_as_the_command_line():
+    (environment,) = instructions("ENV")
+    assert quiet_environment({}).items() <= dict(pair.split("=", 1) for pair in environment.split()).items()
+
+
+def test_git_history_is_in_the_image_and_this_machines_state_is_not():
+    ignored = (INFRA / "Dockerfile.dockerignore").read_text().split()
+    assert ".git" not in ignored
+    kept_out = {line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split()}
+    assert {".venv", ".srpo", "store", "runs"} <= kept_out & set(ignored)
+
+
+def test_builds_name_files_that_exist():
+    for service in SERVICES.values():
+        if "build" in service:
+            context = (INFRA / service["build"]["context"]).resolve()
+            assert context == ROOT
+            assert (context / service["build"]["dockerfile"]).is_file()
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_command_of_a_service_exists(name):
+    for command in commands(name):
+        ours = name not in FOREIGN
+        assert (
+            shutil.which(command[0], path=str(Path(sys.executable).parent))
+            if ours
+            else (command[0] in FOREIGN[name])
+        ), command
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize("name", [name for name in SERVICES if name not in FOREIGN])
+def test_every_option_of_prefect_and_ray_is_known_to_them(name):
+    for command in commands(name):
+        words = [word for word in command if not word.startswith("-")]
+        if words[0] not in {"prefect", "ray"}:
+            continue
+        depth = (
+            3 if words[:2] in (["prefect", "server"], ["prefect", "worker"], ["prefect", "work-pool"]) else 2
+        )
+        texts = [
+            subprocess.run(
+                [str(Path(sys.executable).parent / words[0]), *words[1:level], "--help"],
+                capture_output=True,
+                text=True,
+                check=True,
+                env={"COLUMNS": "200", "TERMINAL_WIDTH": "200", "PATH": str(Path(sys.executable).parent)},
+            ).stdout
+            for level in range(1, depth + 1)
+        ]
+        for option in (word.partition("=")[0] for word in command if word.startswith("--")):
+            assert any(option in text for text in texts), (command, option)
+
+
+def test_every_address_in_the_environment_is_a_port_that_its_service_offers():
+    seen = set()
+    for service in SERVICES.values():
+        for name, value in service.get("environment", {}).items():
+            address = urlsplit(value if "://" in value else f"ray://{value}")
+            host = "server" if address.hostname == "127.0.0.1" else address.hostname
+            if host in SERVICES and name != "SRPO_STORE":
+                assert address.port in ports(host), (name, value)
+                seen.add((name, host))
+    assert seen == {
+        ("PREFECT_API_URL", "server"),
+        ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "database"),
+        ("PREFECT_SERVER_UI_API_URL", "server"),
+        ("RAY_ADDRESS", "ray"),
+        ("AWS_ENDPOINT_URL", "store"),
+    }
+
+
+def test_every_port_that_is_offered_is_one_that_the_service_listens_on():
+    for name in SERVICES:
+        said = " ".join(" ".join(command) for command in commands(name))
+        listening = {int(port) for port in re.findall(r"(?:port[= ]|address :)(\d+)", said)}
+        assert ports(name) <= listening | {LISTENING.get(name)}, name
+        assert all(entry.startswith("127.0.0.1:") for entry in SERVICES[name].get("ports", [])), name
+
+
+def test_services_wait_only_for_services_and_mount_only_declared_volumes():
+    for service in SERVICES.values():
+        for other, how in service.get("depends_on", {}).items():
+            assert other in SERVICES
+            assert how["condition"] != "service_healthy" or "healthcheck" in SERVICES[other]
+        assert {volume.split(":")[0] for volume in service.get("volumes", [])} <= set(COMPOSE["volumes"])
+    assert {volume.split(":")[0] for name in SERVICES for volume in SERVICES[name].get("volumes", [])} == set(
+        COMPOSE["volumes"]
+    )
+
+
+def test_no_secret_stands_in_the_file_and_the_readme_names_each():
+    text = (INFRA / "compose.yaml").read_text()
+    secrets = set(re.findall(r"\$\{(\w+)", text))
+    readme = (INFRA / "README.md").read_text()
+    assert {line.partition("=")[0] for line in re.findall(r"^\w+=\.\.\.", readme, re.M)} == secrets
+    assert not re.search(r"(PASSWORD|TOKEN|SECRET\w*): (?!\$\{)", text)
+
+
+def test_the_pool_of_the_worker_is_the_pool_of_the_deployments():
+    pools = {deployment["work_pool"]["name"] for deployment in PIPELINES["deployments"]}
+    said = " ".join(" ".join(command) for name in ("deploy", "worker") for command in commands(name))
+    for pool in pools:
+        assert f"work-pool create {pool} --type process" in said
+        assert f"worker start --pool {pool}" in said
+    assert f"--prefect-file {next(ROOT.glob('pipelines.yaml')).name}" in said
+
+
+def test_deployments_point_to_flows_that_exist():
+    for deployment in PIPELINES["deployments"]:
+        file, _, function = deployment["entrypoint"].partition(":")
+        assert f"\ndef {function}(" in (ROOT / file).read_text()
+    (step,) = PIPELINES["pull"]
+    assert step["prefect.deployments.steps.set_working_directory"]["directory"] == "{{ $SRPO_CHECKOUT }}"
+
+
+def test_paths_that_the_readme_names_exist():
+    readme = (INFRA / "README.md").read_text()
+    for path in re.findall(r"`([\w./-]+\.(?:yaml|lock|md)|infra/Dockerfile|tests/infra/)`", readme):
+        assert (ROOT / path).exists(), path

@@ -1,0 +1,156 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from srpo_core import processes
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def stream(command: list[str], cwd: Path, lines: list[str] | None = None) -> int:
+    return processes.run_streaming(
+        command,
+        cwd=cwd,
+        environment=os.environ,
+        on_line=(lines if lines is not None else []).append,
+    )
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def gone(pid: int, seconds: float = 15) -> bool:
+    until = time.monotonic() + seconds
+    while alive(pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    return not alive(pid)
+
+
+def written_pid(file: Path) -> int:
+    until = time.monotonic() + 15
+    while not (file.exists() and file.read_text().endswith("\n")):
+        assert time.monotonic() < until, f"{file} was never written"
+        time.sleep(0.05)
+    return int(file.read_text())
+
+
+def test_output_comes_line_by_line_in_the_order_written_with_the_exit_code(tmp_path):
+    lines: list[str] = []
+    code = stream(["sh", "-c", "echo one; echo two >&2; echo three; exit 7"], tmp_path, lines)
+    assert (code, lines) == (7, ["one", "two", "three"])
+
+
+def test_a_command_killed_by_a_signal_gives_128_plus_its_number(tmp_path):
+    assert stream(["sh", "-c", "kill -9 $$"], tmp_path) == 137
+
+
+def test_an_unknown_command_is_one_line_and_127(tmp_path):
+    lines: list[str] = []
+    assert stream(["no-such-command-here"], tmp_path, lines) == 127
+    assert lines == ["srpo: error: no-such-command-here is not installed: run 'make setup' first"]
+
+
+def test_what_a_command_leaves_running_in_another_session_ends_with_it(tmp_path):
+    stream(["sh", "-c", "setsid sleep 300 >/dev/null 2>&1 & echo $! > left; sleep 0.3"], tmp_path)
+    assert not alive(written_pid(tmp_path / "left"))
+
+
+def test_an_error_while_reading_ends_the_command(tmp_path):
+    def fail(line: str) -> None:
+        raise RuntimeError(line)
+
+    with pytest.raises(RuntimeError, match="go"):
+        processes.run_streaming(
+            ["sh", "-c", "echo $$ > pid; echo go; sleep 300"],
+            cwd=tmp_path,
+            environment=os.environ,
+            on_line=fail,
+        )
+    assert not alive(written_pid(tmp_path / "pid"))
+
+
+def start_run(tmp_path: Path, inner: str) -> "subprocess.Popen[bytes]":
+    script = textwrap.dedent(f"""
+        import os
+        from pathlib import Path
+        from srpo_core.processes import run_streaming
+        run_streaming(["sh", "-c", {inner!r}], cwd=Path({str(tmp_path)!r}), environment=os.environ,
+                      on_line=print)
+    """)
+    return subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+def test_a_killed_run_takes_its_command_and_all_below_along(tmp_path):
+    run = start_run(
+        tmp_path, "setsid sh -c 'echo $$ > deep; sleep 300; true' & echo $$ > top; sleep 300; true"
+    )
+    deep, top = written_pid(tmp_path / "deep"), written_pid(tmp_path / "top")
+    run.kill()
+    run.wait()
+    assert gone(deep)
+    assert gone(top)
+
+
+def test_a_command_that_ignores_the_polite_signal_is_killed(tmp_path):
+    run = start_run(tmp_path, "trap '' TERM; echo $$ > pid; while true; do sleep 0.1; done")
+    pid = written_pid(tmp_path / "pid")
+    run.kill()
+    run.wait()
+    assert gone(pid, seconds=processes.GRACE_SECONDS + 10)
+
+
+def test_only_what_bears_the_mark_of_a_dead_owner_is_ended(tmp_path):
+    mine = processes.owner_mark()
+    pid, started, namespace = mine.split(".")
+    marks = {
+        "dead owner": f"{pid}.{int(started) + 1}.{namespace}",
+        "living owner": mine,
+        "another namespace": f"{pid}.{int(started) + 1}.pid:[1]",
+        "garbage": "x",
+        "unmarked": None,
+    }
+    sleepers = {
+        name: subprocess.Popen(
+            ["sleep", "300"],
+            env={**os.environ} if mark is None else {**os.environ, processes.OWNER: mark},
+        )
+        for name, mark in marks.items()
+    }
+    try:
+        time.sleep(0.2)
+        assert processes.end_leftovers() == 1
+        assert sleepers["dead owner"].wait(5) == -signal.SIGTERM
+        assert [name for name, sleeper in sleepers.items() if sleeper.poll() is not None] == ["dead owner"]
+    finally:
+        for sleeper in sleepers.values():
+            sleeper.kill()
+            sleeper.wait()
+
+
+def test_a_stage_dies_when_the_process_that_started_it_is_killed(tmp_path):
+    child = (
+        "import pathlib, os, time; from srpo_core.processes import die_with_parent; die_with_parent();"
+        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(f'{{os.getpid()}}\\n'); time.sleep(300)"
+    )
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])",
+        ],
+        cwd=ROOT,
+    )
+    pid = written_pid(tmp_path / "pid")
+    parent.kill()
+    parent.wait()
+    assert gone(pid)
