@@ -1,5 +1,7 @@
 """Fixtures that several parts of the tests share."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,14 @@ from srpo_core.config import load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = ["red apple", "crab", "tiger face", "penguin", "rose"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _commands_of_this_environment():
+    """dvc, prefect and srpo are found although nobody has activated the environment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+        yield
 
 
 @pytest.fixture(scope="session")

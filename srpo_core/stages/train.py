@@ -83,8 +83,7 @@ def fit(job: TrainJob, resources: ResourceSettings) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    local = {} if "RAY_ADDRESS" in os.environ else {"object_store_memory": OBJECT_STORE_BYTES}
-    ray.init(logging_level=logging.ERROR, log_to_driver=False, **local)
+    ray.init(logging_level=logging.ERROR, log_to_driver=False, **_ray_options())
     try:
         trainer = TorchTrainer(
             train_worker,
@@ -102,6 +101,13 @@ def fit(job: TrainJob, resources: ResourceSettings) -> None:
     finally:
         ray.shutdown()
         shutil.rmtree(home() / "ray" / job.state.name, ignore_errors=True)
+
+
+def _ray_options() -> dict[str, Any]:
+    """A Ray of our own needs little memory; the workers of a cluster need to be told which code is ours."""
+    if "RAY_ADDRESS" not in os.environ:
+        return {"object_store_memory": OBJECT_STORE_BYTES}
+    return {"runtime_env": {"env_vars": {"PYTHONPATH": str(Path.cwd())}}}
 
 
 def export(state: Path, train: TrainSettings) -> None:

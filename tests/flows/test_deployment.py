@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import road
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -14,16 +15,21 @@ pytestmark = pytest.mark.pipeline
 
 @pytest.fixture
 def deployed(prefect_server, standin):
-    """The stand-in with the project's flows and pipelines.yaml, deployed by the commands in its first lines."""
+    """The stand-in with the project's flows and pipelines.yaml, deployed."""
     shutil.copytree(ROOT / "flows", standin / "flows", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pipelines.yaml", standin)
-    environment = {**prefect_server.environment, "SRPO_CHECKOUT": str(standin)}
+    return deploy(prefect_server, standin)
+
+
+def deploy(server, checkout):
+    """Run the commands in the first lines of pipelines.yaml; return the environment of a worker."""
+    environment = {**server.environment, "SRPO_CHECKOUT": str(checkout), "PYTHONPATH": str(checkout)}
     for command in (
         ["prefect", "work-pool", "create", "local-process", "--type", "process", "--overwrite"],
         ["prefect", "--no-prompt", "deploy", "--prefect-file", "pipelines.yaml", "--all"],
     ):
         done = subprocess.run(
-            command, cwd=standin, env=environment, capture_output=True, text=True, check=False
+            command, cwd=checkout, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
     return environment
@@ -56,17 +62,20 @@ def test_the_cron_schedule_creates_scheduled_runs(deployed, prefect_server):
     assert {run["parameters"]["publish"] for run in runs} == {False}
 
 
-def test_a_run_started_over_the_api_with_a_changed_seed_finishes(deployed, prefect_server, standin):
+def test_a_run_started_over_the_api_with_a_changed_seed_finishes(prefect_server, tmp_path):
+    """The real road, with the short settings."""
+    checkout = road.make_checkout(tmp_path / "checkout")
+    worker_environment = deploy(prefect_server, checkout.path)
     align = prefect_server.call("/deployments/name/align/align")
     run = prefect_server.call(
         f"/deployments/{align['id']}/create_flow_run",
         {"parameters": {"patch": {"seed": 3}, "publish": False}, "state": {"type": "SCHEDULED"}},
     )
-    log = standin.parent / "worker.log"
+    log = tmp_path / "worker.log"
     with log.open("w") as output:
         worker = subprocess.Popen(
             ["prefect", "worker", "start", "--pool", "local-process"],
-            env=deployed,
+            env=worker_environment,
             stdout=output,
             stderr=output,
             start_new_session=True,
@@ -76,18 +85,20 @@ def test_a_run_started_over_the_api_with_a_changed_seed_finishes(deployed, prefe
                 f"/flow_runs/{run['id']}",
                 None,
                 lambda run: run["state_type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"},
-                seconds=240,
+                seconds=420,
             )
         finally:
             os.killpg(worker.pid, signal.SIGINT)
             worker.wait(60)
     assert ended["state_type"] == "COMPLETED", ended["state"]["message"] + log.read_text()
-    (numbers,) = standin.glob(".srpo/runs/*/workspace/runs/ingest/numbers.json")
-    assert numbers.read_text().startswith("[3,")
+    (settings,) = checkout.path.glob(".srpo/runs/*/workspace/params.yaml")
+    assert yaml.safe_load(settings.read_text())["seed"] == 3
+    assert (settings.parent / "runs/report/report.html").is_file()
     tasks = prefect_server.call(
         "/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}, "sort": "EXPECTED_START_TIME_ASC"}
     )
-    assert [task["name"] for task in tasks] == ["ingest", "train", "gate", "report", "quantize"]
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert [task["name"] for task in tasks] == list(stages)
 
 
 def test_a_key_that_is_no_setting_is_refused_before_a_run_exists(deployed, prefect_server):
