@@ -1,0 +1,89 @@
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from srpo_core.config import load_settings
+from srpo_core.data.tables import Prompt, read_prompts
+from srpo_core.errors import ArtifactError
+from srpo_core.models import encode_prompts
+from srpo_core.models.embeddings import read_embeddings
+from srpo_core.stages import embed, ingest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def ingested(tmp_path_factory):
+    root = tmp_path_factory.mktemp("ingested")
+    (root / "assets").symlink_to(ROOT / "assets")
+    settings = load_settings(ROOT / "profiles/tiny.yaml")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        ingest.run(seed=settings.seed, ingest=settings.ingest)
+    return root
+
+
+@pytest.fixture
+def project(ingested, tmp_path, monkeypatch):
+    shutil.copytree(ingested, tmp_path / "project", symlinks=True)
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
+
+
+def run(**changes):
+    settings = load_settings(ROOT / "profiles/tiny.yaml")
+    parts = {part: getattr(settings, part) for part in ("seed", "model", "train", "select", "evaluate")}
+    embed.run(**{**parts, **{part: parts[part].model_copy(update=new) for part, new in changes.items()}})
+
+
+def prompts(*styles):
+    return [Prompt(number, f"prompt {number}", "test", style) for number, style in enumerate(styles)]
+
+
+def test_each_split_holds_as_many_prompts_as_the_run_will_draw(project):
+    run(train={"steps": 2, "batch_size": 5}, select={"num_prompts": 3}, evaluate={"num_prompts": 4})
+    sizes = {split: len(read_embeddings(split)[0]) for split in ("train", "validation", "test")}
+    assert sizes == {"train": 10, "validation": 3, "test": 4}
+
+
+def test_when_there_are_fewer_prompts_all_are_taken_in_their_order(project):
+    run()
+    for split in ("train", "test"):
+        assert read_embeddings(split)[0] == [prompt.text for prompt in read_prompts(split)]
+
+
+def test_every_row_is_the_embedding_of_its_own_prompt(project):
+    run(train={"steps": 1, "batch_size": 3}, select={"num_prompts": 2}, evaluate={"num_prompts": 2})
+    model = load_settings(ROOT / "profiles/tiny.yaml").model
+    for split in ("train", "validation", "test"):
+        texts, _, condition = read_embeddings(split)
+        alone = encode_prompts(model, texts[-1:], batch_size=1)
+        assert torch.allclose(condition.pooled[-1:], alone.pooled, atol=1e-5)
+        assert torch.allclose(condition.prompt_embeds[-1:], alone.prompt_embeds, atol=1e-5)
+
+
+def test_the_splits_share_no_prompt(project):
+    run()
+    splits = [set(read_embeddings(split)[0]) for split in ("train", "validation", "test")]
+    assert sum(map(len, splits)) == len(set.union(*splits))
+
+
+def test_a_choice_takes_the_same_number_of_each_style():
+    chosen = embed.spread(prompts(*["photo"] * 30, *["anime"] * 5, *["paint"] * 5), 12, 0)
+    assert Counter(prompt.style for prompt in chosen) == {"photo": 4, "anime": 4, "paint": 4}
+
+
+def test_a_choice_keeps_the_order_of_the_data_and_depends_on_the_seed():
+    given = prompts(*["photo"] * 50)
+    first, again, other = (embed.spread(given, 10, seed) for seed in (0, 0, 1))
+    assert first == again != other
+    assert [prompt.prompt_id for prompt in first] == sorted(prompt.prompt_id for prompt in first)
+
+
+def test_without_prompts_the_stage_to_run_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArtifactError, match="run 'dvc repro ingest' first"):
+        run()

@@ -1,0 +1,85 @@
+import json
+import logging
+import time
+
+import pytest
+
+from srpo_core.checkpoint import Checkpoint, newest_checkpoint
+from srpo_core.config import ResourceSettings
+from srpo_core.errors import ArtifactError, ConfigError, DivergenceError
+from srpo_core.stages import train
+from srpo_core.trainer import Worker
+
+
+def resources(workers):
+    return ResourceSettings(train_workers=workers, threads_per_worker=1, use_gpu=False)
+
+
+@pytest.fixture
+def outputs(tmp_path, monkeypatch):
+    """A directory of one's own for the stage's outputs."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here/runs/train"
+
+
+def test_more_workers_than_pictures_are_refused_before_anything_starts(job):
+    parts = {
+        name: getattr(job, name) for name in ("seed", "model", "reward", "control_words", "draw", "train")
+    }
+    with pytest.raises(ConfigError, match=r"train_workers 5 is more than train\.batch_size 4"):
+        train.run(**parts, resources=resources(5))
+
+
+def test_the_outputs_hold_every_checkpoint_samples_and_the_metrics_of_every_step(job, monkeypatch, tmp_path):
+    import torch
+
+    Worker(job, rank=0, world=1, device=torch.device("cpu")).run()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    train.export(job.state, job.train)
+    assert {path.name for path in (tmp_path / "here/runs/train/checkpoints").iterdir()} == {
+        "step-000002",
+        "step-000004",
+    }
+    assert len(list((tmp_path / "here/runs/train/samples").glob("*.png"))) == 2
+    table = (tmp_path / "here/runs/train/log/plots/metrics/train/loss.tsv").read_text().splitlines()
+    losses = [row["loss"] for row in newest_checkpoint(job.state).metrics]
+    assert [line.split("\t") for line in table[1:]] == [
+        [str(i), str(loss)] for i, loss in enumerate(losses, 1)
+    ]
+
+
+def test_a_damaged_checkpoint_is_not_exported(job, outputs):
+    (job.state / "step-000002").mkdir(parents=True)
+    (job.state / "step-000002/state.json").write_text('{"step": 2, "metrics": [], "sha256": {"gone": "0"}}')
+    with pytest.raises(ArtifactError, match="step-000002 is damaged"):
+        train.export(job.state, job.train)
+    assert not (outputs / "checkpoints").exists()
+
+
+def test_the_log_is_the_same_whenever_it_is_written(outputs):
+    checkpoint = Checkpoint(outputs, 2, [{"loss": 1.0}, {"loss": 0.5}])
+    contents = []
+    for _ in range(2):
+        train.log_metrics(checkpoint)
+        contents.append({p.name: p.read_bytes() for p in (outputs / "log").rglob("*") if p.is_file()})
+        time.sleep(1.1)  # a time in it would show
+    assert contents[0] == contents[1]
+    assert set(contents[0]) == {"metrics.json", "loss.tsv"}
+
+
+def test_progress_is_told_line_by_line_and_old_lines_are_not_told_again(tmp_path, caplog):
+    path = tmp_path / "progress.jsonl"
+    path.write_text(json.dumps({"step": 1, "loss": 0.5}) + "\n")
+    with caplog.at_level(logging.INFO), train.following(path, 3), path.open("a") as file:
+        file.write(json.dumps({"step": 2, "loss": 0.25}) + "\n")
+    assert [record.getMessage() for record in caplog.records] == ["step 2 of 3  loss 0.2500"]
+
+
+@pytest.mark.pipeline
+def test_a_run_that_diverges_stops_with_its_step_and_keeps_what_it_had(job):
+    optimizer = job.train.optimizer.model_copy(update={"learning_rate": 1e30})
+    diverging = job.train.model_copy(update={"optimizer": optimizer, "checkpoint_every": 1})
+    with pytest.raises(DivergenceError, match=r"step \d+: gradient of \S+ is not finite"):
+        train.fit(job.__class__(**{**vars(job), "train": diverging}), resources(1))
