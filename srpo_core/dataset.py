@@ -15,6 +15,7 @@ from typing import Any, Final
 import yaml
 
 from srpo_core import config
+from srpo_core.data.images import find_images
 from srpo_core.errors import ConfigError, DataError, SrpoError, StoreError
 from srpo_core.reproduction import run_in_workspace
 from srpo_core.workspace import Workspace, git, run_quietly, write_settings
@@ -126,18 +127,11 @@ def require_name(name: str) -> None:
 
 
 def _collect_images(source: Path, split: str, target: Path) -> None:
-    forms = [source / split, source / f"{split}.tar", source / f"{split}.tar.gz"]
-    found = [form for form in forms if form.exists()]
-    if len(found) != 1:
-        problem = " and ".join(map(str, found)) if found else "none"
-        raise DataError(
-            f"{source}: the images of {split!r} must lie in exactly one of {split}/, {split}.tar, "
-            f"{split}.tar.gz, found {problem}"
-        )
-    if found[0].is_dir():
-        _pack(found[0], target / f"{split}.tar")
+    found = find_images(source, split)
+    if found.is_dir():
+        _pack(found, target / f"{split}.tar")
     else:
-        shutil.copyfile(found[0], target / found[0].name)
+        shutil.copyfile(found, target / found.name)
 
 
 def _pack(directory: Path, archive: Path) -> None:

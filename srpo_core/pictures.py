@@ -16,6 +16,7 @@ from torch import Tensor
 from srpo_core.algorithm.noise import keyed_noise
 from srpo_core.config import DrawSettings
 from srpo_core.errors import DivergenceError
+from srpo_core.progress import with_progress
 from srpo_core.protocols import BaseModel, Condition
 from srpo_core.scorers.metrics import MetricContext, measure
 
@@ -83,7 +84,7 @@ def draw_and_measure(
     Raises:
         DivergenceError: the model draws something that is not a finite number.
     """
-    drawn = _with_progress(_draw(base, name, pictures, draw), f"draw {name}", len(pictures))
+    drawn = with_progress(_draw(base, name, pictures, draw), f"draw {name}", len(pictures))
     measured: list[MeasuredPicture] = []
     for index, group in groupby(drawn, key=attrgetter("index")):
         measured.extend(
@@ -139,14 +140,3 @@ def _require_finite(images: Tensor, prompts: Sequence[str], name: str) -> None:
             f"{name} draws NaN or infinity for prompt {prompts[finite.index(False)]!r}: "
             "lower train.optimizer.learning_rate or train fewer steps"
         )
-
-
-def _with_progress(pictures: Iterator[Picture], label: str, total: int) -> Iterator[Picture]:
-    """Show a bar on a terminal, nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    yield from track(
-        pictures, label, total=total, console=console, transient=True, disable=not console.is_terminal
-    )

@@ -1,8 +1,7 @@
 """What interchangeable parts must offer: the shapes that algorithm, stages and registries agree on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
@@ -95,18 +94,3 @@ class Judge(Protocol):
     def subject_logits(self, images: "Tensor") -> "Tensor":
         """Logits (B, len(subjects))."""
         ...
-
-
-@dataclass(frozen=True)
-class ScorerEntry:
-    """One entry of the registry `scorers`.
-
-    load: from a directory of weights to a `RewardModel` (differentiable) or a `Judge` (not).
-    """
-
-    load: Callable[[Path], Any]
-    differentiable: bool
-    licence: str
-
-
-Registry = Mapping[str, Any]

@@ -42,7 +42,7 @@ def picture_set(purpose="select", seed=0, seeds_per_prompt=2):
     return PictureSet(purpose, PROMPTS, ["a", "b", "b"], condition, seeds_per_prompt, seed)
 
 
-def drawn(pictures, batch_size=32, base=None, monkeypatch=None):
+def drawn(pictures, batch_size=32, base=None):
     draw = DrawSettings(steps=1, guidance=1, batch_size=batch_size)
     return draw_and_measure(base or ShowsNoise(), "step 5", pictures, draw=draw, metrics=[], context=None)
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import time
 
@@ -109,6 +110,48 @@ def test_two_workers_learn_what_one_learns(checkout, first):
         checkout.git("checkout", "params.yaml")
     for name, tensor in alone.items():
         assert float((together[name] - tensor).norm() / tensor.norm()) < 1e-5, name
+
+
+@pytest.fixture
+def cluster(checkout):
+    """A Ray of two CPUs that was started apart from any run, in another directory, and its address."""
+    environment = {**checkout.environment, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment.pop("PYTHONPATH")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    start = [
+        "ray",
+        "start",
+        "--head",
+        "--block",
+        "--node-ip-address=127.0.0.1",
+        f"--port={address.split(':')[1]}",
+    ]
+    start += ["--num-cpus=2", "--include-dashboard=false", "--object-store-memory=200000000"]
+    head = subprocess.Popen(
+        start, cwd="/", env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert head.stdout is not None
+        said = []
+        while "Ray runtime started" not in (line := head.stdout.readline()):
+            said.append(line)
+            assert head.poll() is None, said
+        yield address
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        head.wait(60)
+
+
+@pytest.mark.pipeline
+def test_a_cluster_learns_what_a_run_on_its_own_learns_by_the_runs_own_code(checkout, first, cluster):
+    before = checkout.outputs()["train"]
+    checkout.run(
+        *["dvc", "repro", "--force", "--single-item", "train"], RAY_ADDRESS=cluster, RAY_AUTH_MODE="disabled"
+    )
+    assert checkout.outputs()["train"] == before
 
 
 def wait_for(found, seconds):

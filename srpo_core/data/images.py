@@ -86,6 +86,23 @@ class TarImages:
         return self._file.read(size)
 
 
+def find_images(source: Path, split: str) -> Path:
+    """The directory or archive below `source` that holds the images of `split`.
+
+    Raises:
+        DataError: no form is there, or more than one.
+    """
+    forms = [source / split, source / f"{split}.tar", source / f"{split}.tar.gz"]
+    found = [form for form in forms if form.exists()]
+    if len(found) != 1:
+        problem = " and ".join(map(str, found)) if found else "none"
+        raise DataError(
+            f"{source}: the images of {split!r} must lie in exactly one of {split}/, {split}.tar, "
+            f"{split}.tar.gz, found {problem}"
+        )
+    return found[0]
+
+
 @contextmanager
 def open_images(source: Path, split: str) -> Iterator[ImageSource]:
     """Open the images of `split` below `source`, in whichever form they lie there.
@@ -96,15 +113,7 @@ def open_images(source: Path, split: str) -> Iterator[ImageSource]:
     Raises:
         DataError: no form is there, or more than one, or it cannot be read.
     """
-    forms = [source / split, source / f"{split}.tar", source / f"{split}.tar.gz"]
-    found = [form for form in forms if form.exists()]
-    if len(found) != 1:
-        problem = " and ".join(map(str, found)) if found else "none"
-        raise DataError(
-            f"{source}: the images of {split!r} must lie in exactly one of {split}/, {split}.tar, "
-            f"{split}.tar.gz, found {problem}"
-        )
-    where = found[0]
+    where = find_images(source, split)
     if where.is_dir():
         yield DirectoryImages(where)
         return

@@ -1,5 +1,5 @@
 """The gate: may this model be released? Paired figures, intervals, rules, a decision."""
 
-from srpo_core.gates.decision import REFUSED, decide, require_passed
+from srpo_core.gates.decision import decide, require_passed
 
-__all__ = ["REFUSED", "decide", "require_passed"]
+__all__ = ["decide", "require_passed"]

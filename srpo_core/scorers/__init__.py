@@ -3,16 +3,30 @@
 To add one: a file that offers `load(path)`, and a line in `SCORERS`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, cast
 
 from srpo_core.config import ScorerSettings
 from srpo_core.errors import ConfigError, pick
-from srpo_core.protocols import Judge, RewardModel, ScorerEntry
+from srpo_core.protocols import Judge, RewardModel
 from srpo_core.scorers.judge import load_style_subject_judge
 from srpo_core.scorers.open_clip import load_open_clip
+
+
+@dataclass(frozen=True)
+class ScorerEntry:
+    """One entry of the registry `scorers`.
+
+    load: from a directory of weights to a `RewardModel` (differentiable) or a `Judge` (not).
+    """
+
+    load: Callable[[Path], Any]
+    differentiable: bool
+    licence: str
+
 
 SCORERS: Final[Mapping[str, ScorerEntry]] = MappingProxyType(
     {

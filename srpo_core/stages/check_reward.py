@@ -12,6 +12,7 @@ from srpo_core import artifacts
 from srpo_core.config import CheckRewardSettings, ResourceSettings, ScorerSettings
 from srpo_core.data.tables import Pair, read_images, read_pairs
 from srpo_core.errors import DataError, GateError
+from srpo_core.progress import with_progress
 from srpo_core.protocols import RewardModel
 from srpo_core.scorers import load_reward
 
@@ -68,14 +69,7 @@ def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float
 
 def _agreements(scorer: RewardModel, pairs: Sequence[Pair]) -> Iterator[bool]:
     """Per pair, whether the preferred picture scores higher; a tie does not count."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    starts = range(0, len(pairs), PAIRS_AT_ONCE)
-    for start in track(
-        starts, "score pairs", console=console, transient=True, disable=not console.is_terminal
-    ):
+    for start in with_progress(range(0, len(pairs), PAIRS_AT_ONCE), "score pairs"):
         yield from _agreements_at_once(scorer, pairs[start : start + PAIRS_AT_ONCE])
 
 

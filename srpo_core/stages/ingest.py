@@ -2,8 +2,7 @@
 
 import logging
 import shutil
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -13,6 +12,7 @@ from srpo_core import artifacts
 from srpo_core.config import IngestSettings
 from srpo_core.data import expectations, hpd, images, splits, tables
 from srpo_core.errors import DataError
+from srpo_core.progress import with_progress
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def _image_rows(source: Path, named: dict[str, _Named]) -> Iterator[tuple[str, b
     for split in sorted(named):
         used = named[split].images
         with images.open_images(source, split) as stored:
-            for name in _progress(sorted(used), f"images of {split}"):
+            for name in with_progress(sorted(used), f"images of {split}"):
                 content = stored.read(name)
                 try:
                     width, height = images.image_size(content)
@@ -96,10 +96,3 @@ def _image_rows(source: Path, named: dict[str, _Named]) -> Iterator[tuple[str, b
                         f"{source / split}.json, record {used[name]}"
                     ) from None
                 yield f"{split}/{name}", content, width, height
-
-
-def _progress(names: list[str], what: str) -> Iterable[str]:
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(names, what, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
