@@ -47,5 +47,5 @@ test-all: $(STAMP) ## adds the slow ones: kills, servers, browser, S3
 gpu-smoke: $(STAMP) ## for the first owner of a GPU: train the tiny model on it
 	pytest -m gpu -v
 
-clean: ## remove runs and the state beside them; .venv and store/ stay
-	rm -rf runs .srpo .pytest_cache .mypy_cache .ruff_cache .coverage*
+clean: ## remove runs and the state beside them; .venv, store/ and the data remote stay
+	rm -rf runs .srpo/runs .srpo/resume .srpo/prefect .srpo/timings .srpo/ray .srpo/dvc .pytest_cache .mypy_cache .ruff_cache .coverage*

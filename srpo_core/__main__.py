@@ -88,6 +88,9 @@ def align(
 @app.command(rich_help_panel="The road")
 def stage(name: Annotated[str, typer.Argument(help="a stage of dvc.yaml")]) -> None:
     """Run one stage on params.yaml in this directory; 'dvc repro' calls this."""
+    from srpo_core.processes import die_with_parent
+
+    die_with_parent()
     _assert_code_of(Path.cwd())
     settings = config.load_settings()
     # before torch is imported: sums depend on the number of threads
@@ -187,6 +190,10 @@ def main() -> None:
         if "--debug" in sys.argv:
             raise
         _fail(str(error), error.exit_code)
+    except OSError as error:  # the disk, a path that cannot be written
+        if "--debug" in sys.argv:
+            raise
+        _fail(" ".join(str(error).split()), errors.SrpoError.exit_code)
     except USAGE_ERROR as error:
         command = error.ctx.command_path if error.ctx else "srpo"
         _fail(f"{error.format_message().rstrip('.')}: see '{command} --help'", error.exit_code)

@@ -10,6 +10,7 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,7 @@ def save_checkpoint(
     """Write the checkpoint after `step` steps below `root`; it replaces one of the same step."""
     from safetensors.torch import save_file
 
-    directory = root / f"step-{step:06d}"
+    directory = checkpoint_directory(root, step)
     partial = directory.with_name(f".{directory.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
     transformer.save_pretrained(partial / TRANSFORMER)
@@ -65,14 +66,27 @@ def save_checkpoint(
     return Checkpoint(directory, step, metrics)
 
 
-def newest_checkpoint(root: Path) -> Checkpoint | None:
-    """The newest intact checkpoint below `root`, or None. A damaged one is named and passed over."""
-    for directory in sorted(root.glob("step-*"), reverse=True):
+def newest_checkpoint(root: Path, *, every: int) -> Checkpoint | None:
+    """The checkpoint to go on from: the last of the unbroken row of intact ones at every `every` steps, or None.
+
+    A damaged one is named; what lies behind it or behind a gap is trained again.
+    """
+    newest = None
+    for step in count(every, every):
+        directory = checkpoint_directory(root, step)
+        if not directory.exists():
+            return newest
         try:
-            return open_checkpoint(directory)
+            newest = open_checkpoint(directory)
         except ArtifactError as error:
-            log.warning("%s; going on from the checkpoint before it", error)
-    return None
+            log.warning("%s; going on from step %d", error, newest.step if newest else 0)
+            return newest
+    raise AssertionError("an endless count ended")
+
+
+def checkpoint_directory(root: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps lies below `root`."""
+    return root / f"step-{step:06d}"
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:

@@ -17,6 +17,7 @@ PARAMS_FILE = Path("params.yaml")
 PROFILES_DIR = Path("profiles")
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
@@ -123,7 +124,7 @@ class OptimizerSettings(Part):
 
     learning_rate: PositiveFloat
     weight_decay: float = Field(ge=0)
-    betas: tuple[Share, Share]
+    betas: tuple[Momentum, Momentum] = Field(description="of the first and the second moment")
     eps: PositiveFloat
     max_grad_norm: PositiveFloat = Field(description="the total gradient norm is clipped to this")
 
@@ -135,7 +136,7 @@ class TrainSettings(Part):
     steps: Positive = Field(description="optimizer steps")
     batch_size: Positive = Field(description="pictures per step over all workers")
     checkpoint_every: Positive = Field(description="steps between two checkpoints")
-    sample_prompts: Positive = Field(description="validation prompts drawn as pictures at each checkpoint")
+    sample_prompts: Positive = Field(description="training prompts drawn as pictures at each checkpoint")
     rollout: RolloutSettings
     direct_align: DirectAlignSettings
     optimizer: OptimizerSettings

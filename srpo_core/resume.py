@@ -35,6 +35,7 @@ def resumable(stage: str) -> Iterator[Path]:
     directory = home() / "resume" / f"{stage}-{fingerprint(stage)}"
     directory.mkdir(parents=True, exist_ok=True)
     with (directory.parent / f"{directory.name}.lock").open("a+", encoding="utf-8") as lock:
+        shutil.rmtree(directory.with_name(f".{directory.name}.done"), ignore_errors=True)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -47,7 +48,9 @@ def resumable(stage: str) -> Iterator[Path]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield directory
-        shutil.rmtree(directory)
+        # out of the way at once: a kill in the middle of removing must leave nothing to go on from
+        done = directory.rename(directory.with_name(f".{directory.name}.done"))
+        shutil.rmtree(done)
 
 
 def fingerprint(stage: str) -> str:

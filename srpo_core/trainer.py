@@ -21,7 +21,7 @@ from srpo_core.algorithm.direct_align import EDGE
 from srpo_core.algorithm.noise import epoch_index, keyed_integer, keyed_noise
 from srpo_core.algorithm.srpo import LossTerm, Method, TrainBatch
 from srpo_core.checkpoint import Checkpoint, load_optimizer, newest_checkpoint, save_checkpoint
-from srpo_core.config import ControlWords, DrawSettings, ModelSettings, ScorerSettings, TrainSettings
+from srpo_core.config import ControlWords, ModelSettings, ScorerSettings, TrainSettings
 from srpo_core.errors import DivergenceError, pick
 from srpo_core.models import load_base, load_transformer
 from srpo_core.models.embeddings import read_embeddings
@@ -46,7 +46,6 @@ class TrainJob:
     model: ModelSettings
     reward: ScorerSettings
     control_words: ControlWords
-    draw: DrawSettings
     train: TrainSettings
     threads: int
 
@@ -65,7 +64,7 @@ class Worker:
     def __init__(self, job: TrainJob, *, rank: int, world: int, device: torch.device) -> None:
         """Load everything and go on from the newest intact checkpoint."""
         self.job, self.rank, self.world, self.device = job, rank, world, device
-        self.checkpoint = newest_checkpoint(job.state)
+        self.checkpoint = newest_checkpoint(job.state, every=job.train.checkpoint_every)
         self.model = _load_model(job, self.checkpoint, device)
         self.reward: RewardModel = load_reward(job.reward).to(device)
         self.optimizer = adamw(self.model.transformer, job.train)
@@ -174,17 +173,17 @@ def adamw(transformer: torch.nn.Module, settings: TrainSettings) -> torch.optim.
 
 
 def save_samples(model: BaseModel, job: TrainJob, path: Path, device: torch.device) -> None:
-    """Draw the first validation prompts, always from the same noise, side by side as one PNG."""
+    """Draw the first training prompts, always from the same noise, side by side as one PNG."""
     from torchvision.utils import save_image
 
-    texts, _, condition = read_embeddings("validation")
+    texts, _, condition = read_embeddings("train")
     count = min(job.train.sample_prompts, len(texts))
     noise = torch.stack([keyed_noise(model.latent_shape, job.seed, "sample", text) for text in texts[:count]])
     images = model.draw(
         _to(condition[slice(count)], device),
         noise.to(device),
-        steps=job.draw.steps,
-        guidance=job.draw.guidance,
+        steps=job.train.rollout.steps,
+        guidance=job.train.rollout.guidance,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     save_image(images, path, nrow=count)

@@ -5,6 +5,7 @@ corrupt), the remote and the home directory.
 """
 
 import fcntl
+import logging
 import os
 import shutil
 import subprocess
@@ -20,10 +21,13 @@ from typing import Any, Final
 import yaml
 
 from srpo_core import config, processes
+from srpo_core.artifacts import replacing
 from srpo_core.errors import ConfigError, SrpoError
 from srpo_core.telemetry import quiet_environment
 
 KEEP_WORKSPACES: Final = 3
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -147,10 +151,8 @@ def bring_home(workspace: Workspace, stages: list[str]) -> bool:
     """Give the checkout the results: its dvc.lock and the outputs of `stages`; return whether that was done.
 
     It is done only if the checkout still is what the workspace was made from and holds the same settings,
-    so that `dvc repro` there finds nothing to do, and a user's edits are never overwritten.
-
-    Raises:
-        SrpoError: DVC could not restore the outputs there; the checkout's dvc.lock is as it was before.
+    so that `dvc repro` there finds nothing to do, and a user's edits are never overwritten: where DVC would
+    have to, the reason is logged and the checkout's dvc.lock is as it was before.
     """
     top, lock = workspace.checkout, Path("dvc.lock")
     same_settings = (top / config.PARAMS_FILE).read_bytes() == (
@@ -159,14 +161,24 @@ def bring_home(workspace: Workspace, stages: list[str]) -> bool:
     if not same_settings or checkout_snapshot(top) != workspace.snapshot:
         return False
     before = (top / lock).read_bytes() if (top / lock).exists() else None
-    shutil.copyfile(workspace.path / lock, top / lock)
     environment = {**workspace.environment(), "DVC_SITE_CACHE_DIR": str(workspace.home / "dvc")}
-    try:
-        run_quietly(["dvc", "checkout", "--quiet", *stages], cwd=top, environment=environment)
-    except SrpoError:
-        (top / lock).unlink() if before is None else (top / lock).write_bytes(before)
-        raise
+    with _locked(workspace.home / "runs/home.lock"):
+        _write(top / lock, (workspace.path / lock).read_bytes())
+        try:
+            run_quietly(["dvc", "checkout", *stages], cwd=top, environment=environment)
+        except SrpoError as error:
+            _write(top / lock, before)
+            log.warning("the results stay in %s: %s", workspace.path, error)
+            return False
     return True
+
+
+def _write(path: Path, content: bytes | None) -> None:
+    if content is None:
+        path.unlink()
+        return
+    with replacing(path) as partial:
+        partial.write_bytes(content)
 
 
 def run_quietly(command: list[str], *, cwd: Path, environment: Mapping[str, str]) -> str:

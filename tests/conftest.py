@@ -91,7 +91,6 @@ def job(tiny_project, tmp_path, monkeypatch):
         model=settings.model,
         reward=settings.reward,
         control_words=settings.control_words,
-        draw=settings.draw.model_copy(update={"steps": 2}),
         train=train,
         threads=1,
     )

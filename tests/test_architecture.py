@@ -46,6 +46,15 @@ def test_a_threshold_of_the_gate_does_not_reach_training():
     assert not [name for name in upstream if "gate" in STAGES[name]["params"]]
 
 
+def test_the_number_of_pictures_that_are_judged_does_not_retrain():
+    """embed writes a file per split, and train depends on its own alone."""
+    deps = {
+        name: [entry for entry in STAGES[name]["deps"] if entry.startswith("runs/embed")] for name in STAGES
+    }
+    assert deps["train"] == ["runs/embed/train.safetensors"]
+    assert not {"select", "evaluate", "draw", "check_reward"} & set(STAGES["train"]["params"])
+
+
 def test_the_committed_settings_are_the_tiny_preset():
     assert (ROOT / "params.yaml").read_bytes() == (ROOT / "profiles/tiny.yaml").read_bytes()
 

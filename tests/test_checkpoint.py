@@ -1,4 +1,5 @@
 import logging
+import shutil
 
 import pytest
 import torch
@@ -42,14 +43,14 @@ def saved(tmp_path):
 
 def test_a_checkpoint_holds_step_metrics_and_weights(saved):
     root, model, _ = saved
-    checkpoint = newest_checkpoint(root)
+    checkpoint = newest_checkpoint(root, every=2)
     assert (checkpoint.step, checkpoint.metrics) == (2, [{"loss": 1.0}, {"loss": 0.5}])
     assert torch.equal(Line.from_pretrained(checkpoint.transformer).linear.weight, model.linear.weight)
 
 
 def test_training_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(saved):
     root, model, optimizer = saved
-    checkpoint = newest_checkpoint(root)
+    checkpoint = newest_checkpoint(root, every=2)
     resumed = Line.from_pretrained(checkpoint.transformer)
     fresh = torch.optim.AdamW(resumed.parameters(), lr=0.1)
     load_optimizer(checkpoint, resumed, fresh)
@@ -60,7 +61,7 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(saved):
 
 def test_without_the_moments_training_would_go_on_otherwise(saved):
     root, model, optimizer = saved
-    resumed = Line.from_pretrained(newest_checkpoint(root).transformer)
+    resumed = Line.from_pretrained(newest_checkpoint(root, every=2).transformer)
     take_steps(model, optimizer, 3)
     stepped(resumed, 3)
     assert not torch.equal(resumed.linear.weight, model.linear.weight)
@@ -82,8 +83,18 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(saved, caplog)
     save_checkpoint(root, 4, model, optimizer, [{}] * 4)
     (root / "step-000004/state.json").write_text("{")
     with caplog.at_level(logging.WARNING):
-        assert newest_checkpoint(root).step == 2
+        assert newest_checkpoint(root, every=2).step == 2
     assert "step-000004 is damaged" in caplog.text
+
+
+def test_what_lies_behind_a_gap_or_a_damage_is_trained_again(saved):
+    root, model, optimizer = saved
+    for step in (4, 6, 8):
+        save_checkpoint(root, step, model, optimizer, [{}] * step)
+    (root / "step-000006/optimizer.safetensors").unlink()
+    assert newest_checkpoint(root, every=2).step == 4
+    shutil.rmtree(root / "step-000002")
+    assert newest_checkpoint(root, every=2) is None
 
 
 def test_a_half_written_checkpoint_does_not_exist(saved, monkeypatch):
@@ -94,12 +105,12 @@ def test_a_half_written_checkpoint_does_not_exist(saved, monkeypatch):
 
     monkeypatch.setattr("safetensors.torch.save_file", killed)
     with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(root, 3, model, optimizer, [])
+        save_checkpoint(root, 4, model, optimizer, [])
     monkeypatch.undo()
-    assert newest_checkpoint(root).step == 2
-    save_checkpoint(root, 3, model, optimizer, [{}] * 3)
-    assert newest_checkpoint(root).step == 3
+    assert newest_checkpoint(root, every=2).step == 2
+    save_checkpoint(root, 4, model, optimizer, [{}] * 4)
+    assert newest_checkpoint(root, every=2).step == 4
 
 
 def test_where_there_is_no_checkpoint_there_is_none(tmp_path):
-    assert newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path, every=2) is None

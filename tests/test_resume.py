@@ -38,6 +38,21 @@ def test_the_directory_stays_when_the_run_fails_and_the_next_run_finds_it(projec
         assert (again / "step").read_text() == "1"
 
 
+def test_a_kill_while_the_directory_is_removed_leaves_nothing_to_go_on_from(project, monkeypatch):
+    def killed(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), resumable("train") as directory:
+        (directory / "step").write_text("1")
+        monkeypatch.setattr("shutil.rmtree", killed)
+    monkeypatch.undo()
+    monkeypatch.setenv("SRPO_HOME", str(project / "home"))
+    monkeypatch.chdir(project)
+    with resumable("train") as again:
+        assert not (again / "step").exists()
+    assert [path.name for path in (project / "home/resume").iterdir() if path.is_dir()] == []
+
+
 def test_it_lies_outside_of_the_stages_outputs(project):
     with resumable("train") as directory:
         assert directory.is_relative_to(project / "home/resume")

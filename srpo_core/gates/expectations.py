@@ -23,10 +23,14 @@ def rules_that_hold(rules: Mapping[str, GateRule], figures: Mapping[str, float])
         for expectation in _expectations(name, rule):
             suite.add_expectation(expectation)
     outcome = _one_row(context, figures).validate(suite)
-    held = dict.fromkeys(rules, True)
+    results: dict[str, list[bool]] = {name: [] for name in rules}
     for result in outcome.results:
-        held[result.expectation_config.kwargs["column"]] &= bool(result.success)
-    return held
+        results[result.expectation_config.kwargs["column"]].append(bool(result.success))
+    # a rule without all of its results does not hold
+    return {
+        name: all(found) and len(found) == len(_expectations(name, rules[name]))
+        for name, found in results.items()
+    }
 
 
 def _expectations(name: str, rule: GateRule) -> list[Any]:

@@ -58,7 +58,9 @@ def git_state(root: Path) -> dict[str, Any]:
     revision = _git(root, "rev-parse", "HEAD")
     if revision is None:
         return {"revision": None, "diff": None, "untracked": None}
-    diff = _git(root, "diff", "--no-ext-diff", "--no-color", "HEAD", "--", ".", f":(exclude){LOCK}")
+    diff = _git(
+        root, "diff", "--no-ext-diff", "--no-color", "--binary", "HEAD", "--", ".", f":(exclude){LOCK}"
+    )
     untracked = _git(root, "ls-files", "--others", "--exclude-standard", "-z") or ""
     return {
         "revision": revision.strip(),

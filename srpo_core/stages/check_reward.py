@@ -46,7 +46,7 @@ def run(*, reward: ScorerSettings, check_reward: CheckRewardSettings, resources:
     least = check_reward.min_agreement
     artifacts.write_json(
         artifacts.AGREEMENT,
-        {"pairs": len(pairs), "agreement": agreement, "low": low, "high": high, "min_agreement": least},
+        {"pairs": len(pairs), "agreement": agreement, "low": low, "high": high},
     )
     figures = f"{agreement:.3f} of {len(pairs)} pairs (95 % interval {low:.3f} to {high:.3f})"
     if agreement < least:

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from srpo_core.artifacts import CHECKPOINTS, SAMPLES, TRAIN_LOG, home, step_directory
-from srpo_core.checkpoint import Checkpoint, open_checkpoint
+from srpo_core.checkpoint import Checkpoint, checkpoint_directory, open_checkpoint
 from srpo_core.config import (
     ControlWords,
-    DrawSettings,
     ModelSettings,
     ResourceSettings,
     ScorerSettings,
@@ -38,7 +37,6 @@ def run(
     model: ModelSettings,
     reward: ScorerSettings,
     control_words: ControlWords,
-    draw: DrawSettings,
     train: TrainSettings,
     resources: ResourceSettings,
 ) -> None:
@@ -53,6 +51,7 @@ def run(
             f"resources.train_workers {resources.train_workers} is more than train.batch_size {train.batch_size}: "
             "every worker needs at least one picture per step"
         )
+    _require_gpus(resources)
     started = time.monotonic()
     with resumable("train") as state:
         job = TrainJob(
@@ -62,7 +61,6 @@ def run(
             model=model,
             reward=reward,
             control_words=control_words,
-            draw=draw,
             train=train,
             threads=resources.threads_per_worker,
         )
@@ -83,7 +81,13 @@ def fit(job: TrainJob, resources: ResourceSettings) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    ray.init(logging_level=logging.ERROR, log_to_driver=False, **_ray_options())
+    try:
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **_ray_options(resources))
+    except ConnectionError as error:
+        raise SrpoError(
+            f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: start it with 'ray start', "
+            f"or unset RAY_ADDRESS ({' '.join(str(error).split())[:200]})"
+        ) from error
     try:
         trainer = TorchTrainer(
             train_worker,
@@ -103,17 +107,18 @@ def fit(job: TrainJob, resources: ResourceSettings) -> None:
         shutil.rmtree(home() / "ray" / job.state.name, ignore_errors=True)
 
 
-def _ray_options() -> dict[str, Any]:
-    """A Ray of our own needs little memory; the workers of a cluster need to be told which code is ours."""
-    if "RAY_ADDRESS" not in os.environ:
-        return {"object_store_memory": OBJECT_STORE_BYTES}
-    return {"runtime_env": {"env_vars": {"PYTHONPATH": str(Path.cwd())}}}
+def _ray_options(resources: ResourceSettings) -> dict[str, Any]:
+    """A Ray of our own, with room for every worker; or a cluster, whose workers must be told which code is ours."""
+    if "RAY_ADDRESS" in os.environ:
+        return {"runtime_env": {"env_vars": {"PYTHONPATH": str(Path.cwd())}}}
+    cpus = max(os.cpu_count() or 1, resources.train_workers)
+    return {"address": "local", "num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES}
 
 
 def export(state: Path, train: TrainSettings) -> None:
     """Copy weights and samples into the stage's outputs, and replay the metrics of every step to DVCLive."""
     for step in range(train.checkpoint_every, train.steps + 1, train.checkpoint_every):
-        checkpoint = open_checkpoint(state / f"step-{step:06d}")
+        checkpoint = open_checkpoint(checkpoint_directory(state, step))
         shutil.copytree(checkpoint.transformer, step_directory(step), dirs_exist_ok=True)
     shutil.copytree(state / SAMPLES_NAME, SAMPLES, dirs_exist_ok=True)
     log_metrics(checkpoint)
@@ -139,7 +144,7 @@ def following(path: Path, steps: int) -> Iterator[None]:
 
     def report() -> None:
         nonlocal seen
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = _whole_lines(path)
         for line in lines[seen:]:
             row = json.loads(line)
             figures = "  ".join(f"{name} {value:.4f}" for name, value in row.items() if name != "step")
@@ -160,6 +165,20 @@ def following(path: Path, steps: int) -> Iterator[None]:
         report()
 
 
+def _require_gpus(resources: ResourceSettings) -> None:
+    """Ray would wait for them for ever; a cluster may still get them."""
+    if not resources.use_gpu or "RAY_ADDRESS" in os.environ:
+        return
+    import torch
+
+    found = torch.cuda.device_count()
+    if found < resources.train_workers:
+        raise ConfigError(
+            f"resources.use_gpu asks for {resources.train_workers} GPUs and this machine has {found}: "
+            "lower resources.train_workers, set use_gpu to false, or set RAY_ADDRESS to a cluster"
+        )
+
+
 def _own_error(error: Any) -> SrpoError:
     failures = getattr(error, "worker_failures", {}).values()
     for failure in failures:
@@ -170,7 +189,13 @@ def _own_error(error: Any) -> SrpoError:
 
 
 def _count_lines(path: Path) -> int:
-    return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
+    return len(_whole_lines(path))
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a file that may just be written to."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return text[: text.rfind("\n") + 1].splitlines()
 
 
 def _note_timing(steps: int, seconds: float) -> None:

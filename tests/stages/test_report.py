@@ -103,7 +103,7 @@ def write_runs(wanted_after, admissible):
     artifacts.write_json(artifacts.SELECTION, selection)
     artifacts.write_json(
         artifacts.AGREEMENT,
-        {"pairs": 400, "agreement": 0.965, "low": 0.942, "high": 0.979, "min_agreement": 0.9},
+        {"pairs": 400, "agreement": 0.965, "low": 0.942, "high": 0.979},
     )
     pairs = pair_up(artifacts.read_table(artifacts.EVALUATION, without=("png",)), artifacts.EVALUATION)
     rules = load_settings(ROOT / "profiles/tiny.yaml").gate

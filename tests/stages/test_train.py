@@ -6,7 +6,7 @@ import pytest
 
 from srpo_core.checkpoint import Checkpoint, newest_checkpoint
 from srpo_core.config import ResourceSettings
-from srpo_core.errors import ArtifactError, ConfigError, DivergenceError
+from srpo_core.errors import ArtifactError, ConfigError, DivergenceError, SrpoError
 from srpo_core.stages import train
 from srpo_core.trainer import Worker
 
@@ -24,9 +24,7 @@ def outputs(tmp_path, monkeypatch):
 
 
 def test_more_workers_than_pictures_are_refused_before_anything_starts(job):
-    parts = {
-        name: getattr(job, name) for name in ("seed", "model", "reward", "control_words", "draw", "train")
-    }
+    parts = {name: getattr(job, name) for name in ("seed", "model", "reward", "control_words", "train")}
     with pytest.raises(ConfigError, match=r"train_workers 5 is more than train\.batch_size 4"):
         train.run(**parts, resources=resources(5))
 
@@ -44,7 +42,7 @@ def test_the_outputs_hold_every_checkpoint_samples_and_the_metrics_of_every_step
     }
     assert len(list((tmp_path / "here/runs/train/samples").glob("*.png"))) == 2
     table = (tmp_path / "here/runs/train/log/plots/metrics/train/loss.tsv").read_text().splitlines()
-    losses = [row["loss"] for row in newest_checkpoint(job.state).metrics]
+    losses = [row["loss"] for row in newest_checkpoint(job.state, every=2).metrics]
     assert [line.split("\t") for line in table[1:]] == [
         [str(i), str(loss)] for i, loss in enumerate(losses, 1)
     ]
@@ -75,6 +73,32 @@ def test_progress_is_told_line_by_line_and_old_lines_are_not_told_again(tmp_path
     with caplog.at_level(logging.INFO), train.following(path, 3), path.open("a") as file:
         file.write(json.dumps({"step": 2, "loss": 0.25}) + "\n")
     assert [record.getMessage() for record in caplog.records] == ["step 2 of 3  loss 0.2500"]
+
+
+def test_more_gpus_than_there_are_are_refused(job):
+    import torch
+
+    wanted = ResourceSettings(train_workers=torch.cuda.device_count() + 1, threads_per_worker=1, use_gpu=True)
+    parts = {name: getattr(job, name) for name in ("seed", "model", "reward", "control_words", "train")}
+    with pytest.raises(ConfigError, match=r"asks for \d+ GPUs and this machine has \d+"):
+        train.run(**parts, resources=wanted)
+
+
+def test_a_line_that_is_just_being_written_is_told_when_it_is_whole(tmp_path, caplog):
+    path = tmp_path / "progress.jsonl"
+    with caplog.at_level(logging.INFO), train.following(path, 3), path.open("a") as file:
+        file.write('{"step": 1, ')
+        file.flush()
+        time.sleep(2 * train.POLL_SECONDS)
+        file.write('"loss": 0.5}\n')
+    assert [record.getMessage() for record in caplog.records] == ["step 1 of 3  loss 0.5000"]
+
+
+@pytest.mark.pipeline
+def test_a_cluster_that_does_not_answer_is_one_line(job, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(SrpoError, match=r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1"):
+        train.fit(job, resources(1))
 
 
 @pytest.mark.pipeline
