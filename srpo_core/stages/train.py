@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from srpo_core.trainer import SAMPLES as SAMPLES_NAME
 
 OBJECT_STORE_BYTES = 200_000_000  # workers exchange gradients, not objects
 POLL_SECONDS = 0.3
+CONNECT_SECONDS = 10
 
 log = logging.getLogger(__name__)
 
@@ -81,13 +83,8 @@ def fit(job: TrainJob, resources: ResourceSettings) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    try:
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, **_ray_options(resources))
-    except ConnectionError as error:
-        raise SrpoError(
-            f"no Ray cluster answers at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: start it with 'ray start', "
-            f"or unset RAY_ADDRESS ({' '.join(str(error).split())[:200]})"
-        ) from error
+    require_cluster()
+    ray.init(logging_level=logging.ERROR, log_to_driver=False, **_ray_options(resources))
     try:
         trainer = TorchTrainer(
             train_worker,
@@ -105,6 +102,28 @@ def fit(job: TrainJob, resources: ResourceSettings) -> None:
     finally:
         ray.shutdown()
         shutil.rmtree(home() / "ray" / job.state.name, ignore_errors=True)
+
+
+def require_cluster() -> None:
+    """See that something listens at RAY_ADDRESS, if it is set: Ray itself would try for six minutes.
+
+    Raises:
+        ConfigError: it is not of the form host:port.
+        SrpoError: nothing listens there.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if address is None:
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        raise ConfigError(f"RAY_ADDRESS={address}: write host:port of a Ray head, such as 127.0.0.1:6379")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise SrpoError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): start it with 'ray start --head', "
+            "or unset RAY_ADDRESS"
+        ) from error
 
 
 def _ray_options(resources: ResourceSettings) -> dict[str, Any]:

@@ -94,11 +94,17 @@ def test_a_line_that_is_just_being_written_is_told_when_it_is_whole(tmp_path, ca
     assert [record.getMessage() for record in caplog.records] == ["step 1 of 3  loss 0.5000"]
 
 
-@pytest.mark.pipeline
-def test_a_cluster_that_does_not_answer_is_one_line(job, monkeypatch):
+def test_a_cluster_that_does_not_answer_is_one_line_at_once(job, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(SrpoError, match=r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1"):
         train.fit(job, resources(1))
+
+
+@pytest.mark.parametrize("address", ["cluster", "http://cluster:8265", "ray://cluster:10001", ":6379"])
+def test_an_address_of_another_form_shows_how_it_is_written(monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match="write host:port"):
+        train.require_cluster()
 
 
 @pytest.mark.pipeline
