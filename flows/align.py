@@ -91,7 +91,7 @@ def run_stages(workspace: Workspace) -> list[StageResult]:
             get_run_logger().info(
                 "%s left out: the gate refused",
                 stage.name,
-                extra=display.ended(stage.name, "left out: refused"),
+                extra=display.left_out(stage.name, "left out, as the gate refused"),
             )
             continue
         as_task = run_stage.with_options(

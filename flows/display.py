@@ -25,6 +25,11 @@ def ended(name: str, note: str) -> dict[str, Any]:
     return {"srpo": ("ended", name, note)}
 
 
+def left_out(name: str, note: str) -> dict[str, Any]:
+    """Mark a record as a stage that is not run, with the reason."""
+    return {"srpo": ("left out", name, note)}
+
+
 def failed(name: str) -> dict[str, Any]:
     """Mark a record as the end of a stage that failed; the error itself reaches the caller."""
     return {"srpo": ("failed", name, "")}
@@ -49,6 +54,8 @@ class StageDisplay(logging.Handler):
             self._print(Text.assemble(("▸ ", "cyan"), (f"{name:<14}", "bold"), note))
         elif kind == "ended":
             self._print(Text.assemble(("✓ ", "green"), (f"{name:<14}", "bold"), note))
+        elif kind == "left out":
+            self._print(Text.assemble(("– ", "yellow"), (f"{name:<14}", "bold"), note))
         elif kind == "failed":
             self._print(Text.assemble(("✗ ", "red"), (f"{name:<14}", "bold"), "failed"))
         elif kind == "said":
