@@ -43,6 +43,7 @@ class Checkout:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.reference: dict[str, dict[str, str]] = {}
         self.environment = {
             **{
                 name: value

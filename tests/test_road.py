@@ -22,8 +22,10 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first(checkout):
-    """The first run of the whole road."""
-    return checkout.srpo("align", "--profile", "tiny")
+    """The first run of the whole road; what it made is kept as the checkout's `reference`."""
+    done = checkout.srpo("align", "--profile", "tiny")
+    checkout.reference = checkout.outputs()
+    return done
 
 
 @pytest.mark.road
@@ -87,7 +89,7 @@ def test_a_refusal_is_a_result_and_nothing_is_published(checkout, first):
 
 @pytest.mark.pipeline
 def test_a_forced_run_trains_from_step_0_and_gives_the_same_bytes(checkout, first):
-    before, trained = checkout.outputs(), checkout.steps_trained()
+    before, trained = checkout.reference, checkout.steps_trained()
     checkout.run("dvc", "repro", "--force")
     assert checkout.steps_trained() == [*trained, 4]
     after = checkout.outputs()
@@ -147,11 +149,10 @@ def cluster(checkout):
 
 @pytest.mark.pipeline
 def test_a_cluster_learns_what_a_run_on_its_own_learns_by_the_runs_own_code(checkout, first, cluster):
-    before = checkout.outputs()["train"]
     checkout.run(
         *["dvc", "repro", "--force", "--single-item", "train"], RAY_ADDRESS=cluster, RAY_AUTH_MODE="disabled"
     )
-    assert checkout.outputs()["train"] == before
+    assert checkout.outputs()["train"] == checkout.reference["train"]
 
 
 def wait_for(found, seconds):
