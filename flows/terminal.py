@@ -1,12 +1,18 @@
 """Flows run from a terminal, as `srpo align` and `srpo data` do: progress shown, the result returned."""
 
+import os
+import signal
+import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from flows.environment import prepare_environment
 
 if TYPE_CHECKING:
     from flows.align import AlignResult
+
+
+INTERRUPTED: Final = 128 + signal.SIGINT
 
 
 def run_align(
@@ -38,7 +44,18 @@ def run_data(*, source: str, name: str) -> str:
     return data(source=source, name=name)
 
 
+def _end_at_once(*_: object) -> NoReturn:
+    """End on Ctrl-C as after kill -9, which is safe at any moment; the stages' guardian ends what still runs.
+
+    Prefect's own way out would print the traces of a server that the same Ctrl-C has ended.
+    """
+    sys.stderr.write("\nsrpo: error: interrupted; the same command goes on from here\n")
+    sys.stderr.flush()
+    os._exit(INTERRUPTED)
+
+
 def _prepare() -> None:
+    signal.signal(signal.SIGINT, _end_at_once)
     prepare_environment()
     from rich.console import Console
 

@@ -107,7 +107,9 @@ def data(
     """Make a new version of the data: check it, version it with DVC, tag it, push it."""
     from flows.terminal import run_data
 
-    typer.echo(f"tag  {run_data(source=source, name=name)}")
+    tag = run_data(source=source, name=name)
+    typer.echo(f"tag   {tag}")
+    typer.echo(f"next  srpo align --revision {tag} --set ingest.source=data/{name}")
 
 
 @app.command(rich_help_panel="The road")
@@ -227,11 +229,21 @@ def _patch(changes: list[str]) -> dict[str, Any]:
         key, equals, value = change.partition("=")
         if not equals:
             raise errors.ConfigError(f"--set {change}: write KEY=VALUE, for instance train.steps=20")
-        nested: Any = yaml.safe_load(value)
+        nested = _value(change, value)
         for part in reversed(key.split(".")):
             nested = {part: nested}
         patch = config.patched(patch, nested)
     return patch
+
+
+def _value(change: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise errors.ConfigError(f"--set {change}: {text!r} is not a YAML value") from None
+    if value is None:
+        raise errors.ConfigError(f"--set {change}: there is no value after '='")
+    return value
 
 
 def _stage_function(name: str) -> Any:

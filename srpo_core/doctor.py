@@ -91,9 +91,22 @@ def _disk(_: Settings) -> tuple[bool, str]:
 def _store(_: Settings) -> tuple[bool, str]:
     try:
         store = open_store()
-        return True, f"{store.uri}, {len(store.versions())} releases"
+        count = len(store.versions())
     except SrpoError as error:
         return False, str(error)
+    if "://" not in store.uri and (fault := _not_writable(Path(store.uri))):
+        return False, fault
+    return True, f"{store.uri}, releases: {count}"
+
+
+def _not_writable(directory: Path) -> str | None:
+    """Why nothing could be written to a directory that may not exist yet, or None."""
+    there = next(path for path in (directory, *directory.parents) if path.exists())
+    if not there.is_dir():
+        return f"{there} is a file: point SRPO_STORE to a directory"
+    if not os.access(there, os.W_OK):
+        return f"{there} cannot be written to: point SRPO_STORE elsewhere"
+    return None
 
 
 def _devices(settings: Settings) -> tuple[bool, str]:

@@ -114,6 +114,20 @@ def test_a_setting_without_a_value_shows_how_it_is_written():
     assert "write KEY=VALUE" in fails_in_one_line(srpo("align", "--set", "train.steps"), 2)
 
 
+@pytest.mark.parametrize(
+    ("change", "said"), [("train.steps=[", "is not a YAML value"), ("train.steps=", "no value")]
+)
+def test_a_setting_without_a_sound_value_is_one_line(change, said):
+    assert said in fails_in_one_line(srpo("align", "--set", change), 2)
+
+
+def test_the_doctor_sees_a_store_that_is_a_file(tmp_path):
+    (tmp_path / "store").write_text("")
+    done = srpo("doctor", SRPO_STORE=str(tmp_path / "store"))
+    assert done.returncode == 1
+    assert "is a file: point SRPO_STORE to a directory" in done.stdout
+
+
 def test_an_unknown_setting_on_the_command_line_is_named():
     assert "unknown key 'train.stes'" in fails_in_one_line(srpo("align", "--set", "train.stes=3"), 2)
 

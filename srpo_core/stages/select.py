@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Final
 
 import torch
@@ -16,7 +17,7 @@ from srpo_core.config import (
     ScorerSettings,
     SelectSettings,
 )
-from srpo_core.errors import ArtifactError
+from srpo_core.errors import ArtifactError, DivergenceError
 from srpo_core.models import load_base, load_transformer
 from srpo_core.models.embeddings import read_embeddings
 from srpo_core.pictures import MeasuredPicture, PictureSet, draw_and_measure, mean_figures
@@ -88,6 +89,7 @@ def choose(means: Mapping[int, Means], select: SelectSettings) -> Choice:
     empty list `admissible` then makes the gate refuse it.
     """
     steps = sorted(step for step in means if step != BASE_STEP)
+    _require_finite(means)
     slack = {step: _least_slack(means[step], means[BASE_STEP], select.keep) for step in steps}
     admissible = [step for step in steps if slack[step] >= -ROUNDING]
     if admissible:
@@ -112,6 +114,16 @@ def choose(means: Mapping[int, Means], select: SelectSettings) -> Choice:
         f"all {len(steps)} checkpoints lose more than a margin of select.keep allows; step {step} "
         f"loses least and is shown instead: {gain} ({kept})",
     )
+
+
+def _require_finite(means: Mapping[int, Means]) -> None:
+    for step, figures in means.items():
+        for name, value in figures.items():
+            if not isfinite(value):
+                raise DivergenceError(
+                    f"{name} of {'the base' if step == BASE_STEP else f'step {step}'} is {value}: nothing can be "
+                    "chosen by it; check the weights of reward and judge"
+                )
 
 
 def _least_slack(means: Means, base: Means, keep: Mapping[str, float]) -> float:

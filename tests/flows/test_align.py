@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -122,7 +123,8 @@ def alive(pid: int) -> bool:
     return status.exists() and "State:\tZ" not in status.read_text()
 
 
-def test_after_kill_9_in_a_stage_nothing_stays_and_the_same_command_works(standin, prefect):
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+def test_after_an_end_in_a_stage_nothing_stays_and_the_same_command_works(standin, prefect, ending):
     marker = standin / ".srpo/pid"
     command = [
         sys.executable,
@@ -130,7 +132,9 @@ def test_after_kill_9_in_a_stage_nothing_stays_and_the_same_command_works(standi
         "import sys; from flows.terminal import run_align;"
         "run_align(profile='tiny', patch={'train': {'batch_size': int(sys.argv[1])}}, revision=None, publish=False)",
     ]
-    killed = subprocess.Popen([*command, "1000"], env={**os.environ, **prefect.environment})
+    killed = subprocess.Popen(
+        [*command, "1000"], env={**os.environ, **prefect.environment}, stderr=subprocess.PIPE, text=True
+    )
     until = time.monotonic() + 120
     while not (marker.exists() and marker.read_text().endswith("\n")):
         assert killed.poll() is None
@@ -138,8 +142,12 @@ def test_after_kill_9_in_a_stage_nothing_stays_and_the_same_command_works(standi
         time.sleep(0.1)
     stage = int(marker.read_text())
     assert alive(stage)
-    killed.kill()
-    killed.wait()
+    killed.send_signal(ending)
+    said = killed.communicate()[1]
+    assert "Traceback" not in said
+    if ending == signal.SIGINT:
+        assert killed.returncode == 130
+        assert said.endswith("\nsrpo: error: interrupted; the same command goes on from here\n")
     until = time.monotonic() + 15
     while alive(stage) and time.monotonic() < until:
         time.sleep(0.1)

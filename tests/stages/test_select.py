@@ -168,3 +168,8 @@ def test_an_unknown_metric_stops_before_anything_is_drawn(tiny_run, tiny_parts):
     tiny_run(5, to_nan)
     with pytest.raises(ConfigError, match="unknown metric 'beauty'"):
         run(tiny_parts, maximize="beauty")
+
+
+def test_a_figure_that_is_not_a_number_chooses_nothing():
+    with pytest.raises(DivergenceError, match="judge_wanted of step 10 is nan"):
+        choose(means(s5=(0.4, 0.9), s10=(float("nan"), 0.9)), SETTINGS)
