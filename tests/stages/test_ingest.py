@@ -1,5 +1,4 @@
 import filecmp
-import importlib.util
 import io
 import json
 import shutil
@@ -18,6 +17,8 @@ from srpo_core.stages.ingest import run
 
 TINY = Path(__file__).resolve().parents[2] / "assets/tiny"
 SUBJECTS = json.loads((TINY / "family/subjects.json").read_text(encoding="utf-8"))
+TRAIN, TEST = SUBJECTS["train"], SUBJECTS["eval"]
+STYLES = 4
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,15 @@ def refusal():
     return str(caught.value)
 
 
+def records(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def first_with(path, key, value):
+    """The number of the first record that holds the value under the key."""
+    return next(number for number, record in enumerate(records(path)) if value in record[key])
+
+
 def repack(path, change):
     """Rewrite a tar; change maps the name and content of a member to new content, None to leave it out."""
     with tarfile.open(path) as archive:
@@ -68,19 +78,22 @@ def test_the_three_splits_are_disjoint_and_complete():
     texts = {
         split: [prompt.text for prompt in read_prompts(split)] for split in ("train", "validation", "test")
     }
-    assert sum(map(len, texts.values())) == len(set().union(*texts.values())) == 117
-    assert sorted(texts["train"] + texts["validation"]) == sorted(SUBJECTS["train"])
-    assert sorted(texts["test"]) == sorted(SUBJECTS["eval"])
-    assert 0.1 < len(texts["validation"]) / 85 < 0.3
-    assert Counter(prompt.style for prompt in read_prompts("test")) == {"nature": 20, "food": 12}
+    assert sum(map(len, texts.values())) == len(set().union(*texts.values())) == len(TRAIN + TEST)
+    assert sorted(texts["train"] + texts["validation"]) == sorted(TRAIN)
+    assert sorted(texts["test"]) == sorted(TEST)
+    assert 0.1 < len(texts["validation"]) / len(TRAIN) < 0.3
+    lists = {path.stem: records(path) for path in (TINY / "hpd/benchmark").glob("*.json")}
+    assert Counter(prompt.style for prompt in read_prompts("test")) == {
+        name: len(prompts) for name, prompts in lists.items()
+    }
     assert {prompt.style for prompt in read_prompts("train")} == {""}
 
 
 @pytest.mark.usefixtures("tiny")
 def test_prompts_are_numbered_in_the_order_of_the_source():
     table = pq.read_table(artifacts.PROMPTS).to_pydict()
-    assert table["prompt_id"] == list(range(117))
-    assert table["prompt"][:85] == SUBJECTS["train"]
+    assert table["prompt_id"] == list(range(len(TRAIN + TEST)))
+    assert table["prompt"][: len(TRAIN)] == TRAIN
 
 
 @pytest.mark.usefixtures("tiny")
@@ -90,7 +103,7 @@ def test_the_preferred_picture_shows_the_subject_and_the_rejected_one_another_in
     stored = pq.read_table(artifacts.IMAGES).to_pylist()
     shows = {row["path"]: known[row["image"]] for row in stored}
     pairs = read_pairs("train") + read_pairs("test")
-    assert len(pairs) == 85 * 4 + 32 * 4 * 2
+    assert len(pairs) == (len(TRAIN) + 2 * len(TEST)) * STYLES
     for pair in pairs:
         (subject, style), (other, other_style) = shows[pair.preferred], shows[pair.rejected]
         assert subject == pair.prompt != other
@@ -109,7 +122,7 @@ def test_the_images_are_stored_by_path_with_their_size():
     table = pq.read_table(artifacts.IMAGES)
     paths = table["path"].to_pylist()
     assert paths == sorted(paths)
-    assert len(set(paths)) == len(paths) == (85 + 32) * 4
+    assert len(set(paths)) == len(paths) == len(TRAIN + TEST) * STYLES
     assert set(table["width"].to_pylist()) == set(table["height"].to_pylist()) == {64}
     pair = read_pairs("test", 1)[0]
     assert read_images([pair.preferred])[pair.preferred].size == (64, 64)
@@ -137,38 +150,36 @@ def test_a_second_run_writes_the_same_bytes(ingested, tmp_path, monkeypatch):
     assert filecmp.cmpfiles(ingested, tmp_path, first, shallow=False) == (first, [], [])
 
 
-def test_the_script_makes_the_same_set_again(tmp_path):
-    spec = importlib.util.spec_from_file_location("make_hpd", TINY / "make_hpd.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    script.make(tmp_path)
-    for path in (TINY / "hpd").rglob("*.*"):
-        assert (tmp_path / path.relative_to(TINY / "hpd")).read_bytes() == path.read_bytes()
-
-
 def test_a_missing_image_is_named_with_its_record(broken):
     repack(broken / "train.tar", lambda name, content: None if name == "00000008.webp" else content)
-    assert "hpd/train.json: record 8: image '00000008.webp' is not in hpd/train.tar (1 of 340" in refusal()
+    record = first_with(broken / "train.json", "file_path", "00000008.webp")
+    expected = f"hpd/train.json: record {record}: image '00000008.webp' is not in hpd/train.tar"
+    assert f"{expected} (1 of {len(TRAIN) * STYLES}" in refusal()
 
 
 def test_an_image_that_cannot_be_decoded_is_named_with_its_record(broken):
     repack(broken / "test.tar", lambda name, content: content[:300] if name == "00000004.webp" else content)
+    record = first_with(broken / "test.json", "image_path", "00000004.webp")
     message = refusal()
     assert message.startswith("hpd/test.tar: image '00000004.webp' cannot be decoded (")
-    assert message.endswith("it is named by hpd/test.json, record 4")
+    assert message.endswith(f"it is named by hpd/test.json, record {record}")
     assert not artifacts.VALIDATION.exists()
 
 
 def test_a_broken_json_record_is_named_with_line_and_column(broken):
     path = broken / "train.json"
+    record = next(number for number, entry in enumerate(records(path)) if entry["human_preference"] == [1, 0])
     path.write_text(path.read_text(encoding="utf-8").replace("[1, 0]", "[1, 0", 1), encoding="utf-8")
-    assert refusal().startswith("hpd/train.json: record 3: broken JSON at line 5, column 37")
+    # one line per record, after the line of the bracket
+    assert refusal().startswith(
+        f"hpd/train.json: record {record}: broken JSON at line {record + 2}, column 37"
+    )
 
 
 def test_a_prompt_of_the_benchmark_must_not_be_trained_on(broken):
-    (broken / "benchmark/more.json").write_text('["gorilla"]', encoding="utf-8")
+    (broken / "benchmark/more.json").write_text(json.dumps(TRAIN[:1]), encoding="utf-8")
     assert refusal().startswith(
-        "hpd/benchmark/more.json: record 0: prompt 'gorilla' also stands in hpd/train.json"
+        f"hpd/benchmark/more.json: record 0: prompt {TRAIN[0]!r} also stands in hpd/train.json"
     )
 
 

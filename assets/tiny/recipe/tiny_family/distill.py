@@ -1,0 +1,123 @@
+"""Guidance distillation: one call with the guidance as input does what two calls with and without text did."""
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from srpo_core.models.flux import image_ids
+from tiny_family.base import OUT as BASE
+from tiny_family.base import BaseTask, save_pipeline, shifted_logit_normal
+from tiny_family.captions import CLIP_TOKENS, T5_TOKENS, drawn_captions, token_ids
+from tiny_family.settings import compiled, read_settings
+from tiny_family.training import Plan, Task, cpu_seconds, forget, train
+
+OUT: Final = Path("out/family_base")
+
+
+def read_base() -> Any:
+    """The undistilled pipeline in float32."""
+    from diffusers import FluxPipeline
+
+    return FluxPipeline.from_pretrained(BASE, torch_dtype=torch.float32)
+
+
+class DistillTask:
+    """Teach the guidance input of the transformer; text encoders stay as they are."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        pipeline = read_base()
+        base: Any = BaseTask.__new__(BaseTask)
+        base.read_latents()
+        self.latents, self.subjects, self.styles = base.latents, base.subjects, base.styles
+        self.tokenizers = pipeline.tokenizer, pipeline.tokenizer_2
+        self.encoders = pipeline.text_encoder.eval(), pipeline.text_encoder_2.eval()
+        self.module: nn.Module = pipeline.transformer
+        self.teacher = copy.deepcopy(pipeline.transformer).requires_grad_(requires_grad=False)
+        self.student, self.taught = compiled(self._velocity, settings), compiled(self._teacher, settings)
+        self.batch_size, self.guidance = settings["batch_size"], settings["guidance"]
+
+    def is_hidden(self, name: str) -> bool:
+        """Matrices inside the blocks."""
+        return "transformer_blocks." in name and ".norm" not in name
+
+    def _velocity(self, x: Tensor, sigma: Tensor, guidance: Tensor, pooled: Tensor, embeds: Tensor) -> Tensor:
+        return velocity(self.module, x, sigma, guidance, pooled, embeds)
+
+    def _teacher(self, x: Tensor, sigma: Tensor, guidance: Tensor, pooled: Tensor, embeds: Tensor) -> Tensor:
+        return velocity(self.teacher, x, sigma, guidance, pooled, embeds)
+
+    @torch.no_grad()
+    def _encode(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        clip, t5 = self.tokenizers
+        pooled = self.encoders[0](token_ids(clip, texts, CLIP_TOKENS)).pooler_output
+        return pooled, self.encoders[1](token_ids(t5, texts, T5_TOKENS))[0]
+
+    def loss(self, generator: torch.Generator, step: int) -> Tensor:
+        """Squared distance to v(empty) + g · (v(text) − v(empty)) of the teacher, for random g."""
+        n = self.batch_size
+        rows = torch.randint(len(self.latents), (n,), generator=generator)
+        texts = drawn_captions([self.subjects[row] for row in rows], self.styles[rows], generator, 0.0)
+        image = self.latents[rows]
+        noise = torch.randn(image.shape, generator=generator)
+        sigma = shifted_logit_normal(n, generator)
+        x = sigma[:, None, None] * noise + (1 - sigma[:, None, None]) * image
+        low, high = self.guidance
+        guidance = low + (high - low) * torch.rand(n, generator=generator)
+        pooled, embeds = self._encode([*texts, *[""] * n])
+        with torch.no_grad():
+            both = self.taught(
+                torch.cat([x, x]), torch.cat([sigma, sigma]), torch.ones(2 * n), pooled, embeds
+            )
+            with_text, without = both.chunk(2)
+            target = without + guidance[:, None, None] * (with_text - without)
+        student: Tensor = self.student(x, sigma, guidance, pooled[:n], embeds[:n])
+        loss: Tensor = (student - target).square().mean()
+        return loss
+
+
+def velocity(
+    transformer: nn.Module, x: Tensor, sigma: Tensor, guidance: Tensor, pooled: Tensor, embeds: Tensor
+) -> Tensor:
+    """Velocities (B, 16, 64) of a FLUX transformer at 64 x 64 pixels."""
+    output: Tensor = transformer(
+        hidden_states=x,
+        timestep=sigma,
+        guidance=guidance,
+        pooled_projections=pooled,
+        encoder_hidden_states=embeds,
+        img_ids=image_ids(8, 8),
+        txt_ids=torch.zeros(T5_TOKENS, 3),
+        return_dict=False,
+    )[0]
+    return output
+
+
+def build(settings: Mapping[str, Any], rank: int) -> Task:
+    """The task of one process."""
+    return DistillTask(settings)
+
+
+def main() -> None:
+    """Distil and save the base that the family ships."""
+    settings = read_settings("distill")
+    plan = Plan(**settings["plan"])
+    weights = train(build, settings, plan)
+    pipeline = read_base()
+    pipeline.transformer.load_state_dict(weights)
+    save_pipeline(
+        (pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2),
+        (pipeline.tokenizer, pipeline.tokenizer_2),
+        OUT,
+    )
+    figures = {"cpu_seconds": cpu_seconds(plan.name)}
+    Path("figures/distill.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    forget(plan.name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The last stage: put the trained parts into ../family and write the table of figures."""
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from tiny_family.pictures import STYLES, read_subjects
+
+FAMILY: Final = Path("../family")
+PARTS: Final[Mapping[str, str]] = {
+    "family_base": "base",
+    "reward": "reward",
+    "judge_a": "judge_a",
+    "judge_b": "judge_b",
+}
+STAGES: Final = ("vae", "judge_a", "judge_b", "reward", "base", "distill")
+LARGEST: Final = 10_000_000  # bytes; what a repository should not exceed in one file
+
+log = logging.getLogger(__name__)
+
+
+def install() -> None:
+    """Replace the parts of ../family, one directory at a time."""
+    for source, name in PARTS.items():
+        fresh, target = FAMILY / f"{name}.fresh", FAMILY / name
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.copytree(Path("out") / source, fresh)
+        shutil.rmtree(target, ignore_errors=True)
+        fresh.rename(target)
+    names = {**read_subjects(), "styles": list(STYLES)}
+    text = json.dumps(names, ensure_ascii=False, indent=0)
+    (FAMILY / "subjects.json").write_text(f"{text}\n", encoding="utf-8")
+    too_large = [path for path in FAMILY.rglob("*") if path.is_file() and path.stat().st_size > LARGEST]
+    if too_large:
+        raise SystemExit(
+            f"larger than {LARGEST} bytes: {', '.join(map(str, too_large))}: make the model smaller"
+        )
+
+
+def figures_of(stage: str) -> dict[str, Any]:
+    """What a stage measured."""
+    content: dict[str, Any] = json.loads(Path(f"figures/{stage}.json").read_text(encoding="utf-8"))
+    return content
+
+
+def table() -> str:
+    """One row per stage: its CPU time and its figures; then what both judges see in drawn pictures."""
+    lines = ["| stage | CPU minutes | figures |", "|---|---|---|"]
+    for stage in STAGES:
+        figures = figures_of(stage)
+        minutes = figures.pop("cpu_seconds") / 60
+        told = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
+        lines.append(f"| {stage} | {minutes:.1f} | {told} |")
+    measured = figures_of("measure")
+    told = ", ".join(f"{name} {value:.3f}" for name, value in measured.items() if isinstance(value, float))
+    lines.append(f"| measure | | {measured['pictures']} pictures: {told} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Install the family, write and show the table."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    install()
+    text = table()
+    Path("out/table.md").write_text(text, encoding="utf-8")
+    log.info("\n%s", text)
+
+
+if __name__ == "__main__":
+    main()

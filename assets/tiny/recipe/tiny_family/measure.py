@@ -1,0 +1,123 @@
+"""What the family is worth: pictures that the base draws, named by both judges."""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from srpo_core.scorers.judge import load_style_subject_judge
+from srpo_core.scorers.timm_judge import load_timm_judge
+from tiny_family.captions import T5_TOKENS, caption
+from tiny_family.distill import OUT as BASE
+from tiny_family.judges import Judge
+from tiny_family.pictures import STYLES, read_pictures, read_subjects
+from tiny_family.training import generator
+
+SEEDS: Final = 10
+STYLE_SEEDS: Final = 3
+STEPS: Final = 16
+GUIDANCE: Final = 3.5
+GRID: Final = Path("out/base_grid.png")
+
+
+@torch.no_grad()
+def drawn(pipeline: Any, prompts: list[str], seeds: int) -> Tensor:
+    """Pictures (len(prompts) · seeds, 3, 64, 64) in [0, 1], all seeds of a prompt in a row."""
+    repeated = [prompt for prompt in prompts for _ in range(seeds)]
+    noise = [
+        torch.randn(16, 64, generator=generator(0, prompt, seed))
+        for prompt in prompts
+        for seed in range(seeds)
+    ]
+    parts = []
+    for start in range(0, len(repeated), 40):
+        images = pipeline(
+            repeated[start : start + 40],
+            height=64,
+            width=64,
+            num_inference_steps=STEPS,
+            guidance_scale=GUIDANCE,
+            max_sequence_length=T5_TOKENS,
+            latents=torch.stack(noise[start : start + 40]),
+            output_type="pt",
+        ).images
+        parts.append(images.float())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def named(judge: Judge, images: Tensor, subjects: list[str]) -> tuple[float, float]:
+    """Shares of pictures whose subject is the judge's first, and among its first five."""
+    logits = torch.cat([judge.subject_logits(part) for part in torch.split(images, 64)])
+    own = torch.tensor([judge.subjects.index(subject) for subject in subjects])
+    five = logits.topk(5, dim=1).indices == own[:, None]
+    return float(five[:, 0].float().mean()), float(five.any(1).float().mean())
+
+
+@torch.no_grad()
+def obeyed(judge: Judge, images: Tensor, style: int) -> float:
+    """Share of pictures in which the judge sees the style asked for."""
+    said = torch.cat([judge.style_probabilities(part).argmax(-1) for part in torch.split(images, 64)])
+    return float((said == style).float().mean())
+
+
+@torch.no_grad()
+def style_distances(images: dict[str, Tensor]) -> dict[str, float]:
+    """Root mean square difference between the same subjects in each pair of styles, 0 to 1."""
+    names = list(images)
+    return {
+        f"{first}-{second}": float((images[first] - images[second]).square().mean().sqrt())
+        for index, first in enumerate(names)
+        for second in names[index + 1 :]
+    }
+
+
+def write_grid(images: Tensor, path: Path, columns: int) -> None:
+    """Pictures side by side, twice their size."""
+    from torchvision.utils import save_image
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(
+        torch.nn.functional.interpolate(images, scale_factor=2), path, nrow=columns, padding=4, pad_value=1
+    )
+
+
+def main() -> None:
+    """Draw, judge, write figures/measure.json and the grids."""
+    from diffusers import FluxPipeline
+
+    torch.set_num_threads(2)
+    pipeline = FluxPipeline.from_pretrained(BASE, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    judges: dict[str, Judge] = {
+        "a": load_style_subject_judge(Path("out/judge_a")),
+        "b": load_timm_judge(Path("out/judge_b")),
+    }
+    subjects = read_subjects()["eval"]
+    plain = drawn(pipeline, subjects, SEEDS)
+    figures: dict[str, Any] = {"pictures": len(plain), "chance_top1": 1 / len(judges["a"].subjects)}
+    owners = [subject for subject in subjects for _ in range(SEEDS)]
+    styled = {
+        word: drawn(pipeline, [caption(subject, index) for subject in subjects], STYLE_SEEDS)
+        for index, word in enumerate(STYLES)
+    }
+    for letter, judge in judges.items():
+        figures[f"top1_{letter}"], figures[f"top5_{letter}"] = named(judge, plain, owners)
+        for index, word in enumerate(STYLES):
+            figures[f"obeys_{word}_{letter}"] = obeyed(judge, styled[word], index)
+    real = read_pictures("train").of(subjects)
+    originals = {word: real.pixels[real.styles == index].float() / 255 for index, word in enumerate(STYLES)}
+    figures["distance_drawn"] = style_distances(
+        {word: images[::STYLE_SEEDS] for word, images in styled.items()}
+    )
+    figures["distance_original"] = style_distances(originals)
+    Path("figures/measure.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_grid(plain[::SEEDS], GRID, 10)
+    rows = [styled[word][::STYLE_SEEDS][:40:4] for word in STYLES]
+    write_grid(torch.cat(rows), GRID.with_name("styles_grid.png"), 10)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The VAE: diffusers' `AutoencoderKL`, 8 times down, 16 latent channels, as FLUX has it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tiny_family.pictures import flipped, read_pictures, shifted, to_float
+from tiny_family.settings import compiled, read_settings
+from tiny_family.training import Plan, Task, cpu_seconds, forget, train
+
+OUT = Path("out/vae")
+
+
+def new_vae(channels: tuple[int, ...]) -> Any:
+    """A fresh `AutoencoderKL` for 64 x 64 pixels."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        layers_per_block=1,
+        latent_channels=16,
+        norm_num_groups=8,
+        sample_size=64,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        force_upcast=False,
+    )
+
+
+class VaeTask:
+    """Reconstruct pictures of the 919 training subjects."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.vae = new_vae(tuple(settings["channels"]))
+        self.module: nn.Module = self.vae
+        self.pixels = read_pictures("train").pixels
+        self.batch_size, self.kl_weight = settings["batch_size"], settings["kl_weight"]
+        self.forward = compiled(self._forward, settings)
+
+    def is_hidden(self, name: str) -> bool:
+        """All but the first and the last convolution of encoder and decoder."""
+        return "conv_in" not in name and "conv_out" not in name
+
+    def _forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            moments = self.vae.encoder(images)
+        mean, log_variance = moments.float().chunk(2, dim=1)
+        log_variance = log_variance.clamp(-30, 20)
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        with torch.autocast("cpu", torch.bfloat16):
+            decoded = self.vae.decoder(mean + (log_variance / 2).exp() * noise)
+        return decoded.float(), divergence
+
+    def loss(self, generator: torch.Generator, step: int) -> Tensor:
+        """Squared error, on which PSNR rests, and a little divergence that keeps latents near N(0, 1)."""
+        rows = torch.randint(len(self.pixels), (self.batch_size,), generator=generator)
+        images = flipped(shifted(to_float(self.pixels[rows]), generator, 3), generator) * 2 - 1
+        images = images.contiguous(memory_format=torch.channels_last)
+        noise = torch.randn(self.batch_size, 16, 8, 8, generator=generator)
+        decoded, divergence = self.forward(images, noise.contiguous(memory_format=torch.channels_last))
+        loss: Tensor = (decoded - images).square().mean() + self.kl_weight * divergence
+        return loss
+
+
+def build(settings: Mapping[str, Any], rank: int) -> Task:
+    """The task of one process."""
+    return VaeTask(settings)
+
+
+@torch.no_grad()
+def encode(vae: Any, pixels: Tensor, batch_size: int = 64) -> Tensor:
+    """Latent means (N, 16, 8, 8) of bytes (N, 3, 64, 64), not yet scaled."""
+    batches = [
+        vae.encode(to_float(part) * 2 - 1).latent_dist.mean for part in torch.split(pixels, batch_size)
+    ]
+    return torch.cat(batches)
+
+
+@torch.no_grad()
+def psnr(vae: Any, pixels: Tensor, batch_size: int = 64) -> float:
+    """Mean over pictures of the peak signal-to-noise ratio of the reconstruction, dB."""
+    values = []
+    for part in torch.split(pixels, batch_size):
+        images = to_float(part)
+        decoded = (vae.decode(vae.encode(images * 2 - 1).latent_dist.mean).sample / 2 + 0.5).clamp(0, 1)
+        values.append(-10 * (decoded - images).square().mean((1, 2, 3)).log10())
+    return float(torch.cat(values).mean())
+
+
+def main() -> None:
+    """Train, set scale and shift as the latents ask, save in bf16, measure."""
+    settings = read_settings("vae")
+    plan = Plan(**settings["plan"])
+    weights = train(build, settings, plan)
+    vae = new_vae(tuple(settings["channels"]))
+    vae.load_state_dict(weights)
+    vae.eval()
+    latents = encode(vae, read_pictures("train").pixels)
+    vae.register_to_config(shift_factor=float(latents.mean()), scaling_factor=float(1 / latents.std()))
+    vae.to(torch.bfloat16).save_pretrained(OUT)
+    vae.float()
+    figures = {
+        "psnr_unseen_db": psnr(vae, read_pictures("eval", "novel").pixels),
+        "psnr_seen_db": psnr(vae, read_pictures("train").pixels[::4]),
+        "cpu_seconds": cpu_seconds(plan.name),
+    }
+    Path("figures/vae.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    forget(plan.name)
+
+
+if __name__ == "__main__":
+    main()
