@@ -20,6 +20,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+BranchName = Literal["denoise", "inversion"]
 
 
 class Part(BaseModel):
@@ -86,11 +87,20 @@ class CheckRewardSettings(Part):
 
 
 class RolloutSettings(Part):
-    """How a training picture is drawn from noise, without gradients."""
+    """Where a training picture comes from: drawn from noise without gradients, or real."""
 
+    source: Literal["online", "offline", "hybrid"] = Field(
+        description="pictures drawn by the model, the preferred pictures of the data, or both"
+    )
+    share_offline: Share = Field(description="hybrid: share of the samples that start from a real picture")
     steps: Positive = Field(description="denoising steps S")
     shift: PositiveFloat = Field(description="timestep shift s of sigma' = s*sigma / (1 + (s-1)*sigma)")
     guidance: float = Field(ge=0, description="guidance during the rollout")
+
+    @property
+    def real_share(self) -> float:
+        """The share of the samples that start from a real picture."""
+        return {"online": 0.0, "offline": 1.0, "hybrid": self.share_offline}[self.source]
 
 
 class DirectAlignSettings(Part):
@@ -108,6 +118,9 @@ class DirectAlignSettings(Part):
     discount_inversion: tuple[float, float] = Field(
         description="k of the inversion branch, from clean to noisy"
     )
+    branches: list[BranchName] = Field(
+        min_length=1, description="model calls of one pair in their order; their losses are averaged"
+    )
     margin: float = Field(description="loss = relu(margin - reward): no gradient past it")
 
     @model_validator(mode="after")
@@ -117,6 +130,32 @@ class DirectAlignSettings(Part):
                 f"need first < last <= schedule_steps, got {self.first}, {self.last}, {self.schedule_steps}"
             )
         return self
+
+
+class AggregateSettings(Part):
+    """The sum over noise levels of the method direct_align_aggregated."""
+
+    levels: Positive = Field(description="consecutive noise levels per picture, a usual step apart")
+    decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="lambda of a level over that of the noisier one before it"
+    )
+
+
+class ReflSettings(Part):
+    """The baseline refl."""
+
+    late_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="last share of the rollout's steps, of which one is trained"
+    )
+
+
+class DraftSettings(Part):
+    """The baselines draft_k and draft_lv."""
+
+    last_steps: Positive = Field(description="draft_k: K, the last rollout steps that the gradient reaches")
+    variations: Positive = Field(
+        description="draft_lv: n, noise variations of the last step that are averaged"
+    )
 
 
 class OptimizerSettings(Part):
@@ -133,13 +172,39 @@ class TrainSettings(Part):
     """The alignment run."""
 
     method: str = Field(description="entry of the registry `methods`")
+    reference: bool = Field(
+        description="compute as the reference's code does, with its truncated time input and bfloat16 noise"
+    )
     steps: Positive = Field(description="optimizer steps")
     batch_size: Positive = Field(description="pictures per step over all workers")
     checkpoint_every: Positive = Field(description="steps between two checkpoints")
     sample_prompts: Positive = Field(description="training prompts drawn as pictures at each checkpoint")
+    noise: Literal["per_sample", "shared"] = Field(
+        description="noise of its own for each sample, or one for all samples of a step"
+    )
+    reward_text: Literal["wanted", "plain"] = Field(
+        description="what methods without a relative term score: the prompt with or without the wanted word"
+    )
+    pairs_per_rollout: Positive = Field(
+        description="R, noise levels trained per rollout; their losses are averaged"
+    )
+    batch_branches: bool = Field(
+        description="the branches of a pair in one model call: faster, and needs the memory of both"
+    )
     rollout: RolloutSettings
     direct_align: DirectAlignSettings
+    aggregate: AggregateSettings
+    refl: ReflSettings
+    draft: DraftSettings
     optimizer: OptimizerSettings
+
+    @model_validator(mode="after")
+    def _within_the_rollout(self) -> Self:
+        if self.draft.last_steps > self.rollout.steps:
+            raise ValueError(
+                f"draft.last_steps {self.draft.last_steps} is more than rollout.steps {self.rollout.steps}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _whole_checkpoints(self) -> Self:
@@ -242,7 +307,10 @@ class Settings(Part):
     seed: Annotated[int, Field(ge=0)] = Field(description="every random draw derives from it")
     model: ModelSettings
     reward: ScorerSettings = Field(description="the differentiable scorer that is trained against")
-    judge: ScorerSettings = Field(description="never trained against; selects and judges")
+    select_judge: ScorerSettings = Field(description="never trained against; chooses the checkpoint")
+    judge: ScorerSettings = Field(
+        description="never trained against, never used to choose; judges at the gate"
+    )
     control_words: ControlWords
     draw: DrawSettings
     ingest: IngestSettings

@@ -50,6 +50,10 @@ class BaseModel(Protocol):
         """Predict velocities; see `VelocityModel`."""
         ...
 
+    def encode(self, images: "Tensor") -> "Tensor":
+        """Turn images (B, 3, H, W) in [0, 1] into packed latents (B, S, C), without gradients or draws."""
+        ...
+
     def decode(self, latents: "Tensor") -> "Tensor":
         """Turn packed latents (B, S, C) into images (B, 3, H, W), nominally in [0, 1], unclamped, differentiable."""
         ...

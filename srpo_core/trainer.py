@@ -7,24 +7,22 @@ and gradients are summed over workers, so that the number of workers does not ch
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from srpo_core.algorithm import METHODS
-from srpo_core.algorithm.direct_align import EDGE
-from srpo_core.algorithm.noise import epoch_index, keyed_integer, keyed_noise
-from srpo_core.algorithm.srpo import LossTerm, Method, TrainBatch
+from srpo_core.algorithm.method import LossTerm, Method, TrainBatch
+from srpo_core.algorithm.noise import Draws, epoch_index, keyed_noise, keyed_share
 from srpo_core.checkpoint import Checkpoint, load_optimizer, newest_checkpoint, save_checkpoint
 from srpo_core.config import ControlWords, ModelSettings, ScorerSettings, TrainSettings
-from srpo_core.errors import DivergenceError, pick
+from srpo_core.errors import ConfigError, DivergenceError, pick
 from srpo_core.models import load_base, load_transformer
-from srpo_core.models.embeddings import read_embeddings
+from srpo_core.models.embeddings import read_embeddings, read_latents
 from srpo_core.protocols import BaseModel, Condition, RewardModel
 from srpo_core.scorers import load_reward
 
@@ -52,10 +50,37 @@ class TrainJob:
 
 @dataclass(frozen=True)
 class Prompts:
-    """The encoded prompts of a split."""
+    """The encoded training prompts; real: the packed latents of a real picture of each, if any are used."""
 
     texts: Sequence[str]
     condition: Condition
+    real: Tensor | None
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What a step changes, and how: knows nothing of files, ranks or draws."""
+
+    model: BaseModel
+    reward: RewardModel
+    optimizer: torch.optim.Optimizer
+    settings: TrainSettings
+    method: Method
+
+    def step(self, batch: TrainBatch, step: int, *, world: int = 1) -> dict[str, float]:
+        """One optimizer step on this rank's share of the global batch; its metrics are equal on every rank."""
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = self.method(self.model, self.reward, batch, self.settings)
+        figures = backward_terms(terms, self.settings.batch_size)
+        if world > 1:
+            sum_over_ranks(figures.values(), self.model.transformer)
+        transformer, largest = self.model.transformer, self.settings.optimizer.max_grad_norm
+        figures["grad_norm"] = torch.nn.utils.clip_grad_norm_(transformer.parameters(), largest)
+        self.optimizer.step()
+        # the one place where the host waits for the device
+        metrics = dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
+        require_finite(metrics["grad_norm"], transformer, step)
+        return metrics
 
 
 class Worker:
@@ -66,13 +91,16 @@ class Worker:
         self.job, self.rank, self.world, self.device = job, rank, world, device
         self.checkpoint = newest_checkpoint(job.state, every=job.train.checkpoint_every)
         self.model = _load_model(job, self.checkpoint, device)
-        self.reward: RewardModel = load_reward(job.reward).to(device)
-        self.optimizer = adamw(self.model.transformer, job.train)
+        optimizer = adamw(self.model.transformer, job.train)
         if self.checkpoint:
-            load_optimizer(self.checkpoint, self.model.transformer, self.optimizer)
+            load_optimizer(self.checkpoint, self.model.transformer, optimizer)
+        self.learner = Learner(
+            self.model, load_reward(job.reward).to(device), optimizer, job.train, method_of(job.train)
+        )
         texts, _, condition = read_embeddings("train")
-        self.prompts = Prompts(texts, condition)
-        self.method: Method = pick(METHODS, job.train.method, "method")
+        self.prompts = Prompts(
+            texts, condition, read_latents("train") if job.train.rollout.real_share else None
+        )
 
     def run(self) -> None:
         """Train the steps that are not done yet; rank 0 saves checkpoints, samples and progress."""
@@ -86,40 +114,35 @@ class Worker:
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step over the global batch; returns its metrics, equal on every rank."""
-        batch = self.batch(step)
-        self.optimizer.zero_grad(set_to_none=True)
-        figures = backward_terms(
-            self.method(self.model, self.reward, batch, self.job.train), self.job.train.batch_size
-        )
-        self._sum_over_ranks(figures)
-        norm = clip_gradients(self.model.transformer, self.job.train.optimizer.max_grad_norm, step)
-        self.optimizer.step()
-        return {**{name: float(value) for name, value in figures.items()}, "grad_norm": norm}
+        return self.learner.step(self.batch(step), step, world=self.world)
 
     def batch(self, step: int) -> TrainBatch:
         """This rank's share of the batch of a step, every draw keyed by the global sample index."""
         job, size = self.job, self.job.train.batch_size
         samples = range(self.rank, size, self.world)
         rows = [epoch_index((step - 1) * size + i, len(self.prompts.texts), job.seed) for i in samples]
-        noise = [keyed_noise(self.model.latent_shape, job.seed, "noise", step, i) for i in samples]
-        last = job.train.direct_align.grid - EDGE
+        keys = [("noise", step, i) if job.train.noise == "per_sample" else ("noise", step) for i in samples]
+        noise = [keyed_noise(self.model.latent_shape, job.seed, *key) for key in keys]
         return TrainBatch(
             prompts=[self.prompts.texts[row] for row in rows],
             condition=_to(self.prompts.condition[rows], self.device),
             noise=torch.stack(noise).to(self.device),
-            midpoints=[keyed_integer(EDGE, last, job.seed, "midpoint", step, i) for i in samples],
+            draws=Draws(job.seed, step, samples),
+            real=self._real_images(step, samples, rows),
             wanted=_in_turn(job.control_words.wanted, step),
             unwanted=_in_turn(job.control_words.unwanted, step),
         )
 
-    def _sum_over_ranks(self, figures: dict[str, Tensor]) -> None:
-        if self.world == 1:
-            return
-        for value in figures.values():
-            dist.all_reduce(value)
-        for parameter in self.model.transformer.parameters():
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
+    def _real_images(self, step: int, samples: Iterable[int], rows: Iterable[int]) -> dict[int, Tensor]:
+        """By place in the batch, the latents of the samples that start from a real picture."""
+        real, share = self.prompts.real, self.job.train.rollout.real_share
+        if real is None:
+            return {}
+        return {
+            place: real[row].to(self.device)
+            for place, (i, row) in enumerate(zip(samples, rows, strict=True))
+            if keyed_share(self.job.seed, "source", step, i) < share
+        }
 
     def _tell(self, row: Mapping[str, float]) -> None:
         with (self.job.state / PROGRESS).open("a", encoding="utf-8") as file:
@@ -127,37 +150,61 @@ class Worker:
 
     def _save(self, step: int, metrics: Sequence[Mapping[str, float]]) -> None:
         save_samples(self.model, self.job, self.job.state / SAMPLES / f"step-{step:06d}.png", self.device)
-        save_checkpoint(self.job.state, step, self.model.transformer, self.optimizer, metrics)
+        save_checkpoint(self.job.state, step, self.model.transformer, self.learner.optimizer, metrics)
 
 
-def backward_terms(terms: Any, batch_size: int) -> dict[str, Tensor]:
+def method_of(settings: TrainSettings) -> Method:
+    """The method that the settings name.
+
+    Raises:
+        ConfigError: there is none of this name, or it cannot start from real pictures and should.
+    """
+    entry = pick(METHODS, settings.method, "method")
+    if settings.rollout.source != "online" and not entry.real_images:
+        able = ", ".join(name for name, other in METHODS.items() if other.real_images)
+        raise ConfigError(
+            f"train.method {settings.method!r} trains the sampler's own steps, so train.rollout.source must be "
+            f"online, not {settings.rollout.source!r}: real pictures are for {able}"
+        )
+    return entry.run
+
+
+def backward_terms(terms: Iterable[LossTerm], batch_size: int) -> dict[str, Tensor]:
     """Run backward on each loss term in turn; sums over this rank's samples, divided by the global batch.
 
-    Returns `loss` and `reward_<term>`, scalars.
+    Returns `loss` and, averaged over the terms that know it, `reward_<name>`; scalars.
     """
-    figures: dict[str, Tensor] = {}
-    term: LossTerm
+    losses, rewards = [], dict[str, list[Tensor]]()
     for term in terms:
         loss = term.losses.sum() / batch_size
         loss.backward()  # type: ignore[no-untyped-call]
-        figures["loss"] = figures.get("loss", torch.zeros_like(loss)) + loss.detach()
-        figures[f"reward_{term.name}"] = term.rewards.sum() / batch_size
-    return figures
+        losses.append(loss.detach())
+        for name, values in term.rewards.items():
+            rewards.setdefault(name, []).append(values.sum() / batch_size)
+    means = {f"reward_{name}": torch.stack(values).mean() for name, values in rewards.items()}
+    return {"loss": torch.stack(losses).sum(), **means}
 
 
-def clip_gradients(transformer: torch.nn.Module, max_norm: float, step: int) -> float:
-    """Clip the total gradient norm and return what it was.
+def sum_over_ranks(figures: Iterable[Tensor], transformer: torch.nn.Module) -> None:
+    """Add up figures and gradients over all ranks, in place."""
+    for value in figures:
+        dist.all_reduce(value)
+    for parameter in transformer.parameters():
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+
+
+def require_finite(norm: float, transformer: torch.nn.Module, step: int) -> None:
+    """Stop after a step whose total gradient norm was not finite.
 
     Raises:
-        DivergenceError: the norm is not finite; names the step and the first tensor at fault.
+        DivergenceError: names the step and the first tensor at fault.
     """
-    norm = float(torch.nn.utils.clip_grad_norm_(transformer.parameters(), max_norm))
     if not math.isfinite(norm):
         raise DivergenceError(
             f"step {step}: gradient of {_first_not_finite(transformer)} is not finite; the checkpoints before it "
             "are kept: lower train.optimizer.learning_rate"
         )
-    return norm
 
 
 def adamw(transformer: torch.nn.Module, settings: TrainSettings) -> torch.optim.AdamW:

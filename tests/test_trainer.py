@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from srpo_core.checkpoint import newest_checkpoint
-from srpo_core.errors import DivergenceError
-from srpo_core.trainer import PROGRESS, SAMPLES, Worker, clip_gradients
+from srpo_core.errors import ConfigError, DivergenceError
+from srpo_core.trainer import PROGRESS, SAMPLES, Worker, method_of, require_finite
 
 CPU = torch.device("cpu")
 
@@ -50,7 +50,8 @@ def test_the_shares_of_two_workers_make_up_the_batch_of_one(job):
     first, second = (worker(job, rank, 2).batch(3) for rank in range(2))
     for rank, share in enumerate((first, second)):
         assert share.prompts == whole.prompts[rank::2]
-        assert share.midpoints == whole.midpoints[rank::2]
+        midpoints = [b.draws.integers(("midpoint", 0), 5, 995) for b in (share, whole)]
+        assert midpoints[0] == midpoints[1][rank::2]
         assert torch.equal(share.noise, whole.noise[rank::2])
         assert torch.equal(share.condition.pooled, whole.condition.pooled[rank::2])
 
@@ -68,4 +69,38 @@ def test_a_gradient_that_is_not_finite_stops_with_its_step_and_tensor():
     module.weight.grad = torch.tensor([[1.0, float("nan")]])
     module.bias.grad = torch.ones(1)
     with pytest.raises(DivergenceError, match="step 7: gradient of weight is not finite"):
-        clip_gradients(module, 0.1, 7)
+        require_finite(float("nan"), module, 7)
+
+
+def with_train(job, **changes):
+    return job.__class__(**{**vars(job), "train": job.train.model_copy(update=changes)})
+
+
+def test_shared_noise_is_the_same_for_all_samples_of_a_step_and_another_in_the_next(job):
+    shared = worker(with_train(job, noise="shared"))
+    noise, following = shared.batch(1).noise, shared.batch(2).noise
+    assert all(torch.equal(noise[0], other) for other in noise)
+    assert not torch.equal(noise[0], following[0])
+    own = worker(job).batch(1).noise
+    assert not any(torch.equal(own[0], other) for other in own[1:])
+
+
+def test_a_method_that_trains_the_sampler_refuses_real_pictures(job):
+    offline = job.train.rollout.model_copy(update={"source": "offline"})
+    with pytest.raises(ConfigError, match=r"'refl' .*source must be online, not 'offline'"):
+        method_of(job.train.model_copy(update={"method": "refl", "rollout": offline}))
+
+
+def test_hybrid_mixes_real_pictures_by_sample_whatever_the_number_of_workers(job):
+    hybrid = job.train.rollout.model_copy(update={"source": "hybrid", "share_offline": 0.5})
+    mixed = with_train(job, rollout=hybrid, batch_size=40)
+    latents = torch.arange(5.0)[:, None, None].expand(5, 16, 64)
+    workers = [worker(job), worker(job, 0, 2), worker(job, 1, 2)]
+    for one in workers:
+        one.job, one.prompts = mixed, one.prompts.__class__(one.prompts.texts, one.prompts.condition, latents)
+    whole, *parts = [one.batch(1) for one in workers]
+    assert 10 < len(whole.real) < 30
+    for rank, part in enumerate(parts):
+        assert {2 * place + rank for place in part.real} == {p for p in whole.real if p % 2 == rank}
+    for place, image in whole.real.items():
+        assert workers[0].prompts.texts[int(image[0, 0])] == whole.prompts[place]

@@ -8,14 +8,14 @@ noise level s to t; the known noise gives the image back, with the model's veloc
 Shen et al. 2025, section 3.2. The denoise branch has t < s, the inversion branch t > s.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from srpo_core.algorithm.schedule import timestep
+from srpo_core.algorithm.arithmetic import Arithmetic, Times
+from srpo_core.config import BranchName
 from srpo_core.protocols import Condition, VelocityModel
 
 EDGE = 5  # the midpoint keeps this many grid points from either end
@@ -23,15 +23,22 @@ EDGE = 5  # the midpoint keeps this many grid points from either end
 
 @dataclass(frozen=True)
 class Branch:
-    """Where one branch stands on the training grid, per sample.
+    """Where one branch stands on the training grid, per sample: all (B,).
 
-    s, t: indices of the evaluation and of the target noise level; discount: index of k.
+    s, t: indices of the evaluation and of the target noise level; discount: index of k;
+    clamped: whether s was held back at the clean end of the grid.
     """
 
-    name: Literal["denoise", "inversion"]
     s: Tensor
     t: Tensor
     discount: Tensor
+    clamped: Tensor
+
+    @classmethod
+    def joined(cls, branches: Sequence["Branch"]) -> "Branch":
+        """Several branches as one of a larger batch."""
+        parts = ((branch.s, branch.t, branch.discount, branch.clamped) for branch in branches)
+        return cls(*(torch.cat(same) for same in zip(*parts, strict=True)))
 
 
 def step_length(points: int, ratio: float) -> int:
@@ -39,7 +46,7 @@ def step_length(points: int, ratio: float) -> int:
     return int((1 - ratio) * points) + 1
 
 
-def branches(midpoints: Sequence[int], points: int, ratio: float) -> tuple[Branch, Branch]:
+def branches(midpoints: Sequence[int], points: int, ratio: float) -> Mapping[BranchName, Branch]:
     """Both branches of each midpoint m in EDGE … points-EDGE, counted from the clean end of the grid.
 
     Both land on the same noise level: the denoise branch from k grid points noisier, the inversion
@@ -49,25 +56,22 @@ def branches(midpoints: Sequence[int], points: int, ratio: float) -> tuple[Branc
     denoise, inversion = [], []
     for m in midpoints:
         k = min(points - m, usual, m)
-        denoise.append((points - min(m + k, points), points - m, m))
+        denoise.append((points - min(m + k, points), points - m, m, False))
         mu = max(m - k, 1)
-        inversion.append((points - mu, points - min(mu + k, points), mu))
-    return (
-        Branch("denoise", *torch.tensor(denoise).unbind(-1)),
-        Branch("inversion", *torch.tensor(inversion).unbind(-1)),
-    )
+        inversion.append((points - mu, points - min(mu + k, points), mu, m - k < mu))
+    return {"denoise": _branch(denoise), "inversion": _branch(inversion)}
 
 
-def inject(x0: Tensor, eps: Tensor, s: Tensor) -> Tensor:
+def inject(x0: Tensor, eps: Tensor, s: Tensor, times: Times = torch.mul) -> Tensor:
     """The noisy state x = s·eps + (1−s)·x0 of latents (B, S, C) at noise levels s (B,)."""
     s = s[:, None, None]
-    return s * eps + (1 - s) * x0
+    return times(s, eps) + (1 - s) * x0
 
 
-def recover(y: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+def recover(y: Tensor, eps: Tensor, t: Tensor, times: Times = torch.mul) -> Tensor:
     """The image x̂0 = (y − t·eps) / (1−t) in a state y (B, S, C) at noise levels t (B,) < 1."""
     t = t[:, None, None]
-    return (y - t * eps) / (1 - t)
+    return (y - times(t, eps)) / (1 - t)
 
 
 def one_step_recovery(
@@ -79,12 +83,18 @@ def one_step_recovery(
     s: Tensor,
     t: Tensor,
     guidance: float,
+    arithmetic: Arithmetic,
 ) -> Tensor:
     """Inject noise at s, let the model step to t, recover the image: x̂0 (B, S, C), differentiable in the model.
 
     A perfect model (v = eps − x0) gives x0 back, whatever s and t are.
     """
-    x = inject(x0, eps, s)
-    v = model(x, timestep(s), guidance, condition)
+    x = inject(x0, eps, s, arithmetic.at_s)
+    v = model(x, arithmetic.time(s), guidance, condition)
     y = x + (t - s)[:, None, None] * v
-    return recover(y, eps, t)
+    return recover(y, eps, t, arithmetic.at_t)
+
+
+def _branch(rows: Sequence[tuple[int, int, int, bool]]) -> Branch:
+    s, t, discount, clamped = torch.tensor(rows).unbind(-1)
+    return Branch(s, t, discount, clamped.bool())

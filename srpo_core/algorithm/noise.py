@@ -5,6 +5,8 @@ in evaluation, so that the number of workers and the order of work do not change
 """
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,6 +26,28 @@ def keyed_noise(shape: tuple[int, ...], seed: int, *key: int | str) -> Tensor:
 def keyed_integer(low: int, high: int, seed: int, *key: int | str) -> int:
     """An integer drawn uniformly from low to high, both inclusive."""
     return int(torch.randint(low, high + 1, (), generator=keyed_generator(seed, *key)))
+
+
+def keyed_share(seed: int, *key: int | str) -> float:
+    """A number drawn uniformly from [0, 1)."""
+    return float(torch.rand((), generator=keyed_generator(seed, *key)))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one step for some samples of the global batch, by their global indices."""
+
+    seed: int
+    step: int
+    samples: Sequence[int]
+
+    def integers(self, what: tuple[int | str, ...], low: int, high: int) -> list[int]:
+        """An integer from low to high, both inclusive, for each sample."""
+        return [keyed_integer(low, high, self.seed, *what, self.step, i) for i in self.samples]
+
+    def noise(self, what: tuple[int | str, ...], shape: tuple[int, ...]) -> Tensor:
+        """Standard normal noise (B, *shape), of its own for each sample."""
+        return torch.stack([keyed_noise(shape, self.seed, *what, self.step, i) for i in self.samples])
 
 
 def keyed_order(count: int, seed: int, *key: int | str) -> list[int]:

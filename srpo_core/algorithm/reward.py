@@ -26,6 +26,11 @@ def relative_reward(
     return reward.scale * (i * ((1 + k[:, None]) * p - n)).sum(dim=-1)
 
 
+def absolute_reward(reward: RewardModel, images: Tensor, texts: Sequence[str]) -> Tensor:
+    """Score images (B, 3, H, W) in [0, 1] for `texts`, (B,): the cosine times the scorer's scale."""
+    return reward.scale * (reward.encode_images(images) * reward.encode_texts(texts)).sum(dim=-1)
+
+
 def hinge_loss(rewards: Tensor, margin: float) -> Tensor:
     """relu(margin − reward) per sample: no gradient past the margin, as ReFL does."""
     return torch.relu(margin - rewards)

@@ -1,21 +1,82 @@
-"""Drawing the image that training starts from."""
+"""Drawing the images that training starts from."""
 
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from srpo_core.algorithm.schedule import timestep
-from srpo_core.protocols import Condition, VelocityModel
+from srpo_core.algorithm.arithmetic import exact_time
+from srpo_core.algorithm.method import TrainBatch
+from srpo_core.algorithm.reference import noise_of, time_of
+from srpo_core.algorithm.schedule import shifted_sigmas
+from srpo_core.config import TrainSettings
+from srpo_core.protocols import BaseModel, Condition, VelocityModel
+
+Time = Callable[[Tensor], Tensor]
+
+
+def euler_step(
+    model: VelocityModel,
+    z: Tensor,
+    condition: Condition,
+    *,
+    sigma: Tensor,
+    next_sigma: Tensor,
+    guidance: float,
+    time: Time = exact_time,
+) -> Tensor:
+    """One step of dz = v dsigma, from latents (B, S, C) at a scalar sigma to the next."""
+    v = model(z, time(sigma).expand(len(z)), guidance, condition)
+    return z + (next_sigma - sigma) * v
 
 
 @torch.no_grad()
+def states(
+    model: VelocityModel,
+    noise: Tensor,
+    condition: Condition,
+    *,
+    sigmas: Tensor,
+    guidance: float,
+    time: Time = exact_time,
+) -> Iterator[Tensor]:
+    """The latents (B, S, C) at each of the descending sigmas, from the noise on; without gradients."""
+    z = noise.float()
+    yield z
+    for sigma, next_sigma in pairwise(sigmas.to(noise.device)):
+        z = euler_step(model, z, condition, sigma=sigma, next_sigma=next_sigma, guidance=guidance, time=time)
+        yield z
+
+
 def rollout(
-    model: VelocityModel, noise: Tensor, condition: Condition, *, sigmas: Tensor, guidance: float
+    model: VelocityModel,
+    noise: Tensor,
+    condition: Condition,
+    *,
+    sigmas: Tensor,
+    guidance: float,
+    time: Time = exact_time,
 ) -> Tensor:
     """Integrate dz = v dsigma by Euler from noise (B, S, C) along descending sigmas; packed latents (B, S, C)."""
-    z = noise.float()
-    for sigma, next_sigma in pairwise(sigmas):
-        v = model(z, timestep(sigma).expand(len(z)), guidance, condition)
-        z = z + (next_sigma - sigma) * v
-    return z
+    for z in states(model, noise, condition, sigmas=sigmas, guidance=guidance, time=time):
+        last = z
+    return last
+
+
+def starting_images(model: BaseModel, batch: TrainBatch, settings: TrainSettings) -> tuple[Tensor, Tensor]:
+    """Images x0 and the noise eps to inject, both (B, S, C): the batch's real images, the others drawn from eps."""
+    roll, eps = settings.rollout, noise_of(batch.noise, settings)
+    rows = [row for row in range(len(eps)) if row not in batch.real]
+    images = dict(batch.real)
+    if rows:
+        drawn = rollout(
+            model.velocity,
+            eps[rows],
+            batch.condition[rows],
+            sigmas=shifted_sigmas(roll.steps, roll.shift),
+            guidance=roll.guidance,
+            time=time_of(settings),
+        )
+        images |= dict(zip(rows, drawn, strict=True))
+    return torch.stack([images[row] for row in range(len(eps))]), eps

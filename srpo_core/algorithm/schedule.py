@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor
 
-TIMESTEPS = 1000  # FLUX counts its time input in thousandths
-
 
 def shifted_sigmas(steps: int, shift: float) -> Tensor:
     """The descending schedule sigma_i = shift*u / (1 + (shift-1)*u) at u = 1 - i/steps, (steps+1,) from 1 to 0."""
@@ -19,8 +17,3 @@ def training_grid(schedule_steps: int, shift: float, first: int, last: int, poin
     """
     sigmas = shifted_sigmas(schedule_steps, shift)
     return torch.linspace(float(sigmas[first]), float(sigmas[last]), points)
-
-
-def timestep(sigma: Tensor) -> Tensor:
-    """The model's time input for sigma, truncated to whole thousandths as the reference does, in [0, 1]."""
-    return (sigma * TIMESTEPS).int() / TIMESTEPS

@@ -1,102 +1,91 @@
 """SRPO: Direct-Align with the relative reward, as one training step's loss terms."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from srpo_core.algorithm.direct_align import branches, one_step_recovery
+from srpo_core.algorithm.direct_align import EDGE, Branch, branches, one_step_recovery
+from srpo_core.algorithm.method import LossTerm, TrainBatch
+from srpo_core.algorithm.noise import Draws
+from srpo_core.algorithm.reference import arithmetic_of
 from srpo_core.algorithm.reward import hinge_loss, relative_reward, with_control_word
-from srpo_core.algorithm.rollout import rollout
-from srpo_core.algorithm.schedule import shifted_sigmas, training_grid
-from srpo_core.config import DirectAlignSettings, TrainSettings
+from srpo_core.algorithm.rollout import starting_images
+from srpo_core.algorithm.schedule import training_grid
+from srpo_core.config import BranchName, DirectAlignSettings, TrainSettings
 from srpo_core.protocols import BaseModel, Condition, RewardModel
-
-
-@dataclass(frozen=True)
-class TrainBatch:
-    """What one step trains on.
-
-    noise: (B, S, C), both the start of the rollout and the noise injected; midpoints: B places on
-    the training grid; wanted, unwanted: the control words of this step.
-    """
-
-    prompts: Sequence[str]
-    condition: Condition
-    noise: Tensor
-    midpoints: Sequence[int]
-    wanted: str
-    unwanted: str
-
-
-@dataclass(frozen=True)
-class LossTerm:
-    """One term of a step's loss; the terms of a step are meant to be summed.
-
-    losses: (B,) per sample, with gradients; rewards: (B,), without.
-    """
-
-    name: str
-    losses: Tensor
-    rewards: Tensor
-
-
-class Method(Protocol):
-    """How a step's loss is made: yields terms one by one, so that one graph is alive at a time."""
-
-    def __call__(
-        self, model: BaseModel, reward: RewardModel, batch: TrainBatch, settings: TrainSettings
-    ) -> Iterator[LossTerm]:
-        """Yield the terms; the caller runs backward on each before it asks for the next."""
-        ...
-
-
-def discounts(ends: tuple[float, float], points: int) -> Tensor:
-    """The discount k at each place of the grid, (points,), from the clean to the noisy end."""
-    return torch.linspace(*ends, points)
 
 
 def srpo(
     model: BaseModel, reward: RewardModel, batch: TrainBatch, settings: TrainSettings
 ) -> Iterator[LossTerm]:
-    """Draw images, then pull each towards the wanted and away from the unwanted control word.
+    """Start from images, then pull each towards the wanted and away from the unwanted control word.
 
     The denoise branch maximizes the reward of the wanted word. The inversion branch steps back
     towards noise, which turns the sign of the gradient, and has the two words exchanged: both
     push the model the same way, and what the reward likes in any image cancels.
     Shen et al. 2025, sections 3.2 and 3.3.
     """
-    roll, align = settings.rollout, settings.direct_align
-    sigmas = shifted_sigmas(roll.steps, roll.shift)
-    x0 = rollout(model.velocity, batch.noise, batch.condition, sigmas=sigmas, guidance=roll.guidance)
-    yield from direct_align_terms(model, reward, x0, batch, align, shift=roll.shift)
+    x0, eps = starting_images(model, batch, settings)
+    align = settings.direct_align
+    share = 1 / (len(align.branches) * settings.pairs_per_rollout)
+    # all branches in one call use the hardware better, one at a time needs a part of the memory
+    calls = [align.branches] if settings.batch_branches else [[name] for name in align.branches]
+    for midpoints in drawn_midpoints(batch.draws, settings):
+        at = branches(midpoints, align.grid, align.ratio)
+        for names in calls:
+            branch = Branch.joined([at[name] for name in names])
+            rows = [row for _ in names for row in range(len(x0))]
+            images = recovered_images(model, x0[rows], eps[rows], batch.condition[rows], branch, settings)
+            positive, negative = control_texts(batch, names)
+            k = torch.cat([discounts(align, name)[at[name].discount] for name in names]).to(x0.device)
+            rewards = relative_reward(reward, images, positive, negative, k)
+            losses = hinge_loss(rewards, align.margin) * share
+            yield LossTerm(losses.view(len(names), -1).sum(0), _mean_by_branch(names, rewards.detach()))
 
 
-def direct_align_terms(
-    model: BaseModel,
-    reward: RewardModel,
-    x0: Tensor,
-    batch: TrainBatch,
-    align: DirectAlignSettings,
-    *,
-    shift: float,
-) -> Iterator[LossTerm]:
-    """The denoise and the inversion term for images x0 (B, S, C) and the noise that they came from."""
-    grid = training_grid(align.schedule_steps, shift, align.first, align.last, align.grid)
+def drawn_midpoints(draws: Draws, settings: TrainSettings) -> Iterator[list[int]]:
+    """A midpoint per sample for each of the pairs that share one rollout."""
+    for pair in range(settings.pairs_per_rollout):
+        yield draws.integers(("midpoint", pair), EDGE, settings.direct_align.grid - EDGE)
+
+
+def recovered_images(
+    model: BaseModel, x0: Tensor, eps: Tensor, condition: Condition, branch: Branch, settings: TrainSettings
+) -> Tensor:
+    """The images (B, 3, H, W) in [0, 1] that one model call recovers at a branch's noise levels."""
+    align = settings.direct_align
+    grid = training_grid(align.schedule_steps, settings.rollout.shift, align.first, align.last, align.grid)
+    recovered = one_step_recovery(
+        model.velocity,
+        x0,
+        eps,
+        condition,
+        s=grid[branch.s].to(x0.device),
+        t=grid[branch.t].to(x0.device),
+        guidance=align.guidance,
+        arithmetic=arithmetic_of(branch, settings),
+    )
+    return model.decode(recovered).clamp(0, 1)
+
+
+def control_texts(batch: TrainBatch, names: Sequence[BranchName]) -> tuple[list[str], list[str]]:
+    """Positive and negative text of each sample, branch by branch: the inversion branch exchanges them."""
     wanted = with_control_word(batch.wanted, batch.prompts)
     unwanted = with_control_word(batch.unwanted, batch.prompts)
-    denoise, inversion = branches(batch.midpoints, align.grid, align.ratio)
-    for branch, ends, positive, negative in (
-        (denoise, align.discount_denoise, wanted, unwanted),
-        (inversion, align.discount_inversion, unwanted, wanted),
-    ):
-        s, t = grid[branch.s].to(x0.device), grid[branch.t].to(x0.device)
-        k = discounts(ends, align.grid)[branch.discount].to(x0.device)
-        recovered = one_step_recovery(
-            model.velocity, x0, batch.noise, batch.condition, s=s, t=t, guidance=align.guidance
-        )
-        images = model.decode(recovered).clamp(0, 1)
-        rewards = relative_reward(reward, images, positive, negative, k)
-        yield LossTerm(branch.name, hinge_loss(rewards, align.margin) / 2, rewards.detach())
+    positive = {"denoise": wanted, "inversion": unwanted}
+    negative = {"denoise": unwanted, "inversion": wanted}
+    return [t for n in names for t in positive[n]], [t for n in names for t in negative[n]]
+
+
+def discounts(align: DirectAlignSettings, name: BranchName) -> Tensor:
+    """A branch's discount k at each place of the grid, (points,), from the clean to the noisy end."""
+    ends = {"denoise": align.discount_denoise, "inversion": align.discount_inversion}[name]
+    return torch.linspace(*ends, align.grid)
+
+
+def _mean_by_branch(names: Sequence[BranchName], rewards: Tensor) -> dict[str, Tensor]:
+    each = list(zip(names, rewards.chunk(len(names)), strict=True))
+    return {
+        name: torch.stack([r for other, r in each if other == name]).mean(0) for name in dict.fromkeys(names)
+    }

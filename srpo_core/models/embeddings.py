@@ -1,24 +1,38 @@
 """Encoded prompts on disk: what the stage embed leaves for the stages that draw."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from srpo_core.artifacts import EMBEDDINGS, replacing, require
 from srpo_core.errors import ArtifactError
 from srpo_core.protocols import Condition
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 TEXTS = "texts"
+LATENTS = "latents"
 
 
-def write_embeddings(split: str, prompts: Sequence[str], styles: Sequence[str], condition: Condition) -> None:
-    """Write the prompts of a split, their style lists, and their embeddings."""
+def write_embeddings(
+    split: str,
+    prompts: Sequence[str],
+    styles: Sequence[str],
+    condition: Condition,
+    latents: "Tensor | None" = None,
+) -> None:
+    """Write the prompts of a split, their style lists, their embeddings, and the latents of their real pictures."""
     from safetensors.torch import save_file
 
     tensors = {
         "prompt_embeds": condition.prompt_embeds.contiguous(),
         "pooled_prompt_embeds": condition.pooled.contiguous(),
     }
+    if latents is not None:
+        tensors[LATENTS] = latents.contiguous()
     # one entry: safetensors writes several in an order that changes from run to run
     metadata = {TEXTS: json.dumps({"prompts": list(prompts), "styles": list(styles)})}
     with replacing(_path(split)) as partial:
@@ -31,14 +45,31 @@ def read_embeddings(split: str) -> tuple[list[str], list[str], Condition]:
     Raises:
         ArtifactError: the file is missing or damaged.
     """
+    with _opened(split) as file:
+        texts = json.loads(file.metadata()[TEXTS])
+        condition = Condition(file.get_tensor("prompt_embeds"), file.get_tensor("pooled_prompt_embeds"))
+        return texts["prompts"], texts["styles"], condition
+
+
+def read_latents(split: str) -> "Tensor":
+    """Read the packed latents (N, S, C) of a real picture of each prompt of a split.
+
+    Raises:
+        ArtifactError: the file is missing, damaged, or was written for drawn pictures alone.
+    """
+    with _opened(split) as file:
+        latents: Tensor = file.get_tensor(LATENTS)
+        return latents
+
+
+@contextmanager
+def _opened(split: str) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     path = require(_path(split))
     try:
         with safe_open(path, framework="pt") as file:
-            texts = json.loads(file.metadata()[TEXTS])
-            condition = Condition(file.get_tensor("prompt_embeds"), file.get_tensor("pooled_prompt_embeds"))
-        return texts["prompts"], texts["styles"], condition
+            yield file
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} is damaged ({error}): run 'dvc repro --force embed'") from error
 

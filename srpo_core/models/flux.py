@@ -1,6 +1,6 @@
 """FLUX as a base model: diffusers' own classes, on packed latents."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from srpo_core.config import ModelSettings
 from srpo_core.errors import ArtifactError, DataError
+from srpo_core.models.flux_forward import flux_velocity, is_plain, rotary_angles
 from srpo_core.protocols import Condition
 
 PATCH = 2  # a token is a 2x2 patch of latent pixels
@@ -39,6 +40,13 @@ def image_ids(height: int, width: int) -> Tensor:
     return ids.reshape(rows * columns, 3)
 
 
+def encode_images(vae: Any, images: Tensor) -> Tensor:
+    """Packed latents (B, S, C) of images (B, 3, H, W) in [0, 1]: the VAE's mode, so nothing is drawn."""
+    with torch.no_grad():
+        z = vae.encode(images * 2 - 1).latent_dist.mode()
+    return pack((z - vae.config.shift_factor) * vae.config.scaling_factor)
+
+
 class FluxBase:
     """A `FluxPipeline` taken apart for training: trainable transformer, frozen VAE, the pipeline's sampler."""
 
@@ -48,6 +56,8 @@ class FluxBase:
         self.vae = vae.requires_grad_(requires_grad=False).eval()
         self.scheduler = scheduler
         scale = 2 ** (len(vae.config.block_out_channels) - 1)
+        self._ids: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
+        self._rotary: dict[tuple[int, torch.device], Tensor] = {}
         self.pixels = (height, width)
         self.latent_size = (height // scale, width // scale)
         self.latent_shape = (
@@ -63,12 +73,23 @@ class FluxBase:
 
     def velocity(self, latents: Tensor, timestep: Tensor, guidance: float, condition: Condition) -> Tensor:
         """Predict velocities (B, S, C); see `VelocityModel`."""
-        ids = image_ids(*self.latent_size).to(latents)
-        text_ids = ids.new_zeros(condition.prompt_embeds.shape[1], IDS_TEXT)
+        guidances = latents.new_full((len(latents),), guidance, dtype=torch.float32)
+        text_length = condition.prompt_embeds.shape[1]
+        if is_plain(self.transformer):
+            return flux_velocity(
+                self.transformer,
+                latents,
+                condition.prompt_embeds,
+                condition.pooled,
+                timestep=timestep,
+                guidance=guidances,
+                rotary=self._rotary_angles(text_length, latents.device),
+            )
+        ids, text_ids = self._position_ids(text_length, latents.device)
         output: Tensor = self.transformer(
             hidden_states=latents,
             timestep=timestep,
-            guidance=latents.new_full((len(latents),), guidance, dtype=torch.float32),
+            guidance=guidances,
             pooled_projections=condition.pooled,
             encoder_hidden_states=condition.prompt_embeds,
             img_ids=ids,
@@ -76,6 +97,26 @@ class FluxBase:
             return_dict=False,
         )[0]
         return output
+
+    def _rotary_angles(self, text_length: int, device: torch.device) -> Tensor:
+        """Rotations of text and image tokens, made once per prompt length and device."""
+        key = (text_length, device)
+        if key not in self._rotary:
+            ids, text_ids = self._position_ids(text_length, device)
+            self._rotary[key] = rotary_angles(self.transformer, text_ids, ids)
+        return self._rotary[key]
+
+    def _position_ids(self, text_length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Position ids of image and text, made once per prompt length and device."""
+        key = (text_length, device)
+        if key not in self._ids:
+            ids = image_ids(*self.latent_size).to(device)
+            self._ids[key] = ids, ids.new_zeros(text_length, IDS_TEXT)
+        return self._ids[key]
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Packed latents (B, S, C) of images (B, 3, H, W) in [0, 1], of which `decode` gives the images back."""
+        return encode_images(self.vae, images)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images (B, 3, H, W) of packed latents, nominally in [0, 1], unclamped, differentiable."""
@@ -119,16 +160,25 @@ def load_flux(settings: ModelSettings) -> FluxBase:
     Raises:
         ArtifactError: the directory is missing, incomplete or damaged.
     """
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+    from diffusers import FlowMatchEulerDiscreteScheduler
 
     root = existing_pipeline(settings.path)
+    vae = load_flux_vae(settings)
     with reading(root):
-        vae = AutoencoderKL.from_pretrained(root, subfolder="vae", local_files_only=True)
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
             root, subfolder="scheduler", local_files_only=True
         )
     transformer = load_flux_transformer(root / "transformer")
     return FluxBase(transformer, vae, scheduler, height=settings.height, width=settings.width)
+
+
+def load_flux_vae(settings: ModelSettings) -> Any:
+    """Load the `AutoencoderKL` of a pipeline directory. Raises `ArtifactError` as `load_flux` does."""
+    from diffusers import AutoencoderKL
+
+    root = existing_pipeline(settings.path)
+    with reading(root):
+        return AutoencoderKL.from_pretrained(root, subfolder="vae", local_files_only=True)
 
 
 def load_flux_transformer(directory: Path) -> Any:
@@ -164,6 +214,12 @@ def encode_flux_prompts(settings: ModelSettings, prompts: Sequence[str], *, batc
             )
             rows.append((embeds.float(), pooled.float()))
     return Condition(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
+
+
+def encode_flux_images(settings: ModelSettings, batches: Iterable[Tensor]) -> Tensor:
+    """Packed latents (N, S, C) of batches of images (B, 3, H, W) in [0, 1], in the order given."""
+    vae = load_flux_vae(settings).eval()
+    return torch.cat([encode_images(vae, images) for images in batches])
 
 
 def existing_pipeline(path: str) -> Path:

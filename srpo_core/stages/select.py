@@ -45,7 +45,7 @@ def run(
     seed: int,
     model: ModelSettings,
     reward: ScorerSettings,
-    judge: ScorerSettings,
+    select_judge: ScorerSettings,
     control_words: ControlWords,
     draw: DrawSettings,
     select: SelectSettings,
@@ -65,7 +65,7 @@ def run(
     prompts, styles, condition = read_embeddings("validation")
     pictures = PictureSet("select", prompts, styles, condition, select.seeds_per_prompt, seed)
     metrics = sorted({select.maximize, *select.keep})
-    context = MetricContext(reward, judge, control_words)
+    context = MetricContext(reward, select_judge, control_words)
     check_metrics(metrics, context, prompts, select.seeds_per_prompt)
 
     base = load_base(model)

@@ -23,7 +23,7 @@ from srpo_core.config import (
 )
 from srpo_core.errors import ConfigError, SrpoError
 from srpo_core.resume import resumable
-from srpo_core.trainer import PROGRESS, TrainJob, train_worker
+from srpo_core.trainer import PROGRESS, TrainJob, method_of, train_worker
 from srpo_core.trainer import SAMPLES as SAMPLES_NAME
 
 OBJECT_STORE_BYTES = 200_000_000  # workers exchange gradients, not objects
@@ -45,7 +45,7 @@ def run(
     """Train and leave runs/train/{checkpoints,samples,log}; a killed run goes on from its last checkpoint.
 
     Raises:
-        ConfigError: more workers than pictures in a batch.
+        ConfigError: more workers than pictures in a batch, or a method that cannot do what is asked.
         DivergenceError: a gradient was not finite.
     """
     if resources.train_workers > train.batch_size:
@@ -53,6 +53,7 @@ def run(
             f"resources.train_workers {resources.train_workers} is more than train.batch_size {train.batch_size}: "
             "every worker needs at least one picture per step"
         )
+    method_of(train)
     _require_gpus(resources)
     started = time.monotonic()
     with resumable("train") as state:

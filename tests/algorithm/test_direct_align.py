@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from srpo_core.algorithm.arithmetic import EXACT
 from srpo_core.algorithm.direct_align import EDGE, branches, inject, one_step_recovery, recover, step_length
 
 POINTS = 1000
@@ -27,6 +28,7 @@ def test_a_perfect_model_recovers_the_image_exactly(latents):
         s=levels(0.9, 0.8, 0.3, 0.2),
         t=levels(0.8, 0.9, 0.2, 0.3),
         guidance=1,
+        arithmetic=EXACT,
     )
     assert torch.allclose(recovered, x0, atol=1e-5)
 
@@ -35,7 +37,9 @@ def test_a_velocity_error_moves_the_image_by_the_step_over_the_remaining_signal(
     x0, eps = latents
     s, t = levels(0.9, 0.8, 0.3, 0.2), levels(0.8, 0.9, 0.2, 0.3)
     error = torch.ones(SHAPE)
-    recovered = one_step_recovery(lambda *_: eps - x0 + error, x0, eps, None, s=s, t=t, guidance=1)
+    recovered = one_step_recovery(
+        lambda *_: eps - x0 + error, x0, eps, None, s=s, t=t, guidance=1, arithmetic=EXACT
+    )
     weight = ((t - s) / (1 - t))[:, None, None]
     assert torch.allclose(recovered - x0, weight * error, atol=1e-5)
 
@@ -47,7 +51,7 @@ def test_the_inversion_branch_turns_the_sign_of_the_gradient(latents):
         v = (eps - x0).requires_grad_()
         level = torch.full((SHAPE[0],), 1.0)
         one_step_recovery(
-            lambda *_, v=v: v, x0, eps, None, s=s * level, t=t * level, guidance=1
+            lambda *_, v=v: v, x0, eps, None, s=s * level, t=t * level, guidance=1, arithmetic=EXACT
         ).sum().backward()
         signs.append(torch.sign(v.grad).unique().tolist())
     assert signs == [[-1], [1]]
@@ -68,7 +72,7 @@ def test_each_sample_has_its_own_level(latents):
     assert torch.allclose(x[2], 0.25 * eps[2] + 0.75 * x0[2])
 
 
-def test_the_model_is_told_the_truncated_timestep_and_the_guidance(latents):
+def test_the_model_is_told_the_noise_level_and_the_guidance(latents):
     x0, eps = latents
     told = {}
 
@@ -77,8 +81,8 @@ def test_the_model_is_told_the_truncated_timestep_and_the_guidance(latents):
         return eps - x0
 
     s = levels(0.87850, 0.5, 0.9999, 0.0019)
-    one_step_recovery(model, x0, eps, "condition", s=s, t=s / 2, guidance=3.5)
-    assert told["timestep"] == pytest.approx([0.878, 0.5, 0.999, 0.001], abs=1e-7)
+    one_step_recovery(model, x0, eps, "condition", s=s, t=s / 2, guidance=3.5, arithmetic=EXACT)
+    assert told["timestep"] == pytest.approx([0.87850, 0.5, 0.9999, 0.0019], abs=1e-7)
     assert (told["guidance"], told["condition"]) == (3.5, "condition")
 
 
@@ -88,7 +92,7 @@ def test_the_step_length_has_the_references_float_quirk(ratio, expected):
 
 
 def test_both_branches_land_on_the_same_level_in_the_middle_of_the_grid():
-    denoise, inversion = branches([500, 300], POINTS, 0.9)
+    denoise, inversion = branches([500, 300], POINTS, 0.9).values()
     assert denoise.t.tolist() == inversion.t.tolist() == [500, 700]
     assert (denoise.t - denoise.s).tolist() == [100, 100]
     assert (inversion.t - inversion.s).tolist() == [-100, -100]
@@ -96,7 +100,7 @@ def test_both_branches_land_on_the_same_level_in_the_middle_of_the_grid():
 
 def test_the_denoise_branch_starts_noisier_and_the_inversion_branch_cleaner_everywhere():
     midpoints = range(EDGE, POINTS - EDGE + 1)
-    denoise, inversion = branches(midpoints, POINTS, 0.9)
+    denoise, inversion = branches(midpoints, POINTS, 0.9).values()
     assert bool((denoise.s < denoise.t).all())
     assert bool((inversion.s > inversion.t).all())
     for branch in (denoise, inversion):

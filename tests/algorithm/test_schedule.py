@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from srpo_core.algorithm.schedule import shifted_sigmas, timestep, training_grid
+from srpo_core.algorithm.schedule import shifted_sigmas, training_grid
 
 
 def test_the_schedule_runs_from_noise_to_image_without_a_turn():
@@ -19,7 +19,3 @@ def test_the_papers_grid_reaches_from_964_to_750_thousandths():
     assert float(grid[0]) == pytest.approx(0.964286, abs=1e-6)
     assert float(grid[-1]) == pytest.approx(0.75, abs=1e-6)
     assert grid.diff().abs().max() == pytest.approx(2.145e-4, rel=1e-3)
-
-
-def test_the_time_input_is_cut_to_whole_thousandths():
-    assert timestep(torch.tensor([0.8789, 0.5, 1.0])).tolist() == pytest.approx([0.878, 0.5, 1.0], abs=1e-7)

@@ -68,6 +68,16 @@ def test_decoding_carries_gradients_to_the_latents_and_none_to_the_vae(base):
     assert all(parameter.grad is None for parameter in base.vae.parameters())
 
 
+def test_pictures_come_back_from_their_latents(base, condition):
+    noise = torch.stack([keyed_noise(base.latent_shape, 0, "test", row) for row in range(3)])
+    pictures = base.draw(condition, noise, steps=16, guidance=3.5)
+    latents = base.encode(pictures)
+    assert latents.shape == noise.shape
+    error = float((base.decode(latents).detach().clamp(0, 1) - pictures).abs().mean())
+    between = float((pictures - pictures.roll(1, 0)).abs().mean())
+    assert error < between / 5
+
+
 def test_a_missing_base_is_named(settings, tmp_path):
     with pytest.raises(ArtifactError, match=r"no model_index\.json"):
         load_base(settings.model_copy(update={"path": str(tmp_path)}))

@@ -15,7 +15,7 @@ from srpo_core.stages.check_reward import wilson_interval
 TINY = Path(__file__).resolve().parents[2] / "assets/tiny"
 REWARD = ScorerSettings(scorer="open_clip", path=str(TINY / "family/reward"))
 RESOURCES = ResourceSettings(train_workers=1, threads_per_worker=1, use_gpu=False)
-SUBJECTS = ["pig", "owl", "tiger face", "red apple", "penguin", "sunflower"]
+SUBJECTS = ["rocket", "owl", "tiger face", "red apple", "penguin", "sunflower"]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_an_agreement_that_equals_the_threshold_passes(pairs):
 
 
 def test_two_equal_pictures_are_no_agreement(pairs, emoji):
-    write_rows(artifacts.PAIRS, PAIR_COLUMNS, [(0, "test", "pig", "pig", "pig", "")])
+    write_rows(artifacts.PAIRS, PAIR_COLUMNS, [(0, "test", "rocket", "rocket", "rocket", "")])
     assert run(min_agreement=0)["agreement"] == 0
 
 

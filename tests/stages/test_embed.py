@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from srpo_core.config import load_settings
-from srpo_core.data.tables import Prompt, read_prompts
-from srpo_core.errors import ArtifactError
+from srpo_core.data.tables import Prompt, read_pairs, read_prompts
+from srpo_core.errors import ArtifactError, DataError
 from srpo_core.models import encode_prompts
-from srpo_core.models.embeddings import read_embeddings
+from srpo_core.models.embeddings import read_embeddings, read_latents
 from srpo_core.stages import embed, ingest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,6 +81,31 @@ def test_a_choice_keeps_the_order_of_the_data_and_depends_on_the_seed():
     first, again, other = (embed.spread(given, 10, seed) for seed in (0, 0, 1))
     assert first == again != other
     assert [prompt.prompt_id for prompt in first] == sorted(prompt.prompt_id for prompt in first)
+
+
+def test_real_pictures_are_embedded_only_where_they_are_used_and_always_alike(project):
+    small = {"select": {"num_prompts": 1}, "evaluate": {"num_prompts": 1}}
+    run(train={"steps": 1, "batch_size": 9}, **small)
+    with pytest.raises(ArtifactError, match="run 'dvc repro --force embed'"):
+        read_latents("train")
+    offline = load_settings(ROOT / "profiles/tiny.yaml").train.rollout.model_copy(
+        update={"source": "offline"}
+    )
+    contents = []
+    for _ in range(2):
+        run(train={"steps": 1, "batch_size": 9, "rollout": offline}, **small)
+        contents.append((project / "runs/embed/train.safetensors").read_bytes())
+    assert contents[0] == contents[1]
+    assert len(read_latents("train")) == len(read_embeddings("train")[0]) == 9
+
+
+def test_the_real_picture_of_a_prompt_is_the_preferred_one_of_its_first_pair(project):
+    prompts = [prompt.text for prompt in read_prompts("train")][:5]
+    pairs = read_pairs("train")
+    firsts = [next(pair for pair in pairs if pair.prompt == prompt) for prompt in prompts]
+    assert embed.preferred_pictures(prompts) == [pair.preferred for pair in firsts]
+    with pytest.raises(DataError, match=r"no preferred picture of 'a moose' \(1 of 2 prompts have none\)"):
+        embed.preferred_pictures([prompts[0], "a moose"])
 
 
 def test_without_prompts_the_stage_to_run_is_named(tmp_path, monkeypatch):

@@ -31,7 +31,7 @@ def to_nan(transformer):
 
 def run(tiny_parts, **changes):
     settings = SETTINGS.model_copy(update=changes)
-    stage.run(select=settings, **tiny_parts)
+    stage.run(select=settings, **{name: part for name, part in tiny_parts.items() if name != "judge"})
     return artifacts.read_json(artifacts.SELECTION)
 
 

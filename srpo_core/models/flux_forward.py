@@ -1,0 +1,156 @@
+"""FLUX's transformer written out for short calls: diffusers' forward, bit for bit, in fewer steps.
+
+On small pictures diffusers' forward spends more time on bookkeeping than on numbers, and a rollout calls it
+for every step. Here rotary angles are made once per picture size and applied as complex numbers, text and
+image tokens stay joined through the single-stream blocks, and the last block computes the image tokens
+alone, since nobody reads the others. What is rounded is rounded in diffusers' order: AdamW turns another last
+bit of a gradient near zero into another step. The layers themselves are called as modules, so that adapters
+and hooks on them hold.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+
+def is_plain(transformer: Any) -> bool:
+    """Whether `flux_velocity` may stand for the transformer's own forward.
+
+    A subclass, a wrapper such as FSDP's, an IP adapter, a hook on the whole or on a block, fused projections,
+    or checkpointed activations want the original.
+    """
+    from diffusers import FluxTransformer2DModel
+
+    if type(transformer) is not FluxTransformer2DModel or transformer.gradient_checkpointing:
+        return False
+    single = transformer.single_transformer_blocks
+    blocks = (*transformer.transformer_blocks, *single)
+    return (
+        len(single) > 0
+        and not any(_is_hooked(module) for module in (transformer, *blocks))
+        and all(_is_stock(block.attn) for block in blocks)
+    )
+
+
+def _is_stock(attn: Any) -> bool:
+    from diffusers.models.transformers.transformer_flux import FluxAttention, FluxAttnProcessor
+
+    processor = attn.processor
+    return (
+        type(attn) is FluxAttention
+        and type(processor) is FluxAttnProcessor
+        and processor._attention_backend is None
+        and processor._parallel_config is None
+        and not attn.fused_projections
+        and not _is_hooked(attn)
+    )
+
+
+def _is_hooked(module: torch.nn.Module) -> bool:
+    """Whether calling `module` does more than its class's forward; diffusers' hooks replace it on the instance."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(hooks) or "forward" in vars(module)
+
+
+def rotary_angles(transformer: Any, text_ids: Tensor, image_ids: Tensor) -> Tensor:
+    """Rotations exp(iθ) of text and image tokens, complex (T + S, 1, head_dim / 2)."""
+    cos, sin = transformer.pos_embed(torch.cat((text_ids, image_ids)))
+    return torch.complex(cos[:, None, ::2].contiguous(), sin[:, None, ::2].contiguous())
+
+
+def flux_velocity(
+    transformer: Any,
+    latents: Tensor,
+    prompt_embeds: Tensor,
+    pooled: Tensor,
+    *,
+    timestep: Tensor,
+    guidance: Tensor | None,
+    rotary: Tensor,
+) -> Tensor:
+    """What `transformer` returns for latents (B, S, C), (B, S, C).
+
+    prompt_embeds: (B, T, D); pooled: (B, P); timestep, guidance: (B,); rotary: of `rotary_angles`.
+    """
+    image, text = transformer.x_embedder(latents), transformer.context_embedder(prompt_embeds)
+    thousandths = [time.to(image.dtype) * 1000 for time in (timestep, guidance) if time is not None]
+    embedding = F.silu(transformer.time_text_embed(*thousandths, pooled))[:, None]
+    for block in transformer.transformer_blocks:
+        image, text = _double_block(block, image, text, embedding, rotary)
+    tokens, num_text = torch.cat((text, image), dim=1), text.shape[1]
+    *inner, last = transformer.single_transformer_blocks
+    for block in inner:
+        tokens = _single_block(block, tokens, embedding, rotary)
+    image = _single_block(last, tokens, embedding, rotary, first=num_text)
+    scale, shift = transformer.norm_out.linear(embedding).chunk(2, dim=-1)
+    output: Tensor = transformer.proj_out(_modulated(image, shift, scale))
+    return output
+
+
+def _double_block(
+    block: Any, image: Tensor, text: Tensor, embedding: Tensor, rotary: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Image and text tokens, each with weights of its own, joined in attention alone."""
+    attn, num_text = block.attn, text.shape[1]
+    modulation = block.norm1.linear(embedding).chunk(6, dim=-1)
+    text_modulation = block.norm1_context.linear(embedding).chunk(6, dim=-1)
+    x, c = _modulated(image, *modulation[:2]), _modulated(text, *text_modulation[:2])
+    q = torch.cat(
+        (attn.norm_added_q(_heads(attn.add_q_proj(c), attn)), attn.norm_q(_heads(attn.to_q(x), attn))), 1
+    )
+    k = torch.cat(
+        (attn.norm_added_k(_heads(attn.add_k_proj(c), attn)), attn.norm_k(_heads(attn.to_k(x), attn))), 1
+    )
+    v = torch.cat((_heads(attn.add_v_proj(c), attn), _heads(attn.to_v(x), attn)), 1)
+    mixed = _attention(_rotated(q, rotary), _rotated(k, rotary), v)
+    image = image + modulation[2] * attn.to_out[0](mixed[:, num_text:])
+    text = text + text_modulation[2] * attn.to_add_out(mixed[:, :num_text])
+    image = image + modulation[5] * _feed_forward(block.ff, image, *modulation[3:5])
+    text = text + text_modulation[5] * _feed_forward(block.ff_context, text, *text_modulation[3:5])
+    return image, text
+
+
+def _single_block(block: Any, tokens: Tensor, embedding: Tensor, rotary: Tensor, *, first: int = 0) -> Tensor:
+    """All tokens through attention and MLP side by side; returns those from `first` on."""
+    attn = block.attn
+    shift, scale, gate = block.norm.linear(embedding).chunk(3, dim=-1)
+    x = _modulated(tokens, shift, scale)
+    read = x[:, first:]
+    q, k = attn.norm_q(_heads(attn.to_q(read), attn)), attn.norm_k(_heads(attn.to_k(x), attn))
+    mixed = _attention(_rotated(q, rotary[first:]), _rotated(k, rotary), _heads(attn.to_v(x), attn))
+    output = block.proj_out(torch.cat((mixed, F.gelu(block.proj_mlp(read), approximate="tanh")), dim=2))
+    updated: Tensor = tokens[:, first:] + gate * output
+    return updated
+
+
+def _feed_forward(layers: Any, tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    hidden = layers.net[0].proj(_modulated(tokens, shift, scale))
+    output: Tensor = layers.net[2](F.gelu(hidden, approximate="tanh"))
+    return output
+
+
+def _modulated(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6) * (1 + scale) + shift
+
+
+def _heads(features: Tensor, attn: Any) -> Tensor:
+    return features.view(*features.shape[:-1], -1, attn.head_dim)
+
+
+def _rotated(heads: Tensor, rotary: Tensor) -> Tensor:
+    """Rotate each pair of features of heads (B, S, H, D) by its token's angle."""
+    pairs = torch.view_as_complex(heads.float().view(*heads.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * rotary).flatten(3).to(heads.dtype)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention over heads (B, S, H, D); (B, S, H · D)."""
+    mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return mixed.transpose(1, 2).flatten(2)

@@ -1,0 +1,221 @@
+"""Every method on a model small enough to know the answer."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from srpo_core.algorithm import METHODS
+from srpo_core.algorithm.absolute import consecutive, decaying_weights, scored_texts
+from srpo_core.algorithm.method import TrainBatch
+from srpo_core.algorithm.noise import Draws
+from srpo_core.algorithm.rollout import rollout, starting_images
+from srpo_core.algorithm.schedule import shifted_sigmas
+from srpo_core.protocols import Condition
+
+SHAPE = (2, 4, 3)
+STEPS = 5
+
+
+class Linear:
+    """A base whose velocity is a matrix times the latents, and whose latents are the picture."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.transformer = torch.nn.Linear(3, 3, bias=False).double()
+        self.calls = []
+
+    def velocity(self, latents, time, guidance, condition):
+        self.calls.append((torch.is_grad_enabled(), len(latents)))
+        return self.transformer(latents) * (1 + time[:, None, None])
+
+    def decode(self, latents):
+        return 0.5 + 0.1 * latents.transpose(1, 2).unflatten(-1, (2, 2))
+
+
+class Colours:
+    """A reward whose features are a picture's mean colours, and the letters r, g, b of a text."""
+
+    scale = 1.0
+
+    def encode_images(self, images):
+        return normalize(images.mean((2, 3)), dim=-1)
+
+    def encode_texts(self, texts):
+        return normalize(
+            torch.tensor([[1.0 + text.count(c) for c in "rgb"] for text in texts], dtype=torch.float64),
+            dim=-1,
+        )
+
+
+@pytest.fixture
+def batch():
+    noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    condition = Condition(torch.zeros(2, 1, 1), torch.zeros(2, 1))
+    return TrainBatch(["r", "gg"], condition, noise, Draws(0, 1, [0, 1]), {}, "rrr", "bbb")
+
+
+@pytest.fixture
+def settings(tiny_train):
+    rollout = tiny_train.rollout.model_copy(update={"steps": STEPS})
+    return tiny_train.model_copy(update={"rollout": rollout, "batch_size": 2})
+
+
+@pytest.fixture(autouse=True)
+def _double_latents(monkeypatch):
+    """The rollout computes in float32 for the sake of bfloat16 noise; here differences shall be exact."""
+    monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor)
+
+
+def gradient(name, batch, settings, model=None):
+    model = model or Linear()
+    terms = list(METHODS[name].run(model, Colours(), batch, settings))
+    sum(term.losses.sum() for term in terms).backward()
+    return model.transformer.weight.grad, terms, model
+
+
+def unrolled(batch, settings, free):
+    """The gradient of the plain loop, of which the first `free` steps are cut off."""
+    model, sigmas, z = Linear(), shifted_sigmas(STEPS, settings.rollout.shift), batch.noise
+    for step in range(STEPS):
+        z = z + (sigmas[step + 1] - sigmas[step]) * model.velocity(z, sigmas[step].expand(2), 1, None)
+        z = z.detach() if step < free else z
+    reward = Colours()
+    images = model.decode(z).clamp(0, 1)
+    cosines = (reward.encode_images(images) * reward.encode_texts(scored_texts(batch, settings))).sum(-1)
+    torch.relu(settings.direct_align.margin - cosines).sum().backward()
+    return model.transformer.weight.grad
+
+
+def with_(settings, part, **changes):
+    return settings.model_copy(update={part: getattr(settings, part).model_copy(update=changes)})
+
+
+@pytest.mark.parametrize("last_steps", [1, 2, STEPS])
+def test_draft_k_has_the_gradient_of_the_loop_cut_before_its_last_k_steps(batch, settings, last_steps):
+    ours, _, _ = gradient("draft_k", batch, with_(settings, "draft", last_steps=last_steps))
+    assert torch.allclose(ours, unrolled(batch, settings, STEPS - last_steps), rtol=1e-6, atol=1e-12)
+
+
+def test_fewer_trained_steps_give_another_gradient(batch, settings):
+    assert not torch.allclose(unrolled(batch, settings, 0), unrolled(batch, settings, STEPS - 1), rtol=1e-2)
+
+
+def test_draft_lv_of_one_variation_is_draft_of_one_step(batch, settings):
+    ours, terms, _ = gradient("draft_lv", batch, with_(settings, "draft", variations=1))
+    assert len(terms) == 1
+    assert torch.allclose(ours, unrolled(batch, settings, STEPS - 1), rtol=1e-6, atol=1e-12)
+
+
+def test_draft_lv_averages_its_variations_and_each_has_noise_of_its_own(batch, settings):
+    one, _, _ = gradient("draft_lv", batch, with_(settings, "draft", variations=1))
+    three, terms, _ = gradient("draft_lv", batch, with_(settings, "draft", variations=3))
+    assert len({float(term.losses.detach().sum()) for term in terms}) == len(terms) == 3
+    assert float(three.norm()) == pytest.approx(float(one.norm()), rel=0.5)
+
+
+def test_refl_trains_one_late_call_and_predicts_the_image_from_there(batch, settings):
+    settings = with_(settings, "refl", late_share=0.4)
+    (stops,) = {tuple(batch.draws.integers(("late step",), 3, 4))}
+    ours, _, model = gradient("refl", batch, settings)
+    assert [trained for trained, _ in model.calls] == [False] * max(stops) + [True]
+    expected, sigmas = Linear(), shifted_sigmas(STEPS, settings.rollout.shift)
+    states = [
+        rollout(
+            expected.velocity,
+            batch.noise[row : row + 1],
+            batch.condition[[row]],
+            sigmas=sigmas[: stop + 1],
+            guidance=1,
+        )
+        for row, stop in enumerate(stops)
+    ]
+    z, sigma = torch.cat(states), sigmas[list(stops)]
+    images = expected.decode(z - sigma[:, None, None] * expected.velocity(z, sigma, 1, None)).clamp(0, 1)
+    reward = Colours()
+    cosines = (reward.encode_images(images) * reward.encode_texts(scored_texts(batch, settings))).sum(-1)
+    (settings.direct_align.margin - cosines).sum().backward()
+    assert torch.allclose(ours, expected.transformer.weight.grad, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["srpo", "direct_align", "direct_align_aggregated"])
+def test_a_perfect_model_is_scored_on_the_image_that_it_started_from(batch, settings, name):
+    x0 = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    batch = TrainBatch(**{**vars(batch), "real": dict(enumerate(x0))})
+    model, seen = Linear(), []
+
+    def perfect(latents, *_):
+        return (batch.noise - x0).repeat(len(latents) // 2, 1, 1) + 0 * model.transformer(latents)
+
+    decode = model.decode
+    model.velocity = perfect
+    model.decode = lambda latents: seen.append(latents.detach()) or decode(latents)
+    gradient(name, batch, settings, model)
+    assert seen
+    for latents in seen:
+        assert torch.allclose(latents, x0.repeat(len(latents) // 2, 1, 1), atol=1e-5)
+
+
+def test_real_images_are_not_drawn_and_the_others_are(batch, settings):
+    real = TrainBatch(**{**vars(batch), "real": {1: torch.full(SHAPE[1:], 7.0, dtype=torch.float64)}})
+    model = Linear()
+    x0, _ = starting_images(model, real, settings)
+    assert model.calls == [(False, 1)] * STEPS
+    drawn, _ = starting_images(Linear(), batch, settings)
+    assert torch.allclose(x0[0], drawn[0])
+    assert bool((x0[1] == 7).all())
+
+
+def test_branches_in_one_call_make_the_same_gradient_with_half_of_the_calls(batch, settings):
+    together, one, model = gradient("srpo", batch, settings)
+    apart, two, other = gradient("srpo", batch, settings.model_copy(update={"batch_branches": False}))
+    assert torch.allclose(together, apart, rtol=1e-6, atol=1e-12)
+    assert [sum(trained for trained, _ in m.calls) for m in (model, other)] == [1, 2]
+    assert (len(one), len(two)) == (1, 2)
+    assert torch.allclose(one[0].rewards["inversion"], two[1].rewards["inversion"])
+
+
+def test_the_pairs_of_a_rollout_are_averaged_and_share_it(batch, settings):
+    shared, _, model = gradient("srpo", batch, settings.model_copy(update={"pairs_per_rollout": 3}))
+    assert [trained for trained, _ in model.calls] == [False] * STEPS + [True] * 3
+    singles = []
+    for pair in range(3):
+        draws = SimpleNamespace(
+            integers=lambda _, low, high, p=pair: batch.draws.integers(("midpoint", p), low, high)
+        )
+        alone = TrainBatch(**{**vars(batch), "draws": draws})
+        singles.append(gradient("srpo", alone, settings)[0])
+    assert torch.allclose(shared, torch.stack(singles).mean(0), rtol=1e-6, atol=1e-12)
+    assert not torch.allclose(singles[0], singles[1])
+
+
+def test_the_weights_of_the_aggregated_reward_decay_from_the_noisiest_level():
+    assert decaying_weights(4, 0.5) == [1, 0.5, 0.25, 0.125]
+
+
+def test_the_levels_of_the_aggregated_reward_follow_each_other_a_step_apart_and_stay_on_the_grid():
+    assert [consecutive([900, 105, 5], level, 3, 100) for level in range(3)] == [
+        [900, 105, 5],
+        [800, 55, 5],
+        [700, 5, 5],
+    ]
+
+
+def test_one_level_of_the_aggregated_reward_is_direct_align(batch, settings):
+    single = with_(settings, "aggregate", levels=1)
+    ours, _, _ = gradient("direct_align_aggregated", batch, single)
+    assert torch.allclose(ours, gradient("direct_align", batch, settings)[0])
+
+
+def test_the_terms_of_the_aggregated_reward_are_weighted_by_lambda(batch, settings):
+    decaying = with_(settings, "aggregate", levels=3, decay=0.5)
+    even = with_(settings, "aggregate", levels=3, decay=1.0)
+    weighted, plain = (gradient("direct_align_aggregated", batch, s)[1] for s in (decaying, even))
+    for term, other, weight in zip(weighted, plain, (1, 0.5, 0.25), strict=True):
+        assert torch.allclose(term.losses, weight * other.losses)
+
+
+def test_what_an_absolute_reward_scores_is_a_setting(batch, settings):
+    assert scored_texts(batch, settings) == ["rrr. r", "rrr. gg"]
+    assert scored_texts(batch, settings.model_copy(update={"reward_text": "plain"})) == ["r", "gg"]

@@ -1,0 +1,159 @@
+"""The golden vectors of the reference step, as inputs of the code that trains."""
+
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from srpo_core.algorithm.method import TrainBatch
+from srpo_core.config import TrainSettings, load_settings, patched
+from srpo_core.models.flux import FluxBase, pack
+from srpo_core.protocols import Condition
+
+ROOT = Path(__file__).parents[1]
+SUBSET = ROOT / "tests/golden"
+FULL = ROOT.parent / "shared/golden"
+REFERENCE_GUIDANCE = 3.5  # hard-coded there
+REFERENCE_MARGIN = 0.7
+SCORERS = {"hps": "hps_v2", "pickscore": "pick_score"}
+
+
+def directories():
+    """SRPO_GOLDEN_DIR, else the subset in tests/golden and, where it is at hand, the full set."""
+    if given := os.environ.get("SRPO_GOLDEN_DIR"):
+        return [Path(given)]
+    return [SUBSET, *([FULL] if FULL.is_dir() else [])]
+
+
+class OneMidpoint:
+    """Draws that always give the same integer."""
+
+    def __init__(self, midpoint):
+        self.midpoint = midpoint
+
+    def integers(self, *_):
+        return [self.midpoint]
+
+
+class Golden:
+    """The vectors of a directory, and the models that they were made with."""
+
+    def __init__(self, directory):
+        self.name = directory.parent.name if directory == FULL else directory.name
+        self.tensors = load_file(directory / "golden.safetensors")
+        self.json = json.loads((directory / "golden.json").read_text())
+        self.cases = self.json["cases"]
+
+    def __getitem__(self, name):
+        return self.tensors[name]
+
+    def __contains__(self, name):
+        return name in self.tensors
+
+    def state(self, prefix):
+        """A model's weights; where its token table is cut to the rows in use, the other rows are zero."""
+        state = {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
+        for name in [n for n in state if n.endswith("token_embedding.weight") and "token_rows" in self]:
+            rows = self.json["configs"]["hps_open_clip"]["text_cfg"]["vocab_size"]
+            table = torch.zeros(rows, state[name].shape[1])
+            table[self["token_rows"]] = state[name]
+            state[name] = table
+        return state
+
+    def base(self, width, height):
+        from diffusers import AutoencoderKL, FluxTransformer2DModel
+
+        transformer = FluxTransformer2DModel(**self.json["configs"]["flux"])
+        transformer.load_state_dict(self.state("model.flux."))
+        vae = AutoencoderKL(**self.json["configs"]["vae"])
+        missing, unexpected = vae.load_state_dict(self.state("model.vae."), strict=False)
+        assert not unexpected
+        assert not [name for name in missing if not name.startswith("encoder.")]  # no step encodes
+        return FluxBase(transformer.train(), vae, None, height=height, width=width)
+
+    @cached_property
+    def rewards(self):
+        """Both scorers by the reference's names, read from files as a user's are."""
+        from tempfile import TemporaryDirectory
+
+        from srpo_core.config import ScorerSettings
+        from srpo_core.scorers import load_reward
+
+        configs = self.json["configs"]
+        with TemporaryDirectory() as directory:
+            root = Path(directory)
+            for name in SCORERS:
+                (root / name).mkdir()
+                save_file(self.state(f"model.{name}."), root / name / "model.safetensors")
+            (root / "hps/config.json").write_text(json.dumps(configs["hps_open_clip"]))
+            (root / "pickscore/config.json").write_text(
+                json.dumps(configs["pickscore_hf_clip"] | {"model_type": "clip"})
+            )
+            return {
+                name: load_reward(ScorerSettings(scorer=scorer, path=str(root / name)))
+                for name, scorer in SCORERS.items()
+            }
+
+    def settings(self, args, *, calls, guidance, steps, **changes):
+        """Settings under which training does what the reference did with `args` and `calls` model calls."""
+        tiny = load_settings(ROOT / "profiles/tiny.yaml").train.model_dump()
+        first, last = args["train_timestep"]
+        patch = {
+            "method": "srpo",
+            "reference": True,
+            "batch_size": 1,
+            "batch_branches": False,
+            "pairs_per_rollout": 1,
+            "rollout": {"source": "online", "steps": steps, "shift": args["shift"], "guidance": guidance},
+            "direct_align": {
+                "grid": args["timestep_length"],
+                "schedule_steps": args["vis_sampling_step"],
+                "first": first,
+                "last": last,
+                "ratio": args["groundtruth_ratio"],
+                "guidance": REFERENCE_GUIDANCE,
+                "discount_denoise": args["discount_pos"],
+                "discount_inversion": args["discount_inv"],
+                "branches": ["denoise" if left % 2 else "inversion" for left in reversed(range(calls))],
+                "margin": REFERENCE_MARGIN,
+            },
+        }
+        return TrainSettings.model_validate(patched(patched(tiny, patch), changes))
+
+    def case_settings(self, name, **changes):
+        case = self.cases[name]
+        return self.settings(
+            case["args"],
+            calls=len(case["branches"]),
+            guidance=case["rollout_guidance"],
+            steps=len(case["rollout_timestep_ints"]),
+            **changes,
+        )
+
+    def case_base(self, name):
+        case = self.cases[name]
+        size = (case["args"]["w"], case["args"]["h"])
+        return self.base(*([case["args"]["vis_size"]] * 2 if case["visualization_step"] else size))
+
+    def case_batch(self, name):
+        case = self.cases[name]
+        noise = self[f"{case['rollout']}.noise_bf16"]
+        return self.batch(noise, case["caption_index"], case["step"], case["mid_timestep"])
+
+    def batch(self, noise, caption, step, midpoint):
+        wanted, unwanted = self.json["control_words"][str((step - 1) % 20 + 1)]  # they come round after 20
+        return TrainBatch(
+            prompts=[self.json["captions"][caption]],
+            condition=Condition(
+                self["input.encoder_hidden_states"][caption : caption + 1],
+                self["input.pooled_prompt_embeds"][caption : caption + 1],
+            ),
+            noise=pack(noise).float(),
+            draws=OneMidpoint(midpoint),
+            real={},
+            wanted=wanted,
+            unwanted=unwanted,
+        )

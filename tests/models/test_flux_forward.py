@@ -1,0 +1,108 @@
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+
+from srpo_core.models.flux_forward import flux_velocity, is_plain, rotary_angles
+
+TEXT, SIDE = 5, 3
+
+
+@pytest.fixture
+def transformer():
+    torch.manual_seed(0)
+    return FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=3,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        pooled_projection_dim=10,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 6, 6),
+    )
+
+
+@pytest.fixture
+def inputs():
+    torch.manual_seed(1)
+    ids = torch.cartesian_prod(torch.zeros(1, dtype=int), torch.arange(SIDE), torch.arange(SIDE)).float()
+    return {
+        "hidden_states": torch.randn(2, SIDE * SIDE, 16),
+        "encoder_hidden_states": torch.randn(2, TEXT, 12),
+        "pooled_projections": torch.randn(2, 10),
+        "timestep": torch.tensor([0.25, 0.8]),
+        "guidance": torch.tensor([1.0, 3.5]),
+        "img_ids": ids,
+        "txt_ids": torch.zeros(TEXT, 3),
+    }
+
+
+def theirs(transformer, inputs):
+    return transformer(**inputs, return_dict=False)[0]
+
+
+def ours(transformer, inputs):
+    return flux_velocity(
+        transformer,
+        inputs["hidden_states"],
+        inputs["encoder_hidden_states"],
+        inputs["pooled_projections"],
+        timestep=inputs["timestep"],
+        guidance=inputs["guidance"],
+        rotary=rotary_angles(transformer, inputs["txt_ids"], inputs["img_ids"]),
+    )
+
+
+def relative_error(a, b):
+    return float((a - b).detach().norm() / b.detach().norm())
+
+
+def test_the_velocity_is_that_of_diffusers_to_the_last_bit(transformer, inputs):
+    with torch.no_grad():
+        assert torch.equal(ours(transformer, inputs), theirs(transformer, inputs))
+    assert torch.equal(ours(transformer, inputs), theirs(transformer, inputs))
+
+
+def test_every_gradient_is_that_of_diffusers(transformer, inputs):
+    gradients = []
+    for forward in (theirs, ours):
+        transformer.zero_grad()
+        forward(transformer, inputs).square().sum().backward()
+        gradients.append({name: p.grad.clone() for name, p in transformer.named_parameters()})
+    expected, actual = gradients
+    total = torch.stack([g.norm() for g in expected.values()]).norm()
+    for name, gradient in expected.items():
+        assert float((actual[name] - gradient).norm()) < 1e-5 * max(float(gradient.norm()), 1e-3 * total), (
+            name
+        )
+
+
+def test_an_adapter_on_a_layer_is_seen(transformer, inputs):
+    class Doubled(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    layer = transformer.transformer_blocks[0].attn.to_q
+    layer.__class__ = Doubled
+    assert relative_error(ours(transformer, inputs), theirs(transformer, inputs)) < 1e-6
+
+
+def test_a_stock_transformer_is_plain(transformer):
+    assert is_plain(transformer)
+
+
+def test_checkpointing_fused_projections_and_hooks_want_the_original(transformer):
+    transformer.enable_gradient_checkpointing()
+    assert not is_plain(transformer)
+    transformer.disable_gradient_checkpointing()
+    handle = transformer.single_transformer_blocks[1].register_forward_hook(lambda *_: None)
+    assert not is_plain(transformer)
+    handle.remove()
+    transformer.forward = transformer.forward  # what diffusers' own hooks do
+    assert not is_plain(transformer)
+    del transformer.forward
+    assert is_plain(transformer)
+    transformer.fuse_qkv_projections()
+    assert not is_plain(transformer)
+    assert not is_plain(torch.nn.Sequential(transformer))
