@@ -12,8 +12,11 @@ from typing import Any, Final, cast
 from srpo_core.config import ScorerSettings
 from srpo_core.errors import ConfigError, pick
 from srpo_core.protocols import Judge, RewardModel
+from srpo_core.scorers.hps_v2 import load_hps_v2
 from srpo_core.scorers.judge import load_style_subject_judge
 from srpo_core.scorers.open_clip import load_open_clip
+from srpo_core.scorers.pick_score import load_pick_score
+from srpo_core.scorers.timm_judge import load_timm_judge
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class ScorerEntry:
     """One entry of the registry `scorers`.
 
     load: from a directory of weights to a `RewardModel` (differentiable) or a `Judge` (not).
+    licence: of the weights where they are published, else of the code that reads them (SPDX).
     """
 
     load: Callable[[Path], Any]
@@ -30,10 +34,13 @@ class ScorerEntry:
 
 SCORERS: Final[Mapping[str, ScorerEntry]] = MappingProxyType(
     {
+        "hps_v2": ScorerEntry(load_hps_v2, differentiable=True, licence="Apache-2.0"),
+        "pick_score": ScorerEntry(load_pick_score, differentiable=True, licence="MIT"),
         "open_clip": ScorerEntry(load_open_clip, differentiable=True, licence="MIT"),
         "style_subject_judge": ScorerEntry(
             load_style_subject_judge, differentiable=False, licence="Apache-2.0"
         ),
+        "timm_judge": ScorerEntry(load_timm_judge, differentiable=False, licence="Apache-2.0"),
     }
 )
 

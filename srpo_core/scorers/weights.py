@@ -34,6 +34,26 @@ def read_safetensors(path: Path) -> Mapping[str, Tensor]:
     return tensors
 
 
+def read_pickle(path: Path) -> Mapping[str, Tensor]:
+    """Read a pickled {"state_dict": ...} without running anything that it holds.
+
+    The tensors are mapped from the disk, not read, so that loading needs the memory of one model, not two.
+    Raises `ArtifactError` when it is missing or damaged.
+    """
+    from pickle import UnpicklingError
+
+    import torch
+
+    try:
+        content = torch.load(require(path), map_location="cpu", weights_only=True, mmap=True)
+    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise damaged(path, error) from None
+    tensors = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(tensors, dict):
+        raise damaged(path, "it holds no 'state_dict'")
+    return tensors
+
+
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Copy `tensors`, read from `path`, into `module`: all names and shapes must match."""
     try:

@@ -1,4 +1,5 @@
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,28 @@ SMALL_CLIP = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+SMALL_PICK_SCORE = {
+    "projection_dim": 16,
+    "text_config": {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 16,
+        "hidden_act": "gelu",
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
+    },
+    "vision_config": {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 16,
+        "hidden_act": "gelu",
+    },
 }
 
 
@@ -27,6 +50,48 @@ def small_clip():
 
 
 @pytest.fixture(scope="session")
+def small_pick_score():
+    """A random CLIPModel of transformers."""
+    from transformers import CLIPConfig, CLIPModel
+
+    torch.manual_seed(0)
+    return CLIPModel(CLIPConfig(**SMALL_PICK_SCORE)).eval()
+
+
+@pytest.fixture(scope="session")
+def directories(tmp_path_factory, family, small_clip, small_config, small_pick_score):
+    """By scorer, a directory that it loads."""
+    from safetensors.torch import save_file
+
+    root = tmp_path_factory.mktemp("scorers")
+    (root / "hps_v2").mkdir()
+    (root / "hps_v2/small.json").write_text(json.dumps(small_config))
+    save_file(small_clip.state_dict(), root / "hps_v2/hps.safetensors")
+    small_pick_score.save_pretrained(root / "pick_score")
+    return {
+        "open_clip": family / "reward",
+        "hps_v2": root / "hps_v2",
+        "pick_score": root / "pick_score",
+        "style_subject_judge": family / "judge_a",
+        "timm_judge": family / "judge_b",
+    }
+
+
+@pytest.fixture
+def refusal():
+    """The one line with which `load` refuses `path`."""
+    from srpo_core.errors import ArtifactError
+
+    def line(load, path):
+        with pytest.raises(ArtifactError) as caught:
+            load(path)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    return line
+
+
+@pytest.fixture(scope="session")
 def family():
     return TINY / "family"
 
@@ -42,18 +107,18 @@ def reward(family):
 def judge(family):
     from srpo_core.scorers.judge import load_style_subject_judge
 
-    return load_style_subject_judge(family / "judge")
+    return load_style_subject_judge(family / "judge_a")
 
 
 @pytest.fixture(scope="session")
-def emoji(judge):
-    """Real pictures (N, 3, 64, 64) in [0, 1] with their styles and names: the judge's subjects, held out."""
+def emoji():
+    """Real pictures (N, 3, 64, 64) in [0, 1] of the evaluation subjects, with their styles and names."""
     import numpy as np
     import pyarrow.parquet as pq
     from PIL import Image
 
-    table = pq.read_table(TINY / "data/emoji4.parquet", filters=[("split", "=", "eval")])
-    rows = [row for row in table.to_pylist() if row["name"] in judge.subjects]
+    names = json.loads((TINY / "recipe/subjects.json").read_text())["eval"]
+    rows = pq.read_table(TINY / "data/emoji4.parquet", filters=[("name", "in", names)]).to_pylist()
     arrays = [np.array(Image.open(io.BytesIO(row["image"])).convert("RGB")) for row in rows]
     pictures = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
     return pictures, [row["style"] for row in rows], [row["name"] for row in rows]

@@ -74,7 +74,7 @@ def figures(name, images, prompt, context):
 def tiny(family):
     return MetricContext(
         ScorerSettings(scorer="open_clip", path=str(family / "reward")),
-        ScorerSettings(scorer="style_subject_judge", path=str(family / "judge")),
+        ScorerSettings(scorer="style_subject_judge", path=str(family / "judge_a")),
         INK_OVER_3D,
     )
 

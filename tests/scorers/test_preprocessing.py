@@ -32,8 +32,28 @@ def test_normalizing_is_per_channel_and_exact():
     assert torch.allclose(normalize(one_deviation, CLIP_MEAN, CLIP_STD), torch.ones(1, 3, 4, 4), atol=1e-6)
 
 
-def test_the_gradient_is_that_of_a_linear_map():
-    images = pictures(40, 40).double().requires_grad_()
+@pytest.mark.parametrize(("height", "width", "size"), [(40, 40, 8), (12, 20, 32), (33, 20, 16)])
+def test_the_gradient_is_that_of_a_linear_map(height, width, size):
+    images = pictures(height, width).double().requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda x: normalize(fit(x, 8), CLIP_MEAN, CLIP_STD).sum((2, 3)), images, fast_mode=True
+        lambda x: normalize(fit(x, size), CLIP_MEAN, CLIP_STD).sum((2, 3)), images, fast_mode=True
     )
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (45, 20), (300, 225)])
+def test_the_gradient_is_that_of_torchs_own_resize(height, width):
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.functional import center_crop, resize
+
+    weights = torch.randn(2, 3, 32, 32)
+    gradients = []
+    for forward in (
+        lambda x: center_crop(
+            resize(x, [32], interpolation=InterpolationMode.BICUBIC, antialias=True), [32, 32]
+        ),
+        lambda x: fit(x, 32),
+    ):
+        images = pictures(height, width).requires_grad_()
+        (forward(images) * weights).sum().backward()
+        gradients.append(images.grad)
+    assert float((gradients[1] - gradients[0]).norm() / gradients[0].norm()) < 1e-6

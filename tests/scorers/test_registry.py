@@ -1,29 +1,101 @@
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from srpo_core.config import ScorerSettings
 from srpo_core.errors import ArtifactError, ConfigError
 from srpo_core.scorers import SCORERS, load_judge, load_reward, load_scorer
 
-TINY_PATHS = {"open_clip": "reward", "style_subject_judge": "judge"}
+REWARDS = sorted(name for name, entry in SCORERS.items() if entry.differentiable)
+TEXT_TOWERS = {
+    "open_clip": "clip.transformer",
+    "hps_v2": "clip.transformer",
+    "pick_score": "clip.text_model",
+}
 
 
 @pytest.fixture(params=sorted(SCORERS))
-def settings(request, family):
-    return ScorerSettings(scorer=request.param, path=str(family / TINY_PATHS[request.param]))
+def settings(request, directories):
+    return ScorerSettings(scorer=request.param, path=str(directories[request.param]))
 
 
-def test_every_entry_loads_from_the_tiny_family_and_offers_its_protocol(settings):
+@pytest.fixture(params=REWARDS)
+def reward_settings(request, directories):
+    return ScorerSettings(scorer=request.param, path=str(directories[request.param]))
+
+
+@pytest.fixture
+def reward_model(reward_settings):
+    return load_reward(reward_settings)
+
+
+@pytest.fixture
+def images():
+    return torch.rand(3, 3, 72, 80, generator=torch.Generator().manual_seed(1))
+
+
+def test_every_entry_loads_and_offers_its_protocol(settings):
     entry, scorer = SCORERS[settings.scorer], load_scorer(settings)
     images = torch.rand(2, 3, 64, 64)
-    assert entry.licence
     if entry.differentiable:
         assert scorer.encode_images(images).shape == scorer.encode_texts(["cat", "dog"]).shape
         assert isinstance(scorer.scale, float)
+        assert scorer.scale > 0
     else:
         assert scorer.style_probabilities(images).shape == (2, len(scorer.styles))
         assert scorer.subject_logits(images).shape == (2, len(scorer.subjects))
         assert scorer.features(images).ndim == 2
+
+
+def test_every_entry_states_a_licence_that_lets_a_product_use_it(settings):
+    assert SCORERS[settings.scorer].licence in {"Apache-2.0", "MIT", "BSD-3-Clause"}
+
+
+def test_features_have_unit_length_and_are_fp32(reward_model, images):
+    for features in (reward_model.encode_images(images), reward_model.encode_texts(["red apple", "cat"])):
+        assert features.dtype == torch.float32
+        assert torch.allclose(features.norm(dim=-1), torch.ones(len(features)), atol=1e-6)
+
+
+def test_gradients_flow_to_every_image_and_to_nothing_else(reward_model, images):
+    images.requires_grad_()
+    reward_model.encode_images(images)[:, 0].sum().backward()
+    assert (images.grad.flatten(1).norm(dim=1) > 0).all()
+    assert all(parameter.grad is None for parameter in reward_model.parameters())
+    assert not reward_model.encode_texts(["red apple"]).requires_grad
+
+
+def test_an_image_has_the_same_features_in_any_company(reward_model, images):
+    together = reward_model.encode_images(images)
+    alone = torch.cat([reward_model.encode_images(image[None]) for image in images])
+    assert torch.allclose(together, alone, rtol=0, atol=1e-6)
+    assert not torch.allclose(together[0], together[1], rtol=0, atol=1e-4)
+
+
+def test_a_text_has_the_same_features_in_any_company(reward_settings):
+    alone = load_reward(reward_settings).encode_texts(["red apple"])[0]
+    reward_model = load_reward(reward_settings)
+    together = reward_model.encode_texts(["a much longer prompt of a cat", "red apple", "dog", "red apple"])
+    assert torch.equal(together[1], alone)
+    assert torch.equal(together[3], alone)
+    assert not torch.equal(together[0], alone)
+
+
+def test_the_text_tower_runs_once_per_distinct_text(reward_settings, reward_model):
+    runs = []
+    tower = reward_model.get_submodule(TEXT_TOWERS[reward_settings.scorer])
+    tower.register_forward_hook(lambda *_: runs.append(1))
+    first = reward_model.encode_texts(["Real. cat", "Oil. cat", "Real. cat"])
+    again = reward_model.encode_texts(["Oil. cat", "Real. cat"])
+    assert len(runs) == 2
+    assert torch.equal(again, first[[1, 0]])
+
+
+def test_a_text_that_is_too_long_is_cut_and_still_has_features(reward_model):
+    long, longer = reward_model.encode_texts(["word " * 100, "word " * 200])
+    assert torch.equal(long, longer)
 
 
 def test_only_a_differentiable_entry_serves_as_reward_and_only_another_as_judge(settings):
@@ -35,6 +107,24 @@ def test_only_a_differentiable_entry_serves_as_reward_and_only_another_as_judge(
         wrong(settings)
 
 
+@pytest.mark.parametrize("fault", ["missing", "surplus"])
+def test_every_entry_names_a_tensor_that_is_missing_or_surplus(settings, tmp_path, fault):
+    shutil.copytree(settings.path, tmp_path, dirs_exist_ok=True)
+    (weights,) = tmp_path.glob("*.safetensors")
+    tensors = load_file(weights)
+    name = sorted(tensors)[0] if fault == "missing" else "extra.weight"
+    if fault == "missing":
+        del tensors[name]
+    else:
+        tensors[name] = torch.zeros(1)
+    save_file(tensors, weights)
+    with pytest.raises(ArtifactError) as caught:
+        load_scorer(settings.model_copy(update={"path": str(tmp_path)}))
+    assert str(weights) in str(caught.value)
+    assert f'"{name}"' in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_every_entry_names_weights_that_are_missing(settings, tmp_path):
     with pytest.raises(ArtifactError, match=str(tmp_path)):
         load_scorer(settings.model_copy(update={"path": str(tmp_path)}))
@@ -42,7 +132,7 @@ def test_every_entry_names_weights_that_are_missing(settings, tmp_path):
 
 @pytest.mark.parametrize("load", [load_scorer, load_reward, load_judge])
 def test_an_unknown_scorer_is_a_configuration_error_that_lists_the_known(load):
-    with pytest.raises(ConfigError, match="known are open_clip, style_subject_judge"):
+    with pytest.raises(ConfigError, match=f"known are {', '.join(sorted(SCORERS))}"):
         load(ScorerSettings(scorer="hps_v3", path="nowhere"))
 
 

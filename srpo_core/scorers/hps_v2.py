@@ -1,0 +1,49 @@
+"""HPSv2 and HPSv2.1 (Wu et al. 2023, arXiv 2306.09341): the reward that SRPO was published with.
+
+Its directory holds one file of weights and, for anything but the published size, its configuration:
+
+    HPS_v2.1_compressed.pt   as published (a pickled {"state_dict": ...}), or any *.pt of that form,
+                             or *.safetensors with the same names
+    NAME.json                optional: an open_clip model configuration; without it ViT-H-14
+
+A score of HPSv2 is a plain cosine, without the logit scale that the weights carry as well.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from srpo_core.errors import ArtifactError
+from srpo_core.scorers.open_clip import OpenClipReward, assemble
+from srpo_core.scorers.weights import read_config, read_pickle, read_safetensors
+
+ARCHITECTURE: Final = "ViT-H-14"
+READERS: Final = {".pt": read_pickle, ".safetensors": read_safetensors}
+
+
+def load_hps_v2(path: Path) -> OpenClipReward:
+    """Load HPSv2 from a directory as described above; it computes in fp32.
+
+    Raises:
+        ArtifactError: a file is missing, damaged, of another architecture, or one of several.
+    """
+    files = sorted(path.iterdir()) if path.is_dir() else []
+    weights = [file for file in files if file.suffix in READERS]
+    configs = [file for file in files if file.suffix == ".json"]
+    if len(weights) != 1 or len(configs) > 1:
+        found = ", ".join(file.name for file in weights + configs) or "neither"
+        raise ArtifactError(
+            f"{path} must hold one file of weights (HPS_v2.1_compressed.pt, or another *.pt or *.safetensors) "
+            f"and at most one open_clip configuration *.json; found {found}: check reward.path in params.yaml"
+        )
+    config = read_config(configs[0]) if configs else _published_config()
+    return assemble(
+        config, configs[0] if configs else path, READERS[weights[0].suffix](weights[0]), weights[0]
+    )
+
+
+def _published_config() -> Mapping[str, Any]:
+    from open_clip import get_model_config
+
+    config: Mapping[str, Any] = get_model_config(ARCHITECTURE)
+    return config

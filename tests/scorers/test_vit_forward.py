@@ -1,0 +1,65 @@
+import pytest
+import torch
+from open_clip.transformer import VisionTransformer
+
+from srpo_core.scorers.vit_forward import class_feature, is_plain
+
+
+def tower(**changes):
+    torch.manual_seed(0)
+    options = {
+        "image_size": 32,
+        "patch_size": 8,
+        "width": 24,
+        "layers": 3,
+        "heads": 2,
+        "mlp_ratio": 4.0,
+        "output_dim": 12,
+    }
+    return VisionTransformer(**options | changes).requires_grad_(requires_grad=False).eval()
+
+
+def feature_and_gradient(forward, pixels):
+    pixels = pixels.clone().requires_grad_()
+    feature = forward(pixels)
+    feature.square().sum().backward()
+    return feature.detach(), pixels.grad
+
+
+def relative_error(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("changes", [{}, {"layers": 1}, {"no_ln_pre": True}, {"ls_init_value": 0.3}])
+def test_feature_and_gradient_are_those_of_open_clip(changes):
+    visual, pixels = tower(**changes), torch.randn(2, 3, 32, 32)
+    assert is_plain(visual)
+    expected = feature_and_gradient(visual, pixels)
+    actual = feature_and_gradient(lambda x: class_feature(visual, x), pixels)
+    assert torch.equal(actual[0], expected[0])
+    assert relative_error(actual[1], expected[1]) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pool_type": "avg"},
+        {"final_ln_after_pool": True},
+        {"patch_size": 7},
+        {"output_tokens": True},
+        {"qk_norm": True},
+    ],
+)
+def test_another_kind_of_tower_wants_its_own_forward(changes):
+    assert not is_plain(tower(**changes))
+
+
+def test_a_tower_in_training_wants_its_own_forward():
+    assert not is_plain(tower().train())
+    assert not is_plain(torch.nn.Identity())
+
+
+def test_a_tower_that_is_not_frozen_wants_its_own_forward():
+    visual = tower()
+    visual.conv1.requires_grad_()
+    assert not is_plain(visual)
