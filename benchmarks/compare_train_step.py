@@ -1,0 +1,65 @@
+"""Our training step against the literal one, in alternation on one machine.
+
+    python benchmarks/compare_train_step.py --spec DIR [--methods exact shared offline] [--steps 20] [--rounds 1]
+
+Each round runs the literal step and then each method, in a process and on a thread of its own, from the
+first step on. Prints a JSON line per method: the mean CPU seconds of a step (of a pair, for `shared`) as a
+ratio to the literal step's, beside the target for that specification.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+TARGETS = {
+    ("S", "exact"): {"target": 0.50, "stretch": 0.40},
+    ("M", "exact"): {"target": 0.75, "stretch": 0.68},
+    ("M", "shared"): {"target": 0.42},
+    ("M", "offline"): {"target": 0.32},
+}
+
+
+def measure(spec: Path, method: str, *, steps: int) -> dict[str, Any]:
+    """Run the benchmark once in a process of its own and return its figures."""
+    script = Path(__file__).with_name("train_step.py")
+    command = [sys.executable, str(script), "--spec", str(spec), "--method", method, "--steps", str(steps)]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=one_thread)
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def main() -> None:
+    """Compare and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--spec", type=Path, required=True)
+    parser.add_argument("--methods", nargs="+", default=["exact", "shared", "offline"])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=1)
+    options = parser.parse_args()
+    methods = ["literal", *options.methods]
+    rounds = [
+        {method: measure(options.spec, method, steps=options.steps) for method in methods}
+        for _ in range(options.rounds)
+    ]
+    seconds = {m: sum(figures[m]["cpu_seconds"] for figures in rounds) / len(rounds) for m in methods}
+    for method in methods:
+        row = {
+            "spec": options.spec.name,
+            "method": method,
+            "cpu_seconds": round(seconds[method], 4),
+            "ratio": round(seconds[method] / seconds["literal"], 3),
+            **TARGETS.get((options.spec.name, method), {}),
+            "phases": rounds[-1][method]["phases"],
+        }
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()

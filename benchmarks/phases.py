@@ -1,0 +1,44 @@
+"""Where the CPU seconds of a step go."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any
+
+import torch
+
+
+@dataclass
+class Phases:
+    """CPU seconds by phase of a step."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def time(self, owner: Any, attribute: str, phase: str | Callable[[], str]) -> None:
+        """Replace a function of `owner` by one that adds its CPU seconds to `phase`."""
+        function = getattr(owner, attribute)
+
+        @wraps(function)
+        def timed(*args: Any, **keywords: Any) -> Any:
+            name = phase if isinstance(phase, str) else phase()
+            start = time.process_time()
+            try:
+                return function(*args, **keywords)
+            finally:
+                self.seconds[name] = self.seconds.get(name, 0.0) + time.process_time() - start
+
+        setattr(owner, attribute, timed)
+
+    def time_model(self, model: Any, reward: Any) -> None:
+        """Time a base model and a reward as the project's training calls them."""
+        self.time(model, "velocity", lambda: "forward" if torch.is_grad_enabled() else "rollout")
+        self.time(model, "decode", "decode")
+        self.time(reward, "encode_images", "reward")
+        self.time(reward, "encode_texts", "reward")
+        self.time(torch.Tensor, "backward", "backward")
+
+    def time_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Time the update, the clipping of gradients included."""
+        self.time(torch.nn.utils, "clip_grad_norm_", "optimizer")
+        self.time(optimizer, "step", "optimizer")

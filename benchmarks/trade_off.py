@@ -1,0 +1,165 @@
+"""What does steering cost? Style won against subjects and diversity kept, per method and step, on the tiny profile.
+
+Every run trains by the project's own `Worker` from the same base, prompts and noise; judge B, which chooses
+nothing here, names style and subject of pictures of subjects that the training never drew. One JSON line per
+point; `--chart FILE.svg` draws them.
+
+    python benchmarks/trade_off.py --steps 60 --chart assets/tiny/trade_off.svg > .srpo/trade_off.jsonl
+"""
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from srpo_core.config import ControlWords, Settings, load_settings
+from srpo_core.models import encode_prompts
+from srpo_core.models.embeddings import write_embeddings
+from srpo_core.pictures import PictureSet, draw_and_measure, mean_figures
+from srpo_core.scorers.metrics import MetricContext
+from srpo_core.trainer import TrainJob, Worker
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+SUBJECTS: Final = ROOT / "assets/tiny/recipe/subjects.json"
+PAIRS: Final = (("Ink", "3D"), ("3D", "Flat"))
+METRICS: Final = ("judge_wanted", "judge_top1", "judge_top5", "diversity", "reward")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One curve: a method's settings as a patch of `train`."""
+
+    name: str
+    patch: Mapping[str, Any]
+
+
+RUNS: Final = (
+    Run("SRPO", {"method": "srpo"}),
+    Run("SRPO, the reference's discounts", {"method": "srpo", "discount": (0.1, 0.25)}),
+    Run("Direct-Align, wanted word", {"method": "direct_align", "reward_text": "wanted"}),
+    Run("DRaFT-LV, wanted word", {"method": "draft_lv", "reward_text": "wanted"}),
+    Run("ReFL, wanted word", {"method": "refl", "reward_text": "wanted"}),
+)
+
+
+def patched(settings: Settings, run: Run, pair: tuple[str, str], steps: int, every: int) -> Settings:
+    """The settings of one curve."""
+    patch = dict(run.patch)
+    discount = patch.pop("discount", settings.train.direct_align.discount_denoise)
+    align = settings.train.direct_align.model_copy(update={"discount_denoise": discount})
+    train = settings.train.model_copy(
+        update={**patch, "steps": steps, "checkpoint_every": every, "direct_align": align}
+    )
+    words = ControlWords(wanted=[pair[0]], unwanted=[pair[1]])
+    return settings.model_copy(update={"train": train, "control_words": words})
+
+
+def absolute(settings: Settings) -> Settings:
+    """The settings with paths that hold from any directory."""
+
+    def fixed(part: Any) -> Any:
+        return part.model_copy(update={"path": str(ROOT / part.path)})
+
+    parts = ("model", "reward", "judge", "select_judge")
+    return settings.model_copy(update={name: fixed(getattr(settings, name)) for name in parts})
+
+
+def points(settings: Settings, state: Path, seeds: int) -> Iterator[dict[str, float]]:
+    """Train in the current directory; the figures of the base and of every `checkpoint_every` steps."""
+    pictures = evaluation_pictures(settings, seeds)
+    job = TrainJob(
+        inputs=Path.cwd(),
+        state=state,
+        seed=settings.seed,
+        model=settings.model,
+        reward=settings.reward,
+        control_words=settings.control_words,
+        train=settings.train,
+        threads=1,
+    )
+    worker = Worker(job, rank=0, world=1, device=torch.device("cpu"))
+    yield figures(settings, worker.model, pictures, 0)
+    for step in range(1, settings.train.steps + 1):
+        worker.step(step)
+        if step % settings.train.checkpoint_every == 0:
+            yield figures(settings, worker.model, pictures, step)
+
+
+def evaluation_pictures(settings: Settings, seeds: int) -> PictureSet:
+    """The evaluation subjects, which no training prompt names."""
+    prompts = json.loads(SUBJECTS.read_text(encoding="utf-8"))["eval"]
+    condition = encode_prompts(settings.model, prompts, batch_size=64)
+    return PictureSet("trade-off", prompts, ["all"] * len(prompts), condition, seeds, settings.seed)
+
+
+def figures(settings: Settings, base: Any, pictures: PictureSet, step: int) -> dict[str, float]:
+    """Means over the evaluation pictures."""
+    context = MetricContext(settings.reward, settings.judge, settings.control_words)
+    measured = draw_and_measure(
+        base, f"step {step}", pictures, draw=settings.draw, metrics=METRICS, context=context
+    )
+    return {"step": float(step), **mean_figures(measured, METRICS)}
+
+
+def train_prompts(settings: Settings) -> None:
+    """Encode the training subjects, as the stage embed does."""
+    prompts = json.loads(SUBJECTS.read_text(encoding="utf-8"))["train"]
+    condition = encode_prompts(settings.model, prompts, batch_size=64)
+    write_embeddings("train", prompts, ["all"] * len(prompts), condition)
+
+
+def write_chart(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Style against subject accuracy and diversity, a line per method, as one SVG."""
+    import altair
+
+    charts = [
+        altair.Chart(altair.Data(values=[row for row in rows if row["pair"] == pair]), title=pair)
+        .mark_line(point=True)
+        .encode(
+            x=altair.X("judge_wanted:Q", title="wanted style, judge B", scale=altair.Scale(domain=[0, 1])),
+            y=altair.Y(f"{metric}:Q", title=title, scale=altair.Scale(domain=[0, 1])),
+            color=altair.Color("run:N", title="method"),
+            order="step:Q",
+        )
+        .properties(width=300, height=220)
+        for pair in dict.fromkeys(row["pair"] for row in rows)
+        for metric, title in (("judge_top5", "subject in the first five"), ("diversity", "diversity"))
+    ]
+    altair.concat(*charts, columns=2).save(str(path))
+
+
+def main() -> None:
+    """Run every method on every pair of control words."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--every", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=3, help="pictures of each of the 40 subjects")
+    parser.add_argument("--chart", type=Path, help="an SVG or HTML file to draw")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    settings = absolute(load_settings(ROOT / "params.yaml"))
+    chart = arguments.chart.resolve() if arguments.chart else None
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as place:
+        os.chdir(place)
+        train_prompts(settings)
+        for pair in PAIRS:
+            for run in RUNS:
+                changed = patched(settings, run, pair, arguments.steps, arguments.every)
+                for point in points(changed, Path(place), arguments.seeds):
+                    rows.append({"pair": f"{pair[0]} over {pair[1]}", "run": run.name, **point})
+                    print(json.dumps(rows[-1]), flush=True)
+    if chart:
+        write_chart(rows, chart)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The benchmark's two ways of one step must be the same step; how long they take is no test's business."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SHARED_S = Path(__file__).parents[3] / "shared/bench/S"
+NORM = 1e-5
+LOSS = 1e-6
+
+
+@pytest.fixture(scope="module")
+def train_step():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        import train_step
+
+        yield train_step
+        for name in ("train_step", "literal_step", "step_spec", "phases"):
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def anomaly_mode_is_put_back():
+    yield
+    torch.autograd.set_detect_anomaly(False)
+
+
+@pytest.fixture(scope="module")
+def small_spec(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("spec")
+    spec = json.loads((Path(__file__).parent / "small_spec.json").read_text())
+    (directory / "spec.json").write_text(json.dumps(spec))
+    return directory
+
+
+def both_ways(train_step, directory, step=1):
+    """Loss and gradient norm of one step, literal and ours."""
+    from literal_step import LiteralStep
+    from step_spec import load_spec
+
+    settings = train_step.train_settings(load_spec(directory), pairs=1, source="online")
+    spec = load_spec(directory)
+    ours = train_step.learner_of(spec, settings).step(train_step.batch_of(spec, step), step)
+    literal = LiteralStep(load_spec(directory))
+    loss = literal.run(step, spec.noise(step), spec.mid_timestep)
+    return (ours["loss"], ours["grad_norm"]), (loss, literal.grad_norm)
+
+
+def assert_equal(ours, literal):
+    assert ours[0] == pytest.approx(literal[0], abs=LOSS)
+    assert ours[1] == pytest.approx(literal[1], rel=NORM)
+    assert literal[1] > 0
+
+
+@pytest.mark.usefixtures("anomaly_mode_is_put_back")
+def test_literal_and_exact_are_the_same_step(train_step, small_spec):
+    assert_equal(*both_ways(train_step, small_spec))
+
+
+@pytest.mark.usefixtures("anomaly_mode_is_put_back")
+@pytest.mark.skipif(not SHARED_S.is_dir(), reason="the specification S is not at hand")
+def test_literal_and_exact_are_the_same_step_on_s(train_step):
+    assert_equal(*both_ways(train_step, SHARED_S, step=2))
+
+
+def test_missing_weights_are_always_the_same(train_step, small_spec):
+    from step_spec import load_spec
+
+    first, second = load_spec(small_spec), load_spec(small_spec)
+    assert torch.equal(first.flux.proj_out.weight, second.flux.proj_out.weight)
+    assert torch.equal(first.prompt_embeds, second.prompt_embeds)
+    assert torch.equal(first.noise(3), second.noise(3))
+    assert not torch.equal(first.noise(3), first.noise(4))
+
+
+@pytest.mark.parametrize(("method", "pairs"), [("shared", 2), ("offline", 1)])
+def test_every_method_runs_and_names_its_phases(train_step, small_spec, monkeypatch, method, pairs):
+    from phases import Phases
+    from step_spec import load_spec
+
+    monkeypatch.setattr(torch.Tensor, "backward", torch.Tensor.backward)  # put back what the phases replace
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", torch.nn.utils.clip_grad_norm_)
+    phases = Phases()
+    step = train_step.ours(load_spec(small_spec), phases, pairs=pairs, offline=method == "offline")
+    figures = train_step.run(step, phases, steps=1, pairs=pairs)
+    expected = {"forward", "decode", "reward", "backward", "optimizer"}
+    assert set(figures["phases"]) == expected | (set() if method == "offline" else {"rollout"})
+    assert figures["loss"] > 0
