@@ -69,9 +69,9 @@ def _programs(_: Settings) -> tuple[bool, str]:
 
 
 def _weights(settings: Settings) -> tuple[bool, str]:
-    paths = (settings.model.path, settings.reward.path, settings.judge.path)
+    paths = (settings.model.path, settings.reward.path, settings.select_judge.path, settings.judge.path)
     missing = [path for path in paths if not Path(path).exists()]
-    return not missing, f"missing: {', '.join(missing)}" if missing else "base, reward and judge are there"
+    return not missing, f"missing: {', '.join(missing)}" if missing else "base, reward and judges are there"
 
 
 def _data(settings: Settings) -> tuple[bool, str]:
