@@ -207,7 +207,8 @@ def main() -> None:
             step_of = ours(spec, phases, pairs=pairs, offline=options.method == "offline")
         figures = run(step_of, phases, steps=options.steps, pairs=pairs)
         os.chdir(ROOT)  # the temporary directory goes
-    print(json.dumps({"method": options.method, "pairs_per_rollout": pairs, **figures}))
+    method = str(options.profile) if options.profile else options.method
+    print(json.dumps({"method": method, "pairs_per_rollout": pairs, **figures}))
 
 
 if __name__ == "__main__":

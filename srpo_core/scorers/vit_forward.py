@@ -1,8 +1,8 @@
-"""A vision transformer's class feature, written out: open_clip's forward, bit for bit, without its detours.
+"""A vision transformer's class feature, written out: open_clip's forward without its detours.
 
 Attention keeps (batch, token, width) in order: `nn.MultiheadAttention` swaps the first two, which turns the
 product of a batch into one small product per token. The patch embedding's gradient is a product of matrices,
-as that of a strided convolution is slow.
+as that of a strided convolution is slow. The feature of a single picture is open_clip's to the last bit.
 """
 
 from typing import Any

@@ -312,10 +312,6 @@ def test_three_optimizer_steps_of_the_trainer_make_the_references_moves(director
         compared["optimizer steps"] += 1
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="proj_out.weight: 0.9e-6 to 1.9e-6, by the order of sums in the forward; the other tensors < 2e-7",
-)
 @every_set
 def test_three_optimizer_steps_of_the_trainer_end_on_the_references_weights(directory):
     golden = golden_of(directory)
