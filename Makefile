@@ -32,7 +32,7 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP) ## align the tiny model and publish it: the whole road, on a laptop
 	@srpo align --profile tiny
 
-tiny-family: $(STAMP) ## train the demo's models from nothing (2 cores: about an hour), resumable
+tiny-family: $(STAMP) ## train the demo's models from nothing (2 cores: 70 to 100 minutes), resumable
 	@cd assets/tiny/recipe && dvc repro && cd ../../.. && python assets/tiny/make_hpd.py
 
 check: $(STAMP) ## format, lint, types, floors

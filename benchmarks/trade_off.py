@@ -1,8 +1,8 @@
 """What does steering cost? Style won against subjects and diversity kept, per method and step, on the tiny profile.
 
-Every run trains by the project's own `Worker` from the same base, prompts and noise; judge B, which chooses
-nothing here, names style and subject of pictures of subjects that the training never drew. One JSON line per
-point; `--chart FILE.svg` draws them.
+Every run trains by the project's own `Worker` from the same base, prompts and noise; the gate's judge names style
+and subject of pictures of subjects that the training never drew. One JSON line per point; `--chart FILE.svg`
+draws them.
 
     python benchmarks/trade_off.py --steps 60 --chart assets/tiny/trade_off.svg > .srpo/trade_off.jsonl
 """
@@ -28,6 +28,9 @@ from srpo_core.trainer import TrainJob, Worker
 ROOT: Final = Path(__file__).resolve().parents[1]
 SUBJECTS: Final = ROOT / "assets/tiny/recipe/subjects.json"
 PAIRS: Final = (("Ink", "3D"), ("3D", "Flat"))
+PANEL: Final = 320
+COLOURS: Final = ("#1b6ca8", "#7fb3d5", "#c0392b", "#27ae60", "#8e44ad")
+FIGURES_DRAWN: Final = (("judge_top1", "subject named first"), ("diversity", "diversity"))
 METRICS: Final = ("judge_wanted", "judge_top1", "judge_top5", "diversity", "reward")
 
 
@@ -115,23 +118,57 @@ def train_prompts(settings: Settings) -> None:
 
 
 def write_chart(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Style against subject accuracy and diversity, a line per method, as one SVG."""
-    import altair
-
-    charts = [
-        altair.Chart(altair.Data(values=[row for row in rows if row["pair"] == pair]), title=pair)
-        .mark_line(point=True)
-        .encode(
-            x=altair.X("judge_wanted:Q", title="wanted style, judge B", scale=altair.Scale(domain=[0, 1])),
-            y=altair.Y(f"{metric}:Q", title=title, scale=altair.Scale(domain=[0, 1])),
-            color=altair.Color("run:N", title="method"),
-            order="step:Q",
-        )
-        .properties(width=300, height=220)
-        for pair in dict.fromkeys(row["pair"] for row in rows)
-        for metric, title in (("judge_top5", "subject in the first five"), ("diversity", "diversity"))
+    """Style against subject accuracy and diversity: a panel per pair and figure, a line per method, as SVG."""
+    pairs = list(dict.fromkeys(str(row["pair"]) for row in rows))
+    names = list(dict.fromkeys(str(row["run"]) for row in rows))
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * PANEL}" height="{len(pairs) * PANEL + 24 * len(names)}" '
+        'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>'
     ]
-    altair.concat(*charts, columns=2).save(str(path))
+    for line, pair in enumerate(pairs):
+        for column, (metric, title) in enumerate(FIGURES_DRAWN):
+            parts.append(f'<g transform="translate({column * PANEL},{line * PANEL})">{axes(pair, title)}')
+            for colour, name in zip(COLOURS, names, strict=False):
+                chosen = [row for row in rows if (row["pair"], row["run"]) == (pair, name)]
+                parts.append(curve([(row["judge_wanted"], row[metric]) for row in chosen], colour))
+            parts.append("</g>")
+    for place, (colour, name) in enumerate(zip(COLOURS, names, strict=False)):
+        y = len(pairs) * PANEL + 16 + 22 * place
+        parts.append(
+            f'<circle cx="20" cy="{y - 4}" r="5" fill="{colour}"/><text x="32" y="{y}">{name}</text>'
+        )
+    path.write_text("".join([*parts, "</svg>\n"]), encoding="utf-8")
+
+
+def axes(pair: str, title: str) -> str:
+    """Frame, ticks from 0 to 1 and titles of one panel."""
+    ticks = "".join(
+        f'<text x="{across(value)}" y="{PANEL - 34}" text-anchor="middle">{value}</text>'
+        f'<text x="{across(0) - 8}" y="{upward(value) + 4}" text-anchor="end">{value}</text>'
+        f'<line x1="{across(0)}" x2="{across(1)}" y1="{upward(value)}" y2="{upward(value)}" stroke="#ddd"/>'
+        for value in (0, 0.25, 0.5, 0.75, 1)
+    )
+    return (
+        f'{ticks}<text x="{across(0.5)}" y="16" text-anchor="middle">{pair}: {title}</text>'
+        f'<text x="{across(0.5)}" y="{PANEL - 18}" text-anchor="middle">wanted style, the gate\'s judge</text>'
+    )
+
+
+def curve(points: Sequence[tuple[float, float]], colour: str) -> str:
+    """A line through the points (0 … 1) in the order of steps, a dot for each."""
+    path = " ".join(f"{across(x):.1f},{upward(y):.1f}" for x, y in points)
+    dots = "".join(f'<circle cx="{across(x):.1f}" cy="{upward(y):.1f}" r="3"/>' for x, y in points)
+    return f'<g fill="{colour}"><polyline points="{path}" fill="none" stroke="{colour}"/>{dots}</g>'
+
+
+def across(value: float) -> float:
+    """Horizontal place of a value from 0 to 1."""
+    return 44 + value * (PANEL - 64)
+
+
+def upward(value: float) -> float:
+    """Vertical place of a value from 0 to 1."""
+    return PANEL - 50 - value * (PANEL - 80)
 
 
 def main() -> None:
@@ -142,7 +179,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--every", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3, help="pictures of each of the 40 subjects")
-    parser.add_argument("--chart", type=Path, help="an SVG or HTML file to draw")
+    parser.add_argument("--chart", type=Path, help="an SVG file to draw")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     settings = absolute(load_settings(ROOT / "params.yaml"))
