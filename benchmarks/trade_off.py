@@ -4,7 +4,7 @@ Every run trains by the project's own `Worker` from the same base, prompts and n
 and subject of pictures of subjects that the training never drew. One JSON line per point; `--chart FILE.svg`
 draws them.
 
-    python benchmarks/trade_off.py --steps 60 --chart assets/tiny/trade_off.svg > .srpo/trade_off.jsonl
+    python benchmarks/trade_off.py --steps 30 --seeds 2 --chart assets/tiny/trade_off.svg > .srpo/trade_off.jsonl
 """
 
 import argparse
