@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -220,24 +220,43 @@ class _Loop:
         log.info("%s goes on at step %d", self.plan.name, self.first)
 
 
-class _FlatMuon(torch.optim.Muon):
-    """Muon over matrices and convolution kernels; a kernel counts as a matrix (out, in · height · width)."""
+class Muon(torch.optim.Optimizer):
+    """Momentum made orthogonal, for matrices and convolution kernels (Jordan et al. 2024).
 
-    def __init__(self, parameters: Sequence[nn.Parameter], rate: float, weight_decay: float) -> None:
-        self.originals = parameters
-        self.matrices = [nn.Parameter(p.data.view(len(p), -1)) for p in parameters]  # the same memory
-        super().__init__(self.matrices, rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+    A kernel counts as a matrix (out, in · height · width). A step's size is that of AdamW (Liu et al. 2025).
+    torch.optim.Muon takes matrices alone and iterates in bf16, which took a CPU without bf16
+    instructions ten times as long.
+    """
 
+    def __init__(self, parameters: Iterable[nn.Parameter], rate: float, weight_decay: float) -> None:
+        super().__init__(parameters, {"lr": rate, "weight_decay": weight_decay, "momentum": 0.95})
+
+    @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Step on the gradients of the originals."""
-        for original, matrix in zip(self.originals, self.matrices, strict=True):
-            matrix.grad = None if original.grad is None else original.grad.reshape(matrix.shape)
-        super().step(closure)  # type: ignore[no-untyped-call]
+        """One step on the gradients at hand."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                momentum = state.setdefault("momentum", torch.zeros_like(parameter))
+                momentum.lerp_(parameter.grad, 1 - group["momentum"])
+                nesterov = parameter.grad.lerp(momentum, group["momentum"])
+                update = orthogonalized(nesterov.reshape(len(parameter), -1))
+                size = 0.2 * math.sqrt(max(update.shape))
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"] * size)
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients of the originals."""
-        for original in self.originals:
-            original.grad = None
+
+def orthogonalized(matrix: Tensor) -> Tensor:
+    """A matrix with the singular vectors of `matrix` and all singular values near 1: five quintic Newton-Schulz steps."""
+    a, b, c = 3.4445, -4.775, 2.0315  # Jordan's: steepest at 0, not exact at 1
+    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = wide / wide.norm().clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
 def _optimizers(task: Task, plan: Plan) -> list[torch.optim.Optimizer]:
@@ -248,7 +267,7 @@ def _optimizers(task: Task, plan: Plan) -> list[torch.optim.Optimizer]:
     rest = [p for _, p in named if id(p) not in chosen]
     rate = plan.rate * plan.adamw_share
     adamw = torch.optim.AdamW(rest, rate, betas=(0.9, 0.99), weight_decay=plan.weight_decay, fused=True)
-    return [_FlatMuon(hidden, plan.rate, plan.weight_decay), adamw]
+    return [Muon(hidden, plan.rate, plan.weight_decay), adamw]
 
 
 def _fingerprint(settings: Mapping[str, Any], plan: Plan) -> str:

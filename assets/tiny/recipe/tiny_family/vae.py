@@ -48,14 +48,11 @@ class VaeTask:
         return "conv_in" not in name and "conv_out" not in name
 
     def _forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast("cpu", torch.bfloat16):
-            moments = self.vae.encoder(images)
-        mean, log_variance = moments.float().chunk(2, dim=1)
+        mean, log_variance = self.vae.encoder(images).chunk(2, dim=1)
         log_variance = log_variance.clamp(-30, 20)
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        with torch.autocast("cpu", torch.bfloat16):
-            decoded = self.vae.decoder(mean + (log_variance / 2).exp() * noise)
-        return decoded.float(), divergence
+        decoded = self.vae.decoder(mean + (log_variance / 2).exp() * noise)
+        return decoded, divergence
 
     def loss(self, generator: torch.Generator, step: int) -> Tensor:
         """Squared error, on which PSNR rests, and a little divergence that keeps latents near N(0, 1)."""
