@@ -1,6 +1,6 @@
 """Two independent judges of style and subject: another architecture, another augmentation, another order of data.
 
-B may steer the choice of a checkpoint, A only judges at the gate. Neither is ever trained against.
+A may steer the choice of a checkpoint, B only judges at the gate. Neither is ever trained against.
 """
 
 import json
@@ -58,8 +58,8 @@ class JudgeTask:
         self.forward = compiled(self._forward, settings)
 
     def is_hidden(self, name: str) -> bool:
-        """All but the first convolution and the two heads."""
-        return not name.startswith(("f.0.", "f.stem", "a.", "b."))
+        """All but the first convolution, depthwise kernels and the two heads."""
+        return not name.startswith(("f.0.", "f.stem", "a.", "b.")) and "conv_dw" not in name
 
     def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.judge.features(images)

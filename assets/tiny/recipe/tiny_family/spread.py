@@ -1,0 +1,64 @@
+"""How far the base depends on its seed: base and distillation again from other seeds, measured by the same judges.
+
+`python -m tiny_family.spread 1 2` after `make tiny-family`. A killed run goes on from its last checkpoint.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+SHARED: Final = ("vae", "judge_a", "judge_b")  # trained once, for every seed
+STAGES: Final = ("base", "distill", "measure")
+FIGURES: Final = Path("figures/spread.json")
+
+
+def prepare(seed: int) -> Path:
+    """A directory beside this one with the settings of another seed and the parts that all seeds share."""
+    place = Path("..").resolve() / f".seed-{seed}"
+    (place / "figures").mkdir(parents=True, exist_ok=True)
+    settings = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    text = yaml.safe_dump({**settings, "seed": seed}, sort_keys=False)
+    (place / "params.yaml").write_text(text, encoding="utf-8")
+    shutil.copy("subjects.json", place)
+    for part in SHARED:
+        shutil.copytree(Path("out") / part, place / "out" / part, dirs_exist_ok=True)
+    return place
+
+
+def measured(seed: int) -> dict[str, Any]:
+    """Train and measure the base of one seed; stages that it has finished are not run again."""
+    place = prepare(seed)
+    for stage in STAGES:
+        if not (place / f"figures/{stage}.json").exists():
+            subprocess.run([sys.executable, "-m", f"tiny_family.{stage}"], cwd=place, check=True)
+    content: dict[str, Any] = json.loads((place / "figures/measure.json").read_text(encoding="utf-8"))
+    return {name: value for name, value in content.items() if isinstance(value, float)}
+
+
+def spread(per_seed: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Least, mean and greatest value of each figure over the seeds."""
+    names = next(iter(per_seed.values()))
+    columns = {name: [figures[name] for figures in per_seed.values()] for name in names}
+    return {
+        name: {"least": min(values), "mean": sum(values) / len(values), "greatest": max(values)}
+        for name, values in columns.items()
+    }
+
+
+def main(seeds: list[int]) -> None:
+    """Write figures/spread.json over the shipped base and the bases of `seeds`."""
+    shipped = json.loads(Path("figures/measure.json").read_text(encoding="utf-8"))
+    own = str(yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["seed"])
+    per_seed = {own: {name: value for name, value in shipped.items() if isinstance(value, float)}}
+    per_seed |= {str(seed): measured(seed) for seed in seeds}
+    content = {"seeds": list(per_seed), **spread(per_seed)}
+    FIGURES.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main([int(seed) for seed in sys.argv[1:]])
