@@ -22,7 +22,13 @@ def make_hpd():
 
 
 @pytest.fixture
-def data(monkeypatch):
-    """The recipe's module that rebuilds the pictures."""
+def recipe_module(monkeypatch):
+    """Imports a module of the recipe by its name."""
     monkeypatch.syspath_prepend(str(TINY / "recipe"))
-    return importlib.import_module("tiny_family.data")
+    return lambda name: importlib.import_module(f"tiny_family.{name}")
+
+
+@pytest.fixture
+def data(recipe_module):
+    """The recipe's module that rebuilds the pictures."""
+    return recipe_module("data")

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, multiprocessing, nn
 from torch import distributed as dist
 
+from srpo_core.processes import die_with_parent
+
 STATE: Final = Path(".state")  # what a killed stage goes on from; ignored by git
 LOG_EVERY: Final = 25
 SAVE_SECONDS: Final = 120.0
@@ -73,6 +75,7 @@ class Builder(Protocol):
 
 def train(builder: Builder, settings: Mapping[str, Any], plan: Plan) -> dict[str, Tensor]:
     """Train until `plan.steps`, from where a killed run stood, and return the module's weights."""
+    die_with_parent()  # DVC, when it is killed, does not end its stage
     state = STATE / f"{plan.name}-{_fingerprint(settings, plan)}"
     state.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as meeting:
@@ -112,6 +115,7 @@ def learning_rate(step: int, plan: Plan) -> float:
 def _worker(
     rank: int, builder: Builder, settings: Mapping[str, Any], plan: Plan, state: Path, meeting: str
 ) -> None:
+    die_with_parent()  # else it would train on beside the next try
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,0 +1,83 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+
+@pytest.fixture
+def training(recipe_module):
+    return recipe_module("training")
+
+
+@pytest.fixture
+def spread(recipe_module):
+    return recipe_module("spread")
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (16, 72), (200, 32)])
+def test_an_orthogonalized_matrix_keeps_its_singular_vectors_and_has_singular_values_near_one(
+    training, shape
+):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+
+    core = left.T @ training.orthogonalized(matrix) @ right.T
+
+    assert (core - core.diag().diag()).abs().max() < 1e-3
+    assert core.diag().min() > 0.1  # a square random matrix has a singular value near 0
+    assert core.diag().max() < 1.3
+    assert core.diag().median() > 0.6
+
+
+def test_a_step_of_muon_is_torchs_own_but_for_its_bfloat16(training):
+    torch.manual_seed(0)
+    ours, theirs = nn.Parameter(torch.randn(24, 40)), nn.Parameter(torch.zeros(24, 40))
+    theirs.data.copy_(ours.data)
+    before = ours.detach().clone()
+    optimizers = (
+        training.Muon([ours], 0.02, 0.1),
+        torch.optim.Muon([theirs], 0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(3):
+        gradient = torch.randn(24, 40)
+        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+
+    assert (ours - theirs).norm() < 0.02 * (ours - before).norm()
+
+
+def test_muon_moves_a_kernel_as_the_matrix_that_it_is(training):
+    torch.manual_seed(0)
+    kernel = nn.Parameter(torch.randn(8, 4, 3, 3))
+    matrix = nn.Parameter(kernel.detach().reshape(8, 36).clone())
+    kernel.grad = torch.randn(8, 4, 3, 3)
+    matrix.grad = kernel.grad.reshape(8, 36).clone()
+
+    training.Muon([kernel], 0.02, 0.0).step()
+    training.Muon([matrix], 0.02, 0.0).step()
+
+    assert torch.equal(kernel.reshape(8, 36), matrix)
+
+
+def test_the_spread_over_seeds_is_least_mean_and_greatest_of_each_figure(spread):
+    told = spread.spread({"0": {"top1": 0.9}, "1": {"top1": 1.0}, "2": {"top1": 0.8}})
+
+    assert told == {"top1": {"least": 0.8, "mean": pytest.approx(0.9), "greatest": 1.0}}
+
+
+def test_another_seed_shares_all_but_the_base(spread, tmp_path, monkeypatch):
+    recipe = tmp_path / "recipe"
+    for part in spread.SHARED:
+        (recipe / "out" / part).mkdir(parents=True)
+        (recipe / "out" / part / "config.json").write_text(part)
+    (recipe / "params.yaml").write_text("seed: 0\nprocesses: 2\n")
+    (recipe / "subjects.json").write_text(json.dumps({"train": [], "eval": []}))
+    monkeypatch.chdir(recipe)
+
+    place = spread.prepare(2)
+
+    assert (place / "params.yaml").read_text() == "seed: 2\nprocesses: 2\n"
+    assert {path.parent.name for path in place.glob("out/*/config.json")} == set(spread.SHARED)
+    assert place.parent == tmp_path  # beside the recipe, so that ../data is the same
