@@ -5,7 +5,6 @@ and gradients are summed over workers, so that the number of workers does not ch
 """
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,15 +14,14 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from srpo_core.algorithm import METHODS
-from srpo_core.algorithm.method import LossTerm, Method, TrainBatch
+from srpo_core.algorithm.method import TrainBatch
 from srpo_core.algorithm.noise import Draws, epoch_index, keyed_noise, keyed_share
 from srpo_core.checkpoint import Checkpoint, load_optimizer, newest_checkpoint, save_checkpoint
 from srpo_core.config import ControlWords, ModelSettings, ScorerSettings, TrainSettings
-from srpo_core.errors import ConfigError, DivergenceError, pick
+from srpo_core.learner import Learner, adamw, method_of
 from srpo_core.models import load_base, load_transformer
 from srpo_core.models.embeddings import read_embeddings, read_latents
-from srpo_core.protocols import BaseModel, Condition, RewardModel
+from srpo_core.protocols import BaseModel, Condition
 from srpo_core.scorers import load_reward
 
 PROGRESS = "progress.jsonl"
@@ -55,32 +53,6 @@ class Prompts:
     texts: Sequence[str]
     condition: Condition
     real: Tensor | None
-
-
-@dataclass(frozen=True)
-class Learner:
-    """What a step changes, and how: knows nothing of files, ranks or draws."""
-
-    model: BaseModel
-    reward: RewardModel
-    optimizer: torch.optim.Optimizer
-    settings: TrainSettings
-    method: Method
-
-    def step(self, batch: TrainBatch, step: int, *, world: int = 1) -> dict[str, float]:
-        """One optimizer step on this rank's share of the global batch; its metrics are equal on every rank."""
-        self.optimizer.zero_grad(set_to_none=True)
-        terms = self.method(self.model, self.reward, batch, self.settings)
-        figures = backward_terms(terms, self.settings.batch_size)
-        if world > 1:
-            sum_over_ranks(figures.values(), self.model.transformer)
-        transformer, largest = self.model.transformer, self.settings.optimizer.max_grad_norm
-        figures["grad_norm"] = torch.nn.utils.clip_grad_norm_(transformer.parameters(), largest)
-        self.optimizer.step()
-        # the one place where the host waits for the device
-        metrics = dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
-        require_finite(metrics["grad_norm"], transformer, step)
-        return metrics
 
 
 class Worker:
@@ -153,72 +125,6 @@ class Worker:
         save_checkpoint(self.job.state, step, self.model.transformer, self.learner.optimizer, metrics)
 
 
-def method_of(settings: TrainSettings) -> Method:
-    """The method that the settings name.
-
-    Raises:
-        ConfigError: there is none of this name, or it cannot start from real pictures and should.
-    """
-    entry = pick(METHODS, settings.method, "method")
-    if settings.rollout.source != "online" and not entry.real_images:
-        able = ", ".join(name for name, other in METHODS.items() if other.real_images)
-        raise ConfigError(
-            f"train.method {settings.method!r} trains the sampler's own steps, so train.rollout.source must be "
-            f"online, not {settings.rollout.source!r}: real pictures are for {able}"
-        )
-    return entry.run
-
-
-def backward_terms(terms: Iterable[LossTerm], batch_size: int) -> dict[str, Tensor]:
-    """Run backward on each loss term in turn; sums over this rank's samples, divided by the global batch.
-
-    Returns `loss` and, averaged over the terms that know it, `reward_<name>`; scalars.
-    """
-    losses, rewards = [], dict[str, list[Tensor]]()
-    for term in terms:
-        loss = term.losses.sum() / batch_size
-        loss.backward()  # type: ignore[no-untyped-call]
-        losses.append(loss.detach())
-        for name, values in term.rewards.items():
-            rewards.setdefault(name, []).append(values.sum() / batch_size)
-    means = {f"reward_{name}": torch.stack(values).mean() for name, values in rewards.items()}
-    return {"loss": torch.stack(losses).sum(), **means}
-
-
-def sum_over_ranks(figures: Iterable[Tensor], transformer: torch.nn.Module) -> None:
-    """Add up figures and gradients over all ranks, in place."""
-    for value in figures:
-        dist.all_reduce(value)
-    for parameter in transformer.parameters():
-        if parameter.grad is not None:
-            dist.all_reduce(parameter.grad)
-
-
-def require_finite(norm: float, transformer: torch.nn.Module, step: int) -> None:
-    """Stop after a step whose total gradient norm was not finite.
-
-    Raises:
-        DivergenceError: names the step and the first tensor at fault.
-    """
-    if not math.isfinite(norm):
-        raise DivergenceError(
-            f"step {step}: gradient of {_first_not_finite(transformer)} is not finite; the checkpoints before it "
-            "are kept: lower train.optimizer.learning_rate"
-        )
-
-
-def adamw(transformer: torch.nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW over all of the transformer's parameters."""
-    options = settings.optimizer
-    return torch.optim.AdamW(
-        transformer.parameters(),
-        lr=options.learning_rate,
-        weight_decay=options.weight_decay,
-        betas=options.betas,
-        eps=options.eps,
-    )
-
-
 def save_samples(model: BaseModel, job: TrainJob, path: Path, device: torch.device) -> None:
     """Draw the first training prompts, always from the same noise, side by side as one PNG."""
     from torchvision.utils import save_image
@@ -264,10 +170,3 @@ def _in_turn(words: Sequence[str], step: int) -> str:
 
 def _to(condition: Condition, device: torch.device) -> Condition:
     return Condition(condition.prompt_embeds.to(device), condition.pooled.to(device))
-
-
-def _first_not_finite(module: torch.nn.Module) -> str:
-    for name, parameter in module.named_parameters():
-        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-            return name
-    return "no single parameter"

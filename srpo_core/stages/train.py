@@ -22,8 +22,9 @@ from srpo_core.config import (
     TrainSettings,
 )
 from srpo_core.errors import ConfigError, SrpoError
+from srpo_core.learner import method_of
 from srpo_core.resume import resumable
-from srpo_core.trainer import PROGRESS, TrainJob, method_of, train_worker
+from srpo_core.trainer import PROGRESS, TrainJob, train_worker
 from srpo_core.trainer import SAMPLES as SAMPLES_NAME
 
 OBJECT_STORE_BYTES = 200_000_000  # workers exchange gradients, not objects
