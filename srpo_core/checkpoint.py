@@ -115,9 +115,10 @@ def load_optimizer(
     for name, parameter in transformer.named_parameters():
         if f"{name}:step" in tensors:
             moments = {moment: tensors[f"{name}:{moment}"] for moment in MOMENTS}
-            # AdamW counts its steps on the CPU
+            # AdamW counts its steps on the CPU, unless all is one kernel on the device
+            counts_on_cpu = not optimizer.param_groups[0]["fused"]
             optimizer.state[parameter] = {
-                moment: tensor if moment == "step" else tensor.to(parameter.device)
+                moment: tensor if moment == "step" and counts_on_cpu else tensor.to(parameter.device)
                 for moment, tensor in moments.items()
             }
 

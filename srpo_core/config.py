@@ -168,6 +168,25 @@ class OptimizerSettings(Part):
     max_grad_norm: PositiveFloat = Field(description="the total gradient norm is clipped to this")
 
 
+class ComputeSettings(Part):
+    """What training trades for time and memory; every key off is plain float32 that keeps all activations."""
+
+    autocast: bool = Field(
+        description="forward passes in bfloat16 by torch's autocast; weights, losses and AdamW stay in float32"
+    )
+    rollout_copy: bool = Field(
+        description="a bfloat16 copy of the transformer that draws the rollouts, kept equal to the trained weights"
+    )
+    checkpoint_blocks: Share = Field(
+        description="share of the transformer's blocks whose activations are computed again instead of kept"
+    )
+    checkpoint_decode: bool = Field(description="the same for every block of the VAE's decoder")
+    compile: bool = Field(
+        description="torch.compile of the transformer's blocks and of the VAE's decoder; needs a C++ compiler"
+    )
+    fused_optimizer: bool = Field(description="AdamW in one kernel: quicker, another last bit")
+
+
 class TrainSettings(Part):
     """The alignment run."""
 
@@ -197,6 +216,7 @@ class TrainSettings(Part):
     refl: ReflSettings
     draft: DraftSettings
     optimizer: OptimizerSettings
+    compute: ComputeSettings
 
     @model_validator(mode="after")
     def _within_the_rollout(self) -> Self:

@@ -1,7 +1,7 @@
 """What one optimizer step is: loss terms, gradients, guards, AdamW. Knows nothing of files, ranks' shares or draws."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -34,10 +34,11 @@ class Learner:
             sum_over_ranks(figures.values(), self.model.transformer)
         transformer, largest = self.model.transformer, self.settings.optimizer.max_grad_norm
         figures["grad_norm"] = torch.nn.utils.clip_grad_norm_(transformer.parameters(), largest)
-        self.optimizer.step()
-        # the one place where the host waits for the device
+        # the one place where the host waits for the device: nothing that is not finite may reach the weights
         metrics = dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
-        require_finite(metrics["grad_norm"], transformer, step)
+        require_finite(metrics, transformer, step)
+        self.optimizer.step()
+        self.model.weights_changed()
         return metrics
 
 
@@ -82,16 +83,17 @@ def sum_over_ranks(figures: Iterable[Tensor], transformer: torch.nn.Module) -> N
             dist.all_reduce(parameter.grad)
 
 
-def require_finite(norm: float, transformer: torch.nn.Module, step: int) -> None:
-    """Stop after a step whose total gradient norm was not finite.
+def require_finite(metrics: Mapping[str, float], transformer: torch.nn.Module, step: int) -> None:
+    """Stop before an optimizer step whose loss, rewards or total gradient norm are not finite.
 
     Raises:
-        DivergenceError: names the step and the first tensor at fault.
+        DivergenceError: names the step, the figures at fault and the first gradient that is not finite.
     """
-    if not math.isfinite(norm):
+    bad = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
+    if bad:
         raise DivergenceError(
-            f"step {step}: gradient of {_first_not_finite(transformer)} is not finite; the checkpoints before it "
-            "are kept: lower train.optimizer.learning_rate"
+            f"step {step}: {', '.join(bad)}; gradient of {_first_not_finite(transformer)} is not finite. The weights "
+            "were not changed by it, and the checkpoints before it are kept: lower train.optimizer.learning_rate"
         )
 
 
@@ -104,6 +106,7 @@ def adamw(transformer: torch.nn.Module, settings: TrainSettings) -> torch.optim.
         weight_decay=options.weight_decay,
         betas=options.betas,
         eps=options.eps,
+        fused=settings.compute.fused_optimizer,
     )
 
 

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from srpo_core.config import ComputeSettings
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -44,10 +46,24 @@ class BaseModel(Protocol):
         """Move all parts to a device, in place."""
         ...
 
+    def prepare(self, compute: "ComputeSettings") -> Self:
+        """Set up the calls of training, in place: once, with the weights loaded and on their device."""
+        ...
+
     def velocity(
         self, latents: "Tensor", timestep: "Tensor", guidance: float, condition: Condition
     ) -> "Tensor":
-        """Predict velocities; see `VelocityModel`."""
+        """Predict velocities by the trained weights; see `VelocityModel`."""
+        ...
+
+    def rollout_velocity(
+        self, latents: "Tensor", timestep: "Tensor", guidance: float, condition: Condition
+    ) -> "Tensor":
+        """Predict velocities without gradients, by the copy for rollouts if there is one; see `VelocityModel`."""
+        ...
+
+    def weights_changed(self) -> None:
+        """Bring the copy for rollouts, if there is one, to the trained weights; after every optimizer step."""
         ...
 
     def encode(self, images: "Tensor") -> "Tensor":
@@ -66,7 +82,10 @@ class BaseModel(Protocol):
 class RewardModel(Protocol):
     """A differentiable image-text scorer with two towers; features are L2-normalised."""
 
-    scale: float
+    @property
+    def scale(self) -> float:
+        """What a cosine is multiplied with."""
+        ...
 
     def to(self, device: "torch.device") -> Self:
         """Move the towers to a device, in place."""

@@ -23,6 +23,7 @@ from srpo_core.models import load_base, load_transformer
 from srpo_core.models.embeddings import read_embeddings, read_latents
 from srpo_core.protocols import BaseModel, Condition
 from srpo_core.scorers import load_reward
+from srpo_core.scorers.autocast import AutocastReward
 
 PROGRESS = "progress.jsonl"
 SAMPLES = "samples"
@@ -66,9 +67,10 @@ class Worker:
         optimizer = adamw(self.model.transformer, job.train)
         if self.checkpoint:
             load_optimizer(self.checkpoint, self.model.transformer, optimizer)
-        self.learner = Learner(
-            self.model, load_reward(job.reward).to(device), optimizer, job.train, method_of(job.train)
-        )
+        reward = load_reward(job.reward).to(device)
+        if job.train.compute.autocast:
+            reward = AutocastReward(reward)
+        self.learner = Learner(self.model, reward, optimizer, job.train, method_of(job.train))
         texts, _, condition = read_embeddings("train")
         self.prompts = Prompts(
             texts, condition, read_latents("train") if job.train.rollout.real_share else None
@@ -161,7 +163,7 @@ def _load_model(job: TrainJob, checkpoint: Checkpoint | None, device: torch.devi
         weights = load_transformer(job.model, checkpoint.transformer)
         model.transformer.load_state_dict(weights.state_dict())
     model.transformer.train()
-    return model.to(device)
+    return model.to(device).prepare(job.train.compute)
 
 
 def _in_turn(words: Sequence[str], step: int) -> str:

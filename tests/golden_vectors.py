@@ -18,6 +18,14 @@ SUBSET = ROOT / "tests/golden"
 FULL = ROOT.parent / "shared/golden"
 REFERENCE_GUIDANCE = 3.5  # hard-coded there
 REFERENCE_MARGIN = 0.7
+PLAIN = {
+    "autocast": False,
+    "rollout_copy": False,
+    "checkpoint_blocks": 0.0,
+    "checkpoint_decode": False,
+    "compile": False,
+    "fused_optimizer": False,
+}
 SCORERS = {"hps": "hps_v2", "pickscore": "pick_score"}
 
 
@@ -107,6 +115,7 @@ class Golden:
             "batch_size": 1,
             "batch_branches": False,
             "pairs_per_rollout": 1,
+            "compute": PLAIN,
             "rollout": {"source": "online", "steps": steps, "shift": args["shift"], "guidance": guidance},
             "direct_align": {
                 "grid": args["timestep_length"],

@@ -1,16 +1,20 @@
 """FLUX as a base model: diffusers' own classes, on packed latents."""
 
+import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from srpo_core.config import ModelSettings
-from srpo_core.errors import ArtifactError, DataError
-from srpo_core.models.flux_forward import flux_velocity, is_plain, rotary_angles
+from srpo_core.config import ComputeSettings, ModelSettings
+from srpo_core.errors import ArtifactError, ConfigError, DataError
+from srpo_core.models.checkpointing import checkpoint_blocks
+from srpo_core.models.flux_forward import exact_times, flux_velocity, is_plain, rotary_angles
 from srpo_core.protocols import Condition
 
 PATCH = 2  # a token is a 2x2 patch of latent pixels
@@ -56,6 +60,8 @@ class FluxBase:
         self.vae = vae.requires_grad_(requires_grad=False).eval()
         self.scheduler = scheduler
         scale = 2 ** (len(vae.config.block_out_channels) - 1)
+        self._autocast = False
+        self._copy: Any = None
         self._ids: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
         self._rotary: dict[tuple[int, torch.device], Tensor] = {}
         self.pixels = (height, width)
@@ -71,32 +77,81 @@ class FluxBase:
         self.vae.to(device)
         return self
 
+    def prepare(self, compute: ComputeSettings) -> Self:
+        """Set up the calls of training; see `BaseModel`.
+
+        Raises:
+            ConfigError: compilation is asked for, and there is no C++ compiler.
+        """
+        self._autocast = compute.autocast
+        if compute.rollout_copy:
+            self._copy = (
+                deepcopy(self.transformer).requires_grad_(requires_grad=False).to(torch.bfloat16).eval()
+            )
+        checkpoint_blocks(self.transformer, compute.checkpoint_blocks)
+        if compute.checkpoint_decode:
+            self.vae.enable_gradient_checkpointing()
+        if compute.compile:
+            require_compiler()
+            for transformer in filter(None, (self.transformer, self._copy)):
+                transformer.compile_repeated_blocks(dynamic=False)
+            self.vae.decoder.compile(dynamic=False)
+        return self
+
     def velocity(self, latents: Tensor, timestep: Tensor, guidance: float, condition: Condition) -> Tensor:
         """Predict velocities (B, S, C); see `VelocityModel`."""
+        with self._precision(latents.device):
+            return self._predict(self.transformer, latents, timestep, guidance, condition)
+
+    @torch.no_grad()
+    def rollout_velocity(
+        self, latents: Tensor, timestep: Tensor, guidance: float, condition: Condition
+    ) -> Tensor:
+        """Predict velocities (B, S, C) without gradients; see `BaseModel`."""
+        if self._copy is None:
+            return self.velocity(latents, timestep, guidance, condition)
+        condition = Condition(condition.prompt_embeds.bfloat16(), condition.pooled.bfloat16())
+        return self._predict(self._copy, latents.bfloat16(), timestep, guidance, condition)
+
+    @torch.no_grad()
+    def weights_changed(self) -> None:
+        """Bring the copy for rollouts to the trained weights; see `BaseModel`."""
+        if self._copy is not None:
+            for copied, trained in zip(self._copy.parameters(), self.transformer.parameters(), strict=True):
+                if trained.requires_grad:
+                    copied.copy_(trained)
+
+    def _precision(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, enabled=self._autocast)
+
+    def _predict(
+        self, transformer: Any, latents: Tensor, timestep: Tensor, guidance: float, condition: Condition
+    ) -> Tensor:
         guidances = latents.new_full((len(latents),), guidance, dtype=torch.float32)
         text_length = condition.prompt_embeds.shape[1]
-        if is_plain(self.transformer):
+        if is_plain(transformer):
             return flux_velocity(
-                self.transformer,
+                transformer,
                 latents,
                 condition.prompt_embeds,
                 condition.pooled,
                 timestep=timestep,
                 guidance=guidances,
                 rotary=self._rotary_angles(text_length, latents.device),
-            )
+            ).float()
         ids, text_ids = self._position_ids(text_length, latents.device)
-        output: Tensor = self.transformer(
-            hidden_states=latents,
-            timestep=timestep,
-            guidance=guidances,
-            pooled_projections=condition.pooled,
-            encoder_hidden_states=condition.prompt_embeds,
-            img_ids=ids,
-            txt_ids=text_ids,
-            return_dict=False,
-        )[0]
-        return output
+        with exact_times(transformer, timestep, guidances):
+            output: Tensor = transformer(
+                hidden_states=latents,
+                timestep=timestep,
+                guidance=guidances,
+                pooled_projections=condition.pooled,
+                encoder_hidden_states=condition.prompt_embeds,
+                img_ids=ids,
+                txt_ids=text_ids,
+                return_dict=False,
+            )[0]
+        return output.float()
 
     def _rotary_angles(self, text_length: int, device: torch.device) -> Tensor:
         """Rotations of text and image tokens, made once per prompt length and device."""
@@ -122,8 +177,9 @@ class FluxBase:
         """Images (B, 3, H, W) of packed latents, nominally in [0, 1], unclamped, differentiable."""
         config = self.vae.config
         z = unpack(latents, *self.latent_size) / config.scaling_factor + config.shift_factor
-        decoded: Tensor = self.vae.decode(z, return_dict=False)[0]
-        return decoded / 2 + 0.5
+        with self._precision(z.device):
+            decoded: Tensor = self.vae.decode(z, return_dict=False)[0]
+        return decoded.float() / 2 + 0.5
 
     @torch.no_grad()
     def draw(self, condition: Condition, noise: Tensor, *, steps: int, guidance: float) -> Tensor:
@@ -230,6 +286,16 @@ def existing_pipeline(path: str) -> Path:
             f"model.path {path}: no model_index.json there; a diffusers pipeline directory is needed"
         )
     return root
+
+
+def require_compiler() -> None:
+    """See that torch.compile finds the C++ compiler that it will call. Raises `ConfigError`."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise ConfigError(
+            f"train.compute.compile needs a C++ compiler and {compiler} is not found: install it, point CXX to "
+            "another, or set train.compute.compile to false"
+        )
 
 
 @contextmanager

@@ -111,5 +111,5 @@ def test_an_address_of_another_form_shows_how_it_is_written(monkeypatch, address
 def test_a_run_that_diverges_stops_with_its_step_and_keeps_what_it_had(job):
     optimizer = job.train.optimizer.model_copy(update={"learning_rate": 1e30})
     diverging = job.train.model_copy(update={"optimizer": optimizer, "checkpoint_every": 1})
-    with pytest.raises(DivergenceError, match=r"step \d+: gradient of \S+ is not finite"):
+    with pytest.raises(DivergenceError, match=r"step \d+: .*gradient of .+ is not finite"):
         train.fit(job.__class__(**{**vars(job), "train": diverging}), resources(1))
