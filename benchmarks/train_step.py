@@ -145,6 +145,7 @@ def profile_step(settings: Settings, phases: Phases, directory: Path, threads: i
         seed=settings.seed,
         model=settings.model,
         reward=settings.reward,
+        select_judge=settings.select_judge,
         control_words=settings.control_words,
         train=settings.train,
         threads=threads,

@@ -4,7 +4,7 @@ Each top-level key is one part; a stage's `run(...)` names the parts that it rec
 the same names stand under `params:` of that stage in dvc.yaml.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -20,6 +20,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+Word = Annotated[str, Field(pattern=r"\S")]
 BranchName = Literal["denoise", "inversion"]
 
 
@@ -53,11 +54,52 @@ class ScorerSettings(Part):
     path: str = Field(description="directory of its weights and configuration")
 
 
+class WordPair(Part):
+    """One entry of the library of control words: each side's words with their weights."""
+
+    wanted: dict[Word, PositiveFloat] = Field(min_length=1, description="word for the wanted look: weight")
+    unwanted: dict[Word, PositiveFloat] = Field(
+        min_length=1, description="word for the unwanted look: weight"
+    )
+
+
 class ControlWords(Part):
     """The words put before a prompt to say what is wanted and what is not."""
 
-    wanted: list[str] = Field(min_length=1, description="words for the wanted look, one per step in turn")
-    unwanted: list[str] = Field(min_length=1, description="words for the unwanted look, one per step in turn")
+    use: str = Field(description="entry of `library` that is trained")
+    draw: Literal["in_turn", "by_weight"] = Field(
+        description="each step's words: in turn, each as often as its weight says, or drawn with these odds"
+    )
+    library: dict[str, WordPair] = Field(min_length=1, description="pairs by name")
+
+    @model_validator(mode="after")
+    def _in_the_library(self) -> Self:
+        if self.use not in self.library:
+            raise ValueError(
+                f"use {self.use!r} is not in library: known are {', '.join(sorted(self.library))}"
+            )
+        return self
+
+    @classmethod
+    def of(cls, wanted: Iterable[str], unwanted: Iterable[str]) -> Self:
+        """A library of one pair whose words weigh the same."""
+        pair = WordPair(wanted=dict.fromkeys(wanted, 1.0), unwanted=dict.fromkeys(unwanted, 1.0))
+        return cls(use="words", draw="in_turn", library={"words": pair})
+
+    @property
+    def pair(self) -> WordPair:
+        """The pair that is trained."""
+        return self.library[self.use]
+
+    @property
+    def wanted(self) -> list[str]:
+        """The words for the wanted look."""
+        return list(self.pair.wanted)
+
+    @property
+    def unwanted(self) -> list[str]:
+        """The words for the unwanted look."""
+        return list(self.pair.unwanted)
 
 
 class DrawSettings(Part):
@@ -158,6 +200,16 @@ class DraftSettings(Part):
     )
 
 
+class EarlyStop(Part):
+    """When training ends before its last step: a judge sees its pictures get worse while the loss still falls."""
+
+    metric: str = Field(description="entry of the registry `metrics`, by the judge `select_judge`")
+    num_prompts: Positive = Field(description="training prompts drawn at each checkpoint, always the same")
+    seeds_per_prompt: Positive
+    margin: float = Field(ge=0, description="a figure this far below the best one before it counts as a fall")
+    patience: Positive = Field(description="checkpoints in a row at which it has fallen")
+
+
 class OptimizerSettings(Part):
     """AdamW at a constant learning rate."""
 
@@ -216,6 +268,7 @@ class TrainSettings(Part):
     refl: ReflSettings
     draft: DraftSettings
     optimizer: OptimizerSettings
+    early_stop: EarlyStop | None = Field(description="when to end before the last step, or null")
     compute: ComputeSettings
 
     @model_validator(mode="after")

@@ -113,7 +113,9 @@ def _draw(base: BaseModel, name: str, pictures: PictureSet, draw: DrawSettings) 
         batch = places[start : start + draw.batch_size]
         noise = torch.stack([pictures.noise(index, k, base.latent_shape) for index, k in batch])
         condition = pictures.condition[[index for index, _ in batch]]
-        images = base.draw(condition, noise, steps=draw.steps, guidance=draw.guidance)
+        images = base.draw(
+            condition, noise.to(condition.pooled.device), steps=draw.steps, guidance=draw.guidance
+        )
         _require_finite(images, [pictures.prompts[index] for index, _ in batch], name)
         for (index, k), image in zip(batch, _to_8_bits(images), strict=True):
             yield Picture(index, k, image)

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from srpo_core.algorithm.control_words import word_by_weight, word_in_turn
 from srpo_core.algorithm.method import TrainBatch
 from srpo_core.algorithm.noise import Draws, epoch_index, keyed_noise, keyed_share
 from srpo_core.checkpoint import Checkpoint, load_optimizer, newest_checkpoint, save_checkpoint
 from srpo_core.config import ControlWords, ModelSettings, ScorerSettings, TrainSettings
+from srpo_core.early_stop import BASE, Watch, over_trained
 from srpo_core.learner import Learner, adamw, method_of
 from srpo_core.models import load_base, load_transformer
 from srpo_core.models.embeddings import read_embeddings, read_latents
@@ -42,6 +44,7 @@ class TrainJob:
     seed: int
     model: ModelSettings
     reward: ScorerSettings
+    select_judge: ScorerSettings
     control_words: ControlWords
     train: TrainSettings
     threads: int
@@ -71,6 +74,14 @@ class Worker:
         if job.train.compute.autocast:
             reward = AutocastReward(reward)
         self.learner = Learner(self.model, reward, optimizer, job.train, method_of(job.train))
+        self.watch = Watch.over(
+            job.train,
+            seed=job.seed,
+            reward=job.reward,
+            judge=job.select_judge,
+            words=job.control_words,
+            device=device,
+        )
         texts, _, condition = read_embeddings("train")
         self.prompts = Prompts(
             texts, condition, read_latents("train") if job.train.rollout.real_share else None
@@ -79,16 +90,31 @@ class Worker:
     def run(self) -> None:
         """Train the steps that are not done yet; rank 0 saves checkpoints, samples and progress."""
         metrics = list(self.checkpoint.metrics) if self.checkpoint else []
+        of_base = {} if metrics else self._judged(BASE)
         for step in range(len(metrics) + 1, self.job.train.steps + 1):
-            metrics.append(self.step(step))
+            if over_trained(metrics, self.job.train.early_stop):
+                return
+            at_checkpoint = step % self.job.train.checkpoint_every == 0
+            metrics.append(self.step(step) | of_base | (self._judged() if at_checkpoint else {}))
+            of_base = {}
             if self.rank == 0:
                 self._tell({"step": step, **metrics[-1]})
-                if step % self.job.train.checkpoint_every == 0:
+                if at_checkpoint:
                     self._save(step, metrics)
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step over the global batch; returns its metrics, equal on every rank."""
         return self.learner.step(self.batch(step), step, world=self.world)
+
+    def _judged(self, prefix: str = "") -> dict[str, float]:
+        """What the judge says of the model now, if it is asked; equal on every rank."""
+        if self.watch is None:
+            return {}
+        # drawn by all ranks, as each may hold a part of the model; the last bits may differ between them
+        figure = torch.tensor(self.watch.figure(self.model), dtype=torch.float64, device=self.device)
+        if self.world > 1:
+            dist.broadcast(figure, src=0)
+        return {prefix + self.watch.rule.metric: float(figure)}
 
     def batch(self, step: int) -> TrainBatch:
         """This rank's share of the batch of a step, every draw keyed by the global sample index."""
@@ -103,9 +129,14 @@ class Worker:
             noise=torch.stack(noise).to(self.device),
             draws=Draws(job.seed, step, samples),
             real=self._real_images(step, samples, rows),
-            wanted=_in_turn(job.control_words.wanted, step),
-            unwanted=_in_turn(job.control_words.unwanted, step),
+            wanted=self._word(job.control_words.pair.wanted, "wanted", step),
+            unwanted=self._word(job.control_words.pair.unwanted, "unwanted", step),
         )
+
+    def _word(self, weights: Mapping[str, float], side: str, step: int) -> str:
+        if self.job.control_words.draw == "in_turn":
+            return word_in_turn(weights, step)
+        return word_by_weight(weights, self.job.seed, side, step)
 
     def _real_images(self, step: int, samples: Iterable[int], rows: Iterable[int]) -> dict[int, Tensor]:
         """By place in the batch, the latents of the samples that start from a real picture."""
@@ -164,10 +195,6 @@ def _load_model(job: TrainJob, checkpoint: Checkpoint | None, device: torch.devi
         model.transformer.load_state_dict(weights.state_dict())
     model.transformer.train()
     return model.to(device).prepare(job.train.compute)
-
-
-def _in_turn(words: Sequence[str], step: int) -> str:
-    return words[step % len(words)]
 
 
 def _to(condition: Condition, device: torch.device) -> Condition:

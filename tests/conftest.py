@@ -90,6 +90,7 @@ def job(tiny_project, tmp_path, monkeypatch):
         seed=0,
         model=settings.model,
         reward=settings.reward,
+        select_judge=settings.select_judge,
         control_words=settings.control_words,
         train=train,
         threads=1,

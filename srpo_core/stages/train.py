@@ -7,12 +7,21 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from srpo_core.artifacts import CHECKPOINTS, SAMPLES, TRAIN_LOG, home, step_directory
+from srpo_core.algorithm.control_words import count_prompts
+from srpo_core.artifacts import (
+    CHECKPOINTS,
+    SAMPLES,
+    TRAIN_LOG,
+    TRAIN_OUTCOME,
+    home,
+    step_directory,
+    write_json,
+)
 from srpo_core.checkpoint import Checkpoint, checkpoint_directory, open_checkpoint
 from srpo_core.config import (
     ControlWords,
@@ -21,8 +30,10 @@ from srpo_core.config import (
     ScorerSettings,
     TrainSettings,
 )
+from srpo_core.early_stop import BASE, over_trained
 from srpo_core.errors import ConfigError, SrpoError
 from srpo_core.learner import method_of
+from srpo_core.models.embeddings import read_embeddings
 from srpo_core.resume import resumable
 from srpo_core.trainer import PROGRESS, TrainJob, train_worker
 from srpo_core.trainer import SAMPLES as SAMPLES_NAME
@@ -30,6 +41,9 @@ from srpo_core.trainer import SAMPLES as SAMPLES_NAME
 OBJECT_STORE_BYTES = 200_000_000  # workers exchange gradients, not objects
 POLL_SECONDS = 0.3
 CONNECT_SECONDS = 10
+
+WordCounts = Mapping[str, Mapping[str, int]]
+"""Training prompts that show a control word, by side and word."""
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +53,7 @@ def run(
     seed: int,
     model: ModelSettings,
     reward: ScorerSettings,
+    select_judge: ScorerSettings,
     control_words: ControlWords,
     train: TrainSettings,
     resources: ResourceSettings,
@@ -57,6 +72,7 @@ def run(
     method_of(train)
     _require_gpus(resources)
     started = time.monotonic()
+    words = word_counts(control_words)
     with resumable("train") as state:
         job = TrainJob(
             inputs=Path.cwd(),
@@ -64,6 +80,7 @@ def run(
             seed=seed,
             model=model,
             reward=reward,
+            select_judge=select_judge,
             control_words=control_words,
             train=train,
             threads=resources.threads_per_worker,
@@ -73,7 +90,7 @@ def run(
         with following(progress, train.steps):
             fit(job, resources)
         _note_timing(_count_lines(progress) - done_before, time.monotonic() - started)
-        export(state, train)
+        export(state, train, words)
 
 
 def fit(job: TrainJob, resources: ResourceSettings) -> None:
@@ -136,14 +153,44 @@ def _ray_options(resources: ResourceSettings) -> dict[str, Any]:
     return {"address": "local", "num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES}
 
 
-def export(state: Path, train: TrainSettings) -> None:
+def export(state: Path, train: TrainSettings, words: WordCounts) -> None:
     """Copy weights and samples into the stage's outputs, and replay the metrics of every step to DVCLive."""
+    shutil.rmtree(CHECKPOINTS, ignore_errors=True)  # none of a longer run before may stay
     for step in range(train.checkpoint_every, train.steps + 1, train.checkpoint_every):
         checkpoint = open_checkpoint(checkpoint_directory(state, step))
         shutil.copytree(checkpoint.transformer, step_directory(step), dirs_exist_ok=True)
+        if reason := over_trained(checkpoint.metrics, train.early_stop):
+            log.warning("ended after step %d of %d: %s", step, train.steps, reason)
+            break
     shutil.copytree(state / SAMPLES_NAME, SAMPLES, dirs_exist_ok=True)
     log_metrics(checkpoint)
-    log.info("%d checkpoints in %s", train.steps // train.checkpoint_every, CHECKPOINTS)
+    outcome = {
+        "steps": checkpoint.step,
+        "planned_steps": train.steps,
+        "stopped_early": reason,
+        "control_words_in_prompts": words,
+    }
+    write_json(TRAIN_OUTCOME, outcome)
+    log.info("%d checkpoints in %s", checkpoint.step // train.checkpoint_every, CHECKPOINTS)
+
+
+def word_counts(words: ControlWords) -> WordCounts:
+    """How many of the training prompts show each control word; a word that none shows is warned of.
+
+    Wherever a reward or a base has its words from, a word that never stands in the prompts is one that nothing
+    in this run's data explains.
+    """
+    prompts, _, _ = read_embeddings("train")
+    sides = {"wanted": words.wanted, "unwanted": words.unwanted}
+    counts = {side: {word: count_prompts(word, prompts) for word in some} for side, some in sides.items()}
+    if unseen := [word for some in counts.values() for word, count in some.items() if count == 0]:
+        log.warning(
+            "control words that none of the %d training prompts shows: %s; base and reward must know them from "
+            "elsewhere, and a frequent word beside a rare one steers better",
+            len(prompts),
+            ", ".join(unseen),
+        )
+    return counts
 
 
 def log_metrics(checkpoint: Checkpoint) -> None:
@@ -154,7 +201,8 @@ def log_metrics(checkpoint: Checkpoint) -> None:
         for step, row in enumerate(checkpoint.metrics, start=1):
             live.step = step
             for name, value in row.items():
-                live.log_metric(f"train/{name}", value, timestamp=False)
+                if not name.startswith(BASE):  # a single figure is no curve
+                    live.log_metric(f"train/{name}", value, timestamp=False)
 
 
 @contextmanager

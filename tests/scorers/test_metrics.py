@@ -8,7 +8,7 @@ from srpo_core.config import ControlWords, ScorerSettings
 from srpo_core.errors import ConfigError, DataError
 from srpo_core.scorers.metrics import METRICS, MetricContext, check_metrics, measure
 
-INK_OVER_3D = ControlWords(wanted=["Ink"], unwanted=["3D"])
+INK_OVER_3D = ControlWords.of(wanted=["Ink"], unwanted=["3D"])
 RANGES = {
     "reward": (-1, 1),
     "relative_reward": (-2, 2),
@@ -96,7 +96,7 @@ def test_reward_is_the_scaled_product_of_image_and_prompt():
 
 def test_relative_reward_is_the_mean_over_all_pairs_of_control_words():
     texts = {"A. cat": [1.0, 0, 0], "B. cat": [0, 1.0, 0], "C. cat": [0, 0, 1.0]}
-    context = Given(ControlWords(wanted=["A", "B"], unwanted=["C"]), TwoTowers(texts))
+    context = Given(ControlWords.of(wanted=["A", "B"], unwanted=["C"]), TwoTowers(texts))
     image = plain([0.9, 0.5, 0.1])
     pairs = [3 * (0.9 - 0.1), 3 * (0.5 - 0.1)]
     assert figures("relative_reward", image, "cat", context) == pytest.approx([sum(pairs) / 2])
@@ -106,7 +106,7 @@ def test_exchanging_wanted_and_unwanted_flips_the_sign_of_the_relative_reward(ti
     name, pictures = by_style
     images = torch.stack([pictures["Ink"], pictures["3D"]])
     exchanged = MetricContext(
-        tiny.reward_settings, tiny.judge_settings, ControlWords(wanted=["3D"], unwanted=["Ink"])
+        tiny.reward_settings, tiny.judge_settings, ControlWords.of(wanted=["3D"], unwanted=["Ink"])
     )
     ink, three_d = figures("relative_reward", images, name, tiny)
     assert ink > 0 > three_d
@@ -116,7 +116,7 @@ def test_exchanging_wanted_and_unwanted_flips_the_sign_of_the_relative_reward(ti
 def test_judge_wanted_is_the_probability_of_all_wanted_styles_together():
     image = plain([0.2, 0.3, 0.5])
     for wanted, expected in ((["Green"], 0.3), (["Green", "Blue"], 0.8), (["Blue", "Blue"], 0.5)):
-        context = Given(ControlWords(wanted=wanted, unwanted=["Red"]), judge=ColourJudge())
+        context = Given(ControlWords.of(wanted=wanted, unwanted=["Red"]), judge=ColourJudge())
         assert figures("judge_wanted", image, "cat", context) == pytest.approx([expected])
 
 
@@ -194,7 +194,7 @@ def test_diversity_is_nothing_when_all_seeds_draw_one_picture_and_more_among_rea
 
 def test_a_wanted_word_that_is_no_style_is_an_error_that_lists_the_styles(tiny):
     watercolour = MetricContext(
-        tiny.reward_settings, tiny.judge_settings, ControlWords(wanted=["Watercolour"], unwanted=["3D"])
+        tiny.reward_settings, tiny.judge_settings, ControlWords.of(wanted=["Watercolour"], unwanted=["3D"])
     )
     with pytest.raises(
         ConfigError, match="Watercolour is no style of the judge: known are 3D, Flat, Ink, Noto"

@@ -25,7 +25,7 @@ from srpo_core.stages import report as stage
 
 ROOT = Path(__file__).resolve().parents[2]
 EMOJI = ROOT / "assets/tiny/data/emoji4.parquet"
-WORDS = ControlWords(wanted=["Ink"], unwanted=["3D"])
+WORDS = ControlWords.of(wanted=["Ink"], unwanted=["3D"])
 SUBJECTS = 12
 SEEDS = 2
 TILES = 8

@@ -10,6 +10,9 @@ from srpo_core.errors import ArtifactError, ConfigError, DivergenceError, SrpoEr
 from srpo_core.stages import train
 from srpo_core.trainer import Worker
 
+PARTS = ("seed", "model", "reward", "select_judge", "control_words", "train")
+WORDS = {"wanted": {"Ink": 0}, "unwanted": {"3D": 3}}
+
 
 def resources(workers):
     return ResourceSettings(train_workers=workers, threads_per_worker=1, use_gpu=False)
@@ -24,7 +27,7 @@ def outputs(tmp_path, monkeypatch):
 
 
 def test_more_workers_than_pictures_are_refused_before_anything_starts(job):
-    parts = {name: getattr(job, name) for name in ("seed", "model", "reward", "control_words", "train")}
+    parts = {name: getattr(job, name) for name in PARTS}
     with pytest.raises(ConfigError, match=r"train_workers 5 is more than train\.batch_size 4"):
         train.run(**parts, resources=resources(5))
 
@@ -35,7 +38,7 @@ def test_the_outputs_hold_every_checkpoint_samples_and_the_metrics_of_every_step
     Worker(job, rank=0, world=1, device=torch.device("cpu")).run()
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    train.export(job.state, job.train)
+    train.export(job.state, job.train, WORDS)
     assert {path.name for path in (tmp_path / "here/runs/train/checkpoints").iterdir()} == {
         "step-000002",
         "step-000004",
@@ -52,7 +55,7 @@ def test_a_damaged_checkpoint_is_not_exported(job, outputs):
     (job.state / "step-000002").mkdir(parents=True)
     (job.state / "step-000002/state.json").write_text('{"step": 2, "metrics": [], "sha256": {"gone": "0"}}')
     with pytest.raises(ArtifactError, match="step-000002 is damaged"):
-        train.export(job.state, job.train)
+        train.export(job.state, job.train, WORDS)
     assert not (outputs / "checkpoints").exists()
 
 
@@ -79,7 +82,7 @@ def test_more_gpus_than_there_are_are_refused(job):
     import torch
 
     wanted = ResourceSettings(train_workers=torch.cuda.device_count() + 1, threads_per_worker=1, use_gpu=True)
-    parts = {name: getattr(job, name) for name in ("seed", "model", "reward", "control_words", "train")}
+    parts = {name: getattr(job, name) for name in PARTS}
     with pytest.raises(ConfigError, match=r"asks for \d+ GPUs and this machine has \d+"):
         train.run(**parts, resources=wanted)
 
