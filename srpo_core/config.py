@@ -239,6 +239,19 @@ class ComputeSettings(Part):
     fused_optimizer: bool = Field(description="AdamW in one kernel: quicker, another last bit")
 
 
+class LoraSettings(Part):
+    """Low-rank adapters beside frozen weights, for train.tune lora."""
+
+    rank: Positive = Field(description="r, inner dimension of an adapter")
+    alpha: PositiveFloat = Field(description="an adapter's output is multiplied by alpha / rank")
+    targets: list[str] = Field(
+        min_length=1, description="ends of the names of the linear layers in the blocks that get an adapter"
+    )
+    frozen: Literal["float32", "bfloat16"] = Field(
+        description="type in which the frozen weights lie in memory; bfloat16 needs train.compute.autocast"
+    )
+
+
 class TrainSettings(Part):
     """The alignment run."""
 
@@ -270,6 +283,10 @@ class TrainSettings(Part):
     optimizer: OptimizerSettings
     early_stop: EarlyStop | None = Field(description="when to end before the last step, or null")
     compute: ComputeSettings
+    tune: Literal["full", "lora"] = Field(
+        description="what is trained: all weights, or adapters (train.lora)"
+    )
+    lora: LoraSettings
 
     @model_validator(mode="after")
     def _within_the_rollout(self) -> Self:
@@ -277,6 +294,12 @@ class TrainSettings(Part):
             raise ValueError(
                 f"draft.last_steps {self.draft.last_steps} is more than rollout.steps {self.rollout.steps}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _computable(self) -> Self:
+        if self.tune == "lora" and self.lora.frozen == "bfloat16" and not self.compute.autocast:
+            raise ValueError("lora.frozen bfloat16 needs compute.autocast: true")
         return self
 
     @model_validator(mode="after")
@@ -366,12 +389,45 @@ class ReleaseSettings(Part):
     tags: list[str] = Field(description="tags of the model card")
 
 
+class StallSettings(Part):
+    """When training counts as stalled, and how often it is started again."""
+
+    factor: Annotated[float, Field(gt=1)] = Field(
+        description="a step that takes this many times the median step is stalled"
+    )
+    least_seconds: PositiveFloat = Field(description="and no step is stalled before this many seconds")
+    restarts: Annotated[int, Field(ge=0)] = Field(
+        description="times that the workers are started again after a stall or a crash before the run fails"
+    )
+
+
 class ResourceSettings(Part):
     """Where and how wide a run is computed. No stage depends on these: they do not change the result's meaning."""
 
-    train_workers: Positive = Field(description="Ray Train workers")
+    train_workers: Positive = Field(description="Ray Train workers, at most")
+    min_train_workers: Positive = Field(
+        description="workers with which to begin or go on when a cluster has no room for all"
+    )
     threads_per_worker: Positive = Field(description="CPU threads of each process that computes")
     use_gpu: bool = Field(description="one GPU per worker")
+    shard: bool = Field(
+        description="weights, gradients and optimizer cut over the workers (FSDP2), or whole on each"
+    )
+    keep_checkpoints: Positive = Field(
+        description="newest checkpoints to resume from; the weights of the others are kept all the same"
+    )
+    async_checkpoints: bool = Field(
+        description="train on while a checkpoint is written; needs room for a copy in CPU memory"
+    )
+    stall: StallSettings
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_train_workers > self.train_workers:
+            raise ValueError(
+                f"min_train_workers {self.min_train_workers} is more than train_workers {self.train_workers}"
+            )
+        return self
 
 
 class Settings(Part):

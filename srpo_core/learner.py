@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.tensor import DTensor
 
 from srpo_core.algorithm import METHODS
 from srpo_core.algorithm.method import LossTerm, Method, TrainBatch
 from srpo_core.config import TrainSettings
 from srpo_core.errors import ConfigError, DivergenceError, pick
+from srpo_core.models.sharding import whole
 from srpo_core.protocols import BaseModel, RewardModel
 
 
@@ -33,7 +35,7 @@ class Learner:
         if world > 1:
             sum_over_ranks(figures.values(), self.model.transformer)
         transformer, largest = self.model.transformer, self.settings.optimizer.max_grad_norm
-        figures["grad_norm"] = torch.nn.utils.clip_grad_norm_(transformer.parameters(), largest)
+        figures["grad_norm"] = whole(torch.nn.utils.clip_grad_norm_(transformer.parameters(), largest))
         # the one place where the host waits for the device: nothing that is not finite may reach the weights
         metrics = dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
         require_finite(metrics, transformer, step)
@@ -75,11 +77,11 @@ def backward_terms(terms: Iterable[LossTerm], batch_size: int) -> dict[str, Tens
 
 
 def sum_over_ranks(figures: Iterable[Tensor], transformer: torch.nn.Module) -> None:
-    """Add up figures and gradients over all ranks, in place."""
+    """Add up figures over all ranks, in place, and gradients where FSDP has not summed them already."""
     for value in figures:
         dist.all_reduce(value)
     for parameter in transformer.parameters():
-        if parameter.grad is not None:
+        if parameter.grad is not None and not isinstance(parameter.grad, DTensor):
             dist.all_reduce(parameter.grad)
 
 
@@ -98,10 +100,10 @@ def require_finite(metrics: Mapping[str, float], transformer: torch.nn.Module, s
 
 
 def adamw(transformer: torch.nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW over all of the transformer's parameters."""
+    """AdamW over the transformer's parameters that ask for a gradient."""
     options = settings.optimizer
     return torch.optim.AdamW(
-        transformer.parameters(),
+        [parameter for parameter in transformer.parameters() if parameter.requires_grad],
         lr=options.learning_rate,
         weight_decay=options.weight_decay,
         betas=options.betas,

@@ -7,8 +7,8 @@ and gradients are summed over workers, so that the number of workers does not ch
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,11 +17,12 @@ from torch import distributed as dist
 from srpo_core.algorithm.control_words import word_by_weight, word_in_turn
 from srpo_core.algorithm.method import TrainBatch
 from srpo_core.algorithm.noise import Draws, epoch_index, keyed_noise, keyed_share
-from srpo_core.checkpoint import Checkpoint, load_optimizer, newest_checkpoint, save_checkpoint
-from srpo_core.config import ControlWords, ModelSettings, ScorerSettings, TrainSettings
+from srpo_core.checkpoint import CheckpointWriter, TrainState, open_checkpoint, restore, step_location
+from srpo_core.config import ControlWords, ModelSettings, ResourceSettings, ScorerSettings, TrainSettings
 from srpo_core.early_stop import BASE, Watch, over_trained
 from srpo_core.learner import Learner, adamw, method_of
-from srpo_core.models import load_base, load_transformer
+from srpo_core.location import Location, local_copy
+from srpo_core.models import load_trainable
 from srpo_core.models.embeddings import read_embeddings, read_latents
 from srpo_core.protocols import BaseModel, Condition
 from srpo_core.scorers import load_reward
@@ -35,19 +36,23 @@ SAMPLES = "samples"
 class TrainJob:
     """Everything that a worker needs to know.
 
-    inputs: absolute directory in which the settings' relative paths hold; state: absolute directory
-    of checkpoints, samples and progress.
+    inputs: where the files lie that the settings and stages name by relative paths, with their digests when
+    they must be fetched; state: where checkpoints, samples and progress go; resume: steps done by the
+    checkpoint to go on from, 0 for none; attempt: a name of this start of the workers.
     """
 
-    inputs: Path
-    state: Path
+    inputs: Location
+    digests: Mapping[str, str]
+    state: Location
     seed: int
     model: ModelSettings
     reward: ScorerSettings
     select_judge: ScorerSettings
     control_words: ControlWords
     train: TrainSettings
-    threads: int
+    resources: ResourceSettings
+    resume: int
+    attempt: str
 
 
 @dataclass(frozen=True)
@@ -63,13 +68,16 @@ class Worker:
     """One rank's model, reward, optimizer and share of the data."""
 
     def __init__(self, job: TrainJob, *, rank: int, world: int, device: torch.device) -> None:
-        """Load everything and go on from the newest intact checkpoint."""
+        """Load everything and go on from the job's checkpoint. The working directory must be the inputs'."""
         self.job, self.rank, self.world, self.device = job, rank, world, device
-        self.checkpoint = newest_checkpoint(job.state, every=job.train.checkpoint_every)
-        self.model = _load_model(job, self.checkpoint, device)
+        self.model = _load_model(job, device)
         optimizer = adamw(self.model.transformer, job.train)
-        if self.checkpoint:
-            load_optimizer(self.checkpoint, self.model.transformer, optimizer)
+        self.metrics: list[Mapping[str, float]] = []
+        if job.resume:
+            checkpoint = open_checkpoint(step_location(job.state, job.resume), check=False)
+            restore(checkpoint, self.model.transformer, optimizer, rank=rank)
+            self.metrics = list(checkpoint.metrics)
+            self.model.weights_changed()
         reward = load_reward(job.reward).to(device)
         if job.train.compute.autocast:
             reward = AutocastReward(reward)
@@ -88,19 +96,19 @@ class Worker:
         )
 
     def run(self) -> None:
-        """Train the steps that are not done yet; rank 0 saves checkpoints, samples and progress."""
-        metrics = list(self.checkpoint.metrics) if self.checkpoint else []
-        of_base = {} if metrics else self._judged(BASE)
-        for step in range(len(metrics) + 1, self.job.train.steps + 1):
-            if over_trained(metrics, self.job.train.early_stop):
-                return
+        """Train the steps that are not done yet; save checkpoints, samples and progress on the way."""
+        of_base = {} if self.metrics else self._judged(BASE)
+        for step in range(len(self.metrics) + 1, self.job.train.steps + 1):
+            if over_trained(self.metrics, self.job.train.early_stop):
+                break
             at_checkpoint = step % self.job.train.checkpoint_every == 0
-            metrics.append(self.step(step) | of_base | (self._judged() if at_checkpoint else {}))
+            self.metrics.append(self.step(step) | of_base | (self._judged() if at_checkpoint else {}))
             of_base = {}
             if self.rank == 0:
-                self._tell({"step": step, **metrics[-1]})
-                if at_checkpoint:
-                    self._save(step, metrics)
+                self.job.state.append(PROGRESS, json.dumps({"step": step, **self.metrics[-1]}))
+            if at_checkpoint:
+                self._save(step)
+        self.writer.finish()
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step over the global batch; returns its metrics, equal on every rank."""
@@ -149,52 +157,75 @@ class Worker:
             if keyed_share(self.job.seed, "source", step, i) < share
         }
 
-    def _tell(self, row: Mapping[str, float]) -> None:
-        with (self.job.state / PROGRESS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+    def _save(self, step: int) -> None:
+        images = draw_samples(
+            self.model, self.job, self.device
+        )  # by all ranks: each may hold a part of the model
+        if self.rank == 0:
+            (self.job.state / SAMPLES / f"step-{step:06d}.png").write(_png(images))
+        used = step * self.job.train.batch_size
+        epoch, place = divmod(used, len(self.prompts.texts))
+        cursor = {"pictures": used, "epoch": epoch, "place": place}
+        self.writer.save(
+            TrainState(self.model.transformer, self.learner.optimizer, step, cursor, self.metrics)
+        )
 
-    def _save(self, step: int, metrics: Sequence[Mapping[str, float]]) -> None:
-        save_samples(self.model, self.job, self.job.state / SAMPLES / f"step-{step:06d}.png", self.device)
-        save_checkpoint(self.job.state, step, self.model.transformer, self.learner.optimizer, metrics)
 
-
-def save_samples(model: BaseModel, job: TrainJob, path: Path, device: torch.device) -> None:
-    """Draw the first training prompts, always from the same noise, side by side as one PNG."""
-    from torchvision.utils import save_image
-
+def draw_samples(model: BaseModel, job: TrainJob, device: torch.device) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] of the first training prompts, always from the same noise."""
     texts, _, condition = read_embeddings("train")
     count = min(job.train.sample_prompts, len(texts))
     noise = torch.stack([keyed_noise(model.latent_shape, job.seed, "sample", text) for text in texts[:count]])
-    images = model.draw(
+    return model.draw(
         _to(condition[slice(count)], device),
         noise.to(device),
         steps=job.train.rollout.steps,
         guidance=job.train.rollout.guidance,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_image(images, path, nrow=count)
 
 
 def train_worker(job: TrainJob) -> None:
     """Entry of one Ray Train worker."""
     from ray import train
 
-    os.chdir(job.inputs)  # Ray starts workers in a directory of its own
-    torch.set_num_threads(job.threads)
+    from srpo_core.processes import die_with_parent
+
+    die_with_parent()
+    torch.set_num_threads(job.resources.threads_per_worker)
     context = train.get_context()
-    device = train.torch.get_device()
-    Worker(job, rank=context.get_world_rank(), world=context.get_world_size(), device=device).run()
-    if context.get_world_size() > 1:
-        dist.barrier()  # rank 0 may still be saving
+    with ExitStack() as stack:
+        # Ray starts workers in a directory of its own
+        os.chdir(stack.enter_context(local_copy(job.inputs, job.digests)))
+        stack.callback(os.chdir, "/")
+        worker = Worker(
+            job,
+            rank=context.get_world_rank(),
+            world=context.get_world_size(),
+            device=train.torch.get_device(),
+        )
+        worker.run()
 
 
-def _load_model(job: TrainJob, checkpoint: Checkpoint | None, device: torch.device) -> BaseModel:
-    model = load_base(job.model)
-    if checkpoint:
-        weights = load_transformer(job.model, checkpoint.transformer)
-        model.transformer.load_state_dict(weights.state_dict())
+def _png(images: Tensor) -> bytes:
+    """Images (B, 3, H, W) side by side as one PNG."""
+    from io import BytesIO
+
+    from torchvision.utils import save_image
+
+    file = BytesIO()
+    save_image(images, file, format="png", nrow=len(images))
+    return file.getvalue()
+
+
+def _load_model(job: TrainJob, device: torch.device) -> BaseModel:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    mesh = None
+    if job.resources.shard and dist.is_initialized():
+        mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    model = load_trainable(job.model, job.train, seed=job.seed, device=device, mesh=mesh)
     model.transformer.train()
-    return model.to(device).prepare(job.train.compute)
+    return model
 
 
 def _to(condition: Condition, device: torch.device) -> Condition:

@@ -1,8 +1,10 @@
 import json
+from dataclasses import replace
 
 import torch
 
-from srpo_core.checkpoint import newest_checkpoint
+from srpo_core.checkpoint import WEIGHTS, newest_checkpoint, read_whole
+from srpo_core.location import Location
 from srpo_core.trainer import PROGRESS, SAMPLES, Worker
 
 CPU = torch.device("cpu")
@@ -13,20 +15,20 @@ def worker(job, rank=0, world=1):
 
 
 def shorter(job, steps):
-    return job.__class__(**{**vars(job), "train": job.train.model_copy(update={"steps": steps})})
+    return replace(job, train=job.train.model_copy(update={"steps": steps}))
 
 
 def weights(checkpoint):
-    return (checkpoint.transformer / "diffusion_pytorch_model.safetensors").read_bytes()
+    whole = read_whole(checkpoint.location.path / WEIGHTS)
+    return {name: tensor.numpy().tobytes() for name, tensor in whole.items()}
 
 
 def test_a_resumed_run_ends_on_the_same_bits_and_trains_only_what_was_missing(job, tmp_path):
     worker(job).run()
     straight = newest_checkpoint(job.state, every=2)
-    other = job.__class__(**{**vars(job), "state": tmp_path / "interrupted"})
-    other.state.mkdir()
+    other = replace(job, state=Location.of(tmp_path / "interrupted"))
     worker(shorter(other, 2)).run()
-    worker(other).run()
+    worker(replace(other, resume=2)).run()
     resumed = newest_checkpoint(other.state, every=2)
     assert resumed.step == straight.step == 4
     assert weights(resumed) == weights(straight)
@@ -37,8 +39,8 @@ def test_a_resumed_run_ends_on_the_same_bits_and_trains_only_what_was_missing(jo
 
 def test_a_finished_run_leaves_checkpoints_samples_and_metrics_of_every_step(job):
     worker(job).run()
-    assert sorted(path.name for path in job.state.glob("step-*")) == ["step-000002", "step-000004"]
-    assert len(list((job.state / SAMPLES).glob("*.png"))) == 2
+    assert sorted(path.name for path in job.state.path.glob("step-*")) == ["step-000002", "step-000004"]
+    assert len(list((job.state.path / SAMPLES).glob("*.png"))) == 2
     metrics = newest_checkpoint(job.state, every=2).metrics
     assert [set(row) for row in metrics] == [{"loss", "reward_denoise", "reward_inversion", "grad_norm"}] * 4
 
@@ -63,7 +65,7 @@ def test_a_step_moves_every_part_of_the_transformer(job):
 
 
 def with_train(job, **changes):
-    return job.__class__(**{**vars(job), "train": job.train.model_copy(update=changes)})
+    return replace(job, train=job.train.model_copy(update=changes))
 
 
 def test_shared_noise_is_the_same_for_all_samples_of_a_step_and_another_in_the_next(job):

@@ -15,6 +15,7 @@ from srpo_core.config import ComputeSettings, ModelSettings
 from srpo_core.errors import ArtifactError, ConfigError, DataError
 from srpo_core.models.checkpointing import checkpoint_blocks
 from srpo_core.models.flux_forward import exact_times, flux_velocity, is_plain, rotary_angles
+from srpo_core.models.sharding import whole
 from srpo_core.protocols import Condition
 
 PATCH = 2  # a token is a 2x2 patch of latent pixels
@@ -115,11 +116,15 @@ class FluxBase:
 
     @torch.no_grad()
     def weights_changed(self) -> None:
-        """Bring the copy for rollouts to the trained weights; see `BaseModel`."""
-        if self._copy is not None:
-            for copied, trained in zip(self._copy.parameters(), self.transformer.parameters(), strict=True):
-                if trained.requires_grad:
-                    copied.copy_(trained)
+        """Bring the copy for rollouts to the trained weights, whole or cut over workers; see `BaseModel`."""
+        if self._copy is None:
+            return
+        first = next(self._copy.parameters()).is_meta  # it was made before there were any weights
+        if first:
+            self._copy.to_empty(device=self.vae.device)
+        for copied, trained in zip(self._copy.parameters(), self.transformer.parameters(), strict=True):
+            if first or trained.requires_grad:
+                copied.copy_(whole(trained))
 
     def _precision(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, enabled=self._autocast)
@@ -210,8 +215,10 @@ class FluxBase:
         return images.float()
 
 
-def load_flux(settings: ModelSettings) -> FluxBase:
+def load_flux(settings: ModelSettings, *, empty: bool = False) -> FluxBase:
     """Load transformer, VAE and scheduler of a diffusers `FluxPipeline` directory in float32.
+
+    empty: leave the transformer without weights, on the meta device, for someone who cuts it up first.
 
     Raises:
         ArtifactError: the directory is missing, incomplete or damaged.
@@ -224,7 +231,8 @@ def load_flux(settings: ModelSettings) -> FluxBase:
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
             root, subfolder="scheduler", local_files_only=True
         )
-    transformer = load_flux_transformer(root / "transformer")
+    directory = root / "transformer"
+    transformer = empty_flux_transformer(directory) if empty else load_flux_transformer(directory)
     return FluxBase(transformer, vae, scheduler, height=settings.height, width=settings.width)
 
 
@@ -247,6 +255,19 @@ def load_flux_transformer(directory: Path) -> Any:
 
     with reading(directory):
         return FluxTransformer2DModel.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+
+
+def empty_flux_transformer(directory: Path) -> Any:
+    """A `FluxTransformer2DModel` of a diffusers directory's configuration, on the meta device.
+
+    Raises:
+        ArtifactError: the directory is missing or its configuration damaged.
+    """
+    from diffusers import FluxTransformer2DModel
+
+    with reading(directory), torch.device("meta"):
+        config = FluxTransformer2DModel.load_config(directory, local_files_only=True)
+        return FluxTransformer2DModel.from_config(config)
 
 
 def encode_flux_prompts(settings: ModelSettings, prompts: Sequence[str], *, batch_size: int) -> Condition:
