@@ -98,6 +98,7 @@ class Worker:
     def run(self) -> None:
         """Train the steps that are not done yet; save checkpoints, samples and progress on the way."""
         of_base = {} if self.metrics else self._judged(BASE)
+        writer = self._writer()
         for step in range(len(self.metrics) + 1, self.job.train.steps + 1):
             if over_trained(self.metrics, self.job.train.early_stop):
                 break
@@ -107,8 +108,8 @@ class Worker:
             if self.rank == 0:
                 self.job.state.append(PROGRESS, json.dumps({"step": step, **self.metrics[-1]}))
             if at_checkpoint:
-                self._save(step)
-        self.writer.finish()
+                self._save(step, writer)
+        writer.finish()
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step over the global batch; returns its metrics, equal on every rank."""
@@ -157,7 +158,19 @@ class Worker:
             if keyed_share(self.job.seed, "source", step, i) < share
         }
 
-    def _save(self, step: int) -> None:
+    def _writer(self) -> CheckpointWriter:
+        return CheckpointWriter(
+            self.job.state,
+            attempt=self.job.attempt,
+            keep=self.job.resources.keep_checkpoints,
+            background=self.job.resources.async_checkpoints,
+            rank=self.rank,
+            world=self.world,
+            # of its own: a background write must not meet the training's collectives
+            group=dist.new_group(backend="gloo") if self.world > 1 else None,
+        )
+
+    def _save(self, step: int, writer: CheckpointWriter) -> None:
         images = draw_samples(
             self.model, self.job, self.device
         )  # by all ranks: each may hold a part of the model
@@ -166,9 +179,7 @@ class Worker:
         used = step * self.job.train.batch_size
         epoch, place = divmod(used, len(self.prompts.texts))
         cursor = {"pictures": used, "epoch": epoch, "place": place}
-        self.writer.save(
-            TrainState(self.model.transformer, self.learner.optimizer, step, cursor, self.metrics)
-        )
+        writer.save(TrainState(self.model.transformer, self.learner.optimizer, step, cursor, self.metrics))
 
 
 def draw_samples(model: BaseModel, job: TrainJob, device: torch.device) -> Tensor:
