@@ -235,30 +235,42 @@ class EvaluateSettings(Part):
 
 
 class GateRule(Part):
-    """One rule of the gate: a figure, what it is compared with, and its threshold."""
+    """One rule of the gate: a figure, what it is held against, and how far it may go. See docs/gates.md."""
 
-    metric: str = Field(description="column of the evaluation")
-    against: Literal["base", "absolute"] = Field(description="difference to the base, or the figure itself")
-    bound: Literal["lower", "upper", "mean"] = Field(
-        description="end of the interval that is held to the threshold"
+    metric: str = Field(description="a metric of the evaluation")
+    against: Literal["base", "champion", "absolute"] = Field(
+        description="the base, the model now in production, or nothing"
     )
-    at_least: float | None = Field(description="threshold from below, or null")
-    at_most: float | None = Field(description="threshold from above, or null")
-    severity: Literal["refuse", "warn"] = Field(description="what a breach does")
-    meaning: str = Field(description="the rule in words that a newcomer understands")
+    compare: Literal["difference", "ratio", "win_rate", "value"] = Field(
+        description="change, ratio of the means, share of pictures that win, or (absolute) the figure itself"
+    )
+    side: Literal["at_least", "at_most", "within"] = Field(
+        description="on which side of the margin the rule holds; within: no further than it from no change"
+    )
+    margin: float = Field(description="the least, the greatest, or the farthest that the rule allows")
+    severity: Literal["refuse", "warn", "veto", "hacking"] = Field(
+        description="refuse and warn ask for proof that the rule holds, veto and hacking refuse on proof that it "
+        "is broken; hacking only while gate.objective rises"
+    )
+    meaning: str = Field(description="what holds if the rule holds, in words that a newcomer understands")
 
     @model_validator(mode="after")
-    def _one_threshold(self) -> Self:
-        if (self.at_least is None) == (self.at_most is None):
-            raise ValueError("exactly one of at_least and at_most must be a number, the other null")
+    def _comparable(self) -> Self:
+        if (self.against == "absolute") != (self.compare == "value"):
+            raise ValueError("compare is value if and only if against is absolute")
+        if self.side == "within" and (self.compare == "value" or self.margin < 0):
+            raise ValueError("side within needs a comparison and a margin of 0 or more")
         return self
 
 
 class GateSettings(Part):
     """When a model may be released."""
 
-    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(description="of the paired bootstrap intervals")
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="of the paired bootstrap's intervals; of all vetoes together"
+    )
     resamples: Positive = Field(description="bootstrap resamples over prompts")
+    objective: str = Field(description="the metric that stands for what training maximizes")
     rules: dict[str, GateRule] = Field(min_length=1)
 
 
