@@ -232,6 +232,12 @@ class EvaluateSettings(Part):
     num_prompts: Positive = Field(description="test prompts drawn per model")
     seeds_per_prompt: Positive
     metrics: list[str] = Field(min_length=1, description="entries of the registry `metrics`")
+    scorers: dict[str, ScorerSettings] = Field(
+        description="further differentiable scorers by name; each adds the metrics NAME and NAME_sgp"
+    )
+    real_pictures: Annotated[int, Field(ge=0)] = Field(
+        description="held-out pairs whose preferred pictures the metric kid compares with"
+    )
 
 
 class GateRule(Part):
@@ -309,6 +315,7 @@ class ResourceSettings(Part):
     """Where and how wide a run is computed. No stage depends on these: they do not change the result's meaning."""
 
     train_workers: Positive = Field(description="Ray Train workers")
+    draw_workers: Positive = Field(description="Ray tasks that draw pictures at once; 1 draws in the stage itself")
     threads_per_worker: Positive = Field(description="CPU threads of each process that computes")
     use_gpu: bool = Field(description="one GPU per worker")
 
@@ -324,6 +331,9 @@ class Settings(Part):
         description="never trained against, never used to choose; judges at the gate"
     )
     control_words: ControlWords
+    champion: str | None = Field(
+        description="version of the release that a new model is compared with; a flow fills in the alias production"
+    )
     draw: DrawSettings
     ingest: IngestSettings
     check_reward: CheckRewardSettings
@@ -335,6 +345,15 @@ class Settings(Part):
     quantize: QuantizeSettings
     release: ReleaseSettings
     resources: ResourceSettings
+
+    @model_validator(mode="after")
+    def _judges_of_their_own(self) -> Self:
+        """What was trained against cannot judge, and what chose a checkpoint cannot judge it."""
+        roles = {"reward": self.reward, "select_judge": self.select_judge, "judge": self.judge}
+        for one, other in (("reward", "select_judge"), ("reward", "judge"), ("select_judge", "judge")):
+            if roles[one].path == roles[other].path:
+                raise ValueError(f"{one} and {other} are the same model ({roles[one].path}): each needs its own")
+        return self
 
 
 def parse_settings(values: Mapping[str, Any], where: str) -> Settings:

@@ -24,7 +24,9 @@ def tiny_parts():
         "judge": ScorerSettings(scorer="timm_judge", path=str(TINY / "family/judge_b")),
         "control_words": ControlWords(wanted=["Ink"], unwanted=["3D"]),
         "draw": DrawSettings(steps=6, guidance=3.5, batch_size=4),
-        "resources": ResourceSettings(train_workers=1, threads_per_worker=1, use_gpu=False),
+        "resources": ResourceSettings(
+            train_workers=1, draw_workers=1, threads_per_worker=1, use_gpu=False
+        ),
     }
 
 

@@ -14,7 +14,7 @@ from srpo_core.stages.check_reward import wilson_interval
 
 TINY = Path(__file__).resolve().parents[2] / "assets/tiny"
 REWARD = ScorerSettings(scorer="open_clip", path=str(TINY / "family/reward"))
-RESOURCES = ResourceSettings(train_workers=1, threads_per_worker=1, use_gpu=False)
+RESOURCES = ResourceSettings(train_workers=1, draw_workers=1, threads_per_worker=1, use_gpu=False)
 SUBJECTS = ["rocket", "owl", "tiger face", "red apple", "penguin", "sunflower"]
 
 

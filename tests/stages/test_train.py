@@ -12,7 +12,7 @@ from srpo_core.trainer import Worker
 
 
 def resources(workers):
-    return ResourceSettings(train_workers=workers, threads_per_worker=1, use_gpu=False)
+    return ResourceSettings(train_workers=workers, draw_workers=1, threads_per_worker=1, use_gpu=False)
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_progress_is_told_line_by_line_and_old_lines_are_not_told_again(tmp_path
 def test_more_gpus_than_there_are_are_refused(job):
     import torch
 
-    wanted = ResourceSettings(train_workers=torch.cuda.device_count() + 1, threads_per_worker=1, use_gpu=True)
+    wanted = ResourceSettings(train_workers=torch.cuda.device_count() + 1, draw_workers=1, threads_per_worker=1, use_gpu=True)
     parts = {name: getattr(job, name) for name in ("seed", "model", "reward", "control_words", "train")}
     with pytest.raises(ConfigError, match=r"asks for \d+ GPUs and this machine has \d+"):
         train.run(**parts, resources=wanted)
