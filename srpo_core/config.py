@@ -328,33 +328,51 @@ class EvaluateSettings(Part):
     num_prompts: Positive = Field(description="test prompts drawn per model")
     seeds_per_prompt: Positive
     metrics: list[str] = Field(min_length=1, description="entries of the registry `metrics`")
+    scorers: dict[str, ScorerSettings] = Field(
+        description="further differentiable scorers by name; each adds the metrics NAME and NAME_sgp"
+    )
+    real_pictures: Annotated[int, Field(ge=0)] = Field(
+        description="held-out pairs whose preferred pictures the metric kid compares with"
+    )
 
 
 class GateRule(Part):
-    """One rule of the gate: a figure, what it is compared with, and its threshold."""
+    """One rule of the gate: a figure, what it is held against, and how far it may go. See docs/gates.md."""
 
-    metric: str = Field(description="column of the evaluation")
-    against: Literal["base", "absolute"] = Field(description="difference to the base, or the figure itself")
-    bound: Literal["lower", "upper", "mean"] = Field(
-        description="end of the interval that is held to the threshold"
+    metric: str = Field(description="a metric of the evaluation")
+    against: Literal["base", "champion", "absolute"] = Field(
+        description="the base, the model now in production, or nothing"
     )
-    at_least: float | None = Field(description="threshold from below, or null")
-    at_most: float | None = Field(description="threshold from above, or null")
-    severity: Literal["refuse", "warn"] = Field(description="what a breach does")
-    meaning: str = Field(description="the rule in words that a newcomer understands")
+    compare: Literal["difference", "ratio", "win_rate", "value"] = Field(
+        description="change, ratio of the means, share of pictures that win, or (absolute) the figure itself"
+    )
+    side: Literal["at_least", "at_most", "within"] = Field(
+        description="on which side of the margin the rule holds; within: no further than it from no change"
+    )
+    margin: float = Field(description="the least, the greatest, or the farthest that the rule allows")
+    severity: Literal["refuse", "warn", "veto", "hacking"] = Field(
+        description="refuse and warn ask for proof that the rule holds, veto and hacking refuse on proof that it "
+        "is broken; hacking only while gate.objective rises"
+    )
+    meaning: str = Field(description="what holds if the rule holds, in words that a newcomer understands")
 
     @model_validator(mode="after")
-    def _one_threshold(self) -> Self:
-        if (self.at_least is None) == (self.at_most is None):
-            raise ValueError("exactly one of at_least and at_most must be a number, the other null")
+    def _comparable(self) -> Self:
+        if (self.against == "absolute") != (self.compare == "value"):
+            raise ValueError("compare is value if and only if against is absolute")
+        if self.side == "within" and (self.compare == "value" or self.margin < 0):
+            raise ValueError("side within needs a comparison and a margin of 0 or more")
         return self
 
 
 class GateSettings(Part):
     """When a model may be released."""
 
-    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(description="of the paired bootstrap intervals")
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="of the paired bootstrap's intervals; of all vetoes together"
+    )
     resamples: Positive = Field(description="bootstrap resamples over prompts")
+    objective: str = Field(description="the metric that stands for what training maximizes")
     rules: dict[str, GateRule] = Field(min_length=1)
 
 
@@ -408,6 +426,9 @@ class ResourceSettings(Part):
     min_train_workers: Positive = Field(
         description="workers with which to begin or go on when a cluster has no room for all"
     )
+    draw_workers: Positive = Field(
+        description="Ray tasks that draw pictures at once; 1 draws in the stage itself"
+    )
     threads_per_worker: Positive = Field(description="CPU threads of each process that computes")
     use_gpu: bool = Field(description="one GPU per worker")
     shard: bool = Field(
@@ -441,6 +462,9 @@ class Settings(Part):
         description="never trained against, never used to choose; judges at the gate"
     )
     control_words: ControlWords
+    champion: str | None = Field(
+        description="version of the release that a new model is compared with; a flow fills in the alias production"
+    )
     draw: DrawSettings
     ingest: IngestSettings
     check_reward: CheckRewardSettings
@@ -452,6 +476,17 @@ class Settings(Part):
     quantize: QuantizeSettings
     release: ReleaseSettings
     resources: ResourceSettings
+
+    @model_validator(mode="after")
+    def _judges_of_their_own(self) -> Self:
+        """What was trained against cannot judge, and what chose a checkpoint cannot judge it."""
+        roles = {"reward": self.reward, "select_judge": self.select_judge, "judge": self.judge}
+        for one, other in (("reward", "select_judge"), ("reward", "judge"), ("select_judge", "judge")):
+            if roles[one].path == roles[other].path:
+                raise ValueError(
+                    f"{one} and {other} are the same model ({roles[one].path}): each needs its own"
+                )
+        return self
 
 
 def parse_settings(values: Mapping[str, Any], where: str) -> Settings:

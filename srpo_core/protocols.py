@@ -106,6 +106,10 @@ class Judge(Protocol):
     styles: Sequence[str]
     subjects: Sequence[str]
 
+    def to(self, device: "torch.device") -> Self:
+        """Move it to a device, in place."""
+        ...
+
     def features(self, images: "Tensor") -> "Tensor":
         """Features (B, D) of images (B, 3, H, W) in [0, 1]."""
         ...

@@ -31,7 +31,7 @@ stages:
 """
 
 DECISION = {
-    "schema_version": 1,
+    "schema_version": 2,
     "passed": True,
     "verdict": "passed",
     "reason": "every rule holds on 96 pairs of pictures.",
@@ -43,8 +43,9 @@ DECISION = {
             "value": 0.31,
             "low": 0.25,
             "high": 0.36,
-            "bound": "lower",
-            "threshold": 0.05,
+            "compare": "difference",
+            "margin": 0.05,
+            "verdict": "holds",
             "side": "at_least",
             "severity": "refuse",
             "passed": True,
