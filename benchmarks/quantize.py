@@ -48,7 +48,9 @@ convert(open_flux(Path(sys.argv[1])), {"bf16": one_file}, Path(sys.argv[2]), ste
 
 def main() -> None:
     """Parse the command line, make the checkpoint, run every row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", type=float, default=3.19, help="GB of the bfloat16 checkpoint")
     parser.add_argument("--format", action="append", choices=FORMATS, help="only these rows")
     parser.add_argument("--no-yardstick", action="store_true", help="leave the usual way out")
@@ -58,7 +60,11 @@ def main() -> None:
         source = Path(scratch) / "source"
         size = make_checkpoint(source, arguments.size)
         if not arguments.no_yardstick:
-            show(YARDSTICK, size, measure(["-c", LOAD_CAST_SAVE, source / WEIGHTS, Path(scratch) / "yardstick"]))
+            show(
+                YARDSTICK,
+                size,
+                measure(["-c", LOAD_CAST_SAVE, source / WEIGHTS, Path(scratch) / "yardstick"]),
+            )
             (Path(scratch) / "yardstick").unlink()
         for name in arguments.format or FORMATS:
             out = Path(scratch) / "out"
@@ -92,7 +98,11 @@ def measure(arguments: list[str | Path]) -> dict[str, float]:
 def show(name: str, size: int, figures: dict[str, float]) -> None:
     """Print one row."""
     row = {"row": name, "input_gb": size / 1e9, "gb_per_cpu_s": size / 1e9 / figures["cpu_s"]} | figures
-    print(json.dumps({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}))
+    print(
+        json.dumps(
+            {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
+        )
+    )
 
 
 def make_checkpoint(directory: Path, gigabytes: float) -> int:
@@ -101,7 +111,9 @@ def make_checkpoint(directory: Path, gigabytes: float) -> int:
     double = max(1, round((gigabytes - REST - single * SINGLE) / DOUBLE))
     architecture = Architecture(double, single, guidance=True)
     shapes = {
-        f"{name}": shape for joint in architecture.joints() for name, shape in shapes_of(joint.bfl, joint.diffusers)
+        f"{name}": shape
+        for joint in architecture.joints()
+        for name, shape in shapes_of(joint.bfl, joint.diffusers)
     }
     entries = [Entry(name, "BF16", shape, 2 * int(np.prod(shape))) for name, shape in sorted(shapes.items())]
     directory.mkdir(parents=True)

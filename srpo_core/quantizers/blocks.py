@@ -13,8 +13,6 @@ from srpo_core.quantizers.encodings import BF16, F16, F16_LARGEST, F32, Encoding
 from srpo_core.quantizers.flux_checkpoint import CHUNK, Chunk
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from srpo_core.quantizers.encodings import Array, Encoder
 
 BLOCK: Final = 32
@@ -152,7 +150,9 @@ def _ggml(name: str) -> Any:
     """
     package = importlib.util.find_spec("libggml")
     if package is None or not package.submodule_search_locations:
-        raise ConfigError(f"type {name} needs ggml: pip install 'srpo-pipeline[gguf]' (package libggml-python)")
+        raise ConfigError(
+            f"type {name} needs ggml: pip install 'srpo-pipeline[gguf]' (package libggml-python)"
+        )
     (library,) = sorted(Path(package.submodule_search_locations[0]).glob("lib*/libggml-base.so"))[:1]
     ggml = ctypes.CDLL(str(library))
     ggml.ggml_quantize_chunk.restype = ctypes.c_size_t

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from srpo_core.artifacts import replacing
 from srpo_core.errors import ConfigError
 from srpo_core.quantizers.encodings import Encoding
-from srpo_core.quantizers.flux_checkpoint import CHUNK, CONFIG, CONFIG_METADATA, WEIGHTS, Chunk, FluxCheckpoint
+from srpo_core.quantizers.flux_checkpoint import (
+    CHUNK,
+    CONFIG,
+    CONFIG_METADATA,
+    WEIGHTS,
+    Chunk,
+    FluxCheckpoint,
+)
 from srpo_core.quantizers.key_map import HIGH_PRECISION, Joint
 from srpo_core.quantizers.weight_files import Entry, HashedFile, gguf_head, hashed_file, safetensors_head
 
@@ -79,7 +86,7 @@ class _Output:
 
 def is_block_weight(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a tensor, by its BFL name, is the weight of a Linear layer of a block: what formats quantize."""
-    return len(shape) == MATRIX and name.split(".")[0] not in HIGH_PRECISION
+    return len(shape) == MATRIX and name.split(".", maxsplit=1)[0] not in HIGH_PRECISION
 
 
 def convert(
@@ -198,7 +205,9 @@ class _Losses:
 
 def _head(checkpoint: FluxCheckpoint, output: _Output) -> bytes:
     entries = list(_entries(checkpoint, output))
-    config = {} if checkpoint.config is None else {CONFIG_METADATA: json.dumps(checkpoint.config, sort_keys=True)}
+    config = (
+        {} if checkpoint.config is None else {CONFIG_METADATA: json.dumps(checkpoint.config, sort_keys=True)}
+    )
     if not output.bfl:
         return safetensors_head(entries, {"format": "pt"})
     if output.format.container == "gguf":
@@ -207,7 +216,9 @@ def _head(checkpoint: FluxCheckpoint, output: _Output) -> bytes:
         return head + bytes(-len(head) % 32)
     scaled = [entry.name for entry in entries if entry.name.endswith(f".weight{SCALE_SUFFIX}")]
     layers = {name.removesuffix(f".weight{SCALE_SUFFIX}"): {"format": "float8_e4m3fn"} for name in scaled}
-    quantization = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})} if layers else {}
+    quantization = (
+        {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})} if layers else {}
+    )
     return safetensors_head(entries, {"format": "pt"} | config | quantization)
 
 

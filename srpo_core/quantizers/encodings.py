@@ -105,7 +105,9 @@ def float8_encoder(scale: float) -> "Encoder":
             return exact(chunk.float32)
         # Arrow looks up by 16-bit places as they are; numpy widens them to 64 bits first.
         places = pa.Array.from_buffers(pa.uint16(), chunk.stored.size, [None, pa.py_buffer(chunk.stored)])
-        return np.frombuffer(pc.take(table, places, boundscheck=False).buffers()[1], np.uint8, chunk.stored.size)
+        return np.frombuffer(
+            pc.take(table, places, boundscheck=False).buffers()[1], np.uint8, chunk.stored.size
+        )
 
     return encode
 

@@ -118,9 +118,7 @@ class FluxCheckpoint:
         self.joints: Sequence[Joint] = joints
         own = {name: (Rows(name, 0, shape[0]),) for name, shape in shapes.items()}
         self._bfl: Mapping[str, tuple[Rows, ...]] = own if self.bfl_naming else bfl_names(shapes)
-        self._diffusers: Mapping[str, tuple[Rows, ...]] = (
-            diffusers_names(shapes) if self.bfl_naming else own
-        )
+        self._diffusers: Mapping[str, tuple[Rows, ...]] = diffusers_names(shapes) if self.bfl_naming else own
         self.config: Mapping[str, Any] | None = config or self._inferred_config()
 
     @property
@@ -159,7 +157,9 @@ class FluxCheckpoint:
                 size = min(CHUNK, count - offset)
                 chunk = Chunk(np.frombuffer(stored.file, kind, size, first + offset * item), stored.dtype)
                 if chunk.largest == math.inf:
-                    raise DataError(f"{self.where}: {piece.tensor} holds a NaN or an infinity; nothing was written")
+                    raise DataError(
+                        f"{self.where}: {piece.tensor} holds a NaN or an infinity; nothing was written"
+                    )
                 yield chunk
             _give_back(stored.file, first, count * item)
 
@@ -169,7 +169,8 @@ class FluxCheckpoint:
     def _inferred_config(self) -> Mapping[str, Any] | None:
         """The config.json of a FLUX whose heads are as wide as FLUX.1's, by its shapes; None for another."""
         shape = {
-            name: self.shape(f"{name}.weight", bfl=True) for name in ("img_in", "txt_in", "vector_in.in_layer")
+            name: self.shape(f"{name}.weight", bfl=True)
+            for name in ("img_in", "txt_in", "vector_in.in_layer")
         }
         head = self.shape("double_blocks.0.img_attn.norm.query_norm.scale", bfl=True)[0]
         if head != _FLUX_HEAD:
@@ -284,7 +285,9 @@ def _without_prefix(tensors: Mapping[str, Stored], path: Path) -> dict[str, Stor
         for prefix in sorted(prefixes, key=len):
             if not prefix or prefix.endswith("."):
                 return {
-                    name.removeprefix(prefix): stored for name, stored in tensors.items() if name.startswith(prefix)
+                    name.removeprefix(prefix): stored
+                    for name, stored in tensors.items()
+                    if name.startswith(prefix)
                 }
     some = ", ".join(sorted(tensors)[:3]) or "nothing"
     raise DataError(

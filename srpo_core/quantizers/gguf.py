@@ -12,9 +12,7 @@ from srpo_core.quantizers.encodings import BF16, F16, F32, Encoding
 
 def _whole(encoding: Encoding, file_type: str) -> Format:
     """Every matrix in one float type."""
-    return Format(
-        lambda _name, shape: encoding if len(shape) == MATRIX else F32, "gguf", file_type=file_type
-    )
+    return Format(lambda _name, shape: encoding if len(shape) == MATRIX else F32, "gguf", file_type=file_type)
 
 
 def _blocks(dtype: str, file_type: str, *, qkv: str | None = None) -> Format:

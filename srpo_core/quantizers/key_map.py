@@ -45,7 +45,9 @@ def _layer(bfl: str, *diffusers: str, tensors: Mapping[str, str] = LINEAR, swapp
     return Layer(bfl, diffusers, tensors, swapped)
 
 
-def _stream(own: str, other: str, norm1: str, projections: tuple[str, str, str], feed_forward: str) -> tuple[Layer, ...]:
+def _stream(
+    own: str, other: str, norm1: str, projections: tuple[str, str, str], feed_forward: str
+) -> tuple[Layer, ...]:
     """One of the two streams, image or text, of a double block; `*` stands for the block's number."""
     block, attn = f"double_blocks.*.{own}", "transformer_blocks.*.attn"
     added = "added_" if own == "txt" else ""
@@ -144,7 +146,9 @@ class Architecture:
 
 def architecture_of(names: Collection[str], *, bfl: bool) -> Architecture:
     """The architecture whose tensors `names` are, in one of the namings."""
-    double, single = ("double_blocks.", "single_blocks.") if bfl else ("transformer_blocks.", "single_transformer_blocks.")
+    double, single = (
+        ("double_blocks.", "single_blocks.") if bfl else ("transformer_blocks.", "single_transformer_blocks.")
+    )
     guidance = GUIDANCE[0].bfl if bfl else GUIDANCE[0].diffusers[0]
     return Architecture(
         num_double=_count(names, double),

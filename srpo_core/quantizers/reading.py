@@ -49,7 +49,9 @@ def _read_safetensors(path: Path) -> dict[str, "Tensor"]:
 
     stored = load_file(path)
     ends = ".weight_scale"
-    scales = {name.removesuffix("_scale"): stored.pop(name).float() for name in list(stored) if name.endswith(ends)}
+    scales = {
+        name.removesuffix("_scale"): stored.pop(name).float() for name in list(stored) if name.endswith(ends)
+    }
     return {name: value.float() * scales.get(name, 1.0) for name, value in stored.items()}
 
 
@@ -81,7 +83,15 @@ def _reading(path: Path) -> Iterator[None]:
     """Turn what libraries raise on damaged weights into one `ArtifactError`."""
     from safetensors import SafetensorError
 
-    failures: tuple[Any, ...] = (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError)
+    failures: tuple[Any, ...] = (
+        OSError,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+    )
     try:
         yield
     except (*failures, SafetensorError) as error:

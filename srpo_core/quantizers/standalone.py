@@ -63,7 +63,9 @@ def quantize_checkpoint(
 
 
 def _described(file: WrittenFile) -> dict[str, Any]:
-    changed = [loss for loss in file.losses.values() if loss.dtype not in _WHOLE] or list(file.losses.values())
+    changed = [loss for loss in file.losses.values() if loss.dtype not in _WHOLE] or list(
+        file.losses.values()
+    )
     weights = sum(loss.weights for loss in changed)
     error = sum(loss.relative_error**2 * loss.weights for loss in changed) / weights
     return {
@@ -85,7 +87,9 @@ def _stem(source: Path) -> str:
 def _origin(checkpoint: FluxCheckpoint) -> list[dict[str, Any]]:
     """What tells a source from another without reading all of it."""
     states = [(path, path.stat()) for path in checkpoint.files]
-    return [{"file": path.name, "bytes": state.st_size, "changed": state.st_mtime_ns} for path, state in states]
+    return [
+        {"file": path.name, "bytes": state.st_size, "changed": state.st_mtime_ns} for path, state in states
+    ]
 
 
 def _record(directory: Path, called: str, origin: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -95,9 +99,17 @@ def _record(directory: Path, called: str, origin: list[dict[str, Any]]) -> dict[
         return None
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        same = (record["schema_version"], record["source"], record["name"]) == (SCHEMA_VERSION, origin, called)
+        same = (record["schema_version"], record["source"], record["name"]) == (
+            SCHEMA_VERSION,
+            origin,
+            called,
+        )
         sizes = {name: entry["bytes"] for name, entry in record["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return None  # not ours, or cut off by a full disk: it is written again
     there = all((directory / name).is_file() for name in sizes)
-    return record if same and there and all((directory / n).stat().st_size == size for n, size in sizes.items()) else None
+    return (
+        record
+        if same and there and all((directory / n).stat().st_size == size for n, size in sizes.items())
+        else None
+    )

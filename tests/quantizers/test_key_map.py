@@ -5,7 +5,13 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from srpo_core.errors import DataError
-from srpo_core.quantizers.key_map import Architecture, architecture_of, bfl_names, diffusers_names, require_exact
+from srpo_core.quantizers.key_map import (
+    Architecture,
+    architecture_of,
+    bfl_names,
+    diffusers_names,
+    require_exact,
+)
 
 DEV = {"num_layers": 19, "num_single_layers": 38, "guidance_embeds": True}
 
@@ -66,7 +72,8 @@ def test_diffusers_own_converter_splits_a_file_in_the_same_way():
     # that converter knows the hidden width 3072 only; rows are marked, columns are few
     shapes = shapes_of_flux(num_layers=1, num_single_layers=1, guidance_embeds=True)
     state = {
-        name: torch.arange(shape[0]).float() + index * 1e6 for index, (name, shape) in enumerate(shapes.items())
+        name: torch.arange(shape[0]).float() + index * 1e6
+        for index, (name, shape) in enumerate(shapes.items())
     }
     joined = {
         name: torch.cat([state[piece.tensor][piece.start : piece.stop] for piece in rows])

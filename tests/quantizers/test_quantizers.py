@@ -149,7 +149,9 @@ def test_an_m_mixture_gives_the_attention_s_input_the_next_better_type(written):
     assert kinds["double_blocks.0.txt_attn.qkv.weight"] == "Q6_K"
 
 
-def test_diffusers_loads_a_single_file_of_every_kind_when_its_width_is_patched(written, checkpoint, forward, monkeypatch):
+def test_diffusers_loads_a_single_file_of_every_kind_when_its_width_is_patched(
+    written, checkpoint, forward, monkeypatch
+):
     """diffusers 0.42 splits every file as if the model were 3072 wide."""
     import diffusers.loaders.single_file_utils as upstream
 
@@ -298,4 +300,8 @@ def test_what_ggml_writes_gguf_py_reads_back_close_to_the_weights(name):
     encoding = encoding_of(name)
     decoded = encoding.decode(encoding.encoder(1.0)(Chunk(values, "F32")))
     error = np.linalg.norm(decoded - values) / np.linalg.norm(values)
-    assert {"Q4_K": 0.04, "Q5_K": 0.02, "Q6_K": 0.01}[name] < error < {"Q4_K": 0.09, "Q5_K": 0.045, "Q6_K": 0.025}[name]
+    assert (
+        {"Q4_K": 0.04, "Q5_K": 0.02, "Q6_K": 0.01}[name]
+        < error
+        < {"Q4_K": 0.09, "Q5_K": 0.045, "Q6_K": 0.025}[name]
+    )
