@@ -120,6 +120,27 @@ def report() -> None:
     typer.echo(f"report   {artifacts.require(artifacts.REPORT)}")
 
 
+@app.command(rich_help_panel="Models")
+def quantize(
+    source: Annotated[
+        Path, typer.Argument(help="diffusers directory or .safetensors file of a FLUX transformer")
+    ],
+    formats: Annotated[
+        list[str], typer.Option("--format", help="a format, such as Q8_0; may be given several times")
+    ],
+    out: Annotated[Path, typer.Option(help="directory to write to")],
+    name: Annotated[
+        str | None, typer.Option(help="what the files are called; default: as the source")
+    ] = None,
+) -> None:
+    """Write any FLUX checkpoint in other formats. Formats that are there already are kept."""
+    from srpo_core.progress import progress_bar
+    from srpo_core.quantizers.standalone import quantize_checkpoint
+
+    for line in quantize_checkpoint(source, formats, out, stem=name, bar=progress_bar):
+        typer.echo(line)
+
+
 @app.command(rich_help_panel="Settings and machine")
 def profile(
     name: Annotated[str | None, typer.Argument(help="a preset; without it the known ones are listed")] = None,

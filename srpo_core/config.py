@@ -382,18 +382,25 @@ class ReportSettings(Part):
     grid_prompts: Positive = Field(description="prompts in the before/after grid")
 
 
-class FormatLimit(Part):
-    """One format that a release carries."""
+class FormatLimits(Part):
+    """When a format is left out of a release."""
 
-    max_relative_error: PositiveFloat = Field(
-        description="of one forward pass against fp32; a larger error stops"
+    max_relative_error: PositiveFloat = Field(description="of one forward pass against fp32")
+    min_psnr: float = Field(ge=0, description="dB, of pictures against those of bf16; bf16 itself has none")
+    min_completeness: float = Field(
+        ge=0, description="noise of bf16's last latents over this format's; below 1, denoising is incomplete"
+    )
+    min_gain_kept: float = Field(
+        description="least share of the alignment's gain over the base that survives"
     )
 
 
 class QuantizeSettings(Part):
-    """Which files a release carries."""
+    """Which files a release carries, and how they are looked at before."""
 
-    formats: dict[str, FormatLimit] = Field(min_length=1, description="entries of the registry `quantizers`")
+    num_prompts: Positive = Field(description="test prompts drawn per format, with one of evaluate's seeds")
+    gain: str = Field(description="entry of the registry `metrics` whose gain over the base must survive")
+    formats: dict[str, FormatLimits] = Field(min_length=1, description="entries of the registry `quantizers`")
 
 
 class ReleaseSettings(Part):

@@ -78,6 +78,14 @@ class BaseModel(Protocol):
         """Draw images (B, 3, H, W) in [0, 1] from packed noise (B, S, C) with the base's own sampler."""
         ...
 
+    def spatial(self, latents: "Tensor") -> "Tensor":
+        """Packed latents (B, S, C) as a picture of them, (B, c, h, w)."""
+        ...
+
+    def draw_latents(self, condition: Condition, noise: "Tensor", *, steps: int, guidance: float) -> "Tensor":
+        """The last latents (B, S, C) of `draw`, before they are decoded."""
+        ...
+
 
 class RewardModel(Protocol):
     """A differentiable image-text scorer with two towers; features are L2-normalised."""

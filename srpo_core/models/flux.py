@@ -186,9 +186,23 @@ class FluxBase:
             decoded: Tensor = self.vae.decode(z, return_dict=False)[0]
         return decoded.float() / 2 + 0.5
 
+    def spatial(self, latents: Tensor) -> Tensor:
+        """Packed latents (B, S, C) as (B, c, h, w)."""
+        return unpack(latents, *self.latent_size)
+
     @torch.no_grad()
     def draw(self, condition: Condition, noise: Tensor, *, steps: int, guidance: float) -> Tensor:
         """Draw images (B, 3, H, W) in [0, 1] from packed noise by diffusers' `FluxPipeline` and its scheduler."""
+        return self._sample(condition, noise, steps=steps, guidance=guidance, output="pt").float()
+
+    @torch.no_grad()
+    def draw_latents(self, condition: Condition, noise: Tensor, *, steps: int, guidance: float) -> Tensor:
+        """What `draw` decodes: the last latents (B, S, C), packed."""
+        return self._sample(condition, noise, steps=steps, guidance=guidance, output="latent")
+
+    def _sample(
+        self, condition: Condition, noise: Tensor, *, steps: int, guidance: float, output: str
+    ) -> Tensor:
         from diffusers import FluxPipeline
 
         pipeline = FluxPipeline(
@@ -210,9 +224,9 @@ class FluxBase:
             width=width,
             num_inference_steps=steps,
             guidance_scale=guidance,
-            output_type="pt",
+            output_type=output,
         ).images
-        return images.float()
+        return images
 
 
 def load_flux(settings: ModelSettings, *, empty: bool = False) -> FluxBase:
