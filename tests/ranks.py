@@ -26,7 +26,7 @@ def train(job, world, *, inspect=None, double=False):
         ranks = [there.Process(target=_rank, args=words) for words in arguments]
         for rank in ranks:
             rank.start()
-        said = dict(answers.get(timeout=300) for _ in ranks)
+        said = dict(answers.get(timeout=1200) for _ in ranks)
         for rank in ranks:
             rank.join(60)
     faults = [fault for fault in said.values() if isinstance(fault, str)]

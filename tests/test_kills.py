@@ -1,6 +1,6 @@
 """Training that is killed with kill -9 ends on the bits of a run that was left alone.
 
-Each test runs the real stage's `fit` on a Ray of its own, on two workers that FSDP2 cuts the model over.
+Each test runs the real stage's `fit` on a Ray of its own, on two workers.
 """
 
 import json
@@ -23,6 +23,7 @@ from srpo_core.processes import OWNER, end_leftovers
 pytestmark = pytest.mark.pipeline
 
 STEPS = 6
+PATIENCE = 1200  # seconds; on a machine that others use as well
 DRIVER = """
 import os, pickle, sys
 from srpo_core.processes import OWNER, owner_mark
@@ -51,10 +52,10 @@ class Run:
         return self
 
     def finish(self):
-        assert self.driver.wait(300) == 0, self.log.read_text()[-3000:]
+        assert self.driver.wait(PATIENCE) == 0, self.log.read_text()[-3000:]
 
     def wait_for(self, found):
-        until = time.monotonic() + 240
+        until = time.monotonic() + PATIENCE
         while not (result := found()):
             assert time.monotonic() < until, self.log.read_text()[-3000:]
             assert self.driver.poll() is None, self.log.read_text()[-3000:]
@@ -97,7 +98,7 @@ def gone(processes, seconds=30):
 
 def settings(job, tmp_path, name):
     rollout = job.train.rollout.model_copy(update={"steps": 1})
-    resources = {"shard": True, "train_workers": 2, "min_train_workers": 2}
+    resources = {"train_workers": 2, "min_train_workers": 2}
     small = ranks.changed(
         job,
         tmp_path,

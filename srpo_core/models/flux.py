@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Self
@@ -124,10 +124,10 @@ class FluxBase:
             self._copy.to_empty(device=self.vae.device)
         for copied, trained in zip(self._copy.parameters(), self.transformer.parameters(), strict=True):
             if first or trained.requires_grad:
-                copied.copy_(whole(trained))
+                copied.copy_(whole(trained.to(copied.dtype)))  # half the bytes to gather
 
-    def _precision(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, torch.bfloat16, enabled=self._autocast)
+    def _precision(self, device: torch.device) -> AbstractContextManager[None]:
+        return torch.autocast(device.type, torch.bfloat16) if self._autocast else nullcontext()
 
     def _predict(
         self, transformer: Any, latents: Tensor, timestep: Tensor, guidance: float, condition: Condition
