@@ -201,9 +201,10 @@ class DraftSettings(Part):
 
 
 class EarlyStop(Part):
-    """When training ends before its last step: a judge sees its pictures get worse while the loss still falls."""
+    """When training ends before its last step: pictures get worse for a judge and better for the reward."""
 
-    metric: str = Field(description="entry of the registry `metrics`, by the judge `select_judge`")
+    metric: str = Field(description="entry of the registry `metrics` that falls, by the judge `select_judge`")
+    objective: str = Field(description="entry of the registry `metrics` that rises: what training maximizes")
     num_prompts: Positive = Field(description="training prompts drawn at each checkpoint, always the same")
     seeds_per_prompt: Positive
     margin: float = Field(ge=0, description="a figure this far below the best one before it counts as a fall")

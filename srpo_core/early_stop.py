@@ -1,11 +1,10 @@
-"""Early stop: training ends when a judge sees its pictures get worse while the loss still falls.
+"""Early stop: training ends when its pictures get worse for a judge and better for the reward.
 
 The judge is the one that may choose a checkpoint (`select_judge`); the gate's judge never steers training.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Final, Self
 
 import torch
@@ -52,62 +51,64 @@ class Watch:
         condition = Condition(condition.prompt_embeds[rows].to(device), condition.pooled[rows].to(device))
         pictures = PictureSet("early stop", texts[rows], styles[rows], condition, rule.seeds_per_prompt, seed)
         context = MetricContext(reward, judge, words)
-        check_metrics([rule.metric], context, pictures.prompts, rule.seeds_per_prompt)
+        check_metrics([rule.metric, rule.objective], context, pictures.prompts, rule.seeds_per_prompt)
         roll = train.rollout
         draw = DrawSettings(steps=roll.steps, guidance=roll.guidance, batch_size=train.batch_size)
         return cls(rule, pictures, draw, context)
 
-    def figure(self, model: BaseModel) -> float:
-        """The metric's mean over the pictures that the model draws now."""
-        metrics = [self.rule.metric]
+    def figures(self, model: BaseModel) -> dict[str, float]:
+        """Means of metric and objective over the pictures that the model draws now."""
+        metrics = [self.rule.metric, self.rule.objective]
         measured = draw_and_measure(
             model, "the model", self.pictures, draw=self.draw, metrics=metrics, context=self.context
         )
-        return mean_figures(measured, metrics)[self.rule.metric]
+        return mean_figures(measured, metrics)
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A checkpoint as the judge saw it, and the mean loss of the steps since the one before; step 0 is the base."""
+    """The base (step 0) or a checkpoint, as the judge and as the reward saw the same pictures."""
 
     step: int
     figure: float
-    loss: float
+    objective: float
 
 
 def over_trained(rows: Sequence[Mapping[str, float]], rule: EarlyStop | None) -> str | None:
     """Why a run with these metrics, one row per step, has to end after the last of them; None if it may go on.
 
-    It ends when the judge's figure lay more than `rule.margin` below the best one before it, and the loss below
-    the one at that best, at each of the last `rule.patience` checkpoints.
+    It ends when at each of the last `rule.patience` checkpoints the judge's figure lay more than `rule.margin`
+    below the best one before it, and the objective above its value there.
     """
     if rule is None or not rows or rule.metric not in rows[-1]:
         return None
     seen = judged(rows, rule)
-    fallen = [_best_before_fall(seen[:place], now, rule) for place, now in enumerate(seen) if place]
-    last = fallen[-rule.patience :]
+    falls = [_best_before_fall(seen[:place], now, rule) for place, now in enumerate(seen) if place]
+    last = falls[-rule.patience :]
     if len(last) < rule.patience or not all(last):
         return None
     best, now = last[-1], seen[-1]
     assert best is not None
     return (
         f"{rule.metric} of the judge select_judge fell from {best.figure:.3f} (step {best.step}) to {now.figure:.3f} "
-        f"(step {now.step}), more than {rule.margin} at {rule.patience} checkpoints in a row, while the loss went "
-        f"from {best.loss:.4f} to {now.loss:.4f}"
+        f"(step {now.step}), more than {rule.margin} at {rule.patience} checkpoints in a row, while {rule.objective} "
+        f"went from {best.objective:.3f} to {now.objective:.3f}"
     )
 
 
 def judged(rows: Sequence[Mapping[str, float]], rule: EarlyStop) -> list[Judged]:
-    """The base and the checkpoints that were judged, in their order; the base's loss is that of the first step."""
-    seen, start = [Judged(0, rows[0][BASE + rule.metric], rows[0]["loss"])], 0
-    for step, row in enumerate(rows, start=1):
-        if rule.metric in row:
-            seen.append(Judged(step, row[rule.metric], fmean(r["loss"] for r in rows[start:step])))
-            start = step
-    return seen
+    """The base and the checkpoints that were judged, in their order."""
+    first = rows[0]
+    base = Judged(0, first[BASE + rule.metric], first[BASE + rule.objective])
+    return [base] + [
+        Judged(step, row[rule.metric], row[rule.objective])
+        for step, row in enumerate(rows, start=1)
+        if rule.metric in row
+    ]
 
 
 def _best_before_fall(before: Sequence[Judged], now: Judged, rule: EarlyStop) -> Judged | None:
-    """The best checkpoint before `now`, if `now` is worse although the objective is better."""
+    """The best of `before`, if `now` is worse although its objective is better."""
     best = max(before, key=lambda seen: seen.figure)
-    return best if now.figure < best.figure - rule.margin and now.loss < best.loss else None
+    fallen = now.figure < best.figure - rule.margin and now.objective > best.objective
+    return best if fallen else None

@@ -120,10 +120,11 @@ class Worker:
         if self.watch is None:
             return {}
         # drawn by all ranks, as each may hold a part of the model; the last bits may differ between them
-        figure = torch.tensor(self.watch.figure(self.model), dtype=torch.float64, device=self.device)
+        seen = self.watch.figures(self.model)
+        figures = torch.tensor(list(seen.values()), dtype=torch.float64, device=self.device)
         if self.world > 1:
-            dist.broadcast(figure, src=0)
-        return {prefix + self.watch.rule.metric: float(figure)}
+            dist.broadcast(figures, src=0)
+        return {prefix + name: value for name, value in zip(seen, figures.tolist(), strict=True)}
 
     def batch(self, step: int) -> TrainBatch:
         """This rank's share of the batch of a step, every draw keyed by the global sample index."""
