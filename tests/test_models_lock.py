@@ -92,7 +92,7 @@ def test_a_file_that_the_hub_does_not_have_is_one_line(hub):
 def test_an_entry_that_is_not_locked_is_refused_with_the_known_ones(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lock()
-    with pytest.raises(ConfigError, match="unknown entry of models.lock 'models/y': known are models/x"):
+    with pytest.raises(ConfigError, match=r"unknown entry of models\.lock 'models/y': known are models/x"):
         list(fetch("models/y"))
 
 

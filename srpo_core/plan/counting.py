@@ -3,6 +3,7 @@
 The meta device has no autocast and no attention kernel of its own, so `AsOnDevice` does what a GPU would.
 """
 
+import gc
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,7 +53,8 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.now = self.peak = self._collected = 0
+        gc.freeze()  # what is there already need not be searched again and again
         self._seen = WeakIdKeyDictionary()
 
     def __torch_dispatch__(
@@ -72,8 +74,16 @@ class LiveBytes(TorchDispatchMode):
                 self._seen[storage] = storage.nbytes()
                 self.now += storage.nbytes()
                 weakref.finalize(storage, self._forget, storage.nbytes())
-        self.peak = max(self.peak, self.now)
+        if self.now > self.peak:
+            self._collect()
+            self.peak = max(self.peak, self.now)
         return made
+
+    def _collect(self) -> None:
+        """Let go of what only Python's own cycles hold: frames of the recomputation, which a real run also drops."""
+        if self.now > 1.02 * self._collected:
+            gc.collect()
+            self._collected = self.now
 
     def _forget(self, size: int) -> None:
         self.now -= size
