@@ -44,7 +44,12 @@ class Run:
         self.home = tmp_path / "home"
 
     def start(self):
-        environment = {**os.environ, "SRPO_HOME": str(self.home), "RAY_USAGE_STATS_ENABLED": "0"}
+        environment = {
+            **os.environ,
+            "SRPO_HOME": str(self.home),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",
+        }
         with self.log.open("a") as log:
             self.driver = subprocess.Popen(
                 [sys.executable, "-c", DRIVER, str(self.file)], env=environment, stdout=log, stderr=log
