@@ -1,4 +1,4 @@
-"""What a run was: the data it saw, how its settings differ from a preset, and what it cost."""
+"""What a run was: the data it saw, how its settings differ from a preset, and the table of its cost."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,7 +11,6 @@ from srpo_core.artifacts import PAIRS, PROMPTS, require, sha256
 
 DIGITS: Final = 12
 COST_MARK: Final = "<!-- cost -->"
-SECONDS_PER_HOUR: Final = 3600
 
 
 @dataclass(frozen=True)
@@ -38,21 +37,6 @@ def nearest_preset(values: Mapping[str, Any], root: Path = Path()) -> tuple[str,
         for name in config.profile_names(root)
     ]
     return min(found, key=lambda one: len(one[1]), default=("", []))
-
-
-def costs(timings: Path, fingerprints: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Wall and device hours of the stages of one run, from the untracked timings (JSON lines).
-
-    fingerprints: stage to the hash of its settings, inputs and code; of several entries the last counts, so
-    a stage that was killed and went on shows what its last part took.
-    """
-    rows: dict[str, dict[str, Any]] = {}
-    for line in timings.read_text(encoding="utf-8").splitlines() if timings.exists() else []:
-        entry = json.loads(line)
-        if fingerprints.get(entry["stage"]) == entry["fingerprint"]:
-            hours = entry["seconds"] / SECONDS_PER_HOUR
-            rows[entry["stage"]] = entry | {"wall_hours": hours, "device_hours": hours * entry["devices"]}
-    return [rows[stage] for stage in fingerprints if stage in rows]
 
 
 def with_costs(page: str, rows: Iterable[Mapping[str, Any]]) -> str:

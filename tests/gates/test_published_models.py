@@ -12,11 +12,22 @@ from srpo_core.gates.pairs import Pairs
 ROOT = Path(__file__).resolve().parents[2]
 PROFILES = ["flux1_dev", "flux1_dev_lora"]
 # SGP-HPS, HPSv2.1, PickScore / 20 (our scale), GenEval, and diversity as a share of the base's
-BASE = {"relative_reward": 0.463, "reward": 0.289, "judge_score": 22.671 / 20, "alignment": 0.678, "diversity": 0.408}
+BASE = {
+    "relative_reward": 0.463,
+    "reward": 0.289,
+    "judge_score": 22.671 / 20,
+    "alignment": 0.678,
+    "diversity": 0.408,
+}
 TABLE = {
     "SRPO": {"relative_reward": 0.505, "reward": 0.289, "judge_score": 23.040 / 20, "alignment": 0.665},
     "DanceGRPO": {"relative_reward": 0.414, "reward": 0.297, "judge_score": 22.803 / 20, "alignment": 0.585},
-    "Direct-Align": {"relative_reward": 0.448, "reward": 0.294, "judge_score": 23.030 / 20, "alignment": 0.668},
+    "Direct-Align": {
+        "relative_reward": 0.448,
+        "reward": 0.294,
+        "judge_score": 23.030 / 20,
+        "alignment": 0.668,
+    },
 }
 # the re-test: GenEval .663 -> .623, diversity .408 -> .352
 RETESTED = TABLE["SRPO"] | {"alignment": 0.678 * 0.623 / 0.663, "diversity": 0.352}
