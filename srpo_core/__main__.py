@@ -6,6 +6,7 @@ import logging
 import os
 import pkgutil
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -89,6 +90,7 @@ def align(
 def stage(name: Annotated[str, typer.Argument(help="a stage of dvc.yaml")]) -> None:
     """Run one stage on params.yaml in this directory; 'dvc repro' calls this."""
     from srpo_core.processes import die_with_parent
+    from srpo_core.timings import note_stage
 
     die_with_parent()
     _assert_code_of(Path.cwd())
@@ -96,7 +98,9 @@ def stage(name: Annotated[str, typer.Argument(help="a stage of dvc.yaml")]) -> N
     # before torch is imported: sums depend on the number of threads
     os.environ["OMP_NUM_THREADS"] = str(settings.resources.threads_per_worker)
     run = _stage_function(name)
+    started = time.monotonic()
     run(**{part: getattr(settings, part) for part in inspect.signature(run).parameters})
+    note_stage(name, time.monotonic() - started, settings.resources)
 
 
 @app.command(rich_help_panel="The road")
@@ -113,11 +117,49 @@ def data(
 
 
 @app.command(rich_help_panel="The road")
-def report() -> None:
-    """Say what the last run here came to, and where its report is."""
-    decision = artifacts.read_json(artifacts.DECISION)
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="directory of a transformer's weights")],
+    output: Annotated[
+        Path | None, typer.Option(help="directory to write; default: below .srpo/evaluations")
+    ] = None,
+) -> None:
+    """Draw any checkpoint beside the base on the test prompts, measure it, and say what the gate thinks of it.
+
+    Exit code 3: the gate would refuse it.
+    """
+    _assert_code_of(Path.cwd())
+    settings = config.load_settings()
+    os.environ["OMP_NUM_THREADS"] = str(settings.resources.threads_per_worker)
+    from srpo_core.evaluation import evaluate_checkpoint
+
+    target = output or artifacts.home() / "evaluations" / checkpoint.name
+    decision = evaluate_checkpoint(settings, checkpoint, target)
     _show_verdict(passed=decision["passed"], reason=decision["reason"])
-    typer.echo(f"report   {artifacts.require(artifacts.REPORT)}")
+    typer.echo(f"figures  {_shortest(target)}")
+    if not decision["passed"]:
+        raise typer.Exit(REFUSED)
+
+
+@app.command(rich_help_panel="The road")
+def report() -> None:
+    """Say what the last run here came to, and write its report with what it cost."""
+    from srpo_core.report.run import with_costs
+    from srpo_core.timings import costs
+
+    decision = artifacts.read_json(artifacts.DECISION)
+    page = artifacts.require(artifacts.REPORT).read_text(encoding="utf-8")
+    stages = config.read_values(Path("dvc.yaml")).get("stages", {})
+    rows = costs(list(stages))
+    _show_verdict(passed=decision["passed"], reason=decision["reason"])
+    typer.echo(f"report   {artifacts.REPORT}")
+    if rows:
+        with_cost = artifacts.home() / "report.html"
+        with artifacts.replacing(with_cost) as partial:
+            partial.write_text(with_costs(page, rows), encoding="utf-8")
+        hours = sum(row["device_hours"] for row in rows)
+        typer.echo(
+            f"cost     {_shortest(with_cost)}: {hours:.3f} device hours in {len(rows)} stages timed here"
+        )
 
 
 @app.command(rich_help_panel="Models")

@@ -54,22 +54,23 @@ def evaluated_pictures(num_prompts: int, metric: str) -> Evaluated:
     Raises:
         ConfigError: fewer prompts were evaluated, or not by this metric.
     """
-    table = artifacts.read_table(artifacts.EVALUATION, without=("png",))
-    if metric not in table.column_names:
+    rows = [row for row in artifacts.read_table(artifacts.FIGURES).to_pylist() if row["seed"] == SEED_NUMBER]
+    known = dict.fromkeys(row["metric"] for row in rows)
+    if metric not in known:
         raise ConfigError(
-            f"quantize.gain {metric!r} was not evaluated: known are {', '.join(table.column_names[4:])}; "
+            f"quantize.gain {metric!r} was not evaluated: known are {', '.join(known)}; "
             "add it to evaluate.metrics"
         )
-    rows = [row for row in table.to_pylist() if row["seed"] == SEED_NUMBER]
     prompts = list(dict.fromkeys(row["prompt"] for row in rows))[:num_prompts]
     if len(prompts) < num_prompts:
         raise ConfigError(
             f"quantize.num_prompts is {num_prompts}, but evaluate drew {len(prompts)}: lower it, or raise "
             "evaluate.num_prompts"
         )
+    chosen = [row for row in rows if row["metric"] == metric and row["prompt"] in set(prompts)]
 
     def mean(model: str) -> float:
-        values = [row[metric] for row in rows if row["model"] == model and row["prompt"] in prompts]
+        values = [row["value"] for row in chosen if row["model"] == model]
         return sum(values) / len(values)
 
     return Evaluated(prompts, mean(BASE), mean(ALIGNED))
@@ -154,7 +155,7 @@ class FormatPictures:
             measure(names, rounded[index : index + 1], prompt, self._context)
             for index, prompt in enumerate(self._evaluated.prompts)
         ]
-        return {name: sum(row[name][0] for row in rows) / len(rows) for name in names}
+        return {name: sum(float(row[name][0]) for row in rows) / len(rows) for name in names}
 
 
 def _mean_psnr(images: Tensor, reference: Tensor) -> float | None:

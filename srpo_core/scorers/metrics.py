@@ -23,6 +23,7 @@ from srpo_core.scorers.kernel_distance import kernel_distances
 
 TOP: Final = 5
 SGP: Final = "_sgp"
+LEAST_REAL: Final = 2  # a distance between pictures of one kind needs two
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class MetricContext:
     control_words: ControlWords
     scorer_settings: Mapping[str, ScorerSettings] = field(default_factory=dict)
     real: Callable[[], Iterable[Tensor]] | None = None
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @cached_property
     def reward(self) -> RewardModel:
@@ -201,7 +202,7 @@ def _real_pictures_are_there(context: MetricContext, prompts: Sequence[str], num
         raise ConfigError(
             "metric 'kid' compares with real pictures, which only the stage evaluate reads: drop it here"
         )
-    if len(context.real_features) < 2:
+    if len(context.real_features) < LEAST_REAL:
         raise DataError(
             f"metric 'kid' needs two preferred pictures of held-out pairs in the wanted look; the judge sees "
             f"{len(context.real_features)}: add pairs, raise evaluate.real_pictures, or drop the metric"

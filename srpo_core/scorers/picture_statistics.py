@@ -13,6 +13,7 @@ from torch import Tensor
 LUMINANCE: Final = (0.299, 0.587, 0.114)  # ITU-R BT.601
 CLIPPED: Final = 250 / 255
 HIGH_FREQUENCY: Final = 0.25  # cycles per pixel: half of the finest that pixels can show
+ROUNDING: Final = 1e-4  # of a frequency in cycles per 16 pixels
 GRID_PIXELS: Final = 16  # a token of FLUX: two latents of eight pixels
 
 
@@ -87,7 +88,7 @@ def _frequencies(power: Tensor) -> tuple[Tensor, Tensor]:
 
 def _is_harmonic(frequencies: Tensor) -> Tensor:
     cycles = frequencies * GRID_PIXELS
-    return (cycles.round() != 0) & ((cycles - cycles.round()).abs() < 1e-4)
+    return (cycles.round() != 0) & ((cycles - cycles.round()).abs() < ROUNDING)
 
 
 def _share(power: Tensor, mask: Tensor) -> Tensor:

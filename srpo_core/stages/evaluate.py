@@ -37,7 +37,7 @@ WHITE: Final = 255
 log = logging.getLogger(__name__)
 
 
-def run(
+def run(  # noqa: PLR0913  # the parts of the settings that DVC watches
     *,
     seed: int,
     model: ModelSettings,

@@ -217,7 +217,7 @@ def test_a_champion_is_drawn_from_its_release_and_paired(tiny_run, tiny_parts, r
     assert means["aligned"] == means["base"]
     assert means["champion"]["reward"] < means["base"]["reward"] - 0.02
     assert {model for model, *_ in figures()} == {"base", "aligned", "champion"}
-    with pytest.raises(StoreError, match="champion 'tiny-2' is no version in .*: known are tiny-1"):
+    with pytest.raises(StoreError, match=r"champion 'tiny-2' is no version in .*: known are tiny-1"):
         run(tiny_parts, champion="tiny-2")
 
 

@@ -86,13 +86,20 @@ def road(tmp_path, monkeypatch, trained):
 
 def write_evaluation(*, base, aligned, prompts=PROMPTS):
     rows = [
-        {"model": model, "prompt": prompt, "style": "emoji", "seed": seed, "png": b"", "judge_wanted": value}
+        {
+            "model": model,
+            "prompt": prompt,
+            "style": "emoji",
+            "seed": seed,
+            "metric": "judge_wanted",
+            "value": value,
+        }
         for model, value in (("base", base), ("aligned", aligned))
         for prompt in prompts
         for seed in (0, 1)
     ]
-    artifacts.EVALUATION.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), artifacts.EVALUATION)
+    artifacts.FIGURES.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), artifacts.FIGURES)
 
 
 def test_each_format_is_written_proven_and_recorded_tensor_by_tensor(road):
