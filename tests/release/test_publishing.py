@@ -204,9 +204,13 @@ def test_without_a_licence_text_nothing_is_published(project, store, text):
     assert store.versions() == []
 
 
-def test_a_store_that_ignores_conditions_is_refused_unless_the_settings_accept_it(project, store, monkeypatch, caplog):
+def test_a_store_that_ignores_conditions_is_refused_unless_the_settings_accept_it(
+    project, store, monkeypatch, caplog
+):
     monkeypatch.setattr(type(store), "ignored_conditions", lambda _: ["If-Match"])
-    with pytest.raises(StoreError, match=r"ignores conditional writes \(If-Match\).*unconditional_store: true"):
+    with pytest.raises(
+        StoreError, match=r"ignores conditional writes \(If-Match\).*unconditional_store: true"
+    ):
         publish(store, root=project)
     assert store.versions() == []
     params = project / "params.yaml"

@@ -51,9 +51,7 @@ def code_blocks(card):
     return re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
 
 
-def test_the_lines_of_the_model_card_draw_a_picture(
-    release, tmp_path, monkeypatch, base_picture
-):
+def test_the_lines_of_the_model_card_draw_a_picture(release, tmp_path, monkeypatch, base_picture):
     _, published = release
     directory = shutil.copytree(published.uri, tmp_path / "release")
     monkeypatch.chdir(directory)
@@ -88,7 +86,7 @@ def test_the_header_of_the_model_card_is_what_hubs_read(release):
     assert "| q8_0 | `tiny-q8_0.gguf` | " in card
     assert "this one is 128 wide, so diffusers opens its\ndirectories alone" in card
     assert "this model's are 32 wide, so ComfyUI cannot run it" in card
-    assert "the texts are \"LICENSE\", \"NOTICE\"" in card
+    assert 'the texts are "LICENSE", "NOTICE"' in card
     assert "arXiv preprint arXiv:2509.06942" in card
     assert f"# {published.version}\n" in card
     assert 'prefer "Ink" over "3D"' in card
