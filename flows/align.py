@@ -70,7 +70,7 @@ def align(
         results = run_stages(workspace)
         decision = artifacts.read_json(workspace.path / artifacts.DECISION)
         home = revision is None and bring_home(workspace, [result.stage for result in results])
-        uri = publish_release(workspace) if publish and decision["passed"] else None
+        uri = publish_release(workspace, results) if publish and decision["passed"] else None
         result = AlignResult(
             passed=decision["passed"],
             reason=decision["reason"],
@@ -133,21 +133,23 @@ def run_stage(workspace: Workspace, stage: Stage) -> "State[StageResult]":
     return Completed(name="Cached" if result.cached else "Completed", message=note, data=result)
 
 
-def publish_release(workspace: Workspace) -> str:
+def publish_release(workspace: Workspace, results: Sequence[StageResult]) -> str:
     """Publish what the workspace made, read it back, return where it is; undone if reading it back fails."""
     with transaction():
-        published = publish_run(workspace)
+        published = publish_run(workspace, {result.stage: round(result.seconds, 1) for result in results})
         verify_release(published)
     return published.uri
 
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE)
-def publish_run(workspace: Workspace) -> release.Published:
+def publish_run(workspace: Workspace, stage_seconds: dict[str, float]) -> release.Published:
     """Publish to the store of `SRPO_STORE` and point the alias `candidate` there."""
     log = get_run_logger()
     store = open_store()
     log.info("publish: to %s", store.uri, extra=display.began("publish", f"to {store.uri}"))
-    published = release.publish(store, root=workspace.path, why=f"run {workspace.run_id}")
+    published = release.publish(
+        store, root=workspace.path, why=f"run {workspace.run_id}", cost={"stage_seconds": stage_seconds}
+    )
     current = get_transaction()
     assert current is not None, "Prefect opens a transaction for each task"
     current.set("published", published)

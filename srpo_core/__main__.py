@@ -273,13 +273,93 @@ def releases() -> None:
 
 
 @app.command(rich_help_panel="Releases")
-def verify(release: Annotated[str, typer.Argument(help="a version or an alias")] = "candidate") -> None:
+def show(release: Annotated[str, typer.Argument(help="a version or an alias")] = "candidate") -> None:
+    """Show a release: verdict, formats with their errors, files, and which aliases moved to and from it."""
+    from srpo_core.release.describing import describe
+    from srpo_core.storage import open_store
+
+    for line in describe(open_store(), release):
+        typer.echo(line)
+
+
+@app.command(rich_help_panel="Releases")
+def promote(
+    release: Annotated[str, typer.Argument(help="a version or an alias")],
+    reason: Annotated[str, typer.Option(help="kept in the history of production")] = "",
+    override: Annotated[
+        bool, typer.Option("--override", help="although the gate refused it; needs --reason")
+    ] = False,
+) -> None:
+    """Make a release production; what was production becomes `previous`. A flow, so the server knows it."""
+    from flows.terminal import run_promote
+
+    typer.echo(run_promote(version=release, reason=reason, override=override))
+
+
+@app.command(rich_help_panel="Releases")
+def rollback(reason: Annotated[str, typer.Option(help="kept in the history of production")] = "") -> None:
+    """Make the release production again that was before."""
+    from flows.terminal import run_rollback
+
+    typer.echo(run_rollback(reason=reason))
+
+
+@app.command(rich_help_panel="Releases")
+def pull(
+    release: Annotated[str, typer.Argument(help="a version or an alias")],
+    to: Annotated[Path, typer.Option(help="directory to write to")],
+    format_name: Annotated[
+        str | None, typer.Option("--format", help="one of the release's formats; default: all files")
+    ] = None,
+) -> None:
+    """Bring a release's files here, each held to its SHA-256; an interrupted one goes on."""
+    from srpo_core.release import pull as pull_release
+    from srpo_core.storage import open_store
+
+    for path in pull_release(open_store(), release, format_name=format_name, target=to):
+        typer.echo(path)
+
+
+@app.command(rich_help_panel="Releases")
+def verify(
+    release: Annotated[str, typer.Argument(help="a version or an alias")] = "candidate",
+    every: Annotated[bool, typer.Option("--all", help="every version of the store")] = False,
+) -> None:
     """Read a release's files and compare each with its digest."""
     from srpo_core.release import verify as verify_release
     from srpo_core.storage import open_store
 
-    manifest = verify_release(open_store(), release)
-    typer.echo(f"{manifest['version']}: {len(manifest['files'])} files are as they were published")
+    store = open_store()
+    faults = []
+    for version in store.versions() if every else [release]:
+        try:
+            manifest = verify_release(store, version)
+        except errors.StoreError as fault:
+            if not every:
+                raise
+            faults.append(str(fault))
+        else:
+            typer.echo(f"{manifest['version']}: {len(manifest['files'])} files are as they were published")
+    if faults:
+        raise errors.StoreError("; ".join(faults))
+
+
+@app.command(rich_help_panel="Releases")
+def gc(
+    keep: Annotated[int, typer.Option(min=0, help="so many of the newest versions stay in any case")],
+    delete: Annotated[bool, typer.Option("--delete", help="without it only what would go is listed")] = False,
+) -> None:
+    """Remove old releases; never one that an alias points to or that production has ever been."""
+    from flows.terminal import run_clean
+
+    cleaning = run_clean(keep=keep, delete=delete)
+    word = "removed" if cleaning.done else "would remove"
+    for name in (*cleaning.versions, *cleaning.leftovers):
+        typer.echo(f"{word}  {name}")
+    if not cleaning.versions and not cleaning.leftovers:
+        typer.echo("nothing to remove")
+    elif not cleaning.done:
+        typer.echo("next     the same with --delete")
 
 
 @app.command(rich_help_panel="Releases")

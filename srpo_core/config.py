@@ -411,8 +411,24 @@ class ReleaseSettings(Part):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="a version is this name and a hash of dvc.lock"
     )
     base_model: str = Field(description="the base model as the card names it, an id on the hub if it has one")
-    license: str = Field(description="licence of the weights, as the hub spells it")
+    license: str = Field(
+        description="licence of the weights, as the hub spells it; `other` needs license_name"
+    )
+    license_name: str | None = Field(description="name of a licence that the hub does not know, or null")
+    license_files: list[str] = Field(
+        min_length=1, description="licence texts that are carried along, the weights' own first"
+    )
+    unconditional_store: bool = Field(
+        description="publish to a store that ignores conditional writes: only one publisher at a time is safe"
+    )
+    datasets: list[str] = Field(description="data sets of the model card, by their ids on the hub")
     tags: list[str] = Field(description="tags of the model card")
+
+    @model_validator(mode="after")
+    def _licence_has_a_name(self) -> Self:
+        if (self.license == "other") != (self.license_name is not None):
+            raise ValueError("license_name belongs to license: other, and to no licence that the hub knows")
+        return self
 
 
 class StallSettings(Part):

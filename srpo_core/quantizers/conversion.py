@@ -211,7 +211,7 @@ def _head(checkpoint: FluxCheckpoint, output: _Output) -> bytes:
     if not output.bfl:
         return safetensors_head(entries, {"format": "pt"})
     if output.format.container == "gguf":
-        metadata = {"srpo.config": value for value in config.values()}
+        metadata = {} if not config else {"srpo.config": config[CONFIG_METADATA]}
         head = gguf_head(entries, file_type=output.format.file_type, metadata=metadata)
         return head + bytes(-len(head) % 32)
     scaled = [entry.name for entry in entries if entry.name.endswith(f".weight{SCALE_SUFFIX}")]

@@ -255,9 +255,7 @@ def _read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            if length > min(size, _MAX_HEADER):
-                raise ValueError(f"a header of {length} bytes in a file of {size}")
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(min(length, _MAX_HEADER)))
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         metadata = header.pop("__metadata__", {})
         tensors = {}

@@ -127,7 +127,7 @@ def test_a_scaled_file_names_its_layers_in_comfyui_s_metadata_and_uses_the_whole
 def test_a_plain_file_has_no_scales_and_no_metadata_of_them(written):
     with safe_open(written["fp8_e4m3fn"][0].path, framework="pt") as file:
         assert "_quantization_metadata" not in file.metadata()
-        assert not any(name.endswith("scale") and "norm" not in name for name in file.keys())
+        assert not any(name.endswith("scale") and "norm" not in name for name in list(file.keys()))
 
 
 def test_a_gguf_file_says_flux_and_its_type_and_keeps_vectors_in_float32(written):
@@ -188,7 +188,7 @@ def gguf_config():
 def error_of_model(model, checkpoint, forward):
     from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
 
-    weights = {name: value for name, value in model.state_dict().items()}
+    weights = dict(model.state_dict())
     for name, value in model.named_parameters():
         if hasattr(value, "quant_type"):
             weights[name] = dequantize_gguf_tensor(value).float()
