@@ -26,8 +26,8 @@ SCALING, SHIFT = 0.3611, 0.1159  # of FLUX's latents
 class LiteralBranch:
     """Where a branch stands: indices of model and target, index and value of the discount, its prompts."""
 
-    model: int
-    target: int
+    model: int | Tensor
+    target: int | Tensor
     discount: float
     positive: str
     negative: str
@@ -113,14 +113,16 @@ class LiteralStep:
         args = self.args
         points = args["timestep_length"]
         usual = int((1 - args["groundtruth_ratio"]) * points) + 1
-        k = min(points - mid_timestep, usual, mid_timestep)
+        # a midpoint is a tensor of one element there, so that min and max give a tensor or a Python number
+        m = torch.tensor([mid_timestep])
+        k = min(points - m, usual, m)
         realism = REALISM[step % len(REALISM)] + ". " + self.spec.caption
         graphics = COMPUTER_GRAPHICS[step % len(COMPUTER_GRAPHICS)] + ". " + self.spec.caption
         if index % 2:
-            mu, ends = mid_timestep, args["discount_pos"]
+            mu, ends = m, args["discount_pos"]
             model, target = points - min(mu + k, points), points - mu
         else:
-            mu, ends = max(mid_timestep - k, 1), args["discount_inv"]
+            mu, ends = max(m - k, 1), args["discount_inv"]
             model, target = points - mu, points - min(mu + k, points)
             realism, graphics = graphics, realism
         discount = float(torch.linspace(ends[0], ends[1], points)[mu])
@@ -128,8 +130,8 @@ class LiteralStep:
 
     def branch(self, branch: LiteralBranch, packed: Tensor, start: Tensor) -> None:
         """Inject, step, recover, decode, score, backward."""
-        # slices keep a dimension, so that the noise is multiplied in float32
-        s, t = self.grid[branch.model : branch.model + 1], self.grid[branch.target : branch.target + 1]
+        # a Python number takes a level without a dimension, and torch then multiplies the noise in its bfloat16
+        s, t = self.grid[branch.model], self.grid[branch.target]
         x = (s * packed + (1 - s) * start).detach().requires_grad_()
         v = self.predict(x, int(s * 1000))
         recovered = (x + (t - s) * v - t * packed) / (1 - t)

@@ -15,13 +15,15 @@ class Phases:
 
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def time(self, owner: Any, attribute: str, phase: str | Callable[[], str]) -> None:
-        """Replace a function of `owner` by one that adds its CPU seconds to `phase`."""
+    def time(self, owner: Any, attribute: str, phase: str | Callable[[], str | None]) -> None:
+        """Replace a function of `owner` by one that adds its CPU seconds to `phase`, if there is one."""
         function = getattr(owner, attribute)
 
         @wraps(function)
         def timed(*args: Any, **keywords: Any) -> Any:
             name = phase if isinstance(phase, str) else phase()
+            if name is None:
+                return function(*args, **keywords)
             start = time.process_time()
             try:
                 return function(*args, **keywords)
@@ -32,7 +34,8 @@ class Phases:
 
     def time_model(self, model: Any, reward: Any) -> None:
         """Time a base model and a reward as the project's training calls them."""
-        self.time(model, "velocity", lambda: "forward" if torch.is_grad_enabled() else "rollout")
+        self.time(model, "rollout_velocity", "rollout")
+        self.time(model, "velocity", lambda: "forward" if torch.is_grad_enabled() else None)
         self.time(model, "decode", "decode")
         self.time(reward, "encode_images", "reward")
         self.time(reward, "encode_texts", "reward")

@@ -59,7 +59,7 @@ def patched(settings: Settings, run: Run, pair: tuple[str, str], steps: int, eve
     train = settings.train.model_copy(
         update={**patch, "steps": steps, "checkpoint_every": every, "direct_align": align}
     )
-    words = ControlWords(wanted=[pair[0]], unwanted=[pair[1]])
+    words = ControlWords.of(wanted=[pair[0]], unwanted=[pair[1]])
     return settings.model_copy(update={"train": train, "control_words": words})
 
 
@@ -82,6 +82,7 @@ def points(settings: Settings, state: Path, seeds: int) -> Iterator[dict[str, fl
         seed=settings.seed,
         model=settings.model,
         reward=settings.reward,
+        select_judge=settings.select_judge,
         control_words=settings.control_words,
         train=settings.train,
         threads=1,

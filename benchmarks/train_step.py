@@ -29,10 +29,11 @@ from torch import Tensor
 from srpo_core.algorithm.method import TrainBatch
 from srpo_core.algorithm.noise import Draws, keyed_noise
 from srpo_core.config import Settings, TrainSettings, load_settings, patched
+from srpo_core.learner import Learner, adamw, method_of
 from srpo_core.models.flux import FluxBase, pack
 from srpo_core.protocols import Condition
 from srpo_core.scorers.open_clip import OpenClipReward
-from srpo_core.trainer import Learner, TrainJob, Worker, adamw, method_of
+from srpo_core.trainer import TrainJob, Worker
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("exact", "shared", "offline", "literal")
@@ -144,6 +145,7 @@ def profile_step(settings: Settings, phases: Phases, directory: Path, threads: i
         seed=settings.seed,
         model=settings.model,
         reward=settings.reward,
+        select_judge=settings.select_judge,
         control_words=settings.control_words,
         train=settings.train,
         threads=threads,

@@ -3,11 +3,14 @@
 No `from __future__ import annotations` here: Prefect reads the annotations to make its form.
 """
 
+import base64
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
@@ -21,6 +24,8 @@ from srpo_core.graph import Stage, read_graph
 from srpo_core.reproduction import StageResult, reproduce
 from srpo_core.storage import open_store
 from srpo_core.workspace import Workspace, bring_home, fetch_data, open_workspace, write_settings
+
+PRODUCTION: Final = "production"
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,14 @@ def align(
     """
     with open_workspace(Path.cwd(), revision=revision) as workspace:
         write_settings(
-            workspace.path, profile=profile, patch=patch.model_dump(mode="json", exclude_none=True)
+            workspace.path,
+            profile=profile,
+            patch=with_champion(patch.model_dump(mode="json", exclude_none=True)),
         )
         results = run_stages(workspace)
         decision = artifacts.read_json(workspace.path / artifacts.DECISION)
         home = revision is None and bring_home(workspace, [result.stage for result in results])
-        uri = publish_release(workspace) if publish and decision["passed"] else None
+        uri = publish_release(workspace, results) if publish and decision["passed"] else None
         result = AlignResult(
             passed=decision["passed"],
             reason=decision["reason"],
@@ -73,12 +80,22 @@ def align(
             workspace=workspace.path,
             home=home,
         )
-        create_markdown_artifact(markdown(result), key="align", description="verdict and stages of a run")
+        show_artifacts(result, decision)
         return Completed(
             name="Completed" if result.passed else "Refused",
             message=f"{'passed' if result.passed else 'refused'}: {result.reason}",
             data=result,
         )
+
+
+def with_champion(patch: dict[str, Any]) -> dict[str, Any]:
+    """The patch with the version that the alias production names now, unless it names a champion itself.
+
+    Stages know only immutable versions; a store in which nothing is in production gives no champion.
+    """
+    value, _ = open_store().alias(PRODUCTION)
+    version = value.get("version") if value else None
+    return {"champion": version, **patch} if version else patch
 
 
 def run_stages(workspace: Workspace) -> list[StageResult]:
@@ -116,21 +133,23 @@ def run_stage(workspace: Workspace, stage: Stage) -> "State[StageResult]":
     return Completed(name="Cached" if result.cached else "Completed", message=note, data=result)
 
 
-def publish_release(workspace: Workspace) -> str:
+def publish_release(workspace: Workspace, results: Sequence[StageResult]) -> str:
     """Publish what the workspace made, read it back, return where it is; undone if reading it back fails."""
     with transaction():
-        published = publish_run(workspace)
+        published = publish_run(workspace, {result.stage: round(result.seconds, 1) for result in results})
         verify_release(published)
     return published.uri
 
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE)
-def publish_run(workspace: Workspace) -> release.Published:
+def publish_run(workspace: Workspace, stage_seconds: dict[str, float]) -> release.Published:
     """Publish to the store of `SRPO_STORE` and point the alias `candidate` there."""
     log = get_run_logger()
     store = open_store()
     log.info("publish: to %s", store.uri, extra=display.began("publish", f"to {store.uri}"))
-    published = release.publish(store, root=workspace.path, why=f"run {workspace.run_id}")
+    published = release.publish(
+        store, root=workspace.path, why=f"run {workspace.run_id}", cost={"stage_seconds": stage_seconds}
+    )
     current = get_transaction()
     assert current is not None, "Prefect opens a transaction for each task"
     current.set("published", published)
@@ -153,6 +172,29 @@ def verify_release(published: release.Published) -> None:
     manifest = release.verify(open_store(), published.version)
     note = f"{len(manifest['files'])} files as published"
     log.info("verify %s", note, extra=display.ended("verify", note))
+
+
+def show_artifacts(result: AlignResult, decision: Mapping[str, Any]) -> None:
+    """Leave verdict and stages, the gate's rules and the before/after grid in Prefect's UI."""
+    create_markdown_artifact(markdown(result), key="align", description="verdict and stages of a run")
+    if rules := decision.get("rules"):
+        create_table_artifact(
+            rule_rows(rules), key="gate", description=f"the gate's rules: {result.reason}"[:500]
+        )
+    grid = result.report.parent / artifacts.GRID.name
+    if grid.is_file():
+        picture = base64.b64encode(grid.read_bytes()).decode()
+        create_image_artifact(
+            f"data:image/png;base64,{picture}", key="grid", description="before above after, the same noise"
+        )
+
+
+def rule_rows(rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The gate's rules as rows of a table: what refuses first."""
+    order = {"refuses": 0, "warns": 1, "holds": 2}
+    columns = ("name", "verdict", "value", "low", "high", "side", "margin", "reason")
+    ranked = sorted(rules, key=lambda rule: order.get(rule["verdict"], len(order)))
+    return [{column: rule[column] for column in columns} for rule in ranked]
 
 
 def markdown(result: AlignResult) -> str:

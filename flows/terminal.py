@@ -10,6 +10,7 @@ from flows.environment import prepare_environment
 
 if TYPE_CHECKING:
     from flows.align import AlignResult
+    from srpo_core.release import Cleaning, Move
 
 
 INTERRUPTED: Final = 128 + signal.SIGINT
@@ -42,6 +43,46 @@ def run_data(*, source: str, name: str) -> str:
     from flows.data import data
 
     return data(source=source, name=name)
+
+
+def run_promote(*, version: str, reason: str, override: bool) -> str:
+    """Run the flow `promote` here; returns what moved, in one line.
+
+    Raises:
+        SrpoError: the gate refused the release, there is none, or another promoter was faster.
+    """
+    _prepare()
+    from flows.release import promote
+
+    return _moved(promote(version=version, reason=reason, override=override))
+
+
+def run_rollback(*, reason: str) -> str:
+    """Run the flow `rollback` here; returns what moved, in one line.
+
+    Raises:
+        SrpoError: there is nothing to roll back to, or another moved production meanwhile.
+    """
+    _prepare()
+    from flows.release import rollback
+
+    return _moved(rollback(reason=reason))
+
+
+def run_clean(*, keep: int, delete: bool) -> "Cleaning":
+    """Run the flow `clean` here; returns what was removed, or would be.
+
+    Raises:
+        SrpoError: the store cannot be read or written.
+    """
+    _prepare()
+    from flows.release import clean
+
+    return clean(keep=keep, delete=delete)
+
+
+def _moved(move: "Move") -> str:
+    return f"{move.alias}  {move.before or 'nothing'} → {move.after}"
 
 
 def _end_at_once(*_: object) -> NoReturn:

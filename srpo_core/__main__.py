@@ -6,6 +6,7 @@ import logging
 import os
 import pkgutil
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -89,6 +90,7 @@ def align(
 def stage(name: Annotated[str, typer.Argument(help="a stage of dvc.yaml")]) -> None:
     """Run one stage on params.yaml in this directory; 'dvc repro' calls this."""
     from srpo_core.processes import die_with_parent
+    from srpo_core.timings import note_stage
 
     die_with_parent()
     _assert_code_of(Path.cwd())
@@ -96,7 +98,9 @@ def stage(name: Annotated[str, typer.Argument(help="a stage of dvc.yaml")]) -> N
     # before torch is imported: sums depend on the number of threads
     os.environ["OMP_NUM_THREADS"] = str(settings.resources.threads_per_worker)
     run = _stage_function(name)
+    started = time.monotonic()
     run(**{part: getattr(settings, part) for part in inspect.signature(run).parameters})
+    note_stage(name, time.monotonic() - started, settings.resources)
 
 
 @app.command(rich_help_panel="The road")
@@ -113,11 +117,70 @@ def data(
 
 
 @app.command(rich_help_panel="The road")
-def report() -> None:
-    """Say what the last run here came to, and where its report is."""
-    decision = artifacts.read_json(artifacts.DECISION)
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="directory of a transformer's weights")],
+    output: Annotated[
+        Path | None, typer.Option(help="directory to write; default: below .srpo/evaluations")
+    ] = None,
+) -> None:
+    """Draw any checkpoint beside the base on the test prompts, measure it, and say what the gate thinks of it.
+
+    Exit code 3: the gate would refuse it.
+    """
+    _assert_code_of(Path.cwd())
+    settings = config.load_settings()
+    os.environ["OMP_NUM_THREADS"] = str(settings.resources.threads_per_worker)
+    from srpo_core.evaluation import evaluate_checkpoint
+
+    target = output or artifacts.home() / "evaluations" / checkpoint.name
+    decision = evaluate_checkpoint(settings, checkpoint, target)
     _show_verdict(passed=decision["passed"], reason=decision["reason"])
-    typer.echo(f"report   {artifacts.require(artifacts.REPORT)}")
+    typer.echo(f"figures  {_shortest(target)}")
+    if not decision["passed"]:
+        raise typer.Exit(REFUSED)
+
+
+@app.command(rich_help_panel="The road")
+def report() -> None:
+    """Say what the last run here came to, and write its report with what it cost."""
+    from srpo_core.report.run import with_costs
+    from srpo_core.timings import costs
+
+    decision = artifacts.read_json(artifacts.DECISION)
+    page = artifacts.require(artifacts.REPORT).read_text(encoding="utf-8")
+    stages = config.read_values(Path("dvc.yaml")).get("stages", {})
+    rows = costs(list(stages))
+    _show_verdict(passed=decision["passed"], reason=decision["reason"])
+    typer.echo(f"report   {artifacts.REPORT}")
+    if rows:
+        with_cost = artifacts.home() / "report.html"
+        with artifacts.replacing(with_cost) as partial:
+            partial.write_text(with_costs(page, rows), encoding="utf-8")
+        hours = sum(row["device_hours"] for row in rows)
+        typer.echo(
+            f"cost     {_shortest(with_cost)}: {hours:.3f} device hours in {len(rows)} stages timed here"
+        )
+
+
+@app.command(rich_help_panel="Models")
+def quantize(
+    source: Annotated[
+        Path, typer.Argument(help="diffusers directory or .safetensors file of a FLUX transformer")
+    ],
+    formats: Annotated[
+        list[str], typer.Option("--format", help="a format, such as Q8_0; may be given several times")
+    ],
+    out: Annotated[Path, typer.Option(help="directory to write to")],
+    name: Annotated[
+        str | None, typer.Option(help="what the files are called; default: as the source")
+    ] = None,
+) -> None:
+    """Write any FLUX checkpoint in other formats. Formats that are there already are kept."""
+    from srpo_core.progress import progress_bar
+    from srpo_core.quantizers.standalone import quantize_checkpoint
+
+    for line in quantize_checkpoint(source, formats, out, stem=name, bar=progress_bar):
+        typer.echo(line)
 
 
 @app.command(rich_help_panel="Settings and machine")
@@ -147,6 +210,56 @@ def doctor(
         raise typer.Exit(errors.SrpoError.exit_code)
 
 
+@app.command(rich_help_panel="Settings and machine")
+def plan(
+    gpus: Annotated[int, typer.Option(min=1, help="devices, one per worker")],
+    gpu_memory: Annotated[float, typer.Option(min=0.001, help="of each, in GB (1e9 bytes)")],
+    profile: Annotated[str | None, typer.Option(help="preset to plan; default: params.yaml")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a setting, as for align")
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="of one device for an hour")] = None,
+    mfu: Annotated[
+        float, typer.Option(min=0.001, max=1, help="share of the peak that training reaches")
+    ] = 0.4,
+    tflops: Annotated[
+        float, typer.Option(min=0.001, help="peak of a device in bfloat16, in TFLOP/s")
+    ] = 989.0,
+    bandwidth: Annotated[float, typer.Option(min=0.001, help="of a device to the others, in GB/s")] = 300.0,
+) -> None:
+    """Say what a run needs: bytes, FLOPs, time and money, counted from the settings without any weights."""
+    from rich.console import Console
+
+    from srpo_core.plan import GB, TERA, Cluster, make_plan
+    from srpo_core.plan.table import show
+
+    path = config.profile_path(profile) if profile else config.PARAMS_FILE
+    settings = config.parse_settings(
+        config.patched(config.read_values(path), _patch(change or [])), str(path)
+    )
+    cluster = Cluster(gpus, gpu_memory * GB, price, mfu, tflops * TERA, bandwidth * GB)
+    Console().print(show(make_plan(settings, cluster)))
+
+
+@app.command(rich_help_panel="Settings and machine")
+def fetch(
+    profile: Annotated[str | None, typer.Option(help="preset to fetch for; default: params.yaml")] = None,
+) -> None:
+    """Get the weights that a run needs from the hub, as models.lock names them, and check each file."""
+    from srpo_core.doctor import weight_paths
+    from srpo_core.models_lock import fetch as fetch_entry
+    from srpo_core.models_lock import read_lock
+
+    settings = config.load_settings(config.profile_path(profile) if profile else config.PARAMS_FILE)
+    locked = read_lock()
+    for path in weight_paths(settings):
+        if path not in locked:
+            typer.echo(f"{path}: not from a hub (no entry of models.lock)")
+            continue
+        for line in fetch_entry(path):
+            typer.echo(line)
+
+
 @app.command(rich_help_panel="Releases")
 def releases() -> None:
     """List the releases in the store (SRPO_STORE, default store/)."""
@@ -160,13 +273,93 @@ def releases() -> None:
 
 
 @app.command(rich_help_panel="Releases")
-def verify(release: Annotated[str, typer.Argument(help="a version or an alias")] = "candidate") -> None:
+def show(release: Annotated[str, typer.Argument(help="a version or an alias")] = "candidate") -> None:
+    """Show a release: verdict, formats with their errors, files, and which aliases moved to and from it."""
+    from srpo_core.release.describing import describe
+    from srpo_core.storage import open_store
+
+    for line in describe(open_store(), release):
+        typer.echo(line)
+
+
+@app.command(rich_help_panel="Releases")
+def promote(
+    release: Annotated[str, typer.Argument(help="a version or an alias")],
+    reason: Annotated[str, typer.Option(help="kept in the history of production")] = "",
+    override: Annotated[
+        bool, typer.Option("--override", help="although the gate refused it; needs --reason")
+    ] = False,
+) -> None:
+    """Make a release production; what was production becomes `previous`. A flow, so the server knows it."""
+    from flows.terminal import run_promote
+
+    typer.echo(run_promote(version=release, reason=reason, override=override))
+
+
+@app.command(rich_help_panel="Releases")
+def rollback(reason: Annotated[str, typer.Option(help="kept in the history of production")] = "") -> None:
+    """Make the release production again that was before."""
+    from flows.terminal import run_rollback
+
+    typer.echo(run_rollback(reason=reason))
+
+
+@app.command(rich_help_panel="Releases")
+def pull(
+    release: Annotated[str, typer.Argument(help="a version or an alias")],
+    to: Annotated[Path, typer.Option(help="directory to write to")],
+    format_name: Annotated[
+        str | None, typer.Option("--format", help="one of the release's formats; default: all files")
+    ] = None,
+) -> None:
+    """Bring a release's files here, each held to its SHA-256; an interrupted one goes on."""
+    from srpo_core.release import pull as pull_release
+    from srpo_core.storage import open_store
+
+    for path in pull_release(open_store(), release, format_name=format_name, target=to):
+        typer.echo(path)
+
+
+@app.command(rich_help_panel="Releases")
+def verify(
+    release: Annotated[str, typer.Argument(help="a version or an alias")] = "candidate",
+    every: Annotated[bool, typer.Option("--all", help="every version of the store")] = False,
+) -> None:
     """Read a release's files and compare each with its digest."""
     from srpo_core.release import verify as verify_release
     from srpo_core.storage import open_store
 
-    manifest = verify_release(open_store(), release)
-    typer.echo(f"{manifest['version']}: {len(manifest['files'])} files are as they were published")
+    store = open_store()
+    faults = []
+    for version in store.versions() if every else [release]:
+        try:
+            manifest = verify_release(store, version)
+        except errors.StoreError as fault:
+            if not every:
+                raise
+            faults.append(str(fault))
+        else:
+            typer.echo(f"{manifest['version']}: {len(manifest['files'])} files are as they were published")
+    if faults:
+        raise errors.StoreError("; ".join(faults))
+
+
+@app.command(rich_help_panel="Releases")
+def gc(
+    keep: Annotated[int, typer.Option(min=0, help="so many of the newest versions stay in any case")],
+    delete: Annotated[bool, typer.Option("--delete", help="without it only what would go is listed")] = False,
+) -> None:
+    """Remove old releases; never one that an alias points to or that production has ever been."""
+    from flows.terminal import run_clean
+
+    cleaning = run_clean(keep=keep, delete=delete)
+    word = "removed" if cleaning.done else "would remove"
+    for name in (*cleaning.versions, *cleaning.leftovers):
+        typer.echo(f"{word}  {name}")
+    if not cleaning.versions and not cleaning.leftovers:
+        typer.echo("nothing to remove")
+    elif not cleaning.done:
+        typer.echo("next     the same with --delete")
 
 
 @app.command(rich_help_panel="Releases")

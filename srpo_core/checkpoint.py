@@ -1,131 +1,446 @@
-"""Training state on disk: atomic, checked by digests, without pickles.
+"""Training state: sharded, atomic, checked by digests, without pickles.
 
-A checkpoint is a directory: `transformer/` (what diffusers' `save_pretrained` writes),
-`optimizer.safetensors` (AdamW's moments by parameter name) and `state.json` (step, metrics so far,
-SHA-256 of the other files). It appears under its name only when it is complete.
+A checkpoint is a directory of shards that torch.distributed.checkpoint writes as safetensors, so any number of
+workers can read what any number has written:
+
+    weights/     what is trained, by parameter name: the whole transformer, or its adapters
+    resume/      the optimizer's state by `parameter:name`, and the random state of each rank
+    state.json   step, data cursor, metrics so far, and the SHA-256 of every other file; written last
+
+It appears under its name only when it is complete. The newest keep `resume/`; every one keeps its weights.
 """
 
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srpo_core.artifacts import sha256
+from srpo_core.artifacts import replacing, sha256
 from srpo_core.errors import ArtifactError
+from srpo_core.location import Location, local_copy
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
+    from torch.distributed import ProcessGroup
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-TRANSFORMER = "transformer"
-OPTIMIZER = "optimizer.safetensors"
+WEIGHTS = "weights"
+RESUME = "resume"
+OPTIMIZER = f"{RESUME}/optimizer"
+RANDOM = f"{RESUME}/random"
 STATE = "state.json"
+AT_ONCE = 1 << 30  # bytes of weights held in memory while they are joined
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint: its directory, the steps done, and one row of metrics per step."""
+    """A complete checkpoint: where it is, the steps done, and one row of metrics per step.
 
-    directory: Path
+    cursor: how many pictures have been used, and the epoch and place in it of the next; digests: SHA-256 by
+    file; resumable: whether the optimizer's state is there.
+    """
+
+    location: Location
     step: int
     metrics: Sequence[Mapping[str, float]]
-
-    @property
-    def transformer(self) -> Path:
-        """The diffusers directory of the weights."""
-        return self.directory / TRANSFORMER
+    cursor: Mapping[str, int]
+    digests: Mapping[str, str]
+    resumable: bool
 
 
-def save_checkpoint(
-    root: Path,
-    step: int,
-    transformer: Any,
-    optimizer: "torch.optim.Optimizer",
-    metrics: Sequence[Mapping[str, float]],
-) -> Checkpoint:
-    """Write the checkpoint after `step` steps below `root`; it replaces one of the same step."""
-    from safetensors.torch import save_file
+@dataclass(frozen=True)
+class TrainState:
+    """What a checkpoint holds of a worker at the end of a step."""
 
-    directory = checkpoint_directory(root, step)
-    partial = directory.with_name(f".{directory.name}.part")
-    shutil.rmtree(partial, ignore_errors=True)
-    transformer.save_pretrained(partial / TRANSFORMER)
-    save_file(_moments(transformer, optimizer), partial / OPTIMIZER)
-    files = sorted(path for path in partial.rglob("*") if path.is_file())
-    digests = {str(path.relative_to(partial)): sha256(path) for path in files}
-    state = {"step": step, "metrics": list(metrics), "sha256": digests}
-    (partial / STATE).write_text(json.dumps(state, sort_keys=True), encoding="utf-8")
-    shutil.rmtree(directory, ignore_errors=True)
-    partial.rename(directory)
-    return Checkpoint(directory, step, metrics)
+    transformer: "torch.nn.Module"
+    optimizer: "torch.optim.Optimizer"
+    step: int
+    cursor: Mapping[str, int]
+    metrics: Sequence[Mapping[str, float]]
 
 
-def newest_checkpoint(root: Path, *, every: int) -> Checkpoint | None:
-    """The checkpoint to go on from: the last of the unbroken row of intact ones at every `every` steps, or None.
+@dataclass
+class CheckpointWriter:
+    """Writes the checkpoints of one rank of a run; all ranks call `save` and `finish` alike.
 
-    A damaged one is named; what lies behind it or behind a gap is trained again.
+    keep: newest checkpoints that keep their `resume/`; group: a gloo group of all ranks when there are several;
+    background: return from `save` as soon as the state is copied. attempt: a name that no earlier writer had.
+    """
+
+    root: Location
+    attempt: str
+    keep: int
+    background: bool
+    rank: int = 0
+    world: int = 1
+    group: "ProcessGroup | None" = None
+    _pending: "Future[None] | None" = field(default=None, init=False)
+
+    def save(self, state: TrainState) -> None:
+        """Write the checkpoint after `state.step` steps; it replaces one of the same step."""
+        self.finish()
+        tensors = {WEIGHTS: trained(state.transformer), OPTIMIZER: moments(state)}
+        description = {"step": state.step, "cursor": dict(state.cursor), "metrics": list(state.metrics)}
+        random = random_state()
+        if not self.background:
+            self._write(tensors, random, description)
+            return
+        from concurrent.futures import ThreadPoolExecutor
+
+        copies = {part: _copied(group) for part, group in tensors.items()}
+        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending = pool.submit(self._write, copies, random, description)
+        pool.shutdown(wait=False)
+
+    def finish(self) -> None:
+        """Wait for a checkpoint that is being written. Raises what went wrong with it."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(
+        self, tensors: Mapping[str, Mapping[str, "Tensor"]], random: Mapping[str, "Tensor"], description: Any
+    ) -> None:
+        from safetensors.torch import save_file
+
+        target = step_location(self.root, description["step"])
+        with self._staging(description["step"]) as staging:
+            for part, group in tensors.items():
+                write_shards(staging / part, group, self.group)
+            (staging / RANDOM).mkdir(parents=True, exist_ok=True)
+            save_file(dict(random), staging / RANDOM / f"rank-{self.rank:05d}.safetensors")
+            own = [path for path in _files(staging) if self._is_own(path)]
+            digests = self._of_all_ranks({str(path.relative_to(staging)): sha256(path) for path in own})
+            if target.path is None:
+                if self.rank == 0:
+                    target.delete()
+                self._of_all_ranks({})
+                for path in own:
+                    (target / str(path.relative_to(staging))).upload(path)
+                self._of_all_ranks({})  # everything is there
+            if self.rank == 0:
+                self._commit(staging, {**description, "world": self.world, "sha256": digests})
+            self._of_all_ranks({})
+
+    @contextmanager
+    def _staging(self, step: int) -> Iterator[Path]:
+        """The directory that is written to: one of all ranks beside its final place, or one of this rank's own."""
+        if self.root.path is None:
+            with tempfile.TemporaryDirectory(prefix="srpo-checkpoint-") as directory:
+                yield Path(directory)
+        else:
+            # named by the attempt: what an earlier one left half written, or still writes, is never mixed in
+            partial = self.root.path / f".{step_name(step)}.{self.attempt}.part"
+            partial.mkdir(parents=True, exist_ok=True)
+            yield partial
+
+    def _is_own(self, path: Path) -> bool:
+        """Whether this rank wrote a shard, which bears its number."""
+        if path.parent.name == "random":
+            return path.name == f"rank-{self.rank:05d}.safetensors"
+        return self.world == 1 or path.name.startswith(f"shard-{self.rank + 1:05d}-")
+
+    def _of_all_ranks(self, mine: dict[str, str]) -> dict[str, str]:
+        """What all ranks say, merged; none goes on before all have said it."""
+        if self.group is None:
+            return mine
+        from torch import distributed as dist
+
+        said: list[dict[str, str]] = [{} for _ in range(self.world)]
+        dist.all_gather_object(said, mine, group=self.group)
+        return {name: value for part in said for name, value in sorted(part.items())}
+
+    def _commit(self, staging: Path, description: Mapping[str, Any]) -> None:
+        target = step_location(self.root, description["step"])
+        text = json.dumps(description, sort_keys=True)
+        if target.path is None:
+            (target / STATE).write(text.encode())
+        else:
+            (staging / STATE).write_text(text, encoding="utf-8")
+            shutil.rmtree(target.path, ignore_errors=True)
+            staging.rename(target.path)
+        self._thin_out(description["step"])
+
+    def _thin_out(self, newest: int) -> None:
+        """Drop what only resuming needs from all but the newest, and what earlier attempts left half written."""
+        names = self.root.names()
+        done = [name for name in names if name.startswith("step-") and name <= step_name(newest)]
+        for name in done[: -self.keep]:
+            (self.root / name / RESUME).delete()
+        for name in names:
+            if name.endswith(".part"):
+                (self.root / name).delete()
+
+
+def newest_checkpoint(root: Location, *, every: int) -> Checkpoint | None:
+    """The checkpoint to go on from: the last that can be, of the unbroken row of intact ones, or None.
+
+    A checkpoint stands at every `every` steps. A damaged one is named; what lies behind it or behind a gap is
+    trained again.
     """
     newest = None
     for step in count(every, every):
-        directory = checkpoint_directory(root, step)
-        if not directory.exists():
+        location = step_location(root, step)
+        if not location.exists():
             return newest
         try:
-            newest = open_checkpoint(directory)
+            found = open_checkpoint(location)
         except ArtifactError as error:
             log.warning("%s; going on from step %d", error, newest.step if newest else 0)
             return newest
+        newest = found if found.resumable else newest
     raise AssertionError("an endless count ended")
 
 
-def checkpoint_directory(root: Path, step: int) -> Path:
+def step_name(step: int) -> str:
+    """What the checkpoint after `step` steps is called."""
+    return f"step-{step:06d}"
+
+
+def step_location(root: Location, step: int) -> Location:
     """Where the checkpoint after `step` steps lies below `root`."""
-    return root / f"step-{step:06d}"
+    return root / step_name(step)
 
 
-def open_checkpoint(directory: Path) -> Checkpoint:
-    """Read a checkpoint's state and verify every file against its digest.
+def open_checkpoint(location: Location, *, check: bool = True) -> Checkpoint:
+    """Read a checkpoint's state and verify every file against its digest, unless that has just been done.
 
     Raises:
         ArtifactError: a file is missing or altered.
     """
     try:
-        state = json.loads((directory / STATE).read_text(encoding="utf-8"))
-        for name, digest in state["sha256"].items():
-            if sha256(directory / name) != digest:
-                raise ArtifactError(f"checkpoint {directory} is damaged: {name} does not have its digest")
-        return Checkpoint(directory, state["step"], state["metrics"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ArtifactError(f"checkpoint {directory} is damaged: {error}") from error
+        state = json.loads((location / STATE).read_text())
+        digests: dict[str, str] = state["sha256"]
+        for_resume = {name for name in digests if name.startswith(f"{RESUME}/")}
+        # thinned out as a whole; a part of it that is missing is damage
+        resumable = bool(for_resume) and (location / RESUME).exists()
+        kept = {name: digest for name, digest in digests.items() if resumable or name not in for_resume}
+        for name, digest in kept.items() if check else ():
+            if (location / name).sha256() != digest:
+                raise ArtifactError(f"checkpoint {location} is damaged: {name} does not have its digest")
+        return Checkpoint(location, state["step"], state["metrics"], state["cursor"], kept, resumable)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"checkpoint {location} is damaged: {error}") from error
 
 
-def load_optimizer(
-    checkpoint: Checkpoint, transformer: "torch.nn.Module", optimizer: "torch.optim.Optimizer"
+def restore(
+    checkpoint: Checkpoint,
+    transformer: "torch.nn.Module",
+    optimizer: "torch.optim.Optimizer",
+    *,
+    rank: int = 0,
 ) -> None:
-    """Put the saved moments back into an AdamW over `transformer`'s parameters."""
+    """Put weights, optimizer and random state back, whatever the number of workers was that saved them."""
+    import torch
+
+    with local_copy(checkpoint.location, checkpoint.digests) as directory:
+        with torch.no_grad():
+            read_shards(directory / WEIGHTS, trained(transformer))
+        _prepare(optimizer)
+        state = _flat(transformer, optimizer)
+        read_shards(directory / OPTIMIZER, state)
+        for (parameter, name), tensor in zip(_entries(transformer, optimizer), state.values(), strict=True):
+            kept = optimizer.state[parameter][name]
+            kept.copy_(tensor.view(kept.shape) if tensor.ndim != kept.ndim else tensor)
+        _restore_random(directory / RANDOM / f"rank-{rank:05d}.safetensors")
+
+
+def trained(transformer: "torch.nn.Module") -> dict[str, "Tensor"]:
+    """What training changes, by name: parameters that ask for a gradient."""
+    return {name: p.detach() for name, p in transformer.named_parameters() if p.requires_grad}
+
+
+def moments(state: TrainState) -> dict[str, "Tensor"]:
+    """The optimizer's state by `parameter:name`."""
+    return _flat(state.transformer, state.optimizer)
+
+
+def random_state() -> dict[str, "Tensor"]:
+    """The state of torch's generators of this process. Training draws from keyed ones alone; a model may not."""
+    import torch
+
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def write_shards(
+    directory: Path, tensors: Mapping[str, "Tensor"], group: "ProcessGroup | None" = None
+) -> None:
+    """Write this rank's share of `tensors` as safetensors; called by all ranks of `group`."""
+    from torch.distributed import checkpoint as dcp
+
+    writer = dcp.HuggingFaceStorageWriter(str(directory), save_distributed=True)
+    with _alone():
+        dcp.save(dict(tensors), storage_writer=writer, process_group=group, no_dist=group is None)
+
+
+def read_shards(directory: Path, tensors: Mapping[str, "Tensor"]) -> None:
+    """Fill `tensors`, each whole or a rank's share of it, from safetensors of any sharding, ours or others'.
+
+    Raises:
+        ArtifactError: the directory cannot be read, or lacks one of them.
+    """
+    from safetensors import SafetensorError
+    from torch.distributed import checkpoint as dcp
+
+    reader = dcp.HuggingFaceStorageReader(str(directory))
+    try:
+        # each rank reads what it needs: nothing that a collective would add
+        with _alone():
+            dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
+    except (OSError, SafetensorError, RuntimeError, ValueError, dcp.api.CheckpointException) as error:
+        cause = " ".join(str(error).split())[-200:]
+        raise ArtifactError(f"{directory} cannot be read as weights: {cause}") from error
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Without the warning that no process group is used, which is meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
+        yield
+
+
+def read_whole(directory: Path) -> dict[str, "Tensor"]:
+    """All tensors of a directory of shards, each whole, by name."""
+    import torch
+
+    tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in _shapes(directory).items()}
+    read_shards(directory, tensors)
+    return tensors
+
+
+def join_shards(directory: Path, target: Path) -> None:
+    """Write the tensors of sharded safetensors as one file in safetensors' own order, a gigabyte at a time."""
+    import torch
+
+    shapes = _shapes(directory)
+    # safetensors sorts by the size of the type, then by name
+    names = sorted(shapes, key=lambda name: (-shapes[name][1].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        shape, dtype = shapes[name]
+        start, end = end, end + torch.Size(shape).numel() * dtype.itemsize
+        header[name] = {"dtype": _SAFETENSORS[str(dtype)], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(target) as partial, partial.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for some in _portions(names, shapes):
+            tensors = {name: torch.empty(shapes[name][0], dtype=shapes[name][1]) for name in some}
+            read_shards(directory, tensors)
+            for tensor in tensors.values():
+                file.write(tensor.flatten().view(torch.uint8).numpy().data)
+
+
+_SAFETENSORS = {
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.bfloat16": "BF16",
+    "torch.float16": "F16",
+}
+
+
+def _shapes(directory: Path) -> dict[str, tuple[tuple[int, ...], "torch.dtype"]]:
+    from torch.distributed import checkpoint as dcp
+
+    entries = dcp.HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata
+    return {name: (tuple(entry.size), entry.properties.dtype) for name, entry in entries.items()}
+
+
+def _portions(names: Iterable[str], shapes: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Names in their order, in groups of about `AT_ONCE` bytes."""
+    import torch
+
+    some: list[str] = []
+    size = 0
+    for name in names:
+        some.append(name)
+        size += torch.Size(shapes[name][0]).numel() * shapes[name][1].itemsize
+        if size > AT_ONCE:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
+def _entries(
+    transformer: "torch.nn.Module", optimizer: "torch.optim.Optimizer"
+) -> Iterator[tuple["Tensor", str]]:
+    """(parameter, name) of each tensor of the optimizer's state, in the order of the parameters."""
+    for parameter in transformer.parameters():
+        for name in sorted(optimizer.state.get(parameter, {})):
+            yield parameter, name
+
+
+def _flat(transformer: "torch.nn.Module", optimizer: "torch.optim.Optimizer") -> dict[str, "Tensor"]:
+    names = {parameter: name for name, parameter in transformer.named_parameters()}
+    return {
+        # a step count has no dimension, and shards are cut along one
+        f"{names[parameter]}:{name}": tensor
+        if (tensor := optimizer.state[parameter][name]).ndim
+        else tensor.view(1)
+        for parameter, name in _entries(transformer, optimizer)
+    }
+
+
+def _prepare(optimizer: "torch.optim.Optimizer") -> None:
+    """Let the optimizer make its state, which it does at its first step, without moving a weight."""
+    import torch
+
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def _restore_random(path: Path) -> None:
+    """Put the generators back; a rank that did not exist when the checkpoint was saved keeps its own state."""
+    import torch
     from safetensors.torch import load_file
 
-    tensors = load_file(checkpoint.directory / OPTIMIZER)
-    for name, parameter in transformer.named_parameters():
-        if f"{name}:step" in tensors:
-            moments = {moment: tensors[f"{name}:{moment}"] for moment in MOMENTS}
-            # AdamW counts its steps on the CPU
-            optimizer.state[parameter] = {
-                moment: tensor if moment == "step" else tensor.to(parameter.device)
-                for moment, tensor in moments.items()
-            }
+    if not path.exists():
+        return
+    states = load_file(path)
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
 
 
-def _moments(transformer: "torch.nn.Module", optimizer: "torch.optim.Optimizer") -> dict[str, "torch.Tensor"]:
-    return {
-        f"{name}:{moment}": optimizer.state[parameter][moment].contiguous()
-        for name, parameter in transformer.named_parameters()
-        if parameter in optimizer.state
-        for moment in MOMENTS
-    }
+def _copied(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
+    """Copies on the CPU, which the next step leaves alone; each rank's share stays a share."""
+    from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+    stager = DefaultStager(
+        StagingOptions(
+            use_pinned_memory=False,
+            use_shared_memory=False,
+            use_async_staging=False,
+            use_non_blocking_copy=False,
+        )
+    )
+    copies: dict[str, Tensor] = stager.stage(dict(tensors))  # type: ignore[assignment]
+    stager.close()
+    return copies
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file())

@@ -4,7 +4,7 @@ Each top-level key is one part; a stage's `run(...)` names the parts that it rec
 the same names stand under `params:` of that stage in dvc.yaml.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -20,6 +20,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+Word = Annotated[str, Field(pattern=r"\S")]
 BranchName = Literal["denoise", "inversion"]
 
 
@@ -53,11 +54,52 @@ class ScorerSettings(Part):
     path: str = Field(description="directory of its weights and configuration")
 
 
+class WordPair(Part):
+    """One entry of the library of control words: each side's words with their weights."""
+
+    wanted: dict[Word, PositiveFloat] = Field(min_length=1, description="word for the wanted look: weight")
+    unwanted: dict[Word, PositiveFloat] = Field(
+        min_length=1, description="word for the unwanted look: weight"
+    )
+
+
 class ControlWords(Part):
     """The words put before a prompt to say what is wanted and what is not."""
 
-    wanted: list[str] = Field(min_length=1, description="words for the wanted look, one per step in turn")
-    unwanted: list[str] = Field(min_length=1, description="words for the unwanted look, one per step in turn")
+    use: str = Field(description="entry of `library` that is trained")
+    draw: Literal["in_turn", "by_weight"] = Field(
+        description="each step's words: in turn, each as often as its weight says, or drawn with these odds"
+    )
+    library: dict[str, WordPair] = Field(min_length=1, description="pairs by name")
+
+    @model_validator(mode="after")
+    def _in_the_library(self) -> Self:
+        if self.use not in self.library:
+            raise ValueError(
+                f"use {self.use!r} is not in library: known are {', '.join(sorted(self.library))}"
+            )
+        return self
+
+    @classmethod
+    def of(cls, wanted: Iterable[str], unwanted: Iterable[str]) -> Self:
+        """A library of one pair whose words weigh the same."""
+        pair = WordPair(wanted=dict.fromkeys(wanted, 1.0), unwanted=dict.fromkeys(unwanted, 1.0))
+        return cls(use="words", draw="in_turn", library={"words": pair})
+
+    @property
+    def pair(self) -> WordPair:
+        """The pair that is trained."""
+        return self.library[self.use]
+
+    @property
+    def wanted(self) -> list[str]:
+        """The words for the wanted look."""
+        return list(self.pair.wanted)
+
+    @property
+    def unwanted(self) -> list[str]:
+        """The words for the unwanted look."""
+        return list(self.pair.unwanted)
 
 
 class DrawSettings(Part):
@@ -158,6 +200,17 @@ class DraftSettings(Part):
     )
 
 
+class EarlyStop(Part):
+    """When training ends before its last step: pictures get worse for a judge and better for the reward."""
+
+    metric: str = Field(description="entry of the registry `metrics` that falls, by the judge `select_judge`")
+    objective: str = Field(description="entry of the registry `metrics` that rises: what training maximizes")
+    num_prompts: Positive = Field(description="training prompts drawn at each checkpoint, always the same")
+    seeds_per_prompt: Positive
+    margin: float = Field(ge=0, description="a figure this far below the best one before it counts as a fall")
+    patience: Positive = Field(description="checkpoints in a row at which it has fallen")
+
+
 class OptimizerSettings(Part):
     """AdamW at a constant learning rate."""
 
@@ -166,6 +219,38 @@ class OptimizerSettings(Part):
     betas: tuple[Momentum, Momentum] = Field(description="of the first and the second moment")
     eps: PositiveFloat
     max_grad_norm: PositiveFloat = Field(description="the total gradient norm is clipped to this")
+
+
+class ComputeSettings(Part):
+    """What training trades for time and memory; every key off is plain float32 that keeps all activations."""
+
+    autocast: bool = Field(
+        description="forward passes in bfloat16 by torch's autocast; weights, losses and AdamW stay in float32"
+    )
+    rollout_copy: bool = Field(
+        description="a bfloat16 copy of the transformer that draws the rollouts, kept equal to the trained weights"
+    )
+    checkpoint_blocks: Share = Field(
+        description="share of the transformer's blocks whose activations are computed again instead of kept"
+    )
+    checkpoint_decode: bool = Field(description="the same for every block of the VAE's decoder")
+    compile: bool = Field(
+        description="torch.compile of the transformer's blocks and of the VAE's decoder; needs a C++ compiler"
+    )
+    fused_optimizer: bool = Field(description="AdamW in one kernel: quicker, another last bit")
+
+
+class LoraSettings(Part):
+    """Low-rank adapters beside frozen weights, for train.tune lora."""
+
+    rank: Positive = Field(description="r, inner dimension of an adapter")
+    alpha: PositiveFloat = Field(description="an adapter's output is multiplied by alpha / rank")
+    targets: list[str] = Field(
+        min_length=1, description="ends of the names of the linear layers in the blocks that get an adapter"
+    )
+    frozen: Literal["float32", "bfloat16"] = Field(
+        description="type in which the frozen weights lie in memory; bfloat16 needs train.compute.autocast"
+    )
 
 
 class TrainSettings(Part):
@@ -197,6 +282,12 @@ class TrainSettings(Part):
     refl: ReflSettings
     draft: DraftSettings
     optimizer: OptimizerSettings
+    early_stop: EarlyStop | None = Field(description="when to end before the last step, or null")
+    compute: ComputeSettings
+    tune: Literal["full", "lora"] = Field(
+        description="what is trained: all weights, or adapters (train.lora)"
+    )
+    lora: LoraSettings
 
     @model_validator(mode="after")
     def _within_the_rollout(self) -> Self:
@@ -204,6 +295,12 @@ class TrainSettings(Part):
             raise ValueError(
                 f"draft.last_steps {self.draft.last_steps} is more than rollout.steps {self.rollout.steps}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _computable(self) -> Self:
+        if self.tune == "lora" and self.lora.frozen == "bfloat16" and not self.compute.autocast:
+            raise ValueError("lora.frozen bfloat16 needs compute.autocast: true")
         return self
 
     @model_validator(mode="after")
@@ -232,33 +329,51 @@ class EvaluateSettings(Part):
     num_prompts: Positive = Field(description="test prompts drawn per model")
     seeds_per_prompt: Positive
     metrics: list[str] = Field(min_length=1, description="entries of the registry `metrics`")
+    scorers: dict[str, ScorerSettings] = Field(
+        description="further differentiable scorers by name; each adds the metrics NAME and NAME_sgp"
+    )
+    real_pictures: Annotated[int, Field(ge=0)] = Field(
+        description="held-out pairs whose preferred pictures the metric kid compares with"
+    )
 
 
 class GateRule(Part):
-    """One rule of the gate: a figure, what it is compared with, and its threshold."""
+    """One rule of the gate: a figure, what it is held against, and how far it may go. See docs/gates.md."""
 
-    metric: str = Field(description="column of the evaluation")
-    against: Literal["base", "absolute"] = Field(description="difference to the base, or the figure itself")
-    bound: Literal["lower", "upper", "mean"] = Field(
-        description="end of the interval that is held to the threshold"
+    metric: str = Field(description="a metric of the evaluation")
+    against: Literal["base", "champion", "absolute"] = Field(
+        description="the base, the model now in production, or nothing"
     )
-    at_least: float | None = Field(description="threshold from below, or null")
-    at_most: float | None = Field(description="threshold from above, or null")
-    severity: Literal["refuse", "warn"] = Field(description="what a breach does")
-    meaning: str = Field(description="the rule in words that a newcomer understands")
+    compare: Literal["difference", "ratio", "win_rate", "value"] = Field(
+        description="change, ratio of the means, share of pictures that win, or (absolute) the figure itself"
+    )
+    side: Literal["at_least", "at_most", "within"] = Field(
+        description="on which side of the margin the rule holds; within: no further than it from no change"
+    )
+    margin: float = Field(description="the least, the greatest, or the farthest that the rule allows")
+    severity: Literal["refuse", "warn", "veto", "hacking"] = Field(
+        description="refuse and warn ask for proof that the rule holds, veto and hacking refuse on proof that it "
+        "is broken; hacking only while gate.objective rises"
+    )
+    meaning: str = Field(description="what holds if the rule holds, in words that a newcomer understands")
 
     @model_validator(mode="after")
-    def _one_threshold(self) -> Self:
-        if (self.at_least is None) == (self.at_most is None):
-            raise ValueError("exactly one of at_least and at_most must be a number, the other null")
+    def _comparable(self) -> Self:
+        if (self.against == "absolute") != (self.compare == "value"):
+            raise ValueError("compare is value if and only if against is absolute")
+        if self.side == "within" and (self.compare == "value" or self.margin < 0):
+            raise ValueError("side within needs a comparison and a margin of 0 or more")
         return self
 
 
 class GateSettings(Part):
     """When a model may be released."""
 
-    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(description="of the paired bootstrap intervals")
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="of the paired bootstrap's intervals; of all vetoes together"
+    )
     resamples: Positive = Field(description="bootstrap resamples over prompts")
+    objective: str = Field(description="the metric that stands for what training maximizes")
     rules: dict[str, GateRule] = Field(min_length=1)
 
 
@@ -268,18 +383,25 @@ class ReportSettings(Part):
     grid_prompts: Positive = Field(description="prompts in the before/after grid")
 
 
-class FormatLimit(Part):
-    """One format that a release carries."""
+class FormatLimits(Part):
+    """When a format is left out of a release."""
 
-    max_relative_error: PositiveFloat = Field(
-        description="of one forward pass against fp32; a larger error stops"
+    max_relative_error: PositiveFloat = Field(description="of one forward pass against fp32")
+    min_psnr: float = Field(ge=0, description="dB, of pictures against those of bf16; bf16 itself has none")
+    min_completeness: float = Field(
+        ge=0, description="noise of bf16's last latents over this format's; below 1, denoising is incomplete"
+    )
+    min_gain_kept: float = Field(
+        description="least share of the alignment's gain over the base that survives"
     )
 
 
 class QuantizeSettings(Part):
-    """Which files a release carries."""
+    """Which files a release carries, and how they are looked at before."""
 
-    formats: dict[str, FormatLimit] = Field(min_length=1, description="entries of the registry `quantizers`")
+    num_prompts: Positive = Field(description="test prompts drawn per format, with one of evaluate's seeds")
+    gain: str = Field(description="entry of the registry `metrics` whose gain over the base must survive")
+    formats: dict[str, FormatLimits] = Field(min_length=1, description="entries of the registry `quantizers`")
 
 
 class ReleaseSettings(Part):
@@ -289,16 +411,68 @@ class ReleaseSettings(Part):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="a version is this name and a hash of dvc.lock"
     )
     base_model: str = Field(description="the base model as the card names it, an id on the hub if it has one")
-    license: str = Field(description="licence of the weights, as the hub spells it")
+    license: str = Field(
+        description="licence of the weights, as the hub spells it; `other` needs license_name"
+    )
+    license_name: str | None = Field(description="name of a licence that the hub does not know, or null")
+    license_files: list[str] = Field(
+        min_length=1, description="licence texts that are carried along, the weights' own first"
+    )
+    unconditional_store: bool = Field(
+        description="publish to a store that ignores conditional writes: only one publisher at a time is safe"
+    )
+    datasets: list[str] = Field(description="data sets of the model card, by their ids on the hub")
     tags: list[str] = Field(description="tags of the model card")
+
+    @model_validator(mode="after")
+    def _licence_has_a_name(self) -> Self:
+        if (self.license == "other") != (self.license_name is not None):
+            raise ValueError("license_name belongs to license: other, and to no licence that the hub knows")
+        return self
+
+
+class StallSettings(Part):
+    """When training counts as stalled, and how often it is started again."""
+
+    factor: Annotated[float, Field(gt=1)] = Field(
+        description="a step that takes this many times the median step is stalled"
+    )
+    least_seconds: PositiveFloat = Field(description="and no step is stalled before this many seconds")
+    restarts: Annotated[int, Field(ge=0)] = Field(
+        description="times that the workers are started again after a stall or a crash before the run fails"
+    )
 
 
 class ResourceSettings(Part):
     """Where and how wide a run is computed. No stage depends on these: they do not change the result's meaning."""
 
-    train_workers: Positive = Field(description="Ray Train workers")
+    train_workers: Positive = Field(description="Ray Train workers, at most")
+    min_train_workers: Positive = Field(
+        description="workers with which to begin or go on when a cluster has no room for all"
+    )
+    draw_workers: Positive = Field(
+        description="Ray tasks that draw pictures at once; 1 draws in the stage itself"
+    )
     threads_per_worker: Positive = Field(description="CPU threads of each process that computes")
     use_gpu: bool = Field(description="one GPU per worker")
+    shard: bool = Field(
+        description="weights, gradients and optimizer cut over the workers (FSDP2), or whole on each"
+    )
+    keep_checkpoints: Positive = Field(
+        description="newest checkpoints to resume from; the weights of the others are kept all the same"
+    )
+    async_checkpoints: bool = Field(
+        description="train on while a checkpoint is written; needs room for a copy in CPU memory"
+    )
+    stall: StallSettings
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_train_workers > self.train_workers:
+            raise ValueError(
+                f"min_train_workers {self.min_train_workers} is more than train_workers {self.train_workers}"
+            )
+        return self
 
 
 class Settings(Part):
@@ -312,6 +486,9 @@ class Settings(Part):
         description="never trained against, never used to choose; judges at the gate"
     )
     control_words: ControlWords
+    champion: str | None = Field(
+        description="version of the release that a new model is compared with; a flow fills in the alias production"
+    )
     draw: DrawSettings
     ingest: IngestSettings
     check_reward: CheckRewardSettings
@@ -323,6 +500,17 @@ class Settings(Part):
     quantize: QuantizeSettings
     release: ReleaseSettings
     resources: ResourceSettings
+
+    @model_validator(mode="after")
+    def _judges_of_their_own(self) -> Self:
+        """What was trained against cannot judge, and what chose a checkpoint cannot judge it."""
+        roles = {"reward": self.reward, "select_judge": self.select_judge, "judge": self.judge}
+        for one, other in (("reward", "select_judge"), ("reward", "judge"), ("select_judge", "judge")):
+            if roles[one].path == roles[other].path:
+                raise ValueError(
+                    f"{one} and {other} are the same model ({roles[one].path}): each needs its own"
+                )
+        return self
 
 
 def parse_settings(values: Mapping[str, Any], where: str) -> Settings:

@@ -12,8 +12,10 @@ from typing import Final
 
 from srpo_core.config import Settings
 from srpo_core.errors import SrpoError
+from srpo_core.models_lock import LOCK, missing_files, read_lock
 from srpo_core.storage import open_store
 
+Found = tuple[bool, str]
 LOCK_FILE: Final = Path("requirements.lock")
 LEAST_FREE_GB: Final = 5
 GB: Final = 1e9
@@ -31,8 +33,9 @@ class Finding:
 def examine(settings: Settings) -> Iterator[Finding]:
     """Look at everything that a run with these settings needs; nothing is changed."""
     for what, check in CHECKS.items():
-        good, detail = check(settings)
-        yield Finding(what, good, detail)
+        found = check(settings)
+        for good, detail in [found] if isinstance(found, tuple) else found:
+            yield Finding(what, good, detail)
 
 
 def _python(_: Settings) -> tuple[bool, str]:
@@ -68,10 +71,29 @@ def _programs(_: Settings) -> tuple[bool, str]:
     return not missing, f"not found: {', '.join(missing)}" if missing else "git and dvc"
 
 
-def _weights(settings: Settings) -> tuple[bool, str]:
-    paths = (settings.model.path, settings.reward.path, settings.select_judge.path, settings.judge.path)
-    missing = [path for path in paths if not Path(path).exists()]
-    return not missing, f"missing: {', '.join(missing)}" if missing else "base, reward and judges are there"
+def weight_paths(settings: Settings) -> list[str]:
+    """Where a run of these settings looks for weights."""
+    parts = (settings.model, settings.reward, settings.select_judge, settings.judge)
+    return [part.path for part in parts]
+
+
+def _weights(settings: Settings) -> Iterator[tuple[bool, str]]:
+    """A line for each directory of weights: what of it is missing, and how to get it."""
+    locked = read_lock() if LOCK.exists() else {}
+    for path in weight_paths(settings):
+        if entry := locked.get(path):
+            gone = missing_files(path, entry)
+            unknown = sum(digest is None for digest in entry.files.values())
+            detail = (
+                f"{len(gone)} of {len(entry.files)} files are missing, first {gone[0]}: run 'srpo fetch'"
+                if gone
+                else (f"all {len(entry.files)} files of {entry.repo}, {unknown} without a known digest")
+            )
+            yield not gone, f"{path}: {detail}"
+        elif Path(path).exists():
+            yield True, path
+        else:
+            yield False, f"{path} is missing, and models.lock has no such entry: put your own weights there"
 
 
 def _data(settings: Settings) -> tuple[bool, str]:
@@ -121,7 +143,7 @@ def _devices(settings: Settings) -> tuple[bool, str]:
     )
 
 
-CHECKS: Final = MappingProxyType[str, Callable[[Settings], tuple[bool, str]]](
+CHECKS: Final = MappingProxyType[str, Callable[[Settings], Found | Iterator[Found]]](
     {
         "python": _python,
         "packages": _packages,

@@ -4,10 +4,8 @@ Two models that draw the same `PictureSet` start from the same noise, so their p
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
-from itertools import groupby
-from operator import attrgetter
 from typing import Final
 
 import torch
@@ -16,9 +14,8 @@ from torch import Tensor
 from srpo_core.algorithm.noise import keyed_noise
 from srpo_core.config import DrawSettings
 from srpo_core.errors import DivergenceError
-from srpo_core.progress import with_progress
 from srpo_core.protocols import BaseModel, Condition
-from srpo_core.scorers.metrics import MetricContext, measure
+from srpo_core.scorers.metrics import MetricContext, finish, measure
 
 WHITE: Final = 255
 
@@ -41,6 +38,16 @@ class PictureSet:
         """Number of pictures."""
         return len(self.prompts) * self.seeds_per_prompt
 
+    def part(self, start: int, stop: int) -> "PictureSet":
+        """The same pictures of some of the prompts, those at start … stop-1."""
+        rows = slice(start, min(stop, len(self.prompts)))
+        return replace(
+            self,
+            prompts=self.prompts[rows],
+            styles=self.styles[rows],
+            condition=self.condition[rows],
+        )
+
     def places(self) -> list[tuple[int, int]]:
         """(index of the prompt, number of the seed) of every picture, prompt after prompt."""
         return [(index, k) for index in range(len(self.prompts)) for k in range(self.seeds_per_prompt)]
@@ -51,12 +58,14 @@ class PictureSet:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """Pixels (3, H, W) in 8 bits: as a picture is stored, it is measured."""
+class Drawn:
+    """The pictures of a set in its order: pixels (P, 3, H, W) in 8 bits, as a picture is stored and measured.
 
-    index: int
-    k: int
+    found: by metric, what `measure` found, (P,), or (P, D) of a metric over all pictures.
+    """
+
     pixels: Tensor
+    found: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,30 @@ class MeasuredPicture:
     figures: dict[str, float]
 
 
+def draw_set(
+    base: BaseModel,
+    name: str,
+    pictures: PictureSet,
+    *,
+    draw: DrawSettings,
+    metrics: Sequence[str],
+    context: MetricContext,
+) -> Drawn:
+    """Draw a set of pictures by the model called `name` and measure them.
+
+    Raises:
+        DivergenceError: the model draws something that is not a finite number.
+    """
+    pixels = torch.cat(list(_draw(base, name, pictures, draw)))
+    found: dict[str, list[Tensor]] = {metric: [] for metric in metrics}
+    seeds = pictures.seeds_per_prompt
+    for index, prompt in enumerate(pictures.prompts if metrics else ()):
+        images = pixels[index * seeds : (index + 1) * seeds].float() / WHITE
+        for metric, values in measure(metrics, images, prompt, context).items():
+            found[metric].append(values)
+    return Drawn(pixels, {metric: torch.cat(values) for metric, values in found.items()})
+
+
 def draw_and_measure(
     base: BaseModel,
     name: str,
@@ -79,18 +112,19 @@ def draw_and_measure(
     metrics: Sequence[str],
     context: MetricContext,
 ) -> list[MeasuredPicture]:
-    """Draw a set of pictures by the model called `name` and measure them, in the set's order.
-
-    Raises:
-        DivergenceError: the model draws something that is not a finite number.
-    """
-    drawn = with_progress(_draw(base, name, pictures, draw), f"draw {name}", len(pictures))
-    measured: list[MeasuredPicture] = []
-    for index, group in groupby(drawn, key=attrgetter("index")):
-        measured.extend(
-            _measure(list(group), pictures.prompts[index], pictures.styles[index], metrics, context)
+    """Draw and measure a set of pictures; one `MeasuredPicture` for each, in the set's order. See `draw_set`."""
+    drawn = draw_set(base, name, pictures, draw=draw, metrics=metrics, context=context)
+    figures = {metric: finish(metric, found, context).tolist() for metric, found in drawn.found.items()}
+    return [
+        MeasuredPicture(
+            pictures.prompts[index],
+            pictures.styles[index],
+            k,
+            drawn.pixels[row],
+            {metric: values[row] for metric, values in figures.items()},
         )
-    return measured
+        for row, (index, k) in enumerate(pictures.places())
+    ]
 
 
 def mean_figures(pictures: Sequence[MeasuredPicture], metrics: Sequence[str]) -> dict[str, float]:
@@ -107,30 +141,26 @@ def to_png(pixels: Tensor) -> bytes:
     return file.getvalue()
 
 
-def _draw(base: BaseModel, name: str, pictures: PictureSet, draw: DrawSettings) -> Iterator[Picture]:
+def _draw(base: BaseModel, name: str, pictures: PictureSet, draw: DrawSettings) -> Iterator[Tensor]:
+    """Pictures of the set in 8 bits, batch after batch."""
     places = pictures.places()
+    device = _device(base)
     for start in range(0, len(places), draw.batch_size):
         batch = places[start : start + draw.batch_size]
         noise = torch.stack([pictures.noise(index, k, base.latent_shape) for index, k in batch])
         condition = pictures.condition[[index for index, _ in batch]]
-        images = base.draw(condition, noise, steps=draw.steps, guidance=draw.guidance)
+        on_device = Condition(condition.prompt_embeds.to(device), condition.pooled.to(device))
+        images = base.draw(on_device, noise.to(device), steps=draw.steps, guidance=draw.guidance)
         _require_finite(images, [pictures.prompts[index] for index, _ in batch], name)
-        for (index, k), image in zip(batch, _to_8_bits(images), strict=True):
-            yield Picture(index, k, image)
+        yield _to_8_bits(images)
 
 
-def _measure(
-    same_prompt: Sequence[Picture], prompt: str, style: str, metrics: Sequence[str], context: MetricContext
-) -> Iterator[MeasuredPicture]:
-    images = torch.stack([picture.pixels for picture in same_prompt]).float() / WHITE
-    figures = measure(metrics, images, prompt, context)
-    for row, picture in enumerate(same_prompt):
-        own = {metric: values[row] for metric, values in figures.items()}
-        yield MeasuredPicture(prompt, style, picture.k, picture.pixels, own)
+def _device(base: BaseModel) -> torch.device:
+    return next(base.transformer.parameters()).device
 
 
 def _to_8_bits(images: Tensor) -> Tensor:
-    return (images.clamp(0, 1) * WHITE).round().to(torch.uint8).cpu()
+    return (images.clamp(0, 1) * WHITE).round().to(torch.uint8).cpu().contiguous()
 
 
 def _require_finite(images: Tensor, prompts: Sequence[str], name: str) -> None:

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from srpo_core.config import ComputeSettings
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -44,10 +46,24 @@ class BaseModel(Protocol):
         """Move all parts to a device, in place."""
         ...
 
+    def prepare(self, compute: "ComputeSettings") -> Self:
+        """Set up the calls of training, in place: once, with the weights loaded and on their device."""
+        ...
+
     def velocity(
         self, latents: "Tensor", timestep: "Tensor", guidance: float, condition: Condition
     ) -> "Tensor":
-        """Predict velocities; see `VelocityModel`."""
+        """Predict velocities by the trained weights; see `VelocityModel`."""
+        ...
+
+    def rollout_velocity(
+        self, latents: "Tensor", timestep: "Tensor", guidance: float, condition: Condition
+    ) -> "Tensor":
+        """Predict velocities without gradients, by the copy for rollouts if there is one; see `VelocityModel`."""
+        ...
+
+    def weights_changed(self) -> None:
+        """Bring the copy for rollouts, if there is one, to the trained weights; after every optimizer step."""
         ...
 
     def encode(self, images: "Tensor") -> "Tensor":
@@ -62,11 +78,22 @@ class BaseModel(Protocol):
         """Draw images (B, 3, H, W) in [0, 1] from packed noise (B, S, C) with the base's own sampler."""
         ...
 
+    def spatial(self, latents: "Tensor") -> "Tensor":
+        """Packed latents (B, S, C) as a picture of them, (B, c, h, w)."""
+        ...
+
+    def draw_latents(self, condition: Condition, noise: "Tensor", *, steps: int, guidance: float) -> "Tensor":
+        """The last latents (B, S, C) of `draw`, before they are decoded."""
+        ...
+
 
 class RewardModel(Protocol):
     """A differentiable image-text scorer with two towers; features are L2-normalised."""
 
-    scale: float
+    @property
+    def scale(self) -> float:
+        """What a cosine is multiplied with."""
+        ...
 
     def to(self, device: "torch.device") -> Self:
         """Move the towers to a device, in place."""
@@ -86,6 +113,10 @@ class Judge(Protocol):
 
     styles: Sequence[str]
     subjects: Sequence[str]
+
+    def to(self, device: "torch.device") -> Self:
+        """Move it to a device, in place."""
+        ...
 
     def features(self, images: "Tensor") -> "Tensor":
         """Features (B, D) of images (B, 3, H, W) in [0, 1]."""

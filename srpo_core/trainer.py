@@ -5,26 +5,28 @@ and gradients are summed over workers, so that the number of workers does not ch
 """
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from srpo_core.algorithm import METHODS
-from srpo_core.algorithm.method import LossTerm, Method, TrainBatch
+from srpo_core.algorithm.control_words import word_by_weight, word_in_turn
+from srpo_core.algorithm.method import TrainBatch
 from srpo_core.algorithm.noise import Draws, epoch_index, keyed_noise, keyed_share
-from srpo_core.checkpoint import Checkpoint, load_optimizer, newest_checkpoint, save_checkpoint
-from srpo_core.config import ControlWords, ModelSettings, ScorerSettings, TrainSettings
-from srpo_core.errors import ConfigError, DivergenceError, pick
-from srpo_core.models import load_base, load_transformer
+from srpo_core.checkpoint import CheckpointWriter, TrainState, open_checkpoint, restore, step_location
+from srpo_core.config import ControlWords, ModelSettings, ResourceSettings, ScorerSettings, TrainSettings
+from srpo_core.early_stop import BASE, Watch, over_trained
+from srpo_core.learner import Learner, adamw, method_of
+from srpo_core.location import Location, local_copy
+from srpo_core.models import load_trainable
 from srpo_core.models.embeddings import read_embeddings, read_latents
-from srpo_core.protocols import BaseModel, Condition, RewardModel
+from srpo_core.protocols import BaseModel, Condition
 from srpo_core.scorers import load_reward
+from srpo_core.scorers.autocast import AutocastReward
 
 PROGRESS = "progress.jsonl"
 SAMPLES = "samples"
@@ -34,18 +36,23 @@ SAMPLES = "samples"
 class TrainJob:
     """Everything that a worker needs to know.
 
-    inputs: absolute directory in which the settings' relative paths hold; state: absolute directory
-    of checkpoints, samples and progress.
+    inputs: where the files lie that the settings and stages name by relative paths, with their digests when
+    they must be fetched; state: where checkpoints, samples and progress go; resume: steps done by the
+    checkpoint to go on from, 0 for none; attempt: a name of this start of the workers.
     """
 
-    inputs: Path
-    state: Path
+    inputs: Location
+    digests: Mapping[str, str]
+    state: Location
     seed: int
     model: ModelSettings
     reward: ScorerSettings
+    select_judge: ScorerSettings
     control_words: ControlWords
     train: TrainSettings
-    threads: int
+    resources: ResourceSettings
+    resume: int
+    attempt: str
 
 
 @dataclass(frozen=True)
@@ -57,45 +64,31 @@ class Prompts:
     real: Tensor | None
 
 
-@dataclass(frozen=True)
-class Learner:
-    """What a step changes, and how: knows nothing of files, ranks or draws."""
-
-    model: BaseModel
-    reward: RewardModel
-    optimizer: torch.optim.Optimizer
-    settings: TrainSettings
-    method: Method
-
-    def step(self, batch: TrainBatch, step: int, *, world: int = 1) -> dict[str, float]:
-        """One optimizer step on this rank's share of the global batch; its metrics are equal on every rank."""
-        self.optimizer.zero_grad(set_to_none=True)
-        terms = self.method(self.model, self.reward, batch, self.settings)
-        figures = backward_terms(terms, self.settings.batch_size)
-        if world > 1:
-            sum_over_ranks(figures.values(), self.model.transformer)
-        transformer, largest = self.model.transformer, self.settings.optimizer.max_grad_norm
-        figures["grad_norm"] = torch.nn.utils.clip_grad_norm_(transformer.parameters(), largest)
-        self.optimizer.step()
-        # the one place where the host waits for the device
-        metrics = dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
-        require_finite(metrics["grad_norm"], transformer, step)
-        return metrics
-
-
 class Worker:
     """One rank's model, reward, optimizer and share of the data."""
 
     def __init__(self, job: TrainJob, *, rank: int, world: int, device: torch.device) -> None:
-        """Load everything and go on from the newest intact checkpoint."""
+        """Load everything and go on from the job's checkpoint. The working directory must be the inputs'."""
         self.job, self.rank, self.world, self.device = job, rank, world, device
-        self.checkpoint = newest_checkpoint(job.state, every=job.train.checkpoint_every)
-        self.model = _load_model(job, self.checkpoint, device)
+        self.model = _load_model(job, device)
         optimizer = adamw(self.model.transformer, job.train)
-        if self.checkpoint:
-            load_optimizer(self.checkpoint, self.model.transformer, optimizer)
-        self.learner = Learner(
-            self.model, load_reward(job.reward).to(device), optimizer, job.train, method_of(job.train)
+        self.metrics: list[Mapping[str, float]] = []
+        if job.resume:
+            checkpoint = open_checkpoint(step_location(job.state, job.resume), check=False)
+            restore(checkpoint, self.model.transformer, optimizer, rank=rank)
+            self.metrics = list(checkpoint.metrics)
+            self.model.weights_changed()
+        reward = load_reward(job.reward).to(device)
+        if job.train.compute.autocast:
+            reward = AutocastReward(reward)
+        self.learner = Learner(self.model, reward, optimizer, job.train, method_of(job.train))
+        self.watch = Watch.over(
+            job.train,
+            seed=job.seed,
+            reward=job.reward,
+            judge=job.select_judge,
+            words=job.control_words,
+            device=device,
         )
         texts, _, condition = read_embeddings("train")
         self.prompts = Prompts(
@@ -103,18 +96,35 @@ class Worker:
         )
 
     def run(self) -> None:
-        """Train the steps that are not done yet; rank 0 saves checkpoints, samples and progress."""
-        metrics = list(self.checkpoint.metrics) if self.checkpoint else []
-        for step in range(len(metrics) + 1, self.job.train.steps + 1):
-            metrics.append(self.step(step))
+        """Train the steps that are not done yet; save checkpoints, samples and progress on the way."""
+        of_base = {} if self.metrics else self._judged(BASE)
+        writer = self._writer()
+        for step in range(len(self.metrics) + 1, self.job.train.steps + 1):
+            if over_trained(self.metrics, self.job.train.early_stop):
+                break
+            at_checkpoint = step % self.job.train.checkpoint_every == 0
+            self.metrics.append(self.step(step) | of_base | (self._judged() if at_checkpoint else {}))
+            of_base = {}
             if self.rank == 0:
-                self._tell({"step": step, **metrics[-1]})
-                if step % self.job.train.checkpoint_every == 0:
-                    self._save(step, metrics)
+                self.job.state.append(PROGRESS, json.dumps({"step": step, **self.metrics[-1]}))
+            if at_checkpoint:
+                self._save(step, writer)
+        writer.finish()
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step over the global batch; returns its metrics, equal on every rank."""
         return self.learner.step(self.batch(step), step, world=self.world)
+
+    def _judged(self, prefix: str = "") -> dict[str, float]:
+        """What the judge says of the model now, if it is asked; equal on every rank."""
+        if self.watch is None:
+            return {}
+        # drawn by all ranks, as each may hold a part of the model; the last bits may differ between them
+        seen = self.watch.figures(self.model)
+        figures = torch.tensor(list(seen.values()), dtype=torch.float64, device=self.device)
+        if self.world > 1:
+            dist.broadcast(figures, src=0)
+        return {prefix + name: value for name, value in zip(seen, figures.tolist(), strict=True)}
 
     def batch(self, step: int) -> TrainBatch:
         """This rank's share of the batch of a step, every draw keyed by the global sample index."""
@@ -129,9 +139,14 @@ class Worker:
             noise=torch.stack(noise).to(self.device),
             draws=Draws(job.seed, step, samples),
             real=self._real_images(step, samples, rows),
-            wanted=_in_turn(job.control_words.wanted, step),
-            unwanted=_in_turn(job.control_words.unwanted, step),
+            wanted=self._word(job.control_words.pair.wanted, "wanted", step),
+            unwanted=self._word(job.control_words.pair.unwanted, "unwanted", step),
         )
+
+    def _word(self, weights: Mapping[str, float], side: str, step: int) -> str:
+        if self.job.control_words.draw == "in_turn":
+            return word_in_turn(weights, step)
+        return word_by_weight(weights, self.job.seed, side, step)
 
     def _real_images(self, step: int, samples: Iterable[int], rows: Iterable[int]) -> dict[int, Tensor]:
         """By place in the batch, the latents of the samples that start from a real picture."""
@@ -144,130 +159,86 @@ class Worker:
             if keyed_share(self.job.seed, "source", step, i) < share
         }
 
-    def _tell(self, row: Mapping[str, float]) -> None:
-        with (self.job.state / PROGRESS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def _save(self, step: int, metrics: Sequence[Mapping[str, float]]) -> None:
-        save_samples(self.model, self.job, self.job.state / SAMPLES / f"step-{step:06d}.png", self.device)
-        save_checkpoint(self.job.state, step, self.model.transformer, self.learner.optimizer, metrics)
-
-
-def method_of(settings: TrainSettings) -> Method:
-    """The method that the settings name.
-
-    Raises:
-        ConfigError: there is none of this name, or it cannot start from real pictures and should.
-    """
-    entry = pick(METHODS, settings.method, "method")
-    if settings.rollout.source != "online" and not entry.real_images:
-        able = ", ".join(name for name, other in METHODS.items() if other.real_images)
-        raise ConfigError(
-            f"train.method {settings.method!r} trains the sampler's own steps, so train.rollout.source must be "
-            f"online, not {settings.rollout.source!r}: real pictures are for {able}"
-        )
-    return entry.run
-
-
-def backward_terms(terms: Iterable[LossTerm], batch_size: int) -> dict[str, Tensor]:
-    """Run backward on each loss term in turn; sums over this rank's samples, divided by the global batch.
-
-    Returns `loss` and, averaged over the terms that know it, `reward_<name>`; scalars.
-    """
-    losses, rewards = [], dict[str, list[Tensor]]()
-    for term in terms:
-        loss = term.losses.sum() / batch_size
-        loss.backward()  # type: ignore[no-untyped-call]
-        losses.append(loss.detach())
-        for name, values in term.rewards.items():
-            rewards.setdefault(name, []).append(values.sum() / batch_size)
-    means = {f"reward_{name}": torch.stack(values).mean() for name, values in rewards.items()}
-    return {"loss": torch.stack(losses).sum(), **means}
-
-
-def sum_over_ranks(figures: Iterable[Tensor], transformer: torch.nn.Module) -> None:
-    """Add up figures and gradients over all ranks, in place."""
-    for value in figures:
-        dist.all_reduce(value)
-    for parameter in transformer.parameters():
-        if parameter.grad is not None:
-            dist.all_reduce(parameter.grad)
-
-
-def require_finite(norm: float, transformer: torch.nn.Module, step: int) -> None:
-    """Stop after a step whose total gradient norm was not finite.
-
-    Raises:
-        DivergenceError: names the step and the first tensor at fault.
-    """
-    if not math.isfinite(norm):
-        raise DivergenceError(
-            f"step {step}: gradient of {_first_not_finite(transformer)} is not finite; the checkpoints before it "
-            "are kept: lower train.optimizer.learning_rate"
+    def _writer(self) -> CheckpointWriter:
+        return CheckpointWriter(
+            self.job.state,
+            attempt=self.job.attempt,
+            keep=self.job.resources.keep_checkpoints,
+            background=self.job.resources.async_checkpoints,
+            rank=self.rank,
+            world=self.world,
+            # of its own: a background write must not meet the training's collectives
+            group=dist.new_group(backend="gloo") if self.world > 1 else None,
         )
 
+    def _save(self, step: int, writer: CheckpointWriter) -> None:
+        images = draw_samples(
+            self.model, self.job, self.device
+        )  # by all ranks: each may hold a part of the model
+        if self.rank == 0:
+            (self.job.state / SAMPLES / f"step-{step:06d}.png").write(_png(images))
+        used = step * self.job.train.batch_size
+        epoch, place = divmod(used, len(self.prompts.texts))
+        cursor = {"pictures": used, "epoch": epoch, "place": place}
+        writer.save(TrainState(self.model.transformer, self.learner.optimizer, step, cursor, self.metrics))
 
-def adamw(transformer: torch.nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW over all of the transformer's parameters."""
-    options = settings.optimizer
-    return torch.optim.AdamW(
-        transformer.parameters(),
-        lr=options.learning_rate,
-        weight_decay=options.weight_decay,
-        betas=options.betas,
-        eps=options.eps,
-    )
 
-
-def save_samples(model: BaseModel, job: TrainJob, path: Path, device: torch.device) -> None:
-    """Draw the first training prompts, always from the same noise, side by side as one PNG."""
-    from torchvision.utils import save_image
-
+def draw_samples(model: BaseModel, job: TrainJob, device: torch.device) -> Tensor:
+    """Images (B, 3, H, W) in [0, 1] of the first training prompts, always from the same noise."""
     texts, _, condition = read_embeddings("train")
     count = min(job.train.sample_prompts, len(texts))
     noise = torch.stack([keyed_noise(model.latent_shape, job.seed, "sample", text) for text in texts[:count]])
-    images = model.draw(
+    return model.draw(
         _to(condition[slice(count)], device),
         noise.to(device),
         steps=job.train.rollout.steps,
         guidance=job.train.rollout.guidance,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_image(images, path, nrow=count)
 
 
 def train_worker(job: TrainJob) -> None:
     """Entry of one Ray Train worker."""
     from ray import train
 
-    os.chdir(job.inputs)  # Ray starts workers in a directory of its own
-    torch.set_num_threads(job.threads)
+    from srpo_core.processes import die_with_parent
+
+    die_with_parent()
+    torch.set_num_threads(job.resources.threads_per_worker)
     context = train.get_context()
-    device = train.torch.get_device()
-    Worker(job, rank=context.get_world_rank(), world=context.get_world_size(), device=device).run()
-    if context.get_world_size() > 1:
-        dist.barrier()  # rank 0 may still be saving
+    with ExitStack() as stack:
+        # Ray starts workers in a directory of its own
+        os.chdir(stack.enter_context(local_copy(job.inputs, job.digests)))
+        stack.callback(os.chdir, "/")
+        worker = Worker(
+            job,
+            rank=context.get_world_rank(),
+            world=context.get_world_size(),
+            device=train.torch.get_device(),
+        )
+        worker.run()
 
 
-def _load_model(job: TrainJob, checkpoint: Checkpoint | None, device: torch.device) -> BaseModel:
-    model = load_base(job.model)
-    if checkpoint:
-        weights = load_transformer(job.model, checkpoint.transformer)
-        model.transformer.load_state_dict(weights.state_dict())
+def _png(images: Tensor) -> bytes:
+    """Images (B, 3, H, W) side by side as one PNG."""
+    from io import BytesIO
+
+    from torchvision.utils import save_image
+
+    file = BytesIO()
+    save_image(images, file, format="png", nrow=len(images))
+    return file.getvalue()
+
+
+def _load_model(job: TrainJob, device: torch.device) -> BaseModel:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    mesh = None
+    if job.resources.shard and dist.is_initialized():
+        mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    model = load_trainable(job.model, job.train, seed=job.seed, device=device, mesh=mesh)
     model.transformer.train()
-    return model.to(device)
-
-
-def _in_turn(words: Sequence[str], step: int) -> str:
-    return words[step % len(words)]
+    return model
 
 
 def _to(condition: Condition, device: torch.device) -> Condition:
     return Condition(condition.prompt_embeds.to(device), condition.pooled.to(device))
-
-
-def _first_not_finite(module: torch.nn.Module) -> str:
-    for name, parameter in module.named_parameters():
-        if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-            return name
-    return "no single parameter"

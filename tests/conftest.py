@@ -76,6 +76,7 @@ def tiny_project(tmp_path_factory):
 @pytest.fixture
 def job(tiny_project, tmp_path, monkeypatch):
     """A short training job on the tiny family."""
+    from srpo_core.location import Location
     from srpo_core.trainer import TrainJob
 
     monkeypatch.chdir(tiny_project)
@@ -85,12 +86,16 @@ def job(tiny_project, tmp_path, monkeypatch):
         update={"steps": 4, "batch_size": 4, "checkpoint_every": 2, "sample_prompts": 2, "rollout": rollout}
     )
     return TrainJob(
-        inputs=tiny_project,
-        state=tmp_path,
+        inputs=Location.of(tiny_project),
+        digests={},
+        state=Location.of(tmp_path),
         seed=0,
         model=settings.model,
         reward=settings.reward,
+        select_judge=settings.select_judge,
         control_words=settings.control_words,
         train=train,
-        threads=1,
+        resources=settings.resources,
+        resume=0,
+        attempt="test",
     )

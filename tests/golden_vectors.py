@@ -18,6 +18,14 @@ SUBSET = ROOT / "tests/golden"
 FULL = ROOT.parent / "shared/golden"
 REFERENCE_GUIDANCE = 3.5  # hard-coded there
 REFERENCE_MARGIN = 0.7
+PLAIN = {
+    "autocast": False,
+    "rollout_copy": False,
+    "checkpoint_blocks": 0.0,
+    "checkpoint_decode": False,
+    "compile": False,
+    "fused_optimizer": False,
+}
 SCORERS = {"hps": "hps_v2", "pickscore": "pick_score"}
 
 
@@ -85,16 +93,16 @@ class Golden:
         configs = self.json["configs"]
         with TemporaryDirectory() as directory:
             root = Path(directory)
-            for name in SCORERS:
+            written = {"hps": configs["hps_open_clip"]}
+            if "pickscore_hf_clip" in configs:
+                written["pickscore"] = configs["pickscore_hf_clip"] | {"model_type": "clip"}
+            for name, config in written.items():
                 (root / name).mkdir()
                 save_file(self.state(f"model.{name}."), root / name / "model.safetensors")
-            (root / "hps/config.json").write_text(json.dumps(configs["hps_open_clip"]))
-            (root / "pickscore/config.json").write_text(
-                json.dumps(configs["pickscore_hf_clip"] | {"model_type": "clip"})
-            )
+                (root / name / "config.json").write_text(json.dumps(config))
             return {
-                name: load_reward(ScorerSettings(scorer=scorer, path=str(root / name)))
-                for name, scorer in SCORERS.items()
+                name: load_reward(ScorerSettings(scorer=SCORERS[name], path=str(root / name)))
+                for name in written
             }
 
     def settings(self, args, *, calls, guidance, steps, **changes):
@@ -107,6 +115,7 @@ class Golden:
             "batch_size": 1,
             "batch_branches": False,
             "pairs_per_rollout": 1,
+            "compute": PLAIN,
             "rollout": {"source": "online", "steps": steps, "shift": args["shift"], "guidance": guidance},
             "direct_align": {
                 "grid": args["timestep_length"],

@@ -29,9 +29,11 @@ SHORT = {
     "gate": {
         "resamples": 200,
         "rules": {
-            "style_gained": {"at_least": -1.0},
-            "subject_kept": {"at_least": -1.0},
-            "diversity_kept": {"at_least": -2.0},
+            **{
+                name: {"margin": -1.0}
+                for name in ("style_gained", "style_wins", "objective_gained", "subject_kept", "reward_kept")
+            },
+            "diversity_kept": {"margin": 0.0},
         },
     },
     "report": {"grid_prompts": 3},

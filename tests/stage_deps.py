@@ -42,10 +42,11 @@ def _file(module: str) -> str:
 
 
 def _templates(file: str) -> list[Path]:
-    """Templates that lie beside a package's code are code, too."""
+    """Templates and scripts that lie beside a package's code are code, too."""
     if not file.endswith("__init__.py"):
         return []
-    return [path.relative_to(ROOT) for path in (ROOT / file).parent.glob("*.j2")]
+    directory = (ROOT / file).parent
+    return [path.relative_to(ROOT) for kind in ("*.j2", "*.js") for path in directory.glob(kind)]
 
 
 def main() -> None:

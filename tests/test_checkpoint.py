@@ -3,26 +3,35 @@ import shutil
 
 import pytest
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from safetensors.torch import load_file, save_file
 
-from srpo_core.checkpoint import load_optimizer, newest_checkpoint, open_checkpoint, save_checkpoint
+from srpo_core.checkpoint import (
+    CheckpointWriter,
+    TrainState,
+    join_shards,
+    newest_checkpoint,
+    open_checkpoint,
+    read_whole,
+    restore,
+    step_location,
+    trained,
+)
 from srpo_core.errors import ArtifactError
+from srpo_core.location import Location
+
+CURSOR = {"pictures": 8, "epoch": 1, "place": 3}
 
 
-class Line(ModelMixin, ConfigMixin):
-    """The smallest model that diffusers can save."""
+class Line(torch.nn.Module):
+    """The smallest model."""
 
-    @register_to_config
-    def __init__(self, width: int = 3):
+    def __init__(self):
         super().__init__()
-        self.linear = torch.nn.Linear(width, 1)
+        self.linear = torch.nn.Linear(3, 1)
 
 
-def stepped(model, steps):
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    take_steps(model, optimizer, steps)
-    return optimizer
+def adamw(model):
+    return torch.optim.AdamW(model.parameters(), lr=0.1)
 
 
 def take_steps(model, optimizer, steps):
@@ -32,72 +41,157 @@ def take_steps(model, optimizer, steps):
         optimizer.step()
 
 
+def writer(root, *, keep=9, background=False, attempt="a"):
+    return CheckpointWriter(Location.of(root), attempt=attempt, keep=keep, background=background)
+
+
+def save(root, step, model, optimizer, **options):
+    one = writer(root, **options)
+    one.save(TrainState(model, optimizer, step, CURSOR, [{"loss": 1 / n} for n in range(1, step + 1)]))
+    one.finish()
+
+
+def newest(root):
+    return newest_checkpoint(Location.of(root), every=2)
+
+
 @pytest.fixture
 def saved(tmp_path):
     torch.manual_seed(0)
     model = Line()
-    optimizer = stepped(model, 2)
-    save_checkpoint(tmp_path, 2, model, optimizer, [{"loss": 1.0}, {"loss": 0.5}])
+    optimizer = adamw(model)
+    take_steps(model, optimizer, 2)
+    save(tmp_path, 2, model, optimizer)
     return tmp_path, model, optimizer
 
 
-def test_a_checkpoint_holds_step_metrics_and_weights(saved):
+def restored(root):
+    model = Line()
+    optimizer = adamw(model)
+    restore(newest(root), model, optimizer)
+    return model, optimizer
+
+
+def test_a_checkpoint_holds_step_metrics_cursor_and_weights(saved):
     root, model, _ = saved
-    checkpoint = newest_checkpoint(root, every=2)
+    checkpoint = newest(root)
     assert (checkpoint.step, checkpoint.metrics) == (2, [{"loss": 1.0}, {"loss": 0.5}])
-    assert torch.equal(Line.from_pretrained(checkpoint.transformer).linear.weight, model.linear.weight)
+    assert checkpoint.cursor == CURSOR
+    weights = read_whole(root / "step-000002/weights")
+    assert {name: tensor.tolist() for name, tensor in weights.items()} == {
+        name: tensor.tolist() for name, tensor in trained(model).items()
+    }
 
 
-def test_training_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(saved):
+@pytest.mark.parametrize("background", [False, True])
+def test_training_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(saved, background):
     root, model, optimizer = saved
-    checkpoint = newest_checkpoint(root, every=2)
-    resumed = Line.from_pretrained(checkpoint.transformer)
-    fresh = torch.optim.AdamW(resumed.parameters(), lr=0.1)
-    load_optimizer(checkpoint, resumed, fresh)
+    save(root, 4, model, optimizer, background=background)
+    resumed, fresh = restored(root)
     take_steps(model, optimizer, 3)
     take_steps(resumed, fresh, 3)
     assert torch.equal(resumed.linear.weight, model.linear.weight)
+    assert torch.equal(resumed.linear.bias, model.linear.bias)
+
+
+def test_what_is_written_in_the_background_is_what_was_there_at_its_step(saved):
+    root, model, optimizer = saved
+    then = model.linear.weight.detach().clone()
+    one = writer(root, background=True)
+    one.save(TrainState(model, optimizer, 4, CURSOR, [{}] * 4))
+    take_steps(model, optimizer, 3)  # while it is written
+    one.finish()
+    assert torch.equal(read_whole(root / "step-000004/weights")["linear.weight"], then)
+
+
+def test_a_background_write_that_fails_is_told_and_leaves_the_checkpoint_before_it(saved, monkeypatch):
+    root, model, optimizer = saved
+
+    def full(*_args, **_kwargs):
+        raise OSError("disk full")
+
+    one = writer(root, background=True)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    one.save(TrainState(model, optimizer, 4, CURSOR, [{}] * 4))
+    with pytest.raises(OSError, match="disk full"):
+        one.finish()
+    assert newest(root).step == 2
+
+
+def test_the_generators_go_on_where_they_were(saved):
+    root, _, _ = saved
+    expected = torch.rand(3)  # drawn after the checkpoint was saved
+    torch.manual_seed(99)
+    restored(root)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_restoring_moves_no_weight_and_leaves_the_learning_rate(saved):
+    root, model, _ = saved
+    resumed, optimizer = restored(root)
+    assert torch.equal(resumed.linear.weight, model.linear.weight)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    assert optimizer.state[resumed.linear.weight]["step"].shape == ()
+    assert float(optimizer.state[resumed.linear.weight]["step"]) == 2
 
 
 def test_without_the_moments_training_would_go_on_otherwise(saved):
     root, model, optimizer = saved
-    resumed = Line.from_pretrained(newest_checkpoint(root, every=2).transformer)
+    resumed, _ = restored(root)
     take_steps(model, optimizer, 3)
-    stepped(resumed, 3)
+    take_steps(resumed, adamw(resumed), 3)
     assert not torch.equal(resumed.linear.weight, model.linear.weight)
 
 
-@pytest.mark.parametrize("file", ["transformer/diffusion_pytorch_model.safetensors", "optimizer.safetensors"])
-def test_one_altered_byte_is_found(saved, file):
+@pytest.mark.parametrize("part", ["weights", "resume/optimizer", "resume/random"])
+def test_one_altered_byte_is_found(saved, part):
     root, _, _ = saved
-    path = root / "step-000002" / file
+    (path,) = (root / "step-000002" / part).glob("*.safetensors")
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(ArtifactError, match=f"damaged: {file} does not have its digest"):
-        open_checkpoint(root / "step-000002")
+    with pytest.raises(ArtifactError, match=f"damaged: {part}/.* does not have its digest"):
+        open_checkpoint(step_location(Location.of(root), 2))
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(saved, caplog):
+def test_nothing_in_a_checkpoint_is_a_pickle(saved):
+    root, _, _ = saved
+    names = {path.name.rpartition(".")[2] for path in (root / "step-000002").rglob("*") if path.is_file()}
+    assert names == {"safetensors", "json"}
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used_in_one_line(saved, caplog):
     root, model, optimizer = saved
-    save_checkpoint(root, 4, model, optimizer, [{}] * 4)
+    save(root, 4, model, optimizer)
     (root / "step-000004/state.json").write_text("{")
     with caplog.at_level(logging.WARNING):
-        assert newest_checkpoint(root, every=2).step == 2
-    assert "step-000004 is damaged" in caplog.text
+        assert newest(root).step == 2
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert "step-000004 is damaged" in line
+    assert line.endswith("; going on from step 2")
 
 
 def test_what_lies_behind_a_gap_or_a_damage_is_trained_again(saved):
     root, model, optimizer = saved
     for step in (4, 6, 8):
-        save_checkpoint(root, step, model, optimizer, [{}] * step)
-    (root / "step-000006/optimizer.safetensors").unlink()
-    assert newest_checkpoint(root, every=2).step == 4
+        save(root, step, model, optimizer)
+    next((root / "step-000006/resume/optimizer").iterdir()).unlink()
+    assert newest(root).step == 4
     shutil.rmtree(root / "step-000002")
-    assert newest_checkpoint(root, every=2) is None
+    assert newest(root) is None
 
 
-def test_a_half_written_checkpoint_does_not_exist(saved, monkeypatch):
+def test_the_newest_can_be_resumed_and_every_one_keeps_its_weights(saved):
+    root, model, optimizer = saved
+    for step in (4, 6, 8):
+        save(root, step, model, optimizer, keep=2)
+    assert sorted(path.parent.name for path in root.glob("*/resume")) == ["step-000006", "step-000008"]
+    assert len(list(root.glob("*/weights/*.safetensors"))) == 4
+    next((root / "step-000008/weights").iterdir()).unlink()
+    assert newest(root).step == 6
+
+
+def test_a_half_written_checkpoint_does_not_exist_and_the_next_attempt_clears_it_away(saved, monkeypatch):
     root, model, optimizer = saved
 
     def killed(*_args, **_kwargs):
@@ -105,12 +199,50 @@ def test_a_half_written_checkpoint_does_not_exist(saved, monkeypatch):
 
     monkeypatch.setattr("safetensors.torch.save_file", killed)
     with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(root, 4, model, optimizer, [])
+        save(root, 4, model, optimizer, attempt="first")
     monkeypatch.undo()
-    assert newest_checkpoint(root, every=2).step == 2
-    save_checkpoint(root, 4, model, optimizer, [{}] * 4)
-    assert newest_checkpoint(root, every=2).step == 4
+    assert newest(root).step == 2
+    assert list(root.glob(".step-000004.first.part"))
+    save(root, 4, model, optimizer, attempt="second")
+    assert newest(root).step == 4
+    assert not list(root.glob(".*.part"))
 
 
 def test_where_there_is_no_checkpoint_there_is_none(tmp_path):
-    assert newest_checkpoint(tmp_path, every=2) is None
+    assert newest(tmp_path) is None
+
+
+def test_joined_shards_are_the_bytes_that_safetensors_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr("srpo_core.checkpoint.AT_ONCE", 20)  # so that it takes several portions
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2))
+    model[1].to(torch.bfloat16)
+    save(tmp_path, 2, model, adamw(model))
+    join_shards(tmp_path / "step-000002/weights", tmp_path / "joined.safetensors")
+    save_file(trained(model), tmp_path / "whole.safetensors", {"format": "pt"})
+    assert (tmp_path / "joined.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert load_file(tmp_path / "joined.safetensors")["1.weight"].dtype is torch.bfloat16
+
+
+def test_weights_that_are_missing_are_named(saved):
+    root, _, _ = saved
+    other = torch.nn.Linear(2, 2)
+    with pytest.raises(ArtifactError, match=r"cannot be read as weights: .*Missing key"):
+        restore(newest(root), other, adamw(other))
+
+
+@pytest.mark.s3
+def test_checkpoints_in_object_storage_are_resumed_from_as_those_on_disk(saved, bucket):
+    _, model, optimizer = saved
+    far = f"s3://{bucket}/runs/resume"
+    save(far, 2, model, optimizer)
+    save(far, 4, model, optimizer, keep=1)
+    checkpoint = newest_checkpoint(Location.of(far), every=2)
+    assert checkpoint.step == 4
+    assert not open_checkpoint(Location.of(f"{far}/step-000002")).resumable
+    resumed = Line()
+    fresh = adamw(resumed)
+    restore(checkpoint, resumed, fresh)
+    take_steps(model, optimizer, 2)
+    take_steps(resumed, fresh, 2)
+    assert torch.equal(resumed.linear.weight, model.linear.weight)

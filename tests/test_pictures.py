@@ -22,6 +22,7 @@ class ShowsNoise:
 
     def __init__(self):
         self.batches = []
+        self.transformer = torch.nn.Linear(1, 1)
 
     def draw(self, condition, noise, *, steps, guidance):
         self.batches.append(len(noise))
@@ -42,9 +43,11 @@ def picture_set(purpose="select", seed=0, seeds_per_prompt=2):
     return PictureSet(purpose, PROMPTS, ["a", "b", "b"], condition, seeds_per_prompt, seed)
 
 
-def drawn(pictures, batch_size=32, base=None):
+def drawn(pictures, batch_size=32, base=None, metrics=()):
     draw = DrawSettings(steps=1, guidance=1, batch_size=batch_size)
-    return draw_and_measure(base or ShowsNoise(), "step 5", pictures, draw=draw, metrics=[], context=None)
+    return draw_and_measure(
+        base or ShowsNoise(), "step 5", pictures, draw=draw, metrics=metrics, context=None
+    )
 
 
 def test_pictures_come_prompt_after_prompt_and_seed_after_seed():
@@ -82,10 +85,11 @@ def test_the_noise_of_a_picture_is_keyed_by_seed_purpose_prompt_and_number():
 
 def test_the_figures_are_those_of_the_stored_8_bit_pictures(monkeypatch):
     def mean_of_pixels(names, images, prompt, context):
-        return {"mean": images.mean((1, 2, 3)).tolist()}
+        return {"mean": images.mean((1, 2, 3))}
 
     monkeypatch.setattr(module, "measure", mean_of_pixels)
-    for picture in drawn(picture_set()):
+    monkeypatch.setattr(module, "finish", lambda name, found, context: found)
+    for picture in drawn(picture_set(), metrics=["mean"]):
         stored = np.asarray(Image.open(io.BytesIO(to_png(picture.pixels)))) / 255
         assert picture.figures["mean"] == pytest.approx(stored.mean(), abs=1e-6)
 
@@ -95,10 +99,11 @@ def test_all_seeds_of_a_prompt_are_measured_together_whatever_the_batch_size(mon
 
     def note(names, images, prompt, context):
         seen.append((prompt, len(images)))
-        return {}
+        return {"any": torch.zeros(len(images))}
 
     monkeypatch.setattr(module, "measure", note)
-    drawn(picture_set(seeds_per_prompt=3), batch_size=2)
+    monkeypatch.setattr(module, "finish", lambda name, found, context: found)
+    drawn(picture_set(seeds_per_prompt=3), batch_size=2, metrics=["any"])
     assert seen == [("red apple", 3), ("cat", 3), ("owl", 3)]
 
 
@@ -117,6 +122,13 @@ def test_values_beyond_white_and_black_are_clamped_and_rounded():
 def test_a_model_that_draws_nan_stops_with_its_name_and_the_prompt():
     with pytest.raises(DivergenceError, match="step 5 draws NaN or infinity for prompt 'cat'"):
         drawn(picture_set(), base=DrawsNan())
+
+
+def test_a_part_of_a_set_has_the_very_pictures_that_the_whole_has_there():
+    whole = drawn(picture_set())
+    parts = [*drawn(picture_set().part(0, 2)), *drawn(picture_set().part(2, 9))]
+    assert [(p.prompt, p.style, p.seed) for p in parts] == [(p.prompt, p.style, p.seed) for p in whole]
+    assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(parts, whole, strict=True))
 
 
 def test_means_are_over_all_pictures():

@@ -78,7 +78,7 @@ def test_a_run_leaves_the_checkout_as_it_was_but_for_the_lock(checkout, first):
 @pytest.mark.road
 def test_a_refusal_is_a_result_and_nothing_is_published(checkout, first):
     before = checkout.srpo("releases").stdout
-    refused = checkout.srpo("align", "--set", "gate.rules.style_gained.at_least=2", check=False)
+    refused = checkout.srpo("align", "--set", "gate.rules.style_gained.margin=2", check=False)
     assert refused.returncode == 3
     assert "verdict  refused" in refused.stdout
     assert "release  none" in refused.stdout

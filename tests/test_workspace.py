@@ -266,5 +266,7 @@ def test_a_half_made_worktree_is_cleared_away(checkout):
 
 def test_a_patch_with_text_beyond_ascii_survives(checkout):
     with open_workspace(checkout) as run:
-        write_settings(run.path, profile="tiny", patch={"control_words": {"wanted": ["墨"]}})
-        assert yaml.safe_load((run.path / "params.yaml").read_text())["control_words"]["wanted"] == ["墨"]
+        pair = {"wanted": {"墨": 1}, "unwanted": {"3D": 1}}
+        patch = {"control_words": {"use": "墨", "library": {"墨": pair}}}
+        write_settings(run.path, profile="tiny", patch=patch)
+        assert yaml.safe_load((run.path / "params.yaml").read_text())["control_words"]["use"] == "墨"

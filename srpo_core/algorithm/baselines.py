@@ -33,7 +33,7 @@ def refl(
     first = math.ceil((1 - settings.refl.late_share) * roll.steps)
     stops = batch.draws.integers(("late step",), min(first, roll.steps - 1), roll.steps - 1)
     rolled = states(
-        model.velocity,
+        model.rollout_velocity,
         eps,
         batch.condition,
         sigmas=sigmas[: max(stops) + 1],
@@ -92,7 +92,10 @@ def _trained_end(model: BaseModel, batch: TrainBatch, settings: TrainSettings, *
     """Images x0 (B, S, C): `free` steps without gradients, the others with, their activations not kept."""
     eps, guidance, time = noise_of(batch.noise, settings), settings.rollout.guidance, time_of(settings)
     sigmas = _sigmas(settings, eps.device)
-    z = rollout(model.velocity, eps, batch.condition, sigmas=sigmas[: free + 1], guidance=guidance, time=time)
+    free_sigmas = sigmas[: free + 1]
+    z = rollout(
+        model.rollout_velocity, eps, batch.condition, sigmas=free_sigmas, guidance=guidance, time=time
+    )
 
     def step(z: Tensor, sigma: Tensor, next_sigma: Tensor) -> Tensor:
         return euler_step(

@@ -71,7 +71,7 @@ def starting_images(model: BaseModel, batch: TrainBatch, settings: TrainSettings
     images = dict(batch.real)
     if rows:
         drawn = rollout(
-            model.velocity,
+            model.rollout_velocity,
             eps[rows],
             batch.condition[rows],
             sigmas=shifted_sigmas(roll.steps, roll.shift),

@@ -1,36 +1,81 @@
-"""Bootstrap intervals of a mean over prompts."""
+"""The paired bootstrap over prompts: every column of figures on the same resamples, stratified by style.
+
+The unit that is resampled is the prompt, so that several seeds of one prompt are not taken for
+independent evidence; each style keeps its number of prompts, since scores differ among styles by more
+than models do. Efron and Tibshirani 1993, chapters 6 and 13.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Final
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 
-from srpo_core.gates.pairs import Floats
+Floats = NDArray[np.float64]
 
-DRAWS_AT_ONCE = 2**22
-
-
-def resampled_means(figures: Floats, resamples: int, generator: Generator) -> Floats:
-    """Means of `resamples` samples of figures (N,), each drawn N times with replacement, (resamples,)."""
-    count = len(figures)
-    at_once = max(1, DRAWS_AT_ONCE // count)
-    means = np.empty(resamples)
-    for start in range(0, resamples, at_once):
-        part = means[start : start + at_once]
-        part[:] = figures[generator.integers(0, count, size=(len(part), count))].mean(axis=1)
-    return means
+DRAWS_AT_ONCE: Final = 2**22
 
 
-def mean_interval(
-    figures: Floats, *, confidence: float, resamples: int, generator: Generator
-) -> tuple[float, float]:
-    """Ends of the two-sided percentile interval of the mean of figures (N,).
+@dataclass(frozen=True)
+class Sample:
+    """How many prompts were resampled, over how many styles; two prompts per style are the least."""
 
-    The unit that is resampled is what `figures` counts: prompts, so that several seeds of one prompt
-    are not taken for independent evidence. One figure shows no spread, so its interval is (NaN, NaN).
-    Source: Efron and Tibshirani 1993, chapter 13.
+    num_prompts: int
+    num_strata: int
+
+
+def resampled_means(
+    columns: Floats, strata: Sequence[str], *, resamples: int, generator: Generator
+) -> Floats:
+    """Means of the columns (N, C) over `resamples` samples of the N prompts, (resamples, C).
+
+    A sample draws as many prompts of each stratum (N,) as there are, with replacement; all columns see the
+    same samples, so their means stay paired.
     """
-    if len(figures) == 1:
+    names, codes = np.unique(np.asarray(strata), return_inverse=True)
+    sums = np.zeros((resamples, columns.shape[1]))
+    for code in range(len(names)):
+        own = columns[codes == code]
+        at_once = max(1, DRAWS_AT_ONCE // len(own))
+        for start in range(0, resamples, at_once):
+            part = sums[start : start + at_once]
+            part += _drawn_counts(len(own), len(part), generator) @ own
+    return sums / len(columns)
+
+
+def percentile_interval(draws: Floats, sample: Sample, *, confidence: float) -> tuple[float, float]:
+    """Ends of the two-sided interval of a statistic whose bootstrap draws are given, (R,).
+
+    The percentiles are taken further out than their nominal places, as the plain ones are too narrow by
+    sqrt((N-S)/N) and by the normal in place of Student's t. Hesterberg 2015, section 4.1, "expanded
+    percentile". One prompt per stratum shows no spread, so the interval is (NaN, NaN).
+    """
+    from scipy.special import stdtrit
+
+    freedom = sample.num_prompts - sample.num_strata
+    if freedom < 1:
         return float("nan"), float("nan")
-    tail = (1 - confidence) / 2
-    means = resampled_means(figures, resamples, generator)
-    low, high = np.quantile(means, [tail, 1 - tail])
+    student = -float(stdtrit(freedom, (1 - confidence) / 2))
+    tail = NormalDist().cdf(-student * (sample.num_prompts / freedom) ** 0.5)
+    low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def per_rule_confidence(confidence: float, num_rules: int) -> float:
+    """Confidence of each of `num_rules` intervals if any one of them may decide. Bonferroni.
+
+    The chance that one or more of them misses its truth is then at most 1 - confidence. Rules that must
+    all hold need no such correction: a wrong model passes only if the hardest rule errs.
+    """
+    return 1 - (1 - confidence) / max(1, num_rules)
+
+
+def _drawn_counts(size: int, rows: int, generator: Generator) -> Floats:
+    """How often each of `size` prompts is drawn in each of `rows` samples of that size, (rows, size)."""
+    drawn = generator.integers(0, size, size=(rows, size))
+    drawn += np.arange(rows)[:, None] * size
+    counts = np.bincount(drawn.ravel(), minlength=rows * size)
+    return counts.reshape(rows, size).astype(np.float64)

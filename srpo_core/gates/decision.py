@@ -2,17 +2,25 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
-from srpo_core.config import GateSettings
+from srpo_core.config import GateRule, GateSettings
 from srpo_core.errors import GateError
 from srpo_core.gates.expectations import rules_that_hold
 from srpo_core.gates.pairs import Pairs
-from srpo_core.gates.rules import judged, measure, sentence, threshold
+from srpo_core.gates.rules import (
+    BY_PROOF_OF_BREACH,
+    Measurement,
+    chance_of_refusing_an_equal,
+    measure_rules,
+    objective_rule,
+)
+from srpo_core.gates.sentences import sentence
 
-SCHEMA_VERSION = 1
-PASSED = "passed"
-REFUSED = "refused"
+SCHEMA_VERSION: Final = 2
+PASSED: Final = "passed"
+REFUSED: Final = "refused"
+OBJECTIVE: Final = "objective"
 
 
 def decide(pairs: Pairs, selection: Mapping[str, Any], *, seed: int, gate: GateSettings) -> dict[str, Any]:
@@ -21,30 +29,17 @@ def decide(pairs: Pairs, selection: Mapping[str, Any], *, seed: int, gate: GateS
     `selection` is select's result: with no admissible checkpoint the model is refused whatever it scores.
 
     Raises:
-        ConfigError: a rule's metric is not a column of the evaluation.
+        ConfigError: a rule's metric, or the objective, was not measured.
     """
-    measured = {name: measure(rule, pairs, seed=seed, gate=gate) for name, rule in gate.rules.items()}
-    figures = {name: judged(rule, measured[name]) for name, rule in gate.rules.items()}
-    held = rules_that_hold(gate.rules, figures)
+    objective = measure_rules({OBJECTIVE: objective_rule(gate)}, pairs, seed=seed, gate=gate)[OBJECTIVE]
+    armed = objective.low > 0
+    measured = measure_rules(gate.rules, pairs, seed=seed, gate=gate)
+    held = rules_that_hold(gate.rules, measured, armed=armed)
     rules = [
-        {
-            "name": name,
-            "metric": rule.metric,
-            "against": rule.against,
-            "value": _figure(measured[name].value),
-            "low": _figure(measured[name].low),
-            "high": _figure(measured[name].high),
-            "bound": rule.bound,
-            "threshold": threshold(rule),
-            "side": "at_most" if rule.at_least is None else "at_least",
-            "severity": rule.severity,
-            "passed": held[name],
-            "meaning": rule.meaning,
-            "reason": sentence(rule, measured[name], passed=held[name], confidence=gate.confidence),
-        }
+        _entry(name, rule, measured.get(name), passed=held.get(name, True), armed=armed)
         for name, rule in gate.rules.items()
     ]
-    blocks = [f"{rule['name']}: {rule['reason']}" for rule in rules if _breaks(rule, "refuse")]
+    blocks = [f"{rule['name']}: {rule['reason']}" for rule in rules if rule["verdict"] == "refuses"]
     if not selection["admissible"]:
         blocks.insert(0, f"no checkpoint was admissible: {selection['reason'].rstrip('.')}")
     return {
@@ -53,9 +48,22 @@ def decide(pairs: Pairs, selection: Mapping[str, Any], *, seed: int, gate: GateS
         "verdict": REFUSED if blocks else PASSED,
         "reason": _reason(blocks, rules, pairs),
         "rules": rules,
+        "objective": {"metric": gate.objective, "rose": armed, **_interval(objective)},
         "confidence": gate.confidence,
+        "chance_of_refusing_an_equal": chance_of_refusing_an_equal(gate.rules, measured),
         "num_prompts": len(pairs.prompts),
         "num_pairs": len(pairs.seeds),
+    }
+
+
+def rule_figures(decision: Mapping[str, Any]) -> dict[str, Any]:
+    """A decision's figures as a tree of numbers, as DVC compares experiments by them."""
+    return {
+        "passed": decision["passed"],
+        "rules": {
+            rule["name"]: {key: rule[key] for key in ("value", "low", "high", "passed")}
+            for rule in decision["rules"]
+        },
     }
 
 
@@ -66,19 +74,46 @@ def require_passed(decision: Mapping[str, Any]) -> None:
         raise GateError(f"the gate refused this model: {reason} See runs/report/report.html")
 
 
+def _entry(
+    name: str, rule: GateRule, measured: Measurement | None, *, passed: bool, armed: bool
+) -> dict[str, Any]:
+    broken = "warns" if rule.severity == "warn" else "refuses"
+    return {
+        "name": name,
+        **rule.model_dump(mode="json"),
+        **_interval(measured),
+        "passed": passed,
+        "verdict": "does not apply" if measured is None else "holds" if passed else broken,
+        "reason": sentence(rule, measured, passed=passed, armed=armed),
+    }
+
+
+def _interval(measured: Measurement | None) -> dict[str, float | None]:
+    if measured is None:
+        return dict.fromkeys(("value", "low", "high", "confidence"))
+    return {
+        "value": _figure(measured.value),
+        "low": _figure(measured.low),
+        "high": _figure(measured.high),
+        "confidence": measured.confidence,
+    }
+
+
 def _reason(blocks: Sequence[str], rules: Sequence[Mapping[str, Any]], pairs: Pairs) -> str:
     if blocks:
         return f"{'; '.join(blocks)}."
-    warnings = [f"{rule['name']}: {rule['reason']}" for rule in rules if _breaks(rule, "warn")]
+    warnings = [f"{rule['name']}: {rule['reason']}" for rule in rules if rule["verdict"] == "warns"]
     evidence = f"on {len(pairs.seeds)} pairs of pictures of {len(pairs.prompts)} test prompts"
     if warnings:
         return f"no rule refuses {evidence}, with {len(warnings)} of {len(rules)} rules as a warning: {'; '.join(warnings)}."
-    meanings = "; ".join(rule["meaning"] for rule in rules)
-    return f"every rule holds {evidence}: {meanings}."
+    meanings = "; ".join(rule["meaning"] for rule in rules if _is_proven(rule))
+    vetoes = sum(rule["severity"] in BY_PROOF_OF_BREACH for rule in rules)
+    signs = f"; none of {vetoes} signs of hacking is seen" if vetoes else ""
+    return f"every rule holds {evidence}: {meanings}{signs}."
 
 
-def _breaks(rule: Mapping[str, Any], severity: str) -> bool:
-    return not rule["passed"] and rule["severity"] == severity
+def _is_proven(rule: Mapping[str, Any]) -> bool:
+    return rule["verdict"] == "holds" and rule["severity"] not in BY_PROOF_OF_BREACH
 
 
 def _figure(value: float) -> float | None:

@@ -1,4 +1,4 @@
-"""The rules as a Great Expectations suite over a table of one row, one column per rule."""
+"""The rules as a Great Expectations suite over a table of one row: the ends of each rule's interval."""
 
 import os
 from collections.abc import Mapping
@@ -6,12 +6,21 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from srpo_core.config import GateRule
+from srpo_core.gates.rules import BY_PROOF_OF_BREACH, Measurement, limits
 
-SEVERITIES: Final[Mapping[str, str]] = MappingProxyType({"refuse": "critical", "warn": "warning"})
+SEVERITIES: Final[Mapping[str, str]] = MappingProxyType(
+    {"refuse": "critical", "veto": "critical", "hacking": "critical", "warn": "warning"}
+)
+LOW, HIGH = "low", "high"
 
 
-def rules_that_hold(rules: Mapping[str, GateRule], figures: Mapping[str, float]) -> dict[str, bool]:
-    """Hold each rule's figure to its threshold; a figure that is not finite holds no threshold."""
+def rules_that_hold(
+    rules: Mapping[str, GateRule], measured: Mapping[str, Measurement], *, armed: bool
+) -> dict[str, bool]:
+    """Hold the ends of each measured rule's interval to its limits; a figure that is not finite holds none.
+
+    armed: whether the training objective rose; if not, a rule of severity hacking only needs its figures.
+    """
     # read by the library when it is imported
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations as gx
@@ -19,38 +28,51 @@ def rules_that_hold(rules: Mapping[str, GateRule], figures: Mapping[str, float])
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False, "metric_calculations": False}
     suite = gx.ExpectationSuite(name="gate")
-    for name, rule in rules.items():
-        for expectation in _expectations(name, rule):
-            suite.add_expectation(expectation)
-    outcome = _one_row(context, figures).validate(suite)
-    results: dict[str, list[bool]] = {name: [] for name in rules}
+    asked = {name: _expectations(name, rules[name], armed=armed) for name in measured}
+    for expectation in (one for expectations in asked.values() for one in expectations):
+        suite.add_expectation(expectation)
+    outcome = _one_row(context, measured).validate(suite)
+    results: dict[str, list[bool]] = {name: [] for name in measured}
     for result in outcome.results:
-        results[result.expectation_config.kwargs["column"]].append(bool(result.success))
+        name, _, _ = result.expectation_config.kwargs["column"].rpartition(" ")
+        results[name].append(bool(result.success))
     # a rule without all of its results does not hold
-    return {
-        name: all(found) and len(found) == len(_expectations(name, rules[name]))
-        for name, found in results.items()
-    }
+    return {name: all(found) and len(found) == len(asked[name]) for name, found in results.items()}
 
 
-def _expectations(name: str, rule: GateRule) -> list[Any]:
+def _expectations(name: str, rule: GateRule, *, armed: bool) -> list[Any]:
     from great_expectations import expectations as gxe
 
     severity = SEVERITIES[rule.severity]
-    return [
-        # a bound alone passes over a missing figure
-        gxe.ExpectColumnValuesToNotBeNull(column=name, severity=severity),
-        gxe.ExpectColumnValuesToBeBetween(
-            column=name, min_value=rule.at_least, max_value=rule.at_most, severity=severity
-        ),
+    # a bound alone passes over a missing figure
+    asked = [
+        gxe.ExpectColumnValuesToNotBeNull(column=f"{name} {end}", severity=severity) for end in (LOW, HIGH)
     ]
+    if rule.severity == "hacking" and not armed:
+        return asked
+    least, greatest = limits(rule)
+    # holding is shown by the end of the interval that is nearer to the limit, a breach by the other one
+    near, far = (HIGH, LOW) if rule.severity in BY_PROOF_OF_BREACH else (LOW, HIGH)
+    if least is not None:
+        asked.append(
+            gxe.ExpectColumnValuesToBeBetween(column=f"{name} {near}", min_value=least, severity=severity)
+        )
+    if greatest is not None:
+        asked.append(
+            gxe.ExpectColumnValuesToBeBetween(column=f"{name} {far}", max_value=greatest, severity=severity)
+        )
+    return asked
 
 
-def _one_row(context: Any, figures: Mapping[str, float]) -> Any:
+def _one_row(context: Any, measured: Mapping[str, Measurement]) -> Any:
     import numpy as np
     import pandas as pd
 
-    finite = {name: figure if np.isfinite(figure) else np.nan for name, figure in figures.items()}
-    frame = pd.DataFrame([finite], dtype="float64")
+    ends = {
+        f"{name} {end}": value if np.isfinite(value) else np.nan
+        for name, one in measured.items()
+        for end, value in ((LOW, one.low), (HIGH, one.high))
+    }
+    frame = pd.DataFrame([ends], dtype="float64")
     source = context.data_sources.add_pandas("gate").add_dataframe_asset("rules")
     return source.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})

@@ -1,18 +1,20 @@
-"""The evaluation as pairs: the base's picture and the aligned model's, same prompt, same seed."""
+"""The evaluation as pairs: every model's picture of the same prompt from the same seed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from srpo_core.errors import ArtifactError
 
-BASE = "base"
-ALIGNED = "aligned"
-KEYS = ("model", "prompt", "style", "seed", "png")
+BASE: Final = "base"
+ALIGNED: Final = "aligned"
+CHAMPION: Final = "champion"
+MODELS: Final = (BASE, ALIGNED, CHAMPION)
+COLUMNS: Final = ("model", "prompt", "style", "seed", "metric", "value")
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -23,7 +25,7 @@ class Pairs:
     """P pairs over N prompts.
 
     prompts, styles: (N,) in the order of the evaluation; prompt_index: (P,) into them; seeds: (P,);
-    base, aligned: metric -> (P,); base_rows, aligned_rows: (P,) rows of the evaluation's table.
+    base, aligned, champion: metric -> (P,); there may be no champion.
     """
 
     prompts: tuple[str, ...]
@@ -32,12 +34,11 @@ class Pairs:
     seeds: Integers
     base: Mapping[str, Floats]
     aligned: Mapping[str, Floats]
-    base_rows: Integers
-    aligned_rows: Integers
+    champion: Mapping[str, Floats] | None
 
     @property
     def metrics(self) -> list[str]:
-        """Names of the measured columns, in the order of the table."""
+        """Names of the metrics, in the order of the table."""
         return list(self.aligned)
 
     def by_prompt(self, figures: Floats) -> Floats:
@@ -47,62 +48,69 @@ class Pairs:
 
 
 def pair_up(table: Any, source: Path) -> Pairs:
-    """Pair the rows of an evaluation table (a `pyarrow.Table`; see stage evaluate) by prompt and seed.
+    """Pair an evaluation (a `pyarrow.Table`, one row per picture and metric; see stage evaluate).
 
-    Every numeric column beside the keys is a metric; a missing figure becomes NaN.
+    A missing figure becomes NaN.
 
     Raises:
-        ArtifactError: a key column is missing, a model is unknown, or a row lacks its partner or is doubled.
+        ArtifactError: a column is missing, a model is unknown, or a figure lacks its partner or is doubled.
     """
-    missing = [key for key in ("model", "prompt", "style", "seed") if key not in table.column_names]
+    missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
         raise _broken(source, f"has no column {', '.join(missing)}")
-    rows = _rows_by_model(table, source)
-    keys = list(rows[BASE])
-    unpaired = sorted(rows[BASE].keys() ^ rows[ALIGNED].keys())
-    if unpaired or not keys:
-        example = f", for instance prompt {unpaired[0][0]!r} seed {unpaired[0][1]}" if unpaired else ""
-        raise _broken(source, f"has {len(keys)} rows of the base, {len(unpaired)} without a partner{example}")
-    base_rows = np.array([rows[BASE][key] for key in keys], dtype=np.int64)
-    aligned_rows = np.array([rows[ALIGNED][key] for key in keys], dtype=np.int64)
-    figures = _metric_columns(table)
-    styles = table["style"].to_pylist()
-    first_rows = {prompt: row for (prompt, _), row in reversed(rows[BASE].items())}
-    prompts = tuple(dict.fromkeys(prompt for prompt, _ in keys))
-    position = {prompt: index for index, prompt in enumerate(prompts)}
+    frame = table.select(list(COLUMNS)).to_pandas()
+    unknown = sorted(set(frame["model"]) - set(MODELS))
+    if unknown:
+        raise _broken(source, f"has rows of model {unknown[0]!r}, known are {', '.join(MODELS)}")
+    of_base = frame[frame["model"] == BASE]
+    places = of_base[["prompt", "style", "seed"]].drop_duplicates(["prompt", "seed"])
+    prompts = of_base.drop_duplicates("prompt")
+    if places.empty:
+        raise _broken(source, "has 0 rows of the base")
+    index = {prompt: number for number, prompt in enumerate(prompts["prompt"])}
+    keys = list(zip(places["prompt"], places["seed"], strict=True))
+    figures = {model: _figures(rows, keys, source, model) for model, rows in frame.groupby("model")}
+    if ALIGNED not in figures:
+        raise _broken(source, "has 0 rows of the aligned model")
+    for model, found in figures.items():
+        if found.keys() != figures[BASE].keys():
+            odd = sorted(found.keys() ^ figures[BASE].keys())
+            raise _broken(source, f"has metric {odd[0]} of only one of base and {model}")
+    order = list(dict.fromkeys(of_base["metric"]))
+    ordered = {model: {name: found[name] for name in order} for model, found in figures.items()}
     return Pairs(
-        prompts=prompts,
-        styles=tuple(styles[first_rows[prompt]] for prompt in prompts),
-        prompt_index=np.array([position[prompt] for prompt, _ in keys], dtype=np.int64),
+        prompts=tuple(prompts["prompt"]),
+        styles=tuple(prompts["style"]),
+        prompt_index=np.array([index[prompt] for prompt, _ in keys], dtype=np.int64),
         seeds=np.array([seed for _, seed in keys], dtype=np.int64),
-        base={name: column[base_rows] for name, column in figures.items()},
-        aligned={name: column[aligned_rows] for name, column in figures.items()},
-        base_rows=base_rows,
-        aligned_rows=aligned_rows,
+        base=ordered[BASE],
+        aligned=ordered[ALIGNED],
+        champion=ordered.get(CHAMPION),
     )
 
 
-def _rows_by_model(table: Any, source: Path) -> dict[str, dict[tuple[str, int], int]]:
-    rows: dict[str, dict[tuple[str, int], int]] = {BASE: {}, ALIGNED: {}}
-    columns = (table[key].to_pylist() for key in ("model", "prompt", "seed"))
-    for row, (model, prompt, seed) in enumerate(zip(*columns, strict=True)):
-        if model not in rows:
-            raise _broken(source, f"row {row} is of model {model!r}, known are {BASE} and {ALIGNED}")
-        if (prompt, seed) in rows[model]:
-            raise _broken(source, f"row {row} repeats model {model}, prompt {prompt!r}, seed {seed}")
-        rows[model][prompt, seed] = row
-    return rows
+def _figures(rows: Any, keys: list[tuple[str, int]], source: Path, model: str) -> dict[str, Floats]:
+    """Metric -> figures in the order of `keys`, each of which every metric must have exactly once."""
+    import pandas as pd
 
-
-def _metric_columns(table: Any) -> dict[str, Floats]:
-    from pyarrow import types
-
-    return {
-        field.name: np.array(table[field.name].to_numpy(), dtype=np.float64)
-        for field in table.schema
-        if field.name not in KEYS
-        and (types.is_floating(field.type) or types.is_integer(field.type) or types.is_boolean(field.type))
-    }
+    wanted = pd.MultiIndex.from_tuples(keys)
+    found: dict[str, Floats] = {}
+    for metric, own in rows.groupby("metric"):
+        at = pd.MultiIndex.from_arrays([own["prompt"], own["seed"]])
+        where = f"of model {model}, metric {metric}"
+        if at.has_duplicates:
+            prompt, seed = at[at.duplicated()][0]
+            raise _broken(source, f"repeats prompt {prompt!r}, seed {seed} {where}")
+        alone = wanted.symmetric_difference(at)
+        if len(alone):
+            prompt, seed = alone[0]
+            raise _broken(
+                source,
+                f"has {len(alone)} rows {where} without a partner, for instance prompt {prompt!r} seed {seed}",
+            )
+        column = own["value"].to_numpy(dtype=np.float64, na_value=np.nan)
+        found[str(metric)] = column[at.get_indexer(wanted)]
+    return found
 
 
 def _broken(source: Path, fault: str) -> ArtifactError:

@@ -1,7 +1,7 @@
-"""One rule of the gate: what it measures, and how its outcome reads."""
+"""What a rule measures: one statistic of the pairs, with its interval, all rules on the same resamples."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -10,113 +10,236 @@ import numpy as np
 
 from srpo_core.config import GateRule, GateSettings
 from srpo_core.errors import ConfigError
-from srpo_core.gates.bootstrap import mean_interval
-from srpo_core.gates.pairs import Floats, Pairs
+from srpo_core.gates.bootstrap import (
+    Floats,
+    Sample,
+    per_rule_confidence,
+    percentile_interval,
+    resampled_means,
+)
+from srpo_core.gates.pairs import ALIGNED, BASE, CHAMPION, Pairs
+
+WINS: Final = "wins against "
+TIE: Final = 0.5  # of a win
+# By severity: whether the rule refuses (or warns) unless it is shown to hold, or only if shown to be broken.
+BY_PROOF_OF_BREACH: Final = frozenset({"veto", "hacking"})
+
+Column = tuple[str, str]  # (model, metric), or ("wins against <model>", metric)
+Means = Mapping[Column, Floats]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A figure with its interval; NaN where it could not be measured.
+    """A statistic with its interval; NaN where it could not be measured, `fault` then says why.
 
-    unusable: pairs whose figure is not a finite number; first_unusable: the first of them in words.
+    draws: the statistic on every resample, (R,); confidence: of the interval.
     """
 
     value: float
     low: float
     high: float
-    unusable: int = 0
-    first_unusable: str = ""
+    confidence: float
+    draws: Floats
+    fault: str = ""
 
 
-def _against_base(pairs: Pairs, metric: str) -> Floats:
-    return pairs.aligned[metric] - pairs.base[metric]
+@dataclass(frozen=True)
+class Comparison:
+    """One way to hold a model against another.
+
+    columns: what has to be averaged; statistic: from those averages to the figure; neutral: the figure of
+    two equal models.
+    """
+
+    columns: Callable[[GateRule], list[Column]]
+    statistic: Callable[[list[Floats]], Floats]
+    neutral: float
 
 
-def _absolute(pairs: Pairs, metric: str) -> Floats:
-    return pairs.aligned[metric]
-
-
-COMPARISONS: Final[Mapping[str, Callable[[Pairs, str], Floats]]] = MappingProxyType(
-    {"base": _against_base, "absolute": _absolute}
-)
-BOUNDS: Final[Mapping[str, Callable[[Measurement], float]]] = MappingProxyType(
+COMPARISONS: Final[Mapping[str, Comparison]] = MappingProxyType(
     {
-        "lower": lambda measured: measured.low,
-        "upper": lambda measured: measured.high,
-        "mean": lambda measured: measured.value,
+        "difference": Comparison(
+            lambda rule: [(ALIGNED, rule.metric), (rule.against, rule.metric)],
+            lambda means: means[0] - means[1],
+            neutral=0.0,
+        ),
+        "ratio": Comparison(
+            lambda rule: [(ALIGNED, rule.metric), (rule.against, rule.metric)],
+            lambda means: np.where(means[1] > 0, means[0] / np.where(means[1] > 0, means[1], 1), np.nan),
+            neutral=1.0,
+        ),
+        "win_rate": Comparison(
+            lambda rule: [(f"{WINS}{rule.against}", rule.metric)], lambda means: means[0], neutral=0.5
+        ),
+        "value": Comparison(lambda rule: [(ALIGNED, rule.metric)], lambda means: means[0], neutral=math.nan),
     }
 )
-BOUND_WORDS: Final[Mapping[str, str]] = MappingProxyType(
-    {"lower": "the lower end of the interval", "upper": "the upper end of the interval", "mean": "the mean"}
-)
 
 
-def measure(rule: GateRule, pairs: Pairs, *, seed: int, gate: GateSettings) -> Measurement:
-    """Mean over prompts of the rule's figure, with its bootstrap interval.
+def limits(rule: GateRule) -> tuple[float | None, float | None]:
+    """The least and the greatest figure that the rule allows; None where it sets no limit."""
+    neutral = COMPARISONS[rule.compare].neutral
+    return {
+        "at_least": (rule.margin, None),
+        "at_most": (None, rule.margin),
+        "within": (neutral - rule.margin, neutral + rule.margin),
+    }[rule.side]
 
-    Every rule resamples the same prompts, so that adding a rule changes no other rule's interval.
+
+def applies(rule: GateRule, pairs: Pairs) -> bool:
+    """Whether there is something to compare with: the first model of all has no champion before it."""
+    return rule.against != CHAMPION or pairs.champion is not None
+
+
+def objective_rule(gate: GateSettings) -> GateRule:
+    """The question that arms the rules of severity hacking: did the training objective rise?"""
+    return GateRule(
+        metric=gate.objective,
+        against="base",
+        compare="difference",
+        side="at_least",
+        margin=0.0,
+        severity="refuse",
+        meaning="the training objective rose",
+    )
+
+
+def measure_rules(
+    rules: Mapping[str, GateRule], pairs: Pairs, *, seed: int, gate: GateSettings
+) -> dict[str, Measurement]:
+    """Measure every rule that applies.
+
+    The rules of severity veto and hacking share one error: any of them may refuse, so each gets a wider
+    interval (`per_rule_confidence`).
 
     Raises:
-        ConfigError: the metric is not a column of the evaluation.
+        ConfigError: a rule's metric was not measured.
     """
-    if rule.metric not in pairs.aligned:
-        raise ConfigError(
-            f"gate: metric {rule.metric!r} is not a column of the evaluation: known are "
-            f"{', '.join(pairs.metrics)}; add it to evaluate.metrics in params.yaml or change the rule"
-        )
-    figures = COMPARISONS[rule.against](pairs, rule.metric)
-    unusable = np.flatnonzero(~np.isfinite(figures))
-    if len(unusable):
-        first = unusable[0]
-        where = f"prompt {pairs.prompts[pairs.prompt_index[first]]!r}, seed {pairs.seeds[first]}"
-        return Measurement(math.nan, math.nan, math.nan, len(unusable), where)
-    by_prompt = pairs.by_prompt(figures)
-    low, high = mean_interval(
-        by_prompt,
-        confidence=gate.confidence,
-        resamples=gate.resamples,
-        generator=np.random.default_rng(seed),
+    for rule in rules.values():
+        if rule.metric not in pairs.aligned:
+            raise ConfigError(
+                f"gate: metric {rule.metric!r} is not in the evaluation: known are "
+                f"{', '.join(pairs.metrics)}; add it to evaluate.metrics in params.yaml or change the rule"
+            )
+    used = {name: rule for name, rule in rules.items() if applies(rule, pairs)}
+    columns = list(
+        dict.fromkeys(c for rule in used.values() for c in COMPARISONS[rule.compare].columns(rule))
     )
-    return Measurement(float(by_prompt.mean()), low, high)
-
-
-def judged(rule: GateRule, measured: Measurement) -> float:
-    """The end of the interval, or the mean, that the rule holds to its threshold."""
-    return BOUNDS[rule.bound](measured)
-
-
-def sentence(rule: GateRule, measured: Measurement, *, passed: bool, confidence: float) -> str:
-    """The outcome of a rule in one sentence for a newcomer."""
-    if measured.unusable:
-        return (
-            f"{rule.metric} is not a number in {measured.unusable} of the pairs of pictures (first: "
-            f"{measured.first_unusable}), so it is not shown that {rule.meaning}"
-        )
-    if math.isnan(judged(rule, measured)):
-        return (
-            f"{rule.metric} was measured on one prompt, which gives no interval, so it is not shown that "
-            f"{rule.meaning}; raise evaluate.num_prompts"
-        )
-    figure = _signed(rule, measured.value)
-    what = (
-        f"{rule.metric} is {figure}" if rule.against == "absolute" else f"{rule.metric} changed by {figure}"
+    by_prompt = np.column_stack([_by_prompt(pairs, column) for column in columns])
+    draws = resampled_means(
+        by_prompt, pairs.styles, resamples=gate.resamples, generator=np.random.default_rng(seed)
     )
-    ends = f"{_signed(rule, measured.low)} to {_signed(rule, measured.high)}"
-    spread = "" if math.isnan(measured.low) else f" ({confidence:.0%} interval {ends})"
-    demand = f"{what}{spread}; {BOUND_WORDS[rule.bound]} had to be {_demand(rule)} and is"
-    return f"{demand}: {rule.meaning}" if passed else f"{demand} not, so it is not shown that {rule.meaning}"
+    point = dict(zip(columns, by_prompt.mean(0, keepdims=True).T, strict=True))
+    means = dict(zip(columns, draws.T, strict=True))
+    any_of = per_rule_confidence(
+        gate.confidence, sum(rule.severity in BY_PROOF_OF_BREACH for rule in used.values())
+    )
+    sample = Sample(len(pairs.prompts), len(set(pairs.styles)))
+    return {
+        name: _measure(
+            rule,
+            point,
+            means,
+            sample,
+            confidence=any_of if rule.severity in BY_PROOF_OF_BREACH else gate.confidence,
+            fault=_fault(rule, pairs),
+        )
+        for name, rule in used.items()
+    }
 
 
-def threshold(rule: GateRule) -> float:
-    """The rule's one threshold, from below or from above."""
-    limits = [limit for limit in (rule.at_least, rule.at_most) if limit is not None]
-    return limits[0]
+def _measure(
+    rule: GateRule, point: Means, means: Means, sample: Sample, *, confidence: float, fault: str
+) -> Measurement:
+    comparison = COMPARISONS[rule.compare]
+    columns = comparison.columns(rule)
+    value = float(comparison.statistic([point[column] for column in columns])[0])
+    draws = comparison.statistic([means[column] for column in columns])
+    if fault or not math.isfinite(value) or not np.isfinite(draws).all():
+        why = fault or f"the mean of {rule.metric} it is divided by is not above 0"
+        return Measurement(math.nan, math.nan, math.nan, confidence, draws, why)
+    low, high = percentile_interval(draws, sample, confidence=confidence)
+    why = (
+        ""
+        if math.isfinite(low)
+        else "one prompt for each style gives no interval; raise evaluate.num_prompts"
+    )
+    return Measurement(value, low, high, confidence, draws, why)
 
 
-def _demand(rule: GateRule) -> str:
-    side = "at most" if rule.at_least is None else "at least"
-    return f"{side} {_signed(rule, threshold(rule))}"
+def chance_of_refusing_an_equal(
+    rules: Mapping[str, GateRule], measured: Mapping[str, Measurement]
+) -> float | None:
+    """The chance in [0, 1] that a model equal to the base fails a rule which equality satisfies; None without any.
+
+    From the spread of these pairs: the resampled statistics, moved to where they would lie if nothing had
+    changed, are taken for outcomes of equal models, each with an interval as wide as the one measured.
+    Rules that ask for a gain are left out, since an equal model ought to fail them; a rule of severity
+    hacking counts as armed, so the figure is a little high.
+    """
+    failed = [
+        _fails(
+            rule,
+            measured[name].draws - measured[name].value + COMPARISONS[rule.compare].neutral,
+            measured[name],
+        )
+        for name, rule in rules.items()
+        if name in measured
+        and rule.against == BASE
+        and rule.severity != "warn"
+        and not measured[name].fault
+        and _equality_satisfies(rule)
+    ]
+    return float(np.mean(np.any(failed, axis=0))) if failed else None
 
 
-def _signed(rule: GateRule, figure: float) -> str:
-    return f"{figure:.3f}" if rule.against == "absolute" else f"{figure:+.3f}"
+def _fails(rule: GateRule, outcomes: Floats, measured: Measurement) -> Floats:
+    """Which outcomes (R,) the rule would refuse if each had an interval of the measured width."""
+    low = outcomes + (measured.low - measured.value)
+    high = outcomes + (measured.high - measured.value)
+    least, greatest = limits(rule)
+    # a breach must be shown by the far end of the interval, holding by the near one
+    near, far = (high, low) if rule.severity in BY_PROOF_OF_BREACH else (low, high)
+    failed = np.zeros(len(outcomes), dtype=bool)
+    if least is not None:
+        failed |= near < least
+    if greatest is not None:
+        failed |= far > greatest
+    return failed
+
+
+def _equality_satisfies(rule: GateRule) -> bool:
+    neutral = COMPARISONS[rule.compare].neutral
+    least, greatest = limits(rule)
+    return (least is None or least < neutral) and (greatest is None or greatest > neutral)
+
+
+def _by_prompt(pairs: Pairs, column: Column) -> Floats:
+    model, metric = column
+    if not model.startswith(WINS):
+        figures = _figures(pairs, model)[metric]
+        return pairs.by_prompt(np.where(np.isfinite(figures), figures, np.nan))
+    ours, theirs = pairs.aligned[metric], _figures(pairs, model.removeprefix(WINS))[metric]
+    return pairs.by_prompt(np.where(ours == theirs, TIE, (ours > theirs).astype(float)))
+
+
+def _figures(pairs: Pairs, model: str) -> Mapping[str, Floats]:
+    if model == CHAMPION:
+        assert pairs.champion is not None, "a rule against the champion applies only if there is one"
+        return pairs.champion
+    return pairs.base if model == BASE else pairs.aligned
+
+
+def _fault(rule: GateRule, pairs: Pairs) -> str:
+    """What makes the rule's figures unusable, in words, or nothing."""
+    models = [ALIGNED] if rule.compare == "value" else [ALIGNED, rule.against]
+    bad = np.flatnonzero(_any(~np.isfinite(_figures(pairs, model)[rule.metric]) for model in models))
+    if not len(bad):
+        return ""
+    first = bad[0]
+    where = f"prompt {pairs.prompts[pairs.prompt_index[first]]!r}, seed {pairs.seeds[first]}"
+    return f"{rule.metric} is not a number in {len(bad)} of the pairs of pictures (first: {where})"
+
+
+def _any(masks: Iterable[Floats]) -> Floats:
+    return np.logical_or.reduce(list(masks))

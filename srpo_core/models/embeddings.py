@@ -51,6 +51,13 @@ def read_embeddings(split: str) -> tuple[list[str], list[str], Condition]:
         return texts["prompts"], texts["styles"], condition
 
 
+def read_texts(split: str) -> list[str]:
+    """Read the prompts of a split without their embeddings. Raises as `read_embeddings`."""
+    with _opened(split) as file:
+        texts: list[str] = json.loads(file.metadata()[TEXTS])["prompts"]
+        return texts
+
+
 def read_latents(split: str) -> "Tensor":
     """Read the packed latents (N, S, C) of a real picture of each prompt of a split.
 

@@ -1,16 +1,21 @@
 """FLUX as a base model: diffusers' own classes, on packed latents."""
 
+import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from srpo_core.config import ModelSettings
-from srpo_core.errors import ArtifactError, DataError
-from srpo_core.models.flux_forward import flux_velocity, is_plain, rotary_angles
+from srpo_core.config import ComputeSettings, ModelSettings
+from srpo_core.errors import ArtifactError, ConfigError, DataError
+from srpo_core.models.checkpointing import checkpoint_blocks
+from srpo_core.models.flux_forward import exact_times, flux_velocity, is_plain, rotary_angles
+from srpo_core.models.sharding import whole
 from srpo_core.protocols import Condition
 
 PATCH = 2  # a token is a 2x2 patch of latent pixels
@@ -56,6 +61,8 @@ class FluxBase:
         self.vae = vae.requires_grad_(requires_grad=False).eval()
         self.scheduler = scheduler
         scale = 2 ** (len(vae.config.block_out_channels) - 1)
+        self._autocast = False
+        self._copy: Any = None
         self._ids: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
         self._rotary: dict[tuple[int, torch.device], Tensor] = {}
         self.pixels = (height, width)
@@ -71,32 +78,85 @@ class FluxBase:
         self.vae.to(device)
         return self
 
+    def prepare(self, compute: ComputeSettings) -> Self:
+        """Set up the calls of training; see `BaseModel`.
+
+        Raises:
+            ConfigError: compilation is asked for, and there is no C++ compiler.
+        """
+        self._autocast = compute.autocast
+        if compute.rollout_copy:
+            self._copy = (
+                deepcopy(self.transformer).requires_grad_(requires_grad=False).to(torch.bfloat16).eval()
+            )
+        checkpoint_blocks(self.transformer, compute.checkpoint_blocks)
+        if compute.checkpoint_decode:
+            self.vae.enable_gradient_checkpointing()
+        if compute.compile:
+            require_compiler()
+            for transformer in filter(None, (self.transformer, self._copy)):
+                transformer.compile_repeated_blocks(dynamic=False)
+            self.vae.decoder.compile(dynamic=False)
+        return self
+
     def velocity(self, latents: Tensor, timestep: Tensor, guidance: float, condition: Condition) -> Tensor:
         """Predict velocities (B, S, C); see `VelocityModel`."""
+        with self._precision(latents.device):
+            return self._predict(self.transformer, latents, timestep, guidance, condition)
+
+    @torch.no_grad()
+    def rollout_velocity(
+        self, latents: Tensor, timestep: Tensor, guidance: float, condition: Condition
+    ) -> Tensor:
+        """Predict velocities (B, S, C) without gradients; see `BaseModel`."""
+        if self._copy is None:
+            return self.velocity(latents, timestep, guidance, condition)
+        condition = Condition(condition.prompt_embeds.bfloat16(), condition.pooled.bfloat16())
+        return self._predict(self._copy, latents.bfloat16(), timestep, guidance, condition)
+
+    @torch.no_grad()
+    def weights_changed(self) -> None:
+        """Bring the copy for rollouts to the trained weights, whole or cut over workers; see `BaseModel`."""
+        if self._copy is None:
+            return
+        first = next(self._copy.parameters()).is_meta  # it was made before there were any weights
+        if first:
+            self._copy.to_empty(device=self.vae.device)
+        for copied, trained in zip(self._copy.parameters(), self.transformer.parameters(), strict=True):
+            if first or trained.requires_grad:
+                copied.copy_(whole(trained.to(copied.dtype)))  # half the bytes to gather
+
+    def _precision(self, device: torch.device) -> AbstractContextManager[None]:
+        return torch.autocast(device.type, torch.bfloat16) if self._autocast else nullcontext()
+
+    def _predict(
+        self, transformer: Any, latents: Tensor, timestep: Tensor, guidance: float, condition: Condition
+    ) -> Tensor:
         guidances = latents.new_full((len(latents),), guidance, dtype=torch.float32)
         text_length = condition.prompt_embeds.shape[1]
-        if is_plain(self.transformer):
+        if is_plain(transformer):
             return flux_velocity(
-                self.transformer,
+                transformer,
                 latents,
                 condition.prompt_embeds,
                 condition.pooled,
                 timestep=timestep,
                 guidance=guidances,
                 rotary=self._rotary_angles(text_length, latents.device),
-            )
+            ).float()
         ids, text_ids = self._position_ids(text_length, latents.device)
-        output: Tensor = self.transformer(
-            hidden_states=latents,
-            timestep=timestep,
-            guidance=guidances,
-            pooled_projections=condition.pooled,
-            encoder_hidden_states=condition.prompt_embeds,
-            img_ids=ids,
-            txt_ids=text_ids,
-            return_dict=False,
-        )[0]
-        return output
+        with exact_times(transformer, timestep, guidances):
+            output: Tensor = transformer(
+                hidden_states=latents,
+                timestep=timestep,
+                guidance=guidances,
+                pooled_projections=condition.pooled,
+                encoder_hidden_states=condition.prompt_embeds,
+                img_ids=ids,
+                txt_ids=text_ids,
+                return_dict=False,
+            )[0]
+        return output.float()
 
     def _rotary_angles(self, text_length: int, device: torch.device) -> Tensor:
         """Rotations of text and image tokens, made once per prompt length and device."""
@@ -122,12 +182,27 @@ class FluxBase:
         """Images (B, 3, H, W) of packed latents, nominally in [0, 1], unclamped, differentiable."""
         config = self.vae.config
         z = unpack(latents, *self.latent_size) / config.scaling_factor + config.shift_factor
-        decoded: Tensor = self.vae.decode(z, return_dict=False)[0]
-        return decoded / 2 + 0.5
+        with self._precision(z.device):
+            decoded: Tensor = self.vae.decode(z, return_dict=False)[0]
+        return decoded.float() / 2 + 0.5
+
+    def spatial(self, latents: Tensor) -> Tensor:
+        """Packed latents (B, S, C) as (B, c, h, w)."""
+        return unpack(latents, *self.latent_size)
 
     @torch.no_grad()
     def draw(self, condition: Condition, noise: Tensor, *, steps: int, guidance: float) -> Tensor:
         """Draw images (B, 3, H, W) in [0, 1] from packed noise by diffusers' `FluxPipeline` and its scheduler."""
+        return self._sample(condition, noise, steps=steps, guidance=guidance, output="pt").float()
+
+    @torch.no_grad()
+    def draw_latents(self, condition: Condition, noise: Tensor, *, steps: int, guidance: float) -> Tensor:
+        """What `draw` decodes: the last latents (B, S, C), packed."""
+        return self._sample(condition, noise, steps=steps, guidance=guidance, output="latent")
+
+    def _sample(
+        self, condition: Condition, noise: Tensor, *, steps: int, guidance: float, output: str
+    ) -> Tensor:
         from diffusers import FluxPipeline
 
         pipeline = FluxPipeline(
@@ -149,13 +224,15 @@ class FluxBase:
             width=width,
             num_inference_steps=steps,
             guidance_scale=guidance,
-            output_type="pt",
+            output_type=output,
         ).images
-        return images.float()
+        return images
 
 
-def load_flux(settings: ModelSettings) -> FluxBase:
+def load_flux(settings: ModelSettings, *, empty: bool = False) -> FluxBase:
     """Load transformer, VAE and scheduler of a diffusers `FluxPipeline` directory in float32.
+
+    empty: leave the transformer without weights, on the meta device, for someone who cuts it up first.
 
     Raises:
         ArtifactError: the directory is missing, incomplete or damaged.
@@ -168,7 +245,8 @@ def load_flux(settings: ModelSettings) -> FluxBase:
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
             root, subfolder="scheduler", local_files_only=True
         )
-    transformer = load_flux_transformer(root / "transformer")
+    directory = root / "transformer"
+    transformer = empty_flux_transformer(directory) if empty else load_flux_transformer(directory)
     return FluxBase(transformer, vae, scheduler, height=settings.height, width=settings.width)
 
 
@@ -191,6 +269,19 @@ def load_flux_transformer(directory: Path) -> Any:
 
     with reading(directory):
         return FluxTransformer2DModel.from_pretrained(directory, dtype=torch.float32, local_files_only=True)
+
+
+def empty_flux_transformer(directory: Path) -> Any:
+    """A `FluxTransformer2DModel` of a diffusers directory's configuration, on the meta device.
+
+    Raises:
+        ArtifactError: the directory is missing or its configuration damaged.
+    """
+    from diffusers import FluxTransformer2DModel
+
+    with reading(directory), torch.device("meta"):
+        config = FluxTransformer2DModel.load_config(directory, local_files_only=True)
+        return FluxTransformer2DModel.from_config(config)
 
 
 def encode_flux_prompts(settings: ModelSettings, prompts: Sequence[str], *, batch_size: int) -> Condition:
@@ -230,6 +321,16 @@ def existing_pipeline(path: str) -> Path:
             f"model.path {path}: no model_index.json there; a diffusers pipeline directory is needed"
         )
     return root
+
+
+def require_compiler() -> None:
+    """See that torch.compile finds the C++ compiler that it will call. Raises `ConfigError`."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise ConfigError(
+            f"train.compute.compile needs a C++ compiler and {compiler} is not found: install it, point CXX to "
+            "another, or set train.compute.compile to false"
+        )
 
 
 @contextmanager

@@ -8,22 +8,29 @@ bit of a gradient near zero into another step. The layers themselves are called 
 and hooks on them hold.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from srpo_core.models.checkpointing import SomeBlocks
+
+THOUSANDTHS = 1000  # the unit in which FLUX counts time and guidance
+
 
 def is_plain(transformer: Any) -> bool:
     """Whether `flux_velocity` may stand for the transformer's own forward.
 
-    A subclass, a wrapper such as FSDP's, an IP adapter, a hook on the whole or on a block, fused projections,
-    or checkpointed activations want the original.
+    A subclass, a wrapper such as FSDP's, an IP adapter, a hook on the whole or on a block, a compiled block,
+    fused projections, or activations checkpointed by another than `SomeBlocks` want the original.
     """
     from diffusers import FluxTransformer2DModel
 
-    if type(transformer) is not FluxTransformer2DModel or transformer.gradient_checkpointing:
+    if type(transformer) is not FluxTransformer2DModel or not _keeps_or_chooses(transformer):
         return False
     single = transformer.single_transformer_blocks
     blocks = (*transformer.transformer_blocks, *single)
@@ -31,6 +38,12 @@ def is_plain(transformer: Any) -> bool:
         len(single) > 0
         and not any(_is_hooked(module) for module in (transformer, *blocks))
         and all(_is_stock(block.attn) for block in blocks)
+    )
+
+
+def _keeps_or_chooses(transformer: Any) -> bool:
+    return not transformer.gradient_checkpointing or isinstance(
+        transformer._gradient_checkpointing_func, SomeBlocks
     )
 
 
@@ -49,14 +62,31 @@ def _is_stock(attn: Any) -> bool:
 
 
 def _is_hooked(module: torch.nn.Module) -> bool:
-    """Whether calling `module` does more than its class's forward; diffusers' hooks replace it on the instance."""
+    """Whether calling `module` is more than its class's forward; diffusers' hooks replace it on the instance."""
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,
         module._backward_hooks,
         module._backward_pre_hooks,
     )
-    return any(hooks) or "forward" in vars(module)
+    return any(hooks) or "forward" in vars(module) or module._compiled_call_impl is not None
+
+
+@contextmanager
+def exact_times(transformer: Any, timestep: Tensor, guidance: Tensor) -> Iterator[None]:
+    """Let diffusers' forward see timestep and guidance (B,) in float32.
+
+    It rounds them to the latents' precision, and bfloat16 knows only every fourth thousandth above 512.
+    """
+
+    def given(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (*(THOUSANDTHS * time.float() for time in (timestep, guidance)), inputs[-1])
+
+    handle = transformer.time_text_embed.register_forward_pre_hook(given)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def rotary_angles(transformer: Any, text_ids: Tensor, image_ids: Tensor) -> Tensor:
@@ -80,18 +110,27 @@ def flux_velocity(
     prompt_embeds: (B, T, D); pooled: (B, P); timestep, guidance: (B,); rotary: of `rotary_angles`.
     """
     image, text = transformer.x_embedder(latents), transformer.context_embedder(prompt_embeds)
-    thousandths = [time.to(image.dtype) * 1000 for time in (timestep, guidance) if time is not None]
+    # in float32 whatever the model's precision: bfloat16 knows only every fourth thousandth
+    thousandths = [time.float() * THOUSANDTHS for time in (timestep, guidance) if time is not None]
     embedding = F.silu(transformer.time_text_embed(*thousandths, pooled))[:, None]
+    run = _runner(transformer)
     for block in transformer.transformer_blocks:
-        image, text = _double_block(block, image, text, embedding, rotary)
+        image, text = run(block, image, text, embedding, rotary, forward=partial(_double_block, block))
     tokens, num_text = torch.cat((text, image), dim=1), text.shape[1]
     *inner, last = transformer.single_transformer_blocks
     for block in inner:
-        tokens = _single_block(block, tokens, embedding, rotary)
-    image = _single_block(last, tokens, embedding, rotary, first=num_text)
+        tokens = run(block, tokens, embedding, rotary, forward=partial(_single_block, block))
+    image = run(last, tokens, embedding, rotary, forward=partial(_single_block, last, first=num_text))
     scale, shift = transformer.norm_out.linear(embedding).chunk(2, dim=-1)
     output: Tensor = transformer.proj_out(_modulated(image, shift, scale))
     return output
+
+
+def _runner(transformer: Any) -> SomeBlocks:
+    if transformer.gradient_checkpointing and torch.is_grad_enabled():
+        chosen: SomeBlocks = transformer._gradient_checkpointing_func
+        return chosen
+    return SomeBlocks(frozenset())
 
 
 def _double_block(

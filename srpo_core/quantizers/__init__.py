@@ -1,52 +1,58 @@
 """Formats of released weights. To add one: a module beside `bf16.py` and a line in `QUANTIZERS`."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from srpo_core.errors import ConfigError, pick
-from srpo_core.quantizers.bf16 import write_bf16
-from srpo_core.quantizers.checkpoint_files import WEIGHTS, CastLoss, read_by_diffusers, read_state_dict
-from srpo_core.quantizers.fp8 import write_fp8_e4m3fn
+from srpo_core.quantizers import bf16, fp8, fp16, gguf
+from srpo_core.quantizers.conversion import Format, Loss, WrittenFile, convert, num_weights
+from srpo_core.quantizers.flux_checkpoint import WEIGHTS, FluxCheckpoint, open_flux
+from srpo_core.quantizers.reading import read_directory, read_file
 
-if TYPE_CHECKING:
-    from torch import Tensor
+__all__ = [
+    "QUANTIZERS",
+    "WEIGHTS",
+    "FluxCheckpoint",
+    "Format",
+    "Loss",
+    "WrittenFile",
+    "chosen_quantizers",
+    "convert",
+    "num_weights",
+    "open_flux",
+    "read_directory",
+    "read_file",
+]
 
-__all__ = ["QUANTIZERS", "WEIGHTS", "CastLoss", "Quantizer", "chosen_quantizers"]
-
-
-@dataclass(frozen=True)
-class Quantizer:
-    """One entry of the registry `quantizers`.
-
-    write: from a diffusers transformer directory to a directory of this format (config.json and weights).
-    read: the weights of such a directory by name, opened again the way a user opens them.
-    """
-
-    write: Callable[[Path, Path], CastLoss]
-    read: Callable[[Path], Mapping[str, "Tensor"]]
-
-
-QUANTIZERS: Final[Mapping[str, Quantizer]] = MappingProxyType(
+QUANTIZERS: Final[Mapping[str, Format]] = MappingProxyType(
     {
-        "bf16": Quantizer(write_bf16, read_by_diffusers),
-        "fp8_e4m3fn": Quantizer(write_fp8_e4m3fn, read_state_dict),
+        "bf16": bf16.FORMAT,
+        "fp16": fp16.FORMAT,
+        "fp8_e4m3fn": fp8.PLAIN,
+        "fp8_e4m3fn_scaled": fp8.SCALED,
+        "gguf_f16": gguf.GGUF_F16,
+        "gguf_bf16": gguf.GGUF_BF16,
+        "q8_0": gguf.Q8_0,
+        "q6_k": gguf.Q6_K,
+        "q5_k_m": gguf.Q5_K_M,
+        "q5_0": gguf.Q5_0,
+        "q4_k_m": gguf.Q4_K_M,
+        "q4_0": gguf.Q4_0,
     }
 )
 
 
-def chosen_quantizers(names: Iterable[str]) -> dict[str, tuple[str, Quantizer]]:
+def chosen_quantizers(names: Iterable[str]) -> dict[str, tuple[str, Format]]:
     """From the registry's name of each format to (the name as given, its entry); letter case is ignored.
 
     Raises:
         ConfigError: a format is unknown, or named twice.
     """
-    chosen: dict[str, tuple[str, Quantizer]] = {}
+    chosen: dict[str, tuple[str, Format]] = {}
     for given in names:
         name = given.lower()
         if name in chosen:
-            raise ConfigError(f"quantize.formats names {name} twice: as {chosen[name][0]!r} and {given!r}")
+            raise ConfigError(f"format {name} is named twice: as {chosen[name][0]!r} and {given!r}")
         chosen[name] = (given, pick(QUANTIZERS, name, "quantizer"))
     return chosen

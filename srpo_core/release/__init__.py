@@ -8,17 +8,25 @@ dvc.lock>`, so the same run always gives the same version. An alias is a name th
 
 from srpo_core.release.publishing import CANDIDATE, Published, move_alias, publish, withdraw
 from srpo_core.release.reading import Release, draw, fetch, list_releases, resolve, verify
+from srpo_core.release.registry import Cleaning, Move, collect, promote, pull, rollback, show
 
 __all__ = [
     "CANDIDATE",
+    "Cleaning",
+    "Move",
     "Published",
     "Release",
+    "collect",
     "draw",
     "fetch",
     "list_releases",
     "move_alias",
+    "promote",
     "publish",
+    "pull",
     "resolve",
+    "rollback",
+    "show",
     "verify",
     "withdraw",
 ]

@@ -1,39 +1,40 @@
 """The model card: what the model is, the verdict, and lines that load it and draw a picture."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 import yaml
 
 from srpo_core.config import Settings
 from srpo_core.quantizers import WEIGHTS
-from srpo_core.release.layout import format_directory
+from srpo_core.release.layout import format_files
 
 PIPELINE_TAG: Final = "text-to-image"
 
 
+# diffusers splits every single file as if the model were this wide; ComfyUI takes heads of this width alone.
+DIFFUSERS_WIDTH: Final = 3072
+COMFYUI_HEAD: Final = 128
+
+
 def model_card(
-    version: str, settings: Settings, *, pipeline: str, decision: Mapping[str, Any], proof: Mapping[str, Any]
+    version: str,
+    settings: Settings,
+    *,
+    pipeline: str,
+    decision: Mapping[str, Any],
+    proof: Mapping[str, Any],
+    config: Mapping[str, Any],
 ) -> str:
     """Markdown with the YAML header that hubs read.
 
-    pipeline: the diffusers class that loads the release.
+    pipeline: the diffusers class that loads the release; config: the transformer's config.json.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    header = {
-        "base_model": settings.release.base_model,
-        "license": settings.release.license,
-        "pipeline_tag": PIPELINE_TAG,
-        "library_name": "diffusers",
-        "tags": list(settings.release.tags),
-    }
-    formats = {
-        name: figures | {"path": f"{format_directory(name)}/{WEIGHTS}"}
-        for name, figures in proof["formats"].items()
-    }
     environment = Environment(
         loader=PackageLoader("srpo_core", "release"),
         undefined=StrictUndefined,
@@ -43,15 +44,57 @@ def model_card(
         keep_trailing_newline=True,
     )
     environment.filters["literal"] = partial(json.dumps, ensure_ascii=False)
+    width, head = config["num_attention_heads"] * config["attention_head_dim"], config["attention_head_dim"]
     return environment.get_template("model_card.md.j2").render(
-        header=yaml.safe_dump(header, sort_keys=False, allow_unicode=True).rstrip(),
+        header=yaml.safe_dump(_header(settings, decision), sort_keys=False, allow_unicode=True).rstrip(),
         version=version,
         pipeline=pipeline,
         settings=settings,
         decision=decision,
-        formats=formats,
+        proof=proof,
+        rows=list(_rows(settings, proof)),
+        width=width,
+        head=head,
+        diffusers_width=DIFFUSERS_WIDTH,
+        comfyui_head=COMFYUI_HEAD,
+        licences=[PurePosixPath(name).name for name in settings.release.license_files],
         call=picture_call(settings, proof),
     )
+
+
+def _header(settings: Settings, decision: Mapping[str, Any]) -> dict[str, Any]:
+    release = settings.release
+    header: dict[str, Any] = {"base_model": release.base_model, "license": release.license}
+    if release.license_name is not None:
+        first = PurePosixPath(release.license_files[0]).name
+        header |= {"license_name": release.license_name, "license_link": first}
+    if release.datasets:
+        header["datasets"] = list(release.datasets)
+    return header | {
+        "pipeline_tag": PIPELINE_TAG,
+        "library_name": "diffusers",
+        "tags": list(release.tags),
+        "metrics": sorted({rule["metric"] for rule in decision["rules"]}),
+    }
+
+
+def _rows(settings: Settings, proof: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One row per file: format, name, size, figures, and what opens it."""
+    for name, released in format_files(settings, proof).items():
+        figures = proof["formats"][name]
+        for made, file in released.items():
+            loaders = "diffusers" if PurePosixPath(made).name == WEIGHTS else _loaders(name, file)
+            yield {"format": name, "file": file, "megabytes": figures["files"][made]["bytes"] / 1e6} | {
+                "figures": figures,
+                "loaders": loaders,
+            }
+
+
+def _loaders(name: str, file: str) -> str:
+    if file.endswith(".gguf"):
+        return "ComfyUI-GGUF, diffusers"
+    # diffusers opens a scaled file without a word and then draws noise
+    return "ComfyUI" if name.endswith("_scaled") else "ComfyUI, diffusers"
 
 
 def picture_call(settings: Settings, proof: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,33 +2,48 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from srpo_core import artifacts
 from srpo_core.config import Settings
 from srpo_core.errors import ArtifactError, ConfigError
+from srpo_core.quantizers import WEIGHTS
 
 # The format that the release's own pipeline loads.
 PIPELINE_FORMAT: Final = "bf16"
 TRANSFORMER: Final = "transformer"
 MODEL_INDEX: Final = "model_index.json"
 CARD: Final = "README.md"
+GRID: Final = "grid.png"
 
 # Beside the version's content: they may differ in a comment or a sentence between two publications.
-DESCRIBING: Final = (CARD, "params.yaml", "dvc.yaml", "LICENSE", "NOTICE")
+DESCRIBING: Final = (CARD, GRID, "params.yaml", "dvc.yaml", "LICENSE", "NOTICE")
 
 
 def format_directory(name: str) -> str:
-    """Where a format lies in a release: the pipeline's own transformer, or a directory of its name."""
+    """Where a format's diffusers directory lies in a release: the pipeline's own transformer, or its name."""
     return TRANSFORMER if name == PIPELINE_FORMAT else name
 
 
+def single_file(release: str, name: str, suffix: str) -> str:
+    """What a format's single file is called in a release: as the model, where it is put among other models."""
+    return f"{release}-{name}{suffix}"
+
+
+def format_files(settings: Settings, proof: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """For each format the files in the release, by their names below runs/quantize/formats."""
+    return {
+        name: {made: _released(settings.release.name, name, made) for made in figures["files"]}
+        for name, figures in proof["formats"].items()
+    }
+
+
 def release_files(root: Path, settings: Settings, proof: Mapping[str, Any]) -> dict[str, Path]:
-    """Name in the release to path of everything but card and manifest.
+    """Name in the release to path of everything but what publishing writes itself.
 
     Raises:
-        ArtifactError: a file of the run or of the base model is missing.
+        ArtifactError: a file of the run or of the base model is missing, or a licence text.
         ConfigError: the formats lack the one of the pipeline.
     """
     if PIPELINE_FORMAT not in proof["formats"]:
@@ -37,17 +52,18 @@ def release_files(root: Path, settings: Settings, proof: Mapping[str, Any]) -> d
             "'dvc repro'"
         )
     files = dict(_pipeline_files(existing(root, Path(settings.model.path))))
-    for name in proof["formats"]:
-        directory = existing(root, artifacts.QUANTIZED / name)
-        files |= {f"{format_directory(name)}/{path.name}": path for path in sorted(directory.iterdir())}
+    for name, released in format_files(settings, proof).items():
+        files |= {there: existing(root, artifacts.QUANTIZED / made) for made, there in released.items()}
+        config = artifacts.QUANTIZED / name / "config.json"
+        if (root / config).is_file():
+            files[f"{format_directory(name)}/config.json"] = root / config
     files |= {
         "report.html": existing(root, artifacts.REPORT),
-        "grid.png": existing(root, artifacts.GRID),
         "decision.json": existing(root, artifacts.DECISION),
         "proof.json": existing(root, artifacts.PROOF),
     }
     files |= {name: existing(root, Path(name)) for name in ("params.yaml", "dvc.yaml", "dvc.lock")}
-    return files | {name: root / name for name in ("LICENSE", "NOTICE") if (root / name).is_file()}
+    return files | _licences(root, settings)
 
 
 def existing(root: Path, path: Path) -> Path:
@@ -60,6 +76,29 @@ def existing(root: Path, path: Path) -> Path:
 def pipeline_class(root: Path, settings: Settings) -> str:
     """The diffusers class of the base's pipeline."""
     return str(_model_index(existing(root, Path(settings.model.path)))["_class_name"])
+
+
+def _released(release: str, name: str, made: str) -> str:
+    path = PurePosixPath(made)
+    if path.name == WEIGHTS:
+        return f"{format_directory(name)}/{WEIGHTS}"
+    return single_file(release, name, path.suffix)
+
+
+def _licences(root: Path, settings: Settings) -> dict[str, Path]:
+    """The licence texts, by their own names; without one nothing may be published."""
+    files: dict[str, Path] = {}
+    for name in settings.release.license_files:
+        path = root / name
+        if not path.is_file() or not path.stat().st_size:
+            raise ArtifactError(
+                f"release.license_files names {name}, which is missing or empty: nothing is published without "
+                "its licence text and the terms of its base model"
+            )
+        if path.name in files:
+            raise ConfigError(f"release.license_files names two files called {path.name}: rename one")
+        files[path.name] = path
+    return files
 
 
 def _pipeline_files(base: Path) -> Iterator[tuple[str, Path]]:

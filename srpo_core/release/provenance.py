@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import platform
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +19,7 @@ from srpo_core.release.layout import existing
 
 LOCK: Final = Path("dvc.lock")
 DIGITS: Final = 12
+LIBRARIES: Final = ("torch", "diffusers", "transformers", "safetensors", "gguf", "ray", "dvc", "numpy")
 
 
 def version_of(name: str, root: Path) -> str:
@@ -67,6 +70,30 @@ def git_state(root: Path) -> dict[str, Any]:
         "diff": diff or None,
         "untracked": [name for name in untracked.split("\0") if name and name != str(LOCK)],
     }
+
+
+def environment(root: Path) -> dict[str, Any]:
+    """What a run was computed with: Python, libraries, the lock of all packages, and the machine."""
+    import psutil
+
+    lock = root / "requirements.lock"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        "requirements_lock": sha256(lock) if lock.is_file() else None,
+    }
+
+
+def _processor() -> str:
+    """The processor's name as Linux knows it."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
 
 
 def _locked_stages(root: Path) -> dict[str, Any]:

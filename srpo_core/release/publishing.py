@@ -2,7 +2,7 @@
 
 import getpass
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from logging import getLogger
@@ -15,11 +15,21 @@ from srpo_core.config import PARAMS_FILE, Settings, load_settings
 from srpo_core.errors import StoreError
 from srpo_core.gates import require_passed
 from srpo_core.release.card import model_card, picture_call
-from srpo_core.release.layout import CARD, DESCRIBING, existing, pipeline_class, release_files
-from srpo_core.release.provenance import git_state, require_reproduced, version_of
-from srpo_core.storage import Store, content_digest
+from srpo_core.release.layout import (
+    CARD,
+    DESCRIBING,
+    GRID,
+    TRANSFORMER,
+    existing,
+    format_files,
+    pipeline_class,
+    release_files,
+)
+from srpo_core.release.provenance import environment, git_state, require_reproduced, version_of
+from srpo_core.release.workflow import with_workflow, workflow_text
+from srpo_core.storage import Store, content_digest, require_conditions
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 CANDIDATE: Final = "candidate"
 ALIAS_ATTEMPTS: Final = 5
 
@@ -48,14 +58,16 @@ def publish(
     alias: str = CANDIDATE,
     why: str = "published",
     who: str | None = None,
+    cost: Mapping[str, Any] | None = None,
 ) -> Published:
     """Publish the run in `root` as a version and point `alias` to it. Doing it again changes nothing.
 
-    who: goes into the alias's history; by default the user of this process.
+    who: goes into the alias's history; by default the user of this process. cost: what the run took, for the
+    manifest.
 
     Raises:
         GateError: the gate refused the model.
-        ArtifactError: a file is missing, or is not what dvc.lock records.
+        ArtifactError: a file or a licence text is missing, or is not what dvc.lock records.
         StoreError: the store is full, read-only, unreachable, or holds another content under this version.
     """
     require_passed(artifacts.read_json(existing(root, artifacts.DECISION)))
@@ -65,6 +77,8 @@ def publish(
     version = version_of(settings.release.name, root)
     with TemporaryDirectory(prefix="srpo-card-") as scratch:
         files, manifest = _assemble(root, settings, version, Path(scratch))
+        manifest["cost"] = dict(cost or {})
+        require_conditions(store, accepted=settings.release.unconditional_store)
         created = store.publish(version, files, manifest)
     log.info("%s is %s in %s", version, "published" if created else "already", store.uri)
     previous = move_alias(store, alias, version, why=why, who=who)
@@ -100,24 +114,32 @@ def move_alias(
         before = None if value is None else value["version"]
         if before == version:
             return before
-        step = {"when": _now(), "who": who or _user(), "why": why, "from": before, "to": version}
+        step = step_of(before, version, why=why, who=who)
         history = [*(() if value is None else value["history"]), step]
         if store.write_alias(name, {"version": version, "history": history}, token):
             return before
     raise StoreError(f"others keep moving the alias {name} in {store.uri}: look at it, then try again")
 
 
+def step_of(before: str | None, after: str | None, *, why: str, who: str | None) -> dict[str, Any]:
+    """One step of an alias's history: when, who (by default this process's user), why, from where to where."""
+    return {"when": _now(), "who": who or _user(), "why": why, "from": before, "to": after}
+
+
 def _assemble(
     root: Path, settings: Settings, version: str, scratch: Path
-) -> tuple[dict[str, Path], Mapping[str, Any]]:
-    """The files of a release by name, with the card written to `scratch`, and the manifest."""
+) -> tuple[dict[str, Path], dict[str, Any]]:
+    """The files of a release by name, with those made here written to `scratch`, and the manifest."""
     decision = artifacts.read_json(existing(root, artifacts.DECISION))
     proof = artifacts.read_json(existing(root, artifacts.PROOF))
     files = release_files(root, settings, proof)
     pipeline = pipeline_class(root, settings)
-    card = model_card(version, settings, pipeline=pipeline, decision=decision, proof=proof)
+    config = artifacts.read_json(files[f"{TRANSFORMER}/config.json"])
+    card = model_card(version, settings, pipeline=pipeline, decision=decision, proof=proof, config=config)
     files[CARD] = scratch / CARD
     files[CARD].write_text(card, encoding="utf-8")
+    formats = {name: sorted(released.values()) for name, released in format_files(settings, proof).items()}
+    files |= _workflows(existing(root, artifacts.GRID), formats, picture_call(settings, proof), scratch)
     entries = {
         name: {"sha256": artifacts.sha256(path), "bytes": path.stat().st_size} for name, path in files.items()
     }
@@ -127,13 +149,31 @@ def _assemble(
         "created_at": _now(),
         "content": content_digest(entries, entries.keys() - set(DESCRIBING)),
         "files": entries,
+        "formats": formats,
         "git": git_state(root),
+        "environment": environment(root),
         "decision": decision,
         "proof": proof,
+        "evaluation": artifacts.read_json(existing(root, artifacts.EVALUATION_SUMMARY)),
         "pipeline": pipeline,
         "call": picture_call(settings, proof),
     }
     return files, manifest
+
+
+def _workflows(
+    grid: Path, formats: Mapping[str, Sequence[str]], call: Mapping[str, Any], scratch: Path
+) -> dict[str, Path]:
+    """ComfyUI's workflows for the released files, and the grid that carries the first."""
+    singles = [file for files in formats.values() for file in files if "/" not in file]
+    chosen = {"workflow.json": next(file for file in singles if file.endswith(".safetensors"))}
+    ggufs = [file for file in singles if file.endswith(".gguf")]
+    if ggufs:
+        chosen["workflow-gguf.json"] = ggufs[0]
+    for name, weights in chosen.items():
+        (scratch / name).write_text(workflow_text(weights, call), encoding="utf-8")
+    with_workflow(grid, scratch / GRID, chosen["workflow.json"], call)
+    return {name: scratch / name for name in (*chosen, GRID)}
 
 
 def _now() -> str:

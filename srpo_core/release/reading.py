@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from srpo_core import artifacts
-from srpo_core.errors import ArtifactError, ConfigError, StoreError, pick
-from srpo_core.quantizers import QUANTIZERS
-from srpo_core.release.layout import PIPELINE_FORMAT, format_directory
+from srpo_core.errors import ArtifactError, ConfigError, StoreError
+from srpo_core.quantizers import read_file
+from srpo_core.release.layout import PIPELINE_FORMAT
 from srpo_core.storage import MANIFEST, FileLostError, Store
 
 
@@ -36,7 +36,7 @@ def list_releases(store: Store) -> list[Release]:
                 version=version,
                 created_at=manifest["created_at"],
                 aliases=tuple(sorted(name for name, target in aliases.items() if target == version)),
-                formats=tuple(manifest["proof"]["formats"]),
+                formats=tuple(manifest["formats"]),
                 num_bytes=sum(entry["bytes"] for entry in manifest["files"].values()),
             )
         )
@@ -131,7 +131,7 @@ def draw(
 
     directory = fetch(store, reference, cache=cache)
     manifest = artifacts.read_json(directory / MANIFEST)
-    name, known = weights.lower(), manifest["proof"]["formats"]
+    name, known = weights.lower(), manifest["formats"]
     if name not in known:
         raise ConfigError(
             f"release {manifest['version']} has no format {weights!r}: known are {', '.join(known)}"
@@ -141,8 +141,8 @@ def draw(
             directory, dtype=torch.bfloat16, local_files_only=True
         )
         if name != PIPELINE_FORMAT:
-            read = pick(QUANTIZERS, name, "quantizer").read
-            pipeline.transformer.load_state_dict(read(directory / format_directory(name)))
+            (single,) = (file for file in known[name] if "/" not in file)
+            pipeline.transformer.load_state_dict(read_file(directory / single))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         cause = " ".join(str(error).split())[:200]
         raise ArtifactError(f"release {directory} cannot be loaded ({cause}): run 'srpo verify'") from error

@@ -15,6 +15,9 @@ INSET = 8.0
 DOTTED_UP_TO = 24
 BAR_WIDTH, BAR_HEIGHT, BAR_EDGE = 220.0, 30.0, 8.0
 
+# the figure of two equal models, by comparison
+NEUTRAL = {"difference": 0.0, "ratio": 1.0, "win_rate": 0.5}
+
 Scale = Callable[[float], float]
 
 
@@ -66,25 +69,36 @@ def line_chart(series: Sequence[Series], *, label: str, x_label: str, mark: Mark
 
 
 def interval_bar(rule: Mapping[str, Any]) -> Markup:
-    """Draw one gate rule: its interval, its value, and the side of the threshold on which it holds."""
+    """Draw one gate rule: its interval, its value, the range that it allows, and a dotted line at "no change"."""
     known = [rule[key] for key in ("low", "value", "high") if rule[key] is not None]
-    zero = [0.0] if rule["against"] == "base" else []
-    span = [*known, *zero, rule["threshold"]]
+    neutral = NEUTRAL.get(rule["compare"])
+    edges = _edges(rule, neutral)
+    span = [*known, *([] if neutral is None else [neutral]), *edges]
     pad = (max(span) - min(span)) * 0.12 or 0.1
     across = _scale(min(span) - pad, max(span) + pad, BAR_EDGE, BAR_WIDTH - BAR_EDGE)
-    middle, edge = BAR_HEIGHT / 2, across(rule["threshold"])
-    start, end = (edge, BAR_WIDTH) if rule["side"] == "at_least" else (0.0, edge)
+    middle = BAR_HEIGHT / 2
+    places = [across(edge) for edge in edges]
+    start = 0.0 if rule["side"] == "at_most" else places[0]
+    end = BAR_WIDTH if rule["side"] == "at_least" else places[-1]
     state = "good" if rule["passed"] else "bad"
     parts = [
         _element("rect", "allowed", x=start, y=2.0, width=end - start, height=BAR_HEIGHT - 4, rx=2.0),
-        *(_line("zero", across(at), 2, across(at), BAR_HEIGHT - 2) for at in zero),
-        _line("threshold", edge, 2, edge, BAR_HEIGHT - 2),
+        *([] if neutral is None else [_line("zero", across(neutral), 2, across(neutral), BAR_HEIGHT - 2)]),
+        *(_line("threshold", place, 2, place, BAR_HEIGHT - 2) for place in places),
     ]
     if rule["low"] is not None:
         parts.append(_line(f"interval {state}", across(rule["low"]), middle, across(rule["high"]), middle))
     if rule["value"] is not None:
         parts.append(_element("circle", f"value {state}", cx=across(rule["value"]), cy=middle, r=4.5))
     return _svg("bar", BAR_WIDTH, BAR_HEIGHT, f"{rule['name']}: {rule['reason']}", parts)
+
+
+def _edges(rule: Mapping[str, Any], neutral: float | None) -> list[float]:
+    """Where the allowed range begins or ends."""
+    if rule["side"] != "within":
+        return [rule["margin"]]
+    assert neutral is not None, "within is a comparison's side"
+    return [neutral - rule["margin"], neutral + rule["margin"]]
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Scale:

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from srpo_core.gates.pairs import Pairs
+from srpo_core.artifacts import require
+from srpo_core.errors import ArtifactError
+from srpo_core.gates.pairs import ALIGNED, BASE, Pairs
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
+Key = tuple[str, str, int]  # model, prompt, seed
+
+SIDES = (BASE, ALIGNED)
 MAX_SEEDS = 3
 INLINE_PIXELS = 384  # a larger picture is made smaller before it goes into the page
 CELL_PIXELS = (128, 256)  # least and greatest width of a picture in the grid
@@ -44,43 +47,48 @@ def choose_tiles(pairs: Pairs, source: Path, num_prompts: int) -> list[Tile]:
     """Take prompts spread evenly over the evaluation, whatever they score, each with its first seeds."""
     count = len(pairs.prompts)
     shown = min(num_prompts, count)
-    chosen = [
-        sorted(
-            np.flatnonzero(pairs.prompt_index == index * count // shown), key=lambda pair: pairs.seeds[pair]
-        )
-        for index in range(shown)
-    ]
-    wanted = [pair for group in chosen for pair in group[:MAX_SEEDS]]
-    pictures = read_pictures(
-        source, {*pairs.base_rows[wanted].tolist(), *pairs.aligned_rows[wanted].tolist()}
-    )
+    return tiles_of(pairs, source, [index * count // shown for index in range(shown)], MAX_SEEDS)
+
+
+def tiles_of(pairs: Pairs, source: Path, prompts: Sequence[int], num_seeds: int) -> list[Tile]:
+    """The tiles of some prompts, by their index, each with its first seeds; `source` holds the pictures."""
+    seeds = {
+        index: sorted(pairs.seeds[pairs.prompt_index == index].tolist())[:num_seeds] for index in prompts
+    }
+    wanted = {(model, pairs.prompts[i], seed) for i, own in seeds.items() for seed in own for model in SIDES}
+    pictures = read_pictures(source, wanted)
     return [
         Tile(
-            prompt=pairs.prompts[pairs.prompt_index[group[0]]],
+            prompt=pairs.prompts[index],
             shots=tuple(
-                Shot(
-                    seed=int(pairs.seeds[pair]),
-                    before=pictures[int(pairs.base_rows[pair])],
-                    after=pictures[int(pairs.aligned_rows[pair])],
-                )
-                for pair in group[:MAX_SEEDS]
+                Shot(seed, *(pictures[model, pairs.prompts[index], seed] for model in SIDES))
+                for seed in seeds[index]
             ),
         )
-        for group in chosen
+        for index in prompts
     ]
 
 
-def read_pictures(source: Path, rows: Collection[int]) -> dict[int, bytes]:
-    """PNG bytes of some rows of the evaluation, without holding the others in memory."""
+def read_pictures(source: Path, keys: Collection[Key]) -> dict[Key, bytes]:
+    """PNG bytes of some pictures by (model, prompt, seed), without holding the others in memory.
+
+    Raises:
+        ArtifactError: a picture is not there.
+    """
     import pyarrow.parquet as pq
 
-    pictures: dict[int, bytes] = {}
-    start = 0
-    with pq.ParquetFile(source) as file:
-        for batch in file.iter_batches(batch_size=64, columns=["png"]):
-            column = batch.column("png")
-            pictures |= {start + i: column[i].as_py() for i in range(len(column)) if start + i in rows}
-            start += len(column)
+    pictures: dict[Key, bytes] = {}
+    with pq.ParquetFile(require(source)) as file:
+        for batch in file.iter_batches(batch_size=64, columns=["model", "prompt", "seed", "png"]):
+            columns = (batch.column(name).to_pylist() for name in ("model", "prompt", "seed"))
+            found = {key: row for row, key in enumerate(zip(*columns, strict=True)) if key in keys}
+            pictures |= {key: batch.column("png")[row].as_py() for key, row in found.items()}
+    if missing := sorted(set(keys) - pictures.keys()):
+        model, prompt, seed = missing[0]
+        raise ArtifactError(
+            f"{source} lacks {len(missing)} pictures, for instance that of {model} for {prompt!r}, seed {seed}: "
+            "run 'dvc repro --force -s evaluate'"
+        )
     return pictures
 
 

@@ -1,7 +1,10 @@
 """The page: what the stages left, brought together and rendered by the template."""
 
+import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,13 +12,17 @@ from markupsafe import Markup
 
 from srpo_core.config import ControlWords
 from srpo_core.gates.pairs import Floats, Pairs
+from srpo_core.gates.rules import BY_PROOF_OF_BREACH
 from srpo_core.report.charts import Mark, Series, interval_bar, line_chart
 from srpo_core.report.curves import checkpoint_panels
-from srpo_core.report.grid import Tile, data_uri
+from srpo_core.report.grid import Tile, data_uri, tiles_of
 from srpo_core.report.notes import METRIC_NOTES
 from srpo_core.report.numbers import finite, percent, plain, signed
+from srpo_core.report.run import COST_MARK, Difference
 
 TEMPLATE = "page.html.j2"
+SCRIPT = "page.js"
+EXTREMES = 4
 
 
 @dataclass(frozen=True)
@@ -26,9 +33,23 @@ class Evidence:
     decision: Mapping[str, Any]
     selection: Mapping[str, Any]
     agreement: Mapping[str, Any]
+    summary: Mapping[str, Any]
     training: Mapping[str, Sequence[Series]]
     pairs: Pairs
     tiles: Sequence[Tile]
+    extremes: "Extremes"
+    data: Mapping[str, str]
+    preset: str
+    differences: Sequence[Difference]
+
+
+@dataclass(frozen=True)
+class Extremes:
+    """The prompts that a metric changed for the better and for the worse, most first, with the changes."""
+
+    metric: str
+    best: Sequence[tuple[Tile, float]]
+    worst: Sequence[tuple[Tile, float]]
 
 
 def render_page(evidence: Evidence) -> str:
@@ -42,15 +63,26 @@ def render_page(evidence: Evidence) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    script = (Path(__file__).parent / SCRIPT).read_text(encoding="utf-8")
+    rules = [rule | {"bar": interval_bar(rule)} for rule in evidence.decision["rules"]]
     environment.filters |= {"plain": plain, "signed": signed, "percent": percent, "capital": _capital}
     return environment.get_template(TEMPLATE).render(
         words=evidence.control_words,
         decision=evidence.decision,
         selection=evidence.selection,
         agreement=evidence.agreement,
-        bars=[interval_bar(rule) for rule in evidence.decision["rules"]],
+        script=Markup(script),  # noqa: S704  # our own file
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        proofs=[rule for rule in rules if rule["severity"] not in BY_PROOF_OF_BREACH],
+        signs=[rule for rule in rules if rule["severity"] in BY_PROOF_OF_BREACH],
+        summary=evidence.summary,
         tiles=_inlined(evidence.tiles),
         seeds=[shot.seed for shot in evidence.tiles[0].shots],
+        extremes=_inlined_extremes(evidence.extremes),
+        data=evidence.data,
+        preset=evidence.preset,
+        differences=evidence.differences,
+        cost_mark=Markup(COST_MARK),  # noqa: S704  # a comment of ours
         pairs=evidence.pairs,
         changes=metric_changes(evidence.pairs),
         checkpoints=_checkpoint_charts(evidence),
@@ -58,14 +90,27 @@ def render_page(evidence: Evidence) -> str:
     )
 
 
+def find_extremes(pairs: Pairs, source: Path, metric: str, count: int = EXTREMES) -> Extremes:
+    """The `count` prompts that gained most and lost most by a metric, each with its first picture."""
+    change = pairs.by_prompt(pairs.aligned[metric] - pairs.base[metric])
+    order = np.argsort(-change, kind="stable")
+    best, worst = order[:count].tolist(), order[::-1][:count].tolist()
+    tiles = dict(zip([*best, *worst], tiles_of(pairs, source, [*best, *worst], 1), strict=True))
+    return Extremes(
+        metric,
+        [(tiles[index], float(change[index])) for index in best],
+        [(tiles[index], float(change[index])) for index in worst],
+    )
+
+
 def metric_changes(pairs: Pairs) -> list[dict[str, Any]]:
-    """Before, after and difference of every metric, over all prompts and by benchmark list."""
+    """Before, after and difference of every metric over all prompts; before and after by benchmark list."""
     lists = sorted(set(pairs.styles))
     changes = []
     for name in pairs.metrics:
         before, after = pairs.by_prompt(pairs.base[name]), pairs.by_prompt(pairs.aligned[name])
         styles = np.array(pairs.styles)
-        by_list = {one: _mean(after[styles == one] - before[styles == one]) for one in lists}
+        by_list = {one: (_mean(before[styles == one]), _mean(after[styles == one])) for one in lists}
         changes.append(
             {
                 "name": name,
@@ -112,6 +157,16 @@ def _inlined(tiles: Sequence[Tile]) -> list[dict[str, Any]]:
         }
         for tile in tiles
     ]
+
+
+def _inlined_extremes(extremes: Extremes) -> dict[str, Any]:
+    def sides(entries: Sequence[tuple[Tile, float]]) -> list[dict[str, Any]]:
+        return [
+            {"tile": tile, "change": change}
+            for tile, (_, change) in zip(_inlined([t for t, _ in entries]), entries, strict=True)
+        ]
+
+    return {"metric": extremes.metric, "best": sides(extremes.best), "worst": sides(extremes.worst)}
 
 
 def _capital(text: str) -> str:

@@ -9,14 +9,17 @@ Its directory holds one file of weights and, for anything but the published size
 A score of HPSv2 is a plain cosine, without the logit scale that the weights carry as well.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
 
 from srpo_core.errors import ArtifactError
 from srpo_core.scorers.open_clip import OpenClipReward, assemble
 from srpo_core.scorers.weights import read_config, read_pickle, read_safetensors
 
+CHUNK: Final = 80  # prompts; the benchmark has ten chunks for each style
 ARCHITECTURE: Final = "ViT-H-14"
 READERS: Final = {".pt": read_pickle, ".safetensors": read_safetensors}
 
@@ -40,6 +43,20 @@ def load_hps_v2(path: Path) -> OpenClipReward:
     return assemble(
         config, configs[0] if configs else path, READERS[weights[0].suffix](weights[0]), weights[0]
     )
+
+
+def benchmark(scores: Sequence[float], styles: Sequence[str]) -> dict[str, dict[str, float]]:
+    """HPSv2's own table from one score per prompt, in the benchmark's order: by style its mean and its std.
+
+    Both are of the means of consecutive chunks of 80 prompts, times 100, as hpsv2's evaluation prints them;
+    a last chunk that is shorter weighs as much as the others. "Average" is the mean of all scores, as printed there.
+    """
+    table = {"Average": {"mean": float(100 * np.mean(scores))}}
+    for style in sorted(set(styles)):
+        own = [100 * score for score, other in zip(scores, styles, strict=True) if other == style]
+        means = [np.mean(own[start : start + CHUNK]) for start in range(0, len(own), CHUNK)]
+        table[style] = {"mean": float(np.mean(means)), "std": float(np.std(means))}
+    return table
 
 
 def _published_config() -> Mapping[str, Any]:

@@ -1,14 +1,15 @@
-"""Metrics: figures of pictures, by the reward and by the judge.
+"""Metrics: figures of pictures, by the scorers and by plain arithmetic.
 
 A metric sees all pictures (K, 3, H, W) in [0, 1] of one prompt, one per seed, and gives one figure
-per picture, (K,). To add one: a function, and a line in `METRICS`.
+per picture, (K,). To add one: a function, and a line in `METRICS`. Every scorer of `evaluate.scorers` adds
+two metrics by its name: NAME, its plain score, and NAME_sgp, wanted over unwanted.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor
@@ -17,51 +18,115 @@ from torch.nn.functional import normalize as l2_normalize
 from srpo_core.config import ControlWords, ScorerSettings
 from srpo_core.errors import ConfigError, DataError, pick
 from srpo_core.protocols import Judge, RewardModel
-from srpo_core.scorers import load_judge, load_reward
+from srpo_core.scorers import SCORERS, load_reward, load_scorer, picture_statistics
+from srpo_core.scorers.kernel_distance import kernel_distances
 
 TOP: Final = 5
+SGP: Final = "_sgp"
+LEAST_REAL: Final = 2  # a distance between pictures of one kind needs two
 
 
 @dataclass(frozen=True)
 class MetricContext:
-    """What metrics may ask for. A scorer is loaded when the first metric needs it."""
+    """What metrics may ask for. A scorer is loaded when the first metric needs it.
+
+    scorer_settings: further scorers by name; real: gives the pictures that the metric kid compares with, in
+    batches (R, 3, H, W) in [0, 1].
+    """
 
     reward_settings: ScorerSettings
     judge_settings: ScorerSettings
     control_words: ControlWords
+    scorer_settings: Mapping[str, ScorerSettings] = field(default_factory=dict)
+    real: Callable[[], Iterable[Tensor]] | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @cached_property
     def reward(self) -> RewardModel:
         """The reward that was trained against."""
-        return load_reward(self.reward_settings)
+        return load_reward(self.reward_settings).to(self.device)
 
     @cached_property
-    def judge(self) -> Judge:
-        """The judge that no training ever sees."""
-        return load_judge(self.judge_settings)
+    def judge(self) -> Any:
+        """The judge that no training ever sees: a `Judge`, or a `RewardModel` where pictures have no known styles."""
+        return load_scorer(self.judge_settings).to(self.device)
+
+    @cached_property
+    def scorers(self) -> Mapping[str, RewardModel]:
+        """The further scorers."""
+        return {name: load_reward(one).to(self.device) for name, one in self.scorer_settings.items()}
+
+    @cached_property
+    @torch.no_grad()
+    def real_features(self) -> Tensor:
+        """The judge's features of the real pictures; of those in the wanted style, if it knows styles."""
+        assert self.real is not None, "checked before anything is drawn"
+        kept = []
+        for batch in self.real():
+            pictures = batch.to(self.device)
+            features = encode(pictures, self)
+            if hasattr(self.judge, "styles"):
+                wanted = self.judge.style_probabilities(pictures)[:, _wanted_styles(self)].sum(1)
+                features = features[wanted > 1 / 2]
+            kept.append(features)
+        return torch.cat(kept).cpu()
+
+    @property
+    def classifier(self) -> Judge:
+        """The judge as one that knows styles and subjects; another kind is a `ConfigError`."""
+        if SCORERS[self.judge_settings.scorer].differentiable:
+            raise ConfigError(
+                f"the judge {self.judge_settings.scorer} scores pictures against texts and knows no styles or subjects: "
+                "measure judge_score and judge_sgp with it in place of judge_wanted, judge_top1 and judge_top5"
+            )
+        return cast(Judge, self.judge)
+
+    @property
+    def text_judge(self) -> RewardModel:
+        """The judge as one that scores pictures against texts; another kind is a `ConfigError`."""
+        if not SCORERS[self.judge_settings.scorer].differentiable:
+            raise ConfigError(
+                f"the judge {self.judge_settings.scorer} names styles and subjects and reads no texts: "
+                "measure judge_wanted, judge_top1 and judge_top5 with it in place of judge_score and judge_sgp"
+            )
+        return cast(RewardModel, self.judge)
 
 
 def reward(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
-    """The plain reward <image, prompt>, in [-scale, scale]."""
-    return _scores(images, [prompt], context)[:, 0]
+    """The plain reward <image, prompt>, in [-1, 1] times the scorer's scale."""
+    return _plain(context.reward, images, prompt)
 
 
 def relative_reward(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
-    """<image, "wanted. prompt"> - <image, "unwanted. prompt">, in [-2 scale, 2 scale].
+    """The reward's SGP, in [-2, 2] times the scorer's scale; see `sgp`."""
+    return sgp(context.reward, images, prompt, context.control_words)
+
+
+def judge_score(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
+    """The plain score of a judge that reads texts, in [-1, 1] times its scale."""
+    return _plain(context.text_judge, images, prompt)
+
+
+def judge_sgp(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
+    """The SGP of a judge that reads texts, in [-2, 2] times its scale; see `sgp`."""
+    return sgp(context.text_judge, images, prompt, context.control_words)
+
+
+def sgp(scorer: RewardModel, images: Tensor, prompt: str, words: ControlWords) -> Tensor:
+    """<image, "wanted. prompt"> - <image, "unwanted. prompt"> by any scorer, (K,).
 
     The mean over all pairs of control words, which is the mean over the wanted ones less the mean
-    over the unwanted ones. Shen et al. 2025, section 3.3, without the discount.
+    over the unwanted ones. Shen et al. 2025, section 3.3 and table 1 (SGP-HPS), without the discount.
     """
-    words = context.control_words
-    wanted = _scores(images, [f"{word}. {prompt}" for word in words.wanted], context)
-    unwanted = _scores(images, [f"{word}. {prompt}" for word in words.unwanted], context)
+    wanted = _scores(scorer, images, [f"{word}. {prompt}" for word in words.wanted])
+    unwanted = _scores(scorer, images, [f"{word}. {prompt}" for word in words.unwanted])
     return wanted.mean(1) - unwanted.mean(1)
 
 
 def judge_wanted(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
     """The judge's probability that the style is one of the wanted ones, in [0, 1]."""
     del prompt  # a style is seen without it
-    return context.judge.style_probabilities(images)[:, _wanted_styles(context)].sum(1)
+    return context.classifier.style_probabilities(images)[:, _wanted_styles(context)].sum(1)
 
 
 def judge_top1(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
@@ -82,9 +147,37 @@ def diversity(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
     lie closer together than those of a base that draws several.
     """
     del prompt  # all images are of one prompt
-    features = l2_normalize(context.judge.features(images), dim=-1)
+    features = l2_normalize(encode(images, context), dim=-1)
     distances: Tensor = torch.linalg.vector_norm(features[:, None] - features[None, :], dim=-1)
     return torch.sum(distances, 1) / (len(images) - 1)
+
+
+def encode(images: Tensor, context: MetricContext) -> Tensor:
+    """The judge's features of the pictures, (K, D)."""
+    judge = context.judge
+    features: Tensor = judge.features(images) if hasattr(judge, "features") else judge.encode_images(images)
+    return features
+
+
+def kid(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
+    """Kernel distance to the data's preferred pictures, in [-inf, inf]: 0 is none; see `kernel_distances`.
+
+    On the judge's features; if the judge knows styles, to the pictures in the wanted one. This function
+    gives the features (K, D), as only all pictures together have a distance.
+    """
+    del prompt
+    return encode(images, context)
+
+
+def _of_pixels(statistic: Callable[[Tensor], Tensor]) -> Callable[[Tensor, str, MetricContext], Tensor]:
+    """A metric of the pixels alone."""
+
+    def figures(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
+        del prompt, context
+        return statistic(images)
+
+    figures.__doc__ = statistic.__doc__
+    return figures
 
 
 def _anything_goes(context: MetricContext, prompts: Sequence[str], num_seeds: int) -> None:
@@ -97,7 +190,23 @@ def _styles_are_known(context: MetricContext, prompts: Sequence[str], num_seeds:
 
 def _subjects_are_known(context: MetricContext, prompts: Sequence[str], num_seeds: int) -> None:
     for prompt in prompts:
-        _subject(prompt, context.judge.subjects)
+        _subject(prompt, context.classifier.subjects)
+
+
+def _judge_reads_texts(context: MetricContext, prompts: Sequence[str], num_seeds: int) -> None:
+    _ = context.text_judge
+
+
+def _real_pictures_are_there(context: MetricContext, prompts: Sequence[str], num_seeds: int) -> None:
+    if context.real is None:
+        raise ConfigError(
+            "metric 'kid' compares with real pictures, which only the stage evaluate reads: drop it here"
+        )
+    if len(context.real_features) < LEAST_REAL:
+        raise DataError(
+            f"metric 'kid' needs two preferred pictures of held-out pairs in the wanted look; the judge sees "
+            f"{len(context.real_features)}: add pairs, raise evaluate.real_pictures, or drop the metric"
+        )
 
 
 def _several_seeds(context: MetricContext, prompts: Sequence[str], num_seeds: int) -> None:
@@ -113,23 +222,63 @@ class Metric:
     """One entry of the registry `metrics`.
 
     figures: (images of one prompt, the prompt, context) -> one figure per image.
+    range: least and greatest figure, in units of the scorer's scale if there is one.
+    source: where it is defined.
     check: raises before anything is drawn, if the metric could not be computed later.
+    over_all: where only all pictures of a model together have a figure: from what `figures` gave for all of
+    them, (P, D), to one figure per picture.
     """
 
     figures: Callable[[Tensor, str, MetricContext], Tensor]
+    range: tuple[float, float]
+    source: str
     check: Callable[[MetricContext, Sequence[str], int], None] = _anything_goes
+    over_all: Callable[[Tensor, MetricContext], Tensor] | None = None
 
+
+OURS: Final = "this project"
+UNBOUNDED: Final = (float("-inf"), float("inf"))
 
 METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
     {
-        "reward": Metric(reward),
-        "relative_reward": Metric(relative_reward),
-        "judge_wanted": Metric(judge_wanted, _styles_are_known),
-        "judge_top1": Metric(judge_top1, _subjects_are_known),
-        "judge_top5": Metric(judge_top5, _subjects_are_known),
-        "diversity": Metric(diversity, _several_seeds),
+        "reward": Metric(reward, (-1, 1), "the scorer of the setting reward"),
+        "relative_reward": Metric(relative_reward, (-2, 2), "arXiv 2509.06942, table 1, SGP"),
+        "judge_wanted": Metric(judge_wanted, (0, 1), OURS, _styles_are_known),
+        "judge_top1": Metric(judge_top1, (0, 1), OURS, _subjects_are_known),
+        "judge_top5": Metric(judge_top5, (0, 1), OURS, _subjects_are_known),
+        "judge_score": Metric(judge_score, (-1, 1), "the scorer of the setting judge", _judge_reads_texts),
+        "judge_sgp": Metric(judge_sgp, (-2, 2), "arXiv 2509.06942, table 1, SGP", _judge_reads_texts),
+        "diversity": Metric(diversity, (0, 2), OURS, _several_seeds),
+        "kid": Metric(
+            kid,
+            UNBOUNDED,
+            "arXiv 1801.01401; torchmetrics",
+            _real_pictures_are_there,
+            over_all=lambda features, context: kernel_distances(features, context.real_features),
+        ),
+        "saturation": Metric(_of_pixels(picture_statistics.saturation), (0, 1), OURS),
+        "red_over_green": Metric(_of_pixels(picture_statistics.red_over_green), (-1, 1), OURS),
+        "yellow_over_blue": Metric(_of_pixels(picture_statistics.yellow_over_blue), (-1, 1), OURS),
+        "clipped_highlights": Metric(_of_pixels(picture_statistics.clipped_highlights), (0, 1), OURS),
+        "high_frequency_energy": Metric(_of_pixels(picture_statistics.high_frequency_energy), (0, 1), OURS),
+        "grid_energy": Metric(_of_pixels(picture_statistics.grid_energy), (0, 1), OURS),
     }
 )
+
+
+def metric_names(metrics: Sequence[str], scorers: Sequence[str]) -> list[str]:
+    """All metrics that settings ask for, each once: those of the registry, and two of each further scorer."""
+    return list(dict.fromkeys([*metrics, *(name for one in scorers for name in (one, one + SGP))]))
+
+
+def find_metric(name: str, context: MetricContext) -> Metric:
+    """The metric of this name. Raises `ConfigError` when neither registry nor further scorers know it."""
+    scorer = name.removesuffix(SGP)
+    if name in METRICS or scorer not in context.scorer_settings:
+        return pick(METRICS, name, "metric")
+    figures, limit = (_plain_of, 1) if name == scorer else (_sgp_of, 2)
+    source = pick(SCORERS, context.scorer_settings[scorer].scorer, "scorer").source
+    return Metric(partial(figures, scorer), (-limit, limit), source)
 
 
 def check_metrics(
@@ -138,30 +287,56 @@ def check_metrics(
     """See, before hours of drawing, that every metric can be computed for these prompts.
 
     Raises:
-        ConfigError: an unknown metric, a wanted word that is no style of the judge, too few seeds.
-        DataError: a prompt whose subject the judge does not know.
+        ConfigError: an unknown metric, a wanted word that is no style of the judge, too few seeds, a scorer
+            with a metric's name.
+        DataError: a prompt whose subject the judge does not know, too few real pictures.
     """
+    taken = sorted({name for name in context.scorer_settings if {name, name + SGP} & METRICS.keys()})
+    if taken:
+        raise ConfigError(
+            f"evaluate.scorers: {taken[0]!r} is the name of a metric: give the scorer another one"
+        )
     for name in names:
-        pick(METRICS, name, "metric").check(context, prompts, num_seeds)
+        find_metric(name, context).check(context, prompts, num_seeds)
 
 
 @torch.no_grad()
-def measure(
-    names: Sequence[str], images: Tensor, prompt: str, context: MetricContext
-) -> dict[str, list[float]]:
-    """Figures by metric, one per image (K, 3, H, W) in [0, 1] of one prompt."""
-    return {name: pick(METRICS, name, "metric").figures(images, prompt, context).tolist() for name in names}
+def measure(names: Sequence[str], images: Tensor, prompt: str, context: MetricContext) -> dict[str, Tensor]:
+    """By metric, one figure per image (K, 3, H, W) in [0, 1] of one prompt, (K,), on the CPU.
+
+    Of a metric over all pictures, what it needs from each, (K, D); see `finish`.
+    """
+    images = images.to(context.device)
+    return {name: find_metric(name, context).figures(images, prompt, context).cpu() for name in names}
 
 
-def _scores(images: Tensor, texts: Sequence[str], context: MetricContext) -> Tensor:
+@torch.no_grad()
+def finish(name: str, found: Tensor, context: MetricContext) -> Tensor:
+    """What `measure` found for all pictures of a model, (P,) or (P, D), as one figure per picture, (P,)."""
+    over_all = find_metric(name, context).over_all
+    return found if over_all is None else over_all(found, context)
+
+
+def _plain(scorer: RewardModel, images: Tensor, prompt: str) -> Tensor:
+    return _scores(scorer, images, [prompt])[:, 0]
+
+
+def _plain_of(name: str, images: Tensor, prompt: str, context: MetricContext) -> Tensor:
+    return _plain(context.scorers[name], images, prompt)
+
+
+def _sgp_of(name: str, images: Tensor, prompt: str, context: MetricContext) -> Tensor:
+    return sgp(context.scorers[name], images, prompt, context.control_words)
+
+
+def _scores(scorer: RewardModel, images: Tensor, texts: Sequence[str]) -> Tensor:
     """Score every image against every text, (B, T)."""
-    scorer = context.reward
     return scorer.scale * scorer.encode_images(images) @ scorer.encode_texts(texts).T
 
 
 def _wanted_styles(context: MetricContext) -> list[int]:
     """Columns of the wanted styles, each once."""
-    styles = list(context.judge.styles)
+    styles = list(context.classifier.styles)
     unknown = [word for word in context.control_words.wanted if word not in styles]
     if unknown:
         raise ConfigError(
@@ -172,8 +347,8 @@ def _wanted_styles(context: MetricContext) -> list[int]:
 
 
 def _subject_among_first(count: int, images: Tensor, prompt: str, context: MetricContext) -> Tensor:
-    logits = context.judge.subject_logits(images)
-    subject = _subject(prompt, context.judge.subjects)
+    logits = context.classifier.subject_logits(images)
+    subject = _subject(prompt, context.classifier.subjects)
     better = (logits > logits[:, subject : subject + 1]).sum(1)
     return (better < count).to(logits.dtype)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor, nn
 from torch.nn.functional import normalize as l2_normalize
@@ -11,7 +11,10 @@ from srpo_core.errors import ArtifactError
 from srpo_core.scorers.preprocessing import CLIP_MEAN, CLIP_STD, fit, normalize
 from srpo_core.scorers.text_memory import TextMemory
 from srpo_core.scorers.vit_forward import class_feature, is_plain
-from srpo_core.scorers.weights import damaged, load_strictly, read_config, read_safetensors
+from srpo_core.scorers.weights import damaged, load_strictly, read_config, read_pickle, read_safetensors
+
+PUBLISHED_CONFIG: Final = "open_clip_config.json"
+PUBLISHED_WEIGHTS: Final = "open_clip_pytorch_model.bin"
 
 
 class OpenClipReward(nn.Module):
@@ -49,9 +52,9 @@ class OpenClipReward(nn.Module):
 
 
 def load_open_clip(path: Path) -> OpenClipReward:
-    """Load a reward from one open_clip configuration `NAME.json` beside `NAME.safetensors`.
+    """Load a reward from one open_clip configuration `NAME.json` beside `NAME.safetensors`; it computes in fp32.
 
-    It computes in fp32.
+    Or from a directory as open_clip publishes it: `open_clip_config.json` beside `open_clip_pytorch_model.bin`.
 
     Raises:
         ArtifactError: a file is missing, damaged or of another architecture.
@@ -62,8 +65,12 @@ def load_open_clip(path: Path) -> OpenClipReward:
             f"{path} must hold one open_clip configuration NAME.json beside NAME.safetensors; "
             f"found {len(configs)} configurations: check reward.path in params.yaml"
         )
+    config = read_config(configs[0])
+    published = path / PUBLISHED_WEIGHTS
+    if configs[0].name == PUBLISHED_CONFIG and published.exists():
+        return assemble(config.get("model_cfg", {}), configs[0], read_pickle(published), published)
     weights = configs[0].with_suffix(".safetensors")
-    return assemble(read_config(configs[0]), configs[0], read_safetensors(weights), weights)
+    return assemble(config, configs[0], read_safetensors(weights), weights)
 
 
 def assemble(

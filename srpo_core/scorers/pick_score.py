@@ -1,99 +1,28 @@
 """PickScore (Kirstain et al. 2023, arXiv 2305.01569): a CLIP ViT-H fine-tuned on human choices.
 
-Its directory holds `config.json` and `model.safetensors` of a transformers CLIPModel, as PickScore_v1 is
-published. The tokenizer is CLIP's only one and comes with open_clip. Pictures are resized as tensors, as in
-SRPO; PickScore's own processor rounds them to 8 bits on the way, so that its scores differ a little.
+Its directory is that of PickScore_v1; see `transformers_clip`.
 """
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import normalize as l2_normalize
-
-from srpo_core.scorers.preprocessing import CLIP_MEAN, CLIP_STD, fit, normalize
-from srpo_core.scorers.text_memory import TextMemory
-from srpo_core.scorers.weights import damaged, load_strictly, read_config, read_safetensors
+from srpo_core.scorers.transformers_clip import TransformersClip, load_towers
 
 # SRPO's reference divides PickScore by 20. Pictures score 20 to 23 (Shen et al. 2025, table 1), so that
 # the reward is about 1, the order of the margin 0.7 in its loss.
 REFERENCE_DIVISOR: Final = 20.0
-# Counted positions, which transformers before 4.31 saved among the weights.
-POSITIONS: Final = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
 
 
-class PickScoreReward(nn.Module):
-    """A `RewardModel` of the two frozen towers; features are L2-normalised, (B, D).
+def load_pick_score(path: Path) -> TransformersClip:
+    """Load PickScore from its directory; it computes in fp32.
 
     A PickScore is exp(logit_scale)·<i, t>; `scale` is exp(logit_scale) / 20, as in SRPO's reference.
-    """
-
-    def __init__(self, clip: nn.Module, image_size: int, context_length: int) -> None:
-        super().__init__()
-        self.clip = clip.requires_grad_(requires_grad=False).eval()
-        self.scale = float(clip.logit_scale.exp()) / REFERENCE_DIVISOR  # type: ignore[operator]
-        self.image_size = image_size
-        self._tokenize = _clip_tokenizer(context_length)
-        self._memory = TextMemory()
-
-    def encode_images(self, images: Tensor) -> Tensor:
-        """Features (B, D) of images (B, 3, H, W) in [0, 1]; gradients flow to the images."""
-        pixels = normalize(fit(images.float(), self.image_size), CLIP_MEAN, CLIP_STD)
-        features: Tensor = self.clip.get_image_features(pixels).pooler_output  # type: ignore[operator]
-        return l2_normalize(features, dim=-1)
-
-    def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Features (B, D) of texts, kept by text since the towers are frozen; no gradients."""
-        return self._memory.recall(texts, self._encode_text, next(self.clip.parameters()).device)
-
-    def _encode_text(self, text: str) -> Tensor:
-        tokens = torch.tensor([self._tokenize(text).input_ids], device=next(self.clip.parameters()).device)
-        features = self.clip.get_text_features(tokens).pooler_output  # type: ignore[operator]
-        return l2_normalize(features, dim=-1)[0]
-
-
-def load_pick_score(path: Path) -> PickScoreReward:
-    """Load PickScore from a directory as described above; it computes in fp32.
 
     Raises:
         ArtifactError: a file is missing, damaged or of another architecture.
     """
-    config_path, weights = path / "config.json", path / "model.safetensors"
-    clip = _build(read_config(config_path), config_path)
-    tensors = {name: tensor for name, tensor in read_safetensors(weights).items() if name not in POSITIONS}
-    load_strictly(clip, tensors, weights)
-    return PickScoreReward(
-        clip.float(), clip.config.vision_config.image_size, clip.config.text_config.max_position_embeddings
-    )
+    return load_towers(path, _scale)
 
 
-def _build(config: Mapping[str, Any], path: Path) -> Any:
-    """A transformers CLIPModel of `config`, which was read from `path`; its weights are random."""
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import CLIPConfig, CLIPModel
-
-    if config.get("model_type") != "clip":
-        raise damaged(path, f"model_type is {config.get('model_type')!r}, not 'clip'")
-    try:
-        return CLIPModel(CLIPConfig.from_dict(dict(config)))
-    except (StrictDataclassError, TypeError, KeyError, ValueError, AttributeError) as error:
-        raise damaged(path, f"not a configuration of transformers' CLIPModel: {error!r}") from None
-
-
-def _clip_tokenizer(context_length: int) -> Any:
-    """CLIP's tokenizer as transformers cleans texts: unlike open_clip's it leaves HTML entities alone."""
-    from functools import partial
-
-    from open_clip import SimpleTokenizer
-    from transformers import CLIPTokenizer
-
-    vocabulary = SimpleTokenizer()
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    names = {vocabulary.sot_token_id: start, vocabulary.eot_token_id: end}
-    tokenizer = CLIPTokenizer(
-        vocab={names.get(index, token): index for token, index in vocabulary.encoder.items()},
-        merges=list(vocabulary.bpe_ranks),
-    )
-    return partial(tokenizer, truncation=True, max_length=context_length)
+def _scale(clip: Any) -> float:
+    return float(clip.logit_scale.detach().exp()) / REFERENCE_DIVISOR

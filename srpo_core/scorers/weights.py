@@ -35,7 +35,7 @@ def read_safetensors(path: Path) -> Mapping[str, Tensor]:
 
 
 def read_pickle(path: Path) -> Mapping[str, Tensor]:
-    """Read a pickled {"state_dict": ...} without running anything that it holds.
+    """Read a pickled {"state_dict": ...}, or a bare state dict, without running anything that it holds.
 
     The tensors are mapped from the disk, not read, so that loading needs the memory of one model, not two.
     Raises `ArtifactError` when it is missing or damaged.
@@ -49,6 +49,8 @@ def read_pickle(path: Path) -> Mapping[str, Tensor]:
     except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
         raise damaged(path, error) from None
     tensors = content.get("state_dict") if isinstance(content, dict) else None
+    if tensors is None and isinstance(content, dict) and content:
+        tensors = content if all(isinstance(value, Tensor) for value in content.values()) else None
     if not isinstance(tensors, dict):
         raise damaged(path, "it holds no 'state_dict'")
     return tensors

@@ -1,13 +1,14 @@
-"""Stage evaluate: the base and the selected model on test prompts, from the same noise."""
+"""Stage evaluate: the base, the selected model and the champion on test prompts, from the same noise."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from srpo_core import artifacts
+from srpo_core.champion import champion_transformer
 from srpo_core.config import (
     ControlWords,
     DrawSettings,
@@ -16,55 +17,107 @@ from srpo_core.config import (
     ResourceSettings,
     ScorerSettings,
 )
-from srpo_core.errors import ArtifactError
-from srpo_core.models import load_base, load_transformer
-from srpo_core.models.embeddings import read_embeddings
-from srpo_core.pictures import MeasuredPicture, PictureSet, draw_and_measure, mean_figures, to_png
-from srpo_core.scorers.metrics import MetricContext, check_metrics
+from srpo_core.data.tables import read_images, read_pairs
+from srpo_core.errors import ArtifactError, DataError
+from srpo_core.models.embeddings import read_embeddings, read_texts
+from srpo_core.pictures import PictureSet, to_png
+from srpo_core.scorers.hps_v2 import benchmark
+from srpo_core.scorers.metrics import MetricContext, check_metrics, metric_names
+from srpo_core.shards import DrawJob, Shards, draw_shards
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BASE: Final = "base"
 ALIGNED: Final = "aligned"
+CHAMPION: Final = "champion"
+HPS: Final = "hps_v2"
+WHITE: Final = 255
 
 log = logging.getLogger(__name__)
 
 
-def run(
+def run(  # noqa: PLR0913  # the parts of the settings that DVC watches
     *,
     seed: int,
     model: ModelSettings,
     reward: ScorerSettings,
     judge: ScorerSettings,
     control_words: ControlWords,
+    champion: str | None,
     draw: DrawSettings,
     evaluate: EvaluateSettings,
     resources: ResourceSettings,
 ) -> None:
-    """Draw the test prompts by both models and measure every picture.
+    """Draw the test prompts by every model and measure every picture.
 
-    Writes runs/evaluate/images.parquet (one row per picture: model "base" or "aligned", prompt,
-    style, seed, png, one column per metric; the two models' rows pair by prompt and seed) and the
-    means in runs/evaluate/summary.json.
+    Writes runs/evaluate/images.parquet (one row per picture: model "base", "aligned" or "champion", prompt,
+    style, seed, png), figures.parquet (one row per picture and metric; the models' rows pair by prompt and
+    seed) and the means in summary.json.
 
     Raises:
-        ArtifactError: the selection or its checkpoint is missing or damaged.
+        ArtifactError: the selection, its checkpoint or the champion is missing or damaged.
         ConfigError: an unknown metric, or one that these settings do not allow.
+        DataError: a test prompt was trained on or chose the checkpoint.
+    """
+    step, checkpoint = _selected()
+    transformers: dict[str, Path | None] = {BASE: None, ALIGNED: checkpoint}
+    if champion is not None:
+        transformers[CHAMPION] = champion_transformer(champion)
+    summary = evaluate_models(
+        transformers,
+        artifacts.EVALUATION.parent,
+        seed=seed,
+        model=model,
+        context=metric_context(reward, judge, control_words, evaluate),
+        draw=draw,
+        evaluate=evaluate,
+        resources=resources,
+    )
+    artifacts.write_json(artifacts.EVALUATION_SUMMARY, {"step": step, "champion": champion, **summary})
+
+
+def metric_context(
+    reward: ScorerSettings, judge: ScorerSettings, control_words: ControlWords, evaluate: EvaluateSettings
+) -> MetricContext:
+    """What the metrics of an evaluation may ask for."""
+    real = (lambda: _real_pictures(evaluate.real_pictures)) if evaluate.real_pictures else None
+    return MetricContext(reward, judge, control_words, dict(evaluate.scorers), real)
+
+
+def evaluate_models(
+    transformers: Mapping[str, Path | None],
+    target: Path,
+    *,
+    seed: int,
+    model: ModelSettings,
+    context: MetricContext,
+    draw: DrawSettings,
+    evaluate: EvaluateSettings,
+    resources: ResourceSettings,
+) -> dict[str, Any]:
+    """Draw the test prompts by models (name: directory of weights, None for the base) and measure every picture.
+
+    Writes images.parquet and figures.parquet into `target`, as described in `run`, and returns the means.
     """
     torch.set_num_threads(resources.threads_per_worker)
-    step, checkpoint = _selected()
     prompts, styles, condition = read_embeddings("test")
+    _require_unseen(prompts)
     pictures = PictureSet("evaluate", prompts, styles, condition, evaluate.seeds_per_prompt, seed)
-    metrics = list(dict.fromkeys(evaluate.metrics))
-    context = MetricContext(reward, judge, control_words)
+    metrics = metric_names(evaluate.metrics, list(evaluate.scorers))
     check_metrics(metrics, context, prompts, evaluate.seeds_per_prompt)
-
-    base = load_base(model)
-    measured = {}
-    for name in (BASE, ALIGNED):
-        if name == ALIGNED:
-            base.transformer = load_transformer(model, checkpoint)
-        measured[name] = draw_and_measure(base, name, pictures, draw=draw, metrics=metrics, context=context)
-    _write_pictures(measured)
-    _write_summary(measured, metrics, step)
+    for path in filter(None, transformers.values()):
+        artifacts.require(path)
+    shards = {
+        name: draw_shards(DrawJob(name, model, path, pictures, draw, metrics, context), resources)
+        for name, path in transformers.items()
+    }
+    _write_pictures(shards, target / artifacts.EVALUATION.name)
+    figures = {name: own.figures() for name, own in shards.items()}
+    _write_figures(figures, pictures, target / artifacts.FIGURES.name)
+    for own in shards.values():
+        own.discard()
+    return _summary(figures, pictures, context)
 
 
 def _selected() -> tuple[int, Path]:
@@ -78,32 +131,85 @@ def _selected() -> tuple[int, Path]:
         ) from None
 
 
-def _write_pictures(measured: Mapping[str, Sequence[MeasuredPicture]]) -> None:
+def _require_unseen(prompts: Sequence[str]) -> None:
+    """See that no test prompt was trained on or helped to choose: what chose a model must not judge it."""
+    for split, did in (("train", "was trained on"), ("validation", "chose the checkpoint")):
+        if both := sorted(set(read_texts(split)) & set(prompts)):
+            raise DataError(
+                f"{len(both)} test prompts stand in {artifacts.EMBEDDINGS}/{split}.safetensors as well, for "
+                f"instance {both[0]!r}, which {did}: take them out of one of the lists in ingest.source"
+            )
+
+
+def _real_pictures(count: int) -> Iterator["Tensor"]:
+    """The preferred pictures of up to `count` held-out pairs, each (1, 3, H, W) in [0, 1]: their sizes differ."""
+    from torchvision.transforms.functional import to_tensor
+
+    preferred = dict.fromkeys(pair.preferred for pair in read_pairs("test", count))
+    images = read_images(preferred)
+    for path in preferred:
+        yield to_tensor(images[path])[None]
+
+
+def _write_pictures(shards: Mapping[str, Shards], path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = [(name, pa.string()) for name in ("model", "prompt", "style")]
+    schema = pa.schema([*texts, ("seed", pa.int64()), ("png", pa.binary())])
+    with artifacts.replacing(path) as partial, pq.ParquetWriter(partial, schema) as writer:
+        for name, own in shards.items():
+            for pictures, drawn in own:
+                keys = (_key(name, pictures, index, k) for index, k in pictures.places())
+                rows = [key | {"png": to_png(pixels)} for key, pixels in zip(keys, drawn.pixels, strict=True)]
+                writer.write_table(pa.Table.from_pylist(rows, schema))
+
+
+def _write_figures(figures: Mapping[str, Mapping[str, "Tensor"]], pictures: PictureSet, path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows = [
-        {
-            "model": name,
-            "prompt": picture.prompt,
-            "style": picture.style,
-            "seed": picture.seed,
-            "png": to_png(picture.pixels),
-        }
-        | picture.figures
-        for name, pictures in measured.items()
-        for picture in pictures
+        _key(name, pictures, index, k) | {"metric": metric, "value": value}
+        for name, own in figures.items()
+        for metric, values in own.items()
+        for (index, k), value in zip(pictures.places(), values.tolist(), strict=True)
     ]
-    with artifacts.replacing(artifacts.EVALUATION) as partial:
+    with artifacts.replacing(path) as partial:
         pq.write_table(pa.Table.from_pylist(rows), partial)
 
 
-def _write_summary(
-    measured: Mapping[str, Sequence[MeasuredPicture]], metrics: Sequence[str], step: int
-) -> None:
-    means = {name: mean_figures(pictures, metrics) for name, pictures in measured.items()}
-    change = {metric: means[ALIGNED][metric] - means[BASE][metric] for metric in metrics}
-    summary = {"step": step, "pictures_per_model": len(measured[BASE]), "means": means, "change": change}
-    artifacts.write_json(artifacts.EVALUATION_SUMMARY, summary)
-    for metric in metrics:
-        log.info("%s: %.3f → %.3f", metric, means[BASE][metric], means[ALIGNED][metric])
+def _key(name: str, pictures: PictureSet, index: int, k: int) -> dict[str, Any]:
+    return {"model": name, "prompt": pictures.prompts[index], "style": pictures.styles[index], "seed": k}
+
+
+def _summary(
+    figures: Mapping[str, Mapping[str, "Tensor"]], pictures: PictureSet, context: MetricContext
+) -> dict[str, Any]:
+    means = {
+        name: {metric: float(values.double().mean()) for metric, values in own.items()}
+        for name, own in figures.items()
+    }
+    summary: dict[str, Any] = {"pictures_per_model": len(pictures), "means": means}
+    if ALIGNED in means:
+        summary["change"] = {m: means[ALIGNED][m] - means[BASE][m] for m in means[BASE]}
+        for metric in means[BASE]:
+            log.info("%s: %.3f → %.3f", metric, means[BASE][metric], means[ALIGNED][metric])
+    if by_style := _hps_benchmark(figures, pictures, context):
+        summary["hps_benchmark"] = by_style
+    return summary
+
+
+def _hps_benchmark(
+    figures: Mapping[str, Mapping[str, "Tensor"]], pictures: PictureSet, context: MetricContext
+) -> dict[str, Any]:
+    """HPSv2's own table of each model, by the first picture of each prompt, if that is the reward or a scorer."""
+    scorers = {"reward": context.reward_settings, **context.scorer_settings}
+    seeds = pictures.seeds_per_prompt
+    return {
+        metric: {
+            name: benchmark(own[metric][::seeds].tolist(), pictures.styles) for name, own in figures.items()
+        }
+        for metric, settings in scorers.items()
+        if settings.scorer == HPS and all(metric in own for own in figures.values())
+    }

@@ -4,7 +4,7 @@ from logging import getLogger
 
 from srpo_core import artifacts
 from srpo_core.config import GateSettings
-from srpo_core.gates.decision import decide
+from srpo_core.gates.decision import decide, rule_figures
 from srpo_core.gates.pairs import pair_up
 
 log = getLogger(__name__)
@@ -15,10 +15,10 @@ def run(*, seed: int, gate: GateSettings) -> None:
 
     Raises:
         ArtifactError: the evaluation or the selection is missing or damaged.
-        ConfigError: a rule's metric is not a column of the evaluation.
+        ConfigError: a rule's metric was not measured.
     """
-    table = artifacts.read_table(artifacts.EVALUATION, without=("png",))
-    pairs = pair_up(table, artifacts.EVALUATION)
+    pairs = pair_up(artifacts.read_table(artifacts.FIGURES), artifacts.FIGURES)
     decision = decide(pairs, artifacts.read_json(artifacts.SELECTION), seed=seed, gate=gate)
     artifacts.write_json(artifacts.DECISION, decision)
+    artifacts.write_json(artifacts.GATE_FIGURES, rule_figures(decision))
     log.info("%s: %s", decision["verdict"], decision["reason"])

@@ -1,73 +1,160 @@
-"""Stage quantize: the files of a release, each proven by a forward pass."""
+"""Stage quantize: the files of a release, each proven by a forward pass and by pictures."""
 
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from srpo_core import artifacts
 from srpo_core.algorithm.noise import keyed_noise
-from srpo_core.config import ModelSettings, QuantizeSettings
-from srpo_core.errors import GateError
+from srpo_core.config import (
+    ControlWords,
+    DrawSettings,
+    FormatLimits,
+    ModelSettings,
+    QuantizeSettings,
+    ScorerSettings,
+)
+from srpo_core.errors import ConfigError, GateError
 from srpo_core.gates import require_passed
 from srpo_core.models import load_base, load_transformer
 from srpo_core.models.embeddings import read_embeddings
+from srpo_core.progress import progress_bar
+from srpo_core.proofs import FormatPictures, PictureProof, evaluated_pictures
 from srpo_core.protocols import BaseModel, Condition
-from srpo_core.quantizers import WEIGHTS, chosen_quantizers
+from srpo_core.quantizers import (
+    WEIGHTS,
+    WrittenFile,
+    chosen_quantizers,
+    convert,
+    num_weights,
+    open_flux,
+    read_directory,
+    read_file,
+)
+from srpo_core.scorers.metrics import MetricContext
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+# The format that the release's pipeline loads, and with whose pictures those of the others are compared.
+REFERENCE: Final = "bf16"
+# What single files are called until a release gives them its name.
+STEM: Final = "model"
 
 # The forward pass of the proof: so many test prompts, at timesteps spread evenly over (0, 1].
 PROOF_PROMPTS: Final = 8
 PROOF_GUIDANCE: Final = 3.5
 FIGURE_DIGITS: Final = 6
 
+Velocity = Callable[[Mapping[str, "Tensor"]], "Tensor"]
+
 log = getLogger(__name__)
 
 
-def run(*, seed: int, model: ModelSettings, quantize: QuantizeSettings) -> None:
+def run(
+    *,
+    seed: int,
+    model: ModelSettings,
+    reward: ScorerSettings,
+    judge: ScorerSettings,
+    control_words: ControlWords,
+    draw: DrawSettings,
+    quantize: QuantizeSettings,
+) -> None:
     """Write the selected checkpoint in every format of the settings, and the proof of each.
 
-    The proof is the relative output error ‖y_q − y_32‖ / ‖y_32‖ of one forward pass in float32, with
-    the written file opened again. It is written before a format is refused, so that it can be read.
+    Each file is opened again by a reader that is not ours. The proof is the relative output error
+    ‖y_q − y_32‖ / ‖y_32‖ of one forward pass in float32, and pictures of test prompts from evaluate's noise:
+    their distance to those of bf16, how complete their denoising is, and how much of the gain over the base
+    survives. A format that misses a limit is left out, and proof.json says why.
 
     Raises:
-        GateError: the gate refused the model, or a format's error is above its limit.
-        ArtifactError: a file of an earlier stage is missing or damaged.
-        ConfigError: a format is unknown.
+        GateError: the gate refused the model, or bf16, without which there is no release, misses a limit.
+        ArtifactError, DataError: a file of an earlier stage is missing or damaged.
+        ConfigError: a format or metric is unknown, bf16 is lacking, or more prompts than were evaluated.
     """
     require_passed(artifacts.read_json(artifacts.DECISION))
     formats = chosen_quantizers(quantize.formats)
+    if REFERENCE not in formats:
+        raise ConfigError(f"quantize.formats lacks {REFERENCE}, which the others are compared with: add it")
     source = artifacts.require(Path(artifacts.read_json(artifacts.SELECTION)["checkpoint"]))
     prompts, _, condition = read_embeddings("test")
-    velocity = _forward_pass(load_base(model), condition[:PROOF_PROMPTS], seed)
+    evaluated = evaluated_pictures(quantize.num_prompts, quantize.gain)
+    drawn = condition[[prompts.index(prompt) for prompt in evaluated.prompts]]
+    pictures = FormatPictures(
+        evaluated, drawn, seed, draw, MetricContext(reward, judge, control_words), quantize.gain
+    )
+    entries = {name: entry for name, (_, entry) in formats.items()}
+    checkpoint = open_flux(source)
+    with progress_bar("quantize", num_weights(checkpoint, entries)) as advance:
+        written = convert(checkpoint, entries, artifacts.QUANTIZED, stem=STEM, advance=advance)
+
+    base = load_base(model)
+    velocity = _forward_pass(base, condition[:PROOF_PROMPTS], seed)
     exact = velocity(load_transformer(model, source).state_dict())
-    figures = {}
-    for name, (given, quantizer) in formats.items():
-        target = artifacts.QUANTIZED / name
-        loss = quantizer.write(source, target)
-        rounded = velocity(quantizer.read(target))
-        figures[name] = {
-            "file": f"{name}/{WEIGHTS}",
-            "sha256": artifacts.sha256(target / WEIGHTS),
-            "bytes": (target / WEIGHTS).stat().st_size,
-            "relative_error": _figure(float((rounded - exact).norm() / exact.norm())),
-            "max_relative_error": quantize.formats[given].max_relative_error,
-            "clipped": _figure(loss.clipped),
-            "zeroed": _figure(loss.zeroed),
+    proofs: dict[str, dict[str, Any]] = {}
+    # the reference first: the others' pictures are held to its own
+    for name in sorted(formats, key=lambda name: name != REFERENCE):
+        given, _ = formats[name]
+        error = _output_error(written[name], velocity, exact)  # leaves the weights in the base
+        figures = _Figures(written[name], error, pictures.look_at(base))
+        proofs[name] = figures.as_proof(quantize.formats[given])
+        _say(name, proofs[name])
+    _write_proof({name: proofs[name] for name in formats}, prompts[:PROOF_PROMPTS], quantize)
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """What was measured of a format."""
+
+    files: Sequence[WrittenFile]
+    relative_error: float
+    pictures: PictureProof
+
+    def as_proof(self, limits: FormatLimits) -> dict[str, Any]:
+        """The format's entry in proof.json, with the reasons against it, if any."""
+        measured = {
+            "relative_error": self.relative_error,
+            "psnr": self.pictures.psnr,
+            "completeness": self.pictures.completeness,
+            "gain_kept": self.pictures.gain_kept,
         }
-        log.info("%s: relative output error %s", name, figures[name]["relative_error"])
-    proof = {"schema_version": SCHEMA_VERSION, "prompts": prompts[:PROOF_PROMPTS], "formats": figures}
-    artifacts.write_json(artifacts.PROOF, proof)
-    _require_exact_enough(figures)
+        # the first file is the single one; a directory holds the same values
+        single = self.files[0].losses
+        return {
+            "files": {
+                str(file.path.relative_to(artifacts.QUANTIZED)): {
+                    "bytes": file.num_bytes,
+                    "sha256": file.sha256,
+                }
+                for file in self.files
+            },
+            "limits": limits.model_dump(),
+            "refused": _reasons(measured, limits),
+            "ssim": _figure(self.pictures.ssim),
+            "reward_delta": _figure(self.pictures.reward_delta),
+            "tensors": {
+                name: [loss.dtype, _figure(loss.relative_error), _figure(loss.clipped), _figure(loss.zeroed)]
+                for name, loss in single.items()
+            },
+        } | {name: _figure(value) for name, value in measured.items()}
 
 
-def _forward_pass(
-    base: BaseModel, condition: Condition, seed: int
-) -> Callable[[Mapping[str, "Tensor"]], "Tensor"]:
+def _output_error(files: Sequence[WrittenFile], velocity: Velocity, exact: "Tensor") -> float:
+    """The largest relative output error of a format's files."""
+    errors = []
+    for file in files:
+        weights = read_directory(file.path.parent) if file.path.name == WEIGHTS else read_file(file.path)
+        errors.append(float((velocity(weights) - exact).norm() / exact.norm()))
+    return max(errors)
+
+
+def _forward_pass(base: BaseModel, condition: Condition, seed: int) -> Velocity:
     """One velocity prediction (B, S, C) in float32, as a function of the transformer's weights."""
     import torch
 
@@ -77,22 +164,58 @@ def _forward_pass(
 
     @torch.no_grad()
     def velocity(weights: Mapping[str, "Tensor"]) -> "Tensor":
-        base.transformer.load_state_dict(weights)  # casts what is stored in fewer bits to float32
+        base.transformer.load_state_dict(weights)
         return base.velocity(latents, timestep, PROOF_GUIDANCE, condition)
 
     return velocity
 
 
-def _figure(value: float) -> float:
+def _reasons(measured: Mapping[str, float | None], limits: FormatLimits) -> list[str]:
+    """Why a format is left out. A figure that is not a number is a reason; one that there is none of is not."""
+    error = measured["relative_error"]
+    assert error is not None, "every file has an output error"
+    reasons = []
+    if not error <= limits.max_relative_error:
+        reasons.append(f"relative_error {error:.3g} is above max_relative_error {limits.max_relative_error}")
+    for name in ("psnr", "completeness", "gain_kept"):
+        value, limit = measured[name], getattr(limits, f"min_{name}")
+        if value is not None and not value >= limit:
+            reasons.append(f"{name} {value:.3g} is below min_{name} {limit}")
+    return reasons
+
+
+def _write_proof(
+    proofs: Mapping[str, Mapping[str, Any]], prompts: Sequence[str], quantize: QuantizeSettings
+) -> None:
+    """Write proof.json and delete what is refused; without the reference there is no release."""
+    refused = {name: proof for name, proof in proofs.items() if proof["refused"]}
+    for name in refused:
+        shutil.rmtree(artifacts.QUANTIZED / name)
+    proof = {
+        "schema_version": SCHEMA_VERSION,
+        "prompts": list(prompts),
+        "pictures": quantize.num_prompts,
+        "gain": quantize.gain,
+        "formats": {name: proof for name, proof in proofs.items() if name not in refused},
+        "refused": refused,
+    }
+    artifacts.write_json(artifacts.PROOF, proof)
+    if REFERENCE in refused:
+        raise GateError(
+            f"format {REFERENCE} is refused: {'; '.join(refused[REFERENCE]['refused'])}; without it there is no "
+            f"release. Every figure is in {artifacts.PROOF}; the limits are quantize.formats.{REFERENCE}"
+        )
+
+
+def _say(name: str, proof: Mapping[str, Any]) -> None:
+    if proof["refused"]:
+        log.warning("%s: left out: %s", name, "; ".join(proof["refused"]))
+        return
+    psnr = "" if proof["psnr"] is None else f", {proof['psnr']:.1f} dB to {REFERENCE}"
+    kept = "" if proof["gain_kept"] is None else f", {proof['gain_kept']:.0%} of the gain"
+    log.info("%s: output error %.2g%s%s", name, proof["relative_error"], psnr, kept)
+
+
+def _figure(value: float | None) -> float | None:
     """The value to so many digits that threads and their sums do not change it."""
-    return float(f"{value:.{FIGURE_DIGITS}g}")
-
-
-def _require_exact_enough(figures: Mapping[str, Mapping[str, Any]]) -> None:
-    for name, figure in figures.items():
-        error, limit = figure["relative_error"], figure["max_relative_error"]
-        if not error <= limit:  # a NaN is refused as well
-            raise GateError(
-                f"format {name} is refused: its relative output error {error} is above "
-                f"quantize.formats.{name}.max_relative_error {limit}; leave the format out or raise the limit"
-            )
+    return None if value is None else float(f"{value:.{FIGURE_DIGITS}g}")

@@ -3,11 +3,12 @@
 from logging import getLogger
 
 from srpo_core import artifacts
-from srpo_core.config import ControlWords, ReportSettings
+from srpo_core.config import PARAMS_FILE, ControlWords, ReportSettings, read_values
 from srpo_core.gates.pairs import pair_up
 from srpo_core.report.curves import training_panels
 from srpo_core.report.grid import choose_tiles, draw_grid
-from srpo_core.report.page import Evidence, render_page
+from srpo_core.report.page import Evidence, find_extremes, render_page
+from srpo_core.report.run import data_version, nearest_preset
 
 log = getLogger(__name__)
 
@@ -18,16 +19,22 @@ def run(*, control_words: ControlWords, report: ReportSettings) -> None:
     Raises:
         ArtifactError: a file that an earlier stage should have left is missing or damaged.
     """
-    table = artifacts.read_table(artifacts.EVALUATION, without=("png",))
-    pairs = pair_up(table, artifacts.EVALUATION)
+    pairs = pair_up(artifacts.read_table(artifacts.FIGURES), artifacts.FIGURES)
+    decision = artifacts.read_json(artifacts.DECISION)
+    preset, differences = nearest_preset(read_values(PARAMS_FILE))
     evidence = Evidence(
         control_words=control_words,
-        decision=artifacts.read_json(artifacts.DECISION),
+        decision=decision,
         selection=artifacts.read_json(artifacts.SELECTION),
         agreement=artifacts.read_json(artifacts.AGREEMENT),
+        summary=artifacts.read_json(artifacts.EVALUATION_SUMMARY),
         training=training_panels(artifacts.TRAIN_LOG),
         pairs=pairs,
         tiles=choose_tiles(pairs, artifacts.EVALUATION, report.grid_prompts),
+        extremes=find_extremes(pairs, artifacts.EVALUATION, decision["rules"][0]["metric"]),
+        data=data_version(),
+        preset=preset,
+        differences=differences,
     )
     with artifacts.replacing(artifacts.REPORT) as partial:
         partial.write_text(render_page(evidence), encoding="utf-8")

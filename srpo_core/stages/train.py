@@ -7,13 +7,32 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
-from srpo_core.artifacts import CHECKPOINTS, SAMPLES, TRAIN_LOG, home, step_directory
-from srpo_core.checkpoint import Checkpoint, checkpoint_directory, open_checkpoint
+from srpo_core.algorithm.control_words import count_prompts
+from srpo_core.artifacts import (
+    CHECKPOINTS,
+    EMBEDDINGS,
+    SAMPLES,
+    TRAIN_LOG,
+    TRAIN_OUTCOME,
+    home,
+    sha256,
+    step_directory,
+    write_json,
+)
+from srpo_core.checkpoint import (
+    WEIGHTS,
+    Checkpoint,
+    newest_checkpoint,
+    open_checkpoint,
+    step_location,
+)
 from srpo_core.config import (
     ControlWords,
     ModelSettings,
@@ -21,14 +40,24 @@ from srpo_core.config import (
     ScorerSettings,
     TrainSettings,
 )
+from srpo_core.early_stop import BASE, over_trained
 from srpo_core.errors import ConfigError, SrpoError
+from srpo_core.learner import method_of
+from srpo_core.location import Location, local_copy, storage
+from srpo_core.models import write_transformer
+from srpo_core.models.embeddings import read_embeddings
+from srpo_core.processes import OWNER, end_leftovers, owner_mark
 from srpo_core.resume import resumable
-from srpo_core.trainer import PROGRESS, TrainJob, method_of, train_worker
+from srpo_core.trainer import PROGRESS, TrainJob, train_worker
 from srpo_core.trainer import SAMPLES as SAMPLES_NAME
 
 OBJECT_STORE_BYTES = 200_000_000  # workers exchange gradients, not objects
 POLL_SECONDS = 0.3
+REMOTE_POLL_SECONDS = 2.0
 CONNECT_SECONDS = 10
+
+WordCounts = Mapping[str, Mapping[str, int]]
+"""Training prompts that show a control word, by side and word."""
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +67,7 @@ def run(
     seed: int,
     model: ModelSettings,
     reward: ScorerSettings,
+    select_judge: ScorerSettings,
     control_words: ControlWords,
     train: TrainSettings,
     resources: ResourceSettings,
@@ -56,53 +86,117 @@ def run(
     method_of(train)
     _require_gpus(resources)
     started = time.monotonic()
-    with resumable("train") as state:
+    words = word_counts(control_words)
+    with resumable("train") as directory:
+        end_leftovers()  # of an earlier try that was killed: never beside this one
+        os.environ[OWNER] = owner_mark()  # on all that this one starts
+        inputs, digests, state = places(directory, model.path, reward.path, select_judge.path)
         job = TrainJob(
-            inputs=Path.cwd(),
+            inputs=inputs,
+            digests=digests,
             state=state,
             seed=seed,
             model=model,
             reward=reward,
+            select_judge=select_judge,
             control_words=control_words,
             train=train,
-            threads=resources.threads_per_worker,
+            resources=resources,
+            resume=0,
+            attempt="",
         )
-        progress = state / PROGRESS
-        done_before = _count_lines(progress)
-        with following(progress, train.steps):
-            fit(job, resources)
-        _note_timing(_count_lines(progress) - done_before, time.monotonic() - started)
-        export(state, train)
+        done_before = len(_whole_lines(state / PROGRESS))
+        with following(state / PROGRESS, train.steps):
+            fit(job)
+        _note_timing(len(_whole_lines(state / PROGRESS)) - done_before, time.monotonic() - started)
+        export(job, words)
+        if state.path is None:
+            state.delete()
+            inputs.delete()
 
 
-def fit(job: TrainJob, resources: ResourceSettings) -> None:
-    """Run the workers on Ray: on the cluster of RAY_ADDRESS, else on a Ray of this process's own.
+def places(directory: Path, *weights: str) -> tuple[Location, dict[str, str], Location]:
+    """Where workers find the inputs, the digests of those that they must fetch, and where they keep their state.
 
+    On this machine's disk: here, and the resume directory. With `SRPO_STORAGE`: copies below it, of the
+    directories `weights` and of the embeddings.
+
+    Raises:
+        ConfigError: a path in the settings is absolute, so that no worker elsewhere could find it.
+    """
+    shared = storage()
+    if shared is None:
+        return Location.of(Path.cwd()), {}, Location.of(directory)
+    inputs, state = shared / "inputs" / directory.name, shared / "resume" / directory.name
+    digests = {}
+    for path in (*map(Path, weights), *EMBEDDINGS.glob("*.safetensors")):
+        if path.is_absolute() or ".." in path.parts:
+            raise ConfigError(f"{path}: with SRPO_STORAGE a path must be relative and lie below the project")
+        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+        digests |= {str(file): sha256(file) for file in files}
+    if not (inputs / "complete").exists():
+        for name in digests:
+            (inputs / name).upload(Path(name))
+        (inputs / "complete").write(b"")
+    return inputs, digests, state
+
+
+def fit(job: TrainJob, worker: Callable[[TrainJob], None] = train_worker) -> None:
+    """Run the workers on Ray until all steps are done: on the cluster of RAY_ADDRESS, else on a Ray of our own.
+
+    When the group of workers fails, it is started again from the newest checkpoint, a bounded number of times.
     A worker's own error is raised again here as it was.
     """
+    require_cluster()
+    restarts, every = job.resources.stall.restarts, job.train.checkpoint_every
+    for attempt in range(restarts + 1):
+        newest = newest_checkpoint(job.state, every=every)
+        resume = min(newest.step, job.train.steps) if newest else 0
+        if resume == job.train.steps:
+            return
+        try:
+            _fit_once(replace(job, resume=resume, attempt=uuid4().hex[:8]), worker)
+        except _GroupFailedError as failure:
+            if attempt == restarts:
+                raise SrpoError(f"training failed {attempt + 1} times: {failure}") from failure
+            log.warning("%s; starting the workers again, %d of %d times", failure, attempt + 1, restarts)
+        else:
+            return
+
+
+class _GroupFailedError(Exception):
+    """The workers failed in a way that another start may mend."""
+
+
+def _fit_once(job: TrainJob, worker: Callable[[TrainJob], None]) -> None:
     import ray
+    from ray.exceptions import RayError
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    require_cluster()
-    ray.init(logging_level=logging.ERROR, log_to_driver=False, **_ray_options(resources))
+    resources, name = job.resources, f"{job.state.name}-{job.attempt}"
+    most, least = resources.train_workers, resources.min_train_workers
     try:
-        trainer = TorchTrainer(
-            train_worker,
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **_ray_options(resources))
+        TorchTrainer(
+            worker,
             train_loop_config=job,
-            scaling_config=ScalingConfig(num_workers=resources.train_workers, use_gpu=resources.use_gpu),
+            scaling_config=ScalingConfig(
+                num_workers=most if least == most else (least, most), use_gpu=resources.use_gpu
+            ),
             run_config=RunConfig(
-                name=job.state.name,
+                name=name,
                 storage_path=str(home() / "ray"),
                 failure_config=FailureConfig(max_failures=0),
             ),
-        )
-        trainer.fit()
+        ).fit()
     except ray.train.TrainingFailedError as error:
         raise _own_error(error) from error
+    except (RayError, ConnectionError) as error:
+        raise _GroupFailedError(f"Ray ended: {_one_line(error)}") from error
     finally:
         ray.shutdown()
-        shutil.rmtree(home() / "ray" / job.state.name, ignore_errors=True)
+        shutil.rmtree(home() / "ray" / name, ignore_errors=True)
 
 
 def require_cluster() -> None:
@@ -135,14 +229,58 @@ def _ray_options(resources: ResourceSettings) -> dict[str, Any]:
     return {"address": "local", "num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES}
 
 
-def export(state: Path, train: TrainSettings) -> None:
-    """Copy weights and samples into the stage's outputs, and replay the metrics of every step to DVCLive."""
+def export(job: TrainJob, words: WordCounts) -> None:
+    """Leave each checkpoint's weights in one file, samples, and the metrics of every step as DVCLive writes them."""
+    train = job.train
+    shutil.rmtree(CHECKPOINTS, ignore_errors=True)  # none of a longer run before may stay
     for step in range(train.checkpoint_every, train.steps + 1, train.checkpoint_every):
-        checkpoint = open_checkpoint(checkpoint_directory(state, step))
-        shutil.copytree(checkpoint.transformer, step_directory(step), dirs_exist_ok=True)
-    shutil.copytree(state / SAMPLES_NAME, SAMPLES, dirs_exist_ok=True)
+        checkpoint = open_checkpoint(step_location(job.state, step))
+        export_weights(checkpoint, job, step_directory(step))
+        if reason := over_trained(checkpoint.metrics, train.early_stop):
+            log.warning("ended after step %d of %d: %s", step, train.steps, reason)
+            break
+    with local_copy(job.state / SAMPLES_NAME, _sample_digests(job.state)) as samples:
+        shutil.copytree(samples, SAMPLES, dirs_exist_ok=True)
     log_metrics(checkpoint)
-    log.info("%d checkpoints in %s", train.steps // train.checkpoint_every, CHECKPOINTS)
+    outcome = {
+        "steps": checkpoint.step,
+        "planned_steps": train.steps,
+        "stopped_early": reason,
+        "control_words_in_prompts": words,
+    }
+    write_json(TRAIN_OUTCOME, outcome)
+    log.info("%d checkpoints in %s", checkpoint.step // train.checkpoint_every, CHECKPOINTS)
+
+
+def export_weights(checkpoint: Checkpoint, job: TrainJob, directory: Path) -> None:
+    """Write a checkpoint's weights as a diffusers directory; adapters merged, and by themselves beside it."""
+    digests = {name: digest for name, digest in checkpoint.digests.items() if name.startswith(WEIGHTS)}
+    with local_copy(checkpoint.location, digests) as shards:
+        write_transformer(job.model, job.train, shards / WEIGHTS, directory)
+
+
+def _sample_digests(state: Location) -> dict[str, str]:
+    samples = state / SAMPLES_NAME
+    return {} if samples.path else {name: (samples / name).sha256() for name in samples.files()}
+
+
+def word_counts(words: ControlWords) -> WordCounts:
+    """How many of the training prompts show each control word; a word that none shows is warned of.
+
+    Wherever a reward or a base has its words from, a word that never stands in the prompts is one that nothing
+    in this run's data explains.
+    """
+    prompts, _, _ = read_embeddings("train")
+    sides = {"wanted": words.wanted, "unwanted": words.unwanted}
+    counts = {side: {word: count_prompts(word, prompts) for word in some} for side, some in sides.items()}
+    if unseen := [word for some in counts.values() for word, count in some.items() if count == 0]:
+        log.warning(
+            "control words that none of the %d training prompts shows: %s; base and reward must know them from "
+            "elsewhere, and a frequent word beside a rare one steers better",
+            len(prompts),
+            ", ".join(unseen),
+        )
+    return counts
 
 
 def log_metrics(checkpoint: Checkpoint) -> None:
@@ -153,13 +291,14 @@ def log_metrics(checkpoint: Checkpoint) -> None:
         for step, row in enumerate(checkpoint.metrics, start=1):
             live.step = step
             for name, value in row.items():
-                live.log_metric(f"train/{name}", value, timestamp=False)
+                if not name.startswith(BASE):  # a single figure is no curve
+                    live.log_metric(f"train/{name}", value, timestamp=False)
 
 
 @contextmanager
-def following(path: Path, steps: int) -> Iterator[None]:
+def following(path: Location, steps: int) -> Iterator[None]:
     """Log each line that is added to a progress file, from a thread of its own."""
-    seen = _count_lines(path)
+    seen = len(_whole_lines(path))
     ended = threading.Event()
 
     def report() -> None:
@@ -172,7 +311,7 @@ def following(path: Path, steps: int) -> Iterator[None]:
         seen = len(lines)
 
     def watch() -> None:
-        while not ended.wait(POLL_SECONDS):
+        while not ended.wait(POLL_SECONDS if path.path else REMOTE_POLL_SECONDS):
             report()
 
     thread = threading.Thread(target=watch, daemon=True)
@@ -199,22 +338,26 @@ def _require_gpus(resources: ResourceSettings) -> None:
         )
 
 
-def _own_error(error: Any) -> SrpoError:
-    failures = getattr(error, "worker_failures", {}).values()
-    for failure in failures:
+def _own_error(error: Any) -> Exception:
+    """The error of ours that a worker raised; any other is one that another start may mend."""
+    failures = getattr(error, "worker_failures", {})
+    for failure in failures.values():
         if isinstance(failure, SrpoError):
             return failure
-    cause = next(iter(failures), error)
-    return SrpoError(f"training failed: {type(cause).__name__}: {' '.join(str(cause).split())[:300]}")
+    rank, cause = next(iter(failures.items()), ("?", error))
+    return _GroupFailedError(f"worker {rank} failed: {_one_line(cause)}")
 
 
-def _count_lines(path: Path) -> int:
-    return len(_whole_lines(path))
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def _whole_lines(path: Path) -> list[str]:
+def _whole_lines(path: Location) -> list[str]:
     """The lines of a file that may just be written to."""
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return []
     return text[: text.rfind("\n") + 1].splitlines()
 
 

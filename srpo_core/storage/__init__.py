@@ -5,7 +5,8 @@ all of its files at once or not at all, and nothing is ever overwritten but an a
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from logging import getLogger
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Protocol
@@ -15,9 +16,20 @@ from srpo_core.storage.directory import DirectoryStore
 from srpo_core.storage.manifest import MANIFEST, FileLostError, content_digest
 from srpo_core.storage.s3 import S3Store
 
-__all__ = ["MANIFEST", "DirectoryStore", "FileLostError", "S3Store", "Store", "content_digest", "open_store"]
+__all__ = [
+    "MANIFEST",
+    "DirectoryStore",
+    "FileLostError",
+    "S3Store",
+    "Store",
+    "content_digest",
+    "open_store",
+    "require_conditions",
+]
 
 DEFAULT_STORE: Final = "store"
+
+log = getLogger(__name__)
 
 
 class Store(Protocol):
@@ -40,8 +52,8 @@ class Store(Protocol):
         """
         ...
 
-    def read(self, version: str, name: str) -> Iterator[bytes]:
-        """The bytes of one file of a version, in pieces. Raises `FileLostError` when the store has lost it."""
+    def read(self, version: str, name: str, start: int = 0) -> Iterator[bytes]:
+        """The bytes of one file of a version from `start` on, in pieces. Raises `FileLostError` when the store has lost it."""
         ...
 
     def local(self, version: str) -> Path | None:
@@ -63,6 +75,28 @@ class Store(Protocol):
     def write_alias(self, name: str, value: Mapping[str, Any], token: str | None) -> bool:
         """Write an alias if it still is as `token` says (None: absent); False if another moved it meanwhile."""
         ...
+
+    def ignored_conditions(self) -> Sequence[str]:
+        """Which of the conditions that keep two writers apart this store does not honour; it is asked."""
+        ...
+
+    def sweep(self, *, without: Collection[str], delete: bool) -> list[str]:
+        """What killed publishers left and no version but those in `without` needs; removed if `delete`."""
+        ...
+
+
+def require_conditions(store: Store, *, accepted: bool) -> None:
+    """Raise `StoreError` when a store ignores conditional writes, unless that is accepted; then it is said."""
+    ignored = store.ignored_conditions()
+    if not ignored:
+        return
+    what = f"the store {store.uri} ignores conditional writes ({', '.join(ignored)})"
+    if not accepted:
+        raise StoreError(
+            f"{what}, so two writers at once could lose each other's work: use another store, or set "
+            "release.unconditional_store: true and write from one place at a time"
+        )
+    log.warning("%s: write from one place at a time", what)
 
 
 _SCHEMES: Final[Mapping[str, Callable[[str], Store]]] = MappingProxyType({"s3": S3Store})

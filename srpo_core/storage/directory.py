@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -71,8 +71,8 @@ class DirectoryStore:
             _sync_directories(partial)
             return self._move_into_place(partial, version, manifest)
 
-    def read(self, version: str, name: str) -> Iterator[bytes]:
-        """The bytes of one file of a version, in pieces."""
+    def read(self, version: str, name: str, start: int = 0) -> Iterator[bytes]:
+        """The bytes of one file of a version from `start` on, in pieces."""
         require_file(self.manifest(version), name, version, self.uri)
         path = self._releases / version / name
         if not path.is_file():
@@ -80,6 +80,7 @@ class DirectoryStore:
                 f"the store {self.uri} has lost {name} of {version}: restore it from a backup"
             )
         with self._errors(f"cannot read {name} of {version}"), path.open("rb") as file:
+            file.seek(start)
             while block := file.read(BLOCK):
                 yield block
 
@@ -119,6 +120,24 @@ class DirectoryStore:
                 (partial / name).replace(self._aliases / f"{name}.json")
                 _sync_directory(self._aliases)
                 return True
+
+    def ignored_conditions(self) -> Sequence[str]:
+        """None: the lock of a directory keeps writers apart."""
+        return ()
+
+    def sweep(self, *, without: Collection[str], delete: bool) -> list[str]:
+        """What killed publishers left in .incoming; a publisher at work keeps all of it."""
+        del without  # versions share no files here
+        if not self._incoming.is_dir():
+            return []
+        with (
+            self._errors("cannot be cleaned"),
+            _locked(self._root / ".incoming.lock", fcntl.LOCK_EX | fcntl.LOCK_NB) as alone,
+        ):
+            left = sorted(self._incoming.iterdir()) if alone else []
+            for path in left if delete else ():
+                shutil.rmtree(path)
+            return [str(path.relative_to(self._root)) for path in left]
 
     def _manifest(self, version: str) -> dict[str, Any] | None:
         path = self._releases / checked_name(version, "version") / MANIFEST

@@ -10,11 +10,14 @@ What a killed publisher leaves is never visible, and its next attempt goes on fr
 import hashlib
 import os
 from base64 import b64encode
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from logging import getLogger
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any, Final
 
 from srpo_core.errors import StoreError
@@ -32,8 +35,13 @@ from srpo_core.storage.manifest import (
     unknown_version,
 )
 
-# A file above this is sent in parts of this size.
-PART: Final = 64 << 20
+# A file above this is sent in parts of this size, or of larger ones where there would be too many.
+PART: Final = 16 << 20
+MOST_PARTS: Final = 10_000
+# Parts in memory: those on their way, and the one that is being read.
+PARALLEL: Final = 4
+# What is older and belongs to no version was left by a killed publisher.
+STALE: Final = timedelta(days=1)
 ATTEMPTS: Final = 3
 CONNECT_SECONDS: Final = 5
 READ_SECONDS: Final = 60
@@ -42,6 +50,8 @@ _LOST: Final = ("PreconditionFailed", "412")
 _CONFLICT: Final = ("ConditionalRequestConflict", "409")
 _ABSENT: Final = ("NoSuchKey", "404")
 _DENIED: Final = ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken")
+_WRONG_DIGEST: Final = ("BadDigest", "InvalidDigest", "400")
+_UPLOAD_GONE: Final = ("NoSuchUpload",)
 _FULL: Final = ("QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507")
 
 log = getLogger(__name__)
@@ -80,18 +90,19 @@ class S3Store:
         if self._is_published(version, manifest):
             return False
         with self._errors():
-            self._warn_without_conditions()
             for name, path in files.items():
                 self._send(path, manifest["files"][name]["sha256"], name)
             if self._put_if(self._manifest_key(version), encode(manifest), IfNoneMatch="*"):
                 return True
         return not self._is_published(version, manifest)
 
-    def read(self, version: str, name: str) -> Iterator[bytes]:
-        """The bytes of one file of a version, in pieces."""
+    def read(self, version: str, name: str, start: int = 0) -> Iterator[bytes]:
+        """The bytes of one file of a version from `start` on, in pieces."""
         entry = require_file(self.manifest(version), name, version, self.uri)
+        if start and start >= entry["bytes"]:
+            return
         with self._errors():
-            found = self._get(f"objects/{entry['sha256']}")
+            found = self._get(f"objects/{entry['sha256']}", **({"Range": f"bytes={start}-"} if start else {}))
             if found is None:
                 raise FileLostError(f"the store {self.uri} has lost {name} of {version}: publish it again")
             yield from found["Body"].iter_chunks(BLOCK)
@@ -124,6 +135,40 @@ class S3Store:
         condition = {"IfNoneMatch": "*"} if token is None else {"IfMatch": token}
         with self._errors():
             return self._put_if(f"aliases/{checked_name(name, 'alias')}.json", encode(value), **condition)
+
+    def ignored_conditions(self) -> Sequence[str]:
+        """If-None-Match and If-Match, where this store writes although they do not hold."""
+        key, note = "conditional-writes", b"This store was asked whether it honours conditions.\n"
+        with self._errors():
+            self._put_if(key, note, IfNoneMatch="*")
+            asked = {"If-None-Match": {"IfNoneMatch": "*"}, "If-Match": {"IfMatch": f'"{"0" * 32}"'}}
+            return [name for name, condition in asked.items() if self._put_if(key, note, **condition)]
+
+    def sweep(self, *, without: Collection[str], delete: bool) -> list[str]:
+        """Objects that no version but those in `without` names, and unfinished uploads; a day old at least."""
+        needed = {
+            entry["sha256"]
+            for version in self.versions()
+            if version not in without
+            for entry in self.manifest(version)["files"].values()
+        }
+        before = datetime.now(UTC) - STALE
+        with self._errors():
+            left = [
+                entry["Key"]
+                for entry in self._entries("list_objects_v2", "Contents", "objects/")
+                if entry["LastModified"] < before and entry["Key"].rpartition("/")[2] not in needed
+            ]
+            uploads = [
+                entry
+                for entry in self._entries("list_multipart_uploads", "Uploads", "objects/")
+                if entry["Initiated"] < before
+            ]
+            for key in left if delete else ():
+                self._client.delete_object(Bucket=self._bucket, Key=key)
+            for upload in uploads if delete else ():
+                self._abort({"Bucket": self._bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]})
+        return [*left, *(f"{upload['Key']} (unfinished)" for upload in uploads)]
 
     @cached_property
     def _client(self) -> Any:
@@ -161,17 +206,19 @@ class S3Store:
 
     def _keys(self, below: str) -> list[str]:
         with self._errors():
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=self._prefix + below
-            )
-            found = [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+            found = [entry["Key"] for entry in self._entries("list_objects_v2", "Contents", below)]
         return [key.removeprefix(self._prefix + below) for key in found]
 
-    def _get(self, key: str) -> Any:
+    def _entries(self, request: str, what: str, below: str) -> Iterator[dict[str, Any]]:
+        pages = self._client.get_paginator(request).paginate(Bucket=self._bucket, Prefix=self._prefix + below)
+        for page in pages:
+            yield from page.get(what, ())
+
+    def _get(self, key: str, **options: str) -> Any:
         from botocore.exceptions import ClientError
 
         try:
-            return self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
+            return self._client.get_object(Bucket=self._bucket, Key=self._prefix + key, **options)
         except ClientError as error:
             if _code(error) in _ABSENT:
                 return None
@@ -229,36 +276,106 @@ class S3Store:
         if hashlib.sha256(data).hexdigest() != digest:
             raise damaged_on_the_way(name)
         self._put_if(key, data, IfNoneMatch="*")
+        self._require_intact(key, digest, name)
 
     def _send_in_parts(self, path: Path, key: str, digest: str, name: str) -> None:
-        target = {"Bucket": self._bucket, "Key": self._prefix + key}
-        upload = target | {"UploadId": self._client.create_multipart_upload(**target)["UploadId"]}
-        done = False
-        try:
-            parts = {"Parts": self._send_parts(path, upload, digest, name)}
-            done = self._conditionally(
-                lambda: self._client.complete_multipart_upload(
-                    **upload, MultipartUpload=parts, IfNoneMatch="*"
+        """Send a file in parts, those that an interrupted upload has sent already left out.
+
+        Publishers of the same file share an upload: its parts are the same. Who comes late finds it done.
+        """
+        from botocore.exceptions import ClientError
+
+        for _ in range(ATTEMPTS):
+            upload, sent = self._open_upload(self._prefix + key)
+            try:
+                parts = {"Parts": self._send_parts(path, upload, sent, digest, name)}
+                self._conditionally(
+                    lambda upload=upload, parts=parts: self._client.complete_multipart_upload(
+                        **upload, MultipartUpload=parts, IfNoneMatch="*"
+                    )
                 )
-            )
-        finally:
-            if not done:
-                self._abort(upload)
+            except ClientError as error:
+                if _code(error) not in _UPLOAD_GONE:
+                    raise
+            if self._has(key):
+                self._require_intact(key, digest, name)
+                return
+        raise StoreError(f"the store {self.uri} keeps losing the upload of {name}: try again later")
+
+    def _open_upload(self, key: str) -> tuple[dict[str, str], dict[int, str]]:
+        """The upload of `key` that was begun last, with the ETags of its parts, or a new one."""
+        target = {"Bucket": self._bucket, "Key": key}
+        pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=key)
+        begun = [entry for page in pages for entry in page.get("Uploads", ()) if entry["Key"] == key]
+        if not begun:
+            return target | {"UploadId": self._client.create_multipart_upload(**target)["UploadId"]}, {}
+        upload = target | {"UploadId": max(begun, key=lambda entry: entry["Initiated"])["UploadId"]}
+        parts = self._client.get_paginator("list_parts").paginate(**upload)
+        sent = {part["PartNumber"]: part["ETag"] for page in parts for part in page.get("Parts", ())}
+        log.info("going on with an upload of %d parts", len(sent))
+        return upload, sent
 
     def _send_parts(
-        self, path: Path, upload: Mapping[str, Any], digest: str, name: str
+        self, path: Path, upload: Mapping[str, Any], sent: Mapping[int, str], digest: str, name: str
     ) -> list[Mapping[str, Any]]:
-        parts: list[Mapping[str, Any]] = []
+        """Send the parts that are not there, several at once; at most `PARALLEL` + 1 are in memory."""
+        size = max(self._part_bytes, -(-path.stat().st_size // MOST_PARTS))
         seen = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(self._part_bytes):
+        parts: list[tuple[int, str | Future[str]]] = []
+        room = BoundedSemaphore(PARALLEL)
+
+        def send(number: int, block: bytes, md5: bytes) -> str:
+            try:
+                answer = self._client.upload_part(
+                    **upload, PartNumber=number, Body=block, ContentMD5=b64encode(md5).decode()
+                )
+                return str(answer["ETag"])
+            finally:
+                room.release()
+
+        with path.open("rb") as file, ThreadPoolExecutor(PARALLEL) as pool:
+            while block := file.read(size):
                 seen.update(block)
+                md5 = hashlib.md5(block, usedforsecurity=False)
                 number = len(parts) + 1
-                answer = self._client.upload_part(**upload, PartNumber=number, Body=block)
-                parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+                if sent.get(number, "").strip('"') == md5.hexdigest():
+                    parts.append((number, sent[number]))
+                    continue
+                room.acquire()
+                parts.append((number, pool.submit(send, number, block, md5.digest())))
+        tags = [(number, tag if isinstance(tag, str) else tag.result()) for number, tag in parts]
         if seen.hexdigest() != digest:
+            self._abort(upload)
             raise damaged_on_the_way(name)
-        return parts
+        return [{"PartNumber": number, "ETag": tag} for number, tag in tags]
+
+    @cached_property
+    def _verifies(self) -> bool:
+        """Whether this store refuses bytes that are not those of their MD5; it is asked."""
+        from botocore.exceptions import ClientError
+
+        wrong = b64encode(hashlib.md5(b"other bytes", usedforsecurity=False).digest()).decode()
+        try:
+            self._client.put_object(
+                Bucket=self._bucket, Key=f"{self._prefix}verified-writes", Body=b"bytes", ContentMD5=wrong
+            )
+        except ClientError as error:
+            if _code(error) not in _WRONG_DIGEST:
+                raise
+            return True
+        log.info("the store %s does not verify checksums: what is sent is read back", self.uri)
+        return False
+
+    def _require_intact(self, key: str, digest: str, name: str) -> None:
+        """Read an object back where the store does not verify what it takes."""
+        if self._verifies:
+            return
+        seen = hashlib.sha256()
+        for block in self._get(key)["Body"].iter_chunks(BLOCK):
+            seen.update(block)
+        if seen.hexdigest() != digest:
+            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
+            raise damaged_on_the_way(name)
 
     def _abort(self, upload: Mapping[str, Any]) -> None:
         """Free the parts of an upload that will not be finished."""
@@ -268,12 +385,6 @@ class S3Store:
             self._client.abort_multipart_upload(**upload)
         except (BotoCoreError, ClientError) as error:
             log.warning("parts of %s stay in the bucket: %s", upload["Key"], error)
-
-    def _warn_without_conditions(self) -> None:
-        """Some stores ignore `If-None-Match`; then two publishers at once are not kept apart."""
-        key, note = "conditional-writes", b"This store was asked whether it honours If-None-Match.\n"
-        if self._put_if(key, note, IfNoneMatch="*") and self._put_if(key, note, IfNoneMatch="*"):
-            log.warning("the store %s ignores conditional writes: publish from one place at a time", self.uri)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

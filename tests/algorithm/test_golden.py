@@ -10,7 +10,7 @@ from functools import cache
 
 import pytest
 import torch
-from golden_vectors import Golden, directories
+from golden_vectors import PLAIN, Golden, directories
 
 from srpo_core.algorithm import METHODS
 from srpo_core.algorithm.direct_align import branches
@@ -18,14 +18,17 @@ from srpo_core.algorithm.reference import truncated_time
 from srpo_core.algorithm.rollout import euler_step
 from srpo_core.algorithm.schedule import shifted_sigmas, training_grid
 from srpo_core.algorithm.srpo import discounts, srpo
+from srpo_core.learner import Learner, adamw, backward_terms
 from srpo_core.models.flux import image_ids, pack, unpack
-from srpo_core.trainer import Learner, adamw, backward_terms
 
 ELEMENTWISE = 1e-5
 REWARD = 1e-6
 GRADIENT = 1e-5
 WEIGHT = 1e-6
 MOVE = 1e-3  # Adam divides by the gradient's size, so an entry near zero moves by its rounding
+# of a tensor's root mean square: a gradient below it moves its weight by what its rounding makes of it, which differs
+# between CPUs (AVX2, AVX-512) also for diffusers' own forward; such entries, under 2 %, are held to 1 % of one step
+VANISHING = 1e-3
 STATES = ("noisy", "pred", "recovered_packed", "image")
 INDEX_TABLES = {"hps": "hps.mid500", "ps": "ps.mid500", "r05_N200": "ga4.mid100"}
 
@@ -49,7 +52,16 @@ every_case = pytest.mark.parametrize(
     [(path, case) for path in directories() for case in golden_of(path).cases],
     ids=lambda value: value if isinstance(value, str) else value.parent.name,
 )
-every_table = pytest.mark.parametrize("table", INDEX_TABLES)
+every_table = pytest.mark.parametrize(
+    ("directory", "table"),
+    [
+        (path, name)
+        for path in directories()
+        for name in INDEX_TABLES
+        if f"index_table.{name}" in golden_of(path)
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.parent.name,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -192,7 +204,6 @@ def test_branches_in_one_call_give_the_gradient_of_branches_one_by_one(recorded,
     assert float(together.terms[0].losses.detach().sum()) == pytest.approx(losses, rel=1e-5)
 
 
-@every_set
 @every_table
 def test_the_indices_of_every_midpoint_equal_the_references(directory, table):
     golden = golden_of(directory)
@@ -231,6 +242,8 @@ def test_schedules_grids_and_discounts_equal_the_references_exactly(directory):
         ("ps_pos", "ps.mid500", "denoise"),
         ("ps_inv", "ps.mid500", "inversion"),
     ):
+        if f"comp.discount_{name}" not in golden:  # a set without PickScore
+            continue
         ours = discounts(golden.case_settings(case).direct_align, branch)
         assert torch.equal(ours, golden[f"comp.discount_{name}"]), name
         compared["component vectors"] += 1
@@ -274,7 +287,7 @@ def test_a_euler_step_equals_the_references(directory):
         compared["component vectors"] += 1
 
 
-def learner_of(golden):
+def learner_of(golden, *, fused=False):
     """The trainer's own step, with the settings of the reference's three steps."""
     run = golden.json["train3"]
     args = run["args"]
@@ -283,6 +296,7 @@ def learner_of(golden):
         calls=args["gradient_accumulation_steps"],
         guidance=args["train_guidence"],
         steps=args["sampling_steps"],
+        compute=PLAIN | {"fused_optimizer": fused},
         optimizer={
             "learning_rate": run["lr"],
             "weight_decay": run["weight_decay"],
@@ -323,18 +337,23 @@ def test_three_optimizer_steps_of_the_trainer_make_the_references_moves(director
 
 
 @every_set
-def test_three_optimizer_steps_of_the_trainer_end_on_the_references_weights(directory):
+@pytest.mark.parametrize("fused", [False, True], ids=["stock", "fused"])
+def test_three_optimizer_steps_of_the_trainer_end_on_the_references_weights(directory, fused):
     golden = golden_of(directory)
-    learner = learner_of(golden)
+    learner = learner_of(golden, fused=fused)
+    weights = dict(learner.model.transformer.named_parameters())
+    vanishing = {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in weights.items()}
     for theirs in golden.json["train3"]["steps"]:
         learn(golden, learner, theirs)
-    weights = dict(learner.model.transformer.named_parameters())
-    errors = {
-        name: note(
-            "weights after AdamW", relative_error(weights[name.removeprefix("train3.final.")].detach(), t)
-        )
-        for name, t in golden.tensors.items()
-        if name.startswith("train3.final.")
-    }
+        for name, weight in weights.items():
+            vanishing[name] |= weight.grad.abs() < VANISHING * weight.grad.square().mean().sqrt()
+    errors = {}
+    for name in [name for name in golden.tensors if name.startswith("train3.final.")]:
+        ours, theirs = weights[name.removeprefix("train3.final.")].detach(), golden[name]
+        left_out = vanishing[name.removeprefix("train3.final.")]
+        assert float(left_out.float().mean()) < 0.02, name
+        assert float((ours - theirs).abs().max()) < 0.01 * golden.json["train3"]["lr"], name
+        kept = ours.masked_fill(left_out, 0), theirs.masked_fill(left_out, 0)
+        errors[name] = note("weights after AdamW", relative_error(*kept))
     assert len(errors) > 0
     assert max(errors.values()) < WEIGHT, errors

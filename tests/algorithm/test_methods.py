@@ -30,6 +30,9 @@ class Linear:
         self.calls.append((torch.is_grad_enabled(), len(latents)))
         return self.transformer(latents) * (1 + time[:, None, None])
 
+    def rollout_velocity(self, *inputs):
+        return self.velocity(*inputs)
+
     def decode(self, latents):
         return 0.5 + 0.1 * latents.transpose(1, 2).unflatten(-1, (2, 2))
 

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.align import align, markdown
+from flows.align import align, markdown, with_champion
 from flows.form import parse_patch
 from srpo_core import release
 from srpo_core.errors import ConfigError, StageError, StoreError
@@ -116,6 +117,43 @@ def test_a_release_that_cannot_be_read_back_is_taken_back(standin, prefect, monk
     monkeypatch.setattr(release, "verify", lambda _, version: {"files": {version: {}}})
     assert run(publish=True).release == "store/tiny-1"
     assert store.read_text() == "tiny-1"
+
+
+def test_what_is_in_production_becomes_the_champion_unless_the_patch_names_one(tmp_path, monkeypatch):
+    from srpo_core.storage import open_store
+
+    monkeypatch.setenv("SRPO_STORE", str(tmp_path / "store"))
+    assert with_champion({"seed": 1}) == {"seed": 1}
+    open_store().write_alias("production", {"version": "tiny-0123"}, None)
+    assert with_champion({"seed": 1}) == {"seed": 1, "champion": "tiny-0123"}
+    assert with_champion({"champion": "tiny-4567"}) == {"champion": "tiny-4567"}
+
+
+def test_the_gates_rules_the_verdict_and_the_grid_are_artifacts_in_the_ui(standin, prefect):
+    """The stand-in's gate has no rules and its report no grid: both are added here."""
+    steps = standin / "steps.py"
+    text = steps.read_text()
+    rules = [
+        {"name": name, "verdict": verdict, "value": 0.5, "low": 0.4, "high": 0.6, "side": "at_least"}
+        | {"margin": 0.1, "reason": f"{name} it is"}
+        for name, verdict in (("held", "holds"), ("broken", "refuses"))
+    ]
+    text = text.replace(
+        '"reason": "as the resamples say."}', f'"reason": "as they say.", "rules": {rules!r}}}'
+    )
+    text += 'if stage == "report":\n    (out / "grid.png").write_bytes(b"PNG")\n'
+    steps.write_text(text)
+    run()
+    newest = newest_run(prefect)["id"]
+    found = prefect.call("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [newest]}}})
+    by_key = {one["key"]: one for one in found}
+    assert {key: one["type"] for key, one in by_key.items()} == {
+        "align": "markdown",
+        "gate": "table",
+        "grid": "image",
+    }
+    assert [row["name"] for row in json.loads(by_key["gate"]["data"])] == ["broken", "held"]
+    assert by_key["grid"]["data"] == "data:image/png;base64,UE5H"
 
 
 def alive(pid: int) -> bool:

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -36,8 +37,13 @@ def deploy(server, checkout):
 
 
 def test_every_flow_is_deployed_and_its_form_offers_the_settings(deployed, prefect_server):
-    named = {entry["name"] for entry in yaml.safe_load((ROOT / "pipelines.yaml").read_text())["deployments"]}
-    flows = {path.stem for path in (ROOT / "flows").glob("*.py")} & {"align", "data", "release"}
+    entries = yaml.safe_load((ROOT / "pipelines.yaml").read_text())["deployments"]
+    named = {entry["entrypoint"] for entry in entries}
+    flows = {
+        f"flows/{path.name}:{name}"
+        for path in (ROOT / "flows").glob("*.py")
+        for name in re.findall(r"^@flow\(.*\)\ndef (\w+)", path.read_text(), flags=re.MULTILINE)
+    }
     assert named == flows
     align = prefect_server.call("/deployments/name/align/align")
     schema = align["parameter_openapi_schema"]

@@ -6,20 +6,20 @@ from srpo_core.config import GateRule, GateSettings
 
 PROMPTS = 12
 SEEDS = 2
+MODELS = ("base", "aligned", "champion")
 
 
 def evaluation(**metrics):
-    """A table as evaluate leaves it: metric -> (base figures, aligned figures), each (PROMPTS, SEEDS) or a number."""
+    """A table as evaluate leaves it: metric -> (base, aligned[, champion]) figures, each (PROMPTS, SEEDS) or a number."""
     rows = []
-    for side, model in enumerate(("base", "aligned")):
-        for prompt in range(PROMPTS):
-            for seed in range(SEEDS):
-                row = {"model": model, "prompt": f"prompt {prompt}", "seed": seed}
-                row |= {"style": "animals" if prompt % 2 else "food", "png": b"png"}
-                for name, pair in metrics.items():
-                    figures = np.broadcast_to(np.asarray(pair[side], dtype=float), (PROMPTS, SEEDS))
-                    row[name] = float(figures[prompt, seed])
-                rows.append(row)
+    for name, by_model in metrics.items():
+        for model, given in zip(MODELS, by_model, strict=False):
+            figures = np.broadcast_to(np.asarray(given, dtype=float), (PROMPTS, SEEDS))
+            for prompt in range(PROMPTS):
+                for seed in range(SEEDS):
+                    row = {"model": model, "prompt": f"prompt {prompt}", "seed": seed, "metric": name}
+                    row |= {"style": "animals" if prompt % 2 else "food"}
+                    rows.append(row | {"value": float(figures[prompt, seed])})
     return pa.Table.from_pylist(rows)
 
 
@@ -27,17 +27,17 @@ def rule(**changes):
     values = {
         "metric": "quality",
         "against": "base",
-        "bound": "lower",
-        "at_least": 0.05,
-        "at_most": None,
+        "compare": "difference",
+        "side": "at_least",
+        "margin": 0.05,
         "severity": "refuse",
         "meaning": "the pictures are better than before",
     }
     return GateRule.model_validate(values | changes)
 
 
-def gate(**rules):
-    return GateSettings(confidence=0.95, resamples=2000, rules=rules)
+def gate(objective="quality", **rules):
+    return GateSettings(confidence=0.95, resamples=2000, objective=objective, rules=rules)
 
 
 @pytest.fixture

@@ -3,40 +3,86 @@ import math
 import numpy as np
 import pytest
 
-from srpo_core.gates.bootstrap import DRAWS_AT_ONCE, mean_interval, resampled_means
+from srpo_core.gates.bootstrap import (
+    DRAWS_AT_ONCE,
+    Sample,
+    per_rule_confidence,
+    percentile_interval,
+    resampled_means,
+)
 
 CONFIDENCE = 0.9
-WORLDS = 400
-PROMPTS = 60
+WORLDS = 500
 
 
-def interval(figures, seed=0, confidence=CONFIDENCE, resamples=1000):
-    return mean_interval(
-        np.asarray(figures, dtype=float),
-        confidence=confidence,
-        resamples=resamples,
-        generator=np.random.default_rng(seed),
+def interval(figures, seed=0, confidence=CONFIDENCE, resamples=600, strata=None):
+    figures = np.asarray(figures, dtype=float)
+    strata = strata if strata is not None else ["one"] * len(figures)
+    draws = resampled_means(
+        figures[:, None], strata, resamples=resamples, generator=np.random.default_rng(seed)
     )
+    return percentile_interval(draws[:, 0], Sample(len(figures), len(set(strata))), confidence=confidence)
 
 
-@pytest.mark.parametrize("draw", ["normal", "bernoulli"])
-def test_the_interval_covers_the_truth_at_about_its_nominal_rate(draw):
+def coverage(draw, truth, prompts, strata=None):
     world = np.random.default_rng(11)
-    shape = (WORLDS, PROMPTS)
-    if draw == "normal":
-        truth, samples = 0.3, world.normal(0.3, 1.0, shape)
-    else:
-        truth, samples = 0.4, (world.random(shape) < 0.4).astype(float)
-    ends = np.array([interval(sample, seed) for seed, sample in enumerate(samples)])
-    covered = np.mean((ends[:, 0] <= truth) & (truth <= ends[:, 1]))
-    # three standard errors of 400 worlds, and one point for the known shortness of percentile intervals
-    assert abs(covered - CONFIDENCE) < 3 * math.sqrt(0.9 * 0.1 / WORLDS) + 0.01
+    ends = np.array([interval(draw(world, prompts), seed, strata=strata) for seed in range(WORLDS)])
+    return np.mean((ends[:, 0] <= truth) & (truth <= ends[:, 1]))
 
 
-def test_the_interval_is_as_wide_as_the_normal_theory_says():
+def normal(world, prompts):
+    return world.normal(0.3, 1.0, prompts)
+
+
+def bernoulli(world, prompts):
+    """A rate that no mean of 40 or 120 can hit, so that no interval ends just there."""
+    return (world.random(prompts) < 0.413).astype(float)
+
+
+@pytest.mark.parametrize(
+    ("draw", "truth", "prompts"),
+    [(normal, 0.3, 8), (normal, 0.3, 40), (bernoulli, 0.413, 40), (bernoulli, 0.413, 120)],
+)
+def test_the_interval_covers_the_truth_at_its_nominal_rate(draw, truth, prompts):
+    # three standard errors of 500 worlds; plain percentiles of 8 prompts cover some .83 and fail this
+    error = 3 * math.sqrt(CONFIDENCE * (1 - CONFIDENCE) / WORLDS)
+    assert coverage(draw, truth, prompts) == pytest.approx(CONFIDENCE, abs=error)
+
+
+def styles_apart(world, prompts):
+    """Two styles whose level differs by far more than the prompts within them."""
+    return np.concatenate([world.normal(level, 0.1, prompts // 2) for level in (0.0, 5.0)])
+
+
+def test_an_interval_by_style_covers_at_its_rate_and_is_not_widened_by_what_differs_among_styles():
+    strata = ["food"] * 20 + ["animals"] * 20
+    error = 3 * math.sqrt(CONFIDENCE * (1 - CONFIDENCE) / WORLDS)
+    assert coverage(styles_apart, 2.5, 40, strata) == pytest.approx(CONFIDENCE, abs=error)
+    figures = styles_apart(np.random.default_rng(2), 40)
+    low, high = interval(figures, strata=strata)
+    wide = interval(figures)
+    assert (wide[1] - wide[0]) > 10 * (high - low)
+
+
+def test_every_style_keeps_its_number_of_prompts_in_every_resample():
+    strata = np.array(["a", "b", "a", "c", "a", "b", "b"])
+    columns = np.column_stack([strata == name for name in "abc"]).astype(float)
+    draws = resampled_means(columns, list(strata), resamples=300, generator=np.random.default_rng(0))
+    np.testing.assert_allclose(draws, np.tile([3 / 7, 3 / 7, 1 / 7], (300, 1)))
+
+
+def test_all_columns_see_the_same_resamples():
+    figures = np.random.default_rng(0).normal(size=30)
+    columns = np.column_stack([figures, 2 * figures + 1])
+    draws = resampled_means(columns, ["one"] * 30, resamples=200, generator=np.random.default_rng(1))
+    np.testing.assert_allclose(draws[:, 1], 2 * draws[:, 0] + 1)
+    assert draws[:, 0].std() == pytest.approx(figures.std() / math.sqrt(30), rel=0.2)
+
+
+def test_the_interval_is_as_wide_as_students_theory_says():
     figures = np.random.default_rng(3).normal(0, 1, 400)
     low, high = interval(figures, confidence=0.95, resamples=20_000)
-    expected = 2 * 1.96 * figures.std() / math.sqrt(len(figures))
+    expected = 2 * 1.966 * figures.std(ddof=1) / math.sqrt(len(figures))
     assert high - low == pytest.approx(expected, rel=0.03)
     assert (low + high) / 2 == pytest.approx(figures.mean(), abs=0.01)
 
@@ -48,11 +94,12 @@ def test_a_higher_confidence_gives_a_wider_interval_around_the_same_mean():
 
 
 def test_constant_figures_have_an_interval_of_no_width():
-    assert interval([0.25] * 7) == (0.25, 0.25)
+    assert interval([0.25] * 7) == pytest.approx((0.25, 0.25))
 
 
-def test_one_figure_shows_no_spread():
+def test_one_figure_per_style_shows_no_spread():
     assert all(math.isnan(end) for end in interval([0.9]))
+    assert all(math.isnan(end) for end in interval([0.9, 0.1], strata=["a", "b"]))
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
@@ -62,9 +109,18 @@ def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
 
 
 def test_resampling_in_parts_fills_every_place(monkeypatch):
-    figures = np.full(10, 2.0)
     monkeypatch.setattr("srpo_core.gates.bootstrap.DRAWS_AT_ONCE", 70)
-    means = resampled_means(figures, 101, np.random.default_rng(0))
-    assert means.shape == (101,)
-    assert (means == 2.0).all()
+    draws = resampled_means(
+        np.full((10, 2), 2.0), ["one"] * 10, resamples=101, generator=np.random.default_rng(0)
+    )
+    assert draws.shape == (101, 2)
+    np.testing.assert_allclose(draws, 2.0)
     assert DRAWS_AT_ONCE > 70
+
+
+def test_any_of_ten_rules_errs_as_rarely_as_one():
+    assert per_rule_confidence(0.95, 1) == pytest.approx(0.95)
+    each = per_rule_confidence(0.95, 10)
+    assert each == pytest.approx(0.995)
+    assert each**10 == pytest.approx(0.95, abs=0.002)
+    assert per_rule_confidence(0.95, 0) == pytest.approx(0.95)

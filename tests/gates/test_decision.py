@@ -6,10 +6,11 @@ import pytest
 
 from srpo_core.errors import ConfigError, GateError
 from srpo_core.gates import decide, require_passed
+from srpo_core.gates.decision import rule_figures
 from srpo_core.gates.pairs import pair_up
 
 SELECTION = {"step": 20, "admissible": [10, 20], "reason": "step 20 is best"}
-SOURCE = Path("runs/evaluate/images.parquet")
+SOURCE = Path("runs/evaluate/figures.parquet")
 
 
 def decision(table, gate, selection=SELECTION, seed=0):
@@ -24,11 +25,13 @@ def test_a_clear_gain_passes_with_its_figures(make):
     result = decision(make.table(quality=(0.25, 0.5)), make.gate(better=make.rule()))
     assert result["passed"] is True
     assert result["verdict"] == "passed"
+    assert result["schema_version"] == 2
     [rule] = result["rules"]
     assert (rule["value"], rule["low"], rule["high"]) == (0.25, 0.25, 0.25)
-    assert rule["passed"] is True
+    assert (rule["passed"], rule["verdict"]) == (True, "holds")
     assert "the pictures are better than before" in result["reason"]
     assert "24 pairs of pictures of 12 test prompts" in result["reason"]
+    assert result["objective"] == {"metric": "quality", "rose": True, "value": 0.25, "low": 0.25, "high": 0.25, "confidence": 0.95}  # fmt: skip
 
 
 def test_swapping_base_and_aligned_turns_a_pass_into_a_refusal(make):
@@ -42,63 +45,103 @@ def test_swapping_base_and_aligned_turns_a_pass_into_a_refusal(make):
 
 
 def test_a_constant_loss_of_the_subject_is_refused_and_said(make):
-    rules = make.gate(kept=make.rule(bound="mean", at_least=-0.1, meaning="the subject is kept"))
+    rules = make.gate(kept=make.rule(margin=-0.1, meaning="the subject is kept"))
     result = decision(make.table(quality=(0.9, 0.7)), rules)
     assert result["verdict"] == "refused"
     assert result["reason"] == (
-        "kept: quality changed by -0.200 (95% interval -0.200 to -0.200); the mean had to be at least -0.100 "
-        "and is not, so it is not shown that the subject is kept."
+        "kept: quality changed by -0.200 against the base (95% interval -0.200 to -0.200); the lower end had to be "
+        "at least -0.100 and is not, so it is not shown that the subject is kept."
     )
 
 
-def test_the_bound_that_the_rule_names_is_the_one_that_is_judged(make):
-    figures = (0.0, noisy(0.05, 4, spread=0.2))
-    rules = make.gate(
-        lower=make.rule(bound="lower", at_least=0.0),
-        mean=make.rule(bound="mean", at_least=0.0),
-        upper=make.rule(bound="upper", at_least=0.0),
-        capped=make.rule(bound="upper", at_least=None, at_most=0.06),
-    )
-    result = {entry["name"]: entry for entry in decision(make.table(quality=figures), rules)["rules"]}
-    assert result["lower"]["low"] < 0 < result["lower"]["value"] < result["lower"]["high"]
-    assert [result[name]["passed"] for name in ("lower", "mean", "upper", "capped")] == [
-        False,
-        True,
-        True,
-        False,
-    ]
-    assert result["lower"]["low"] == result["upper"]["low"]
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"compare": "ratio", "margin": 0.8}, "quality is 0.500 times that of the base"),
+        ({"compare": "win_rate", "margin": 0.5}, "by quality, 0.0% of the pictures beat those of the base"),
+        (
+            {"against": "absolute", "compare": "value", "margin": 0.9},
+            "quality is 0.300 (95% interval 0.300 to",
+        ),
+        ({"side": "within", "margin": 0.1}, "the whole interval had to be within 0.1 of no change"),
+        ({"side": "at_most", "margin": -0.4}, "the upper end had to be at most -0.400 and is not"),
+        ({"severity": "veto", "margin": -0.1}, "the whole interval lies where it is not at least -0.100"),
+    ],
+)
+def test_every_kind_of_breach_says_what_was_seen_and_what_was_asked(make, changes, said):
+    result = decision(make.table(quality=(0.6, 0.3)), make.gate(one=make.rule(**changes)))
+    assert result["verdict"] == "refused"
+    assert said in result["reason"]
+    assert "\n" not in result["reason"]
 
 
-def test_an_absolute_rule_ignores_the_base(make):
-    rules = make.gate(high=make.rule(against="absolute", bound="mean", at_least=0.8))
-    assert decision(make.table(quality=(0.5, 0.9)), rules)["passed"] is True
-    assert decision(make.table(quality=(0.99, 0.7)), rules)["passed"] is False
+def test_a_rule_to_be_shown_fails_where_a_veto_does_not_bite_yet(make):
+    figures = (0.0, noisy(-0.05, 4, spread=0.2))
+    rules = make.gate(shown=make.rule(margin=-0.1), veto=make.rule(margin=-0.1, severity="veto"))
+    shown, veto = decision(make.table(quality=figures), rules)["rules"]
+    assert shown["low"] < -0.1 < shown["high"]
+    assert (shown["passed"], veto["passed"]) == (False, True)
+
+
+def test_an_objective_that_rises_while_the_subject_falls_is_called_reward_hacking(make):
+    falls = make.rule(metric="subject", margin=-0.1, severity="hacking", meaning="the subject is kept")
+    gate = make.gate("objective", not_traded=falls)
+    subject = (0.9, noisy(0.5, 1))
+    hacked = decision(make.table(objective=(0.2, noisy(0.6, 2)), subject=subject), gate)
+    assert hacked["objective"]["rose"] is True
+    assert hacked["verdict"] == "refused"
+    assert "while the training objective rose, which is how reward hacking looks" in hacked["reason"]
+    honest = decision(make.table(objective=(0.6, noisy(0.6, 2)), subject=subject), gate)
+    assert honest["objective"]["rose"] is False
+    assert honest["rules"][0]["verdict"] == "holds"
+
+
+def test_a_figure_that_leaves_its_band_on_either_side_is_vetoed(make):
+    gate = make.gate(colour=make.rule(side="within", margin=0.1, severity="veto", meaning="colours stay"))
+    for change, verdict in ((0.0, "passed"), (0.09, "passed"), (0.3, "refused"), (-0.3, "refused")):
+        assert decision(make.table(quality=(0.5, noisy(0.5 + change, 3))), gate)["verdict"] == verdict
+    passed = decision(make.table(quality=(0.5, 0.5)), gate)
+    assert passed["reason"].endswith("none of 1 signs of hacking is seen.")
+
+
+def test_without_a_champion_its_rules_do_not_apply_and_with_one_they_do(make):
+    gate = make.gate(better=make.rule(), champion=make.rule(against="champion", margin=-0.05))
+    first = decision(make.table(quality=(0.2, 0.5)), gate)
+    assert first["passed"] is True
+    assert first["rules"][1]["verdict"] == "does not apply"
+    assert first["rules"][1]["value"] is None
+    assert "there is no champion yet" in first["rules"][1]["reason"]
+    behind = decision(make.table(quality=(0.2, 0.5, 0.8)), gate)
+    assert behind["verdict"] == "refused"
+    assert "quality changed by -0.300 against the champion" in behind["reason"]
 
 
 def test_seeds_of_one_prompt_are_not_independent_evidence(make):
     by_prompt = np.random.default_rng(8).normal(0.1, 0.2, (12, 1))
     rules = make.gate(better=make.rule())
     [together] = decision(make.table(quality=(0.0, np.repeat(by_prompt, 2, axis=1))), rules)["rules"]
-    expected = 2 * 1.96 * by_prompt.std() / np.sqrt(12)
-    assert together["high"] - together["low"] == pytest.approx(expected, rel=0.15)
+    apart = by_prompt.reshape(6, 2)
+    within = np.sqrt(apart.var(axis=0, ddof=1).mean() / 12)
+    assert together["high"] - together["low"] == pytest.approx(2 * 2.228 * within, rel=0.15)
 
 
 def test_a_broken_warning_passes_and_is_said(make):
     rules = make.gate(better=make.rule(), colour=make.rule(metric="colour", severity="warn"))
     result = decision(make.table(quality=(0.0, 0.5), colour=(0.5, 0.0)), rules)
     assert result["verdict"] == "passed"
+    assert result["rules"][1]["verdict"] == "warns"
     assert "1 of 2 rules as a warning: colour: colour changed by -0.500" in result["reason"]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("side", [0, 1])
-def test_a_figure_that_is_not_a_number_refuses_and_is_named(make, bad, side):
+@pytest.mark.parametrize("severity", ["refuse", "veto", "hacking"])
+def test_a_figure_that_is_not_a_number_refuses_and_is_named(make, bad, side, severity):
     broken = np.full((12, 2), 0.9)
     broken[3, 1] = bad
     figures = [0.0, 0.9]
     figures[side] = broken
-    result = decision(make.table(quality=figures), make.gate(better=make.rule()))
+    result = decision(make.table(quality=figures), make.gate(better=make.rule(severity=severity)))
     assert result["verdict"] == "refused"
     assert "not a number in 1 of the pairs of pictures (first: prompt 'prompt 3', seed 1)" in result["reason"]
     assert result["rules"][0]["value"] is None
@@ -121,9 +164,9 @@ def test_no_admissible_checkpoint_refuses_even_when_every_rule_holds(make):
     assert result["rules"][0]["passed"] is True
 
 
-def test_an_unknown_metric_lists_the_columns(make):
-    with pytest.raises(ConfigError, match="'beauty' is not a column of the evaluation: known are quality"):
-        decision(make.table(quality=(0.0, 0.5)), make.gate(better=make.rule(metric="beauty")))
+def test_an_objective_that_was_not_measured_is_named(make):
+    with pytest.raises(ConfigError, match="'relative_reward' is not in the evaluation"):
+        decision(make.table(quality=(0.0, 0.5)), make.gate("relative_reward", better=make.rule()))
 
 
 def test_adding_a_rule_changes_no_other_rules_interval(make):
@@ -131,6 +174,14 @@ def test_adding_a_rule_changes_no_other_rules_interval(make):
     alone = decision(table, make.gate(better=make.rule()))["rules"][0]
     second = decision(table, make.gate(first=make.rule(metric="colour"), better=make.rule()))["rules"][1]
     assert alone == second
+
+
+def test_the_figures_for_dvc_are_numbers_by_rule(make):
+    figures = rule_figures(decision(make.table(quality=(0.25, 0.5)), make.gate(better=make.rule())))
+    assert figures == {
+        "passed": True,
+        "rules": {"better": {"value": 0.25, "low": 0.25, "high": 0.25, "passed": True}},
+    }
 
 
 def test_a_refused_decision_stops_whoever_asks_with_its_reason():

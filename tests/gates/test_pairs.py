@@ -7,11 +7,11 @@ import pytest
 from srpo_core.errors import ArtifactError
 from srpo_core.gates.pairs import pair_up
 
-SOURCE = Path("runs/evaluate/images.parquet")
+SOURCE = Path("runs/evaluate/figures.parquet")
 
 
-def row(model, prompt, seed, quality, style="food"):
-    return {"model": model, "prompt": prompt, "style": style, "seed": seed, "png": b"", "quality": quality}
+def row(model, prompt, seed, value, style="food", metric="quality"):
+    return {"model": model, "prompt": prompt, "style": style, "seed": seed, "metric": metric, "value": value}
 
 
 ROWS = [
@@ -29,12 +29,23 @@ def table(rows):
 
 
 def test_rows_are_paired_by_prompt_and_seed_in_whatever_order_they_stand():
+    for rows in (ROWS, ROWS[::-1]):
+        pairs = pair_up(table(rows), SOURCE)
+        assert dict(zip(pairs.prompts, pairs.styles, strict=True)) == {"cat": "food", "pie": "sweet"}
+        gained = pairs.aligned["quality"] - pairs.base["quality"]
+        names = [pairs.prompts[index] for index in pairs.prompt_index]
+        assert {(n, s): round(g, 9) for n, s, g in zip(names, pairs.seeds.tolist(), gained, strict=True)} == {
+            ("cat", 0): 0.1,
+            ("cat", 1): 0.4,
+            ("pie", 0): 0.4,
+        }
+    assert pairs.champion is None
+
+
+def test_the_order_is_that_of_the_evaluation():
     pairs = pair_up(table(ROWS), SOURCE)
     assert pairs.prompts == ("cat", "pie")
-    assert pairs.styles == ("food", "sweet")
-    np.testing.assert_allclose(pairs.aligned["quality"] - pairs.base["quality"], [0.1, 0.4, 0.4])
-    assert pairs.base_rows.tolist() == [0, 1, 2]
-    assert pairs.aligned_rows.tolist() == [5, 4, 3]
+    assert pairs.seeds.tolist() == [0, 1, 0]
 
 
 def test_seeds_are_averaged_within_their_prompt():
@@ -42,25 +53,33 @@ def test_seeds_are_averaged_within_their_prompt():
     np.testing.assert_allclose(pairs.by_prompt(pairs.base["quality"]), [0.2, 0.5])
 
 
-def test_only_numeric_columns_beside_the_keys_are_metrics():
-    rows = [{**entry, "note": "text", "top1": True} for entry in ROWS]
-    assert pair_up(table(rows), SOURCE).metrics == ["quality", "top1"]
+def test_metrics_keep_their_order_and_a_champion_is_paired_as_well():
+    champion = [{**entry, "model": "champion", "value": 1.0} for entry in ROWS[:3]]
+    rows = [*ROWS, *champion]
+    both = rows + [{**entry, "metric": "colour", "value": entry["value"] + 1} for entry in rows]
+    pairs = pair_up(table(both), SOURCE)
+    assert pairs.metrics == ["quality", "colour"]
+    np.testing.assert_allclose(pairs.aligned["colour"], pairs.aligned["quality"] + 1)
+    np.testing.assert_allclose(pairs.champion["quality"], 1.0)
 
 
 def test_a_missing_figure_is_not_a_number():
-    rows = [{**ROWS[0], "quality": None}, *ROWS[1:]]
+    rows = [{**ROWS[0], "value": None}, *ROWS[1:]]
     assert np.isnan(pair_up(table(rows), SOURCE).base["quality"][0])
 
 
 @pytest.mark.parametrize(
     ("rows", "fault"),
     [
-        (ROWS[:-1], "1 without a partner, for instance prompt 'cat' seed 0"),
-        ([*ROWS, ROWS[0]], "row 6 repeats model base, prompt 'cat', seed 0"),
-        ([*ROWS, row("champion", "cat", 0, 0.1)], "row 6 is of model 'champion', known are base and aligned"),
-        ([{"model": "base", "seed": 0}], "has no column prompt, style"),
+        (ROWS[:-1], "1 rows of model aligned, metric quality without a partner, for instance prompt 'cat' seed 0"),
+        ([*ROWS, ROWS[0]], "repeats prompt 'cat', seed 0 of model base, metric quality"),
+        ([*ROWS, row("rival", "cat", 0, 0.1)], "has rows of model 'rival', known are base, aligned, champion"),
+        ([*ROWS, *(row("base", *k, 1, metric="x") for k in (("cat", 0), ("cat", 1), ("pie", 0)))],
+         "has metric x of only one of base and aligned"),
+        (ROWS[:3], "has 0 rows of the aligned model"),
+        ([{"model": "base", "seed": 0}], "has no column prompt, style, metric, value"),
     ],
-)
+)  # fmt: skip
 def test_a_table_that_cannot_be_paired_is_named(rows, fault):
     with pytest.raises(ArtifactError) as caught:
         pair_up(table(rows), SOURCE)

@@ -1,37 +1,188 @@
+import math
 import typing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
 
 from srpo_core.config import GateRule
+from srpo_core.errors import ConfigError
 from srpo_core.gates.expectations import SEVERITIES, rules_that_hold
-from srpo_core.gates.rules import BOUND_WORDS, BOUNDS, COMPARISONS
+from srpo_core.gates.pairs import pair_up
+from srpo_core.gates.rules import (
+    COMPARISONS,
+    Measurement,
+    chance_of_refusing_an_equal,
+    limits,
+    measure_rules,
+)
+
+SOURCE = Path("runs/evaluate/figures.parquet")
 
 
 def choices(field):
     return set(typing.get_args(GateRule.model_fields[field].annotation))
 
 
+def measured(low, high, value=0.0):
+    return Measurement(value, low, high, 0.95, np.zeros(3))
+
+
+def measure(make, rules, seed=0, **metrics):
+    return measure_rules(rules, pair_up(make.table(**metrics), SOURCE), seed=seed, gate=make.gate(**rules))
+
+
 def test_the_registries_hold_exactly_what_the_settings_allow():
-    assert choices("against") == set(COMPARISONS)
-    assert choices("bound") == set(BOUNDS) == set(BOUND_WORDS)
+    assert choices("compare") == set(COMPARISONS)
     assert choices("severity") == set(SEVERITIES)
+    rule = {
+        "metric": "q",
+        "against": "base",
+        "compare": "difference",
+        "margin": 1,
+        "severity": "warn",
+        "meaning": "m",
+    }
+    for side in choices("side"):
+        assert limits(GateRule(side=side, **rule)) != (None, None)
 
 
-def test_the_suite_agrees_with_plain_comparison_on_every_side_of_a_threshold(make):
-    figures = [-1.0, -0.1, 0.0, 0.1, 1.0]
-    rules, values, expected = {}, {}, {}
-    for figure in figures:
-        for name, limits in (
-            ("least", {"at_least": 0.0, "at_most": None}),
-            ("most", {"at_least": None, "at_most": 0.0}),
-        ):
-            key = f"{name} at {figure}"
-            rules[key] = make.rule(**limits)
-            values[key] = figure
-            expected[key] = figure >= 0 if name == "least" else figure <= 0
-    assert rules_that_hold(rules, values) == expected
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"against": "absolute"},
+        {"compare": "value"},
+        {"against": "absolute", "compare": "value", "side": "within"},
+        {"side": "within", "margin": -0.1},
+    ],
+)
+def test_a_rule_that_compares_nothing_is_refused(make, changes):
+    with pytest.raises(ValueError, match=r"compare is value if and only if|side within needs"):
+        make.rule(**changes)
+
+
+def test_each_comparison_gives_its_own_figure_and_points_from_the_other_model_to_ours(make):
+    base, ours = np.array([[0.2, 0.4]] * 12), np.array([[0.3, 0.4]] * 12)
+    rules = {
+        name: make.rule(compare=name, against="absolute" if name == "value" else "base")
+        for name in COMPARISONS
+    }
+    found = measure(make, rules, quality=(base, ours))
+    values = {name: one.value for name, one in found.items()}
+    assert values == pytest.approx({"difference": 0.05, "ratio": 0.35 / 0.3, "win_rate": 0.75, "value": 0.35})
+    swapped = measure(make, rules, quality=(ours, base))
+    assert swapped["difference"].value == pytest.approx(-0.05)
+    assert swapped["ratio"].value == pytest.approx(0.3 / 0.35)
+    assert swapped["win_rate"].value == pytest.approx(0.25)
+
+
+def test_two_equal_models_score_what_each_comparison_calls_neutral(make):
+    figures = np.random.default_rng(0).random((12, 2)) + 0.1
+    rules = {name: make.rule(compare=name) for name in ("difference", "ratio", "win_rate")}
+    for name, one in measure(make, rules, quality=(figures, figures)).items():
+        assert one.value == one.low == one.high == pytest.approx(COMPARISONS[name].neutral)
+
+
+def test_a_rule_against_the_champion_sees_the_champion_and_not_the_base(make):
+    rules = {"kept": make.rule(against="champion", compare="win_rate")}
+    assert measure(make, rules, quality=(0.9, 0.5, 0.4))["kept"].value == 1.0
+    assert measure(make, rules, quality=(0.1, 0.5, 0.6))["kept"].value == 0.0
+    assert measure(make, rules | {"own": make.rule()}, quality=(0.9, 0.5)).keys() == {"own"}
+
+
+def test_a_style_that_loses_while_the_others_gain_counts_by_its_prompts(make):
+    figures = np.where(np.arange(12) % 2, 0.4, -0.2)[:, None]  # animals gain, food loses
+    found = measure(make, {"all": make.rule()}, quality=(0.0, figures))["all"]
+    assert found.value == pytest.approx(0.1)
+    # the styles' numbers do not vary from resample to resample
+    assert (found.low, found.high) == pytest.approx((0.1, 0.1))
+
+
+def test_a_ratio_to_a_mean_that_is_not_positive_is_no_figure(make):
+    found = measure(make, {"share": make.rule(compare="ratio")}, quality=(-0.1, 0.5))["share"]
+    assert math.isnan(found.value)
+    assert "not above 0" in found.fault
+
+
+def test_vetoes_share_their_error_and_rules_that_must_all_hold_do_not(make):
+    draw = np.random.default_rng(1).normal(0, 0.1, (12, 2))
+    alone = measure(make, {"v0": make.rule(severity="veto")}, quality=(0.0, draw))["v0"]
+    rules = {f"v{i}": make.rule(severity="veto" if i % 2 else "hacking") for i in range(10)}
+    rules |= {f"r{i}": make.rule() for i in range(10)}
+    together = measure(make, rules, quality=(0.0, draw))
+    assert alone.confidence == together["r3"].confidence == 0.95
+    assert together["v0"].confidence == pytest.approx(0.995)
+    assert together["v0"].low < alone.low < alone.high < together["v0"].high
+    assert (together["r3"].low, together["r3"].high) == (alone.low, alone.high)
+
+
+@pytest.mark.parametrize("side", ["at_least", "at_most", "within"])
+@pytest.mark.parametrize("severity", ["refuse", "veto"])
+def test_the_suite_agrees_with_plain_comparison_of_intervals(make, side, severity):
+    rules, ends, expected = {}, {}, {}
+    points = [-1.0, -0.1, 0.0, 0.05, 0.1, 1.0]
+    for low in points:
+        for high in (p for p in points if p >= low):
+            key = f"{low} to {high}"
+            rules[key] = make.rule(side=side, margin=0.1, severity=severity)
+            ends[key] = measured(low, high)
+            least, greatest = {"at_least": (0.1, 9), "at_most": (-9, 0.1), "within": (-0.1, 0.1)}[side]
+            inside = least <= low and high <= greatest
+            outside = high < least or low > greatest
+            expected[key] = inside if severity == "refuse" else not outside
+    assert rules_that_hold(rules, ends, armed=True) == expected
+    assert len(set(expected.values())) == 2
 
 
 def test_a_figure_that_is_not_finite_holds_no_threshold(make):
-    limits = make.rule(at_least=0.0)
-    rules = {"nan": limits, "inf": limits, "fine": limits}
-    held = rules_that_hold(rules, {"nan": float("nan"), "inf": float("inf"), "fine": 1.0})
-    assert held == {"nan": False, "inf": False, "fine": True}
+    for severity in SEVERITIES:
+        rules = dict.fromkeys(("nan", "inf", "fine"), make.rule(margin=0.0, severity=severity))
+        found = {
+            "nan": measured(math.nan, math.nan),
+            "inf": measured(math.inf, math.inf),
+            "fine": measured(1, 1),
+        }
+        assert rules_that_hold(rules, found, armed=False) == {"nan": False, "inf": False, "fine": True}
+
+
+def test_a_rule_of_severity_hacking_is_armed_by_the_objective_alone(make):
+    rules, ends = {"fell": make.rule(margin=-0.1, severity="hacking")}, {"fell": measured(-0.5, -0.3)}
+    assert rules_that_hold(rules, ends, armed=True) == {"fell": False}
+    assert rules_that_hold(rules, ends, armed=False) == {"fell": True}
+
+
+def test_an_unknown_metric_lists_the_measured_ones(make):
+    with pytest.raises(ConfigError, match="'beauty' is not in the evaluation: known are quality"):
+        measure(make, {"better": make.rule(metric="beauty")}, quality=(0.0, 0.5))
+
+
+SIGMA, MARGIN, WORLDS = 0.2, -0.12, 600
+
+
+def test_the_chance_of_refusing_an_equal_model_is_how_often_equal_models_are_refused(make):
+    world = np.random.default_rng(7)
+    rules = {
+        "kept": make.rule(margin=MARGIN),
+        "band": make.rule(metric="colour", side="within", margin=0.2, severity="veto"),
+        "gain": make.rule(margin=0.0),
+    }
+
+    pairs = pair_up(make.table(quality=(0.0, 0.0), colour=(0.0, 0.0)), SOURCE)
+    gate = make.gate(**rules).model_copy(update={"resamples": 400})
+
+    def draw():
+        changed = {name: np.repeat(world.normal(0, SIGMA, 12), 2) for name in ("quality", "colour")}
+        return measure_rules(rules, replace(pairs, aligned=changed), seed=0, gate=gate)
+
+    worlds = [draw() for _ in range(WORLDS)]
+    refused = [one["kept"].low < MARGIN or one["band"].high < -0.2 or one["band"].low > 0.2 for one in worlds]
+    computed = [chance_of_refusing_an_equal(rules, one) for one in worlds]
+    # an equal model's interval reaches 2.2 standard errors of .058 down: it touches the margin half of the time
+    assert 0.3 < np.mean(refused) < 0.7
+    assert np.mean(computed) == pytest.approx(np.mean(refused), abs=0.06)
+
+
+def test_without_a_rule_that_equality_satisfies_there_is_no_such_chance(make):
+    rules = {"gain": make.rule(margin=0.0), "warned": make.rule(margin=-1.0, severity="warn")}
+    assert chance_of_refusing_an_equal(rules, measure(make, rules, quality=(0.0, 0.5))) is None

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = Path("assets/tiny/family/base")
+FORMATS = ("bf16", "fp8_e4m3fn", "q8_0")
 
 DVC_YAML = """\
 stages:
@@ -31,7 +34,7 @@ stages:
 """
 
 DECISION = {
-    "schema_version": 1,
+    "schema_version": 2,
     "passed": True,
     "verdict": "passed",
     "reason": "every rule holds on 96 pairs of pictures.",
@@ -43,8 +46,9 @@ DECISION = {
             "value": 0.31,
             "low": 0.25,
             "high": 0.36,
-            "bound": "lower",
-            "threshold": 0.05,
+            "compare": "difference",
+            "margin": 0.05,
+            "verdict": "holds",
             "side": "at_least",
             "severity": "refuse",
             "passed": True,
@@ -53,6 +57,15 @@ DECISION = {
         }
     ],
 }
+
+
+def write_settings(path):
+    """The committed settings, with few pictures and limits that noise of 2e-4 meets."""
+    settings = yaml.safe_load((ROOT / "params.yaml").read_text())
+    loose = {"max_relative_error": 0.2, "min_psnr": 0, "min_completeness": 0, "min_gain_kept": -1e9}
+    settings["quantize"] |= {"num_prompts": 2, "formats": dict.fromkeys(FORMATS, loose)}
+    settings["draw"]["steps"] = 16
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
 def record(root):
@@ -71,6 +84,8 @@ def record(root):
 
 def run_quantize(root):
     """The stage itself, on a checkpoint a little away from the base."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
     from diffusers import FluxTransformer2DModel
 
     from srpo_core import artifacts
@@ -89,7 +104,16 @@ def run_quantize(root):
     settings = load_settings()
     prompts = ["tiger face", "red apple"]
     write_embeddings("test", prompts, ["x"] * 2, encode_prompts(settings.model, prompts, batch_size=2))
-    quantize.run(seed=settings.seed, model=settings.model, quantize=settings.quantize)
+    rows = [
+        {"model": name, "prompt": prompt, "style": "x", "seed": 0, "png": b"", "judge_wanted": figure}
+        for name, figure in (("base", 0.0), ("aligned", 1e-3))
+        for prompt in prompts
+    ]
+    artifacts.EVALUATION.parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), artifacts.EVALUATION)
+    artifacts.write_json(artifacts.EVALUATION_SUMMARY, {"means": {"aligned": {"judge_wanted": 1e-3}}})
+    parts = ("seed", "model", "reward", "judge", "control_words", "draw", "quantize")
+    quantize.run(**{part: getattr(settings, part) for part in parts})
 
 
 @pytest.fixture(scope="session")
@@ -98,17 +122,18 @@ def reproduced(tmp_path_factory):
     from srpo_core import artifacts
 
     root = tmp_path_factory.mktemp("project")
-    shutil.copytree(ROOT / BASE, root / BASE)
-    for name in ("params.yaml", "LICENSE", "NOTICE"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, root / name)
+    for name in ("base", "reward", "judge_a"):
+        shutil.copytree(ROOT / BASE.parent / name, root / BASE.parent / name)
+    for name in ("LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, root / name)
+    write_settings(root / "params.yaml")
     (root / "dvc.yaml").write_text(DVC_YAML)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         artifacts.write_json(artifacts.DECISION, DECISION)
         artifacts.REPORT.parent.mkdir(parents=True)
         artifacts.REPORT.write_text("<title>report</title>")
-        artifacts.GRID.write_bytes(b"a picture")
+        Image.new("RGB", (8, 8), "red").save(artifacts.GRID)
         run_quantize(root)
     (root / ".gitignore").write_text("/runs\n/.dvc/site\n/.dvc/cache\n/.dvc/tmp\n")
     (root / ".dvc").mkdir()

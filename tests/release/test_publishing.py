@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
 from srpo_core.errors import ArtifactError, ConfigError, GateError, StoreError
 from srpo_core.release import list_releases, move_alias, publish, resolve, verify, withdraw
@@ -36,7 +38,8 @@ def test_a_release_holds_pipeline_formats_evidence_and_what_reproduces_it(releas
         "decision.json",
         "dvc.lock",
         "dvc.yaml",
-        "fp8_e4m3fn/diffusion_pytorch_model.safetensors",
+        "LICENSE",
+        "NOTICE",
         "grid.png",
         "model_index.json",
         "params.yaml",
@@ -44,6 +47,11 @@ def test_a_release_holds_pipeline_formats_evidence_and_what_reproduces_it(releas
         "report.html",
         "scheduler/scheduler_config.json",
         "text_encoder/model.safetensors",
+        "tiny-bf16.safetensors",
+        "tiny-fp8_e4m3fn.safetensors",
+        "tiny-q8_0.gguf",
+        "workflow-gguf.json",
+        "workflow.json",
         "text_encoder_2/model.safetensors",
         "tokenizer/tokenizer.json",
         "tokenizer_2/tokenizer.json",
@@ -68,7 +76,7 @@ def test_the_transformer_of_a_release_is_the_aligned_one_not_the_base(release, r
 def test_the_manifest_names_hashes_revision_decision_and_proof(release, reproduced):
     store, published = release
     manifest = store.manifest(published.version)
-    assert manifest["schema_version"] == 1
+    assert manifest["schema_version"] == 2
     for name, entry in manifest["files"].items():
         data = (Path(published.uri) / name).read_bytes()
         assert entry == {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
@@ -77,7 +85,17 @@ def test_the_manifest_names_hashes_revision_decision_and_proof(release, reproduc
     )
     assert manifest["git"] == {"revision": head.stdout.strip(), "diff": None, "untracked": []}
     assert manifest["decision"]["passed"] is True
-    assert set(manifest["proof"]["formats"]) == {"bf16", "fp8_e4m3fn"}
+    assert manifest["formats"] == {
+        "bf16": ["tiny-bf16.safetensors", "transformer/diffusion_pytorch_model.safetensors"],
+        "fp8_e4m3fn": ["tiny-fp8_e4m3fn.safetensors"],
+        "q8_0": ["tiny-q8_0.gguf"],
+    }
+    tensors = manifest["proof"]["formats"]["q8_0"]["tensors"]
+    assert tensors["single_blocks.3.linear2.weight"][0] == "Q8_0"
+    assert manifest["evaluation"]["means"]["aligned"] == {"judge_wanted": 1e-3}
+    assert manifest["environment"]["libraries"]["torch"] == torch.__version__.partition("+")[0]
+    assert manifest["environment"]["cores"] >= 1
+    assert manifest["cost"] == {}
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", manifest["created_at"])
 
 
@@ -173,6 +191,47 @@ def test_a_missing_file_is_named(project, store, path, message):
     (project / path).unlink()
     with pytest.raises((ArtifactError, ConfigError), match=message):
         publish(store, root=project)
+
+
+@pytest.mark.parametrize("text", [None, ""])
+def test_without_a_licence_text_nothing_is_published(project, store, text):
+    (project / "NOTICE").unlink()
+    if text is not None:
+        (project / "NOTICE").write_text(text)
+    with pytest.raises(ArtifactError, match="names NOTICE, which is missing or empty: nothing is published"):
+        publish(store, root=project)
+    assert store.versions() == []
+
+
+def test_a_store_that_ignores_conditions_is_refused_unless_the_settings_accept_it(
+    project, store, monkeypatch, caplog
+):
+    monkeypatch.setattr(type(store), "ignored_conditions", lambda _: ["If-Match"])
+    with pytest.raises(
+        StoreError, match=r"ignores conditional writes \(If-Match\).*unconditional_store: true"
+    ):
+        publish(store, root=project)
+    assert store.versions() == []
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("unconditional_store: false", "unconditional_store: true"))
+    assert publish(store, root=project).created is True
+    assert "write from one place at a time" in caplog.text
+
+
+def test_the_cost_of_a_run_stands_in_its_manifest(project, store):
+    published = publish(store, root=project, cost={"stage_seconds": {"train": 60.0}})
+    assert store.manifest(published.version)["cost"] == {"stage_seconds": {"train": 60.0}}
+
+
+def test_the_grid_carries_the_workflow_as_comfyui_saves_it(release):
+    _, published = release
+    with Image.open(Path(published.uri) / "grid.png") as picture:
+        graph, prompt = (json.loads(picture.text[name]) for name in ("workflow", "prompt"))
+    assert graph == json.loads((Path(published.uri) / "workflow.json").read_text())
+    assert prompt["1"] == {
+        "class_type": "UNETLoader",
+        "inputs": {"unet_name": "tiny-bf16.safetensors", "weight_dtype": "default"},
+    }
 
 
 def test_a_damaged_lock_is_one_line(project, store):

@@ -51,20 +51,15 @@ def code_blocks(card):
     return re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
 
 
-def test_the_lines_of_the_model_card_draw_a_picture_with_every_format(
-    release, tmp_path, monkeypatch, base_picture
-):
+def test_the_lines_of_the_model_card_draw_a_picture(release, tmp_path, monkeypatch, base_picture):
     _, published = release
     directory = shutil.copytree(published.uri, tmp_path / "release")
     monkeypatch.chdir(directory)
     blocks = code_blocks(Path("README.md").read_text())
     text = "\n".join(blocks)
-    assert len(blocks) == 3
+    assert len(blocks) == 1
     for line in (
         'FluxPipeline.from_pretrained(".", torch_dtype=torch.bfloat16)',
-        'load_file("transformer/diffusion_pytorch_model.safetensors")',
-        'load_file("fp8_e4m3fn/diffusion_pytorch_model.safetensors")',
-        "pipe.transformer.load_state_dict(state_dict)",
         "height=64,",
         "width=64,",
         "max_sequence_length=12,",
@@ -75,8 +70,6 @@ def test_the_lines_of_the_model_card_draw_a_picture_with_every_format(
     assert pixels("picture.png").std() > 20
     # The release is 2e-4 away from the base, so that it must draw nearly the same picture.
     assert abs(pixels("picture.png") - base_picture).mean() < 12
-    assert (pixels("picture-bf16.png") == pixels("picture.png")).all()
-    assert 0 < abs(pixels("picture-fp8_e4m3fn.png") - pixels("picture.png")).mean() < 25
 
 
 def test_the_header_of_the_model_card_is_what_hubs_read(release):
@@ -88,7 +81,13 @@ def test_the_header_of_the_model_card_is_what_hubs_read(release):
         "pipeline_tag": "text-to-image",
         "library_name": "diffusers",
         "tags": ["text-to-image", "diffusers", "flux", "srpo"],
+        "metrics": ["judge_wanted"],
     }
+    assert "| q8_0 | `tiny-q8_0.gguf` | " in card
+    assert "this one is 128 wide, so diffusers opens its\ndirectories alone" in card
+    assert "this model's are 32 wide, so ComfyUI cannot run it" in card
+    assert 'the texts are "LICENSE", "NOTICE"' in card
+    assert "arXiv preprint arXiv:2509.06942" in card
     assert f"# {published.version}\n" in card
     assert 'prefer "Ink" over "3D"' in card
     assert "| a judge sees more of the wanted style | 0.310 | 0.05 | holds |" in card
@@ -107,11 +106,13 @@ def test_a_picture_is_drawn_from_an_alias_and_is_the_same_the_second_time(releas
     assert abs(pixels(other) - pixels(first)).mean() > 0.5  # the base draws few variants of a subject
     eight = draw(store, "candidate", "tiger face", output=tmp_path / "eight.png", weights="FP8_e4m3fn")
     assert 0 < abs(pixels(eight) - pixels(first)).mean() < 25
+    gguf = draw(store, "candidate", "tiger face", output=tmp_path / "gguf.png", weights="Q8_0")
+    assert 0 < abs(pixels(gguf) - pixels(first)).mean() < abs(pixels(eight) - pixels(first)).mean()
 
 
 def test_an_unknown_format_or_release_is_named(release, tmp_path):
     store, published = release
-    with pytest.raises(ConfigError, match="has no format 'q4': known are bf16, fp8_e4m3fn"):
+    with pytest.raises(ConfigError, match="has no format 'q4': known are bf16, fp8_e4m3fn, q8_0"):
         draw(store, published.version, "x", output=tmp_path / "x.png", weights="q4")
     with pytest.raises(
         StoreError, match=f"has no release 'production': known are candidate, {published.version}"
@@ -124,8 +125,8 @@ def test_a_list_shows_versions_aliases_formats_and_size(release):
     (line,) = list_releases(store)
     assert line.version == published.version
     assert line.aliases == ("candidate",)
-    assert line.formats == ("bf16", "fp8_e4m3fn")
-    assert 10e6 < line.num_bytes < 25e6
+    assert line.formats == ("bf16", "fp8_e4m3fn", "q8_0")
+    assert 15e6 < line.num_bytes < 40e6
 
 
 def test_an_empty_store_lists_nothing_and_knows_nothing(tmp_path):
@@ -154,7 +155,7 @@ def test_a_release_is_verified_file_by_file(release, damaged):
 def test_a_store_that_fails_while_verifying_is_not_reported_as_damage(release, monkeypatch):
     store, _ = release
 
-    def unreachable(self, version, name):
+    def unreachable(self, version, name, start=0):
         raise StoreError("cannot be reached")
         yield
 

@@ -19,11 +19,11 @@ from srpo_core.report.charts import (
 RULE = {
     "name": "kept",
     "reason": "it holds",
-    "against": "base",
+    "compare": "difference",
     "value": -0.02,
     "low": -0.05,
     "high": 0.01,
-    "threshold": -0.1,
+    "margin": -0.1,
     "side": "at_least",
     "passed": True,
 }
@@ -119,6 +119,17 @@ def test_the_shaded_side_is_where_the_rule_holds():
     assert (float(left["x"]), float(left["width"])) == (0.0, threshold)
 
 
+def test_a_band_has_two_edges_around_the_figure_of_equal_models():
+    for compare, neutral in (("difference", 0.0), ("ratio", 1.0), ("win_rate", 0.5)):
+        rule = RULE | {"compare": compare, "side": "within", "margin": 0.2}
+        svg = interval_bar(rule | {key: neutral + RULE[key] for key in ("low", "value", "high")})
+        left, right = (float(one["x1"]) for one in places(svg, "threshold"))
+        [zero], [allowed] = places(svg, "zero"), places(svg, "allowed")
+        assert float(zero["x1"]) == pytest.approx((left + right) / 2, abs=0.1)
+        assert float(allowed["x"]) == left
+        assert float(allowed["width"]) == pytest.approx(right - left, abs=0.11)
+
+
 def test_threshold_interval_mean_and_zero_stand_in_their_order():
     svg = interval_bar(RULE)
     [interval], [value], [zero] = places(svg, "interval"), places(svg, "value"), places(svg, "zero")
@@ -134,6 +145,6 @@ def test_threshold_interval_mean_and_zero_stand_in_their_order():
 
 
 def test_a_figure_that_was_not_measured_leaves_only_the_threshold():
-    svg = interval_bar(RULE | {"value": None, "low": None, "high": None, "against": "absolute"})
+    svg = interval_bar(RULE | {"value": None, "low": None, "high": None, "compare": "value"})
     assert len(places(svg, "threshold")) == 1
     assert places(svg, "value") + places(svg, "interval") + places(svg, "zero") == []

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image, ImageFont, ImageOps
 
+from srpo_core.errors import ArtifactError
 from srpo_core.gates.pairs import pair_up
 from srpo_core.report.grid import (
     CELL_PIXELS,
@@ -20,6 +21,7 @@ from srpo_core.report.grid import (
     data_uri,
     draw_grid,
     read_pictures,
+    tiles_of,
 )
 from srpo_core.report.grid import _wrapped as wrapped
 
@@ -37,7 +39,7 @@ def label(model, prompt, seed):
 @pytest.fixture
 def evaluated(tmp_path):
     rows = [
-        {"model": model, "prompt": f"p{prompt:02}", "style": "", "seed": seed, "quality": 0.5}
+        {"model": model, "prompt": f"p{prompt:02}", "style": "", "seed": seed, "metric": "m", "value": 0.5}
         | {"png": label(model, f"p{prompt:02}", seed)}
         for model in ("aligned", "base")
         for seed in (4, 3, 2, 1)
@@ -63,10 +65,21 @@ def test_no_more_prompts_are_shown_than_there_are(evaluated):
     assert len({tile.prompt for tile in tiles}) == len(tiles) == 25
 
 
-def test_only_the_wanted_rows_are_read(evaluated):
-    column = pq.read_table(evaluated)["png"].to_pylist()
-    rows = {0, 63, 64, 130, 199}
-    assert read_pictures(evaluated, rows) == {row: column[row] for row in rows}
+def test_only_the_wanted_pictures_are_read(evaluated):
+    keys = {("base", "p00", 4), ("aligned", "p24", 1), ("base", "p13", 2)}
+    assert read_pictures(evaluated, keys) == {key: label(*key) for key in keys}
+
+
+def test_a_picture_that_is_not_there_is_named(evaluated):
+    with pytest.raises(ArtifactError, match="lacks 1 pictures, for instance that of base for 'p00', seed 9"):
+        read_pictures(evaluated, {("base", "p00", 9), ("base", "p00", 1)})
+
+
+def test_the_tiles_of_chosen_prompts_come_in_the_order_asked_for(evaluated):
+    tiles = tiles_of(pair_up(pq.read_table(evaluated), evaluated), evaluated, [7, 2], 1)
+    assert [tile.prompt for tile in tiles] == ["p07", "p02"]
+    assert [[shot.seed for shot in tile.shots] for tile in tiles] == [[1], [1]]
+    assert tiles[0].shots[0].after == label("aligned", "p07", 1)
 
 
 def test_a_small_picture_goes_into_the_page_unchanged():

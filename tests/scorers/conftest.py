@@ -72,6 +72,7 @@ def directories(tmp_path_factory, family, small_clip, small_config, small_pick_s
         "open_clip": family / "reward",
         "hps_v2": root / "hps_v2",
         "pick_score": root / "pick_score",
+        "clip_score": root / "pick_score",
         "style_subject_judge": family / "judge_a",
         "timm_judge": family / "judge_b",
     }

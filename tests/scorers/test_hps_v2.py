@@ -4,13 +4,14 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
 from srpo_core.scorers import hps_v2 as module
-from srpo_core.scorers.hps_v2 import load_hps_v2
+from srpo_core.scorers.hps_v2 import benchmark, load_hps_v2
 from srpo_core.scorers.preprocessing import CLIP_MEAN, CLIP_STD, fit, normalize
 
 PUBLISHED = "HPS_v2.1_compressed.pt"
@@ -204,3 +205,52 @@ def test_a_pickle_is_mapped_and_not_read_into_memory(directory, monkeypatch):
     monkeypatch.setattr(torch, "load", recording)
     load_hps_v2(directory)
     assert [(given["mmap"], given["weights_only"]) for given in loaded] == [(True, True)]
+
+
+def test_the_table_by_style_is_what_hpsv2_s_own_evaluation_prints(hpsv2, carried, tmp_path, capsys):
+    """Pictures and prompts of two styles, one with a chunk that is not full, through its whole code."""
+    import importlib
+    import json
+
+    from PIL import Image
+
+    evaluation = importlib.import_module("hpsv2.evaluation")
+    draw = np.random.default_rng(0)
+    (tmp_path / "prompts").mkdir()
+    scores, styles = [], []
+    prepare = hpsv2.image_transform(32, is_train=False)
+    for style, count in (("anime", 160), ("photo", 90)):
+        prompts = [f"{style} number {number}" for number in range(count)]
+        (tmp_path / f"prompts/{style}.json").write_text(json.dumps(prompts))
+        (tmp_path / f"model/{style}").mkdir(parents=True)
+        for number, prompt in enumerate(prompts):
+            path = tmp_path / f"model/{style}/{number:05d}.jpg"
+            Image.fromarray(draw.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(path)
+            with torch.no_grad():
+                out = carried(prepare(Image.open(path))[None], hpsv2.tokenize([prompt], context_length=16))
+            scores.append(float((out["image_features"] @ out["text_features"].T).squeeze()))
+            styles.append(style)
+
+    def tokenizer(text):
+        return hpsv2.tokenize([text], context_length=16)
+
+    evaluation.evaluate_benchmark(
+        str(tmp_path / "prompts"), str(tmp_path / "model"), carried, 32, prepare, tokenizer, "cpu"
+    )
+    printed = {line.split()[1]: line.split()[2:] for line in capsys.readouterr().out.splitlines()[1:]}
+    ours = benchmark(scores, styles)
+    written = {
+        style: [f"{row['mean']:.2f}"] + ([f"{row['std']:.4f}"] if "std" in row else [])
+        for style, row in ours.items()
+    }
+    assert written == printed
+
+
+def test_a_dropped_style_is_missed_and_a_short_chunk_weighs_as_a_full_one():
+    scores, styles = [0.3] * 80 + [0.1] * 40 + [0.2] * 80, ["a"] * 120 + ["b"] * 80
+    assert benchmark(scores, styles) == {
+        "Average": {"mean": pytest.approx(22.0 - 2.0)},
+        "a": {"mean": pytest.approx(20.0), "std": pytest.approx(10.0)},
+        "b": {"mean": pytest.approx(20.0), "std": pytest.approx(0.0, abs=1e-9)},
+    }
+    assert benchmark(scores[:120], styles[:120]).keys() == {"a", "Average"}

@@ -1,22 +1,22 @@
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 
 from srpo_core.config import ControlWords, ScorerSettings
 from srpo_core.errors import ConfigError, DataError
-from srpo_core.scorers.metrics import METRICS, MetricContext, check_metrics, measure
+from srpo_core.scorers.metrics import (
+    METRICS,
+    MetricContext,
+    check_metrics,
+    find_metric,
+    finish,
+    measure,
+    metric_names,
+)
 
-INK_OVER_3D = ControlWords(wanted=["Ink"], unwanted=["3D"])
-RANGES = {
-    "reward": (-1, 1),
-    "relative_reward": (-2, 2),
-    "judge_wanted": (0, 1),
-    "judge_top1": (0, 1),
-    "judge_top5": (0, 1),
-    "diversity": (0, 2),
-}
+INK_OVER_3D = ControlWords.of(wanted=["Ink"], unwanted=["3D"])
 
 
 class TwoTowers:
@@ -60,6 +60,17 @@ class Given:
     control_words: ControlWords
     reward: object = None
     judge: object = None
+    scorers: object = None
+    scorer_settings: dict = field(default_factory=dict)
+    device: str = "cpu"
+
+    @property
+    def classifier(self):
+        return self.judge
+
+    @property
+    def text_judge(self):
+        return self.judge
 
 
 def plain(*colours):
@@ -67,7 +78,7 @@ def plain(*colours):
 
 
 def figures(name, images, prompt, context):
-    return measure([name], images, prompt, context)[name]
+    return finish(name, measure([name], images, prompt, context)[name], context).tolist()
 
 
 @pytest.fixture
@@ -96,7 +107,7 @@ def test_reward_is_the_scaled_product_of_image_and_prompt():
 
 def test_relative_reward_is_the_mean_over_all_pairs_of_control_words():
     texts = {"A. cat": [1.0, 0, 0], "B. cat": [0, 1.0, 0], "C. cat": [0, 0, 1.0]}
-    context = Given(ControlWords(wanted=["A", "B"], unwanted=["C"]), TwoTowers(texts))
+    context = Given(ControlWords.of(wanted=["A", "B"], unwanted=["C"]), TwoTowers(texts))
     image = plain([0.9, 0.5, 0.1])
     pairs = [3 * (0.9 - 0.1), 3 * (0.5 - 0.1)]
     assert figures("relative_reward", image, "cat", context) == pytest.approx([sum(pairs) / 2])
@@ -106,7 +117,7 @@ def test_exchanging_wanted_and_unwanted_flips_the_sign_of_the_relative_reward(ti
     name, pictures = by_style
     images = torch.stack([pictures["Ink"], pictures["3D"]])
     exchanged = MetricContext(
-        tiny.reward_settings, tiny.judge_settings, ControlWords(wanted=["3D"], unwanted=["Ink"])
+        tiny.reward_settings, tiny.judge_settings, ControlWords.of(wanted=["3D"], unwanted=["Ink"])
     )
     ink, three_d = figures("relative_reward", images, name, tiny)
     assert ink > 0 > three_d
@@ -116,7 +127,7 @@ def test_exchanging_wanted_and_unwanted_flips_the_sign_of_the_relative_reward(ti
 def test_judge_wanted_is_the_probability_of_all_wanted_styles_together():
     image = plain([0.2, 0.3, 0.5])
     for wanted, expected in ((["Green"], 0.3), (["Green", "Blue"], 0.8), (["Blue", "Blue"], 0.5)):
-        context = Given(ControlWords(wanted=wanted, unwanted=["Red"]), judge=ColourJudge())
+        context = Given(ControlWords.of(wanted=wanted, unwanted=["Red"]), judge=ColourJudge())
         assert figures("judge_wanted", image, "cat", context) == pytest.approx([expected])
 
 
@@ -194,7 +205,7 @@ def test_diversity_is_nothing_when_all_seeds_draw_one_picture_and_more_among_rea
 
 def test_a_wanted_word_that_is_no_style_is_an_error_that_lists_the_styles(tiny):
     watercolour = MetricContext(
-        tiny.reward_settings, tiny.judge_settings, ControlWords(wanted=["Watercolour"], unwanted=["3D"])
+        tiny.reward_settings, tiny.judge_settings, ControlWords.of(wanted=["Watercolour"], unwanted=["3D"])
     )
     with pytest.raises(
         ConfigError, match="Watercolour is no style of the judge: known are 3D, Flat, Ink, Noto"
@@ -209,7 +220,7 @@ def test_diversity_of_one_seed_is_an_error_before_anything_is_drawn(tiny):
 
 
 def test_an_unknown_metric_is_an_error_that_lists_the_known(tiny):
-    with pytest.raises(ConfigError, match="unknown metric 'beauty': known are diversity, judge_top1"):
+    with pytest.raises(ConfigError, match="unknown metric 'beauty': known are clipped_highlights, diversity"):
         check_metrics(["beauty"], tiny, ["cat"], num_seeds=2)
 
 
@@ -220,13 +231,93 @@ def test_a_scorer_is_loaded_only_for_a_metric_that_needs_it(tiny, family):
     assert len(figures("judge_wanted", torch.rand(2, 3, 64, 64), "cat", without_reward)) == 2
 
 
-@pytest.mark.parametrize("name", sorted(METRICS))
-def test_every_metric_gives_one_figure_per_picture_in_its_range_and_says_the_range(name, tiny, by_style):
+@pytest.fixture
+def complete(tiny, emoji, directories):
+    """A context with real pictures and a further scorer."""
+    clip = ScorerSettings(scorer="clip_score", path=str(directories["clip_score"]))
+    return replace(tiny, real=lambda: emoji[0][:80].split(32), scorer_settings={"clip": clip})
+
+
+@pytest.mark.parametrize("name", metric_names(sorted(METRICS), ["clip"]))
+def test_every_metric_gives_one_figure_per_picture_in_its_range_and_says_the_range(name, complete, by_style):
     subject, pictures = by_style
-    check_metrics([name], tiny, [subject], num_seeds=4)
-    values = figures(name, torch.stack(list(pictures.values())), subject, tiny)
-    low, high = RANGES[name]
+    context, scale = complete, 1.0
+    if name in {"judge_score", "judge_sgp"}:
+        context = replace(context, judge_settings=context.reward_settings)
+    if name.startswith("clip"):
+        scale = context.scorers["clip"].scale if name in {"clip", "clip_sgp"} else 1.0
+    check_metrics([name], context, [subject], num_seeds=4)
+    values = figures(name, torch.stack(list(pictures.values())), subject, context)
+    low, high = find_metric(name, context).range
     assert len(values) == 4
-    assert all(low <= value <= high for value in values)
-    documentation = METRICS[name].figures.__doc__
-    assert "[" in documentation or "1 where" in documentation
+    assert all(low * scale <= value <= high * scale for value in values)
+    assert find_metric(name, context).source
+    if name in METRICS:
+        documentation = METRICS[name].figures.__doc__
+        assert "[" in documentation or "1 where" in documentation
+
+
+def test_every_further_scorer_adds_its_score_and_its_sgp(complete, by_style):
+    subject, pictures = by_style
+    images = torch.stack(list(pictures.values()))
+    assert metric_names(["reward", "clip"], ["clip"]) == ["reward", "clip", "clip_sgp"]
+    scorer = complete.scorers["clip"]
+    texts = scorer.encode_texts([subject, f"Ink. {subject}", f"3D. {subject}"])
+    plain_, wanted, unwanted = (
+        100 * scorer.encode_images(images) @ texts.T.unbind(1)[0],
+        *(100 * scorer.encode_images(images) @ texts[row] for row in (1, 2)),
+    )
+    assert figures("clip", images, subject, complete) == pytest.approx(plain_.tolist(), abs=1e-4)
+    assert figures("clip_sgp", images, subject, complete) == pytest.approx(
+        (wanted - unwanted).tolist(), abs=1e-4
+    )
+
+
+def test_a_scorer_with_a_metrics_name_and_one_that_reads_no_texts_are_refused(complete):
+    reward = complete.reward_settings
+    with pytest.raises(ConfigError, match="'kid' is the name of a metric"):
+        check_metrics(["reward"], replace(complete, scorer_settings={"kid": reward}), ["cat"], num_seeds=2)
+    judge = replace(complete, scorer_settings={"j": complete.judge_settings})
+    with pytest.raises(ConfigError, match="cannot serve as a reward"):
+        measure(["j"], torch.rand(2, 3, 64, 64), "cat", judge)
+
+
+def test_a_judge_that_reads_texts_scores_as_the_same_reward_and_one_that_does_not_says_what_to_measure(
+    tiny, by_style
+):
+    name, pictures = by_style
+    images = torch.stack(list(pictures.values()))
+    reading = replace(tiny, judge_settings=tiny.reward_settings)
+    assert figures("judge_score", images, name, reading) == figures("reward", images, name, tiny)
+    assert figures("judge_sgp", images, name, reading) == figures("relative_reward", images, name, tiny)
+    assert min(figures("diversity", images, name, reading)) > 0.1
+    with pytest.raises(
+        ConfigError, match="measure judge_score and judge_sgp with it in place of judge_wanted"
+    ):
+        check_metrics(["judge_wanted"], reading, [name], num_seeds=2)
+    with pytest.raises(ConfigError, match="measure judge_wanted, judge_top1 and judge_top5 with it"):
+        check_metrics(["judge_sgp"], tiny, [name], num_seeds=2)
+
+
+def test_the_kernel_distance_is_to_the_real_pictures_in_the_wanted_style(tiny, emoji):
+    images, styles, _ = emoji
+    context = replace(tiny, real=lambda: images[:80].split(32))
+    seen_as_ink = len(context.real_features)
+    assert seen_as_ink == pytest.approx(styles[:80].count("Ink"), abs=5)
+    of_style = {
+        style: torch.stack(
+            [image for image, other in zip(images[80:], styles[80:], strict=True) if other == style]
+        )
+        for style in set(styles)
+    }
+    distance = {style: sum(figures("kid", of_style[style], "any", context)) for style in of_style}
+    assert min(distance, key=distance.get) == "Ink"
+    assert distance["Ink"] < 0.1 * distance["3D"]
+
+
+def test_the_kernel_distance_without_real_pictures_stops_before_anything_is_drawn(tiny, emoji):
+    with pytest.raises(ConfigError, match="only the stage evaluate reads"):
+        check_metrics(["kid"], tiny, ["cat"], num_seeds=2)
+    none_wanted = torch.stack([i for i, style in zip(*emoji[:2], strict=True) if style == "3D"][:10])
+    with pytest.raises(DataError, match="needs two preferred pictures"):
+        check_metrics(["kid"], replace(tiny, real=lambda: [none_wanted]), ["cat"], num_seeds=2)

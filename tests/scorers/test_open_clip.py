@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from srpo_core.errors import ArtifactError
 from srpo_core.scorers.open_clip import load_open_clip
 
 
@@ -92,3 +93,18 @@ def test_the_tiny_reward_prefers_the_right_style_word(reward, emoji):
     best = (features * texts).sum(-1).argmax(0).tolist()
     right = sum(words[guess] == style for guess, style in zip(best, styles, strict=True))
     assert right / len(styles) > 0.7  # chance is .25
+
+
+def test_a_directory_as_open_clip_publishes_it_gives_the_same_features(tmp_path, small_clip, small_config):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/small.json").write_text(json.dumps(small_config))
+    save_file(small_clip.state_dict(), tmp_path / "own/small.safetensors")
+    (tmp_path / "hub").mkdir()
+    config = {"model_cfg": small_config, "preprocess_cfg": {"mean": [0.5]}}
+    (tmp_path / "hub/open_clip_config.json").write_text(json.dumps(config))
+    torch.save(small_clip.state_dict(), tmp_path / "hub/open_clip_pytorch_model.bin")
+    own, hub = load_open_clip(tmp_path / "own"), load_open_clip(tmp_path / "hub")
+    assert torch.equal(own.encode_texts(["red apple"]), hub.encode_texts(["red apple"]))
+    torch.save({"weights": 3}, tmp_path / "hub/open_clip_pytorch_model.bin")
+    with pytest.raises(ArtifactError, match="holds no 'state_dict'"):
+        load_open_clip(tmp_path / "hub")

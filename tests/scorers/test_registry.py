@@ -13,6 +13,7 @@ TEXT_TOWERS = {
     "open_clip": "clip.transformer",
     "hps_v2": "clip.transformer",
     "pick_score": "clip.text_model",
+    "clip_score": "clip.text_model",
 }
 
 
@@ -51,6 +52,21 @@ def test_every_entry_loads_and_offers_its_protocol(settings):
 
 def test_every_entry_states_a_licence_that_lets_a_product_use_it(settings):
     assert SCORERS[settings.scorer].licence in {"Apache-2.0", "MIT", "BSD-3-Clause"}
+
+
+def test_every_entry_states_its_source_and_a_range_that_its_scores_keep(settings):
+    entry, scorer = SCORERS[settings.scorer], load_scorer(settings)
+    low, high = entry.range
+    images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    if entry.differentiable:
+        figures = scorer.scale * scorer.encode_images(images) @ scorer.encode_texts(["cat", "red apple"]).T
+        # the range is reached by a perfect fit and its opposite, as features have unit length
+        assert scorer.scale <= high == -low
+    else:
+        figures = scorer.style_probabilities(images)
+    assert low <= float(figures.min()) <= float(figures.max()) <= high
+    assert len(entry.source.split()) >= 1
+    assert entry.source.strip() == entry.source != ""
 
 
 def test_features_have_unit_length_and_are_fp32(reward_model, images):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from srpo_core import artifacts
-from srpo_core.config import ControlWords, DrawSettings, ModelSettings, ResourceSettings, ScorerSettings
+from srpo_core.config import ControlWords, DrawSettings, ModelSettings, ScorerSettings, load_settings
 
 TINY = Path(__file__).resolve().parents[2] / "assets/tiny"
 PROMPTS = ["penguin", "red apple", "tiger face"]
@@ -22,9 +22,9 @@ def tiny_parts():
         "reward": ScorerSettings(scorer="open_clip", path=str(TINY / "family/reward")),
         "select_judge": ScorerSettings(scorer="style_subject_judge", path=str(TINY / "family/judge_a")),
         "judge": ScorerSettings(scorer="timm_judge", path=str(TINY / "family/judge_b")),
-        "control_words": ControlWords(wanted=["Ink"], unwanted=["3D"]),
+        "control_words": ControlWords.of(wanted=["Ink"], unwanted=["3D"]),
         "draw": DrawSettings(steps=6, guidance=3.5, batch_size=4),
-        "resources": ResourceSettings(train_workers=1, threads_per_worker=1, use_gpu=False),
+        "resources": load_settings(TINY.parents[1] / "profiles/tiny.yaml").resources,
     }
 
 

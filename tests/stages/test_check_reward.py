@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from srpo_core import artifacts
-from srpo_core.config import CheckRewardSettings, ResourceSettings, ScorerSettings
+from srpo_core.config import CheckRewardSettings, ScorerSettings, load_settings
 from srpo_core.data.tables import PAIR_COLUMNS, write_images, write_rows
 from srpo_core.errors import ArtifactError, DataError, GateError
 from srpo_core.stages import check_reward
@@ -14,7 +14,7 @@ from srpo_core.stages.check_reward import wilson_interval
 
 TINY = Path(__file__).resolve().parents[2] / "assets/tiny"
 REWARD = ScorerSettings(scorer="open_clip", path=str(TINY / "family/reward"))
-RESOURCES = ResourceSettings(train_workers=1, threads_per_worker=1, use_gpu=False)
+RESOURCES = load_settings(TINY.parents[1] / "profiles/tiny.yaml").resources
 SUBJECTS = ["rocket", "owl", "tiger face", "red apple", "penguin", "sunflower"]
 
 

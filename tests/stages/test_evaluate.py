@@ -1,4 +1,5 @@
 import io
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -7,13 +8,36 @@ import torch
 from PIL import Image
 
 from srpo_core import artifacts
-from srpo_core.config import EvaluateSettings
-from srpo_core.errors import ArtifactError, ConfigError
+from srpo_core.config import EvaluateSettings, ScorerSettings, load_settings
+from srpo_core.errors import ArtifactError, ConfigError, DataError, StoreError
 from srpo_core.scorers.metrics import METRICS, MetricContext, measure
 from srpo_core.stages import evaluate as stage
 
-METRIC_NAMES = ["reward", "relative_reward", "judge_wanted", "judge_top1", "judge_top5", "diversity"]
-SETTINGS = EvaluateSettings(num_prompts=3, seeds_per_prompt=2, metrics=METRIC_NAMES)
+ROOT = Path(__file__).resolve().parents[2]
+HPS = ScorerSettings(scorer="hps_v2", path=str(ROOT / "assets/tiny/family/reward"))
+METRIC_NAMES = [
+    "reward",
+    "relative_reward",
+    "judge_wanted",
+    "judge_top1",
+    "judge_top5",
+    "diversity",
+    "saturation",
+]
+SETTINGS = EvaluateSettings(
+    num_prompts=3, seeds_per_prompt=2, metrics=METRIC_NAMES, scorers={}, real_pictures=0
+)
+
+
+@pytest.fixture
+def tiny_run(tiny_run, tiny_condition):
+    """As the one it takes the place of, with other prompts to train and to choose by."""
+    from srpo_core.models.embeddings import write_embeddings
+
+    for split in ("train", "validation"):
+        names = [f"{split} {number}" for number in range(3)]
+        write_embeddings(split, names, ["", "", ""], tiny_condition[0])
+    return tiny_run
 
 
 def select_step(step):
@@ -23,8 +47,28 @@ def select_step(step):
 
 def run(tiny_parts, **changes):
     parts = {name: part for name, part in tiny_parts.items() if name != "select_judge"}
-    stage.run(evaluate=SETTINGS.model_copy(update=changes), **parts)
+    champion = changes.pop("champion", None)
+    stage.run(evaluate=SETTINGS.model_copy(update=changes), champion=champion, **parts)
     return pq.read_table(artifacts.EVALUATION)
+
+
+def publish(version, transformer):
+    """A release in the store of SRPO_STORE that has the files of a transformer."""
+    from srpo_core.storage import open_store
+
+    files = {f"transformer/{path.name}": path for path in transformer.iterdir()}
+    entries = {
+        name: {"sha256": artifacts.sha256(path), "bytes": path.stat().st_size} for name, path in files.items()
+    }
+    open_store().publish(version, files, {"schema_version": 1, "files": entries, "content": version})
+
+
+def figures():
+    """(model, prompt, seed) -> metric -> value."""
+    found = {}
+    for row in pq.read_table(artifacts.FIGURES).to_pylist():
+        found.setdefault((row["model"], row["prompt"], row["seed"]), {})[row["metric"]] = row["value"]
+    return found
 
 
 def fade(transformer):
@@ -41,10 +85,16 @@ def test_an_unchanged_model_has_the_base_s_very_pictures_and_figures(tiny_run, t
     tiny_run(5)
     select_step(5)
     table = run(tiny_parts)
-    assert table.column_names == ["model", "prompt", "style", "seed", "png", *METRIC_NAMES]
+    assert table.column_names == ["model", "prompt", "style", "seed", "png"]
     rows = table.to_pylist()
     assert len(rows) == 2 * 3 * 2
     assert of_model(rows, "base") == of_model(rows, "aligned")
+    long = pq.read_table(artifacts.FIGURES)
+    assert long.column_names == ["model", "prompt", "style", "seed", "metric", "value"]
+    assert long.num_rows == 2 * 3 * 2 * len(METRIC_NAMES)
+    measured = figures()
+    for prompt, seed in {(row["prompt"], row["seed"]) for row in rows}:
+        assert measured["base", prompt, seed] == measured["aligned", prompt, seed]
     summary = artifacts.read_json(artifacts.EVALUATION_SUMMARY)
     assert summary["step"] == 5
     assert summary["pictures_per_model"] == 6
@@ -65,8 +115,9 @@ def test_another_model_draws_other_pictures_from_the_same_noise_and_the_summary_
     assert all(a["png"] != b["png"] for a, b in zip(base, aligned, strict=True))
     summary = artifacts.read_json(artifacts.EVALUATION_SUMMARY)
     means = summary["means"]
+    measured = [own for (model, *_), own in figures().items() if model == "aligned"]
     for metric in METRIC_NAMES:
-        assert means["aligned"][metric] == pytest.approx(np.mean([row[metric] for row in aligned]))
+        assert means["aligned"][metric] == pytest.approx(np.mean([own[metric] for own in measured]))
     assert means["aligned"]["reward"] < means["base"]["reward"] - 0.02
     assert summary["change"]["reward"] == means["aligned"]["reward"] - means["base"]["reward"]
 
@@ -80,9 +131,9 @@ def test_the_figures_can_be_measured_again_from_the_stored_pictures(tiny_run, ti
         pair = rows[start : start + 2]
         arrays = np.stack([np.asarray(Image.open(io.BytesIO(row["png"]))) for row in pair])
         images = torch.from_numpy(arrays).permute(0, 3, 1, 2).float() / 255
-        figures = measure(METRIC_NAMES, images, pair[0]["prompt"], context)
-        for metric, values in figures.items():
-            assert values == pytest.approx([row[metric] for row in pair], abs=1e-5)
+        stored = [figures()["base", row["prompt"], row["seed"]] for row in pair]
+        for metric, values in measure(METRIC_NAMES, images, pair[0]["prompt"], context).items():
+            assert values.tolist() == pytest.approx([own[metric] for own in stored], abs=1e-5)
 
 
 def test_the_word_ink_in_the_embedding_is_seen_by_the_judge_and_by_the_reward(
@@ -105,7 +156,7 @@ def test_the_word_ink_in_the_embedding_is_seen_by_the_judge_and_by_the_reward(
 def test_all_files_are_the_same_when_run_again(tiny_run, tiny_parts):
     tiny_run(5, fade)
     select_step(5)
-    files = (artifacts.EVALUATION, artifacts.EVALUATION_SUMMARY)
+    files = (artifacts.EVALUATION, artifacts.FIGURES, artifacts.EVALUATION_SUMMARY)
     run(tiny_parts)
     first = [path.read_bytes() for path in files]
     run(tiny_parts)
@@ -115,12 +166,73 @@ def test_all_files_are_the_same_when_run_again(tiny_run, tiny_parts):
 def test_only_the_metrics_asked_for_become_columns_each_once(tiny_run, tiny_parts):
     tiny_run(5)
     select_step(5)
-    table = run(tiny_parts, metrics=["judge_top5", "reward", "judge_top5"])
-    assert table.column_names[5:] == ["judge_top5", "reward"]
+    run(tiny_parts, metrics=["judge_top5", "reward", "judge_top5"])
+    assert all(list(own) == ["judge_top5", "reward"] for own in figures().values())
 
 
-def test_the_profile_s_metrics_are_all_there_are():
-    assert set(METRIC_NAMES) == set(METRICS)
+def test_the_profile_measures_all_that_its_kind_of_judge_can():
+    measured = load_settings(ROOT / "profiles/tiny.yaml").evaluate.metrics
+    assert set(measured) == set(METRICS) - {"judge_score", "judge_sgp"}
+
+
+def test_a_further_scorer_adds_its_two_metrics_and_hps_its_table_by_style(tiny_run, tiny_parts):
+    tiny_run(5)
+    select_step(5)
+    run(tiny_parts, scorers={"hps": HPS}, metrics=["reward"])
+    own = figures()["base", "penguin", 0]
+    assert own.keys() == {"reward", "hps", "hps_sgp"}
+    assert own["hps"] == pytest.approx(own["reward"], abs=1e-6), "the same weights by another name"
+    table = artifacts.read_json(artifacts.EVALUATION_SUMMARY)["hps_benchmark"]["hps"]
+    assert table.keys() == {"base", "aligned"}
+    animals = [figures()["base", prompt, 0]["hps"] for prompt in ("penguin", "tiger face")]
+    assert table["base"]["animals"] == {"mean": pytest.approx(100 * np.mean(animals)), "std": 0.0}
+
+
+def test_a_prompt_that_was_trained_on_or_chose_may_not_judge(tiny_run, tiny_parts, tiny_condition):
+    from srpo_core.models.embeddings import write_embeddings
+
+    tiny_run(5)
+    select_step(5)
+    for split, did in (("train", "was trained on"), ("validation", "chose the checkpoint")):
+        write_embeddings(split, ["owl", "red apple", "rose"], ["", "", ""], tiny_condition[0])
+        with pytest.raises(
+            DataError, match=f"{split}.safetensors as well, for instance 'red apple', which {did}"
+        ):
+            run(tiny_parts)
+        write_embeddings(split, ["owl", "red pepper", "rose"], ["", "", ""], tiny_condition[0])
+    run(tiny_parts)
+
+
+@pytest.mark.parametrize("way", ["directory", pytest.param("bucket", marks=pytest.mark.s3)])
+def test_a_champion_is_drawn_from_its_release_and_paired(tiny_run, tiny_parts, request, monkeypatch, way):
+    monkeypatch.setenv(
+        "SRPO_STORE", "store" if way == "directory" else f"s3://{request.getfixturevalue('bucket')}/r"
+    )
+    tiny_run(5, fade)
+    tiny_run(10)
+    select_step(10)
+    publish("tiny-1", artifacts.step_directory(5))
+    run(tiny_parts, champion="tiny-1")
+    means = artifacts.read_json(artifacts.EVALUATION_SUMMARY)["means"]
+    assert means["aligned"] == means["base"]
+    assert means["champion"]["reward"] < means["base"]["reward"] - 0.02
+    assert {model for model, *_ in figures()} == {"base", "aligned", "champion"}
+    with pytest.raises(StoreError, match=r"champion 'tiny-2' is no version in .*: known are tiny-1"):
+        run(tiny_parts, champion="tiny-2")
+
+
+def test_a_champion_that_was_altered_is_not_drawn(tiny_run, tiny_parts, monkeypatch):
+    from srpo_core.storage import open_store
+
+    monkeypatch.setenv("SRPO_STORE", "store")
+    tiny_run(5)
+    select_step(5)
+    publish("tiny-1", artifacts.step_directory(5))
+    weights = next(open_store().local("tiny-1").glob("transformer/*.safetensors"))
+    weights.chmod(0o644)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(StoreError, match="is not as published: run 'srpo verify tiny-1'"):
+        run(tiny_parts, champion="tiny-1")
 
 
 def test_one_seed_and_diversity_stop_before_anything_is_drawn(tiny_run, tiny_parts):

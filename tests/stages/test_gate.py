@@ -10,61 +10,66 @@ from srpo_core.stages import gate as stage
 SELECTION = {"step": 20, "admissible": [20], "reason": "step 20 is best", "curve": [], "checkpoint": "x"}
 
 
-def settings(at_least):
+def settings(margin):
     rule = GateRule(
         metric="judge_wanted",
         against="base",
-        bound="lower",
-        at_least=at_least,
-        at_most=None,
+        compare="difference",
+        side="at_least",
+        margin=margin,
         severity="refuse",
         meaning="more of the wanted style is seen",
     )
-    return GateSettings(confidence=0.95, resamples=500, rules={"style_gained": rule})
+    return GateSettings(
+        confidence=0.95, resamples=500, objective="judge_wanted", rules={"style_gained": rule}
+    )
 
 
 @pytest.fixture
 def evaluated(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [
-        {"model": model, "prompt": f"p{prompt}", "style": "food", "seed": seed, "png": b"x"}
-        | {"judge_wanted": (0.3 if model == "base" else 0.6) + 0.01 * prompt * seed}
+        {"model": model, "prompt": f"p{prompt}", "style": "food", "seed": seed, "metric": "judge_wanted"}
+        | {"value": (0.3 if model == "base" else 0.6) + 0.01 * prompt * seed}
         for model in ("base", "aligned")
         for prompt in range(6)
         for seed in range(2)
     ]
-    artifacts.EVALUATION.parent.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), artifacts.EVALUATION)
+    artifacts.FIGURES.parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), artifacts.FIGURES)
     artifacts.write_json(artifacts.SELECTION, SELECTION)
 
 
 @pytest.mark.usefixtures("evaluated")
 def test_a_refusal_is_written_and_the_stage_ends_well():
-    stage.run(seed=0, gate=settings(at_least=0.9))
+    stage.run(seed=0, gate=settings(margin=0.9))
     decision = artifacts.read_json(artifacts.DECISION)
-    assert decision["schema_version"] == 1
+    assert decision["schema_version"] == 2
     assert decision["verdict"] == "refused"
     assert decision["rules"][0]["value"] == pytest.approx(0.3)
+    figures = artifacts.read_json(artifacts.GATE_FIGURES)
+    assert figures["passed"] is False
+    assert figures["rules"]["style_gained"]["value"] == pytest.approx(0.3)
 
 
 @pytest.mark.usefixtures("evaluated")
 def test_the_same_input_gives_the_same_bytes():
-    stage.run(seed=0, gate=settings(at_least=0.1))
+    stage.run(seed=0, gate=settings(margin=0.1))
     first = artifacts.DECISION.read_bytes()
-    stage.run(seed=0, gate=settings(at_least=0.1))
+    stage.run(seed=0, gate=settings(margin=0.1))
     assert artifacts.DECISION.read_bytes() == first
     assert artifacts.read_json(artifacts.DECISION)["passed"] is True
 
 
 @pytest.mark.usefixtures("evaluated")
 def test_a_damaged_evaluation_is_one_clear_line():
-    artifacts.EVALUATION.write_bytes(b"PAR1 not really")
-    with pytest.raises(ArtifactError, match=r"runs/evaluate/images\.parquet is damaged") as caught:
-        stage.run(seed=0, gate=settings(at_least=0.1))
+    artifacts.FIGURES.write_bytes(b"PAR1 not really")
+    with pytest.raises(ArtifactError, match=r"runs/evaluate/figures\.parquet is damaged") as caught:
+        stage.run(seed=0, gate=settings(margin=0.1))
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_evaluation_names_the_stage_to_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ArtifactError, match="run 'dvc repro evaluate' first"):
-        stage.run(seed=0, gate=settings(at_least=0.1))
+        stage.run(seed=0, gate=settings(margin=0.1))

@@ -1,3 +1,4 @@
+import base64
 import hashlib
 import html.parser
 import inspect
@@ -21,11 +22,27 @@ from srpo_core.errors import ArtifactError
 from srpo_core.gates import decide
 from srpo_core.gates.pairs import pair_up
 from srpo_core.report.notes import METRIC_NOTES
+from srpo_core.report.page import EXTREMES
 from srpo_core.stages import report as stage
 
 ROOT = Path(__file__).resolve().parents[2]
 EMOJI = ROOT / "assets/tiny/data/emoji4.parquet"
-WORDS = ControlWords(wanted=["Ink"], unwanted=["3D"])
+WORDS = ControlWords.of(wanted=["Ink"], unwanted=["3D"])
+FIGURES = {
+    "reward": 0.74,
+    "relative_reward": 0.0,
+    "judge_wanted": 0.0,
+    "judge_top1": 0.8,
+    "judge_top5": 0.94,
+    "diversity": 0.7,
+    "kid": 0.2,
+    "saturation": 0.4,
+    "red_over_green": 0.05,
+    "yellow_over_blue": 0.1,
+    "clipped_highlights": 0.5,
+    "high_frequency_energy": 0.02,
+    "grid_energy": 0.01,
+}
 SUBJECTS = 12
 SEEDS = 2
 TILES = 8
@@ -45,23 +62,25 @@ def real_pictures(style):
 
 def write_evaluation(wanted_after):
     draw = np.random.default_rng(0)
-    rows = []
+    pictures, measured = [], []
     for model, style, wanted in (("base", "3D", 0.36), ("aligned", "Ink", wanted_after)):
         for number, (name, png) in enumerate(real_pictures(style).items()):
             for seed in range(SEEDS):
-                figures = {
-                    "reward": 0.74,
-                    "relative_reward": wanted - 0.3,
-                    "judge_wanted": wanted,
-                    "judge_top1": 0.8,
-                    "judge_top5": 0.94,
-                    "diversity": 0.7,
-                }
+                figures = FIGURES | {"relative_reward": wanted - 0.3, "judge_wanted": wanted}
                 row = {"model": model, "prompt": name, "style": "food" if number % 2 else "animals"}
-                row |= {"seed": seed, "png": png}
-                rows.append(row | {key: value + draw.normal(0, 0.06) for key, value in figures.items()})
+                row |= {"seed": seed}
+                pictures.append(row | {"png": png})
+                for metric, value in figures.items():
+                    spread = 0.06 * (1 + value) / 2
+                    measured.append(row | {"metric": metric, "value": value + draw.normal(0, spread / 4)})
     artifacts.EVALUATION.parent.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), artifacts.EVALUATION)
+    pq.write_table(pa.Table.from_pylist(pictures), artifacts.EVALUATION)
+    pq.write_table(pa.Table.from_pylist(measured), artifacts.FIGURES)
+    by_style = {"animals": {"mean": 28.41, "std": 0.112}, "Average": {"mean": 28.9}}
+    artifacts.write_json(
+        artifacts.EVALUATION_SUMMARY,
+        {"step": 20, "champion": None, "hps_benchmark": {"hps": {"base": by_style, "aligned": by_style}}},
+    )
 
 
 def write_log():
@@ -105,7 +124,13 @@ def write_runs(wanted_after, admissible):
         artifacts.AGREEMENT,
         {"pairs": 400, "agreement": 0.965, "low": 0.942, "high": 0.979},
     )
-    pairs = pair_up(artifacts.read_table(artifacts.EVALUATION, without=("png",)), artifacts.EVALUATION)
+    for table in (artifacts.PROMPTS, artifacts.PAIRS):
+        table.parent.mkdir(parents=True, exist_ok=True)
+        table.write_bytes(table.name.encode())
+    shutil.copytree(ROOT / "profiles", "profiles")
+    settings = (ROOT / "profiles/tiny.yaml").read_text()
+    Path("params.yaml").write_text(settings.replace("seed: 0", "seed: 7"))
+    pairs = pair_up(artifacts.read_table(artifacts.FIGURES), artifacts.FIGURES)
     rules = load_settings(ROOT / "profiles/tiny.yaml").gate
     artifacts.write_json(artifacts.DECISION, decide(pairs, selection, seed=0, gate=rules))
 
@@ -161,7 +186,7 @@ class Page(html.parser.HTMLParser):
 def test_the_page_needs_nothing_but_itself():
     page = Page(build())
     assert page.open == []
-    assert len(page.sources) == TILES * SEEDS * 2
+    assert len(page.sources) == TILES * SEEDS * 2 + 2 * 2 * EXTREMES
     assert all(source.startswith("data:image/") for source in page.sources)
     assert "url(" not in artifacts.REPORT.read_text()
     assert not re.search(r"https?://", artifacts.REPORT.read_text())
@@ -170,9 +195,15 @@ def test_the_page_needs_nothing_but_itself():
 @pytest.mark.usefixtures("passed")
 def test_the_verdict_comes_first_then_the_pictures_then_the_gate():
     text = Page(build()).text
-    places = [
-        text.index(word) for word in ("Passed", "Before and after", "The gate", "Choosing the checkpoint")
-    ]
+    order = (
+        "Passed",
+        "Before and after",
+        "The gate",
+        "Signs of reward hacking",
+        "What changed",
+        "Best and worst",
+    )
+    places = [text.index(word) for word in (*order, "Choosing the checkpoint", "Training", "This run")]
     assert places == sorted(places)
     assert "“Ink” over “3D”" in text
     assert "96.5%" in text
@@ -212,6 +243,31 @@ def test_the_before_pictures_are_the_bases_and_the_after_pictures_the_aligned_on
 
 
 @pytest.mark.usefixtures("passed")
+def test_the_page_says_which_data_which_settings_and_how_often_an_equal_model_is_refused():
+    text = Page(build()).text
+    digest = hashlib.sha256(b"prompts.parquet").hexdigest()[:12]
+    assert f"prompts.parquet {digest}" in text
+    assert "those of the preset tiny but for: Setting Preset Here seed 0 7" in text
+    chance = artifacts.read_json(artifacts.DECISION)["chance_of_refusing_an_equal"]
+    assert f"refused with a chance of {100 * chance:.1f}%" in text
+    assert "There is no champion to compare with" in text
+    assert "champion_style" in text
+    assert "28.41 (0.11)" in text
+
+
+@pytest.mark.usefixtures("passed")
+def test_the_best_and_worst_prompts_are_those_of_the_first_rules_metric():
+    text = Page(build()).text
+    pairs = pair_up(artifacts.read_table(artifacts.FIGURES), artifacts.FIGURES)
+    change = pairs.by_prompt(pairs.aligned["judge_wanted"] - pairs.base["judge_wanted"])
+    ranked = [pairs.prompts[index] for index in np.argsort(-change)]
+    section = text[text.index("Best and worst prompts") : text.index("Choosing the checkpoint")]
+    places = [section.index(name) for name in (*ranked[:EXTREMES], *ranked[::-1][:EXTREMES])]
+    assert places == sorted(places)
+    assert f"{change.max():+.3f}" in section
+
+
+@pytest.mark.usefixtures("passed")
 def test_a_missing_log_names_the_stage_to_run():
     shutil.rmtree(artifacts.TRAIN_LOG)
     with pytest.raises(ArtifactError, match="run 'dvc repro train' first"):
@@ -220,14 +276,19 @@ def test_a_missing_log_names_the_stage_to_run():
 
 @pytest.mark.usefixtures("passed")
 def test_a_prompt_cannot_put_markup_into_the_page():
-    rows = pq.read_table(artifacts.EVALUATION).to_pylist()
-    first = rows[0]["prompt"]
     evil = '<script>alert("x")</script> "><b>'
-    for row in rows:
-        row["prompt"] = evil if row["prompt"] == first else row["prompt"]
-    pq.write_table(pa.Table.from_pylist(rows), artifacts.EVALUATION)
+    for path in (artifacts.EVALUATION, artifacts.FIGURES):
+        rows = pq.read_table(path).to_pylist()
+        first = rows[0]["prompt"]
+        for row in rows:
+            row["prompt"] = evil if row["prompt"] == first else row["prompt"]
+        pq.write_table(pa.Table.from_pylist(rows), path)
     text = build()
-    assert "<script" not in text
+    own = (ROOT / "srpo_core/report/page.js").read_text()
+    assert text.count("<script") == 1
+    assert f"<script>{own}</script>" in text
+    digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text, "the policy allows this script and no other"
     assert evil in Page(text).text
 
 
@@ -300,8 +361,8 @@ def test_a_browser_shows_every_picture_and_scrolls_sideways_at_no_width(verdict,
     assert sorted(int(one["width"]) for one in measured) == [320, 400, 1400]
     for one in measured:
         figures = {key: int(value) for key, value in one.items()}
-        assert figures["images"] == figures["loaded"] == TILES * SEEDS * 2
-        assert figures["shown"] == TILES * 2
+        assert figures["images"] == figures["loaded"] == TILES * SEEDS * 2 + 4 * EXTREMES
+        assert figures["shown"] == TILES * 2 + 4 * EXTREMES
         assert figures["least"] >= 96
         assert figures["overflow"] <= 0
         assert figures["outside"] == 0

@@ -1,18 +1,26 @@
 import json
 import logging
 import time
+from dataclasses import replace
 
 import pytest
 
 from srpo_core.checkpoint import Checkpoint, newest_checkpoint
-from srpo_core.config import ResourceSettings
 from srpo_core.errors import ArtifactError, ConfigError, DivergenceError, SrpoError
+from srpo_core.location import Location
 from srpo_core.stages import train
 from srpo_core.trainer import Worker
 
+PARTS = ("seed", "model", "reward", "select_judge", "control_words", "train", "resources")
+WORDS = {"wanted": {"Ink": 0}, "unwanted": {"3D": 3}}
 
-def resources(workers):
-    return ResourceSettings(train_workers=workers, threads_per_worker=1, use_gpu=False)
+
+def with_resources(job, **changes):
+    return replace(job, resources=job.resources.model_copy(update=changes))
+
+
+def parts(job):
+    return {name: getattr(job, name) for name in PARTS}
 
 
 @pytest.fixture
@@ -24,9 +32,8 @@ def outputs(tmp_path, monkeypatch):
 
 
 def test_more_workers_than_pictures_are_refused_before_anything_starts(job):
-    parts = {name: getattr(job, name) for name in ("seed", "model", "reward", "control_words", "train")}
     with pytest.raises(ConfigError, match=r"train_workers 5 is more than train\.batch_size 4"):
-        train.run(**parts, resources=resources(5))
+        train.run(**parts(with_resources(job, train_workers=5)))
 
 
 def test_the_outputs_hold_every_checkpoint_samples_and_the_metrics_of_every_step(job, monkeypatch, tmp_path):
@@ -35,7 +42,8 @@ def test_the_outputs_hold_every_checkpoint_samples_and_the_metrics_of_every_step
     Worker(job, rank=0, world=1, device=torch.device("cpu")).run()
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    train.export(job.state, job.train)
+    (tmp_path / "here/assets").symlink_to(job.inputs.path / "assets")
+    train.export(job, WORDS)
     assert {path.name for path in (tmp_path / "here/runs/train/checkpoints").iterdir()} == {
         "step-000002",
         "step-000004",
@@ -49,15 +57,16 @@ def test_the_outputs_hold_every_checkpoint_samples_and_the_metrics_of_every_step
 
 
 def test_a_damaged_checkpoint_is_not_exported(job, outputs):
-    (job.state / "step-000002").mkdir(parents=True)
-    (job.state / "step-000002/state.json").write_text('{"step": 2, "metrics": [], "sha256": {"gone": "0"}}')
+    (job.state.path / "step-000002").mkdir(parents=True)
+    state = {"step": 2, "metrics": [], "cursor": {}, "sha256": {"gone": "0"}}
+    (job.state.path / "step-000002/state.json").write_text(json.dumps(state))
     with pytest.raises(ArtifactError, match="step-000002 is damaged"):
-        train.export(job.state, job.train)
+        train.export(job, WORDS)
     assert not (outputs / "checkpoints").exists()
 
 
 def test_the_log_is_the_same_whenever_it_is_written(outputs):
-    checkpoint = Checkpoint(outputs, 2, [{"loss": 1.0}, {"loss": 0.5}])
+    checkpoint = Checkpoint(Location.of(outputs), 2, [{"loss": 1.0}, {"loss": 0.5}], {}, {}, resumable=True)
     contents = []
     for _ in range(2):
         train.log_metrics(checkpoint)
@@ -70,7 +79,7 @@ def test_the_log_is_the_same_whenever_it_is_written(outputs):
 def test_progress_is_told_line_by_line_and_old_lines_are_not_told_again(tmp_path, caplog):
     path = tmp_path / "progress.jsonl"
     path.write_text(json.dumps({"step": 1, "loss": 0.5}) + "\n")
-    with caplog.at_level(logging.INFO), train.following(path, 3), path.open("a") as file:
+    with caplog.at_level(logging.INFO), train.following(Location.of(path), 3), path.open("a") as file:
         file.write(json.dumps({"step": 2, "loss": 0.25}) + "\n")
     assert [record.getMessage() for record in caplog.records] == ["step 2 of 3  loss 0.2500"]
 
@@ -78,15 +87,14 @@ def test_progress_is_told_line_by_line_and_old_lines_are_not_told_again(tmp_path
 def test_more_gpus_than_there_are_are_refused(job):
     import torch
 
-    wanted = ResourceSettings(train_workers=torch.cuda.device_count() + 1, threads_per_worker=1, use_gpu=True)
-    parts = {name: getattr(job, name) for name in ("seed", "model", "reward", "control_words", "train")}
+    wanted = with_resources(job, train_workers=torch.cuda.device_count() + 1, use_gpu=True)
     with pytest.raises(ConfigError, match=r"asks for \d+ GPUs and this machine has \d+"):
-        train.run(**parts, resources=wanted)
+        train.run(**parts(wanted))
 
 
 def test_a_line_that_is_just_being_written_is_told_when_it_is_whole(tmp_path, caplog):
     path = tmp_path / "progress.jsonl"
-    with caplog.at_level(logging.INFO), train.following(path, 3), path.open("a") as file:
+    with caplog.at_level(logging.INFO), train.following(Location.of(path), 3), path.open("a") as file:
         file.write('{"step": 1, ')
         file.flush()
         time.sleep(2 * train.POLL_SECONDS)
@@ -97,7 +105,7 @@ def test_a_line_that_is_just_being_written_is_told_when_it_is_whole(tmp_path, ca
 def test_a_cluster_that_does_not_answer_is_one_line_at_once(job, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(SrpoError, match=r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1"):
-        train.fit(job, resources(1))
+        train.fit(job)
 
 
 @pytest.mark.parametrize("address", ["cluster", "http://cluster:8265", "ray://cluster:10001", ":6379"])
@@ -111,5 +119,5 @@ def test_an_address_of_another_form_shows_how_it_is_written(monkeypatch, address
 def test_a_run_that_diverges_stops_with_its_step_and_keeps_what_it_had(job):
     optimizer = job.train.optimizer.model_copy(update={"learning_rate": 1e30})
     diverging = job.train.model_copy(update={"optimizer": optimizer, "checkpoint_every": 1})
-    with pytest.raises(DivergenceError, match=r"step \d+: gradient of \S+ is not finite"):
-        train.fit(job.__class__(**{**vars(job), "train": diverging}), resources(1))
+    with pytest.raises(DivergenceError, match=r"step \d+: .*gradient of .+ is not finite"):
+        train.fit(replace(job, train=diverging))

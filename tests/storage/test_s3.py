@@ -1,11 +1,11 @@
 """The S3 store against moto's server on loopback."""
 
-import logging
 import socket
 import threading
 
 import boto3
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
 from srpo_core.errors import StoreError
 from srpo_core.storage import S3Store, open_store
@@ -23,7 +23,7 @@ def test_files_lie_under_their_digest_and_the_manifest_under_the_version(bucket,
     files, manifest = make_release()
     open_store(f"s3://{bucket}/p").publish("tiny-1", files, manifest)
     digests = {f"p/objects/{entry['sha256']}" for entry in manifest["files"].values()}
-    assert set(keys(bucket)) == digests | {"p/conditional-writes", "p/releases/tiny-1/manifest.json"}
+    assert set(keys(bucket)) == digests | {"p/verified-writes", "p/releases/tiny-1/manifest.json"}
 
 
 def test_two_versions_share_the_files_that_they_have_in_common(bucket, make_release):
@@ -130,26 +130,108 @@ def test_an_endpoint_that_is_no_url_is_named(s3_environment, monkeypatch):
         open_store("s3://bucket").versions()
 
 
-def test_a_store_that_ignores_conditions_is_said_to(bucket, make_release, monkeypatch, caplog):
+@pytest.mark.parametrize(("arguments", "header"), [("IfNoneMatch", "If-None-Match"), ("IfMatch", "If-Match")])
+def test_a_store_that_ignores_a_condition_is_found_out(bucket, monkeypatch, arguments, header):
+    from botocore.client import BaseClient
+
+    honest = BaseClient._make_api_call
+    assert open_store(f"s3://{bucket}").ignored_conditions() == []
+
+    def forgetful(self, operation, given):
+        given.pop(arguments, None)
+        return honest(self, operation, given)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", forgetful)
+    assert open_store(f"s3://{bucket}").ignored_conditions() == [header]
+
+
+def test_what_a_store_damages_without_noticing_is_found_by_reading_back(bucket, make_release, monkeypatch):
+    """moto takes any checksum for good, so every object is read back before a manifest names it."""
     from botocore.client import BaseClient
 
     honest = BaseClient._make_api_call
 
-    def forgetful(self, operation, arguments):
-        arguments.pop("IfNoneMatch", None)
-        return honest(self, operation, arguments)
+    def careless(self, operation, given):
+        if operation == "PutObject" and given["Key"].startswith("objects/"):
+            given = {**given, "Body": given["Body"][:-1] + b"?"}
+            given.pop("ChecksumSHA256", None)
+        return honest(self, operation, given)
 
-    monkeypatch.setattr(BaseClient, "_make_api_call", forgetful)
-    with caplog.at_level(logging.WARNING, "srpo_core"):
-        open_store(f"s3://{bucket}").publish("tiny-1", *make_release())
-    assert "ignores conditional writes" in caplog.text
+    monkeypatch.setattr(BaseClient, "_make_api_call", careless)
+    store = open_store(f"s3://{bucket}")
+    with pytest.raises(StoreError, match="changed while it was published"):
+        store.publish("tiny-1", *make_release())
+    assert store.versions() == []
+    assert not [key for key in keys(bucket) if key.startswith("objects/")]
 
 
-def test_a_store_that_honours_conditions_is_not_complained_about(bucket, make_release, caplog):
-    with caplog.at_level(logging.WARNING, "srpo_core"):
-        for tag in ("a", "b"):
-            open_store(f"s3://{bucket}").publish(f"tiny-{tag}", *make_release(tag=tag))
-    assert caplog.records == []
+def test_an_interrupted_upload_goes_on_without_sending_finished_parts_again(
+    bucket, make_release, monkeypatch
+):
+    from botocore.client import BaseClient
+
+    five = 5 << 20
+    files, manifest = make_release(4 * five)
+    honest, sent = BaseClient._make_api_call, []
+
+    def cut_off(self, operation, given):
+        if operation == "UploadPart":
+            if given["PartNumber"] > 2 and not sent.count("again"):
+                raise EndpointConnectionError(endpoint_url="http://gone")
+            sent.append(given["PartNumber"])
+        return honest(self, operation, given)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", cut_off)
+    with pytest.raises(StoreError, match="cannot be reached"):
+        S3Store(f"s3://{bucket}", part_bytes=five).publish("tiny-1", files, manifest)
+    assert sorted(sent) == [1, 2]
+    sent.append("again")
+    store = S3Store(f"s3://{bucket}", part_bytes=five)
+    assert store.publish("tiny-1", files, manifest) is True
+    assert sorted(sent[3:]) == [3, 4]
+    assert b"".join(store.read("tiny-1", "transformer/weights")) == files["transformer/weights"].read_bytes()
+    assert "Uploads" not in boto3.client("s3").list_multipart_uploads(Bucket=bucket)
+
+
+def test_a_part_that_another_content_left_is_sent_again(bucket, make_release):
+    five = 5 << 20
+    files, manifest = make_release(2 * five)
+    key = f"objects/{manifest['files']['transformer/weights']['sha256']}"
+    client = boto3.client("s3")
+    upload = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+    client.upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=1, Body=bytes(five))
+    store = S3Store(f"s3://{bucket}", part_bytes=five)
+    assert store.publish("tiny-1", files, manifest) is True
+    assert b"".join(store.read("tiny-1", "transformer/weights")) == files["transformer/weights"].read_bytes()
+
+
+def test_old_leftovers_are_swept_and_what_versions_need_is_not(bucket, make_release, monkeypatch):
+    from datetime import timedelta
+
+    store = open_store(f"s3://{bucket}")
+    store.publish("tiny-a", *make_release(tag="a"))
+    store.publish("tiny-b", *make_release(tag="b"))
+    client = boto3.client("s3")
+    client.put_object(Bucket=bucket, Key="objects/orphan", Body=b"x")
+    assert store.sweep(without=["tiny-b"], delete=True) == []  # nothing is a day old
+    client.create_multipart_upload(Bucket=bucket, Key="objects/half")  # in moto they are all of 2010
+    monkeypatch.setattr("srpo_core.storage.s3.STALE", timedelta(seconds=-5))
+    left = store.sweep(without=["tiny-b"], delete=False)
+    assert "objects/orphan" in left
+    assert "objects/half (unfinished)" in left
+    assert len(left) == 4
+    assert store.sweep(without=["tiny-b"], delete=True) == left
+    assert store.sweep(without=["tiny-b"], delete=True) == []
+    assert b"".join(store.read("tiny-a", "README.md")) == b"card a"
+
+
+def test_a_file_is_read_from_any_place_on(bucket, make_release):
+    store = open_store(f"s3://{bucket}")
+    files, manifest = make_release()
+    store.publish("tiny-1", files, manifest)
+    whole = files["transformer/weights"].read_bytes()
+    for start in (0, 1, 1500, len(whole) - 1, len(whole), len(whole) + 5):
+        assert b"".join(store.read("tiny-1", "transformer/weights", start)) == whole[start:]
 
 
 def test_a_writer_that_s3_asks_to_try_again_does(bucket, monkeypatch):

@@ -1,0 +1,182 @@
+"""Push each method until it does harm, and see whether the gate refuses it there. Prints JSON lines.
+
+For every method, seed and learning rate it trains once in the stage graph's own way, then draws every
+checkpoint on the test prompts and holds it to the gate. A line says step, verdict, the rules that refuse,
+and the figures by which harm is seen; the last lines say per method where harm begins (an independent figure is
+worse than the base beyond its interval) and whether the gate refused all that was harmful.
+
+Run it in a checkout in which `dvc repro check_reward` has run. Everything it makes lies below --work.
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from srpo_core.config import PARAMS_FILE, Settings, parse_settings, patched, read_values
+
+ROOT = Path(__file__).resolve().parents[1]
+METHODS = ("srpo", "direct_align", "draft_lv", "refl")
+# independent of the objective, and which way is worse
+HARM = {"judge_wanted": -1, "judge_top5": -1, "kid": 1}
+
+
+def main() -> None:
+    """Train, evaluate, tell."""
+    options = _options()
+    told: list[dict[str, Any]] = []
+    for method in options.methods:
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
+            for rate in options.rates:
+                work = options.work / f"{method}-seed{seed}-rate{rate:g}"
+                for row in _push(work, method, seed, rate, options):
+                    told.append(row)
+                    print(json.dumps(row), flush=True)
+    for line in summaries(told):
+        print(json.dumps(line), flush=True)
+
+
+def summaries(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Per method and rate: the first harmful step of each seed, and harmful checkpoints that the gate let pass."""
+    for method, rate in dict.fromkeys((row["method"], row["rate"]) for row in rows):
+        own = [row for row in rows if (row["method"], row["rate"]) == (method, rate)]
+        harmful = [row for row in own if row["harm"]]
+        first = {row["seed"]: row["step"] for row in reversed(harmful)}
+        yield {
+            "method": method,
+            "rate": rate,
+            "checkpoints": len(own),
+            "passed": sum(row["passed"] for row in own),
+            "harm_begins": first or "never",
+            "harmful": len(harmful),
+            "harmful_but_passed": [(row["seed"], row["step"]) for row in harmful if row["passed"]],
+        }
+
+
+def harm_of(decision_figures: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """The independent figures that are worse than the base's beyond their interval."""
+    found = []
+    for name, sign in HARM.items():
+        figure = decision_figures.get(name)
+        if figure and (figure["high"] < 0 if sign < 0 else figure["low"] > 0):
+            found.append(name)
+    return found
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="optimizer steps; default: as in params.yaml")
+    parser.add_argument("--every", type=int, help="steps between two checkpoints; default: as in params.yaml")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=[1.0, 5.0], help="learning rates, times the setting"
+    )
+    parser.add_argument("--work", type=Path, default=ROOT / ".srpo/overtrain")
+    return parser.parse_args()
+
+
+def _push(
+    work: Path, method: str, seed: int, rate: float, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    settings, values = _settings(method, seed, rate, options)
+    _prepare(work, values)
+    _stage(work, "embed")
+    _stage(work, "train")
+    for step in range(
+        settings.train.checkpoint_every, settings.train.steps + 1, settings.train.checkpoint_every
+    ):
+        target = work / f"evaluations/step-{step:06d}"
+        if not (target / "decision.json").exists():
+            command = ["evaluate", f"runs/train/checkpoints/step-{step:06d}", "--output", str(target)]
+            _srpo(work, command, allowed=(0, 3))
+        decision = json.loads((target / "decision.json").read_text())
+        figures = _changes(target, seed, settings)
+        yield {
+            "method": method,
+            "seed": seed,
+            "rate": rate,
+            "step": step,
+            "passed": decision["passed"],
+            "refused_by": [rule["name"] for rule in decision["rules"] if rule["verdict"] == "refuses"],
+            "harm": harm_of(figures),
+            "changes": {
+                name: [round(one[key], 4) for key in ("value", "low", "high")]
+                for name, one in figures.items()
+            },
+        }
+
+
+def _changes(target: Path, seed: int, settings: Settings) -> dict[str, dict[str, float]]:
+    """Change of every metric against the base, with its interval."""
+    from srpo_core.artifacts import read_table
+    from srpo_core.config import GateRule
+    from srpo_core.gates.pairs import pair_up
+    from srpo_core.gates.rules import measure_rules
+
+    path = target / "figures.parquet"
+    pairs = pair_up(read_table(path), path)
+    shared = {"against": "base", "compare": "difference", "side": "at_least", "margin": 0.0}
+    shared |= {"severity": "refuse", "meaning": "it is not less"}
+    rules = {name: GateRule.model_validate(shared | {"metric": name}) for name in pairs.metrics}
+    measured = measure_rules(rules, pairs, seed=seed, gate=settings.gate)
+    return {
+        name: {"value": one.value, "low": one.low, "high": one.high}
+        for name, one in measured.items()
+        if math.isfinite(one.value)
+    }
+
+
+def _settings(
+    method: str, seed: int, rate: float, options: argparse.Namespace
+) -> tuple[Settings, dict[str, Any]]:
+    values = dict(read_values(ROOT / PARAMS_FILE))
+    train: dict[str, Any] = {"method": method}
+    train["optimizer"] = {"learning_rate": values["train"]["optimizer"]["learning_rate"] * rate}
+    train |= {"steps": options.steps, "checkpoint_every": options.every}
+    merged = patched(values, {"seed": seed, "train": train})
+    return parse_settings(merged, str(PARAMS_FILE)), merged
+
+
+def _prepare(work: Path, values: Mapping[str, Any]) -> None:
+    """A directory with these settings in which stages run on this checkout's code, data and first stages."""
+    (work / "runs").mkdir(parents=True, exist_ok=True)
+    (work / PARAMS_FILE).write_text(yaml.safe_dump(dict(values), sort_keys=False))
+    for name in ("assets", "srpo_core", "dvc.yaml", "profiles", "runs/ingest", "runs/check_reward"):
+        if not (work / name).is_symlink():
+            (work / name).symlink_to(ROOT / name)
+
+
+def _stage(work: Path, name: str) -> None:
+    """Run a stage once; what it left is kept."""
+    if not (work / f"runs/{name}.done").exists():
+        _srpo(work, ["stage", name], allowed=(0,))
+        (work / f"runs/{name}.done").touch()
+
+
+def _srpo(work: Path, words: Sequence[str], *, allowed: Sequence[int]) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SRPO_HOME": str(work / ".srpo")}
+    done = subprocess.run(
+        [sys.executable, "-m", "srpo_core", *words],
+        cwd=work,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode not in allowed:
+        raise SystemExit(f"'srpo {' '.join(words)}' in {work} failed: {done.stderr.strip().splitlines()[-1]}")
+
+
+if __name__ == "__main__":
+    main()

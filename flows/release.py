@@ -1,0 +1,109 @@
+"""What happens to releases after they are published, as Prefect flows: promote, roll back, verify, pull, clean up.
+
+No `from __future__ import annotations` here: Prefect reads the annotations to make its form.
+"""
+
+from pathlib import Path
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+
+from srpo_core import release
+from srpo_core.config import PARAMS_FILE, load_settings
+from srpo_core.errors import StoreError
+from srpo_core.release import Cleaning, Move
+from srpo_core.storage import Store, open_store, require_conditions
+
+
+@flow(name="promote")
+def promote(version: str, reason: str = "", override: bool = False) -> Move:
+    """Make a release production; what was production becomes `previous`.
+
+    Args:
+        version: a version, or an alias such as candidate.
+        reason: kept in the history of production.
+        override: promote although the gate refused it; needs a reason.
+    """
+    return _told(release.promote(_guarded_store(), version, reason=reason, override=override))
+
+
+@flow(name="rollback")
+def rollback(reason: str = "") -> Move:
+    """Make the release production again that was before.
+
+    Args:
+        reason: kept in the history of production.
+    """
+    return _told(release.rollback(_guarded_store(), reason=reason))
+
+
+@flow(name="verify")
+def verify(version: str | None = None) -> dict[str, str]:
+    """Read releases back and hold every file to its digest; fails when one is damaged.
+
+    Args:
+        version: a version or an alias; none takes every version of the store.
+    """
+    store = open_store()
+    states = {}
+    for name in [version] if version else store.versions():
+        try:
+            states[name] = f"{len(release.verify(store, name)['files'])} files as published"
+        except StoreError as error:
+            states[name] = str(error)
+            get_run_logger().error("%s", error)  # one line; the flow fails below
+    table = [f"| `{name}` | {state} |" for name, state in states.items()]
+    create_markdown_artifact(
+        "\n".join(["| release | state |", "|---|---|", *table]),
+        key="verify",
+        description="state of the store",
+    )
+    damaged = [state for state in states.values() if "as published" not in state]
+    if damaged:
+        raise StoreError("; ".join(damaged))
+    return states
+
+
+@flow(name="pull")
+def pull(version: str, to: str, format_name: str | None = None) -> list[str]:
+    """Bring a release's files to a directory of the worker, each held to its digest.
+
+    Args:
+        version: a version or an alias.
+        to: directory to write to.
+        format_name: one of the release's formats; none takes all files.
+    """
+    paths = release.pull(open_store(), version, format_name=format_name, target=Path(to))
+    return [str(path) for path in paths]
+
+
+@flow(name="clean")
+def clean(keep: int, delete: bool = False) -> Cleaning:
+    """Remove old releases; never one that an alias points to or that production has ever been.
+
+    Args:
+        keep: so many of the newest versions stay in any case.
+        delete: without it only what would go is listed.
+    """
+    cleaning = release.collect(open_store(), keep=keep, delete=delete)
+    word = "removed" if cleaning.done else "would be removed"
+    for name in (*cleaning.versions, *cleaning.leftovers):
+        get_run_logger().info("%s %s", name, word)
+    return cleaning
+
+
+def _guarded_store() -> Store:
+    """The store, seen to keep two writers apart, unless the settings here do without."""
+    store = open_store()
+    accepted = PARAMS_FILE.is_file() and load_settings().release.unconditional_store
+    require_conditions(store, accepted=accepted)
+    return store
+
+
+def _told(move: Move) -> Move:
+    create_markdown_artifact(
+        f"`{move.alias}`: `{move.before or 'nothing'}` → `{move.after}`",
+        key="production",
+        description="where production points",
+    )
+    return move

@@ -1,0 +1,49 @@
+"""Any checkpoint against its base: drawn, measured and held to the gate, outside of the stage graph."""
+
+from pathlib import Path
+from typing import Any, Final
+
+from srpo_core import artifacts
+from srpo_core.config import Settings
+from srpo_core.errors import ArtifactError
+from srpo_core.gates.decision import decide
+from srpo_core.gates.pairs import pair_up
+from srpo_core.stages.evaluate import ALIGNED, BASE, evaluate_models, metric_context
+
+# The gate asks what select found; a checkpoint that was named by hand was not selected.
+NAMED_BY_HAND: Final = {"admissible": [0], "reason": "named by hand"}
+
+
+def evaluate_checkpoint(settings: Settings, checkpoint: Path, target: Path) -> dict[str, Any]:
+    """Draw the test prompts by the base and by a checkpoint, measure, and hold the figures to the gate's rules.
+
+    Writes images.parquet, figures.parquet, summary.json and decision.json into `target`; returns the decision.
+    The embedded prompts of stage embed are used. A run that was cut off goes on where it was.
+
+    Raises:
+        ArtifactError: the checkpoint is no directory of a transformer's weights.
+        ConfigError: an unknown metric, or one that these settings do not allow.
+    """
+    if not (checkpoint / "config.json").is_file():
+        raise ArtifactError(
+            f"{checkpoint} is no checkpoint: give a directory with a transformer's config.json and weights, such as "
+            f"{artifacts.step_directory(10)}"
+        )
+    summary = evaluate_models(
+        {BASE: None, ALIGNED: checkpoint},
+        target,
+        seed=settings.seed,
+        model=settings.model,
+        context=metric_context(settings.reward, settings.judge, settings.control_words, settings.evaluate),
+        draw=settings.draw,
+        evaluate=settings.evaluate,
+        resources=settings.resources,
+    )
+    artifacts.write_json(
+        target / artifacts.EVALUATION_SUMMARY.name, {"checkpoint": str(checkpoint), **summary}
+    )
+    figures = target / artifacts.FIGURES.name
+    pairs = pair_up(artifacts.read_table(figures), figures)
+    decision = decide(pairs, NAMED_BY_HAND, seed=settings.seed, gate=settings.gate)
+    artifacts.write_json(target / artifacts.DECISION.name, decision)
+    return decision

@@ -1,0 +1,119 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021) on a base's transformer, by peft and diffusers."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from srpo_core.config import LoraSettings
+from srpo_core.errors import ConfigError
+from srpo_core.models.sharding import blocks
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ADAPTER = "default"
+LORA_FILE = "pytorch_lora_weights.safetensors"  # what diffusers' `load_lora_weights` looks for
+
+
+def add_lora(transformer: Any, settings: LoraSettings) -> None:
+    """Freeze the transformer and put a pair of trainable matrices beside each linear layer that is named.
+
+    The adapters' weights are left as peft makes them: see `first_weights`.
+
+    Raises:
+        ConfigError: no layer of a block bears one of the names.
+    """
+    from peft import LoraConfig
+
+    names = targets(transformer, settings)
+    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=names)
+    transformer.requires_grad_(requires_grad=False)
+    transformer.add_adapter(config, adapter_name=ADAPTER)
+    for parameter in transformer.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # master weights, whatever the frozen ones are
+
+
+def targets(transformer: Any, settings: LoraSettings) -> list[str]:
+    """The linear layers within blocks whose name ends like one of the settings' targets."""
+    import torch
+
+    within = {module for block in blocks(transformer) for module in block.modules()}
+    linear = [
+        name
+        for name, module in transformer.named_modules()
+        if module in within and isinstance(module, torch.nn.Linear)
+    ]
+    for target in settings.targets:
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            known = sorted({name.split(".", 2)[2] for name in linear})
+            raise ConfigError(f"train.lora.targets: no layer {target!r}: known are {', '.join(known)}")
+    return [name for name in linear if any(f".{name}".endswith(f".{t}") for t in settings.targets)]
+
+
+def initialize_lora(transformer: Any, seed: int) -> None:
+    """Give the adapters the weights of before the first step, in float32, cut over the workers or whole."""
+    import torch
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    with torch.no_grad():
+        for name, parameter in transformer.named_parameters():
+            if parameter.requires_grad:
+                first: torch.Tensor = first_weights(name, tuple(parameter.shape), seed)
+                if isinstance(parameter, DTensor):
+                    # the same on every rank, so nothing need be sent
+                    first = distribute_tensor(
+                        first.to(parameter.device),
+                        parameter.device_mesh,
+                        parameter.placements,
+                        src_data_rank=None,
+                    )
+                parameter.copy_(first)
+
+
+def first_weights(name: str, shape: tuple[int, ...], seed: int) -> "Tensor":
+    """What an adapter's matrix holds before the first step, the same for every number of workers.
+
+    A is drawn uniformly as peft and the paper's code do (Kaiming, a = √5); B is zero, so that nothing changes yet.
+    """
+    import hashlib
+
+    import torch
+
+    if ".lora_B." in name:
+        return torch.zeros(shape)
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    bound = 1 / math.sqrt(shape[1])
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+def write_lora(adapters: "Mapping[str, Tensor]", settings: LoraSettings, directory: Path) -> Path:
+    """Write trained adapters by parameter name as the file that `FluxPipeline.load_lora_weights` reads.
+
+    The factor alpha / rank is multiplied into B, so that a reader that knows no alpha computes the same.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for name, tensor in adapters.items():
+        scale = settings.alpha / settings.rank if ".lora_B." in name else 1.0
+        tensors[f"transformer.{name.replace(f'.{ADAPTER}.', '.')}"] = (tensor * scale).contiguous()
+    path = directory / LORA_FILE
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, {"format": "pt"})
+    return path
+
+
+def merge_lora(transformer: Any, adapters: "Mapping[str, Tensor]", settings: LoraSettings) -> None:
+    """Add trained adapters by parameter name into the weights of a transformer without any, in place."""
+    import torch
+
+    scale = settings.alpha / settings.rank
+    for name, a in adapters.items():
+        layer, _, rest = name.partition(".lora_A.")
+        if rest:
+            b = adapters[f"{layer}.lora_B.{rest}"]
+            with torch.no_grad():
+                transformer.get_submodule(layer).weight.add_(b @ a, alpha=scale)

@@ -1,0 +1,80 @@
+"""models.lock: which weights come from a hub, from where exactly, and what their bytes must be."""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from srpo_core.artifacts import sha256
+from srpo_core.errors import ArtifactError, ConfigError, SrpoError, pick
+
+LOCK: Final = Path("models.lock")
+
+
+@dataclass(frozen=True)
+class Locked:
+    """One entry: a repository of the hub at a revision; files: SHA-256 by name, or None where it is not known."""
+
+    repo: str
+    revision: str
+    files: Mapping[str, str | None]
+    architecture: Mapping[str, Mapping[str, Any]]
+
+
+def read_lock(path: Path = LOCK) -> Mapping[str, Locked]:
+    """The entries by the directory in which their files belong.
+
+    Raises:
+        ConfigError: the file is missing or of another form.
+    """
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return {name: Locked(**entry) for name, entry in entries.items()}
+    except (OSError, yaml.YAMLError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def missing_files(directory: str, entry: Locked) -> list[str]:
+    """Names of the files of an entry that are not there, sorted."""
+    return sorted(name for name in entry.files if not (Path(directory) / name).is_file())
+
+
+def fetch(directory: str) -> Iterator[str]:
+    """Get what is missing of an entry from the hub and check every file; yields a line for each.
+
+    Raises:
+        ConfigError: models.lock has no such entry.
+        SrpoError: the hub does not answer, does not know the file, or wants a login.
+        ArtifactError: a file does not have the digest of models.lock.
+    """
+    entry = pick(read_lock(), directory, "entry of models.lock")
+    for name, digest in entry.files.items():
+        path = Path(directory) / name
+        had = path.is_file()
+        if not had:
+            _download(entry, name, Path(directory))
+        found = sha256(path)
+        if digest is not None and found != digest:
+            raise ArtifactError(
+                f"{path} does not have the digest of {LOCK}: remove it and run 'srpo fetch' again"
+            )
+        checked = "as locked" if digest else f"sha256 {found}, not in {LOCK} yet"
+        yield f"{path}: {'here already' if had else 'fetched'}, {checked}"
+
+
+def _download(entry: Locked, name: str, directory: Path) -> None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        hf_hub_download(entry.repo, name, revision=entry.revision, local_dir=directory)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise SrpoError(
+            f"{entry.repo}/{name} cannot be fetched from {hub} ({type(error).__name__}: {reason}): check the network, "
+            "HF_ENDPOINT, HF_HUB_OFFLINE, and for a gated model its licence and HF_TOKEN"
+        ) from error

@@ -1,0 +1,196 @@
+"""FLOPs and bytes of the training call, counted on the meta device: real code and shapes, no numbers, no memory.
+
+The meta device has no autocast and no attention kernel of its own, so `AsOnDevice` does what a GPU would.
+"""
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+IN_BFLOAT16 = {F.linear, F.conv2d, torch.conv2d, torch.matmul, torch.bmm, torch.addmm, torch.baddbmm}
+IN_FLOAT32 = {F.layer_norm, F.group_norm, F.rms_norm, torch.layer_norm, torch.group_norm, torch.rms_norm}
+
+
+class AsOnDevice(TorchFunctionMode):
+    """Attention that keeps no score matrix, and torch.autocast's rules in bfloat16 if asked."""
+
+    def __init__(self, *, autocast: bool) -> None:
+        super().__init__()
+        self.autocast = autocast
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        options = dict(kwargs or {})
+        if func is F.scaled_dot_product_attention:
+            q, k, v = (_cast(tensor, torch.bfloat16) if self.autocast else tensor for tensor in args[:3])
+            return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
+        if self.autocast and func in IN_BFLOAT16:
+            args, options = _cast_all((args, options), torch.bfloat16)
+        elif self.autocast and func in IN_FLOAT32:
+            args, options = _cast_all((args, options), torch.float32)
+        return func(*args, **options)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors that operations made and that are still alive, now and at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = self._collected = 0
+        gc.freeze()  # what is there already need not be searched again and again
+        self._seen = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, Tensor):  # what no operation made, such as a weight, is not counted
+                self._seen.setdefault(tensor.untyped_storage(), 0)
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self._seen:
+                storage = tensor.untyped_storage()
+                self._seen[storage] = storage.nbytes()
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._forget, storage.nbytes())
+        if self.now > self.peak:
+            self._collect()
+            self.peak = max(self.peak, self.now)
+        return made
+
+    def _collect(self) -> None:
+        """Let go of what only Python's own cycles hold: frames of the recomputation, which a real run also drops."""
+        if self.now > 1.02 * self._collected:
+            gc.collect()
+            self._collected = self.now
+
+    def _forget(self, size: int) -> None:
+        self.now -= size
+
+
+@dataclass
+class Phase:
+    """What one phase of a step costs for the pictures of one call.
+
+    flops: multiply-adds counted twice; kept: bytes that it leaves for the way back.
+    """
+
+    flops: float = 0.0
+    kept: int = 0
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A training call in phases, for `pictures` pictures in the transformer, decoder and reward.
+
+    rollout: one forward pass without gradients; peak_before: bytes alive at most until the transformer's way back
+    begins; peak_after: from then on. Gradients and weights are not in them.
+    """
+
+    pictures: int
+    rollout: Phase
+    transformer: Phase
+    decode: Phase
+    reward: Phase
+    peak_before: int
+    peak_after: int
+
+
+@dataclass
+class _Meter:
+    live: LiveBytes
+    phases: dict[str, Phase] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        phase = self.phases.setdefault(name, Phase())
+        before = self.live.now
+        with FlopCounterMode(display=False) as counter:
+            yield
+        phase.flops += counter.get_total_flops()
+        phase.kept += self.live.now - before
+
+
+def count_call(model: Any, reward: Any, condition: Any, *, pictures: int, autocast: bool) -> Counted:
+    """Count a rollout's forward pass, and one model call that is trained with decode, reward and the way back.
+
+    model, reward: on the meta device; condition: of one picture.
+    """
+    rows = [0] * pictures
+    with torch.device("meta"):
+        latents = torch.empty(pictures, *model.latent_shape)
+        time = torch.empty(pictures)
+    condition = condition[rows]
+    free = [
+        p.register_post_accumulate_grad_hook(_drop) for p in model.transformer.parameters() if p.requires_grad
+    ]
+    live = LiveBytes()
+    meter = _Meter(live)
+    with AsOnDevice(autocast=autocast), live:
+        with meter.phase("rollout"), torch.no_grad():
+            model.velocity(latents, time, 1.0, condition)
+        with meter.phase("transformer"):
+            velocity = model.velocity(latents, time, 1.0, condition)
+        start = velocity.detach().requires_grad_()  # cut here, so that each phase is counted by itself
+        with meter.phase("decode"):
+            images = model.decode(start).clamp(0, 1)
+        seen = images.detach().requires_grad_()
+        with meter.phase("reward"):
+            score = reward.encode_images(seen).sum()
+        _back(meter, "reward", score, torch.ones_like(score))
+        del score
+        _back(meter, "decode", images, seen.grad)
+        del images, seen
+        before, live.peak = live.peak, live.now
+        _back(meter, "transformer", velocity, start.grad)
+    for hook in free:
+        hook.remove()
+    parts = meter.phases
+    return Counted(
+        pictures, parts["rollout"], parts["transformer"], parts["decode"], parts["reward"], before, live.peak
+    )
+
+
+def _back(meter: _Meter, name: str, output: Tensor, gradient: Tensor | None) -> None:
+    """The way back of a phase, by the engine itself: modes see autograd.backward as a call and are off below it."""
+    from torch.autograd.graph import _engine_run_backward
+
+    no_graph = {"allow_unreachable": True, "accumulate_grad": True}
+    with FlopCounterMode(display=False) as counter:
+        _engine_run_backward((output,), (gradient,), *(False, False), (), **no_graph)
+    meter.phases[name].flops += counter.get_total_flops()
+
+
+def _drop(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def _cast_all(values: Any, dtype: torch.dtype) -> Any:
+    from torch.utils._pytree import tree_map
+
+    return tree_map(lambda value: _cast(value, dtype), values)

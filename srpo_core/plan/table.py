@@ -1,0 +1,108 @@
+"""A plan as tables for people."""
+
+from collections.abc import Mapping
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from srpo_core.plan import GB, TERA, Plan, changed, make_plan, remedies
+from srpo_core.plan.counting import Counted
+
+
+def show(plan: Plan) -> Group:
+    """Memory, work, time and money of a plan; what makes it fit if it does not; what other settings save."""
+    return Group(_memory(plan), _verdict(plan), _work(plan), _time(plan), _savings(plan))
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column(columns[0])
+    for name in columns[1:]:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _memory(plan: Plan) -> Table:
+    cluster = plan.cluster
+    table = _table(f"\nBytes of one of {cluster.gpus} devices, at the fullest moment", "part", "GB")
+    for part, size in plan.memory.items():
+        table.add_row(part, f"{size / GB:.2f}")
+    table.add_row("[bold]all[/bold]", f"[bold]{plan.peak / GB:.2f}[/bold]")
+    return table
+
+
+def _verdict(plan: Plan) -> Text:
+    room = f"{plan.cluster.memory / GB:.0f} GB"
+    if plan.fits:
+        return Text(f"It fits into {room}.", style="green")
+    done, better = remedies(plan.settings, plan.cluster)
+    text = f"It does not fit into {room}: {plan.peak / GB:.1f} GB are needed."
+    if better.fits:
+        return Text(f"{text} With {', '.join(done)} it does: {better.peak / GB:.1f} GB.", style="yellow")
+    least = f" Even with {', '.join(done)} it needs {better.peak / GB:.1f} GB:" if done else ""
+    return Text(f"{text}{least} take more devices, or a smaller train.batch_size.", style="red")
+
+
+def _work(plan: Plan) -> Table:
+    table = _table(f"\nOne step of one device, {plan.pictures} pictures", "phase", "TFLOP", "share")
+    every = sum(plan.flops.values())
+    for phase, flops in plan.flops.items():
+        table.add_row(phase, f"{flops / TERA:.4g}", f"{100 * flops / every:.2f} %")
+    table.add_row("[bold]all[/bold]", f"[bold]{every / TERA:.4g}[/bold]", "")
+    return table
+
+
+def _time(plan: Plan) -> Table:
+    cluster, train = plan.cluster, plan.settings.train
+    table = _table("\nTime and money", "", "")
+    assumed = f"{100 * cluster.mfu:.0f} % of {cluster.peak_flops / TERA:.0f} TFLOP/s"
+    table.add_row(f"computing a step, at {assumed}", f"{plan.compute_seconds:.2f} s")
+    table.add_row(
+        f"exchanging {plan.traffic / GB:.0f} GB a step at {cluster.bandwidth / GB:.0f} GB/s, if none is hidden",
+        f"{plan.traffic_seconds:.2f} s",
+    )
+    table.add_row(
+        f"{train.steps} steps, nothing hidden, without samples and checkpoints", _duration(plan.hours)
+    )
+    if plan.cost is not None:
+        table.add_row(f"{cluster.gpus} devices at {cluster.price} an hour", f"{plan.cost:.2f}")
+    return table
+
+
+def _duration(hours: float) -> str:
+    return f"{hours:.2f} h" if hours >= 1 else f"{60 * hours:.2f} min"
+
+
+def _savings(plan: Plan) -> Table:
+    table = _table("\nWhat other settings would save", "setting", "TFLOP per trained pair", "saved", "GB")
+    for name, other in alternatives(plan).items():
+        saved = 100 * (1 - per_pair(other) / per_pair(plan))
+        table.add_row(name, f"{per_pair(other) / TERA:.4g}", f"{saved:.0f} %", f"{other.peak / GB:.1f}")
+    return table
+
+
+def per_pair(plan: Plan) -> float:
+    """FLOPs of a device for each noise level that is trained of a picture."""
+    return sum(plan.flops.values()) / (plan.pictures * plan.settings.train.pairs_per_rollout)
+
+
+def alternatives(plan: Plan) -> Mapping[str, Plan]:
+    """The plan as it is, with rollouts that several pairs share, with real pictures, and with adapters."""
+    found = {"as it is": plan}
+    for pairs in (2, 4, 8):
+        found[f"train.pairs_per_rollout={pairs}"] = _recounted(plan, {"pairs_per_rollout": pairs})
+    rollout = plan.settings.train.rollout.model_copy(update={"source": "offline"})
+    found["train.rollout.source=offline"] = _recounted(plan, {"rollout": rollout})
+    if plan.settings.train.tune == "full":
+        found["train.tune=lora"] = make_plan(
+            changed(plan.settings, lambda train: train.model_copy(update={"tune": "lora"})), plan.cluster
+        )
+    return found
+
+
+def _recounted(plan: Plan, changes: Mapping[str, object]) -> Plan:
+    """A plan whose calls are the same and only happen more or less often."""
+    counted: Counted = plan.counted
+    settings = changed(plan.settings, lambda train: train.model_copy(update=changes))
+    return Plan(settings, plan.cluster, plan.sizes, counted)

@@ -1,0 +1,164 @@
+"""What a stored format does to pictures: distance to bf16's, completeness of denoising, gain that survives."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from srpo_core import artifacts
+from srpo_core.algorithm.noise import keyed_noise
+from srpo_core.config import DrawSettings
+from srpo_core.errors import ConfigError, DivergenceError
+from srpo_core.fidelity import noise_level, psnr, ssim
+from srpo_core.protocols import BaseModel, Condition
+from srpo_core.scorers.metrics import MetricContext, measure
+
+# As stage evaluate draws them, so that its figures of base and aligned model are those of the same pictures.
+PURPOSE: Final = "evaluate"
+SEED_NUMBER: Final = 0
+REWARD: Final = "reward"
+BASE: Final = "base"
+ALIGNED: Final = "aligned"
+
+
+@dataclass(frozen=True)
+class PictureProof:
+    """Means over the pictures; None where there is nothing to compare with.
+
+    psnr: dB to the reference's; ssim: at most 1; completeness: noise of the reference's last latents over
+    this format's; reward_delta: to the reference; gain_kept: (format − base) / (aligned − base) of the gain's
+    metric, None when the aligned model gains nothing on these pictures.
+    """
+
+    psnr: float | None
+    ssim: float | None
+    completeness: float
+    reward_delta: float
+    gain_kept: float | None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Prompts, and the mean of the gain's metric over their pictures, by base and aligned model."""
+
+    prompts: Sequence[str]
+    base: float
+    aligned: float
+
+
+def evaluated_pictures(num_prompts: int, metric: str) -> Evaluated:
+    """The first prompts that stage evaluate drew, with the figures of their first seed.
+
+    Raises:
+        ConfigError: fewer prompts were evaluated, or not by this metric.
+    """
+    rows = [row for row in artifacts.read_table(artifacts.FIGURES).to_pylist() if row["seed"] == SEED_NUMBER]
+    known = dict.fromkeys(row["metric"] for row in rows)
+    if metric not in known:
+        raise ConfigError(
+            f"quantize.gain {metric!r} was not evaluated: known are {', '.join(known)}; "
+            "add it to evaluate.metrics"
+        )
+    prompts = list(dict.fromkeys(row["prompt"] for row in rows))[:num_prompts]
+    if len(prompts) < num_prompts:
+        raise ConfigError(
+            f"quantize.num_prompts is {num_prompts}, but evaluate drew {len(prompts)}: lower it, or raise "
+            "evaluate.num_prompts"
+        )
+    chosen = [row for row in rows if row["metric"] == metric and row["prompt"] in set(prompts)]
+
+    def mean(model: str) -> float:
+        values = [row["value"] for row in chosen if row["model"] == model]
+        return sum(values) / len(values)
+
+    return Evaluated(prompts, mean(BASE), mean(ALIGNED))
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    images: Tensor
+    noise: Tensor
+    reward: float
+
+
+class FormatPictures:
+    """Draws the same pictures by one format after the other; the first is the reference of the rest."""
+
+    def __init__(
+        self,
+        evaluated: Evaluated,
+        condition: Condition,
+        seed: int,
+        draw: DrawSettings,
+        context: MetricContext,
+        gain: str,
+    ) -> None:
+        """condition: of the evaluated prompts."""
+        self._evaluated, self._condition = evaluated, condition
+        self._seed, self._settings, self._context, self._gain = seed, draw, context, gain
+        self._reference: _Drawn | None = None
+
+    def look_at(self, base: BaseModel) -> PictureProof:
+        """Draw with the weights that `base` holds, and compare.
+
+        Raises:
+            DivergenceError: a picture is not a finite number.
+        """
+        images, noise = self._draw(base)
+        figures = self._measure(images)
+        drawn = _Drawn(images, noise, figures[REWARD])
+        first = self._reference is None
+        reference = self._reference = self._reference or drawn
+        gain = self._evaluated.aligned - self._evaluated.base
+        return PictureProof(
+            psnr=None if first else _mean_psnr(images, reference.images),
+            ssim=None if first else float(ssim(images, reference.images).mean()),
+            completeness=float((reference.noise / noise).mean()),
+            reward_delta=drawn.reward - reference.reward,
+            gain_kept=(figures[self._gain] - self._evaluated.base) / gain if gain > 0 else None,
+        )
+
+    def _draw(self, base: BaseModel) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) in [0, 1] and the noise levels (B,) of their last latents."""
+        images, noise = [], []
+        size = self._settings.batch_size
+        for start in range(0, len(self._evaluated.prompts), size):
+            prompts = self._evaluated.prompts[start : start + size]
+            begin = torch.stack(
+                [
+                    keyed_noise(base.latent_shape, self._seed, PURPOSE, prompt, SEED_NUMBER)
+                    for prompt in prompts
+                ]
+            )
+            latents = base.draw_latents(
+                self._condition[start : start + size],
+                begin,
+                steps=self._settings.steps,
+                guidance=self._settings.guidance,
+            )
+            if not bool(torch.isfinite(latents).all()):
+                raise DivergenceError(
+                    "a format draws NaN or infinity: look at the checkpoint that select chose"
+                )
+            with torch.no_grad():
+                images.append(base.decode(latents).clamp(0, 1))
+            noise.append(noise_level(base.spatial(latents)))
+        return torch.cat(images), torch.cat(noise)
+
+    def _measure(self, images: Tensor) -> Mapping[str, float]:
+        """Means of the reward and of the gain's metric, on pictures in 8 bits, as evaluate measures them."""
+        names = list(dict.fromkeys((REWARD, self._gain)))
+        rounded = (images * 255).round() / 255
+        rows = [
+            measure(names, rounded[index : index + 1], prompt, self._context)
+            for index, prompt in enumerate(self._evaluated.prompts)
+        ]
+        return {name: sum(float(row[name][0]) for row in rows) / len(rows) for name in names}
+
+
+def _mean_psnr(images: Tensor, reference: Tensor) -> float | None:
+    """Mean over the pictures; None when all are equal to the last bit."""
+    values = psnr(images, reference)
+    return float(values[torch.isfinite(values)].mean()) if bool(torch.isfinite(values).any()) else None

@@ -1,0 +1,257 @@
+"""From a checkpoint to files in several formats, in one pass over it, a chunk at a time."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from srpo_core.artifacts import replacing
+from srpo_core.errors import ConfigError
+from srpo_core.quantizers.encodings import Encoding
+from srpo_core.quantizers.flux_checkpoint import (
+    CHUNK,
+    CONFIG,
+    CONFIG_METADATA,
+    WEIGHTS,
+    Chunk,
+    FluxCheckpoint,
+)
+from srpo_core.quantizers.key_map import HIGH_PRECISION, Joint
+from srpo_core.quantizers.weight_files import Entry, HashedFile, gguf_head, hashed_file, safetensors_head
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MATRIX: Final = 2
+SCALE_SUFFIX: Final = "_scale"
+# Errors are measured on so many chunks of a tensor, at even distances; of a small tensor, on all of it.
+MEASURED_CHUNKS: Final = 2
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a checkpoint is stored.
+
+    encoding: from the BFL name and the shape of a tensor to its type; container: what a single file in BFL
+    names is; directory: whether a diffusers directory is written as well; file_type: llama.cpp's name of the
+    whole file; needs: names of what opens it.
+    """
+
+    encoding: Callable[[str, tuple[int, ...]], Encoding]
+    container: Literal["safetensors", "gguf"]
+    directory: bool = False
+    file_type: str = ""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a tensor's type did to its weights.
+
+    relative_error: ‖stored − weights‖ / ‖weights‖; clipped, zeroed: shares of the weights beyond the type's
+    largest value, and of those other than 0 that became 0; measured: how many weights were looked at for the
+    error and the zeros.
+    """
+
+    dtype: str
+    weights: int
+    relative_error: float
+    clipped: float
+    zeroed: float
+    measured: int
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """A file that is complete on the disk, with the loss of each tensor by its name there."""
+
+    path: Path
+    num_bytes: int
+    sha256: str
+    losses: Mapping[str, Loss]
+
+
+@dataclass(frozen=True)
+class _Output:
+    """A file to be written: which format, in which naming, and its tensors in order."""
+
+    format: Format
+    path: Path
+    bfl: bool
+
+    def names(self, joint: Joint) -> tuple[str, ...]:
+        return (joint.bfl,) if self.bfl else joint.diffusers
+
+
+def is_block_weight(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor, by its BFL name, is the weight of a Linear layer of a block: what formats quantize."""
+    return len(shape) == MATRIX and name.split(".", maxsplit=1)[0] not in HIGH_PRECISION
+
+
+def convert(
+    checkpoint: FluxCheckpoint,
+    formats: Mapping[str, Format],
+    target: Path,
+    *,
+    stem: str,
+    advance: Callable[[int], None] = lambda _weights: None,
+) -> dict[str, list[WrittenFile]]:
+    """Write `checkpoint` in every format to `target`/<format>/; all files appear together at the end.
+
+    stem: single files are called <stem>-<format>; advance: is told how many weights were written.
+
+    Raises:
+        DataError: a weight is a NaN or an infinity.
+        ConfigError: a diffusers directory is wanted of a file that does not say its rotary axes.
+    """
+    outputs: dict[str, list[_Output]] = {}
+    for name, chosen in formats.items():
+        directory = target / name
+        directory.mkdir(parents=True, exist_ok=True)
+        outputs[name] = [_Output(chosen, directory / f"{stem}-{name}.{chosen.container}", bfl=True)]
+        if chosen.directory:
+            _require_config(checkpoint)
+            outputs[name].append(_Output(chosen, directory / WEIGHTS, bfl=False))
+    written: dict[_Output, dict[str, Loss]] = {output: {} for some in outputs.values() for output in some}
+    with ExitStack() as stack:
+        files = {output: stack.enter_context(hashed_file(output.path)) for output in written}
+        for output, file in files.items():
+            file.write(_head(checkpoint, output))
+        for joint in checkpoint.joints:
+            for output, file in files.items():
+                for name in output.names(joint):
+                    written[output][name] = _write_tensor(checkpoint, file, output, joint, name)
+                    advance(written[output][name].weights)
+    for output in written:
+        if not output.bfl:
+            with replacing(output.path.with_name(CONFIG)) as partial:
+                partial.write_text(_config_text(checkpoint), encoding="utf-8")
+    return {
+        name: [
+            WrittenFile(output.path, files[output].num_bytes, files[output].sha256, written[output])
+            for output in some
+        ]
+        for name, some in outputs.items()
+    }
+
+
+def num_weights(checkpoint: FluxCheckpoint, formats: Mapping[str, Format]) -> int:
+    """How many weights `convert` will write, over all files."""
+    weights = sum(_count(checkpoint.shape(joint.bfl, bfl=True)) for joint in checkpoint.joints)
+    return weights * sum(1 + chosen.directory for chosen in formats.values())
+
+
+def _write_tensor(
+    checkpoint: FluxCheckpoint, file: HashedFile, output: _Output, joint: Joint, name: str
+) -> Loss:
+    shape = checkpoint.shape(name, bfl=output.bfl)
+    encoding = output.format.encoding(joint.bfl, shape)
+    scale = 1.0
+    if encoding.scaled:
+        largest = max(chunk.largest for chunk in checkpoint.chunks(name, bfl=output.bfl))
+        scale = float(_float32(largest / encoding.largest)) or 1.0
+    encode = encoding.encoder(scale)
+    losses = _Losses(encoding, _count(shape), scale)
+    for chunk in checkpoint.chunks(name, bfl=output.bfl):
+        encoded = encode(chunk)
+        file.write(encoded)
+        losses.add(chunk, encoded)
+    if encoding.scaled:
+        file.write(_float32(scale).tobytes())
+    if output.format.container == "gguf" and output.bfl:
+        file.pad(32)
+    return losses.result()
+
+
+class _Losses:
+    """Sums over a tensor of what its type lost."""
+
+    def __init__(self, encoding: Encoding, weights: int, scale: float) -> None:
+        self._encoding, self._weights, self._scale = encoding, weights, scale
+        self._every = max(1, -(-weights // CHUNK) // MEASURED_CHUNKS)
+        self._chunks = self._clipped = self._zeroed = self._measured = 0
+        self._error = self._norm = 0.0
+
+    def add(self, chunk: Chunk, encoded: "np.ndarray[Any, Any]") -> None:
+        import numpy as np
+
+        limit = self._encoding.largest * self._scale
+        # the scale was rounded, so that the largest weight may stand one rounding above the limit
+        if not self._encoding.scaled and chunk.largest > limit:
+            self._clipped += int(np.count_nonzero(np.abs(chunk.float32) > limit))
+        if self._chunks % self._every == 0:
+            exact = chunk.float32
+            stored = self._encoding.decode(encoded) * np.float32(self._scale)  # a new array
+            # a zero is a zero in every type
+            self._zeroed += int(np.count_nonzero(exact)) - int(np.count_nonzero(stored))
+            stored -= exact
+            self._error += float(np.square(stored, out=stored).sum(dtype=np.float64))
+            self._norm += float(np.square(exact).sum(dtype=np.float64))
+            self._measured += exact.size
+        self._chunks += 1
+
+    def result(self) -> Loss:
+        error = (self._error / self._norm) ** 0.5 if self._norm else 0.0
+        return Loss(
+            dtype=self._encoding.name,
+            weights=self._weights,
+            relative_error=error,
+            clipped=self._clipped / max(self._weights, 1),
+            zeroed=self._zeroed / max(self._measured, 1),
+            measured=self._measured,
+        )
+
+
+def _head(checkpoint: FluxCheckpoint, output: _Output) -> bytes:
+    entries = list(_entries(checkpoint, output))
+    config = (
+        {} if checkpoint.config is None else {CONFIG_METADATA: json.dumps(checkpoint.config, sort_keys=True)}
+    )
+    if not output.bfl:
+        return safetensors_head(entries, {"format": "pt"})
+    if output.format.container == "gguf":
+        metadata = {} if not config else {"srpo.config": config[CONFIG_METADATA]}
+        head = gguf_head(entries, file_type=output.format.file_type, metadata=metadata)
+        return head + bytes(-len(head) % 32)
+    scaled = [entry.name for entry in entries if entry.name.endswith(f".weight{SCALE_SUFFIX}")]
+    layers = {name.removesuffix(f".weight{SCALE_SUFFIX}"): {"format": "float8_e4m3fn"} for name in scaled}
+    quantization = (
+        {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})} if layers else {}
+    )
+    return safetensors_head(entries, {"format": "pt"} | config | quantization)
+
+
+def _entries(checkpoint: FluxCheckpoint, output: _Output) -> Iterator[Entry]:
+    for joint in checkpoint.joints:
+        for name in output.names(joint):
+            shape = checkpoint.shape(name, bfl=output.bfl)
+            encoding = output.format.encoding(joint.bfl, shape)
+            yield Entry(name, encoding.name, shape, encoding.num_bytes(_count(shape)))
+            if encoding.scaled:
+                yield Entry(f"{name}{SCALE_SUFFIX}", "F32", (), 4)
+
+
+def _require_config(checkpoint: FluxCheckpoint) -> None:
+    if checkpoint.config is None:
+        raise ConfigError(
+            f"{checkpoint.where} does not say its rotary axes, which a diffusers directory needs: give the "
+            "directory with its config.json instead of one file"
+        )
+
+
+def _config_text(checkpoint: FluxCheckpoint) -> str:
+    return json.dumps(checkpoint.config, indent=2, sort_keys=True) + "\n"
+
+
+def _count(shape: Sequence[int]) -> int:
+    count = 1
+    for length in shape:
+        count *= length
+    return count
+
+
+def _float32(value: float) -> "np.float32":
+    import numpy as np
+
+    return np.float32(value)

@@ -1,0 +1,301 @@
+"""A FLUX transformer on disk, whoever wrote it: its tensors under both namings, read in chunks.
+
+Files are memory-mapped and pages are given back once they were read, so memory does not grow with the
+checkpoint.
+"""
+
+import json
+import math
+import mmap
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from srpo_core.errors import DataError
+from srpo_core.quantizers.key_map import (
+    Architecture,
+    Joint,
+    Rows,
+    architecture_of,
+    bfl_names,
+    diffusers_names,
+    require_exact,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+CONFIG: Final = "config.json"
+WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
+INDEX: Final = f"{WEIGHTS}.index.json"
+TRANSFORMER: Final = "transformer"
+# Under this key of a file's metadata our own single files carry the model's config.json.
+CONFIG_METADATA: Final = "srpo_config"
+
+# Weights per chunk: what is read, encoded, digested and written at once stays in the second-level cache.
+CHUNK: Final = 1 << 17
+
+ITEM_BYTES: Final[Mapping[str, int]] = MappingProxyType({"F32": 4, "F16": 2, "BF16": 2})
+_MAX_HEADER: Final = 100 << 20
+# FLUX.1's own: heads are 128 wide, and their rotary axes are these. Other files must say it.
+_FLUX_HEAD: Final = 128
+_FLUX_AXES: Final = (16, 56, 56)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a tensor lies: the mapped file, its type there, its shape, and its first byte."""
+
+    file: mmap.mmap
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def row_items(self) -> int:
+        """Weights per row."""
+        count = 1
+        for length in self.shape[1:]:
+            count *= length
+        return count
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some weights as they are stored: bfloat16 as uint16, others in numpy's own type."""
+
+    stored: "np.ndarray[Any, Any]"
+    dtype: str
+
+    @cached_property
+    def float32(self) -> "np.ndarray[Any, np.dtype[np.float32]]":
+        """The weights in float32, exactly."""
+        import numpy as np
+
+        if self.dtype == "BF16":
+            wide = np.empty(self.stored.size, np.uint32)
+            np.left_shift(self.stored, 16, out=wide, dtype=np.uint32)
+            return wide.view(np.float32)
+        return self.stored.astype(np.float32, copy=False)
+
+    @cached_property
+    def largest(self) -> float:
+        """The largest magnitude; infinite when a weight is an infinity or a NaN."""
+        width = self.stored.itemsize
+        # Magnitudes are ordered as their bits are: two passes over integers, and no array is made.
+        signed = int(self.stored.view(f"i{width}").max())
+        unsigned = int(self.stored.view(f"u{width}").max())
+        bits = max(signed, unsigned - (1 << (8 * width - 1)), 0)
+        if self.dtype == "BF16":
+            bits, width = bits << 16, 4
+        value: float = struct.unpack({2: "<e", 4: "<f"}[width], bits.to_bytes(width, "little"))[0]
+        return value if math.isfinite(value) else math.inf
+
+
+class FluxCheckpoint:
+    """Tensors by either name. `joints` is the order in which a checkpoint is walked through."""
+
+    def __init__(
+        self, files: Sequence[Path], tensors: Mapping[str, Stored], config: Mapping[str, Any] | None
+    ) -> None:
+        """See `open_flux`."""
+        self.files = files
+        self.where = str(files[0] if len(files) == 1 else files[0].parent)
+        where = self.where
+        self._tensors = tensors
+        shapes = {name: stored.shape for name, stored in tensors.items()}
+        self.bfl_naming = "img_in.weight" in tensors
+        self.architecture: Architecture = architecture_of(shapes, bfl=self.bfl_naming)
+        joints = self.architecture.joints()
+        stored_names = {
+            name for joint in joints for name in ((joint.bfl,) if self.bfl_naming else joint.diffusers)
+        }
+        require_exact(shapes, stored_names, where)
+        self.joints: Sequence[Joint] = joints
+        own = {name: (Rows(name, 0, shape[0]),) for name, shape in shapes.items()}
+        self._bfl: Mapping[str, tuple[Rows, ...]] = own if self.bfl_naming else bfl_names(shapes)
+        self._diffusers: Mapping[str, tuple[Rows, ...]] = diffusers_names(shapes) if self.bfl_naming else own
+        self.config: Mapping[str, Any] | None = config or self._inferred_config()
+
+    @property
+    def hidden(self) -> int:
+        """The width of the model."""
+        return self.shape(self.joints[0].bfl, bfl=True)[0]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors as they are stored."""
+        return sum(
+            ITEM_BYTES[stored.dtype] * stored.row_items * stored.shape[0] for stored in self._tensors.values()
+        )
+
+    def shape(self, name: str, *, bfl: bool) -> tuple[int, ...]:
+        """The shape of a tensor by its name in one of the namings."""
+        pieces = self._rows(name, bfl=bfl)
+        height = sum(piece.stop - piece.start for piece in pieces)
+        return (height, *self._tensors[pieces[0].tensor].shape[1:])
+
+    def chunks(self, name: str, *, bfl: bool) -> Iterator[Chunk]:
+        """The weights of a tensor row by row, in chunks of at most `CHUNK`.
+
+        Raises:
+            DataError: a weight is a NaN or an infinity.
+        """
+        import numpy as np
+
+        for piece in self._rows(name, bfl=bfl):
+            stored = self._tensors[piece.tensor]
+            item = ITEM_BYTES[stored.dtype]
+            first = stored.start + piece.start * stored.row_items * item
+            count = (piece.stop - piece.start) * stored.row_items
+            kind = np.dtype({"F32": np.float32, "F16": np.float16, "BF16": np.uint16}[stored.dtype])
+            for offset in range(0, count, CHUNK):
+                size = min(CHUNK, count - offset)
+                chunk = Chunk(np.frombuffer(stored.file, kind, size, first + offset * item), stored.dtype)
+                if chunk.largest == math.inf:
+                    raise DataError(
+                        f"{self.where}: {piece.tensor} holds a NaN or an infinity; nothing was written"
+                    )
+                yield chunk
+            _give_back(stored.file, first, count * item)
+
+    def _rows(self, name: str, *, bfl: bool) -> tuple[Rows, ...]:
+        return (self._bfl if bfl else self._diffusers)[name]
+
+    def _inferred_config(self) -> Mapping[str, Any] | None:
+        """The config.json of a FLUX whose heads are as wide as FLUX.1's, by its shapes; None for another."""
+        shape = {
+            name: self.shape(f"{name}.weight", bfl=True)
+            for name in ("img_in", "txt_in", "vector_in.in_layer")
+        }
+        head = self.shape("double_blocks.0.img_attn.norm.query_norm.scale", bfl=True)[0]
+        if head != _FLUX_HEAD:
+            return None
+        out_channels = self.shape("final_layer.linear.weight", bfl=True)[0]
+        in_channels = shape["img_in"][1]
+        return {
+            "_class_name": "FluxTransformer2DModel",
+            "attention_head_dim": head,
+            "axes_dims_rope": list(_FLUX_AXES),
+            "guidance_embeds": self.architecture.guidance,
+            "in_channels": in_channels,
+            "joint_attention_dim": shape["txt_in"][1],
+            "num_attention_heads": self.hidden // head,
+            "num_layers": self.architecture.num_double,
+            "num_single_layers": self.architecture.num_single,
+            "out_channels": None if out_channels == in_channels else out_channels,
+            "patch_size": 1,
+            "pooled_projection_dim": shape["vector_in.in_layer"][1],
+        }
+
+
+def open_flux(path: Path) -> FluxCheckpoint:
+    """Open a FLUX transformer: a diffusers directory (of the transformer or the pipeline), or one safetensors file.
+
+    A file may hold either naming, below a prefix such as `model.diffusion_model.`; what lies outside of the
+    prefix is left alone.
+
+    Raises:
+        DataError: there is no such checkpoint, it is damaged, no FLUX, or quantized already.
+    """
+    files, config = _files(path)
+    tensors: dict[str, Stored] = {}
+    for file in files:
+        found, metadata = _read_header(file)
+        tensors |= found
+        if config is None and CONFIG_METADATA in metadata:
+            config = json.loads(metadata[CONFIG_METADATA])
+    checkpoint = _without_prefix(tensors, path)
+    for name, stored in checkpoint.items():
+        if stored.dtype not in ITEM_BYTES:
+            raise DataError(
+                f"{path}: {name} is stored as {stored.dtype}; known are {', '.join(ITEM_BYTES)}: "
+                "start from the file in full precision"
+            )
+    return FluxCheckpoint(files, checkpoint, config)
+
+
+def _files(path: Path) -> tuple[list[Path], dict[str, Any] | None]:
+    """The safetensors files of a checkpoint and its config.json, if it has one."""
+    if path.is_file():
+        return [path], None
+    directory = path / TRANSFORMER if (path / "model_index.json").is_file() else path
+    if (directory / INDEX).is_file():
+        names = sorted(set(_read_json(directory / INDEX).get("weight_map", {}).values()))
+        files = [directory / name for name in names]
+    else:
+        files = [directory / WEIGHTS]
+    for file in files:
+        if not file.is_file():
+            raise DataError(
+                f"{path} is no FLUX checkpoint ({file.name} is missing): give a diffusers directory or a "
+                ".safetensors file"
+            )
+    config = directory / CONFIG
+    return files, _read_json(config) if config.is_file() else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}): fetch it again") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path} is damaged (no JSON object): fetch it again")
+    return value
+
+
+def _read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
+    """The tensors of a safetensors file, mapped, and its metadata."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, _MAX_HEADER)))
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        metadata = header.pop("__metadata__", {})
+        tensors = {}
+        for name, entry in header.items():
+            start, stop = entry["data_offsets"]
+            tensors[name] = Stored(mapped, entry["dtype"], tuple(entry["shape"]), 8 + length + start)
+            _require_inside(tensors[name], stop - start, size)
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise DataError(f"{path} is no intact safetensors file ({error}): fetch it again") from None
+    return tensors, metadata
+
+
+def _require_inside(stored: Stored, length: int, size: int) -> None:
+    expected = ITEM_BYTES.get(stored.dtype)
+    if stored.start + length > size:
+        raise ValueError("it is cut off")
+    if expected is not None and stored.shape and expected * stored.row_items * stored.shape[0] != length:
+        raise ValueError(f"shape {list(stored.shape)} does not fill {length} bytes")
+
+
+def _without_prefix(tensors: Mapping[str, Stored], path: Path) -> dict[str, Stored]:
+    """The transformer's tensors, their prefix removed."""
+    for first in ("img_in.weight", "x_embedder.weight"):
+        prefixes = {name.removesuffix(first) for name in tensors if name.endswith(first)}
+        for prefix in sorted(prefixes, key=len):
+            if not prefix or prefix.endswith("."):
+                return {
+                    name.removeprefix(prefix): stored
+                    for name, stored in tensors.items()
+                    if name.startswith(prefix)
+                }
+    some = ", ".join(sorted(tensors)[:3]) or "nothing"
+    raise DataError(
+        f"{path} is no FLUX transformer: neither img_in.weight nor x_embedder.weight is in it, but {some}"
+    )
+
+
+def _give_back(file: mmap.mmap, start: int, length: int) -> None:
+    """Let go of whole pages that were read; they stay in the system's cache, not in this process."""
+    first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (start + length) // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first:
+        file.madvise(mmap.MADV_DONTNEED, first, last - first)

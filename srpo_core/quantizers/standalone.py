@@ -1,0 +1,115 @@
+"""`srpo quantize`: any FLUX checkpoint in several formats, each with a record of what was lost."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from srpo_core.artifacts import write_json
+from srpo_core.errors import DataError
+from srpo_core.quantizers import WrittenFile, chosen_quantizers, convert, num_weights, open_flux
+from srpo_core.quantizers.flux_checkpoint import TRANSFORMER, FluxCheckpoint
+
+RECORD: Final = "quantize.json"
+SCHEMA_VERSION: Final = 1
+# Types that hold every weight of a bfloat16 or float32 model as well as they can: no row of a table.
+_WHOLE: Final = ("F32", "F16", "BF16")
+
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+def quantize_checkpoint(
+    source: Path, names: Sequence[str], out: Path, *, stem: str | None, bar: Bar
+) -> Iterator[str]:
+    """Write `source` in the formats called `names` to `out`/<format>/, in one pass; yields a line per file.
+
+    A format's record is written last: one that is there for the same source is kept, so that the same
+    command goes on after a kill.
+
+    Raises:
+        ConfigError: a format is unknown or needs a package that is missing.
+        DataError: the source is no FLUX checkpoint, or damaged.
+    """
+    formats = {name: entry for name, (_, entry) in chosen_quantizers(names).items()}
+    checkpoint = open_flux(source)
+    called = stem or _stem(source)
+    if "/" in called:
+        raise DataError(f"--name {called} is no file name: leave out the '/'")
+    origin = _origin(checkpoint)
+    kept = {name: record for name in formats if (record := _record(out / name, called, origin)) is not None}
+    missing = {name: entry for name, entry in formats.items() if name not in kept}
+    if missing:
+        with bar(f"quantize {called}", num_weights(checkpoint, missing)) as advance:
+            written = convert(checkpoint, missing, out, stem=called, advance=advance)
+        for name, files in written.items():
+            record = {
+                "schema_version": SCHEMA_VERSION,
+                "source": origin,
+                "name": called,
+                "format": name,
+                "files": {file.path.name: _described(file) for file in files},
+            }
+            write_json(out / name / RECORD, record)
+            kept[name] = record
+    for name in formats:
+        for file, entry in kept[name]["files"].items():
+            state = "" if name in missing else "  kept"
+            yield (
+                f"{out / name / file}  {entry['bytes'] / 1e9:.3f} GB  "
+                f"weights {entry['relative_error']:.2g} off{state}"
+            )
+
+
+def _described(file: WrittenFile) -> dict[str, Any]:
+    changed = [loss for loss in file.losses.values() if loss.dtype not in _WHOLE] or list(
+        file.losses.values()
+    )
+    weights = sum(loss.weights for loss in changed)
+    error = sum(loss.relative_error**2 * loss.weights for loss in changed) / weights
+    return {
+        "bytes": file.num_bytes,
+        "sha256": file.sha256,
+        "relative_error": error**0.5,
+        "tensors": {name: asdict(loss) for name, loss in file.losses.items()},
+    }
+
+
+def _stem(source: Path) -> str:
+    """What files made of `source` are called."""
+    if source.is_file():
+        return source.stem
+    directory = source.resolve()
+    return directory.parent.name if directory.name == TRANSFORMER else directory.name
+
+
+def _origin(checkpoint: FluxCheckpoint) -> list[dict[str, Any]]:
+    """What tells a source from another without reading all of it."""
+    states = [(path, path.stat()) for path in checkpoint.files]
+    return [
+        {"file": path.name, "bytes": state.st_size, "changed": state.st_mtime_ns} for path, state in states
+    ]
+
+
+def _record(directory: Path, called: str, origin: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The record of a format that is complete and of this source, or None."""
+    path = directory / RECORD
+    if not path.is_file():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        same = (record["schema_version"], record["source"], record["name"]) == (
+            SCHEMA_VERSION,
+            origin,
+            called,
+        )
+        sizes = {name: entry["bytes"] for name, entry in record["files"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None  # not ours, or cut off by a full disk: it is written again
+    there = all((directory / name).is_file() for name in sizes)
+    return (
+        record
+        if same and there and all((directory / n).stat().st_size == size for n, size in sizes.items())
+        else None
+    )

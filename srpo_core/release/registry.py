@@ -1,0 +1,199 @@
+"""Which version is in production: promote, roll back, pull, clean up. Every move is conditional and remembered."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any, Final
+
+from srpo_core import artifacts
+from srpo_core.errors import ConfigError, GateError, StoreError
+from srpo_core.release.publishing import move_alias, step_of
+from srpo_core.release.reading import list_releases, resolve
+from srpo_core.storage import MANIFEST, Store
+
+PRODUCTION: Final = "production"
+PREVIOUS: Final = "previous"
+PART_SUFFIX: Final = ".part"
+
+log = getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Move:
+    """An alias that was moved: from which version (None: it is new) to which."""
+
+    alias: str
+    before: str | None
+    after: str
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """What `collect` removes, or would: versions, and leftovers of killed uploads by their keys."""
+
+    versions: tuple[str, ...]
+    leftovers: tuple[str, ...]
+    done: bool
+
+
+def promote(
+    store: Store, reference: str, *, reason: str = "", override: bool = False, who: str | None = None
+) -> Move:
+    """Make a version production; what was production becomes `previous`.
+
+    Of several promoters at the same moment one wins and the others are told.
+
+    override: promote although the gate's decision is not `passed`; the reason is kept in the history.
+
+    Raises:
+        GateError: the release's decision is not `passed`.
+        ConfigError: an override without a reason.
+        StoreError: there is no such release, or another promoter was faster.
+    """
+    value, token = store.alias(PRODUCTION)
+    version = resolve(store, reference)
+    decision = store.manifest(version).get("decision", {})
+    passed = decision.get("passed") is True
+    if override and not reason:
+        raise ConfigError("--override needs --reason: it is kept in the history of production")
+    if not passed and not override:
+        raise GateError(
+            f"the gate refused {version}: {decision.get('reason', 'its manifest gives no reason')} "
+            "To promote it nevertheless: --override --reason '...'"
+        )
+    why = reason or "promoted"
+    return _move(store, value, token, version, why=why if passed else f"override: {why}", who=who)
+
+
+def rollback(store: Store, *, reason: str = "", who: str | None = None) -> Move:
+    """Make the version that production held before its last move production again.
+
+    Raises:
+        StoreError: production has no version before, it is gone, or another moved production meanwhile.
+    """
+    value, token = store.alias(PRODUCTION)
+    before = None if value is None else value["history"][-1]["from"]
+    if before is None:
+        raise StoreError(
+            f"production in {store.uri} has held no version before: there is nothing to roll back to"
+        )
+    store.manifest(before)
+    return _move(store, value, token, before, why=reason or "rolled back", who=who)
+
+
+def show(store: Store, reference: str) -> tuple[Mapping[str, Any], Mapping[str, list[Mapping[str, Any]]]]:
+    """The manifest of a release, and the moves of each alias that has ever pointed to it, oldest first."""
+    version = resolve(store, reference)
+    moves: dict[str, list[Mapping[str, Any]]] = {}
+    for alias in store.aliases():
+        value, _ = store.alias(alias)
+        steps = [step for step in (value or {}).get("history", ()) if version in (step["from"], step["to"])]
+        if steps:
+            moves[alias] = steps
+    return store.manifest(version), moves
+
+
+def pull(store: Store, reference: str, *, format_name: str | None, target: Path) -> list[Path]:
+    """Bring the files of one format (None: all files) of a release to `target`/, each held to its SHA-256.
+
+    What is there already is kept, and a file that a killed pull left half goes on from where it ended.
+
+    Raises:
+        ConfigError: the release has no such format.
+        StoreError: there is no such release, or a file is not what its manifest says.
+    """
+    version = resolve(store, reference)
+    manifest = store.manifest(version)
+    names = list(manifest["files"]) if format_name is None else _files_of(manifest, format_name)
+    paths = []
+    for name in names:
+        path = target / name
+        _pull_file(store, version, name, manifest["files"][name]["sha256"], path)
+        paths.append(path)
+    artifacts.write_json(target / MANIFEST, manifest)
+    return paths
+
+
+def collect(store: Store, *, keep: int, delete: bool = False) -> Cleaning:
+    """Remove all but the newest `keep` versions; never what an alias points to or production has ever held.
+
+    delete: without it nothing is touched, and what would go is returned.
+    """
+    held = set()
+    for alias in store.aliases():
+        value, _ = store.alias(alias)
+        if value is not None:
+            held.add(value["version"])
+            held |= {step["to"] for step in value["history"] if alias == PRODUCTION}
+    releases = list_releases(store)
+    newest = {release.version for release in releases[len(releases) - keep :]} if keep else set()
+    doomed = tuple(release.version for release in releases if release.version not in held | newest)
+    for version in doomed if delete else ():
+        store.remove(version)
+        log.info("removed %s", version)
+    return Cleaning(doomed, tuple(store.sweep(without=doomed, delete=delete)), delete)
+
+
+def _move(
+    store: Store,
+    value: Mapping[str, Any] | None,
+    token: str | None,
+    version: str,
+    *,
+    why: str,
+    who: str | None,
+) -> Move:
+    """Move production from the state that was read, then note where it stood as `previous`."""
+    before = None if value is None else value["version"]
+    if before == version:
+        return Move(PRODUCTION, before, version)
+    history = [*(() if value is None else value["history"]), step_of(before, version, why=why, who=who)]
+    if not store.write_alias(PRODUCTION, {"version": version, "history": history}, token):
+        now, _ = store.alias(PRODUCTION)
+        raise StoreError(
+            f"another moved production to {None if now is None else now['version']} at the same moment, so "
+            f"{version} was not promoted: look with 'srpo releases', and promote again if it still should be"
+        )
+    if before is not None:
+        move_alias(store, PREVIOUS, before, why=f"production moved to {version}", who=who)
+    return Move(PRODUCTION, before, version)
+
+
+def _files_of(manifest: Mapping[str, Any], format_name: str) -> list[str]:
+    name = format_name.lower()
+    known = manifest["formats"]
+    if name not in known:
+        raise ConfigError(
+            f"release {manifest['version']} has no format {format_name!r}: known are {', '.join(known)}"
+        )
+    directories = {file.rpartition("/")[0] for file in known[name] if "/" in file}
+    configs = [f"{directory}/config.json" for directory in sorted(directories)]
+    return [*known[name], *(config for config in configs if config in manifest["files"])]
+
+
+def _pull_file(store: Store, version: str, name: str, digest: str, path: Path) -> None:
+    """Bring one file, from where a part of it ends; a part that is not its beginning is brought anew."""
+    if path.is_file() and artifacts.sha256(path) == digest:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + PART_SUFFIX)
+    for start in dict.fromkeys((partial.stat().st_size if partial.is_file() else 0, 0)):
+        if _append(store, version, name, partial, start) == digest:
+            partial.replace(path)
+            return
+    partial.unlink()
+    raise StoreError(f"{name} of {version} does not have its SHA-256: run 'srpo verify', then restore it")
+
+
+def _append(store: Store, version: str, name: str, partial: Path, start: int) -> str:
+    """Go on with a part at `start`; returns the digest of the whole."""
+    seen = hashlib.sha256()
+    with partial.open("r+b" if start else "wb") as file:
+        while start and (block := file.read(1 << 20)):
+            seen.update(block)
+        for block in store.read(version, name, start):
+            seen.update(block)
+            file.write(block)
+    return seen.hexdigest()

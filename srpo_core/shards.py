@@ -1,0 +1,238 @@
+"""Pictures drawn in shards: by several Ray tasks at once, and kept, so that a killed run draws none twice.
+
+A shard is some prompts of a set, as many as fill a batch, by one model. Its file lies outside the stage's
+outputs, below a name that hashes all that decides its content, and goes when the outputs are written.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+import srpo_core
+from srpo_core.artifacts import home, replacing, sha256
+from srpo_core.config import DrawSettings, ModelSettings, ResourceSettings
+from srpo_core.errors import ConfigError, SrpoError
+from srpo_core.models import load_base, load_transformer
+from srpo_core.pictures import Drawn, PictureSet, draw_set
+from srpo_core.progress import with_progress
+from srpo_core.protocols import BaseModel
+from srpo_core.scorers.metrics import MetricContext, finish
+
+PIXELS: Final = "pixels"
+DIGITS: Final = 16
+CONNECT_SECONDS: Final = 10
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DrawJob:
+    """All that decides the pictures of one model and their figures.
+
+    name: what the model is called; transformer: directory of its weights, None for the base's own.
+    """
+
+    name: str
+    model: ModelSettings
+    transformer: Path | None
+    pictures: PictureSet
+    draw: DrawSettings
+    metrics: Sequence[str]
+    context: MetricContext
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards the set makes."""
+        return -(-len(self.pictures.prompts) // self._prompts_at_once)
+
+    def shard(self, number: int) -> PictureSet:
+        """The pictures of one shard."""
+        start = number * self._prompts_at_once
+        return self.pictures.part(start, start + self._prompts_at_once)
+
+    @property
+    def _prompts_at_once(self) -> int:
+        return max(1, self.draw.batch_size // self.pictures.seeds_per_prompt)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The pictures of a job on disk."""
+
+    job: DrawJob
+    directory: Path
+
+    def __iter__(self) -> Iterator[tuple[PictureSet, Drawn]]:
+        """Each shard with its pictures, in the set's order, one at a time in memory."""
+        from safetensors.torch import load_file
+
+        for number in range(self.job.num_shards):
+            tensors = load_file(self.directory / _name(number))
+            yield self.job.shard(number), Drawn(tensors.pop(PIXELS), tensors)
+
+    def figures(self) -> dict[str, Tensor]:
+        """By metric, one figure for every picture of the set, (P,)."""
+        found: dict[str, list[Tensor]] = {name: [] for name in self.job.metrics}
+        for _, drawn in self:
+            for name, values in found.items():
+                values.append(drawn.found[name])
+        return {name: finish(name, torch.cat(values), self.job.context) for name, values in found.items()}
+
+    def discard(self) -> None:
+        """Remove the files, once what was made of them is safe."""
+        shutil.rmtree(self.directory)
+
+
+def draw_shards(job: DrawJob, resources: ResourceSettings) -> Shards:
+    """Draw and measure what is not there yet, in this process or by `resources.draw_workers` Ray tasks.
+
+    The number of tasks changes neither pictures nor figures.
+
+    Raises:
+        DivergenceError: the model draws something that is not a finite number.
+        SrpoError: a task failed, or the cluster of RAY_ADDRESS does not answer.
+    """
+    directory = home() / "resume" / f"draw-{fingerprint(job)}"
+    directory.mkdir(parents=True, exist_ok=True)
+    missing = [number for number in range(job.num_shards) if not (directory / _name(number)).exists()]
+    if len(missing) < job.num_shards:
+        log.info(
+            "%s: %d of %d parts are drawn already", job.name, job.num_shards - len(missing), job.num_shards
+        )
+    # real pictures are compared with at the end, here
+    remote = replace(job, context=replace(job.context, real=None, device=_device(resources)))
+    if resources.draw_workers == 1 or len(missing) <= 1:
+        _draw_some(remote, directory, missing)
+    else:
+        _draw_on_ray(remote, directory, missing, resources)
+    return Shards(job, directory)
+
+
+def fingerprint(job: DrawJob) -> str:
+    """A hash of a job's settings, prompts, embeddings, weights and of this package's code."""
+    pictures, context = job.pictures, job.context
+    scorers = {"reward": context.reward_settings, "judge": context.judge_settings, **context.scorer_settings}
+    parts = [
+        job.name,
+        job.model.model_dump(mode="json"),
+        job.draw.model_dump(mode="json"),
+        list(job.metrics),
+        context.control_words.model_dump(mode="json"),
+        {name: one.model_dump(mode="json") for name, one in scorers.items()},
+        [pictures.purpose, list(pictures.prompts), pictures.seeds_per_prompt, pictures.seed],
+    ]
+    digest = hashlib.sha256(json.dumps(parts).encode())
+    for tensor in (pictures.condition.prompt_embeds, pictures.condition.pooled):
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    roots = [
+        Path(job.model.path),
+        *(Path(one.path) for one in scorers.values()),
+        Path(srpo_core.__file__).parent,
+    ]
+    for root in [*roots, *([job.transformer] if job.transformer else [])]:
+        for file in sorted(root.rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts:
+                digest.update(f"{file.relative_to(root)} {sha256(file)}\n".encode())
+    return digest.hexdigest()[:DIGITS]
+
+
+def _draw_some(job: DrawJob, directory: Path, numbers: Sequence[int]) -> None:
+    from safetensors.torch import save_file
+
+    if not numbers:
+        return
+    base = _load(job)
+    for number in with_progress(numbers, f"draw {job.name}"):
+        drawn = draw_set(
+            base, job.name, job.shard(number), draw=job.draw, metrics=job.metrics, context=job.context
+        )
+        with replacing(directory / _name(number)) as partial:
+            save_file({PIXELS: drawn.pixels, **{k: v.contiguous() for k, v in drawn.found.items()}}, partial)
+
+
+def _load(job: DrawJob) -> BaseModel:
+    base = load_base(job.model)
+    if job.transformer is not None:
+        base.transformer = load_transformer(job.model, job.transformer)
+    return base.to(job.context.device)
+
+
+def _draw_on_ray(job: DrawJob, directory: Path, numbers: Sequence[int], resources: ResourceSettings) -> None:
+    """Deal the shards to tasks that load the model once each; the first error of any is raised here."""
+    import ray
+
+    _require_cluster()
+    ray.init(logging_level=logging.ERROR, log_to_driver=False, **_ray_options(resources))
+    try:
+        task = ray.remote(_draw_in_task).options(
+            num_cpus=1, num_gpus=int(resources.use_gpu), max_retries=0, scheduling_strategy="SPREAD"
+        )
+        shared = ray.put(job)
+        shares = [numbers[first :: resources.draw_workers] for first in range(resources.draw_workers)]
+        waiting = [
+            task.remote(shared, directory, share, Path.cwd(), resources.threads_per_worker)
+            for share in shares
+            if share
+        ]
+        for _ in with_progress(range(len(waiting)), f"draw {job.name}"):
+            done, waiting = ray.wait(waiting)
+            ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        if isinstance(cause, SrpoError):
+            raise cause from error
+        line = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+        raise SrpoError(f"drawing by {job.name} failed: {line}") from error
+    except ray.exceptions.RayError as error:
+        line = " ".join(str(error).split())[:300]
+        raise SrpoError(f"drawing by {job.name} was cut off: {line}; the same command goes on") from error
+    finally:
+        ray.shutdown()
+
+
+def _draw_in_task(job: DrawJob, directory: Path, numbers: Sequence[int], inputs: Path, threads: int) -> None:
+    os.chdir(inputs)  # Ray starts workers in a directory of its own
+    torch.set_num_threads(threads)
+    _draw_some(job, directory, numbers)
+
+
+def _ray_options(resources: ResourceSettings) -> dict[str, Any]:
+    """A Ray of our own with room for every task; or a cluster, whose workers must be told which code is ours."""
+    if "RAY_ADDRESS" in os.environ:
+        return {"runtime_env": {"env_vars": {"PYTHONPATH": str(Path.cwd())}}}
+    cpus = max(os.cpu_count() or 1, resources.draw_workers)
+    return {"address": "local", "num_cpus": cpus, "object_store_memory": 200_000_000}
+
+
+def _require_cluster() -> None:
+    """See that something listens at RAY_ADDRESS, if it is set: Ray itself would try for six minutes."""
+    address = os.environ.get("RAY_ADDRESS")
+    if address is None:
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        raise ConfigError(f"RAY_ADDRESS={address}: write host:port of a Ray head, such as 127.0.0.1:6379")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise SrpoError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): start it, or unset it"
+        ) from error
+
+
+def _device(resources: ResourceSettings) -> torch.device:
+    return torch.device("cuda" if resources.use_gpu else "cpu")
+
+
+def _name(number: int) -> str:
+    return f"{number:05d}.safetensors"

@@ -1,0 +1,144 @@
+"""Trivially hacked models on real pictures and real scorers: the shipped gate refuses each, by the right rule."""
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from srpo_core.config import load_settings
+from srpo_core.gates import decide
+from srpo_core.gates.pairs import Pairs
+from srpo_core.scorers.metrics import MetricContext, finish, measure
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = load_settings(ROOT / "profiles/tiny.yaml")
+SUBJECTS = json.loads((ROOT / "assets/tiny/recipe/subjects.json").read_text())
+STYLES = ("3D", "Flat", "Noto")  # of the base, one for each seed
+SELECTION = {"step": 10, "admissible": [10], "reason": "it is best"}
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    """(subject, style) -> picture (3, 64, 64) in [0, 1], of evaluation and training subjects."""
+    names = SUBJECTS["eval"] + SUBJECTS["train"]
+    rows = pq.read_table(
+        ROOT / "assets/tiny/data/emoji4.parquet", filters=[("name", "in", names)]
+    ).to_pylist()
+    found = {}
+    for row in rows:
+        array = np.array(Image.open(io.BytesIO(row["image"])).convert("RGB"))
+        found[row["name"], row["style"]] = torch.from_numpy(array).permute(2, 0, 1).float() / 255
+    return found
+
+
+@pytest.fixture(scope="module")
+def context(pictures):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        real = torch.stack([pictures[name, style] for name in SUBJECTS["eval"] for style in ("Ink", *STYLES)])
+        given = MetricContext(
+            SETTINGS.reward, SETTINGS.judge, SETTINGS.control_words, {}, lambda: real.split(32)
+        )
+        assert given.reward is not None
+        assert given.judge is not None
+        yield given
+
+
+def figures(draw, context):
+    """Metric -> (P,) of the model that draws `draw(subject, seed)`."""
+    metrics = SETTINGS.evaluate.metrics
+    found = {name: [] for name in metrics}
+    for subject in SUBJECTS["eval"]:
+        images = torch.stack([draw(subject, seed) for seed in range(len(STYLES))])
+        for name, values in measure(metrics, images, subject, context).items():
+            found[name].append(values)
+    return {name: finish(name, torch.cat(values), context).double().numpy() for name, values in found.items()}
+
+
+@pytest.fixture(scope="module")
+def base(pictures, context):
+    """A model that draws each seed in another style, and no ink."""
+    count = len(SUBJECTS["eval"])
+    own = figures(lambda subject, seed: pictures[subject, STYLES[seed]], context)
+    return Pairs(
+        prompts=tuple(SUBJECTS["eval"]),
+        styles=("",) * count,
+        prompt_index=np.repeat(np.arange(count), len(STYLES)),
+        seeds=np.tile(np.arange(len(STYLES)), count),
+        base=own,
+        aligned=own,
+        champion=None,
+    )
+
+
+def verdicts(base, draw, context):
+    pairs = replace(base, aligned=figures(draw, context))
+    decision = decide(pairs, SELECTION, seed=0, gate=SETTINGS.gate)
+    return decision["verdict"], {rule["name"]: rule for rule in decision["rules"]}
+
+
+def test_a_model_that_only_changes_the_style_gains_it_and_keeps_subject_and_variety(base, pictures, context):
+    def honest(subject, seed):
+        return pictures[subject, "Ink" if seed == 0 else STYLES[seed]]
+
+    _, rules = verdicts(base, honest, context)
+    held = {name for name, rule in rules.items() if rule["passed"]}
+    assert {"style_gained", "objective_gained", "subject_kept", "reward_kept", "diversity_kept"} <= held
+    assert {"subject_not_traded", "diversity_not_traded", "reality_kept", "grid_band"} <= held
+
+
+def test_one_picture_for_everything_is_refused_for_subject_and_variety(base, pictures, context):
+    constant = pictures[SUBJECTS["eval"][0], "Ink"]
+    verdict, rules = verdicts(base, lambda subject, seed: constant, context)
+    assert verdict == "refused"
+    for name in ("subject_kept", "diversity_kept", "subject_not_traded", "diversity_not_traded"):
+        assert rules[name]["verdict"] == "refuses", name
+    assert rules["objective_gained"]["passed"], "the objective alone would let it pass"
+    assert rules["style_gained"]["passed"], "and so would the judge's style"
+    assert "how reward hacking looks" in rules["subject_not_traded"]["reason"]
+
+
+def test_colours_at_their_strongest_are_refused_by_the_band_of_saturation(base, pictures, context):
+    def saturated(subject, seed):
+        image = pictures[subject, STYLES[seed]]
+        grey = image.mean(0, keepdim=True)
+        return (grey + 6 * (image - grey)).clamp(0, 1) * torch.tensor([1.0, 0.75, 0.75]).view(3, 1, 1)
+
+    verdict, rules = verdicts(base, saturated, context)
+    assert verdict == "refused"
+    assert rules["saturation_band"]["verdict"] == "refuses"
+    assert rules["red_green_band"]["verdict"] == "refuses"
+
+
+def test_copied_training_pictures_are_refused_for_the_subject(base, pictures, context):
+    copies = dict(zip(SUBJECTS["eval"], SUBJECTS["train"], strict=False))
+    verdict, rules = verdicts(base, lambda subject, seed: pictures[copies[subject], "Ink"], context)
+    assert verdict == "refused"
+    assert rules["subject_kept"]["verdict"] == "refuses"
+    assert rules["reward_kept"]["verdict"] == "refuses"
+
+
+def test_one_memorised_picture_of_the_right_subject_for_every_seed_is_refused_for_variety(
+    base, pictures, context
+):
+    verdict, rules = verdicts(base, lambda subject, seed: pictures[subject, "Ink"], context)
+    assert verdict == "refused"
+    assert rules["subject_kept"]["passed"]
+    assert rules["diversity_kept"]["verdict"] == "refuses"
+    assert rules["diversity_kept"]["value"] == pytest.approx(0, abs=0.01)
+
+
+def test_a_faint_grid_over_every_picture_is_refused(base, pictures, context):
+    lines = torch.zeros(64, 64)
+    lines[::16] = lines[:, ::16] = 0.15
+    verdict, rules = verdicts(
+        base, lambda subject, seed: (pictures[subject, STYLES[seed]] - lines).clamp(0, 1), context
+    )
+    assert verdict == "refused"
+    assert rules["grid_band"]["verdict"] == "refuses"

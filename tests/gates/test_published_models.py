@@ -1,0 +1,89 @@
+"""The full-size gate on published figures (facts: arXiv 2509.06942, table 1, and the re-test arXiv 2512.24146)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from srpo_core.config import load_settings
+from srpo_core.gates import decide
+from srpo_core.gates.pairs import Pairs
+
+ROOT = Path(__file__).resolve().parents[2]
+PROFILES = ["flux1_dev", "flux1_dev_lora"]
+# SGP-HPS, HPSv2.1, PickScore / 20 (our scale), GenEval, and diversity as a share of the base's
+BASE = {
+    "relative_reward": 0.463,
+    "reward": 0.289,
+    "judge_score": 22.671 / 20,
+    "alignment": 0.678,
+    "diversity": 0.408,
+}
+TABLE = {
+    "SRPO": {"relative_reward": 0.505, "reward": 0.289, "judge_score": 23.040 / 20, "alignment": 0.665},
+    "DanceGRPO": {"relative_reward": 0.414, "reward": 0.297, "judge_score": 22.803 / 20, "alignment": 0.585},
+    "Direct-Align": {
+        "relative_reward": 0.448,
+        "reward": 0.294,
+        "judge_score": 23.030 / 20,
+        "alignment": 0.668,
+    },
+}
+# the re-test: GenEval .663 -> .623, diversity .408 -> .352
+RETESTED = TABLE["SRPO"] | {"alignment": 0.678 * 0.623 / 0.663, "diversity": 0.352}
+# spread of a picture's change around its mean, as a share of the base's figure: an assumption, for nobody published it
+SPREAD = {"relative_reward": 0.15, "reward": 0.05, "judge_score": 0.03, "alignment": 0.1, "diversity": 0.1}
+SELECTION = {"step": 10, "admissible": [10], "reason": "it is best"}
+
+
+def decision(profile, after):
+    settings = load_settings(ROOT / f"profiles/{profile}.yaml")
+    prompts, seeds = settings.evaluate.num_prompts, settings.evaluate.seeds_per_prompt
+    draw, count = np.random.default_rng(0), prompts * seeds
+    metrics = [*settings.evaluate.metrics, *settings.evaluate.scorers]
+    base, aligned = {}, {}
+    for name in metrics:
+        start = BASE.get(name, 0.3)
+        base[name] = np.full(count, start)
+        change = draw.normal(0, SPREAD.get(name, 0.05) * start, count)
+        aligned[name] = base[name] + change - change.mean() + after.get(name, start) - start
+    styles = ("anime", "concept-art", "paintings", "photo")
+    pairs = Pairs(
+        prompts=tuple(str(number) for number in range(prompts)),
+        styles=tuple(styles[number * 4 // prompts] for number in range(prompts)),
+        prompt_index=np.repeat(np.arange(prompts), seeds),
+        seeds=np.tile(np.arange(seeds), prompts),
+        base=base,
+        aligned=aligned,
+        champion=None,
+    )
+    result = decide(pairs, SELECTION, seed=0, gate=settings.gate)
+    return result["verdict"], {rule["name"] for rule in result["rules"] if rule["verdict"] == "refuses"}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("after", [TABLE["SRPO"], RETESTED], ids=["published", "re-tested"])
+def test_the_papers_own_model_passes_although_its_training_reward_did_not_rise(profile, after):
+    assert decision(profile, after) == ("passed", set())
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_dance_grpo_is_refused_for_what_it_set_out_to_gain_and_for_the_prompts(profile):
+    verdict, broken = decision(profile, TABLE["DanceGRPO"])
+    assert verdict == "refused"
+    assert {"objective_gained", "alignment_kept"} <= broken
+
+
+def test_direct_align_without_the_relative_reward_is_refused_for_the_gain_alone():
+    assert decision("flux1_dev", TABLE["Direct-Align"]) == ("refused", {"objective_gained"})
+
+
+def test_a_model_equal_to_the_base_gains_nothing_and_breaks_nothing_else():
+    assert decision("flux1_dev", {}) == ("refused", {"objective_gained", "judge_wins"})
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.86, "passed"), (0.75, "refused")])
+def test_diversity_may_fall_to_what_the_re_test_found_but_not_below_four_fifths(share, verdict):
+    found, broken = decision("flux1_dev", TABLE["SRPO"] | {"diversity": 0.408 * share})
+    assert found == verdict
+    assert broken <= {"diversity_kept", "diversity_not_traded"}

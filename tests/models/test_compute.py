@@ -1,0 +1,226 @@
+"""What training trades for time and memory must not change what is learned, beyond the stated tolerances."""
+
+import shutil
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+
+from srpo_core.config import ComputeSettings
+from srpo_core.errors import ConfigError
+from srpo_core.models.checkpointing import evenly_spread
+from srpo_core.models.flux import FluxBase
+from srpo_core.protocols import Condition
+
+OFF = {
+    "autocast": False,
+    "rollout_copy": False,
+    "checkpoint_blocks": 0.0,
+    "checkpoint_decode": False,
+    "compile": False,
+    "fused_optimizer": False,
+}
+BFLOAT16 = 2e-2  # relative error of a whole call: 2⁻⁹ a rounding, some tens of them
+
+
+def base(*, layers=2, single_layers=4, channels=(8, 16), **changes):
+    """A small FLUX and VAE with random weights, prepared as `changes` say."""
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=layers,
+        num_single_layers=single_layers,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=12,
+        pooled_projection_dim=10,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 6, 6),
+    )
+    vae = AutoencoderKL(
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * len(channels),
+        up_block_types=("UpDecoderBlock2D",) * len(channels),
+        latent_channels=4,
+        norm_num_groups=4,
+        scaling_factor=0.5,
+        shift_factor=0.1,
+    )
+    side = 8 * 2 ** (len(channels) - 1)  # 8 latents a side, 16 tokens
+    made = FluxBase(transformer.train(), vae, None, height=side, width=side)
+    return made.prepare(ComputeSettings(**{**OFF, **changes}))
+
+
+@pytest.fixture
+def inputs():
+    generator = torch.Generator().manual_seed(1)
+
+    def noise(*shape):
+        return torch.randn(shape, generator=generator)
+
+    return noise(2, 16, 16), torch.tensor([0.835, 0.278]), 3.5, Condition(noise(2, 5, 12), noise(2, 10))
+
+
+def gradients(model, inputs):
+    """Every gradient of a call and a decode, and the bytes that were kept for the way back."""
+    kept = 0
+
+    def count(tensor):
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        images = model.decode(inputs[0] - 0.5 * model.velocity(*inputs))
+    images.square().mean().backward()
+    return {name: p.grad for name, p in model.transformer.named_parameters()}, kept
+
+
+def relative_error(ours, theirs):
+    return float(((ours - theirs).norm() / theirs.norm()).detach())
+
+
+def worst(ours, theirs):
+    """The largest difference of two sets of gradients, relative to the length of all."""
+    total = torch.stack([gradient.norm() for gradient in theirs.values()]).norm()
+    return max(float((ours[name] - theirs[name]).norm() / total) for name in theirs)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_blocks_whose_activations_are_computed_again_give_the_same_gradients_to_the_last_bit(inputs, share):
+    expected, kept = gradients(base(), inputs)
+    actual, fewer = gradients(base(checkpoint_blocks=share), inputs)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    assert fewer < (1 - 0.5 * share) * kept
+
+
+def test_each_further_block_that_is_computed_again_saves_memory(inputs):
+    kept = [gradients(base(checkpoint_blocks=share / 6), inputs)[1] for share in range(7)]
+    assert kept == sorted(kept, reverse=True)
+    assert len(set(kept)) == 7
+
+
+def test_a_decode_that_is_computed_again_gives_the_same_gradients_and_keeps_a_part(inputs):
+    expected, kept = gradients(base(), inputs)
+    actual, fewer = gradients(base(checkpoint_decode=True), inputs)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    assert fewer < kept
+    latents = inputs[0].clone().requires_grad_()
+    sizes = []
+    for changes in ({}, {"checkpoint_decode": True}):
+        model, size = base(**changes), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=size: s.append(t.nbytes) or t, lambda t: t):
+            model.decode(latents)
+        sizes.append(sum(size))
+    assert sizes[1] < 0.4 * sizes[0]
+
+
+def test_diffusers_own_forward_computes_the_chosen_blocks_again_too(inputs):
+    """A hook on a block, as FSDP has, wants diffusers' forward."""
+    results = []
+    for share in (0.0, 0.5, 1.0):
+        model = base(checkpoint_blocks=share)
+        model.transformer.transformer_blocks[0].register_forward_hook(lambda *_: None)
+        results.append(gradients(model, inputs))
+    assert results[0][1] > results[1][1] > results[2][1]
+    for actual, _ in results[1:]:
+        assert all(torch.equal(actual[name], results[0][0][name]) for name in actual)
+
+
+def test_the_chosen_share_of_blocks_is_evenly_spread():
+    blocks = list(range(12))
+    assert evenly_spread(blocks, 0) == []
+    assert evenly_spread(blocks, 0.25) == [3, 7, 11]
+    assert evenly_spread(blocks, 0.5) == [1, 3, 5, 7, 9, 11]
+    assert evenly_spread(blocks, 1) == blocks
+    assert [len(evenly_spread(range(100), n / 100)) for n in range(101)] == list(range(101))
+
+
+def test_autocast_stays_near_float32_and_leaves_weights_gradients_and_results_in_it(inputs):
+    exact, half = base(), base(autocast=True)
+    expected, actual = exact.velocity(*inputs), half.velocity(*inputs)
+    assert actual.dtype == torch.float32
+    assert 0 < relative_error(actual, expected) < BFLOAT16
+    images = half.decode(inputs[0])
+    assert images.dtype == torch.float32
+    assert 0 < relative_error(images, exact.decode(inputs[0])) < BFLOAT16
+    grads, reference = gradients(half, inputs)[0], gradients(exact, inputs)[0]
+    assert (
+        {g.dtype for g in grads.values()}
+        == {p.dtype for p in half.transformer.parameters()}
+        == {torch.float32}
+    )
+    assert 0 < worst(grads, reference) < BFLOAT16
+
+
+def test_autocast_keeps_less_for_the_way_back(inputs):
+    assert gradients(base(autocast=True), inputs)[1] < 0.8 * gradients(base(), inputs)[1]
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["ours", "diffusers"])
+@pytest.mark.parametrize("changes", [{"autocast": True}, {"rollout_copy": True}], ids=["autocast", "copy"])
+def test_a_transformer_in_bfloat16_is_told_its_time_in_float32(inputs, changes, plain):
+    """835 thousandths are 836 in bfloat16, and guidance 3.5 is 3504 thousandths."""
+    model = base(**changes)
+    calls = {"autocast": model.velocity, "rollout_copy": model.rollout_velocity}
+    transformer = model.transformer if "autocast" in changes else model._copy
+    if not plain:
+        transformer.transformer_blocks[0].register_forward_hook(lambda *_: None)
+    seen = []
+    handle = transformer.time_text_embed.time_proj.register_forward_hook(
+        lambda _, args, __: seen.extend(args)
+    )
+    calls[next(iter(changes))](*inputs)
+    handle.remove()
+    assert [t.tolist() for t in seen] == [pytest.approx([835.0, 278.0]), [3500.0, 3500.0]]
+
+
+def test_the_copy_for_rollouts_is_in_bfloat16_near_the_trained_weights_and_follows_them(inputs):
+    model = base(rollout_copy=True)
+    before = model.rollout_velocity(*inputs)
+    assert before.dtype == torch.float32
+    assert not before.requires_grad
+    assert {p.dtype for p in model._copy.parameters()} == {torch.bfloat16}
+    assert 0 < relative_error(before, model.velocity(*inputs).detach()) < BFLOAT16
+    with torch.no_grad():
+        for parameter in model.transformer.parameters():
+            parameter.mul_(1.1)
+    assert torch.equal(model.rollout_velocity(*inputs), before)
+    model.weights_changed()
+    after, trained = model.rollout_velocity(*inputs), model.velocity(*inputs).detach()
+    assert relative_error(after, trained) < BFLOAT16 < relative_error(before, trained)
+    for copied, parameter in zip(model._copy.parameters(), model.transformer.parameters(), strict=True):
+        assert torch.equal(copied, parameter.bfloat16())
+
+
+def test_without_a_copy_rollouts_use_the_trained_weights(inputs):
+    model = base()
+    assert torch.equal(model.rollout_velocity(*inputs), model.velocity(*inputs).detach())
+
+
+def test_the_copy_is_no_part_of_what_is_trained_or_saved(inputs):
+    model = base(rollout_copy=True)
+    assert {id(p) for p in model.transformer.parameters()}.isdisjoint(
+        {id(p) for p in model._copy.parameters()}
+    )
+    assert not any(p.requires_grad for p in model._copy.parameters())
+    assert model.transformer.state_dict().keys() == base().transformer.state_dict().keys()
+
+
+def test_compilation_without_a_compiler_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(
+        ConfigError, match=r"compile needs a C\+\+ compiler and no-such-compiler is not found"
+    ):
+        base(compile=True)
+
+
+@pytest.mark.pipeline
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_give_the_same_gradients_also_where_activations_are_computed_again(inputs):
+    small = {"layers": 1, "single_layers": 2, "channels": (8,)}
+    checkpointed = {"checkpoint_blocks": 0.5, "checkpoint_decode": True}
+    expected, _ = gradients(base(**small), inputs)
+    actual, _ = gradients(base(**small, **checkpointed, compile=True), inputs)
+    assert actual.keys() == expected.keys()
+    assert worst(actual, expected) < 1e-5

@@ -1,0 +1,104 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from srpo_core.checkpoint import trained
+from srpo_core.config import LoraSettings, load_settings
+from srpo_core.errors import ConfigError
+from srpo_core.models import load_base
+from srpo_core.models.lora import add_lora, first_weights, initialize_lora, merge_lora, write_lora
+
+ROOT = Path(__file__).resolve().parents[2]
+TARGETS = ["to_q", "to_v", "net.2", "proj_out"]
+SETTINGS = LoraSettings(rank=4, alpha=8, targets=TARGETS, frozen="float32")
+
+
+@pytest.fixture
+def base(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    return load_base(load_settings(Path("profiles/tiny.yaml")).model)
+
+
+@pytest.fixture
+def adapted(base):
+    add_lora(base.transformer, SETTINGS)
+    initialize_lora(base.transformer, seed=0)
+    return base
+
+
+def disturbed(transformer):
+    """Adapters that do something, as after training."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in trained(transformer).values():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+def velocity(base):
+    generator = torch.Generator().manual_seed(0)
+    config = base.transformer.config
+    from srpo_core.protocols import Condition
+
+    condition = Condition(
+        torch.randn(2, 12, config.joint_attention_dim, generator=generator),
+        torch.randn(2, config.pooled_projection_dim, generator=generator),
+    )
+    latents = torch.randn(2, *base.latent_shape, generator=generator)
+    with torch.no_grad():
+        return base.velocity(latents, torch.tensor([0.3, 0.8]), 3.5, condition)
+
+
+def test_fresh_adapters_change_nothing_and_are_all_that_is_trained(base):
+    before = velocity(base)
+    add_lora(base.transformer, SETTINGS)
+    initialize_lora(base.transformer, seed=0)
+    assert torch.equal(velocity(base), before)
+    names = trained(base.transformer)
+    assert names
+    assert all(".lora_" in name for name in names)
+    assert not any(name.startswith("proj_out") for name in names), "only layers within blocks"
+
+
+def test_merged_weights_compute_what_base_and_adapters_compute(adapted, monkeypatch):
+    disturbed(adapted.transformer)
+    with_adapters = velocity(adapted)
+    merged = load_base(load_settings(Path("profiles/tiny.yaml")).model)
+    plain = velocity(merged)
+    merge_lora(merged.transformer, trained(adapted.transformer), SETTINGS)
+    assert torch.allclose(velocity(merged), with_adapters, atol=1e-5)
+    assert not torch.allclose(plain, with_adapters, atol=1e-2)
+
+
+def test_diffusers_reads_the_adapters_and_computes_the_same(adapted, tmp_path):
+    from diffusers import FluxPipeline
+
+    disturbed(adapted.transformer)
+    with_adapters = velocity(adapted)
+    write_lora(trained(adapted.transformer), SETTINGS, tmp_path)
+    pipeline = FluxPipeline.from_pretrained("assets/tiny/family/base", text_encoder=None, text_encoder_2=None)
+    pipeline.load_lora_weights(tmp_path)
+    fresh = load_base(load_settings(Path("profiles/tiny.yaml")).model)
+    fresh.transformer = pipeline.transformer
+    assert torch.allclose(velocity(fresh), with_adapters, atol=1e-5)
+
+
+def test_the_file_is_the_same_whenever_it_is_written(adapted, tmp_path):
+    contents = [
+        write_lora(trained(adapted.transformer), SETTINGS, tmp_path / str(i)).read_bytes() for i in range(3)
+    ]
+    assert contents[0] == contents[1] == contents[2]
+
+
+def test_a_first_matrix_depends_on_seed_and_name_alone():
+    a = first_weights("x.lora_A.default.weight", (4, 16), 0)
+    assert torch.equal(a, first_weights("x.lora_A.default.weight", (4, 16), 0))
+    assert not torch.equal(a, first_weights("y.lora_A.default.weight", (4, 16), 0))
+    assert not torch.equal(a, first_weights("x.lora_A.default.weight", (4, 16), 1))
+    assert float(a.abs().max()) <= 0.25
+    assert not first_weights("x.lora_B.default.weight", (16, 4), 0).any()
+
+
+def test_a_target_that_no_layer_bears_is_refused_with_the_known_ones(base):
+    with pytest.raises(ConfigError, match=r"no layer 'to_x': known are .*attn\.to_q"):
+        add_lora(base.transformer, SETTINGS.model_copy(update={"targets": ["to_x"]}))

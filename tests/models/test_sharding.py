@@ -1,0 +1,75 @@
+"""FLUX.1-dev's true configuration, cut over workers that do not exist: shapes and bytes, no numbers."""
+
+import copy
+
+import pytest
+import torch
+from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from srpo_core.models.lora import add_lora, targets
+from srpo_core.models.sharding import blocks, shard
+from srpo_core.models_lock import read_lock
+
+GB = 1e9
+COST_MODEL = {8: 23.8, 32: 6.0}  # GB a rank of fp32 parameters, gradients and moments
+
+
+@pytest.fixture(scope="module")
+def flux():
+    """The transformer of FLUX.1-dev on the meta device."""
+    from diffusers import FluxTransformer2DModel
+
+    with torch.device("meta"):
+        return FluxTransformer2DModel.from_config(read_lock()["models/flux1_dev"].architecture["transformer"])
+
+
+@pytest.fixture
+def fake_ranks():
+    """A process group of any size in which nothing is sent."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    def begin(world):
+        dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
+        return init_device_mesh("cpu", (world,))
+
+    yield begin
+    dist.destroy_process_group()
+
+
+def fused(name):
+    """The tensor of the original release in which a tensor of diffusers lies: q, k, v (and the MLP) are one there."""
+    for part in ("to_q", "to_k", "to_v", "proj_mlp"):
+        name = name.replace(f"attn.{part}.", "qkv.").replace(f".{part}.", ".qkv.")
+    return name.replace("add_q_proj", "add").replace("add_k_proj", "add").replace("add_v_proj", "add")
+
+
+def test_the_configuration_is_that_of_flux1_dev(flux):
+    assert sum(p.numel() for p in flux.parameters()) == 11_901_408_320
+    names = [name for name, _ in flux.named_parameters()]
+    assert len({fused(name) for name in names}) == 780, "tensors as Black Forest Labs count them"
+    assert len(names) == 1160, "and as diffusers does"
+    assert len(blocks(flux)) == 57
+
+
+@pytest.mark.parametrize("world", [8, 32])
+def test_a_rank_holds_its_share_of_the_state(flux, fake_ranks, world):
+    transformer = copy.deepcopy(flux)
+    shard(transformer, fake_ranks(world), gather=torch.bfloat16)
+    local = sum(p.to_local().numel() for p in transformer.parameters())
+    held = 16 * local / GB  # parameter, gradient and two moments, four bytes each
+    print(f"{world} ranks: {held:.2f} GB on rank 0, cost model {COST_MODEL[world]}")
+    assert held == pytest.approx(COST_MODEL[world], rel=0.05)
+
+
+def test_lora_on_all_linear_layers_of_the_blocks_has_the_size_of_the_cost_model(flux):
+    from pathlib import Path
+
+    from srpo_core.config import load_settings
+
+    settings = load_settings(Path("profiles/flux1_dev_lora.yaml")).train.lora
+    transformer = copy.deepcopy(flux)
+    assert "proj_out" not in targets(transformer, settings), "the last layer lies outside of the blocks"
+    add_lora(transformer, settings)
+    trained = sum(p.numel() for p in transformer.parameters() if p.requires_grad)
+    assert trained / 1e6 == pytest.approx(261, rel=0.01)

@@ -1,0 +1,178 @@
+"""Checkpoints as others have written them: shards, single files, prefixes, and damaged ones."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from safetensors.torch import load_file, save_file
+
+from srpo_core.errors import ConfigError, DataError
+from srpo_core.quantizers import QUANTIZERS, WEIGHTS, convert, open_flux
+from srpo_core.quantizers.key_map import bfl_names
+
+BF16 = {"bf16": QUANTIZERS["bf16"]}
+
+
+def digests(source, target):
+    return [file.sha256 for file in convert(open_flux(source), BF16, target, stem="m")["bf16"]]
+
+
+def in_bfl_names(checkpoint, prefix=""):
+    state = load_file(checkpoint / WEIGHTS)
+    rows = bfl_names({name: tuple(value.shape) for name, value in state.items()})
+    return {
+        f"{prefix}{name}": torch.cat([state[piece.tensor][piece.start : piece.stop] for piece in pieces])
+        for name, pieces in rows.items()
+    }
+
+
+def rewritten(checkpoint, target, change):
+    """A copy of a checkpoint with its tensors changed by `change(state)`."""
+    shutil.copytree(checkpoint, target)
+    state = load_file(checkpoint / WEIGHTS)
+    change(state)
+    save_file(state, target / WEIGHTS, {"format": "pt"})
+    return target
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoint, tmp_path_factory):
+    return digests(checkpoint, tmp_path_factory.mktemp("expected"))
+
+
+def test_shards_give_the_same_bytes_as_one_file(checkpoint, expected, tmp_path):
+    FluxTransformer2DModel.from_pretrained(checkpoint).save_pretrained(
+        tmp_path / "shards", max_shard_size="3MB"
+    )
+    shutil.copy(checkpoint / "config.json", tmp_path / "shards")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    assert digests(tmp_path / "shards", tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "transformer."])
+def test_a_single_file_in_the_original_naming_gives_the_same_tensors(checkpoint, expected, tmp_path, prefix):
+    state = in_bfl_names(checkpoint, prefix)
+    if prefix:
+        state["first_stage_model.decoder.weight"] = torch.zeros(2, 2)
+    save_file(state, tmp_path / "flux.safetensors")
+    assert digests(tmp_path / "flux.safetensors", tmp_path / "out")[1] == expected[1]
+    config = json.loads((tmp_path / "out/bf16/config.json").read_text())
+    assert FluxTransformer2DModel.from_config(config).config.num_layers == 2
+    assert (config["attention_head_dim"], config["num_attention_heads"]) == (128, 2)
+
+
+def test_a_single_file_in_diffusers_naming_gives_the_same_tensors(checkpoint, expected, tmp_path):
+    shutil.copy(checkpoint / WEIGHTS, tmp_path / "flux.safetensors")
+    assert digests(tmp_path / "flux.safetensors", tmp_path / "out")[1] == expected[1]
+
+
+def test_our_own_single_file_leads_back_to_the_diffusers_directory(checkpoint, expected, tmp_path):
+    (single, _) = convert(open_flux(checkpoint), BF16, tmp_path / "there", stem="m")["bf16"]
+    assert digests(single.path, tmp_path / "back")[1] == expected[1]
+    given = json.loads((checkpoint / "config.json").read_text())
+    assert json.loads((tmp_path / "back/bf16/config.json").read_text()) == given
+
+
+def test_a_pipeline_s_directory_stands_for_its_transformer(checkpoint, expected, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "transformer")
+    (tmp_path / "model_index.json").write_text("{}")
+    assert digests(tmp_path, tmp_path / "out") == expected
+
+
+def test_a_file_with_narrow_heads_does_not_say_its_rotary_axes(tmp_path):
+    model = FluxTransformer2DModel(
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=32,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=(8, 12, 12),
+    )
+    model.save_pretrained(tmp_path / "model")
+    save_file(in_bfl_names(tmp_path / "model"), tmp_path / "flux.safetensors")
+    with pytest.raises(ConfigError, match="does not say its rotary axes"):
+        convert(open_flux(tmp_path / "flux.safetensors"), BF16, tmp_path / "out", stem="m")
+    q8 = {"q8_0": QUANTIZERS["q8_0"]}
+    assert convert(open_flux(tmp_path / "flux.safetensors"), q8, tmp_path / "out", stem="m")["q8_0"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_weight_that_is_no_number_is_named_and_nothing_is_left(checkpoint, tmp_path, value, dtype):
+    def spoil(state):
+        for name in state:
+            state[name] = state[name].to(dtype)
+        state["proj_out.bias"][0] = value
+
+    source = rewritten(checkpoint, tmp_path / "bad", spoil)
+    formats = {name: QUANTIZERS[name] for name in ("bf16", "fp8_e4m3fn", "q8_0")}
+    with pytest.raises(DataError, match=r"proj_out\.bias holds a NaN or an infinity"):
+        convert(open_flux(source), formats, tmp_path / "out", stem="m")
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+
+
+def test_what_is_too_large_for_a_type_is_clamped_and_counted_and_what_is_too_small_too(checkpoint, tmp_path):
+    name = "transformer_blocks.0.attn.to_q.weight"
+
+    def spoil(state):
+        state[name][0, :3] = torch.tensor([1e6, -1e6, 1e-9])
+
+    source = rewritten(checkpoint, tmp_path / "large", spoil)
+    formats = {name: QUANTIZERS[name] for name in ("fp8_e4m3fn", "fp16")}
+    files = convert(open_flux(source), formats, tmp_path / "out", stem="m")
+    before = convert(open_flux(checkpoint), formats, tmp_path / "before", stem="m")
+    joined = "double_blocks.0.img_attn.qkv.weight"
+    stored = load_file(files["fp8_e4m3fn"][0].path)[joined]
+    assert stored.float()[0, :3].tolist() == [448.0, -448.0, 0.0]
+    assert load_file(files["fp16"][0].path)[joined][0, :2].tolist() == [65504.0, -65504.0]
+    for kind in formats:
+        loss, usual = files[kind][0].losses[joined], before[kind][0].losses[joined]
+        assert loss.clipped == pytest.approx(2 / stored.numel())
+        assert usual.clipped == 0
+        assert 0 <= (loss.zeroed - usual.zeroed) * stored.numel() <= 1.01
+
+
+def test_a_truncated_file_is_one_clear_line(checkpoint, tmp_path):
+    bad = shutil.copytree(checkpoint, tmp_path / "bad")
+    (bad / WEIGHTS).write_bytes((bad / WEIGHTS).read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"no intact safetensors file \(it is cut off") as caught:
+        open_flux(bad)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x08", b"\xff" * 64, b"\x02\0\0\0\0\0\0\0[]", b"not weights at all"])
+def test_a_file_that_is_no_safetensors_is_one_clear_line(tmp_path, data):
+    (tmp_path / "x.safetensors").write_bytes(data)
+    with pytest.raises(DataError, match=r"x\.safetensors is no") as caught:
+        open_flux(tmp_path / "x.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_and_an_unknown_tensor_are_named(checkpoint, tmp_path):
+    lacking = rewritten(checkpoint, tmp_path / "lacking", lambda state: state.pop("proj_out.bias"))
+    with pytest.raises(DataError, match=r"1 tensors are missing and 0 unknown; it lacks proj_out\.bias"):
+        open_flux(lacking)
+    more = rewritten(checkpoint, tmp_path / "more", lambda state: state.update(extra=torch.zeros(1)))
+    with pytest.raises(DataError, match="0 tensors are missing and 1 unknown; it also holds extra"):
+        open_flux(more)
+
+
+def test_another_model_and_a_quantized_one_are_named(checkpoint, tmp_path):
+    save_file({"conv_in.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(DataError, match=r"is no FLUX transformer: neither .* but conv_in"):
+        open_flux(tmp_path / "other.safetensors")
+    fp8 = convert(open_flux(checkpoint), {"fp8_e4m3fn": QUANTIZERS["fp8_e4m3fn"]}, tmp_path, stem="m")
+    with pytest.raises(DataError, match="is stored as F8_E4M3; known are F32, F16, BF16: start from"):
+        open_flux(fp8["fp8_e4m3fn"][0].path)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(
+        DataError, match=r"is no FLUX checkpoint .diffusion_pytorch_model\.safetensors is missing"
+    ):
+        open_flux(tmp_path)
+    with pytest.raises(DataError, match="nothing is no FLUX checkpoint"):
+        open_flux(tmp_path / "nothing")

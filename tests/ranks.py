@@ -1,0 +1,93 @@
+"""Several ranks of a training run as processes of this machine, without Ray: gloo over a file."""
+
+import multiprocessing
+import os
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+
+def context():
+    """Processes forked from one that has imported what is slow and run nothing."""
+    there = multiprocessing.get_context("forkserver")
+    there.set_forkserver_preload(["srpo_core.trainer", "srpo_core.models", "diffusers", "open_clip"])
+    return there
+
+
+def train(job, world, *, inspect=None, double=False):
+    """Run `job` on `world` ranks to its end; returns per rank what `inspect(worker)` says before training."""
+    there = context()
+    answers = there.Queue()
+    with TemporaryDirectory() as meeting:
+        arguments = [
+            (job, rank, world, f"file://{meeting}/meeting", inspect, double, answers) for rank in range(world)
+        ]
+        ranks = [there.Process(target=_rank, args=words) for words in arguments]
+        for rank in ranks:
+            rank.start()
+        said = dict(answers.get(timeout=1200) for _ in ranks)
+        for rank in ranks:
+            rank.join(60)
+    faults = [fault for fault in said.values() if isinstance(fault, str)]
+    assert not faults, faults[0]
+    return [said[rank] for rank in range(world)]
+
+
+def _rank(job, rank, world, meeting, inspect, double, answers):
+    import torch
+    from torch import distributed as dist
+
+    from srpo_core.trainer import Worker
+
+    try:
+        torch.set_num_threads(1)
+        os.chdir(job.inputs.path)
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+        worker = Worker(job, rank=rank, world=world, device=torch.device("cpu"))
+        if double:
+            in_double(worker)
+        found = inspect(worker) if inspect else None
+        worker.run()
+        answers.put((rank, (found, list(worker.metrics))))
+        dist.destroy_process_group()
+    except Exception:  # noqa: BLE001  # the process that waits must hear of it
+        answers.put((rank, traceback.format_exc()))
+
+
+def in_double(worker):
+    """Let a worker compute in float64 throughout, so that no rounding hides or makes a difference."""
+    import torch
+
+    torch.Tensor.float = torch.Tensor.double
+    for module in (worker.model.transformer, worker.model.vae, worker.learner.reward):
+        module.double()
+
+
+def whole_state(worker):
+    """Every tensor of the training state, whole, as lists of bytes by name: what resharding must keep."""
+    from srpo_core.checkpoint import TrainState, moments, trained
+    from srpo_core.models.sharding import whole
+
+    state = TrainState(worker.model.transformer, worker.learner.optimizer, 0, {}, [])
+    tensors = {**trained(worker.model.transformer), **moments(state)}
+    return {name: whole(tensor).numpy().tobytes() for name, tensor in tensors.items()}
+
+
+def shards_held(worker):
+    """(bytes that this rank holds, bytes of the whole) of the trained parameters."""
+    parameters = [p for p in worker.model.transformer.parameters() if p.requires_grad]
+    local = [p.to_local() if hasattr(p, "to_local") else p for p in parameters]
+    return sum(p.numel() for p in local), sum(p.numel() for p in parameters)
+
+
+def changed(job, tmp_path: Path, name: str, *, resources=None, **train_settings):
+    """The job with other settings and a state directory of its own."""
+    from srpo_core.location import Location
+
+    return replace(
+        job,
+        state=Location.of(tmp_path / name),
+        train=job.train.model_copy(update=train_settings),
+        resources=job.resources.model_copy(update=resources or {}),
+    )

@@ -1,0 +1,181 @@
+"""Promote, roll back, pull and clean up, in a directory and in a bucket."""
+
+import threading
+
+import pytest
+
+from srpo_core.errors import ConfigError, GateError, StoreError
+from srpo_core.release import collect, promote, pull, resolve, rollback, show
+from srpo_core.storage import open_store
+from srpo_core.storage.manifest import content_digest
+
+
+@pytest.fixture(params=["directory", pytest.param("s3", marks=pytest.mark.s3)])
+def store(request, tmp_path):
+    if request.param == "directory":
+        return open_store(str(tmp_path / "store"))
+    return open_store(f"s3://{request.getfixturevalue('bucket')}/p")
+
+
+@pytest.fixture
+def publish(store, tmp_path):
+    """A function that publishes a small version; `number` is also its age."""
+    import hashlib
+
+    def make(number, *, passed=True):
+        version = f"tiny-{number}"
+        source = tmp_path / f"source-{number}"
+        source.mkdir()
+        files = {}
+        for name in ("README.md", "tiny-bf16.safetensors", "transformer/weights", "transformer/config.json"):
+            path = source / name.replace("/", "-")
+            path.write_bytes(f"{name} of {version}".encode() * 1000)
+            files[name] = path
+        entries = {
+            name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+            for name, path in files.items()
+        }
+        manifest = {
+            "version": version,
+            "created_at": f"2026-01-{number:02d}",
+            "files": entries,
+            "content": content_digest(entries, entries),
+            "formats": {"bf16": ["tiny-bf16.safetensors", "transformer/weights"]},
+            "decision": {"passed": passed, "reason": "the subject is lost."},
+        }
+        store.publish(version, files, manifest)
+        return version
+
+    return make
+
+
+def test_promoting_twice_remembers_the_one_before_and_rolling_back_returns_to_it(store, publish):
+    first, second = publish(1), publish(2)
+    assert (promote(store, first, who="ann").before, resolve(store, "production")) == (None, first)
+    move = promote(store, second, reason="sharper", who="ben")
+    assert (move.before, move.after) == (first, second)
+    assert (resolve(store, "production"), resolve(store, "previous")) == (second, first)
+    assert rollback(store, reason="too sharp", who="ann").after == first
+    assert (resolve(store, "production"), resolve(store, "previous")) == (first, second)
+    _, moves = show(store, second)
+    steps = [(step["who"], step["why"], step["from"], step["to"]) for step in moves["production"]]
+    assert steps == [("ben", "sharper", first, second), ("ann", "too sharp", second, first)]
+
+
+def test_promoting_what_is_production_changes_nothing(store, publish):
+    version = publish(1)
+    promote(store, version)
+    promote(store, version)
+    assert len(store.alias("production")[0]["history"]) == 1
+
+
+def test_a_refused_model_is_promoted_only_with_an_override_and_a_reason_that_is_kept(store, publish):
+    version = publish(1, passed=False)
+    with pytest.raises(GateError, match=r"refused tiny-1: the subject is lost\. .*--override --reason"):
+        promote(store, version, reason="please")
+    with pytest.raises(ConfigError, match="--override needs --reason"):
+        promote(store, version, override=True)
+    assert store.alias("production")[0] is None
+    promote(store, version, override=True, reason="a demo for the board")
+    assert store.alias("production")[0]["history"][0]["why"] == "override: a demo for the board"
+
+
+def test_there_is_nothing_to_roll_back_to_at_first(store, publish):
+    with pytest.raises(StoreError, match="no version before"):
+        rollback(store)
+    promote(store, publish(1))
+    with pytest.raises(StoreError, match="no version before"):
+        rollback(store)
+
+
+def test_of_eight_promoters_at_once_one_wins_and_the_others_are_told(store, publish, monkeypatch):
+    versions = [publish(number) for number in range(1, 9)]
+    barrier, outcomes = threading.Barrier(8), []
+    kind = type(store)
+    honest = kind.manifest
+
+    def together(self, version):  # every one has read the alias by now
+        manifest = honest(self, version)
+        if threading.current_thread() is not threading.main_thread() and not hasattr(
+            threading.current_thread(), "met"
+        ):
+            threading.current_thread().met = True
+            barrier.wait(timeout=60)
+        return manifest
+
+    monkeypatch.setattr(kind, "manifest", together)
+
+    def act(version):
+        try:
+            outcomes.append(promote(open_store(store.uri), version).after)
+        except StoreError as error:
+            assert "another moved production" in str(error)
+            outcomes.append(None)
+
+    threads = [threading.Thread(target=act, args=(version,)) for version in versions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    winners = [version for version in outcomes if version]
+    assert len(winners) == 1
+    assert outcomes.count(None) == 7
+    assert resolve(store, "production") == winners[0]
+
+
+def test_a_format_is_pulled_with_its_config_and_nothing_else(store, publish, tmp_path):
+    version = publish(1)
+    target = tmp_path / "here"
+    pull(store, version, format_name="BF16", target=target)
+    names = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
+    expected = {"tiny-bf16.safetensors", "transformer/weights", "transformer/config.json", "manifest.json"}
+    assert names == expected
+    with pytest.raises(ConfigError, match="has no format 'q4': known are bf16"):
+        pull(store, version, format_name="q4", target=target)
+
+
+def test_a_pull_goes_on_where_it_was_cut_off_and_keeps_what_is_there(store, publish, tmp_path, monkeypatch):
+    version = publish(1)
+    target = tmp_path / "here"
+    pull(store, version, format_name=None, target=target)
+    whole = (target / "transformer/weights").read_bytes()
+    (target / "transformer/weights").unlink()
+    (target / "transformer/weights.part").write_bytes(whole[:5000])
+    asked, honest = [], type(store).read
+
+    def read(self, version, name, start=0):
+        asked.append((name, start))
+        return honest(self, version, name, start)
+
+    monkeypatch.setattr(type(store), "read", read)
+    pull(store, version, format_name=None, target=target)
+    assert asked == [("transformer/weights", 5000)]
+    assert (target / "transformer/weights").read_bytes() == whole
+    (target / "transformer/weights").unlink()
+    (target / "transformer/weights.part").write_bytes(b"no beginning of it")
+    pull(store, version, format_name=None, target=target)
+    assert (target / "transformer/weights").read_bytes() == whole
+    assert not list(target.rglob("*.part"))
+
+
+def test_a_pulled_file_that_is_not_what_its_manifest_says_is_refused(store, publish, tmp_path, monkeypatch):
+    version = publish(1)
+    monkeypatch.setattr(type(store), "read", lambda *_: iter([b"other bytes"]))
+    with pytest.raises(StoreError, match="does not have its SHA-256: run 'srpo verify'"):
+        pull(store, version, format_name=None, target=tmp_path / "here")
+    assert not [path for path in (tmp_path / "here").rglob("*") if path.is_file()]
+
+
+def test_cleaning_keeps_the_newest_what_aliases_point_to_and_all_that_production_was(store, publish):
+    versions = [publish(number) for number in range(1, 7)]
+    promote(store, versions[0])
+    promote(store, versions[1])
+    promote(store, versions[2])
+    planned = collect(store, keep=1)
+    assert planned.versions == (versions[3], versions[4])
+    assert not planned.done
+    assert store.versions() == versions
+    assert collect(store, keep=1, delete=True).versions == planned.versions
+    assert store.versions() == [*versions[:3], versions[5]]
+    assert collect(store, keep=0).versions == (versions[5],)
+    assert collect(store, keep=9).versions == ()

@@ -1,0 +1,231 @@
+"""The page in a real browser: what a reader does with the slider, by mouse and by keyboard."""
+
+import base64
+import io
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from srpo_core.config import ControlWords
+from srpo_core.report.grid import Shot, Tile
+from srpo_core.report.page import Evidence, Extremes, render_page
+from srpo_core.report.run import Difference
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        shutil.which("chromium") is None, reason="no Chromium on this machine (apt-get install chromium)"
+    ),
+]
+FLAGS = "--headless --no-sandbox --disable-gpu --no-first-run --remote-debugging-port=0 --hide-scrollbars"
+
+
+class Tab:
+    """One tab of a headless Chromium, by the DevTools protocol."""
+
+    def __init__(self, socket):
+        self.socket, self.numbers = socket, itertools.count(1)
+
+    def call(self, method, **parameters):
+        number = next(self.numbers)
+        self.socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
+        while True:
+            answer = json.loads(self.socket.recv(timeout=60))
+            if answer.get("id") == number:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def run(self, script):
+        result = self.call("Runtime.evaluate", expression=script, returnByValue=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    def click(self, x, y):
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def press(self, key, code):
+        for kind in ("rawKeyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+
+    def middle_of(self, selector):
+        return self.run(
+            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
+            "const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2, b.width]; })()"
+        )
+
+    def pixel_colours(self, selector):
+        """Colours of a picture at a quarter and at three quarters of its width."""
+        x, y, width = self.middle_of(selector)
+        shot = Image.open(io.BytesIO(base64.b64decode(self.call("Page.captureScreenshot")["data"]))).convert(
+            "RGB"
+        )
+        return [shot.getpixel((round(x + part * width), round(y))) for part in (-0.25, 0.25)]
+
+
+def png(colour):
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), colour).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A page whose pictures are red before and blue after."""
+    import numpy as np
+
+    from srpo_core.gates.pairs import Pairs
+
+    figures = {"quality": np.array([0.5, 0.6])}
+    pairs = Pairs(("cat", "dog"), ("a", "b"), np.array([0, 1]), np.array([0, 0]), figures, figures, None)
+    tile = Tile("cat", (Shot(0, png("red"), png("blue")),))
+    rule = {
+        "name": "kept",
+        "metric": "quality",
+        "against": "base",
+        "compare": "difference",
+        "side": "at_least",
+    }
+    rule |= {
+        "margin": -0.1,
+        "severity": "refuse",
+        "meaning": "it is kept",
+        "value": 0.0,
+        "low": -0.02,
+        "high": 0.02,
+    }
+    rule |= {"confidence": 0.95, "passed": True, "verdict": "holds", "reason": "it is kept"}
+    decision = {
+        "passed": True,
+        "verdict": "passed",
+        "reason": "it holds.",
+        "rules": [rule],
+        "confidence": 0.95,
+    }
+    decision |= {"objective": {"metric": "quality", "rose": False, "low": 0.0, "high": 0.0}}
+    decision |= {"chance_of_refusing_an_equal": None}
+    selection = {
+        "step": 1,
+        "checkpoint": "x",
+        "maximize": "quality",
+        "curve": [{"step": 0, "quality": 0.5}, {"step": 1, "quality": 0.6}],
+    }
+    evidence = Evidence(
+        control_words=ControlWords(wanted=["Ink"], unwanted=["3D"]),
+        decision=decision,
+        selection=selection | {"admissible": [1], "reason": "it is best"},
+        agreement={"agreement": 0.9, "pairs": 10, "low": 0.6, "high": 1.0},
+        summary={"champion": None},
+        training={},
+        pairs=pairs,
+        tiles=[tile, tile],
+        extremes=Extremes("quality", [(tile, 0.1)], [(tile, -0.1)]),
+        data={"prompts.parquet": "0123"},
+        preset="tiny",
+        differences=[Difference("seed", "0", "1")],
+    )
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    path.write_text(render_page(evidence), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(params=[400, 1400])
+def tab(request, page, tmp_path):
+    from websockets.sync.client import connect
+
+    command = [
+        "chromium",
+        *FLAGS.split(),
+        f"--user-data-dir={tmp_path}",
+        f"--window-size={request.param},900",
+    ]
+    with subprocess.Popen(
+        [*command, page.as_uri()],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HOME": str(tmp_path)},
+    ) as browser:
+        try:
+            assert browser.stderr is not None
+            port = next(
+                found[1] for line in browser.stderr if (found := re.search(r"127\.0\.0\.1:(\d+)/", line))
+            )
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=60) as answer:
+                targets = [target for target in json.load(answer) if target["type"] == "page"]
+            with connect(targets[0]["webSocketDebuggerUrl"], max_size=None, open_timeout=60) as socket:
+                opened = Tab(socket)
+                until = time.monotonic() + 60
+                while not opened.run("document.readyState === 'complete' && location.protocol === 'file:'"):
+                    assert time.monotonic() < until, "the page did not load"
+                    time.sleep(0.1)
+                yield opened
+        finally:
+            browser.terminate()
+
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+FIRST = ".tiles .shot"
+
+
+def split(tab):
+    return tab.run("document.querySelector('#split').value"), tab.run(
+        "document.querySelector('#gallery').style.getPropertyValue('--split')"
+    )
+
+
+def test_the_slider_moves_by_keyboard_and_by_dragging_and_the_pictures_follow(tab):
+    assert tab.pixel_colours(FIRST) == [RED, BLUE], "side by side at first"
+    assert tab.run("getComputedStyle(document.querySelector('.slide')).display") == "none"
+    x, y, _ = tab.middle_of("label[for=view-slider]")
+    tab.click(x, y)
+    assert split(tab) == ("50", "50%")
+    assert tab.pixel_colours(FIRST) == [RED, BLUE], "before to the left of the line, after to its right"
+
+    tab.run("document.querySelector('#split').focus()")
+    tab.press("End", 35)
+    assert split(tab) == ("100", "100%")
+    assert tab.pixel_colours(FIRST) == [RED, RED]
+    tab.press("Home", 36)
+    assert tab.pixel_colours(FIRST) == [BLUE, BLUE]
+    for _ in range(5):
+        tab.press("ArrowRight", 39)
+    assert split(tab) == ("5", "5%")
+    assert tab.run("document.querySelector('#split').getAttribute('aria-valuetext')") == "5 percent before"
+
+    x, y, width = tab.middle_of(FIRST)
+    tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=x + 0.4 * width, y=y)
+    assert int(split(tab)[0]) == pytest.approx(90, abs=2)
+    assert tab.pixel_colours(FIRST) == [RED, RED]
+
+
+def test_the_views_are_reached_by_tab_and_arrow_keys_alone(tab):
+    tab.press("Tab", 9)
+    assert tab.run("document.activeElement.id") == "view-side"
+    tab.press("ArrowRight", 39)
+    assert tab.run("document.querySelector('#view-slider').checked") is True
+    seen = []
+    for _ in range(3):
+        tab.press("Tab", 9)
+        seen.append(tab.run("document.activeElement.id"))
+    assert "split" in seen
+
+
+def test_nothing_is_fetched_and_no_script_but_our_own_may_run(tab, page):
+    tab.call("Network.enable")
+    entries = tab.run("performance.getEntriesByType('resource').map(entry => entry.name.slice(0, 5))")
+    assert set(entries) <= {"data:"}
+    tab.run("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.hacked=1\">')")
+    tab.run(
+        "document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.hacked=1'}))"
+    )
+    assert tab.run("window.hacked") is None
+    assert Path(page).stat().st_size > 10_000

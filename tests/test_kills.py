@@ -1,0 +1,193 @@
+"""Training that is killed with kill -9 ends on the bits of a run that was left alone.
+
+Each test runs the real stage's `fit` on a Ray of its own, on two workers.
+"""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import ranks
+
+from srpo_core.checkpoint import newest_checkpoint, read_whole
+from srpo_core.processes import OWNER, end_leftovers
+
+pytestmark = pytest.mark.pipeline
+
+STEPS = 6
+PATIENCE = 1200  # seconds; on a machine that others use as well
+DRIVER = """
+import os, pickle, sys
+from srpo_core.processes import OWNER, owner_mark
+from srpo_core.stages.train import fit
+os.environ[OWNER] = owner_mark()
+job = pickle.load(open(sys.argv[1], "rb"))
+os.chdir(job.inputs.path)
+fit(job)
+"""
+
+
+class Run:
+    """A training run whose driver is a process of its own."""
+
+    def __init__(self, job, tmp_path):
+        self.job, self.file, self.log = job, tmp_path / "job.pickle", tmp_path / "driver.log"
+        self.file.write_bytes(pickle.dumps(job))
+        self.home = tmp_path / "home"
+
+    def start(self):
+        environment = {
+            **os.environ,
+            "SRPO_HOME": str(self.home),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",
+        }
+        with self.log.open("a") as log:
+            self.driver = subprocess.Popen(
+                [sys.executable, "-c", DRIVER, str(self.file)], env=environment, stdout=log, stderr=log
+            )
+        return self
+
+    def finish(self):
+        assert self.driver.wait(PATIENCE) == 0, self.log.read_text()[-3000:]
+
+    def wait_for(self, found):
+        until = time.monotonic() + PATIENCE
+        while not (result := found()):
+            assert time.monotonic() < until, self.log.read_text()[-3000:]
+            assert self.driver.poll() is None, self.log.read_text()[-3000:]
+            time.sleep(0.0005)
+        return result
+
+    def steps_told(self):
+        progress = self.job.state.path / "progress.jsonl"
+        return (
+            [json.loads(line)["step"] for line in progress.read_text().splitlines()]
+            if progress.exists()
+            else []
+        )
+
+    def processes(self):
+        return psutil.Process(self.driver.pid).children(recursive=True)
+
+    def workers(self):
+        return [process for process in self.processes() if "RayTrainWorker" in " ".join(process.cmdline())]
+
+    def weights(self):
+        found = newest_checkpoint(self.job.state, every=self.job.train.checkpoint_every)
+        assert found.step == STEPS
+        whole = read_whole(found.location.path / "weights")
+        return {name: tensor.numpy().tobytes() for name, tensor in whole.items()}
+
+
+def kill(processes):
+    for process in processes:
+        try:
+            process.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:  # it went with its parent
+            continue
+
+
+def gone(processes, seconds=30):
+    _, alive = psutil.wait_procs(processes, timeout=seconds)
+    return not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def settings(job, tmp_path, name):
+    rollout = job.train.rollout.model_copy(update={"steps": 1})
+    resources = {"train_workers": 2, "min_train_workers": 2}
+    small = ranks.changed(
+        job,
+        tmp_path,
+        name,
+        resources=resources,
+        steps=STEPS,
+        batch_size=2,
+        sample_prompts=1,
+        rollout=rollout,
+    )
+    return replace(small, attempt="", resume=0)
+
+
+@pytest.fixture(scope="module")
+def left_alone():
+    """The weights of the uninterrupted run, made by the first test that asks."""
+    return {}
+
+
+@pytest.fixture
+def expected(left_alone, job, tmp_path):
+    if not left_alone:
+        alone = settings(job, tmp_path, "alone")
+        ranks.train(alone, 2)
+        left_alone.update(Run(alone, tmp_path).weights())
+    return left_alone
+
+
+def test_after_workers_are_killed_inside_a_checkpoint_write_their_group_goes_on_by_itself(
+    job, tmp_path, expected
+):
+    run = Run(settings(job, tmp_path, "worker"), tmp_path).start()
+    state = run.job.state.path
+    run.wait_for(lambda: 3 in run.steps_told())
+    workers = run.workers()
+    assert len(workers) == 2
+    (partial,) = run.wait_for(lambda: list(state.glob(".step-000004.*.part")))
+    kill(workers)
+    assert gone(workers)
+    assert partial.exists(), "it was inside the write"
+    assert not (state / "step-000004").exists()
+    run.finish()
+    assert run.weights() == expected
+    assert not partial.exists()
+    (line,) = (line for line in run.log.read_text().splitlines() if "starting the workers again" in line)
+    assert line.endswith("1 of 2 times")
+    assert run.steps_told() == [1, 2, 3, 4, 3, 4, 5, 6]
+
+
+def test_after_the_driver_is_killed_its_children_die_and_the_same_command_goes_on(job, tmp_path, expected):
+    run = Run(settings(job, tmp_path, "driver"), tmp_path).start()
+    run.wait_for(lambda: 3 in run.steps_told())
+    children = run.processes()
+    run.driver.kill()
+    run.driver.wait()
+    assert gone(children)
+    run.start().finish()
+    assert run.weights() == expected
+    assert run.steps_told().count(1) == 1, "it went on from the checkpoint"
+
+
+def test_after_the_whole_ray_session_is_killed_the_same_command_goes_on(job, tmp_path, expected):
+    run = Run(settings(job, tmp_path, "session"), tmp_path).start()
+    run.wait_for(lambda: 5 in run.steps_told())
+    everything = [*run.processes(), psutil.Process(run.driver.pid)]
+    kill(everything)
+    run.driver.wait()
+    assert gone(everything)
+    run.start().finish()
+    assert run.weights() == expected
+    assert run.steps_told().count(3) == 1
+
+
+def test_a_retry_ends_what_the_killed_try_left_behind(tmp_path):
+    """A process that bears the mark of an owner who is dead, as all that the stage starts does."""
+    script = (
+        "import os, subprocess, sys; from srpo_core.processes import OWNER, owner_mark;"
+        f"os.environ[{OWNER!r}] = owner_mark();"
+        "print(subprocess.Popen(['sleep', '300'], start_new_session=True).pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=Path.cwd()
+    )
+    left = psutil.Process(int(done.stdout))
+    assert left.is_running()
+    assert end_leftovers() >= 1
+    assert gone([left], 5)

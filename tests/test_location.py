@@ -1,0 +1,65 @@
+import pytest
+
+from srpo_core.errors import ArtifactError, ConfigError
+from srpo_core.location import Location, local_copy, storage
+
+
+@pytest.fixture(params=["path", "file", pytest.param("s3", marks=pytest.mark.s3)])
+def place(request, tmp_path):
+    """The same behaviour is owed at each kind of place."""
+    if request.param == "s3":
+        return Location.of(f"s3://{request.getfixturevalue('bucket')}/runs")
+    return Location.of(f"file://{tmp_path}/runs" if request.param == "file" else tmp_path / "runs")
+
+
+def test_what_is_written_can_be_read_listed_and_deleted(place, tmp_path):
+    assert place.names() == []
+    (place / "a" / "b.txt").write(b"one")
+    place.append("log", "first")
+    place.append("log", "second")
+    assert (place / "log").read_text() == "first\nsecond\n"
+    assert place.names() == ["a", "log"]
+    assert place.files() == ["a/b.txt", "log"]
+    assert (place / "a/b.txt").sha256().startswith("7692c3ad")
+    (place / "a").delete()
+    (place / "nothing").delete()
+    assert not (place / "a").exists()
+    with pytest.raises(FileNotFoundError):
+        (place / "a/b.txt").read_text()
+
+
+def test_a_directory_is_uploaded_and_read_on_this_machine(place, tmp_path):
+    source = tmp_path / "source/deep"
+    source.mkdir(parents=True)
+    (source / "x").write_bytes(b"x" * 1000)
+    place.upload(tmp_path / "source")
+    digests = {"deep/x": (place / "deep/x").sha256()}
+    with local_copy(place, digests) as directory:
+        assert (directory / "deep/x").read_bytes() == b"x" * 1000
+        with local_copy(place, digests) as again:
+            assert again == directory
+        assert (directory / "deep/x").exists(), "the first reader is not done"
+
+
+@pytest.mark.s3
+def test_a_copy_goes_with_its_last_reader_and_an_altered_or_missing_file_is_named(bucket, tmp_path):
+    place = Location.of(f"s3://{bucket}/runs")
+    (place / "x").write(b"one")
+    with local_copy(place, {"x": (place / "x").sha256()}) as directory:
+        pass
+    assert not directory.exists()
+    with pytest.raises(ArtifactError, match="runs/x does not have its digest"), local_copy(place, {"x": "0"}):
+        pass
+    with pytest.raises(ArtifactError, match="runs/y is missing"), local_copy(place, {"y": "0"}):
+        pass
+
+
+def test_a_kind_of_storage_that_nobody_knows_is_one_line(monkeypatch):
+    monkeypatch.setenv("SRPO_STORAGE", "gopher://hole")
+    with pytest.raises(ConfigError, match="no storage of kind 'gopher': known are"):
+        storage()
+
+
+def test_without_a_word_the_disk_of_this_machine_is_used(monkeypatch):
+    monkeypatch.delenv("SRPO_STORAGE", raising=False)
+    assert storage() is None

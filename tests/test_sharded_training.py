@@ -1,0 +1,69 @@
+"""Training on several ranks, whole or cut over them by FSDP2, against one."""
+
+from dataclasses import replace
+
+import pytest
+import ranks
+import torch
+
+from srpo_core.checkpoint import newest_checkpoint, read_whole
+
+pytestmark = pytest.mark.pipeline
+
+STEPS = 20
+
+
+def weights(job):
+    return read_whole(
+        newest_checkpoint(job.state, every=job.train.checkpoint_every).location.path / "weights"
+    )
+
+
+def largest_difference(one, other):
+    """The largest relative difference (norm of the difference over the norm) of any tensor."""
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).norm() / one[name].norm()) for name in one)
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_two_workers_learn_what_one_learns_over_twenty_steps(job, tmp_path, tune, record_property):
+    settings = {"steps": STEPS, "checkpoint_every": STEPS, "tune": tune}
+    alone = ranks.changed(job, tmp_path, "alone", **settings)
+    cut = ranks.changed(job, tmp_path, "cut", resources={"shard": True, "train_workers": 2}, **settings)
+    ((_, metrics),) = ranks.train(alone, 1)
+    (held, on_first), (_, on_second) = ranks.train(cut, 2, inspect=ranks.shards_held)
+    assert on_first == on_second
+    for one, two in zip(metrics, on_first, strict=True):
+        assert two == pytest.approx(one, rel=1e-5)
+    assert held[0] < 0.51 * held[1], "each rank holds a half"
+    difference = largest_difference(weights(alone), weights(cut))
+    record_property("largest_relative_difference", difference)
+    print(f"{tune}: largest relative difference of a tensor after {STEPS} steps: {difference:.2e}")
+    assert difference < 1e-5
+
+
+@pytest.mark.parametrize("tune", ["full", "lora"])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_what_some_workers_saved_others_go_on_from(job, tmp_path, tune, before, after):
+    straight = ranks.changed(job, tmp_path, "straight", steps=4, tune=tune, resources={"shard": True})
+    state = [found for found, _ in ranks.train(straight, before, inspect=None)]
+    assert state == [None] * before
+    halfway = replace(straight, resume=2)
+    saved = ranks.train(halfway, before, inspect=ranks.whole_state)[0][0]
+    for found, _ in ranks.train(halfway, after, inspect=ranks.whole_state):
+        assert found == saved, "bit for bit, whatever the cut"
+    other = ranks.changed(job, tmp_path, "other", steps=4, tune=tune, resources={"shard": True})
+    ranks.train(replace(other, train=other.train.model_copy(update={"steps": 2})), before)
+    ranks.train(replace(other, resume=2), after)
+    assert largest_difference(weights(straight), weights(other)) < 1e-5
+
+
+def test_the_background_writer_saves_what_the_foreground_one_saves(job, tmp_path):
+    for name, background in (("front", False), ("back", True)):
+        cut = ranks.changed(
+            job, tmp_path, name, resources={"shard": True, "async_checkpoints": background}, steps=4
+        )
+        ranks.train(cut, 2)
+    for step in ("step-000002", "step-000004"):
+        front, back = (read_whole(tmp_path / name / step / "weights") for name in ("front", "back"))
+        assert all(torch.equal(front[name], back[name]) for name in front)

@@ -1,0 +1,120 @@
+"""Shards on the tiny family: what is kept, what is drawn again, what tasks change."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from srpo_core import shards as module
+from srpo_core.config import ControlWords, DrawSettings, load_settings
+from srpo_core.errors import DivergenceError
+from srpo_core.models.embeddings import read_embeddings
+from srpo_core.pictures import PictureSet, draw_and_measure
+from srpo_core.scorers.metrics import MetricContext
+from srpo_core.shards import DrawJob, draw_shards, fingerprint
+
+ROOT = Path(__file__).resolve().parents[1]
+METRICS = ["judge_wanted", "diversity", "saturation"]
+
+
+def resources(workers=1):
+    return load_settings(ROOT / "profiles/tiny.yaml").resources.model_copy(update={"draw_workers": workers})
+
+
+@pytest.fixture
+def job(tiny_project, tmp_path, monkeypatch):
+    """Five prompts with two seeds in batches of four: three shards."""
+    monkeypatch.chdir(tiny_project)
+    monkeypatch.setenv("SRPO_HOME", str(tmp_path / "home"))
+    settings = load_settings(ROOT / "profiles/tiny.yaml")
+    prompts, styles, condition = read_embeddings("validation")
+    return DrawJob(
+        "base",
+        settings.model,
+        None,
+        PictureSet("evaluate", prompts, styles, condition, 2, 0),
+        DrawSettings(steps=2, guidance=3.5, batch_size=4),
+        METRICS,
+        MetricContext(settings.reward, settings.judge, settings.control_words),
+    )
+
+
+def pixels(shards):
+    return torch.cat([drawn.pixels for _, drawn in shards])
+
+
+def test_the_shards_together_are_the_set_drawn_at_once(job):
+    from srpo_core.models import load_base
+
+    shards = draw_shards(job, resources())
+    assert job.num_shards == 3
+    assert [len(part) for part, _ in shards] == [4, 4, 2]
+    whole = draw_and_measure(
+        load_base(job.model), "base", job.pictures, draw=job.draw, metrics=METRICS, context=job.context
+    )
+    assert torch.equal(pixels(shards), torch.stack([picture.pixels for picture in whole]))
+    for name, values in shards.figures().items():
+        assert values.tolist() == pytest.approx([picture.figures[name] for picture in whole], abs=1e-6)
+    directory = shards.directory
+    assert directory.parent == module.home() / "resume"
+    shards.discard()
+    assert not directory.exists()
+
+
+def test_a_run_that_was_cut_off_draws_only_what_is_missing_and_ends_with_the_same_pictures(job, monkeypatch):
+    first = pixels(draw_shards(job, resources()))
+    shards = draw_shards(job, resources())
+    (shards.directory / "00001.safetensors").unlink()
+    drawn = []
+    original = module.draw_set
+
+    def counted(base, name, pictures, **options):
+        drawn.append(list(pictures.prompts))
+        return original(base, name, pictures, **options)
+
+    monkeypatch.setattr(module, "draw_set", counted)
+    assert torch.equal(pixels(draw_shards(job, resources())), first)
+    assert drawn == [list(job.pictures.prompts[2:4])]
+
+
+def test_whatever_decides_a_picture_or_a_figure_gives_the_shards_another_name(job, tmp_path):
+    context = job.context
+    changed = {
+        "draw": DrawSettings(steps=3, guidance=3.5, batch_size=4),
+        "metrics": ["diversity"],
+        "transformer": ROOT / "assets/tiny/family/base/transformer",
+        "pictures": replace(job.pictures, seed=1),
+        "context": replace(context, control_words=ControlWords.of(wanted=["3D"], unwanted=["Ink"])),
+    }
+    names = {fingerprint(replace(job, **{key: value})) for key, value in changed.items()}
+    assert len(names | {fingerprint(job)}) == len(changed) + 1
+    assert fingerprint(job) == fingerprint(replace(job))
+
+
+def test_a_model_that_draws_nan_leaves_no_shard(job, tmp_path):
+    from srpo_core.models import load_transformer
+
+    broken = load_transformer(job.model, Path(job.model.path) / "transformer")
+    broken.proj_out.bias.data.fill_(torch.nan)
+    broken.save_pretrained(tmp_path / "broken")
+    with pytest.raises(DivergenceError, match="step 5 draws NaN"):
+        draw_shards(replace(job, name="step 5", transformer=tmp_path / "broken"), resources())
+
+
+@pytest.mark.pipeline
+def test_ray_tasks_draw_the_same_pictures_and_figures_and_an_error_of_theirs_is_our_own(job, tmp_path):
+    from srpo_core.models import load_transformer
+
+    alone = draw_shards(job, resources())
+    expected, figures = pixels(alone), alone.figures()
+    alone.discard()
+    together = draw_shards(job, resources(2))
+    assert torch.equal(pixels(together), expected)
+    for name, values in together.figures().items():
+        assert torch.equal(values, figures[name]), name
+    broken = load_transformer(job.model, Path(job.model.path) / "transformer")
+    broken.proj_out.bias.data.fill_(torch.nan)
+    broken.save_pretrained(tmp_path / "broken")
+    with pytest.raises(DivergenceError, match="step 5 draws NaN"):
+        draw_shards(replace(job, name="step 5", transformer=tmp_path / "broken"), resources(2))
