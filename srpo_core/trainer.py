@@ -27,6 +27,7 @@ from srpo_core.models.embeddings import read_embeddings, read_latents
 from srpo_core.protocols import BaseModel, Condition
 from srpo_core.scorers import load_reward
 from srpo_core.scorers.autocast import AutocastReward
+from srpo_core.watchdog import Watchdog
 
 PROGRESS = "progress.jsonl"
 SAMPLES = "samples"
@@ -97,19 +98,25 @@ class Worker:
 
     def run(self) -> None:
         """Train the steps that are not done yet; save checkpoints, samples and progress on the way."""
+        job, writer = self.job, self._writer()
+        with Watchdog(job.state, job.attempt, self.rank, job.resources.stall) as watchdog:
+            self._run(writer, watchdog)
+        writer.finish()
+
+    def _run(self, writer: CheckpointWriter, watchdog: Watchdog) -> None:
         of_base = {} if self.metrics else self._judged(BASE)
-        writer = self._writer()
         for step in range(len(self.metrics) + 1, self.job.train.steps + 1):
             if over_trained(self.metrics, self.job.train.early_stop):
                 break
             at_checkpoint = step % self.job.train.checkpoint_every == 0
             self.metrics.append(self.step(step) | of_base | (self._judged() if at_checkpoint else {}))
             of_base = {}
+            watchdog.step_done(step)
             if self.rank == 0:
                 self.job.state.append(PROGRESS, json.dumps({"step": step, **self.metrics[-1]}))
             if at_checkpoint:
-                self._save(step, writer)
-        writer.finish()
+                with watchdog.paused():
+                    self._save(step, writer)
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step over the global batch; returns its metrics, equal on every rank."""

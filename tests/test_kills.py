@@ -24,15 +24,26 @@ pytestmark = pytest.mark.pipeline
 
 STEPS = 6
 PATIENCE = 1200  # seconds; on a machine that others use as well
-DRIVER = """
+DRIVER = '''
 import os, pickle, sys
 from srpo_core.processes import OWNER, owner_mark
 from srpo_core.stages.train import fit
 os.environ[OWNER] = owner_mark()
+def stuck(job):
+    """A worker whose rank 1 stands still at its fourth step, unless it went on from a checkpoint."""
+    import time
+    from srpo_core import trainer
+    step = trainer.Worker.step
+    def standing(worker, number):
+        if job.resume == 0 and (worker.rank, number) == (1, 4):
+            time.sleep(3600)
+        return step(worker, number)
+    trainer.Worker.step = standing
+    trainer.train_worker(job)
 job = pickle.load(open(sys.argv[1], "rb"))
 os.chdir(job.inputs.path)
-fit(job)
-"""
+fit(job, **({"worker": stuck} if "stuck" in sys.argv else {}))
+'''
 
 
 class Run:
@@ -43,7 +54,7 @@ class Run:
         self.file.write_bytes(pickle.dumps(job))
         self.home = tmp_path / "home"
 
-    def start(self):
+    def start(self, *words):
         environment = {
             **os.environ,
             "SRPO_HOME": str(self.home),
@@ -52,7 +63,10 @@ class Run:
         }
         with self.log.open("a") as log:
             self.driver = subprocess.Popen(
-                [sys.executable, "-c", DRIVER, str(self.file)], env=environment, stdout=log, stderr=log
+                [sys.executable, "-c", DRIVER, str(self.file), *words],
+                env=environment,
+                stdout=log,
+                stderr=log,
             )
         return self
 
@@ -175,6 +189,19 @@ def test_after_the_whole_ray_session_is_killed_the_same_command_goes_on(job, tmp
     run.start().finish()
     assert run.weights() == expected
     assert run.steps_told().count(3) == 1
+
+
+def test_workers_that_stand_still_start_again_and_the_rank_at_fault_is_named(job, tmp_path, expected):
+    patient = settings(job, tmp_path, "stuck")
+    stall = patient.resources.stall.model_copy(update={"factor": 3.0, "least_seconds": 30.0})
+    resources = patient.resources.model_copy(update={"stall": stall})
+    run = Run(replace(patient, resources=resources), tmp_path).start("stuck")
+    run.finish()
+    assert run.weights() == expected
+    (line,) = (line for line in run.log.read_text().splitlines() if "starting the workers again" in line)
+    assert line.startswith("step 4 stood still for ")
+    assert " at rank 1;" in line or " at rank 1 in " in line
+    assert run.steps_told() == [1, 2, 3, 3, 4, 5, 6]
 
 
 def test_a_retry_ends_what_the_killed_try_left_behind(tmp_path):

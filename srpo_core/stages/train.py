@@ -50,6 +50,7 @@ from srpo_core.processes import OWNER, end_leftovers, owner_mark
 from srpo_core.resume import resumable
 from srpo_core.trainer import PROGRESS, TrainJob, train_worker
 from srpo_core.trainer import SAMPLES as SAMPLES_NAME
+from srpo_core.watchdog import stalled
 
 OBJECT_STORE_BYTES = 200_000_000  # workers exchange gradients, not objects
 POLL_SECONDS = 0.3
@@ -191,6 +192,8 @@ def _fit_once(job: TrainJob, worker: Callable[[TrainJob], None]) -> None:
             ),
         ).fit()
     except ray.train.TrainingFailedError as error:
+        if stood := stalled(job.state, job.attempt, most):
+            raise _GroupFailedError(stood) from error
         raise _own_error(error) from error
     except (RayError, ConnectionError) as error:
         raise _GroupFailedError(f"Ray ended: {_one_line(error)}") from error

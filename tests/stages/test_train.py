@@ -121,3 +121,28 @@ def test_a_run_that_diverges_stops_with_its_step_and_keeps_what_it_had(job):
     diverging = job.train.model_copy(update={"optimizer": optimizer, "checkpoint_every": 1})
     with pytest.raises(DivergenceError, match=r"step \d+: .*gradient of .+ is not finite"):
         train.fit(replace(job, train=diverging))
+
+
+def test_workers_that_fail_every_time_fail_the_run_after_a_bounded_number_of_starts(job, monkeypatch, caplog):
+    started = []
+
+    def fail(attempt, _):
+        started.append(attempt)
+        raise train._GroupFailedError("step 8 stood still for 61 s at rank 1")
+
+    monkeypatch.setattr(train, "_fit_once", fail)
+    with pytest.raises(SrpoError, match="^training failed 3 times: step 8 stood still for 61 s at rank 1$"):
+        train.fit(job)
+    assert [attempt.resume for attempt in started] == [0, 0, 0]
+    assert len({attempt.attempt for attempt in started}) == 3, "no attempt writes into another's files"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"step 8 stood still for 61 s at rank 1; starting the workers again, {n} of 2 times" for n in (1, 2)
+    ]
+
+
+def test_a_run_that_has_all_its_steps_starts_no_worker(job, monkeypatch):
+    import torch
+
+    Worker(job, rank=0, world=1, device=torch.device("cpu")).run()
+    monkeypatch.setattr(train, "_fit_once", None)
+    train.fit(job)

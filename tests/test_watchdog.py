@@ -1,0 +1,75 @@
+import json
+import time
+
+import pytest
+
+from srpo_core.config import StallSettings
+from srpo_core.location import Location
+from srpo_core.watchdog import EXIT_CODE, Watchdog, reports, stalled
+
+QUICK = StallSettings(factor=5, least_seconds=0.2, restarts=1)
+
+
+def watching(tmp_path, ended, stall=QUICK):
+    return Watchdog(Location.of(tmp_path), "a", 3, stall, end=ended.append, grace=0.0)
+
+
+def test_steps_of_the_usual_length_are_left_alone(tmp_path):
+    ended = []
+    with watching(tmp_path, ended) as watchdog:
+        for step in range(1, 6):
+            time.sleep(0.1)
+            watchdog.step_done(step)
+    assert ended == []
+    assert stalled(Location.of(tmp_path), "a", 4) is None
+
+
+def test_a_step_that_stands_still_ends_the_process_and_says_where_it_stood(tmp_path):
+    ended = []
+    with watching(tmp_path, ended) as watchdog:
+        watchdog.step_done(6)
+        watchdog.step_done(7)
+        until = time.monotonic() + 20
+        while not ended and time.monotonic() < until:
+            time.sleep(0.01)
+    assert ended == [EXIT_CODE]
+    (said,) = (json.loads(path.read_text()) for path in tmp_path.glob("stalled-a/*.json"))
+    assert (said["rank"], said["step"], said["waiting"]) == (3, 8, False)
+    assert said["seconds"] >= 0.2
+
+
+def test_time_spent_on_a_checkpoint_is_no_stall(tmp_path):
+    ended = []
+    with watching(tmp_path, ended) as watchdog:
+        watchdog.step_done(1)
+        with watchdog.paused():
+            time.sleep(0.8)
+        time.sleep(0.1)
+    assert ended == []
+
+
+def test_the_limit_grows_with_the_median_step_and_never_falls_below_the_least(tmp_path):
+    watchdog = watching(tmp_path, [], StallSettings(factor=10, least_seconds=4, restarts=0))
+    assert watchdog.limit == 40, "the first step loads and compiles"
+    watchdog._steps += [0.1, 0.1, 9.0]
+    assert watchdog.limit == 4
+    watchdog._steps += [2.0, 2.0, 2.0]
+    assert watchdog.limit == pytest.approx(20)
+
+
+def say(tmp_path, *rows):
+    for rank, waiting in rows:
+        row = {"rank": rank, "step": 8, "seconds": 61.2, "waiting": waiting, "where": "reward.py:36 encode"}
+        (reports(Location.of(tmp_path), "a") / f"rank-{rank}.json").write(json.dumps(row).encode())
+
+
+def test_the_rank_that_does_not_wait_for_the_others_is_named(tmp_path):
+    say(tmp_path, (0, True), (1, False), (2, True))
+    line = stalled(Location.of(tmp_path), "a", 3)
+    assert line == "step 8 stood still for 61 s at rank 1 in reward.py:36 encode"
+    assert stalled(Location.of(tmp_path), "a", 3) is None, "told once"
+
+
+def test_a_rank_that_says_nothing_is_named(tmp_path):
+    say(tmp_path, (0, True), (2, True))
+    assert stalled(Location.of(tmp_path), "a", 3) == "step 8 stood still for 61 s at rank 1"
