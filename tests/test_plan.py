@@ -160,6 +160,7 @@ def test_four_pictures_a_device_are_four_times_the_work():
     assert of_flux(8).flops["rollout"] == pytest.approx(4 * of_flux(32).flops["rollout"])
 
 
+@pytest.mark.pipeline
 def test_what_does_not_fit_is_made_to_fit_by_the_cheapest_changes_that_do():
     whole = settings("tiny")
     plan = make_plan(whole, cluster(1))

@@ -103,7 +103,7 @@ def test_two_workers_learn_what_one_learns(checkout, first):
     weights = "runs/train/checkpoints/step-000004/diffusion_pytorch_model.safetensors"
     alone = load_file(checkout.path / weights)
     settings = yaml.safe_load((checkout.path / "params.yaml").read_text())
-    settings["resources"]["train_workers"] = 2
+    settings["resources"] |= {"train_workers": 2, "min_train_workers": 2, "shard": True}
     try:
         (checkout.path / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
         checkout.run("dvc", "repro", "--force", "--single-item", "train")

@@ -26,18 +26,29 @@ def largest_difference(one, other):
 
 
 @pytest.mark.parametrize("tune", ["full", "lora"])
-def test_two_workers_learn_what_one_learns_over_twenty_steps(job, tmp_path, tune, record_property):
-    settings = {"steps": STEPS, "checkpoint_every": STEPS, "tune": tune}
+def test_two_workers_learn_what_one_learns_over_twenty_steps(job, tmp_path, tune):
+    """In float64, where a difference is one of the computation and not of the order in which it is rounded.
+
+    In float32 the first step agrees within 1e-6; what is then rounded differently, the clamp of pixels and AdamW's
+    division by small moments make larger (docs/training.md has the figures).
+    """
+    rollout = job.train.rollout.model_copy(update={"steps": 1})
+    settings = {
+        "steps": STEPS,
+        "checkpoint_every": STEPS,
+        "tune": tune,
+        "sample_prompts": 1,
+        "rollout": rollout,
+    }
     alone = ranks.changed(job, tmp_path, "alone", **settings)
     cut = ranks.changed(job, tmp_path, "cut", resources={"shard": True, "train_workers": 2}, **settings)
-    ((_, metrics),) = ranks.train(alone, 1)
-    (held, on_first), (_, on_second) = ranks.train(cut, 2, inspect=ranks.shards_held)
+    ((_, metrics),) = ranks.train(alone, 1, double=True)
+    (held, on_first), (_, on_second) = ranks.train(cut, 2, inspect=ranks.shards_held, double=True)
     assert on_first == on_second
     for one, two in zip(metrics, on_first, strict=True):
         assert two == pytest.approx(one, rel=1e-5)
     assert held[0] < 0.51 * held[1], "each rank holds a half"
     difference = largest_difference(weights(alone), weights(cut))
-    record_property("largest_relative_difference", difference)
     print(f"{tune}: largest relative difference of a tensor after {STEPS} steps: {difference:.2e}")
     assert difference < 1e-5
 
@@ -46,8 +57,7 @@ def test_two_workers_learn_what_one_learns_over_twenty_steps(job, tmp_path, tune
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_what_some_workers_saved_others_go_on_from(job, tmp_path, tune, before, after):
     straight = ranks.changed(job, tmp_path, "straight", steps=4, tune=tune, resources={"shard": True})
-    state = [found for found, _ in ranks.train(straight, before, inspect=None)]
-    assert state == [None] * before
+    ranks.train(straight, before)
     halfway = replace(straight, resume=2)
     saved = ranks.train(halfway, before, inspect=ranks.whole_state)[0][0]
     for found, _ in ranks.train(halfway, after, inspect=ranks.whole_state):

@@ -85,6 +85,11 @@ def run(
             "every worker needs at least one picture per step"
         )
     method_of(train)
+    if resources.shard and train.rollout.source == "hybrid":
+        raise ConfigError(
+            "resources.shard with train.rollout.source hybrid: a worker whose pictures are all real would not call "
+            "the model while the others wait for its share of it: take online or offline, or shard: false"
+        )
     _require_gpus(resources)
     started = time.monotonic()
     words = word_counts(control_words)
@@ -334,10 +339,10 @@ def _require_gpus(resources: ResourceSettings) -> None:
     import torch
 
     found = torch.cuda.device_count()
-    if found < resources.train_workers:
+    if found < resources.min_train_workers:
         raise ConfigError(
-            f"resources.use_gpu asks for {resources.train_workers} GPUs and this machine has {found}: "
-            "lower resources.train_workers, set use_gpu to false, or set RAY_ADDRESS to a cluster"
+            f"resources.use_gpu asks for {resources.min_train_workers} GPUs and this machine has {found}: "
+            "lower resources.min_train_workers, set use_gpu to false, or set RAY_ADDRESS to a cluster"
         )
 
 

@@ -2,10 +2,11 @@ import json
 import logging
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from srpo_core.checkpoint import Checkpoint, newest_checkpoint
+from srpo_core.checkpoint import Checkpoint, newest_checkpoint, read_whole
 from srpo_core.errors import ArtifactError, ConfigError, DivergenceError, SrpoError
 from srpo_core.location import Location
 from srpo_core.stages import train
@@ -131,7 +132,7 @@ def test_workers_that_fail_every_time_fail_the_run_after_a_bounded_number_of_sta
         raise train._GroupFailedError("step 8 stood still for 61 s at rank 1")
 
     monkeypatch.setattr(train, "_fit_once", fail)
-    with pytest.raises(SrpoError, match="^training failed 3 times: step 8 stood still for 61 s at rank 1$"):
+    with pytest.raises(SrpoError, match=r"^training failed 3 times: step 8 stood still for 61 s at rank 1$"):
         train.fit(job)
     assert [attempt.resume for attempt in started] == [0, 0, 0]
     assert len({attempt.attempt for attempt in started}) == 3, "no attempt writes into another's files"
@@ -146,3 +147,37 @@ def test_a_run_that_has_all_its_steps_starts_no_worker(job, monkeypatch):
     Worker(job, rank=0, world=1, device=torch.device("cpu")).run()
     monkeypatch.setattr(train, "_fit_once", None)
     train.fit(job)
+
+
+def test_a_cut_model_refuses_hybrid_rollouts_in_which_ranks_would_wait_for_ever(job):
+    rollout = job.train.rollout.model_copy(update={"source": "hybrid"})
+    cut = with_resources(replace(job, train=job.train.model_copy(update={"rollout": rollout})), shard=True)
+    with pytest.raises(ConfigError, match=r"resources\.shard with train\.rollout\.source hybrid"):
+        train.run(**parts(cut))
+
+
+def test_with_shared_storage_a_path_that_no_other_machine_has_is_refused(job, tmp_path, monkeypatch):
+    monkeypatch.setenv("SRPO_STORAGE", str(tmp_path / "shared"))
+    with pytest.raises(ConfigError, match=r"/weights: with SRPO_STORAGE a path must be relative"):
+        train.places(tmp_path / "train-abc", "/weights")
+
+
+@pytest.mark.pipeline
+@pytest.mark.s3
+def test_workers_that_share_only_object_storage_learn_the_same(job, bucket, monkeypatch, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    Worker(job, rank=0, world=1, device=torch.device("cpu")).run()
+    here = newest_checkpoint(job.state, every=2)
+    monkeypatch.setenv("SRPO_STORAGE", f"s3://{bucket}/srpo")
+    monkeypatch.setenv("SRPO_HOME", str(tmp_path / "home"))
+    paths = (job.model.path, job.reward.path, job.select_judge.path)
+    inputs, digests, state = train.places(tmp_path / "train-abc", *paths)
+    far = replace(job, inputs=inputs, digests=digests, state=state, attempt="")
+    train.fit(far)
+    train.export(far, WORDS)
+    exported = load_file("runs/train/checkpoints/step-000004/diffusion_pytorch_model.safetensors")
+    expected = read_whole(here.location.path / "weights")
+    assert all(torch.equal(exported[name], tensor) for name, tensor in expected.items())
+    assert len(list(Path("runs/train/samples").glob("*.png"))) == 2

@@ -1,0 +1,73 @@
+"""A slice of FLUX.1-dev at its true width (hidden 3072, one block of each kind) takes a step on this machine."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from srpo_core.algorithm.method import TrainBatch
+from srpo_core.algorithm.noise import Draws
+from srpo_core.checkpoint import trained
+from srpo_core.config import load_settings
+from srpo_core.learner import Learner, adamw, method_of
+from srpo_core.models.flux import FluxBase
+from srpo_core.models.lora import add_lora, initialize_lora
+from srpo_core.models_lock import read_lock
+from srpo_core.protocols import Condition
+from srpo_core.scorers import load_reward
+from srpo_core.scorers.autocast import AutocastReward
+
+pytestmark = pytest.mark.pipeline
+
+
+@pytest.fixture
+def sliced(monkeypatch):
+    """The profile flux1_dev_lora on one block of each kind, with the VAE of FLUX.1-dev, random weights, 64 pixels."""
+    from diffusers import AutoencoderKL, FluxTransformer2DModel
+
+    monkeypatch.chdir(Path(__file__).resolve().parents[2])
+    settings = load_settings(Path("profiles/flux1_dev_lora.yaml"))
+    architecture = read_lock()[settings.model.path].architecture
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)  # as the profile lays frozen weights down; half the memory
+    transformer = FluxTransformer2DModel.from_config(
+        {**architecture["transformer"], "num_layers": 1, "num_single_layers": 1}
+    )
+    torch.set_default_dtype(before)
+    add_lora(transformer, settings.train.lora)
+    initialize_lora(transformer, settings.seed)
+    vae = AutoencoderKL.from_config(architecture["vae"])
+    model = FluxBase(transformer.train(), vae, None, height=64, width=64)
+    rollout = settings.train.rollout.model_copy(update={"steps": 2})
+    train = settings.train.model_copy(update={"batch_size": 1, "rollout": rollout})
+    return model.prepare(train.compute), train
+
+
+def test_one_step_at_true_width_moves_the_adapters_and_nothing_else(sliced):
+    model, train = sliced
+    assert model.transformer.inner_dim == 3072
+    frozen = {name: p for name, p in model.transformer.named_parameters() if not p.requires_grad}
+    assert {p.dtype for p in frozen.values()} == {torch.bfloat16}
+    sums = {name: p.double().sum().item() for name, p in frozen.items()}
+    before = {name: tensor.clone() for name, tensor in trained(model.transformer).items()}
+    reward = AutocastReward(load_reward(load_settings(Path("profiles/tiny.yaml")).reward))
+    learner = Learner(model, reward, adamw(model.transformer, train), train, method_of(train))
+    batch = TrainBatch(
+        prompts=["red apple"],
+        condition=Condition(torch.randn(1, 16, 4096), torch.randn(1, 768)),
+        noise=torch.randn(1, *model.latent_shape),
+        draws=Draws(0, 1, [0]),
+        real={},
+        wanted="Real",
+        unwanted="Anime",
+    )
+    metrics = learner.step(batch, 1)
+    assert metrics["grad_norm"] > 0
+    # B starts at zero, so that in the first step only B has a gradient
+    moved = {
+        name for name, tensor in trained(model.transformer).items() if not torch.equal(tensor, before[name])
+    }
+    assert moved
+    assert any(".lora_B." in name for name in moved)
+    assert {name: p.double().sum().item() for name, p in frozen.items()} == sums
