@@ -357,7 +357,8 @@ def _own_error(error: Any) -> Exception:
 
 
 def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    text = " ".join(str(error).split()).partition(" Worker info:")[0]  # Ray goes on for a page
+    return f"{type(error).__name__}: {text[:300]}"
 
 
 def _whole_lines(path: Location) -> list[str]:
