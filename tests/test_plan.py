@@ -206,3 +206,20 @@ def test_the_presets_differ_in_what_their_names_say():
     full, lora = (load_settings(ROOT / f"profiles/{name}.yaml") for name in ("flux1_dev", "flux1_dev_lora"))
     assert full.train.model_copy(update={"tune": "lora"}) == lora.train
     assert (full.model, full.reward, full.control_words) == (lora.model, lora.reward, lora.control_words)
+
+
+def test_flux1_dev_has_the_published_settings():
+    from srpo_core.algorithm.schedule import training_grid
+
+    whole = load_settings(ROOT / "profiles/flux1_dev.yaml")
+    train, align = whole.train, whole.train.direct_align
+    optimizer = train.optimizer
+    assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.max_grad_norm) == (5e-6, 1e-4, 0.1)
+    assert (whole.model.height, whole.model.width) == (720, 720)
+    assert (train.steps, train.batch_size, train.rollout.steps, train.rollout.shift) == (19, 32, 25, 3.0)
+    assert (align.ratio, align.discount_denoise, align.discount_inversion) == (0.9, (0.1, 0.25), (0.3, 0.01))
+    grid = training_grid(align.schedule_steps, train.rollout.shift, align.first, align.last, align.grid)
+    assert (float(grid[0]), float(grid[-1])) == (
+        pytest.approx(0.964, abs=5e-4),
+        pytest.approx(0.75, abs=5e-4),
+    )

@@ -116,7 +116,7 @@ def run(
             fit(job)
         _note_timing(len(_whole_lines(state / PROGRESS)) - done_before, time.monotonic() - started)
         export(job, words)
-        if state.path is None:
+        if storage() is not None:
             state.delete()
             inputs.delete()
 

@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import pytest
+
+from srpo_core.config import load_settings
+from srpo_core.doctor import examine
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def weights(monkeypatch):
+    """The lines about weights for a preset, in the checkout."""
+    monkeypatch.chdir(ROOT)
+
+    def lines(profile):
+        found = examine(load_settings(ROOT / f"profiles/{profile}.yaml"))
+        return [finding for finding in found if finding.what == "weights"]
+
+    return lines
+
+
+def test_each_directory_of_weights_has_a_line(weights):
+    assert [(finding.good, finding.detail) for finding in weights("tiny")] == [
+        (True, f"assets/tiny/family/{part}") for part in ("base", "reward", "judge_b", "judge_a")
+    ]
+
+
+def test_what_is_missing_of_flux1_dev_is_said_model_by_model_with_the_next_step(weights):
+    base, reward, select_judge, judge = weights("flux1_dev")
+    assert not any(finding.good for finding in (base, reward, select_judge, judge))
+    assert base.detail == (
+        "models/flux1_dev: 23 of 23 files are missing, first model_index.json: run 'srpo fetch'"
+    )
+    assert "models/hps_v2_1: 1 of 1 files are missing" in reward.detail
+    assert judge.detail.startswith("models/judge is missing, and models.lock has no such entry: put your own")
