@@ -81,10 +81,10 @@ def end_leftovers(grace: float = GRACE_SECONDS) -> int:
     return _end_all(_orphans, grace)
 
 
-def die_with_parent() -> None:
-    """Let the kernel end this process when the thread that started it ends, as after `kill -9 dvc`."""
+def die_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
+    """Let the kernel end this process by a signal when the thread that started it ends, as after `kill -9 dvc`."""
     parent = os.getppid()
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _prctl(_PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:
         sys.exit(128 + signal.SIGTERM)
 

@@ -6,6 +6,7 @@ and gradients are summed over workers, so that the number of workers does not ch
 
 import json
 import os
+import signal
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -209,7 +210,7 @@ def train_worker(job: TrainJob) -> None:
 
     from srpo_core.processes import die_with_parent
 
-    die_with_parent()
+    die_with_parent(signal.SIGKILL)  # one that waits for another rank would not see a polite one
     torch.set_num_threads(job.resources.threads_per_worker)
     context = train.get_context()
     with ExitStack() as stack:

@@ -78,7 +78,11 @@ class Watchdog:
             seconds = time.monotonic() - self._since
             if seconds > self.limit:
                 waiting, where = _standing(watched)
-                said = {"rank": self.rank, "step": self._step + 1, "seconds": round(seconds, 1)}
+                said: dict[str, Any] = {
+                    "rank": self.rank,
+                    "step": self._step + 1,
+                    "seconds": round(seconds, 1),
+                }
                 said |= {"waiting": waiting, "where": where}
                 (reports(self.state, self.attempt) / f"rank-{self.rank}.json").write(
                     json.dumps(said).encode()

@@ -39,7 +39,19 @@ def project(tmp_path):
 def test_help_names_every_command():
     done = srpo("--help")
     assert done.returncode == 0
-    for command in ["align", "stage", "data", "report", "profile", "doctor", "releases", "verify", "draw"]:
+    for command in [
+        "align",
+        "stage",
+        "data",
+        "report",
+        "profile",
+        "doctor",
+        "plan",
+        "fetch",
+        "releases",
+        "verify",
+        "draw",
+    ]:
         assert f" {command} " in done.stdout
 
 
@@ -135,7 +147,7 @@ def test_an_unknown_setting_on_the_command_line_is_named():
 def test_the_doctor_names_what_is_missing(project):
     done = srpo("doctor", cwd=project, SRPO_STORE=str(project / "store"))
     assert done.returncode == 1
-    assert "✗ weights   missing: assets/tiny/family/base" in done.stdout
+    assert "✗ weights   assets/tiny/family/base is missing, and models.lock has no such entry" in done.stdout
     assert "✗ packages  requirements.lock is missing" in done.stdout
 
 

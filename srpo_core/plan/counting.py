@@ -7,7 +7,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
 IN_BFLOAT16 = {F.linear, F.conv2d, torch.conv2d, torch.matmul, torch.bmm, torch.addmm, torch.baddbmm}
@@ -48,11 +48,15 @@ class AsOnDevice(TorchFunctionMode):
         return func(*args, **options)
 
 
-class LiveBytes(TorchDispatchMode):
-    """Bytes of the tensors that operations made and that are still alive, now and at most."""
+class Meter(TorchDispatchMode):
+    """FLOPs of operations, and bytes of the tensors that they made and that are still alive, now and at most.
+
+    torch's own FlopCounterMode follows modules by hooks, which keep alive what checkpointed blocks compute again.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        self.flops = 0.0
         self.now = self.peak = self._collected = 0
         gc.freeze()  # what is there already need not be searched again and again
         self._seen = WeakIdKeyDictionary()
@@ -68,6 +72,8 @@ class LiveBytes(TorchDispatchMode):
             if isinstance(tensor, Tensor):  # what no operation made, such as a weight, is not counted
                 self._seen.setdefault(tensor.untyped_storage(), 0)
         made = func(*args, **(kwargs or {}))
+        if (count := flop_registry.get(func._overloadpacket)) is not None:  # type: ignore[attr-defined]
+            self.flops += count(*args, **(kwargs or {}), out_val=made)
         for tensor in tree_leaves(made):
             if isinstance(tensor, Tensor) and tensor.untyped_storage() not in self._seen:
                 storage = tensor.untyped_storage()
@@ -78,6 +84,14 @@ class LiveBytes(TorchDispatchMode):
             self._collect()
             self.peak = max(self.peak, self.now)
         return made
+
+    @contextmanager
+    def into(self, phase: "Phase") -> Iterator[None]:
+        """Add what is computed in here, and what it leaves alive, to a phase."""
+        flops, now = self.flops, self.now
+        yield
+        phase.flops += self.flops - flops
+        phase.kept += self.now - now
 
     def _collect(self) -> None:
         """Let go of what only Python's own cycles hold: frames of the recomputation, which a real run also drops."""
@@ -117,21 +131,6 @@ class Counted:
     peak_after: int
 
 
-@dataclass
-class _Meter:
-    live: LiveBytes
-    phases: dict[str, Phase] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        phase = self.phases.setdefault(name, Phase())
-        before = self.live.now
-        with FlopCounterMode(display=False) as counter:
-            yield
-        phase.flops += counter.get_total_flops()
-        phase.kept += self.live.now - before
-
-
 def count_call(model: Any, reward: Any, condition: Any, *, pictures: int, autocast: bool) -> Counted:
     """Count a rollout's forward pass, and one model call that is trained with decode, reward and the way back.
 
@@ -142,44 +141,41 @@ def count_call(model: Any, reward: Any, condition: Any, *, pictures: int, autoca
         latents = torch.empty(pictures, *model.latent_shape)
         time = torch.empty(pictures)
     condition = condition[rows]
-    free = [
+    hooks = [
         p.register_post_accumulate_grad_hook(_drop) for p in model.transformer.parameters() if p.requires_grad
     ]
-    live = LiveBytes()
-    meter = _Meter(live)
-    with AsOnDevice(autocast=autocast), live:
-        with meter.phase("rollout"), torch.no_grad():
+    meter = Meter()
+    rollout, transformer, decode, score_phase = Phase(), Phase(), Phase(), Phase()
+    with AsOnDevice(autocast=autocast), meter:
+        with meter.into(rollout), torch.no_grad():
             model.velocity(latents, time, 1.0, condition)
-        with meter.phase("transformer"):
+        with meter.into(transformer):
             velocity = model.velocity(latents, time, 1.0, condition)
         start = velocity.detach().requires_grad_()  # cut here, so that each phase is counted by itself
-        with meter.phase("decode"):
+        with meter.into(decode):
             images = model.decode(start).clamp(0, 1)
         seen = images.detach().requires_grad_()
-        with meter.phase("reward"):
+        with meter.into(score_phase):
             score = reward.encode_images(seen).sum()
-        _back(meter, "reward", score, torch.ones_like(score))
+        _back(meter, score_phase, score, torch.ones_like(score))
         del score
-        _back(meter, "decode", images, seen.grad)
+        _back(meter, decode, images, seen.grad)
         del images, seen
-        before, live.peak = live.peak, live.now
-        _back(meter, "transformer", velocity, start.grad)
-    for hook in free:
+        before, meter.peak = meter.peak, meter.now
+        _back(meter, transformer, velocity, start.grad)
+    for hook in hooks:
         hook.remove()
-    parts = meter.phases
-    return Counted(
-        pictures, parts["rollout"], parts["transformer"], parts["decode"], parts["reward"], before, live.peak
-    )
+    return Counted(pictures, rollout, transformer, decode, score_phase, before, meter.peak)
 
 
-def _back(meter: _Meter, name: str, output: Tensor, gradient: Tensor | None) -> None:
+def _back(meter: Meter, phase: Phase, output: Tensor, gradient: Tensor | None) -> None:
     """The way back of a phase, by the engine itself: modes see autograd.backward as a call and are off below it."""
     from torch.autograd.graph import _engine_run_backward
 
     no_graph = {"allow_unreachable": True, "accumulate_grad": True}
-    with FlopCounterMode(display=False) as counter:
-        _engine_run_backward((output,), (gradient,), *(False, False), (), **no_graph)
-    meter.phases[name].flops += counter.get_total_flops()
+    before = meter.flops
+    _engine_run_backward((output,), (gradient,), *(False, False), (), **no_graph)
+    phase.flops += meter.flops - before
 
 
 def _drop(parameter: Tensor) -> None:
