@@ -71,7 +71,7 @@ def evaluated_pictures(num_prompts: int, metric: str) -> Evaluated:
 
     def mean(model: str) -> float:
         values = [row["value"] for row in chosen if row["model"] == model]
-        return sum(values) / len(values)
+        return float(sum(values) / len(values))
 
     return Evaluated(prompts, mean(BASE), mean(ALIGNED))
 

@@ -99,7 +99,8 @@ def _by_gguf(name: str) -> Encoding:
 
     def encode(chunk: Chunk) -> "Array":
         rows = _ROWS if chunk.stored.size % (_ROWS * block) == 0 else 1
-        return quants.quantize(chunk.float32.reshape(rows, -1), kind)
+        encoded: Array = quants.quantize(chunk.float32.reshape(rows, -1), kind)
+        return encoded
 
     encoder = Q8Encoder if name == "Q8_0" else lambda _scale: encode
     return Encoding(name, block, size, F16_LARGEST, encoder, lambda data: _decoded(data, kind, size))

@@ -57,7 +57,8 @@ def bfloat16(chunk: Chunk) -> "Array":
     if chunk.dtype == "BF16":
         return chunk.stored
     bits = np.clip(chunk.float32, -BF16_LARGEST, BF16_LARGEST).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    rounded: Array = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return rounded
 
 
 def float16(chunk: Chunk) -> "Array":
@@ -66,9 +67,10 @@ def float16(chunk: Chunk) -> "Array":
 
     if chunk.dtype == "F16":
         return chunk.stored
+    values: Array = chunk.float32
     if chunk.largest > F16_LARGEST:
-        return np.clip(chunk.float32, -F16_LARGEST, F16_LARGEST).astype(np.float16)
-    return chunk.float32.astype(np.float16)
+        values = np.clip(values, -F16_LARGEST, F16_LARGEST)
+    return values.astype(np.float16)
 
 
 def float8_bits(values: "Array") -> "Array":

@@ -40,7 +40,7 @@ class HashedFile:
 
     def write(self, data: "bytes | np.ndarray[Any, Any]") -> None:
         """Append bytes, or a contiguous array as its bytes."""
-        view = memoryview(data).cast("B")
+        view = memoryview(data).cast("B")  # type: ignore[arg-type]  # numpy 2 arrays are buffers
         self._seen.update(view)
         self.num_bytes += len(view)
         while view:

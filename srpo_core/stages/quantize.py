@@ -25,8 +25,10 @@ from srpo_core.progress import progress_bar
 from srpo_core.proofs import FormatPictures, PictureProof, evaluated_pictures
 from srpo_core.protocols import BaseModel, Condition
 from srpo_core.quantizers import (
+    LORA_FILE,
     WEIGHTS,
     WrittenFile,
+    carry_lora,
     chosen_quantizers,
     convert,
     num_weights,
@@ -43,6 +45,7 @@ SCHEMA_VERSION = 2
 
 # The format that the release's pipeline loads, and with whose pictures those of the others are compared.
 REFERENCE: Final = "bf16"
+LORA: Final = "lora"
 # What single files are called until a release gives them its name.
 STEM: Final = "model"
 
@@ -105,7 +108,19 @@ def run(
         figures = _Figures(written[name], error, pictures.look_at(base))
         proofs[name] = figures.as_proof(quantize.formats[given])
         _say(name, proofs[name])
-    _write_proof({name: proofs[name] for name in formats}, prompts[:PROOF_PROMPTS], quantize)
+    _write_proof(
+        {name: proofs[name] for name in formats}, prompts[:PROOF_PROMPTS], quantize, _lora(model, source)
+    )
+
+
+def _lora(model: ModelSettings, source: Path) -> dict[str, Any] | None:
+    """What is known of the LoRA beside the checkpoint, carried to the formats; None if there is none."""
+    path = source / LORA_FILE
+    if not path.is_file():
+        return None
+    return carry_lora(
+        path, open_flux(Path(model.path)), open_flux(source), artifacts.QUANTIZED / LORA / LORA_FILE
+    )
 
 
 @dataclass(frozen=True)
@@ -185,7 +200,10 @@ def _reasons(measured: Mapping[str, float | None], limits: FormatLimits) -> list
 
 
 def _write_proof(
-    proofs: Mapping[str, Mapping[str, Any]], prompts: Sequence[str], quantize: QuantizeSettings
+    proofs: Mapping[str, Mapping[str, Any]],
+    prompts: Sequence[str],
+    quantize: QuantizeSettings,
+    lora: Mapping[str, Any] | None,
 ) -> None:
     """Write proof.json and delete what is refused; without the reference there is no release."""
     refused = {name: proof for name, proof in proofs.items() if proof["refused"]}
@@ -198,6 +216,7 @@ def _write_proof(
         "gain": quantize.gain,
         "formats": {name: proof for name, proof in proofs.items() if name not in refused},
         "refused": refused,
+        "lora": lora,
     }
     artifacts.write_json(artifacts.PROOF, proof)
     if REFERENCE in refused:

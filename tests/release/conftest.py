@@ -105,12 +105,12 @@ def run_quantize(root):
     prompts = ["tiger face", "red apple"]
     write_embeddings("test", prompts, ["x"] * 2, encode_prompts(settings.model, prompts, batch_size=2))
     rows = [
-        {"model": name, "prompt": prompt, "style": "x", "seed": 0, "png": b"", "judge_wanted": figure}
+        {"model": name, "prompt": prompt, "style": "x", "seed": 0, "metric": "judge_wanted", "value": figure}
         for name, figure in (("base", 0.0), ("aligned", 1e-3))
         for prompt in prompts
     ]
-    artifacts.EVALUATION.parent.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(rows), artifacts.EVALUATION)
+    artifacts.FIGURES.parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), artifacts.FIGURES)
     artifacts.write_json(artifacts.EVALUATION_SUMMARY, {"means": {"aligned": {"judge_wanted": 1e-3}}})
     parts = ("seed", "model", "reward", "judge", "control_words", "draw", "quantize")
     quantize.run(**{part: getattr(settings, part) for part in parts})

@@ -47,7 +47,7 @@ def run(quantize_settings, seed=0):
         model=MODEL,
         reward=REWARD,
         judge=JUDGE,
-        control_words=ControlWords(wanted=["Ink"], unwanted=["3D"]),
+        control_words=ControlWords.of(["Ink"], ["3D"]),
         draw=DrawSettings(steps=3, guidance=3.5, batch_size=2),
         quantize=quantize_settings,
     )

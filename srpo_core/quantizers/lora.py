@@ -1,0 +1,90 @@
+"""A LoRA in diffusers' naming, carried through: held to the checkpoint that it was merged into, then copied.
+
+The file is diffusers' `pytorch_lora_weights.safetensors`: for each layer `transformer.<layer>.lora_A.weight`
+(rank, in) and `transformer.<layer>.lora_B.weight` (out, rank), the factor alpha / rank multiplied in.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from srpo_core.artifacts import sha256
+from srpo_core.errors import DataError
+from srpo_core.quantizers.flux_checkpoint import FluxCheckpoint
+from srpo_core.quantizers.weight_files import hashed_file
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LORA_FILE: Final = "pytorch_lora_weights.safetensors"
+PREFIX: Final = "transformer."
+# base + B·A against the merged weights, relative to the largest change: bfloat16 bases and sums in float32
+TOLERANCE: Final = 0.02
+_COPIED: Final = 1 << 20
+
+
+def carry_lora(source: Path, base: FluxCheckpoint, merged: FluxCheckpoint, target: Path) -> dict[str, Any]:
+    """Copy a LoRA file to `target` after holding base + B·A to `merged`, layer by layer.
+
+    Returns its bytes, SHA-256, rank, number of layers, and the largest deviation over the largest change.
+
+    Raises:
+        DataError: the file is no such LoRA, or what it adds to the base is not the merged checkpoint.
+    """
+    import numpy as np
+    from safetensors import SafetensorError, safe_open
+
+    worst, ranks = 0.0, set()
+    try:
+        with safe_open(source, framework="numpy") as file:
+            layers = _layers(source, set(file.keys()))
+            for layer in layers:
+                down, up = (
+                    file.get_tensor(f"{PREFIX}{layer}.lora_{side}.weight").astype(np.float32) for side in "AB"
+                )
+                ranks.add(len(down))
+                weight = f"{layer}.weight"
+                if not (np.isfinite(down).all() and np.isfinite(up).all()):
+                    raise DataError(f"{source}: {layer} holds a NaN or an infinity")
+                before, after = _whole(base, weight), _whole(merged, weight)
+                change = (up @ down).reshape(before.shape)
+                deviation = np.abs(before + change - after).max() / max(np.abs(change).max(), 1e-30)
+                worst = max(worst, float(deviation)) if change.any() or (before != after).any() else worst
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise DataError(f"{source} is no LoRA of this model ({' '.join(str(error).split())[:200]})") from None
+    if worst > TOLERANCE:
+        raise DataError(
+            f"{source}: base and LoRA differ from the merged checkpoint by {worst:.2g} of the change, more than {TOLERANCE}"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with hashed_file(target) as copy, source.open("rb") as original:
+        while block := original.read(_COPIED):
+            copy.write(block)
+    assert copy.sha256 == sha256(target), "what was digested is what was written"
+    return {
+        "bytes": copy.num_bytes,
+        "sha256": copy.sha256,
+        "rank": max(ranks),
+        "layers": len(layers),
+        "deviation": worst,
+    }
+
+
+def _layers(source: Path, names: set[str]) -> list[str]:
+    """The layers of a LoRA whose every name has its partner."""
+    ends = (".lora_A.weight", ".lora_B.weight")
+    odd = sorted(name for name in names if not (name.startswith(PREFIX) and name.endswith(ends)))
+    layers = sorted({name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in names})
+    lacking = [layer for layer in layers if any(f"{PREFIX}{layer}{end}" not in names for end in ends)]
+    if odd or lacking or not layers:
+        what = odd[0] if odd else f"{lacking[0]} without its partner" if lacking else "nothing"
+        raise DataError(
+            f"{source} is no LoRA in diffusers' naming (transformer.<layer>.lora_A.weight and lora_B): it holds {what}"
+        )
+    return layers
+
+
+def _whole(checkpoint: FluxCheckpoint, name: str) -> "np.ndarray[Any, np.dtype[np.float32]]":
+    import numpy as np
+
+    chunks = [chunk.float32 for chunk in checkpoint.chunks(name, bfl=False)]
+    return np.concatenate(chunks).reshape(checkpoint.shape(name, bfl=False))
