@@ -17,21 +17,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from trial import absolute, evaluation_pictures, figures, job_of, train_prompts
 
 from srpo_core.config import ControlWords, Settings, load_settings
-from srpo_core.models import encode_prompts
-from srpo_core.models.embeddings import write_embeddings
-from srpo_core.pictures import PictureSet, draw_and_measure, mean_figures
-from srpo_core.scorers.metrics import MetricContext
-from srpo_core.trainer import TrainJob, Worker
+from srpo_core.trainer import Worker
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-SUBJECTS: Final = ROOT / "assets/tiny/recipe/subjects.json"
 PAIRS: Final = (("Ink", "3D"), ("3D", "Flat"))
 PANEL: Final = 320
 COLOURS: Final = ("#1b6ca8", "#7fb3d5", "#c0392b", "#27ae60", "#8e44ad")
 FIGURES_DRAWN: Final = (("judge_top1", "subject named first"), ("diversity", "diversity"))
-METRICS: Final = ("judge_wanted", "judge_top1", "judge_top5", "diversity", "reward")
 
 
 @dataclass(frozen=True)
@@ -63,59 +58,15 @@ def patched(settings: Settings, run: Run, pair: tuple[str, str], steps: int, eve
     return settings.model_copy(update={"train": train, "control_words": words})
 
 
-def absolute(settings: Settings) -> Settings:
-    """The settings with paths that hold from any directory."""
-
-    def fixed(part: Any) -> Any:
-        return part.model_copy(update={"path": str(ROOT / part.path)})
-
-    parts = ("model", "reward", "judge", "select_judge")
-    return settings.model_copy(update={name: fixed(getattr(settings, name)) for name in parts})
-
-
 def points(settings: Settings, state: Path, seeds: int) -> Iterator[dict[str, float]]:
     """Train in the current directory; the figures of the base and of every `checkpoint_every` steps."""
     pictures = evaluation_pictures(settings, seeds)
-    job = TrainJob(
-        inputs=Path.cwd(),
-        state=state,
-        seed=settings.seed,
-        model=settings.model,
-        reward=settings.reward,
-        select_judge=settings.select_judge,
-        control_words=settings.control_words,
-        train=settings.train,
-        threads=1,
-    )
-    worker = Worker(job, rank=0, world=1, device=torch.device("cpu"))
+    worker = Worker(job_of(settings, state), rank=0, world=1, device=torch.device("cpu"))
     yield figures(settings, worker.model, pictures, 0)
     for step in range(1, settings.train.steps + 1):
         worker.step(step)
         if step % settings.train.checkpoint_every == 0:
             yield figures(settings, worker.model, pictures, step)
-
-
-def evaluation_pictures(settings: Settings, seeds: int) -> PictureSet:
-    """The evaluation subjects, which no training prompt names."""
-    prompts = json.loads(SUBJECTS.read_text(encoding="utf-8"))["eval"]
-    condition = encode_prompts(settings.model, prompts, batch_size=64)
-    return PictureSet("trade-off", prompts, ["all"] * len(prompts), condition, seeds, settings.seed)
-
-
-def figures(settings: Settings, base: Any, pictures: PictureSet, step: int) -> dict[str, float]:
-    """Means over the evaluation pictures."""
-    context = MetricContext(settings.reward, settings.judge, settings.control_words)
-    measured = draw_and_measure(
-        base, f"step {step}", pictures, draw=settings.draw, metrics=METRICS, context=context
-    )
-    return {"step": float(step), **mean_figures(measured, METRICS)}
-
-
-def train_prompts(settings: Settings) -> None:
-    """Encode the training subjects, as the stage embed does."""
-    prompts = json.loads(SUBJECTS.read_text(encoding="utf-8"))["train"]
-    condition = encode_prompts(settings.model, prompts, batch_size=64)
-    write_embeddings("train", prompts, ["all"] * len(prompts), condition)
 
 
 def write_chart(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -25,6 +25,7 @@ from literal_step import COMPUTER_GRAPHICS, MARGIN, REALISM, TRAINED_GUIDANCE, L
 from phases import Phases
 from step_spec import StepSpec, load_spec
 from torch import Tensor
+from trial import job_of
 
 from srpo_core.algorithm.method import TrainBatch
 from srpo_core.algorithm.noise import Draws, keyed_noise
@@ -33,7 +34,7 @@ from srpo_core.learner import Learner, adamw, method_of
 from srpo_core.models.flux import FluxBase, pack
 from srpo_core.protocols import Condition
 from srpo_core.scorers.open_clip import OpenClipReward
-from srpo_core.trainer import TrainJob, Worker
+from srpo_core.trainer import Worker
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("exact", "shared", "offline", "literal")
@@ -130,7 +131,7 @@ def literal(spec: StepSpec, phases: Phases) -> Step:
     return lambda step: yardstick.run(step, spec.noise(step), spec.mid_timestep)
 
 
-def profile_step(settings: Settings, phases: Phases, directory: Path, threads: int) -> Step:
+def profile_step(settings: Settings, phases: Phases, directory: Path) -> Step:
     """A step of the trainer under `settings`, on a few prompts; works in `directory` from here on."""
     from srpo_core.models import encode_prompts
     from srpo_core.models.embeddings import write_embeddings
@@ -139,18 +140,7 @@ def profile_step(settings: Settings, phases: Phases, directory: Path, threads: i
     os.chdir(directory)
     condition = encode_prompts(settings.model, PROMPTS, batch_size=len(PROMPTS))
     write_embeddings("train", PROMPTS, [""] * len(PROMPTS), condition)
-    job = TrainJob(
-        inputs=directory,
-        state=directory,
-        seed=settings.seed,
-        model=settings.model,
-        reward=settings.reward,
-        select_judge=settings.select_judge,
-        control_words=settings.control_words,
-        train=settings.train,
-        threads=threads,
-    )
-    worker = Worker(job, rank=0, world=1, device=torch.device("cpu"))
+    worker = Worker(job_of(settings, directory), rank=0, world=1, device=torch.device("cpu"))
     phases.time_model(worker.model, worker.learner.reward)
     phases.time_optimizer(worker.learner.optimizer)
     return lambda step: worker.step(step)["loss"]
@@ -201,7 +191,7 @@ def main() -> None:
             settings, pairs = load_settings(options.profile), 1
             size = {"train": {"batch_size": options.batch_size}}
             settings = Settings.model_validate(patched(settings.model_dump(), size))
-            step_of = profile_step(settings, phases, Path(directory), options.threads)
+            step_of = profile_step(settings, phases, Path(directory))
         elif options.method == "literal":
             step_of = literal(load_spec(options.spec), phases)
         else:

@@ -20,7 +20,7 @@ def train_step():
         import train_step
 
         yield train_step
-        for name in ("train_step", "literal_step", "step_spec", "phases"):
+        for name in ("train_step", "literal_step", "step_spec", "phases", "trial"):
             sys.modules.pop(name, None)
 
 
@@ -91,3 +91,19 @@ def test_every_method_runs_and_names_its_phases(train_step, small_spec, monkeypa
     expected = {"forward", "decode", "reward", "backward", "optimizer"}
     assert set(figures["phases"]) == expected | (set() if method == "offline" else {"rollout"})
     assert figures["loss"] > 0
+
+
+def test_a_profiles_own_step_runs_and_names_its_phases(train_step, tmp_path, monkeypatch):
+    from phases import Phases
+
+    from srpo_core.config import Settings, load_settings, patched
+
+    monkeypatch.setattr(torch.Tensor, "backward", torch.Tensor.backward)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", torch.nn.utils.clip_grad_norm_)
+    monkeypatch.chdir(tmp_path)  # put back afterwards, as the benchmark changes it
+    tiny = load_settings(train_step.ROOT / "profiles/tiny.yaml").model_dump()
+    small = {"train": {"batch_size": 2, "rollout": {"steps": 2}, "draft": {"last_steps": 1}}}
+    phases = Phases()
+    step = train_step.profile_step(Settings.model_validate(patched(tiny, small)), phases, tmp_path)
+    assert train_step.run(step, phases, steps=1, pairs=1)["loss"] > 0
+    assert set(phases.seconds) == {"rollout", "forward", "decode", "reward", "backward", "optimizer"}

@@ -1,0 +1,149 @@
+"""What does each quirk of the reference do to the result? Trained on the tiny profile with and without it.
+
+    python benchmarks/quirks.py --steps 20 --seeds 2 > .srpo/quirks.jsonl
+
+Numbers are those of docs/algorithm.md. Every run has the same base, prompts, noise and number of optimizer steps;
+the gate's judge then names style and subject of pictures of subjects that the training never drew. One JSON line
+per run: the figures, their difference to the run without quirks, CPU seconds of a step. One run each and no
+interval: a difference below about .03 (of 80 pictures) says nothing. `--only` takes the numbers to run.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from trial import ROOT, absolute, evaluation_pictures, figures, job_of, train_prompts
+
+from srpo_core.config import Settings, TrainSettings, load_settings
+from srpo_core.config import patched as laid_over
+from srpo_core.trainer import Worker
+
+Change = Callable[[Worker], None]
+
+
+def nothing(worker: Worker) -> None:
+    """Leave the worker as the settings made it."""
+
+
+def coarse_time(worker: Worker) -> None:
+    """Tell the model its time in bfloat16: above 512 thousandths it knows every fourth."""
+    model: Any = worker.model
+    inner = model.velocity
+
+    def velocity(latents: Tensor, timestep: Tensor, guidance: float, condition: Any) -> Tensor:
+        coarse = (timestep.bfloat16() * 1000).float() / 1000
+        output: Tensor = inner(latents, coarse, guidance, condition)
+        return output
+
+    model.velocity = velocity
+
+
+def anomaly_mode(worker: Worker) -> None:
+    """Let autograd look for NaN in every backward function."""
+    torch.autograd.set_detect_anomaly(True)
+
+
+def vae_gradients(worker: Worker) -> None:
+    """Ask for the gradients of the VAE's weights too, and never clear them."""
+    model: Any = worker.model
+    model.vae.requires_grad_(requires_grad=True)
+
+
+@dataclass(frozen=True)
+class Quirk:
+    """One run: the quirk's number, what is done, as a patch of `train` and a change of the worker."""
+
+    number: str
+    name: str
+    patch: Mapping[str, Any]
+    change: Change = nothing
+
+
+QUIRKS: Final = (
+    Quirk("none", "the tiny profile, no quirk", {}),
+    Quirk("2", "anomaly detection", {}, anomaly_mode),
+    Quirk(
+        "3",
+        "guidance 1 in the rollout, 3.5 trained",
+        {"rollout": {"guidance": 1.0}, "direct_align": {"guidance": 3.5}},
+    ),
+    Quirk("4, 9, 16", "time in whole thousandths, noise in bfloat16", {"reference": True}),
+    Quirk("4b", "time in bfloat16", {}, coarse_time),
+    Quirk("8", "gradients of the VAE's weights", {}, vae_gradients),
+    Quirk("10", "one noise for all samples of a step", {"noise": "shared"}),
+    Quirk("12", "hinge at 0.7", {"direct_align": {"margin": 0.7}}),
+    Quirk("13", "reward and transformer under bfloat16 autocast", {"compute": {"autocast": True}}),
+    Quirk("15a", "inversion alone", {"direct_align": {"branches": ["inversion"]}}),
+    Quirk("15b", "every branch twice", {"direct_align": {"branches": ["denoise", "inversion"] * 2}}),
+    Quirk("D", "the reference's discounts", {"direct_align": {"discount_denoise": [0.1, 0.25]}}),
+)
+
+
+def with_quirk(settings: Settings, quirk: Quirk, steps: int) -> Settings:
+    """The settings under which the quirk is trained."""
+    whole = {"steps": steps, "checkpoint_every": steps}
+    train = laid_over(laid_over(settings.train.model_dump(), quirk.patch), whole)
+    return settings.model_copy(update={"train": TrainSettings.model_validate(train)})
+
+
+def trial(settings: Settings, quirk: Quirk, directory: Path, seeds: int) -> dict[str, float]:
+    """Train with the quirk and judge; wall and CPU seconds are those of a step."""
+    worker = Worker(job_of(settings, directory), rank=0, world=1, device=torch.device("cpu"))
+    quirk.change(worker)
+    steps = settings.train.steps
+    wall, cpu = time.perf_counter(), time.process_time()
+    try:
+        for step in range(1, steps + 1):
+            worker.step(step)
+    finally:
+        torch.autograd.set_detect_anomaly(False)
+    seconds = {
+        "seconds": (time.perf_counter() - wall) / steps,
+        "cpu_seconds": (time.process_time() - cpu) / steps,
+    }
+    judged = figures(settings, worker.model, evaluation_pictures(settings, seeds), steps)
+    return judged | seconds
+
+
+def main() -> None:
+    """Run the quirks that the command line names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch-size", type=int, help="pictures per step, if not the profile's")
+    parser.add_argument("--seeds", type=int, default=2, help="pictures of each of the 40 subjects")
+    parser.add_argument("--only", nargs="+", choices=[quirk.number for quirk in QUIRKS])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    settings = absolute(load_settings(ROOT / "profiles/tiny.yaml"))
+    if options.batch_size:
+        train = settings.train.model_copy(update={"batch_size": options.batch_size})
+        settings = settings.model_copy(update={"train": train})
+    chosen = [quirk for quirk in QUIRKS if not options.only or quirk.number in ("none", *options.only)]
+    plain: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as place:
+        os.chdir(place)
+        train_prompts(settings)
+        for quirk in chosen:
+            row = trial(with_quirk(settings, quirk, options.steps), quirk, Path(place), options.seeds)
+            plain = plain or row
+            change = {name: round(value - plain[name], 4) for name, value in row.items() if name != "step"}
+            rounded = {name: round(value, 4) for name, value in row.items()}
+            print(
+                json.dumps({"quirk": quirk.number, "what": quirk.name, **rounded, "change": change}),
+                flush=True,
+            )
+        os.chdir(ROOT)  # the temporary directory goes
+
+
+if __name__ == "__main__":
+    main()

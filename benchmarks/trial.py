@@ -1,0 +1,68 @@
+"""A trial on the tiny family: train in a directory of one's own, then let the gate's judge look at unseen subjects."""
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from srpo_core.config import Settings
+from srpo_core.location import Location
+from srpo_core.models import encode_prompts
+from srpo_core.models.embeddings import write_embeddings
+from srpo_core.pictures import PictureSet, draw_and_measure, mean_figures
+from srpo_core.scorers.metrics import MetricContext
+from srpo_core.trainer import TrainJob
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+SUBJECTS: Final = ROOT / "assets/tiny/recipe/subjects.json"
+METRICS: Final = ("judge_wanted", "judge_top1", "judge_top5", "diversity", "reward")
+
+
+def absolute(settings: Settings) -> Settings:
+    """The settings with paths that hold from any directory."""
+
+    def fixed(part: Any) -> Any:
+        return part.model_copy(update={"path": str(ROOT / part.path)})
+
+    parts = ("model", "reward", "judge", "select_judge")
+    return settings.model_copy(update={name: fixed(getattr(settings, name)) for name in parts})
+
+
+def job_of(settings: Settings, state: Path) -> TrainJob:
+    """The training that `settings` describe, on the files of the current directory."""
+    return TrainJob(
+        inputs=Location.of(Path.cwd()),
+        digests={},
+        state=Location.of(state),
+        seed=settings.seed,
+        model=settings.model,
+        reward=settings.reward,
+        select_judge=settings.select_judge,
+        control_words=settings.control_words,
+        train=settings.train,
+        resources=settings.resources,
+        resume=0,
+        attempt="trial",
+    )
+
+
+def evaluation_pictures(settings: Settings, seeds: int) -> PictureSet:
+    """The evaluation subjects, which no training prompt names."""
+    prompts = json.loads(SUBJECTS.read_text(encoding="utf-8"))["eval"]
+    condition = encode_prompts(settings.model, prompts, batch_size=64)
+    return PictureSet("trade-off", prompts, ["all"] * len(prompts), condition, seeds, settings.seed)
+
+
+def figures(settings: Settings, base: Any, pictures: PictureSet, step: int) -> dict[str, float]:
+    """Means over the evaluation pictures."""
+    context = MetricContext(settings.reward, settings.judge, settings.control_words)
+    measured = draw_and_measure(
+        base, f"step {step}", pictures, draw=settings.draw, metrics=METRICS, context=context
+    )
+    return {"step": float(step), **mean_figures(measured, METRICS)}
+
+
+def train_prompts(settings: Settings) -> None:
+    """Encode the training subjects, as the stage embed does."""
+    prompts = json.loads(SUBJECTS.read_text(encoding="utf-8"))["train"]
+    condition = encode_prompts(settings.model, prompts, batch_size=64)
+    write_embeddings("train", prompts, ["all"] * len(prompts), condition)
