@@ -5,7 +5,8 @@
 Numbers are those of docs/algorithm.md. Every run has the same base, prompts, noise and number of optimizer steps;
 the gate's judge then names style and subject of pictures of subjects that the training never drew. One JSON line
 per run: the figures, their difference to the run without quirks, CPU seconds of a step. One run each and no
-interval: a difference below about .03 (of 80 pictures) says nothing. `--only` takes the numbers to run.
+interval: a difference below about .03 (of 80 pictures) says nothing. `--only` takes the numbers to run;
+`--table docs/algorithm.md` writes the differences into the last column of its table.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -113,6 +114,36 @@ def trial(settings: Settings, quirk: Quirk, directory: Path, seeds: int) -> dict
     return judged | seconds
 
 
+def in_words(rows: Sequence[Mapping[str, Any]], plain: Mapping[str, Any]) -> str:
+    """What a quirk changed, short enough for a cell: style and subject by the judge, diversity, CPU time."""
+    cells = []
+    for row in rows:
+        change = row["change"]
+        share = 100 * change["cpu_seconds"] / plain["cpu_seconds"]
+        name = f"{row['what']}: " if len(rows) > 1 else ""
+        cells.append(
+            f"{name}wanted {change['judge_wanted']:+.3f}, top-1 {change['judge_top1']:+.3f}, "
+            f"diversity {change['diversity']:+.3f}, CPU {share:+.0f} %"
+        )
+    return "; ".join(cells)
+
+
+def with_effects(page: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The page with the last cell of the table's rows filled in; 15a and 15b share row 15, "4, 9, 16" fills row 4."""
+    plain = rows[0]
+    effects: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows[1:]:
+        number = row["quirk"].split(", ")[0]
+        effects.setdefault(number if number == "4b" else number.rstrip("ab"), []).append(row)
+    lines = page.splitlines()
+    for place, line in enumerate(lines):
+        number = line.split(" | ")[0].removeprefix("| ")
+        if line.startswith("| ") and number in effects:
+            cells = line.removesuffix(" |").rsplit(" | ", 1)
+            lines[place] = f"{cells[0]} | {in_words(effects[number], plain)} |"
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Run the quirks that the command line names."""
     parser = argparse.ArgumentParser(
@@ -122,14 +153,19 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help="pictures per step, if not the profile's")
     parser.add_argument("--seeds", type=int, default=2, help="pictures of each of the 40 subjects")
     parser.add_argument("--only", nargs="+", choices=[quirk.number for quirk in QUIRKS])
+    parser.add_argument("--table", type=Path, help="a page whose table of quirks gets the differences")
     options = parser.parse_args()
+    if options.seeds <= 1:
+        parser.error("--seeds must be 2 or more: diversity compares the pictures of one prompt")
     torch.set_num_threads(1)
     settings = absolute(load_settings(ROOT / "profiles/tiny.yaml"))
     if options.batch_size:
         train = settings.train.model_copy(update={"batch_size": options.batch_size})
         settings = settings.model_copy(update={"train": train})
     chosen = [quirk for quirk in QUIRKS if not options.only or quirk.number in ("none", *options.only)]
+    page = options.table.resolve() if options.table else None
     plain: dict[str, float] = {}
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as place:
         os.chdir(place)
         train_prompts(settings)
@@ -138,11 +174,11 @@ def main() -> None:
             plain = plain or row
             change = {name: round(value - plain[name], 4) for name, value in row.items() if name != "step"}
             rounded = {name: round(value, 4) for name, value in row.items()}
-            print(
-                json.dumps({"quirk": quirk.number, "what": quirk.name, **rounded, "change": change}),
-                flush=True,
-            )
+            rows.append({"quirk": quirk.number, "what": quirk.name, **rounded, "change": change})
+            print(json.dumps(rows[-1]), flush=True)
         os.chdir(ROOT)  # the temporary directory goes
+    if page:
+        page.write_text(with_effects(page.read_text(encoding="utf-8"), rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

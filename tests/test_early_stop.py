@@ -136,7 +136,7 @@ def test_a_run_that_destroys_its_pictures_ends_early_with_its_checkpoints_and_th
         replace(wild, resume=checkpoint.step)
     )  # a second start of the same run sees at once that it has ended
     assert len((wild.state / PROGRESS).read_text().splitlines()) == steps == checkpoint.step
-    train.export(wild, {"wanted": {}, "unwanted": {}})
+    train.export(wild, {"prompts": 5, "wanted": {}, "unwanted": {}})
     outcome = json.loads(artifacts.TRAIN_OUTCOME.read_text())
     assert outcome["stopped_early"] == reason
     assert (outcome["steps"], outcome["planned_steps"]) == (checkpoint.step, 8)

@@ -35,6 +35,7 @@ class Evidence:
     agreement: Mapping[str, Any]
     summary: Mapping[str, Any]
     training: Mapping[str, Sequence[Series]]
+    outcome: Mapping[str, Any]
     pairs: Pairs
     tiles: Sequence[Tile]
     extremes: "Extremes"
@@ -87,7 +88,19 @@ def render_page(evidence: Evidence) -> str:
         changes=metric_changes(evidence.pairs),
         checkpoints=_checkpoint_charts(evidence),
         training=_training_charts(evidence),
+        outcome=evidence.outcome,
+        shown=outcome_words(evidence.outcome),
     )
+
+
+def outcome_words(outcome: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each control word that training used: its side, and in how many training prompts it stands."""
+    counts = outcome["control_words_in_prompts"]
+    return [
+        {"side": side, "word": word, "count": count}
+        for side in ("wanted", "unwanted")
+        for word, count in counts[side].items()
+    ]
 
 
 def find_extremes(pairs: Pairs, source: Path, metric: str, count: int = EXTREMES) -> Extremes:

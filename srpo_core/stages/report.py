@@ -29,6 +29,7 @@ def run(*, control_words: ControlWords, report: ReportSettings) -> None:
         agreement=artifacts.read_json(artifacts.AGREEMENT),
         summary=artifacts.read_json(artifacts.EVALUATION_SUMMARY),
         training=training_panels(artifacts.TRAIN_LOG),
+        outcome=artifacts.read_json(artifacts.TRAIN_OUTCOME),
         pairs=pairs,
         tiles=choose_tiles(pairs, artifacts.EVALUATION, report.grid_prompts),
         extremes=find_extremes(pairs, artifacts.EVALUATION, decision["rules"][0]["metric"]),

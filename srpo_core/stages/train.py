@@ -57,8 +57,8 @@ POLL_SECONDS = 0.3
 REMOTE_POLL_SECONDS = 2.0
 CONNECT_SECONDS = 10
 
-WordCounts = Mapping[str, Mapping[str, int]]
-"""Training prompts that show a control word, by side and word."""
+WordCounts = Mapping[str, Any]
+"""`prompts`: the number of training prompts; `wanted`, `unwanted`: by word, how many of them show it."""
 
 log = logging.getLogger(__name__)
 
@@ -288,7 +288,7 @@ def word_counts(words: ControlWords) -> WordCounts:
             len(prompts),
             ", ".join(unseen),
         )
-    return counts
+    return {"prompts": len(prompts), **counts}
 
 
 def log_metrics(checkpoint: Checkpoint) -> None:

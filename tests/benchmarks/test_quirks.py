@@ -50,3 +50,44 @@ def test_time_in_bfloat16_is_a_multiple_of_four_thousandths_above_512(quirks):
     quirks.coarse_time(SimpleNamespace(model=model))
     model.velocity(None, torch.tensor([0.835, 0.878, 0.5]), 1.0, None)
     assert (seen[0] * 1000).round().tolist() == [836, 880, 500]
+
+
+def test_the_differences_are_written_into_the_rows_of_their_quirks(quirks):
+    def row(number, what, wanted, cpu):
+        change = {"judge_wanted": wanted, "judge_top1": -0.025, "diversity": 0.0, "cpu_seconds": cpu}
+        return {"quirk": number, "what": what, "cpu_seconds": 0.5 + cpu, "change": change}
+
+    rows = [
+        row("none", "plain", 0.0, 0.0),
+        row("4, 9, 16", "time", 0.02, 0.05),
+        row("4b", "coarse", -0.3, 0.0),
+    ]
+    rows += [row("15a", "one", 0.1, -0.25), row("15b", "twice", 0.0, 0.5)]
+    page = "| # | quirk | effect |\n|---|---|---|\n| 4 | time | – |\n| 4b | bf16 | – |\n| 5 | x | – |\n| 15 | G | old |\n"
+    assert quirks.with_effects(page, rows).splitlines()[2:] == [
+        "| 4 | time | wanted +0.020, top-1 -0.025, diversity +0.000, CPU +10 % |",
+        "| 4b | bf16 | wanted -0.300, top-1 -0.025, diversity +0.000, CPU +0 % |",
+        "| 5 | x | – |",
+        "| 15 | G | one: wanted +0.100, top-1 -0.025, diversity +0.000, CPU -50 %; twice: wanted +0.000, "
+        "top-1 -0.025, diversity +0.000, CPU +100 % |",
+    ]
+
+
+def test_every_measured_quirk_has_its_row_in_the_shipped_table(quirks):
+    change = dict.fromkeys(("judge_wanted", "judge_top1", "diversity", "cpu_seconds"), 0.5)
+    rows = [{"quirk": q.number, "what": q.name, "cpu_seconds": 1.0, "change": change} for q in quirks.QUIRKS]
+    page = (ROOT / "docs/algorithm.md").read_text(encoding="utf-8")
+    filled = quirks.with_effects(page, rows)
+    changed = [a for a, b in zip(page.splitlines(), filled.splitlines(), strict=True) if a != b]
+    assert [line.split(" | ")[0].removeprefix("| ") for line in changed] == [
+        "2",
+        "3",
+        "4",
+        "4b",
+        "8",
+        "10",
+        "12",
+        "13",
+        "15",
+        "D",
+    ]

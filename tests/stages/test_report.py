@@ -120,6 +120,9 @@ def write_runs(wanted_after, admissible):
         "reason": "step 20 has the greatest judge_wanted of the checkpoints that keep judge_top5",
     }
     artifacts.write_json(artifacts.SELECTION, selection)
+    words = {"prompts": 120, "wanted": {"Ink": 0}, "unwanted": {"3D": 7}}
+    outcome = {"steps": 30, "planned_steps": 30, "stopped_early": None, "control_words_in_prompts": words}
+    artifacts.write_json(artifacts.TRAIN_OUTCOME, outcome)
     artifacts.write_json(
         artifacts.AGREEMENT,
         {"pairs": 400, "agreement": 0.965, "low": 0.942, "high": 0.979},
@@ -366,3 +369,18 @@ def test_a_browser_shows_every_picture_and_scrolls_sideways_at_no_width(verdict,
         assert figures["least"] >= 96
         assert figures["overflow"] <= 0
         assert figures["outside"] == 0
+
+
+@pytest.mark.usefixtures("passed")
+def test_the_page_says_which_control_words_the_prompts_show():
+    text = Page(build()).text
+    assert "Control words in the 120 training prompts: Ink (wanted) in none, 3D (unwanted) in 7." in text
+    assert "Ended early" not in text
+
+
+@pytest.mark.usefixtures("passed")
+def test_the_page_says_why_training_ended_early():
+    outcome = artifacts.read_json(artifacts.TRAIN_OUTCOME)
+    reason = "judge_top5 of the judge select_judge fell from 0.9 (step 10) to 0.4 (step 20)"
+    artifacts.write_json(artifacts.TRAIN_OUTCOME, outcome | {"steps": 20, "stopped_early": reason})
+    assert f"Ended early, after step 20 of 30 : {reason}." in Page(build()).text

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from srpo_core.checkpoint import Checkpoint, newest_checkpoint, read_whole
+from srpo_core.config import ControlWords
 from srpo_core.errors import ArtifactError, ConfigError, DivergenceError, SrpoError
 from srpo_core.location import Location
 from srpo_core.stages import train
 from srpo_core.trainer import Worker
 
 PARTS = ("seed", "model", "reward", "select_judge", "control_words", "train", "resources")
-WORDS = {"wanted": {"Ink": 0}, "unwanted": {"3D": 3}}
+WORDS = {"prompts": 5, "wanted": {"Ink": 0}, "unwanted": {"3D": 3}}
 
 
 def with_resources(job, **changes):
@@ -54,6 +55,21 @@ def test_the_outputs_hold_every_checkpoint_samples_and_the_metrics_of_every_step
     losses = [row["loss"] for row in newest_checkpoint(job.state, every=2).metrics]
     assert [line.split("\t") for line in table[1:]] == [
         [str(i), str(loss)] for i, loss in enumerate(losses, 1)
+    ]
+
+
+def test_control_words_are_counted_in_the_training_prompts_and_an_unseen_one_is_warned_of(
+    tiny_project, monkeypatch, caplog
+):
+    """The prompts are red apple, crab, tiger face, penguin, rose."""
+    monkeypatch.chdir(tiny_project)
+    words = ControlWords.of(wanted=["Tiger", "Ink"], unwanted=["face", "apple"])
+    with caplog.at_level(logging.WARNING):
+        counts = train.word_counts(words)
+    assert counts == {"prompts": 5, "wanted": {"Tiger": 1, "Ink": 0}, "unwanted": {"face": 1, "apple": 1}}
+    assert [record.getMessage() for record in caplog.records] == [
+        "control words that none of the 5 training prompts shows: Ink; base and reward must know them from elsewhere, "
+        "and a frequent word beside a rare one steers better"
     ]
 
 
