@@ -23,7 +23,7 @@ IN_BFLOAT16 = {F.linear, F.conv2d, torch.conv2d, torch.matmul, torch.bmm, torch.
 IN_FLOAT32 = {F.layer_norm, F.group_norm, F.rms_norm, torch.layer_norm, torch.group_norm, torch.rms_norm}
 
 
-class AsOnDevice(TorchFunctionMode):
+class AsOnDevice(TorchFunctionMode):  # type: ignore[no-untyped-call]
     """Attention that keeps no score matrix, and torch.autocast's rules in bfloat16 if asked."""
 
     def __init__(self, *, autocast: bool) -> None:
@@ -59,7 +59,7 @@ class Meter(TorchDispatchMode):
         self.flops = 0.0
         self.now = self.peak = self._collected = 0
         gc.freeze()  # what is there already need not be searched again and again
-        self._seen = WeakIdKeyDictionary()
+        self._seen: Any = WeakIdKeyDictionary()
 
     def __torch_dispatch__(
         self,
