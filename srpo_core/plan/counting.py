@@ -23,7 +23,7 @@ IN_BFLOAT16 = {F.linear, F.conv2d, torch.conv2d, torch.matmul, torch.bmm, torch.
 IN_FLOAT32 = {F.layer_norm, F.group_norm, F.rms_norm, torch.layer_norm, torch.group_norm, torch.rms_norm}
 
 
-class AsOnDevice(TorchFunctionMode):  # type: ignore[no-untyped-call]
+class AsOnDevice(TorchFunctionMode):
     """Attention that keeps no score matrix, and torch.autocast's rules in bfloat16 if asked."""
 
     def __init__(self, *, autocast: bool) -> None:
@@ -48,14 +48,14 @@ class AsOnDevice(TorchFunctionMode):  # type: ignore[no-untyped-call]
         return func(*args, **options)
 
 
-class Meter(TorchDispatchMode):
+class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """FLOPs of operations, and bytes of the tensors that they made and that are still alive, now and at most.
 
     torch's own FlopCounterMode follows modules by hooks, which keep alive what checkpointed blocks compute again.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0.0
         self.now = self.peak = self._collected = 0
         gc.freeze()  # what is there already need not be searched again and again
