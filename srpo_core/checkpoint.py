@@ -279,11 +279,12 @@ def write_shards(
     directory: Path, tensors: Mapping[str, "Tensor"], group: "ProcessGroup | None" = None
 ) -> None:
     """Write this rank's share of `tensors` as safetensors; called by all ranks of `group`."""
-    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
-    writer = dcp.HuggingFaceStorageWriter(str(directory), save_distributed=True)
+    writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
     with _alone():
-        dcp.save(dict(tensors), storage_writer=writer, process_group=group, no_dist=group is None)
+        save(dict(tensors), storage_writer=writer, process_group=group, no_dist=group is None)
 
 
 def read_shards(directory: Path, tensors: Mapping[str, "Tensor"]) -> None:
@@ -293,14 +294,16 @@ def read_shards(directory: Path, tensors: Mapping[str, "Tensor"]) -> None:
         ArtifactError: the directory cannot be read, or lacks one of them.
     """
     from safetensors import SafetensorError
-    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
-    reader = dcp.HuggingFaceStorageReader(str(directory))
+    reader = HuggingFaceStorageReader(str(directory))
     try:
         # each rank reads what it needs: nothing that a collective would add
         with _alone():
-            dcp.load(dict(tensors), storage_reader=reader, no_dist=True)
-    except (OSError, SafetensorError, RuntimeError, ValueError, dcp.api.CheckpointException) as error:
+            load(dict(tensors), storage_reader=reader, no_dist=True)
+    except (OSError, SafetensorError, RuntimeError, ValueError, CheckpointException) as error:
         cause = " ".join(str(error).split())[-200:]
         raise ArtifactError(f"{directory} cannot be read as weights: {cause}") from error
 
@@ -355,9 +358,11 @@ _SAFETENSORS = {
 
 
 def _shapes(directory: Path) -> dict[str, tuple[tuple[int, ...], "torch.dtype"]]:
-    from torch.distributed import checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-    entries = dcp.HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata
+    entries: dict[str, Any] = dict(
+        HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata
+    )
     return {name: (tuple(entry.size), entry.properties.dtype) for name, entry in entries.items()}
 
 
@@ -387,7 +392,7 @@ def _entries(
 
 
 def _flat(transformer: "torch.nn.Module", optimizer: "torch.optim.Optimizer") -> dict[str, "Tensor"]:
-    names = {parameter: name for name, parameter in transformer.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in transformer.named_parameters()}
     return {
         # a step count has no dimension, and shards are cut along one
         f"{names[parameter]}:{name}": tensor

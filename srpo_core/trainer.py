@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -168,6 +169,10 @@ class Worker:
         }
 
     def _writer(self) -> CheckpointWriter:
+        group: Any = None
+        if self.world > 1:
+            # of its own: a background write must not meet the training's collectives
+            group = dist.new_group(backend="gloo")
         return CheckpointWriter(
             self.job.state,
             attempt=self.job.attempt,
@@ -175,8 +180,7 @@ class Worker:
             background=self.job.resources.async_checkpoints,
             rank=self.rank,
             world=self.world,
-            # of its own: a background write must not meet the training's collectives
-            group=dist.new_group(backend="gloo") if self.world > 1 else None,
+            group=group,
         )
 
     def _save(self, step: int, writer: CheckpointWriter) -> None:

@@ -209,7 +209,9 @@ def test_a_retry_ends_what_the_killed_try_left_behind(tmp_path):
     script = (
         "import os, subprocess, sys; from srpo_core.processes import OWNER, owner_mark;"
         f"os.environ[{OWNER!r}] = owner_mark();"
-        "print(subprocess.Popen(['sleep', '300'], start_new_session=True).pid, flush=True); os.kill(os.getpid(), 9)"
+        "nothing = subprocess.DEVNULL;"
+        "left = subprocess.Popen(['sleep', '300'], start_new_session=True, stdout=nothing, stderr=nothing);"
+        "print(left.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=Path.cwd()

@@ -77,16 +77,17 @@ class Plan:
             "activations, decoder": counted.decode.kept,
             "activations, reward": counted.reward.kept,
         }
-        peak = max(counted.peak_before, counted.peak_after)
-        late = counted.peak_after > counted.peak_before  # decoder and reward are done by then
-        if late:
+        early, late = counted.peak_before + self._kept_gathered, counted.peak_after + self._gathered
+        gathered, peak = self._kept_gathered, counted.peak_before
+        if late > early:  # decoder and reward are done by then
+            gathered, peak = self._gathered, counted.peak_after
             kept = {"activations, transformer": counted.transformer.kept}
         frozen = (sizes.all - sizes.trained) * (2 if _frozen_in_half(train) else 4)
         return {
             "parameters": (4 * sizes.trained + frozen) / self._shards,
             "gradients": 4 * sizes.trained / self._shards,
             "optimizer": 8 * sizes.trained / self._shards,
-            "gathered blocks": self._gathered,
+            "gathered weights": gathered,
             "copy for rollouts": 2.0 * sizes.all if train.compute.rollout_copy else 0.0,
             "VAE and reward": sizes.frozen,
             **kept,
@@ -102,6 +103,12 @@ class Plan:
         width = 2 if self.settings.train.compute.autocast else 4
         sizes = self.sizes
         return width * (2 * sizes.block + sizes.rest) + 4 * sizes.trained_of_block
+
+    @property
+    def _kept_gathered(self) -> float:
+        """What lies outside of the blocks stays gathered between a call's way there and its way back."""
+        width = 2 if self.settings.train.compute.autocast else 4
+        return 0.0 if self._shards == 1 else width * self.sizes.rest
 
     @property
     def peak(self) -> float:

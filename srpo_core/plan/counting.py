@@ -48,18 +48,18 @@ class AsOnDevice(TorchFunctionMode):
         return func(*args, **options)
 
 
-class Meter(TorchDispatchMode):
+class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """FLOPs of operations, and bytes of the tensors that they made and that are still alive, now and at most.
 
     torch's own FlopCounterMode follows modules by hooks, which keep alive what checkpointed blocks compute again.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0.0
         self.now = self.peak = self._collected = 0
         gc.freeze()  # what is there already need not be searched again and again
-        self._seen = WeakIdKeyDictionary()
+        self._seen: Any = WeakIdKeyDictionary()
 
     def __torch_dispatch__(
         self,

@@ -134,7 +134,7 @@ def places(directory: Path, *weights: str) -> tuple[Location, dict[str, str], Lo
     if shared is None:
         return Location.of(Path.cwd()), {}, Location.of(directory)
     inputs, state = shared / "inputs" / directory.name, shared / "resume" / directory.name
-    digests = {}
+    digests: dict[str, str] = {}
     for path in (*map(Path, weights), *EMBEDDINGS.glob("*.safetensors")):
         if path.is_absolute() or ".." in path.parts:
             raise ConfigError(f"{path}: with SRPO_STORAGE a path must be relative and lie below the project")

@@ -102,3 +102,22 @@ def test_a_first_matrix_depends_on_seed_and_name_alone():
 def test_a_target_that_no_layer_bears_is_refused_with_the_known_ones(base):
     with pytest.raises(ConfigError, match=r"no layer 'to_x': known are .*attn\.to_q"):
         add_lora(base.transformer, SETTINGS.model_copy(update={"targets": ["to_x"]}))
+
+
+def test_a_checkpoint_of_adapters_becomes_a_merged_model_with_the_adapters_beside_it(adapted, tmp_path):
+    from srpo_core.checkpoint import write_shards
+    from srpo_core.models import load_transformer, write_transformer
+
+    disturbed(adapted.transformer)
+    with_adapters = velocity(adapted)
+    write_shards(tmp_path / "shards", trained(adapted.transformer))
+    settings = load_settings(Path("profiles/tiny.yaml"))
+    train = settings.train.model_copy(update={"tune": "lora", "lora": SETTINGS})
+    write_transformer(settings.model, train, tmp_path / "shards", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+        "pytorch_lora_weights.safetensors",
+    ]
+    adapted.transformer = load_transformer(settings.model, tmp_path / "out")
+    assert torch.allclose(velocity(adapted), with_adapters, atol=1e-5)
