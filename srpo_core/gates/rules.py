@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from srpo_core.config import GateRule, GateSettings
 from srpo_core.errors import ConfigError
@@ -193,7 +194,7 @@ def chance_of_refusing_an_equal(
     return float(np.mean(np.any(failed, axis=0))) if failed else None
 
 
-def _fails(rule: GateRule, outcomes: Floats, measured: Measurement) -> Floats:
+def _fails(rule: GateRule, outcomes: Floats, measured: Measurement) -> NDArray[np.bool_]:
     """Which outcomes (R,) the rule would refuse if each had an interval of the measured width."""
     low = outcomes + (measured.low - measured.value)
     high = outcomes + (measured.high - measured.value)
@@ -241,5 +242,6 @@ def _fault(rule: GateRule, pairs: Pairs) -> str:
     return f"{rule.metric} is not a number in {len(bad)} of the pairs of pictures (first: {where})"
 
 
-def _any(masks: Iterable[Floats]) -> Floats:
-    return np.logical_or.reduce(list(masks))
+def _any(masks: Iterable[NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    together: NDArray[np.bool_] = np.logical_or.reduce(list(masks))
+    return together

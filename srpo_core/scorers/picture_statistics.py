@@ -77,7 +77,8 @@ def _luminance(images: Tensor) -> Tensor:
 
 
 def _power(planes: Tensor) -> Tensor:
-    return torch.fft.fft2(planes - planes.mean((1, 2), keepdim=True)).abs().square()
+    power: Tensor = torch.fft.fft2(planes - planes.mean((1, 2), keepdim=True)).abs().square()
+    return power
 
 
 def _frequencies(power: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from srpo_core.errors import ArtifactError
 from srpo_core.gates import decide
 from srpo_core.gates.pairs import pair_up
 from srpo_core.report.notes import METRIC_NOTES
+from srpo_core.report.numbers import signed
 from srpo_core.report.page import EXTREMES
 from srpo_core.stages import report as stage
 
@@ -265,7 +266,9 @@ def test_the_best_and_worst_prompts_are_those_of_the_first_rules_metric():
     change = pairs.by_prompt(pairs.aligned["judge_wanted"] - pairs.base["judge_wanted"])
     ranked = [pairs.prompts[index] for index in np.argsort(-change)]
     section = text[text.index("Best and worst prompts") : text.index("Choosing the checkpoint")]
-    places = [section.index(name) for name in (*ranked[:EXTREMES], *ranked[::-1][:EXTREMES])]
+    by_name = dict(zip(pairs.prompts, change, strict=True))
+    shown = [*ranked[:EXTREMES], *ranked[::-1][:EXTREMES]]
+    places = [section.index(f"{name} {signed(by_name[name])}") for name in shown]
     assert places == sorted(places)
     assert f"{change.max():+.3f}" in section
 

@@ -1,0 +1,66 @@
+"""`srpo evaluate CHECKPOINT` on the tiny family: the same pictures and rules as in the stage graph."""
+
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from srpo_core import artifacts
+from srpo_core.config import load_settings
+from srpo_core.errors import ArtifactError
+from srpo_core.evaluation import evaluate_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def settings(tiny_project, tmp_path, monkeypatch):
+    """The tiny preset with few steps, metrics and resamples, where five prompts are embedded as the test set."""
+    from srpo_core.models.embeddings import read_embeddings, write_embeddings
+
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    Path("assets").symlink_to(ROOT / "assets")
+    shutil.copytree(tiny_project / "runs", "runs")
+    prompts, styles, condition = read_embeddings("validation")
+    write_embeddings("test", prompts, styles, condition)
+    for split in ("train", "validation"):
+        write_embeddings(split, [f"{split} {prompt}" for prompt in prompts], styles, condition)
+    whole = load_settings(ROOT / "profiles/tiny.yaml")
+    needed = ["judge_wanted", "relative_reward", "reward", "diversity"]
+    rules = {n: rule for n, rule in whole.gate.rules.items() if rule.metric in needed}
+    return whole.model_copy(
+        update={
+            "draw": whole.draw.model_copy(update={"steps": 2}),
+            "evaluate": whole.evaluate.model_copy(
+                update={"metrics": needed, "real_pictures": 0, "seeds_per_prompt": 2}
+            ),
+            "gate": whole.gate.model_copy(update={"rules": rules, "resamples": 200}),
+        }
+    )
+
+
+def test_the_base_itself_gains_nothing_and_so_is_refused_with_every_difference_nought(settings, tmp_path):
+    checkpoint = Path(settings.model.path) / "transformer"
+    decision = evaluate_checkpoint(settings, checkpoint, tmp_path / "out")
+    assert decision["verdict"] == "refused"
+    broken = {rule["name"] for rule in decision["rules"] if rule["verdict"] == "refuses"}
+    assert "style_gained" in broken
+    assert "reward_kept" not in broken
+    for rule in decision["rules"]:
+        if rule["compare"] == "difference" and rule["against"] == "base":
+            assert rule["value"] == rule["low"] == rule["high"] == 0
+    assert artifacts.read_json(tmp_path / "out/decision.json") == decision
+    assert pq.read_table(tmp_path / "out/images.parquet").num_rows == 2 * 5 * 2
+    assert pq.read_table(tmp_path / "out/figures.parquet").num_rows == 2 * 5 * 2 * 4
+    assert artifacts.read_json(tmp_path / "out/summary.json")["checkpoint"] == str(checkpoint)
+    assert not artifacts.EVALUATION.exists(), "the stage's own outputs are left alone"
+
+
+def test_what_is_no_checkpoint_is_named_before_anything_is_drawn(settings, tmp_path):
+    with pytest.raises(
+        ArtifactError, match="nowhere is no checkpoint: give a directory with a transformer's"
+    ):
+        evaluate_checkpoint(settings, Path("nowhere"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
