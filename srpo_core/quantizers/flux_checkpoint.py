@@ -37,7 +37,7 @@ TRANSFORMER: Final = "transformer"
 CONFIG_METADATA: Final = "srpo_config"
 
 # Weights per chunk: what is read, encoded, digested and written at once stays in the second-level cache.
-CHUNK: Final = 1 << 17
+CHUNK: Final = 1 << 18
 
 ITEM_BYTES: Final[Mapping[str, int]] = MappingProxyType({"F32": 4, "F16": 2, "BF16": 2})
 _MAX_HEADER: Final = 100 << 20

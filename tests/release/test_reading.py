@@ -90,7 +90,7 @@ def test_the_header_of_the_model_card_is_what_hubs_read(release):
     assert "arXiv preprint arXiv:2509.06942" in card
     assert f"# {published.version}\n" in card
     assert 'prefer "Ink" over "3D"' in card
-    assert "| a judge sees more of the wanted style | 0.310 | 0.05 | holds |" in card
+    assert "| a judge sees more of the wanted style | 0.310 | at least 0.05 | holds |" in card
     assert "{{" not in card
     assert "\n\n\n" not in card
 
