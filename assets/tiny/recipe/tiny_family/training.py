@@ -256,7 +256,7 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     """A matrix with the singular vectors of `matrix` and all singular values near 1: five quintic Newton-Schulz steps."""
     a, b, c = 3.4445, -4.775, 2.0315  # Jordan's: steepest at 0, not exact at 1
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = wide / wide.norm().clamp(min=1e-7)
+    x: Tensor = wide / wide.norm().clamp(min=1e-7)
     for _ in range(5):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
