@@ -44,6 +44,8 @@ def _rank(job, rank, world, meeting, inspect, double, answers):
         torch.set_num_threads(1)
         os.chdir(job.inputs.path)
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+        if double:
+            inputs_in_double()
         worker = Worker(job, rank=rank, world=world, device=torch.device("cpu"))
         if double:
             in_double(worker)
@@ -55,11 +57,26 @@ def _rank(job, rank, world, meeting, inspect, double, answers):
         answers.put((rank, traceback.format_exc()))
 
 
-def in_double(worker):
-    """Let a worker compute in float64 throughout, so that no rounding hides or makes a difference."""
+def inputs_in_double():
+    """Let what a worker reads and draws be float64, and every later cast to float32 one to float64."""
     import torch
 
+    from srpo_core import trainer
+    from srpo_core.protocols import Condition
+
+    read, noise = trainer.read_embeddings, trainer.keyed_noise
+
+    def read_double(split):
+        texts, styles, condition = read(split)
+        return texts, styles, Condition(condition.prompt_embeds.double(), condition.pooled.double())
+
+    trainer.read_embeddings = read_double
+    trainer.keyed_noise = lambda *key: noise(*key).double()
     torch.Tensor.float = torch.Tensor.double
+
+
+def in_double(worker):
+    """Let a worker compute in float64 throughout, so that no rounding hides or makes a difference."""
     for module in (worker.model.transformer, worker.model.vae, worker.learner.reward):
         module.double()
 
