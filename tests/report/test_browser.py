@@ -120,7 +120,7 @@ def page(tmp_path_factory):
         "curve": [{"step": 0, "quality": 0.5}, {"step": 1, "quality": 0.6}],
     }
     evidence = Evidence(
-        control_words=ControlWords(wanted=["Ink"], unwanted=["3D"]),
+        control_words=ControlWords.of(wanted=["Ink"], unwanted=["3D"]),
         decision=decision,
         selection=selection | {"admissible": [1], "reason": "it is best"},
         agreement={"agreement": 0.9, "pairs": 10, "low": 0.6, "high": 1.0},
