@@ -110,9 +110,17 @@ def kill(processes):
             continue
 
 
-def gone(processes, seconds=30):
+def gone(processes, seconds=120):
+    """Whether all have ended; what nobody has reaped yet has."""
     _, alive = psutil.wait_procs(processes, timeout=seconds)
-    return not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    return not [process for process in alive if _runs(process)]
+
+
+def _runs(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def settings(job, tmp_path, name):
