@@ -140,9 +140,9 @@ class S3Store:
         """If-None-Match and If-Match, where this store writes although they do not hold."""
         key, note = "conditional-writes", b"This store was asked whether it honours conditions.\n"
         with self._errors():
-            self._put_if(key, note, IfNoneMatch="*")
+            self._put(key, note, IfNoneMatch="*")
             asked = {"If-None-Match": {"IfNoneMatch": "*"}, "If-Match": {"IfMatch": f'"{"0" * 32}"'}}
-            return [name for name, condition in asked.items() if self._put_if(key, note, **condition)]
+            return [name for name, condition in asked.items() if self._put(key, note, **condition)]
 
     def sweep(self, *, without: Collection[str], delete: bool) -> list[str]:
         """Objects that no version but those in `without` names, and unfinished uploads; a day old at least."""
@@ -236,7 +236,17 @@ class S3Store:
         return True
 
     def _put_if(self, key: str, data: bytes, **condition: str) -> bool:
-        """Write an object under a condition; False when the condition does not hold."""
+        """Write an object under a condition; False when the condition does not hold.
+
+        Where the answer to a write is lost, botocore writes again and is told that the condition no longer
+        holds: what is there then is what was written.
+        """
+        if self._put(key, data, **condition):
+            return True
+        found = self._get(key)
+        return found is not None and found["Body"].read() == data
+
+    def _put(self, key: str, data: bytes, **condition: str) -> bool:
         return self._conditionally(
             lambda: self._client.put_object(
                 Bucket=self._bucket,
@@ -275,7 +285,7 @@ class S3Store:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != digest:
             raise damaged_on_the_way(name)
-        self._put_if(key, data, IfNoneMatch="*")
+        self._put(key, data, IfNoneMatch="*")
         self._require_intact(key, digest, name)
 
     def _send_in_parts(self, path: Path, key: str, digest: str, name: str) -> None:

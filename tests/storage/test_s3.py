@@ -295,3 +295,25 @@ def test_of_eight_publishers_that_reach_the_manifest_together_one_publishes(
     for thread in threads:
         thread.join()
     assert sorted(outcomes) == [False] * 7 + [True]
+
+
+def test_a_write_whose_answer_was_lost_counts_as_done(bucket, make_release, monkeypatch):
+    """The network drops the answer, botocore sends again, and the store says that the object is there."""
+    from botocore.httpsession import URLLib3Session
+
+    honest, lost = URLLib3Session.send, []
+
+    def dropping(self, request):
+        answer = honest(self, request)
+        where = request.url.partition("?")[0]
+        if request.method == "PUT" and where.endswith(".json") and where not in lost:
+            lost.append(where)
+            raise EndpointConnectionError(endpoint_url=where)
+        return answer
+
+    monkeypatch.setattr(URLLib3Session, "send", dropping)
+    store = open_store(f"s3://{bucket}")
+    assert store.publish("tiny-1", *make_release()) is True
+    assert store.write_alias("production", {"version": "tiny-1"}, None) is True
+    assert [where.rpartition("/")[2] for where in lost] == ["manifest.json", "production.json"]
+    assert store.write_alias("production", {"version": "tiny-2"}, None) is False
