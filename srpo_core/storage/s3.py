@@ -86,8 +86,15 @@ class S3Store:
         return manifest
 
     def publish(self, version: str, files: Mapping[str, Path], manifest: Mapping[str, Any]) -> bool:
-        """Send the files, then the manifest; False when the version is there already with the same content."""
+        """Send the files, then the manifest; False when the version is there already with the same content.
+
+        Of a version that is there, files that the store has lost are sent again.
+
+        Raises:
+            FileLostError: a file was lost, and the one that would be sent has other bytes.
+        """
         if self._is_published(version, manifest):
+            self._restore(version, files, manifest)
             return False
         with self._errors():
             for name, path in files.items():
@@ -203,6 +210,18 @@ class S3Store:
         if existing is not None:
             require_same(existing, manifest, version, self.uri)
         return existing is not None
+
+    def _restore(self, version: str, files: Mapping[str, Path], manifest: Mapping[str, Any]) -> None:
+        """Send again what is lost of a published version; its describing files may be others by now."""
+        with self._errors():
+            for name, entry in self.manifest(version)["files"].items():
+                if manifest["files"].get(name, {}).get("sha256") == entry["sha256"]:
+                    self._send(files[name], entry["sha256"], name)
+                elif not self._has(f"objects/{entry['sha256']}"):
+                    raise FileLostError(
+                        f"the store {self.uri} has lost {name} of {version}, and the one here has other bytes: "
+                        "publish from the commit of that version"
+                    )
 
     def _keys(self, below: str) -> list[str]:
         with self._errors():

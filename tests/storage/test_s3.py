@@ -7,6 +7,7 @@ import boto3
 import pytest
 from botocore.exceptions import EndpointConnectionError
 
+from srpo_core.artifacts import sha256
 from srpo_core.errors import StoreError
 from srpo_core.storage import S3Store, open_store
 
@@ -317,3 +318,23 @@ def test_a_write_whose_answer_was_lost_counts_as_done(bucket, make_release, monk
     assert store.write_alias("production", {"version": "tiny-1"}, None) is True
     assert [where.rpartition("/")[2] for where in lost] == ["manifest.json", "production.json"]
     assert store.write_alias("production", {"version": "tiny-2"}, None) is False
+
+
+def test_publishing_again_restores_what_the_store_has_lost_and_names_what_it_cannot(bucket, make_release):
+    store = open_store(f"s3://{bucket}")
+    files, manifest = make_release()
+    store.publish("tiny-1", files, manifest)
+    for name in files:
+        digest = manifest["files"][name]["sha256"]
+        boto3.client("s3").delete_object(Bucket=bucket, Key=f"objects/{digest}")
+    assert store.publish("tiny-1", files, manifest) is False
+    assert {name: b"".join(store.read("tiny-1", name)) for name in files} == {
+        name: path.read_bytes() for name, path in files.items()
+    }
+    card = manifest["files"]["README.md"]["sha256"]
+    boto3.client("s3").delete_object(Bucket=bucket, Key=f"objects/{card}")
+    files["README.md"].write_text("another card")
+    entry = {"sha256": sha256(files["README.md"]), "bytes": 12}
+    changed = manifest | {"files": manifest["files"] | {"README.md": entry}}
+    with pytest.raises(StoreError, match=r"has lost README\.md of tiny-1, and the one here has other bytes"):
+        store.publish("tiny-1", files, changed)
