@@ -294,9 +294,13 @@ class S3Store:
         raise AssertionError("the last attempt returns or raises")
 
     def _send(self, path: Path, digest: str, name: str) -> None:
-        """Send a file under its digest unless it is there."""
+        """Send a file under its digest unless it is there.
+
+        A publisher that was killed before it read its object back may have left a damaged one: that is
+        replaced.
+        """
         key = f"objects/{digest}"
-        if self._has(key):
+        if self._has(key) and self._is_intact(key, digest):
             return
         if path.stat().st_size > self._part_bytes:
             self._send_in_parts(path, key, digest, name)
@@ -396,15 +400,20 @@ class S3Store:
         return False
 
     def _require_intact(self, key: str, digest: str, name: str) -> None:
-        """Read an object back where the store does not verify what it takes."""
+        if not self._is_intact(key, digest):
+            raise damaged_on_the_way(name)
+
+    def _is_intact(self, key: str, digest: str) -> bool:
+        """Read an object back where the store does not verify what it takes; a damaged one is deleted."""
         if self._verifies:
-            return
+            return True
         seen = hashlib.sha256()
         for block in self._get(key)["Body"].iter_chunks(BLOCK):
             seen.update(block)
-        if seen.hexdigest() != digest:
-            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
-            raise damaged_on_the_way(name)
+        if seen.hexdigest() == digest:
+            return True
+        self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
+        return False
 
     def _abort(self, upload: Mapping[str, Any]) -> None:
         """Free the parts of an upload that will not be finished."""

@@ -338,3 +338,13 @@ def test_publishing_again_restores_what_the_store_has_lost_and_names_what_it_can
     changed = manifest | {"files": manifest["files"] | {"README.md": entry}}
     with pytest.raises(StoreError, match=r"has lost README\.md of tiny-1, and the one here has other bytes"):
         store.publish("tiny-1", files, changed)
+
+
+def test_a_damaged_object_that_a_killed_publisher_left_unread_is_replaced(bucket, make_release):
+    files, manifest = make_release()
+    for entry in manifest["files"].values():
+        boto3.client("s3").put_object(Bucket=bucket, Key=f"objects/{entry['sha256']}", Body=b"damaged")
+    store = open_store(f"s3://{bucket}")
+    assert store.publish("tiny-1", files, manifest) is True
+    for name, path in files.items():
+        assert b"".join(store.read("tiny-1", name)) == path.read_bytes()
