@@ -42,6 +42,8 @@ MOST_PARTS: Final = 10_000
 PARALLEL: Final = 4
 # What is older and belongs to no version was left by a killed publisher.
 STALE: Final = timedelta(days=1)
+# A copy within the store above this goes in parts of this size.
+COPIED: Final = 256 << 20
 ATTEMPTS: Final = 3
 CONNECT_SECONDS: Final = 5
 READ_SECONDS: Final = 60
@@ -153,12 +155,8 @@ class S3Store:
 
     def sweep(self, *, without: Collection[str], delete: bool) -> list[str]:
         """Objects that no version but those in `without` names, and unfinished uploads; a day old at least."""
-        needed = {
-            entry["sha256"]
-            for version in self.versions()
-            if version not in without
-            for entry in self.manifest(version)["files"].values()
-        }
+        named: dict[str, frozenset[str]] = {}
+        needed = self._needed(without, named)
         before = datetime.now(UTC) - STALE
         with self._errors():
             left = [
@@ -171,11 +169,28 @@ class S3Store:
                 for entry in self._entries("list_multipart_uploads", "Uploads", "objects/")
                 if entry["Initiated"] < before
             ]
-            for key in left if delete else ():
-                self._client.delete_object(Bucket=self._bucket, Key=key)
+            if delete:
+                left = [key for key in left if self._delete_orphan(key, before, without, named)]
             for upload in uploads if delete else ():
                 self._abort({"Bucket": self._bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]})
         return [*left, *(f"{upload['Key']} (unfinished)" for upload in uploads)]
+
+    def _needed(self, without: Collection[str], named: dict[str, frozenset[str]]) -> set[str]:
+        """The digests that versions name. named: those of versions read before, as a version never changes."""
+        for version in set(self.versions()) - named.keys() - set(without):
+            files = self.manifest(version)["files"]
+            named[version] = frozenset(entry["sha256"] for entry in files.values())
+        return set().union(*named.values())
+
+    def _delete_orphan(
+        self, key: str, before: datetime, without: Collection[str], named: dict[str, frozenset[str]]
+    ) -> bool:
+        """Delete an object unless a publisher has come for it since it was listed; returns whether it did."""
+        changed = self._changed(key.removeprefix(self._prefix))
+        if changed is None or changed >= before or key.rpartition("/")[2] in self._needed(without, named):
+            return False
+        self._client.delete_object(Bucket=self._bucket, Key=key)
+        return True
 
     @cached_property
     def _client(self) -> Any:
@@ -244,10 +259,30 @@ class S3Store:
             raise
 
     def _has(self, key: str) -> bool:
+        return self._changed(key) is not None
+
+    def _changed(self, key: str) -> datetime | None:
+        """When an object was written, or None if there is none."""
         from botocore.exceptions import ClientError
 
         try:
-            self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)
+            head = self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)
+        except ClientError as error:
+            if _code(error) in _ABSENT:
+                return None
+            raise
+        changed: datetime = head["LastModified"]
+        return changed
+
+    def _renew(self, key: str) -> bool:
+        """Copy an object onto itself, within the store, so that its age begins anew; False if it is gone."""
+        from boto3.s3.transfer import TransferConfig
+        from botocore.exceptions import ClientError
+
+        place = {"Bucket": self._bucket, "Key": self._prefix + key}
+        config = TransferConfig(multipart_threshold=COPIED, multipart_chunksize=COPIED)
+        try:
+            self._client.copy(place, **place, ExtraArgs={"MetadataDirective": "REPLACE"}, Config=config)
         except ClientError as error:
             if _code(error) in _ABSENT:
                 return False
@@ -300,7 +335,11 @@ class S3Store:
         replaced.
         """
         key = f"objects/{digest}"
-        if self._has(key) and self._is_intact(key, digest):
+        changed = self._changed(key)
+        # Long before a sweep could take it for a killed publisher's, it is made young.
+        old = changed is not None and datetime.now(UTC) - changed > STALE / 2
+        there = self._renew(key) if old else changed is not None
+        if there and self._is_intact(key, digest):
             return
         if path.stat().st_size > self._part_bytes:
             self._send_in_parts(path, key, digest, name)

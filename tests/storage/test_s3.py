@@ -2,6 +2,7 @@
 
 import socket
 import threading
+from datetime import UTC, datetime
 
 import boto3
 import pytest
@@ -348,3 +349,58 @@ def test_a_damaged_object_that_a_killed_publisher_left_unread_is_replaced(bucket
     assert store.publish("tiny-1", files, manifest) is True
     for name, path in files.items():
         assert b"".join(store.read("tiny-1", name)) == path.read_bytes()
+
+
+def age(bucket, **by):
+    """Make all objects of a bucket older, as only moto's own memory can."""
+    from datetime import timedelta
+
+    from moto.s3.models import s3_backends
+
+    (backend,) = (backend for backend in s3_backends["123456789012"].values() if bucket in backend.buckets)
+    for entry in backend.buckets[bucket].keys.values():
+        entry.last_modified = datetime.now(UTC).replace(tzinfo=None) - timedelta(**by)
+
+
+def test_a_file_that_is_published_while_a_sweep_runs_is_kept(bucket, make_release, monkeypatch):
+    """The sweep has listed it as an orphan by then; the publisher finds it there and does not send it."""
+    from botocore.client import BaseClient
+
+    store = open_store(f"s3://{bucket}/p")
+    files, manifest = make_release()
+    store.publish("tiny-1", files, manifest)
+    store.remove("tiny-1")
+    age(bucket, days=2)
+    assert len(store.sweep(without=(), delete=False)) == 2
+    honest, published = BaseClient._make_api_call, []
+
+    def publishing_meanwhile(self, operation, given):
+        if operation == "ListMultipartUploads" and not published:
+            published.append(open_store(f"s3://{bucket}/p").publish("tiny-2", files, manifest))
+        return honest(self, operation, given)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", publishing_meanwhile)
+    assert store.sweep(without=(), delete=True) == []
+    assert published == [True]
+    for name, path in files.items():
+        assert b"".join(store.read("tiny-2", name)) == path.read_bytes()
+
+
+def test_a_file_that_a_publisher_finds_is_young_again_before_its_manifest_is_written(
+    bucket, make_release, monkeypatch
+):
+    store = open_store(f"s3://{bucket}/p")
+    files, manifest = make_release()
+    store.publish("tiny-1", files, manifest)
+    store.remove("tiny-1")
+    age(bucket, hours=13)
+    honest, changed = S3Store._put_if, []
+
+    def looking(self, key, data, **condition):
+        changed.extend(self._changed(f"objects/{entry['sha256']}") for entry in manifest["files"].values())
+        return honest(self, key, data, **condition)
+
+    monkeypatch.setattr(S3Store, "_put_if", looking)
+    assert store.publish("tiny-2", files, manifest) is True
+    assert len(changed) == 2
+    assert all((datetime.now(UTC) - when).total_seconds() < 3600 for when in changed)
