@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from logging import getLogger
 from pathlib import Path
-from threading import BoundedSemaphore
+from threading import BoundedSemaphore, Event
 from typing import Any, Final
 
 from srpo_core.errors import StoreError
@@ -390,11 +390,14 @@ class S3Store:
     def _send_parts(
         self, path: Path, upload: Mapping[str, Any], sent: Mapping[int, str], digest: str, name: str
     ) -> list[Mapping[str, Any]]:
-        """Send the parts that are not there, several at once; at most `PARALLEL` + 1 are in memory."""
+        """Send the parts that are not there, several at once; at most `PARALLEL` + 1 are in memory.
+
+        After one that fails none is begun.
+        """
         size = max(self._part_bytes, -(-path.stat().st_size // MOST_PARTS))
         seen = hashlib.sha256()
         parts: list[tuple[int, str | Future[str]]] = []
-        room = BoundedSemaphore(PARALLEL)
+        room, failed = BoundedSemaphore(PARALLEL), Event()
 
         def send(number: int, block: bytes, md5: bytes) -> str:
             try:
@@ -402,6 +405,9 @@ class S3Store:
                     **upload, PartNumber=number, Body=block, ContentMD5=b64encode(md5).decode()
                 )
                 return str(answer["ETag"])
+            except BaseException:
+                failed.set()
+                raise
             finally:
                 room.release()
 
@@ -414,6 +420,8 @@ class S3Store:
                     parts.append((number, sent[number]))
                     continue
                 room.acquire()
+                if failed.is_set():
+                    break  # its error is raised below
                 parts.append((number, pool.submit(send, number, block, md5.digest())))
         tags = [(number, tag if isinstance(tag, str) else tag.result()) for number, tag in parts]
         if seen.hexdigest() != digest:

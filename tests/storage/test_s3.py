@@ -404,3 +404,21 @@ def test_a_file_that_a_publisher_finds_is_young_again_before_its_manifest_is_wri
     assert store.publish("tiny-2", files, manifest) is True
     assert len(changed) == 2
     assert all((datetime.now(UTC) - when).total_seconds() < 3600 for when in changed)
+
+
+def test_after_a_part_that_is_refused_no_other_is_begun(bucket, make_release, monkeypatch):
+    from botocore.client import BaseClient
+    from botocore.exceptions import ClientError
+
+    honest, tried = BaseClient._make_api_call, []
+
+    def expired(self, operation, given):
+        if operation == "UploadPart":
+            tried.append(given["PartNumber"])
+            raise ClientError({"Error": {"Code": "ExpiredToken"}}, operation)
+        return honest(self, operation, given)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", expired)
+    with pytest.raises(StoreError, match=r"refuses these credentials \(ExpiredToken\)"):
+        S3Store(f"s3://{bucket}", part_bytes=1000).publish("tiny-1", *make_release(50_000))
+    assert set(tried) <= {1, 2, 3, 4}
