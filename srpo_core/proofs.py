@@ -159,6 +159,10 @@ class FormatPictures:
 
 
 def _mean_psnr(images: Tensor, reference: Tensor) -> float | None:
-    """Mean over the pictures; None when all are equal to the last bit."""
+    """Mean over the pictures that differ at all; None when all are equal to the last bit.
+
+    Not a number where a picture is not, so that no limit holds.
+    """
     values = psnr(images, reference)
-    return float(values[torch.isfinite(values)].mean()) if bool(torch.isfinite(values).any()) else None
+    different = values[~torch.isposinf(values)]
+    return float(different.mean()) if len(different) else None

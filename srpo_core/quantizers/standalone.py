@@ -40,6 +40,9 @@ def quantize_checkpoint(
     origin = _origin(checkpoint)
     kept = {name: record for name in formats if (record := _record(out / name, called, origin)) is not None}
     missing = {name: entry for name, entry in formats.items() if name not in kept}
+    # A record never stands beside files of another source, whenever this is killed.
+    for name in missing:
+        (out / name / RECORD).unlink(missing_ok=True)
     if missing:
         with bar(f"quantize {called}", num_weights(checkpoint, missing)) as advance:
             written = convert(checkpoint, missing, out, stem=called, advance=advance)

@@ -128,7 +128,7 @@ def collect(store: Store, *, keep: int, delete: bool = False) -> Cleaning:
             held.add(value["version"])
             held |= {step["to"] for step in value["history"] if alias == PRODUCTION}
     releases = list_releases(store)
-    newest = {release.version for release in releases[len(releases) - keep :]} if keep else set()
+    newest = {release.version for release in releases[max(0, len(releases) - keep) :]}
     doomed = tuple(release.version for release in releases if release.version not in held | newest)
     for version in doomed if delete else ():
         store.remove(version)

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from logging import getLogger
 from pathlib import Path
-from threading import BoundedSemaphore
+from threading import BoundedSemaphore, Event
 from typing import Any, Final
 
 from srpo_core.errors import StoreError
@@ -42,6 +42,8 @@ MOST_PARTS: Final = 10_000
 PARALLEL: Final = 4
 # What is older and belongs to no version was left by a killed publisher.
 STALE: Final = timedelta(days=1)
+# A copy within the store above this goes in parts of this size.
+COPIED: Final = 256 << 20
 ATTEMPTS: Final = 3
 CONNECT_SECONDS: Final = 5
 READ_SECONDS: Final = 60
@@ -86,8 +88,15 @@ class S3Store:
         return manifest
 
     def publish(self, version: str, files: Mapping[str, Path], manifest: Mapping[str, Any]) -> bool:
-        """Send the files, then the manifest; False when the version is there already with the same content."""
+        """Send the files, then the manifest; False when the version is there already with the same content.
+
+        Of a version that is there, files that the store has lost are sent again.
+
+        Raises:
+            FileLostError: a file was lost, and the one that would be sent has other bytes.
+        """
         if self._is_published(version, manifest):
+            self._restore(version, files, manifest)
             return False
         with self._errors():
             for name, path in files.items():
@@ -140,18 +149,14 @@ class S3Store:
         """If-None-Match and If-Match, where this store writes although they do not hold."""
         key, note = "conditional-writes", b"This store was asked whether it honours conditions.\n"
         with self._errors():
-            self._put_if(key, note, IfNoneMatch="*")
+            self._put(key, note, IfNoneMatch="*")
             asked = {"If-None-Match": {"IfNoneMatch": "*"}, "If-Match": {"IfMatch": f'"{"0" * 32}"'}}
-            return [name for name, condition in asked.items() if self._put_if(key, note, **condition)]
+            return [name for name, condition in asked.items() if self._put(key, note, **condition)]
 
     def sweep(self, *, without: Collection[str], delete: bool) -> list[str]:
         """Objects that no version but those in `without` names, and unfinished uploads; a day old at least."""
-        needed = {
-            entry["sha256"]
-            for version in self.versions()
-            if version not in without
-            for entry in self.manifest(version)["files"].values()
-        }
+        named: dict[str, frozenset[str]] = {}
+        needed = self._needed(without, named)
         before = datetime.now(UTC) - STALE
         with self._errors():
             left = [
@@ -164,11 +169,28 @@ class S3Store:
                 for entry in self._entries("list_multipart_uploads", "Uploads", "objects/")
                 if entry["Initiated"] < before
             ]
-            for key in left if delete else ():
-                self._client.delete_object(Bucket=self._bucket, Key=key)
+            if delete:
+                left = [key for key in left if self._delete_orphan(key, before, without, named)]
             for upload in uploads if delete else ():
                 self._abort({"Bucket": self._bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]})
         return [*left, *(f"{upload['Key']} (unfinished)" for upload in uploads)]
+
+    def _needed(self, without: Collection[str], named: dict[str, frozenset[str]]) -> set[str]:
+        """The digests that versions name. named: those of versions read before, as a version never changes."""
+        for version in set(self.versions()) - named.keys() - set(without):
+            files = self.manifest(version)["files"]
+            named[version] = frozenset(entry["sha256"] for entry in files.values())
+        return set().union(*named.values())
+
+    def _delete_orphan(
+        self, key: str, before: datetime, without: Collection[str], named: dict[str, frozenset[str]]
+    ) -> bool:
+        """Delete an object unless a publisher has come for it since it was listed; returns whether it did."""
+        changed = self._changed(key.removeprefix(self._prefix))
+        if changed is None or changed >= before or key.rpartition("/")[2] in self._needed(without, named):
+            return False
+        self._client.delete_object(Bucket=self._bucket, Key=key)
+        return True
 
     @cached_property
     def _client(self) -> Any:
@@ -204,6 +226,18 @@ class S3Store:
             require_same(existing, manifest, version, self.uri)
         return existing is not None
 
+    def _restore(self, version: str, files: Mapping[str, Path], manifest: Mapping[str, Any]) -> None:
+        """Send again what is lost of a published version; its describing files may be others by now."""
+        with self._errors():
+            for name, entry in self.manifest(version)["files"].items():
+                if manifest["files"].get(name, {}).get("sha256") == entry["sha256"]:
+                    self._send(files[name], entry["sha256"], name)
+                elif not self._has(f"objects/{entry['sha256']}"):
+                    raise FileLostError(
+                        f"the store {self.uri} has lost {name} of {version}, and the one here has other bytes: "
+                        "publish from the commit of that version"
+                    )
+
     def _keys(self, below: str) -> list[str]:
         with self._errors():
             found = [entry["Key"] for entry in self._entries("list_objects_v2", "Contents", below)]
@@ -225,10 +259,30 @@ class S3Store:
             raise
 
     def _has(self, key: str) -> bool:
+        return self._changed(key) is not None
+
+    def _changed(self, key: str) -> datetime | None:
+        """When an object was written, or None if there is none."""
         from botocore.exceptions import ClientError
 
         try:
-            self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)
+            head = self._client.head_object(Bucket=self._bucket, Key=self._prefix + key)
+        except ClientError as error:
+            if _code(error) in _ABSENT:
+                return None
+            raise
+        changed: datetime = head["LastModified"]
+        return changed
+
+    def _renew(self, key: str) -> bool:
+        """Copy an object onto itself, within the store, so that its age begins anew; False if it is gone."""
+        from boto3.s3.transfer import TransferConfig
+        from botocore.exceptions import ClientError
+
+        place = {"Bucket": self._bucket, "Key": self._prefix + key}
+        config = TransferConfig(multipart_threshold=COPIED, multipart_chunksize=COPIED)
+        try:
+            self._client.copy(place, **place, ExtraArgs={"MetadataDirective": "REPLACE"}, Config=config)
         except ClientError as error:
             if _code(error) in _ABSENT:
                 return False
@@ -236,7 +290,17 @@ class S3Store:
         return True
 
     def _put_if(self, key: str, data: bytes, **condition: str) -> bool:
-        """Write an object under a condition; False when the condition does not hold."""
+        """Write an object under a condition; False when the condition does not hold.
+
+        Where the answer to a write is lost, botocore writes again and is told that the condition no longer
+        holds: what is there then is what was written.
+        """
+        if self._put(key, data, **condition):
+            return True
+        found = self._get(key)
+        return found is not None and found["Body"].read() == data
+
+    def _put(self, key: str, data: bytes, **condition: str) -> bool:
         return self._conditionally(
             lambda: self._client.put_object(
                 Bucket=self._bucket,
@@ -265,9 +329,17 @@ class S3Store:
         raise AssertionError("the last attempt returns or raises")
 
     def _send(self, path: Path, digest: str, name: str) -> None:
-        """Send a file under its digest unless it is there."""
+        """Send a file under its digest unless it is there.
+
+        A publisher that was killed before it read its object back may have left a damaged one: that is
+        replaced.
+        """
         key = f"objects/{digest}"
-        if self._has(key):
+        changed = self._changed(key)
+        # Long before a sweep could take it for a killed publisher's, it is made young.
+        old = changed is not None and datetime.now(UTC) - changed > STALE / 2
+        there = self._renew(key) if old else changed is not None
+        if there and self._is_intact(key, digest):
             return
         if path.stat().st_size > self._part_bytes:
             self._send_in_parts(path, key, digest, name)
@@ -275,7 +347,7 @@ class S3Store:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != digest:
             raise damaged_on_the_way(name)
-        self._put_if(key, data, IfNoneMatch="*")
+        self._put(key, data, IfNoneMatch="*")
         self._require_intact(key, digest, name)
 
     def _send_in_parts(self, path: Path, key: str, digest: str, name: str) -> None:
@@ -318,11 +390,14 @@ class S3Store:
     def _send_parts(
         self, path: Path, upload: Mapping[str, Any], sent: Mapping[int, str], digest: str, name: str
     ) -> list[Mapping[str, Any]]:
-        """Send the parts that are not there, several at once; at most `PARALLEL` + 1 are in memory."""
+        """Send the parts that are not there, several at once; at most `PARALLEL` + 1 are in memory.
+
+        After one that fails none is begun.
+        """
         size = max(self._part_bytes, -(-path.stat().st_size // MOST_PARTS))
         seen = hashlib.sha256()
         parts: list[tuple[int, str | Future[str]]] = []
-        room = BoundedSemaphore(PARALLEL)
+        room, failed = BoundedSemaphore(PARALLEL), Event()
 
         def send(number: int, block: bytes, md5: bytes) -> str:
             try:
@@ -330,6 +405,9 @@ class S3Store:
                     **upload, PartNumber=number, Body=block, ContentMD5=b64encode(md5).decode()
                 )
                 return str(answer["ETag"])
+            except BaseException:
+                failed.set()
+                raise
             finally:
                 room.release()
 
@@ -342,6 +420,8 @@ class S3Store:
                     parts.append((number, sent[number]))
                     continue
                 room.acquire()
+                if failed.is_set():
+                    break  # its error is raised below
                 parts.append((number, pool.submit(send, number, block, md5.digest())))
         tags = [(number, tag if isinstance(tag, str) else tag.result()) for number, tag in parts]
         if seen.hexdigest() != digest:
@@ -367,15 +447,20 @@ class S3Store:
         return False
 
     def _require_intact(self, key: str, digest: str, name: str) -> None:
-        """Read an object back where the store does not verify what it takes."""
+        if not self._is_intact(key, digest):
+            raise damaged_on_the_way(name)
+
+    def _is_intact(self, key: str, digest: str) -> bool:
+        """Read an object back where the store does not verify what it takes; a damaged one is deleted."""
         if self._verifies:
-            return
+            return True
         seen = hashlib.sha256()
         for block in self._get(key)["Body"].iter_chunks(BLOCK):
             seen.update(block)
-        if seen.hexdigest() != digest:
-            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
-            raise damaged_on_the_way(name)
+        if seen.hexdigest() == digest:
+            return True
+        self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
+        return False
 
     def _abort(self, upload: Mapping[str, Any]) -> None:
         """Free the parts of an upload that will not be finished."""

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from contextlib import nullcontext
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from srpo_core.artifacts import sha256
 from srpo_core.errors import ConfigError, DataError
@@ -52,6 +54,32 @@ def test_another_source_or_a_damaged_record_is_not_taken_for_the_same(checkpoint
     assert not quantize(checkpoint, ["q8_0"], tmp_path, "m")[0].endswith("kept")
     os.utime(checkpoint / "diffusion_pytorch_model.safetensors")
     assert not quantize(checkpoint, ["q8_0"], tmp_path, "m")[0].endswith("kept")
+
+
+def test_files_of_another_source_are_not_kept_after_a_kill_between_them_and_their_record(
+    checkpoint, tmp_path, monkeypatch
+):
+    other = tmp_path / "other"
+    shutil.copytree(checkpoint, other)
+    weights = other / "diffusion_pytorch_model.safetensors"
+    save_file({name: tensor * 2 for name, tensor in load_file(weights).items()}, weights)
+    out = tmp_path / "out"
+    quantize(checkpoint, ["q8_0"], out, "m")
+    path = out / "q8_0/m-q8_0.gguf"
+    first = path.read_bytes()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("srpo_core.quantizers.standalone.write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            quantize(other, ["q8_0"], out, "m")
+    assert path.stat().st_size == len(first)
+    assert path.read_bytes() != first
+    (line,) = quantize(checkpoint, ["q8_0"], out, "m")
+    assert not line.endswith("kept")
+    assert path.read_bytes() == first
 
 
 def test_bad_input_is_named_before_anything_is_written(checkpoint, tmp_path):

@@ -179,3 +179,9 @@ def test_cleaning_keeps_the_newest_what_aliases_point_to_and_all_that_production
     assert store.versions() == [*versions[:3], versions[5]]
     assert collect(store, keep=0).versions == (versions[5],)
     assert collect(store, keep=9).versions == ()
+
+
+def test_cleaning_keeps_every_version_where_there_are_fewer_than_it_is_to_keep(store, publish):
+    versions = [publish(number) for number in range(1, 4)]
+    assert collect(store, keep=5, delete=True).versions == ()
+    assert store.versions() == versions

@@ -2,11 +2,13 @@
 
 import socket
 import threading
+from datetime import UTC, datetime
 
 import boto3
 import pytest
 from botocore.exceptions import EndpointConnectionError
 
+from srpo_core.artifacts import sha256
 from srpo_core.errors import StoreError
 from srpo_core.storage import S3Store, open_store
 
@@ -295,3 +297,128 @@ def test_of_eight_publishers_that_reach_the_manifest_together_one_publishes(
     for thread in threads:
         thread.join()
     assert sorted(outcomes) == [False] * 7 + [True]
+
+
+def test_a_write_whose_answer_was_lost_counts_as_done(bucket, make_release, monkeypatch):
+    """The network drops the answer, botocore sends again, and the store says that the object is there."""
+    from botocore.httpsession import URLLib3Session
+
+    honest, lost = URLLib3Session.send, []
+
+    def dropping(self, request):
+        answer = honest(self, request)
+        where = request.url.partition("?")[0]
+        if request.method == "PUT" and where.endswith(".json") and where not in lost:
+            lost.append(where)
+            raise EndpointConnectionError(endpoint_url=where)
+        return answer
+
+    monkeypatch.setattr(URLLib3Session, "send", dropping)
+    store = open_store(f"s3://{bucket}")
+    assert store.publish("tiny-1", *make_release()) is True
+    assert store.write_alias("production", {"version": "tiny-1"}, None) is True
+    assert [where.rpartition("/")[2] for where in lost] == ["manifest.json", "production.json"]
+    assert store.write_alias("production", {"version": "tiny-2"}, None) is False
+
+
+def test_publishing_again_restores_what_the_store_has_lost_and_names_what_it_cannot(bucket, make_release):
+    store = open_store(f"s3://{bucket}")
+    files, manifest = make_release()
+    store.publish("tiny-1", files, manifest)
+    for name in files:
+        digest = manifest["files"][name]["sha256"]
+        boto3.client("s3").delete_object(Bucket=bucket, Key=f"objects/{digest}")
+    assert store.publish("tiny-1", files, manifest) is False
+    assert {name: b"".join(store.read("tiny-1", name)) for name in files} == {
+        name: path.read_bytes() for name, path in files.items()
+    }
+    card = manifest["files"]["README.md"]["sha256"]
+    boto3.client("s3").delete_object(Bucket=bucket, Key=f"objects/{card}")
+    files["README.md"].write_text("another card")
+    entry = {"sha256": sha256(files["README.md"]), "bytes": 12}
+    changed = manifest | {"files": manifest["files"] | {"README.md": entry}}
+    with pytest.raises(StoreError, match=r"has lost README\.md of tiny-1, and the one here has other bytes"):
+        store.publish("tiny-1", files, changed)
+
+
+def test_a_damaged_object_that_a_killed_publisher_left_unread_is_replaced(bucket, make_release):
+    files, manifest = make_release()
+    for entry in manifest["files"].values():
+        boto3.client("s3").put_object(Bucket=bucket, Key=f"objects/{entry['sha256']}", Body=b"damaged")
+    store = open_store(f"s3://{bucket}")
+    assert store.publish("tiny-1", files, manifest) is True
+    for name, path in files.items():
+        assert b"".join(store.read("tiny-1", name)) == path.read_bytes()
+
+
+def age(bucket, **by):
+    """Make all objects of a bucket older, as only moto's own memory can."""
+    from datetime import timedelta
+
+    from moto.s3.models import s3_backends
+
+    (backend,) = (backend for backend in s3_backends["123456789012"].values() if bucket in backend.buckets)
+    for entry in backend.buckets[bucket].keys.values():
+        entry.last_modified = datetime.now(UTC).replace(tzinfo=None) - timedelta(**by)
+
+
+def test_a_file_that_is_published_while_a_sweep_runs_is_kept(bucket, make_release, monkeypatch):
+    """The sweep has listed it as an orphan by then; the publisher finds it there and does not send it."""
+    from botocore.client import BaseClient
+
+    store = open_store(f"s3://{bucket}/p")
+    files, manifest = make_release()
+    store.publish("tiny-1", files, manifest)
+    store.remove("tiny-1")
+    age(bucket, days=2)
+    assert len(store.sweep(without=(), delete=False)) == 2
+    honest, published = BaseClient._make_api_call, []
+
+    def publishing_meanwhile(self, operation, given):
+        if operation == "ListMultipartUploads" and not published:
+            published.append(open_store(f"s3://{bucket}/p").publish("tiny-2", files, manifest))
+        return honest(self, operation, given)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", publishing_meanwhile)
+    assert store.sweep(without=(), delete=True) == []
+    assert published == [True]
+    for name, path in files.items():
+        assert b"".join(store.read("tiny-2", name)) == path.read_bytes()
+
+
+def test_a_file_that_a_publisher_finds_is_young_again_before_its_manifest_is_written(
+    bucket, make_release, monkeypatch
+):
+    store = open_store(f"s3://{bucket}/p")
+    files, manifest = make_release()
+    store.publish("tiny-1", files, manifest)
+    store.remove("tiny-1")
+    age(bucket, hours=13)
+    honest, changed = S3Store._put_if, []
+
+    def looking(self, key, data, **condition):
+        changed.extend(self._changed(f"objects/{entry['sha256']}") for entry in manifest["files"].values())
+        return honest(self, key, data, **condition)
+
+    monkeypatch.setattr(S3Store, "_put_if", looking)
+    assert store.publish("tiny-2", files, manifest) is True
+    assert len(changed) == 2
+    assert all((datetime.now(UTC) - when).total_seconds() < 3600 for when in changed)
+
+
+def test_after_a_part_that_is_refused_no_other_is_begun(bucket, make_release, monkeypatch):
+    from botocore.client import BaseClient
+    from botocore.exceptions import ClientError
+
+    honest, tried = BaseClient._make_api_call, []
+
+    def expired(self, operation, given):
+        if operation == "UploadPart":
+            tried.append(given["PartNumber"])
+            raise ClientError({"Error": {"Code": "ExpiredToken"}}, operation)
+        return honest(self, operation, given)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", expired)
+    with pytest.raises(StoreError, match=r"refuses these credentials \(ExpiredToken\)"):
+        S3Store(f"s3://{bucket}", part_bytes=1000).publish("tiny-1", *make_release(50_000))
+    assert set(tried) <= {1, 2, 3, 4}
