@@ -39,6 +39,9 @@ GRID = RUNS / "report/grid.png"
 QUANTIZED = RUNS / "quantize/formats"
 PROOF = RUNS / "quantize/proof.json"
 
+# beside a checkpoint's weights; what diffusers' `load_lora_weights` looks for
+LORA_FILE = "pytorch_lora_weights.safetensors"
+
 
 def home() -> Path:
     """The directory of everything that is kept beside outputs: `SRPO_HOME`, else .srpo here. Absolute."""

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from srpo_core.artifacts import LORA_FILE
 from srpo_core.config import LoraSettings
 from srpo_core.errors import ConfigError
 from srpo_core.models.sharding import blocks
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ADAPTER = "default"
-LORA_FILE = "pytorch_lora_weights.safetensors"  # what diffusers' `load_lora_weights` looks for
 
 
 def add_lora(transformer: Any, settings: LoraSettings) -> None:

@@ -15,7 +15,6 @@ from srpo_core.quantizers.weight_files import hashed_file
 if TYPE_CHECKING:
     import numpy as np
 
-LORA_FILE: Final = "pytorch_lora_weights.safetensors"
 PREFIX: Final = "transformer."
 # base + B·A against the merged weights, relative to the largest change: bfloat16 bases and sums in float32
 TOLERANCE: Final = 0.02

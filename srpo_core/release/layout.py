@@ -8,7 +8,7 @@ from typing import Any, Final
 from srpo_core import artifacts
 from srpo_core.config import Settings
 from srpo_core.errors import ArtifactError, ConfigError
-from srpo_core.quantizers import LORA_FILE, WEIGHTS
+from srpo_core.quantizers import WEIGHTS
 
 # The format that the release's own pipeline loads.
 PIPELINE_FORMAT: Final = "bf16"
@@ -58,7 +58,7 @@ def release_files(root: Path, settings: Settings, proof: Mapping[str, Any]) -> d
         if (root / config).is_file():
             files[f"{format_directory(name)}/config.json"] = root / config
     if proof["lora"] is not None:
-        files[LORA_FILE] = existing(root, artifacts.QUANTIZED / "lora" / LORA_FILE)
+        files[artifacts.LORA_FILE] = existing(root, artifacts.QUANTIZED / "lora" / artifacts.LORA_FILE)
     files |= {
         "report.html": existing(root, artifacts.REPORT),
         "decision.json": existing(root, artifacts.DECISION),

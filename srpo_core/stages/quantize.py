@@ -25,7 +25,6 @@ from srpo_core.progress import progress_bar
 from srpo_core.proofs import FormatPictures, PictureProof, evaluated_pictures
 from srpo_core.protocols import BaseModel, Condition
 from srpo_core.quantizers import (
-    LORA_FILE,
     WEIGHTS,
     WrittenFile,
     carry_lora,
@@ -115,11 +114,11 @@ def run(
 
 def _lora(model: ModelSettings, source: Path) -> dict[str, Any] | None:
     """What is known of the LoRA beside the checkpoint, carried to the formats; None if there is none."""
-    path = source / LORA_FILE
+    path = source / artifacts.LORA_FILE
     if not path.is_file():
         return None
     return carry_lora(
-        path, open_flux(Path(model.path)), open_flux(source), artifacts.QUANTIZED / LORA / LORA_FILE
+        path, open_flux(Path(model.path)), open_flux(source), artifacts.QUANTIZED / LORA / artifacts.LORA_FILE
     )
 
 
