@@ -261,7 +261,7 @@ def trained(transformer: "torch.nn.Module") -> dict[str, "Tensor"]:
 
 
 def moments(state: TrainState) -> dict[str, "Tensor"]:
-    """The optimizer's state by `parameter:name`."""
+    """The optimizer's state by `parameter:name`. Raises `ArtifactError` when a trained parameter has none."""
     return _flat(state.transformer, state.optimizer)
 
 
@@ -393,6 +393,12 @@ def _entries(
 
 def _flat(transformer: "torch.nn.Module", optimizer: "torch.optim.Optimizer") -> dict[str, "Tensor"]:
     names: dict[Tensor, str] = {parameter: name for name, parameter in transformer.named_parameters()}
+    bare = [name for p, name in names.items() if p.requires_grad and not optimizer.state.get(p)]
+    if bare:
+        raise ArtifactError(
+            f"the optimizer has no state of {len(bare)} trained tensors, {bare[0]} the first: training could not "
+            "go on from such a checkpoint"
+        )
     return {
         # a step count has no dimension, and shards are cut along one
         f"{names[parameter]}:{name}": tensor

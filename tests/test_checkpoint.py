@@ -208,6 +208,14 @@ def test_a_half_written_checkpoint_does_not_exist_and_the_next_attempt_clears_it
     assert not list(root.glob(".*.part"))
 
 
+def test_a_checkpoint_that_would_lack_moments_is_refused_when_it_is_saved(saved):
+    root, model, optimizer = saved
+    del optimizer.state[model.linear.bias]
+    with pytest.raises(ArtifactError, match=r"no state of 1 trained tensors, linear\.bias the first"):
+        save(root, 4, model, optimizer)
+    assert newest(root).step == 2
+
+
 def test_where_there_is_no_checkpoint_there_is_none(tmp_path):
     assert newest(tmp_path) is None
 
@@ -217,7 +225,11 @@ def test_joined_shards_are_the_bytes_that_safetensors_writes(tmp_path, monkeypat
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2))
     model[1].to(torch.bfloat16)
-    save(tmp_path, 2, model, adamw(model))
+    optimizer = adamw(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    save(tmp_path, 2, model, optimizer)
     join_shards(tmp_path / "step-000002/weights", tmp_path / "joined.safetensors")
     save_file(trained(model), tmp_path / "whole.safetensors", {"format": "pt"})
     assert (tmp_path / "joined.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()

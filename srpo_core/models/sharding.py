@@ -28,7 +28,8 @@ def shard(transformer: Any, mesh: "DeviceMesh", *, gather: "torch.dtype | None")
     )
     for block in blocks(transformer):
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(transformer, mesh=mesh, mp_policy=policy)
+    # of itself FSDP leaves the outermost whole after a forward without gradients: it would be saved so
+    fully_shard(transformer, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     for module in transformer.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # losses are divided by the global batch already
