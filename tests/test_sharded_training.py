@@ -84,3 +84,19 @@ def test_drawing_pictures_leaves_each_rank_its_share_of_every_parameter(job, tmp
     cut = ranks.changed(job, tmp_path, "cut", resources={"shard": True}, steps=0)
     for left, _ in ranks.train(cut, 2, inspect=ranks.left_whole_after_drawing):
         assert left == []
+
+
+@pytest.mark.parametrize(("tune", "frozen"), [("full", "float32"), ("lora", "bfloat16")])
+def test_a_cut_model_under_autocast_draws_its_samples(job, tmp_path, tune, frozen):
+    cut = ranks.changed(
+        job,
+        tmp_path,
+        "cut",
+        resources={"shard": True},
+        steps=0,
+        tune=tune,
+        lora=job.train.lora.model_copy(update={"frozen": frozen}),
+        compute=job.train.compute.model_copy(update={"autocast": True}),
+    )
+    ((left, _),) = ranks.train(cut, 1, inspect=ranks.left_whole_after_drawing)
+    assert left == []
