@@ -222,8 +222,8 @@ def open_checkpoint(location: Location, *, check: bool = True) -> Checkpoint:
         state = json.loads((location / STATE).read_text())
         digests: dict[str, str] = state["sha256"]
         for_resume = {name for name in digests if name.startswith(f"{RESUME}/")}
-        # thinned out as a whole; a part of it that is missing is damage
-        resumable = bool(for_resume) and (location / RESUME).exists()
+        # thinned out as a whole, which a kill may cut short: what is left of it is not damage
+        resumable = bool(for_resume) and for_resume <= set(location.files())
         kept = {name: digest for name, digest in digests.items() if resumable or name not in for_resume}
         for name, digest in kept.items() if check else ():
             if (location / name).sha256() != digest:

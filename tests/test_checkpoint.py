@@ -175,7 +175,7 @@ def test_what_lies_behind_a_gap_or_a_damage_is_trained_again(saved):
     root, model, optimizer = saved
     for step in (4, 6, 8):
         save(root, step, model, optimizer)
-    next((root / "step-000006/resume/optimizer").iterdir()).unlink()
+    next((root / "step-000006/weights").iterdir()).unlink()
     assert newest(root).step == 4
     shutil.rmtree(root / "step-000002")
     assert newest(root) is None
@@ -189,6 +189,17 @@ def test_the_newest_can_be_resumed_and_every_one_keeps_its_weights(saved):
     assert len(list(root.glob("*/weights/*.safetensors"))) == 4
     next((root / "step-000008/weights").iterdir()).unlink()
     assert newest(root).step == 6
+
+
+def test_a_kill_in_the_midst_of_thinning_out_leaves_the_newer_checkpoints_to_go_on_from(saved):
+    root, model, optimizer = saved
+    for step in (4, 6):
+        save(root, step, model, optimizer)
+    next((root / "step-000002/resume/optimizer").iterdir()).unlink()
+    assert not open_checkpoint(step_location(Location.of(root), 2)).resumable
+    assert newest(root).step == 6
+    save(root, 8, model, optimizer, keep=1)
+    assert [path.parent.name for path in root.glob("*/resume")] == ["step-000008"], "and is finished later"
 
 
 def test_a_half_written_checkpoint_does_not_exist_and_the_next_attempt_clears_it_away(saved, monkeypatch):
