@@ -222,8 +222,8 @@ def open_checkpoint(location: Location, *, check: bool = True) -> Checkpoint:
         state = json.loads((location / STATE).read_text())
         digests: dict[str, str] = state["sha256"]
         for_resume = {name for name in digests if name.startswith(f"{RESUME}/")}
-        # thinned out as a whole; a part of it that is missing is damage
-        resumable = bool(for_resume) and (location / RESUME).exists()
+        # thinned out as a whole, which a kill may cut short: what is left of it is not damage
+        resumable = bool(for_resume) and for_resume <= set(location.files())
         kept = {name: digest for name, digest in digests.items() if resumable or name not in for_resume}
         for name, digest in kept.items() if check else ():
             if (location / name).sha256() != digest:
@@ -261,7 +261,7 @@ def trained(transformer: "torch.nn.Module") -> dict[str, "Tensor"]:
 
 
 def moments(state: TrainState) -> dict[str, "Tensor"]:
-    """The optimizer's state by `parameter:name`."""
+    """The optimizer's state by `parameter:name`. Raises `ArtifactError` when a trained parameter has none."""
     return _flat(state.transformer, state.optimizer)
 
 
@@ -393,6 +393,12 @@ def _entries(
 
 def _flat(transformer: "torch.nn.Module", optimizer: "torch.optim.Optimizer") -> dict[str, "Tensor"]:
     names: dict[Tensor, str] = {parameter: name for name, parameter in transformer.named_parameters()}
+    bare = [name for p, name in names.items() if p.requires_grad and not optimizer.state.get(p)]
+    if bare:
+        raise ArtifactError(
+            f"the optimizer has no state of {len(bare)} trained tensors, {bare[0]} the first: training could not "
+            "go on from such a checkpoint"
+        )
     return {
         # a step count has no dimension, and shards are cut along one
         f"{names[parameter]}:{name}": tensor

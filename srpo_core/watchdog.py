@@ -77,19 +77,24 @@ class Watchdog:
         while not self._ended.wait(min(1.0, self.stall.least_seconds / 5)):
             seconds = time.monotonic() - self._since
             if seconds > self.limit:
-                waiting, where = _standing(watched)
-                said: dict[str, Any] = {
-                    "rank": self.rank,
-                    "step": self._step + 1,
-                    "seconds": round(seconds, 1),
-                }
-                said |= {"waiting": waiting, "where": where}
-                (reports(self.state, self.attempt) / f"rank-{self.rank}.json").write(
-                    json.dumps(said).encode()
-                )
-                time.sleep(self.grace)
-                self.end(EXIT_CODE)
+                try:
+                    self._report(watched, seconds)
+                    time.sleep(self.grace)
+                finally:  # the storage that the report goes to may be what stands still
+                    self.end(EXIT_CODE)
                 return
+
+    def _report(self, watched: int, seconds: float) -> None:
+        """Say where the watched thread stands."""
+        waiting, where = _standing(watched)
+        said = {
+            "rank": self.rank,
+            "step": self._step + 1,
+            "seconds": round(seconds, 1),
+            "waiting": waiting,
+            "where": where,
+        }
+        (reports(self.state, self.attempt) / f"rank-{self.rank}.json").write(json.dumps(said).encode())
 
 
 def reports(state: Location, attempt: str) -> Location:

@@ -91,6 +91,17 @@ def whole_state(worker):
     return {name: whole(tensor).numpy().tobytes() for name, tensor in tensors.items()}
 
 
+def left_whole_after_drawing(worker):
+    """The parameters that, once sample pictures were drawn, are not a rank's share."""
+    from torch.distributed.tensor import DTensor
+
+    from srpo_core.trainer import draw_samples
+
+    images = draw_samples(worker.model, worker.job, worker.device)
+    assert images.isfinite().all()
+    return [name for name, p in worker.model.transformer.named_parameters() if not isinstance(p, DTensor)]
+
+
 def shards_held(worker):
     """(bytes that this rank holds, bytes of the whole) of the trained parameters."""
     parameters = [p for p in worker.model.transformer.parameters() if p.requires_grad]

@@ -175,7 +175,7 @@ def test_what_lies_behind_a_gap_or_a_damage_is_trained_again(saved):
     root, model, optimizer = saved
     for step in (4, 6, 8):
         save(root, step, model, optimizer)
-    next((root / "step-000006/resume/optimizer").iterdir()).unlink()
+    next((root / "step-000006/weights").iterdir()).unlink()
     assert newest(root).step == 4
     shutil.rmtree(root / "step-000002")
     assert newest(root) is None
@@ -189,6 +189,17 @@ def test_the_newest_can_be_resumed_and_every_one_keeps_its_weights(saved):
     assert len(list(root.glob("*/weights/*.safetensors"))) == 4
     next((root / "step-000008/weights").iterdir()).unlink()
     assert newest(root).step == 6
+
+
+def test_a_kill_in_the_midst_of_thinning_out_leaves_the_newer_checkpoints_to_go_on_from(saved):
+    root, model, optimizer = saved
+    for step in (4, 6):
+        save(root, step, model, optimizer)
+    next((root / "step-000002/resume/optimizer").iterdir()).unlink()
+    assert not open_checkpoint(step_location(Location.of(root), 2)).resumable
+    assert newest(root).step == 6
+    save(root, 8, model, optimizer, keep=1)
+    assert [path.parent.name for path in root.glob("*/resume")] == ["step-000008"], "and is finished later"
 
 
 def test_a_half_written_checkpoint_does_not_exist_and_the_next_attempt_clears_it_away(saved, monkeypatch):
@@ -208,6 +219,14 @@ def test_a_half_written_checkpoint_does_not_exist_and_the_next_attempt_clears_it
     assert not list(root.glob(".*.part"))
 
 
+def test_a_checkpoint_that_would_lack_moments_is_refused_when_it_is_saved(saved):
+    root, model, optimizer = saved
+    del optimizer.state[model.linear.bias]
+    with pytest.raises(ArtifactError, match=r"no state of 1 trained tensors, linear\.bias the first"):
+        save(root, 4, model, optimizer)
+    assert newest(root).step == 2
+
+
 def test_where_there_is_no_checkpoint_there_is_none(tmp_path):
     assert newest(tmp_path) is None
 
@@ -217,7 +236,11 @@ def test_joined_shards_are_the_bytes_that_safetensors_writes(tmp_path, monkeypat
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2))
     model[1].to(torch.bfloat16)
-    save(tmp_path, 2, model, adamw(model))
+    optimizer = adamw(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    save(tmp_path, 2, model, optimizer)
     join_shards(tmp_path / "step-000002/weights", tmp_path / "joined.safetensors")
     save_file(trained(model), tmp_path / "whole.safetensors", {"format": "pt"})
     assert (tmp_path / "joined.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()

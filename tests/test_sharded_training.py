@@ -77,3 +77,26 @@ def test_the_background_writer_saves_what_the_foreground_one_saves(job, tmp_path
     for step in ("step-000002", "step-000004"):
         front, back = (read_whole(tmp_path / name / step / "weights") for name in ("front", "back"))
         assert all(torch.equal(front[name], back[name]) for name in front)
+
+
+def test_drawing_pictures_leaves_each_rank_its_share_of_every_parameter(job, tmp_path):
+    """What stayed whole would be saved whole and rounded, and its moments would not be found."""
+    cut = ranks.changed(job, tmp_path, "cut", resources={"shard": True}, steps=0)
+    for left, _ in ranks.train(cut, 2, inspect=ranks.left_whole_after_drawing):
+        assert left == []
+
+
+@pytest.mark.parametrize(("tune", "frozen"), [("full", "float32"), ("lora", "bfloat16")])
+def test_a_cut_model_under_autocast_draws_its_samples(job, tmp_path, tune, frozen):
+    cut = ranks.changed(
+        job,
+        tmp_path,
+        "cut",
+        resources={"shard": True},
+        steps=0,
+        tune=tune,
+        lora=job.train.lora.model_copy(update={"frozen": frozen}),
+        compute=job.train.compute.model_copy(update={"autocast": True}),
+    )
+    ((left, _),) = ranks.train(cut, 1, inspect=ranks.left_whole_after_drawing)
+    assert left == []

@@ -38,6 +38,18 @@ def test_a_step_that_stands_still_ends_the_process_and_says_where_it_stood(tmp_p
     assert said["seconds"] >= 0.2
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_report_that_cannot_be_written_ends_the_process_all_the_same(tmp_path):
+    (tmp_path / "full").write_text("a file where the directory of the reports should be")
+    ended = []
+    with Watchdog(Location.of(tmp_path / "full"), "a", 3, QUICK, end=ended.append, grace=0.0) as watchdog:
+        watchdog.step_done(1)
+        until = time.monotonic() + 20
+        while not ended and time.monotonic() < until:
+            time.sleep(0.01)
+    assert ended == [EXIT_CODE]
+
+
 def test_time_spent_on_a_checkpoint_is_no_stall(tmp_path):
     ended = []
     with watching(tmp_path, ended) as watchdog:

@@ -36,7 +36,9 @@ def refl(
         model.rollout_velocity,
         eps,
         batch.condition,
-        sigmas=sigmas[: max(stops) + 1],
+        sigmas=sigmas[
+            : roll.steps
+        ],  # to the latest stop there may be: every worker must call a cut model as often
         guidance=roll.guidance,
         time=time,
     )

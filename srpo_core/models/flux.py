@@ -216,17 +216,31 @@ class FluxBase:
         )
         pipeline.set_progress_bar_config(disable=True)
         height, width = self.pixels
-        images: Tensor = pipeline(
-            prompt_embeds=condition.prompt_embeds,
-            pooled_prompt_embeds=condition.pooled,
-            latents=noise,
-            height=height,
-            width=width,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            output_type=output,
-        ).images
+        with self._sampling(noise.device):
+            images: Tensor = pipeline(
+                prompt_embeds=condition.prompt_embeds,
+                pooled_prompt_embeds=condition.pooled,
+                latents=noise,
+                height=height,
+                width=width,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                output_type=output,
+            ).images
         return images
+
+    @contextmanager
+    def _sampling(self, device: torch.device) -> Iterator[None]:
+        """The precision of training's calls; velocities, and so the pipeline's latents, stay in float32."""
+        if not self._autocast:
+            yield
+            return
+        hook = self.transformer.register_forward_hook(lambda *call: tuple(v.float() for v in call[2]))
+        try:
+            with self._precision(device):
+                yield
+        finally:
+            hook.remove()
 
 
 def load_flux(settings: ModelSettings, *, empty: bool = False) -> FluxBase:
