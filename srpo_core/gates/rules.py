@@ -22,6 +22,7 @@ from srpo_core.gates.pairs import ALIGNED, BASE, CHAMPION, Pairs
 
 WINS: Final = "wins against "
 TIE: Final = 0.5  # of a win
+ROUNDING: Final = 1e-9  # a change of a mean's last bits is no gain
 # By severity: whether the rule refuses (or warns) unless it is shown to hold, or only if shown to be broken.
 BY_PROOF_OF_BREACH: Final = frozenset({"veto", "hacking"})
 
@@ -78,13 +79,23 @@ COMPARISONS: Final[Mapping[str, Comparison]] = MappingProxyType(
 
 
 def limits(rule: GateRule) -> tuple[float | None, float | None]:
-    """The least and the greatest figure that the rule allows; None where it sets no limit."""
+    """The least and the greatest figure that the rule allows; None where it sets no limit.
+
+    Of a rule that asks for a gain the margin itself is not allowed, for a model equal to the other meets it.
+    """
     neutral = COMPARISONS[rule.compare].neutral
+    beyond = ROUNDING if asks_for_gain(rule) else 0.0
     return {
-        "at_least": (rule.margin, None),
-        "at_most": (None, rule.margin),
+        "at_least": (rule.margin + beyond, None),
+        "at_most": (None, rule.margin - beyond),
         "within": (neutral - rule.margin, neutral + rule.margin),
     }[rule.side]
+
+
+def asks_for_gain(rule: GateRule) -> bool:
+    """Whether a rule to be shown has the figure of two equal models for its margin: any change, but a change."""
+    neutral = COMPARISONS[rule.compare].neutral
+    return rule.severity not in BY_PROOF_OF_BREACH and rule.side != "within" and rule.margin == neutral
 
 
 def applies(rule: GateRule, pairs: Pairs) -> bool:

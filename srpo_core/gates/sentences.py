@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Final
 
 from srpo_core.config import GateRule
-from srpo_core.gates.rules import BY_PROOF_OF_BREACH, Measurement
+from srpo_core.gates.rules import BY_PROOF_OF_BREACH, Measurement, asks_for_gain
 
 WHOM: Final[Mapping[str, str]] = MappingProxyType({"base": "the base", "champion": "the champion"})
 
@@ -65,7 +65,12 @@ def _demand(rule: GateRule) -> str:
     if rule.side == "within":
         unit = {"difference": "no change", "ratio": "equality", "win_rate": "one half"}[rule.compare]
         return f"within {rule.margin:.3g} of {unit}"
-    return f"{rule.side.replace('_', ' ')} {_figure(rule, rule.margin)}"
+    side = (
+        {"at_least": "above", "at_most": "below"}[rule.side]
+        if asks_for_gain(rule)
+        else rule.side.replace("_", " ")
+    )
+    return f"{side} {_figure(rule, rule.margin)}"
 
 
 def _figure(rule: GateRule, figure: float) -> str:

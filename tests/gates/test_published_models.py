@@ -1,5 +1,6 @@
 """The full-size gate on published figures (facts: arXiv 2509.06942, table 1, and the re-test arXiv 2512.24146)."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +37,7 @@ SPREAD = {"relative_reward": 0.15, "reward": 0.05, "judge_score": 0.03, "alignme
 SELECTION = {"step": 10, "admissible": [10], "reason": "it is best"}
 
 
-def decision(profile, after):
-    settings = load_settings(ROOT / f"profiles/{profile}.yaml")
+def pairs_of(settings, after):
     prompts, seeds = settings.evaluate.num_prompts, settings.evaluate.seeds_per_prompt
     draw, count = np.random.default_rng(0), prompts * seeds
     metrics = [*settings.evaluate.metrics, *settings.evaluate.scorers]
@@ -48,7 +48,7 @@ def decision(profile, after):
         change = draw.normal(0, SPREAD.get(name, 0.05) * start, count)
         aligned[name] = base[name] + change - change.mean() + after.get(name, start) - start
     styles = ("anime", "concept-art", "paintings", "photo")
-    pairs = Pairs(
+    return Pairs(
         prompts=tuple(str(number) for number in range(prompts)),
         styles=tuple(styles[number * 4 // prompts] for number in range(prompts)),
         prompt_index=np.repeat(np.arange(prompts), seeds),
@@ -57,7 +57,11 @@ def decision(profile, after):
         aligned=aligned,
         champion=None,
     )
-    result = decide(pairs, SELECTION, seed=0, gate=settings.gate)
+
+
+def decision(profile, after):
+    settings = load_settings(ROOT / f"profiles/{profile}.yaml")
+    result = decide(pairs_of(settings, after), SELECTION, seed=0, gate=settings.gate)
     return result["verdict"], {rule["name"] for rule in result["rules"] if rule["verdict"] == "refuses"}
 
 
@@ -80,6 +84,17 @@ def test_direct_align_without_the_relative_reward_is_refused_for_the_gain_alone(
 
 def test_a_model_equal_to_the_base_gains_nothing_and_breaks_nothing_else():
     assert decision("flux1_dev", {}) == ("refused", {"objective_gained", "judge_wins"})
+
+
+@pytest.mark.parametrize("profile", ["tiny", *PROFILES])
+def test_an_unchanged_copy_of_the_base_is_refused_by_every_preset(profile):
+    settings = load_settings(ROOT / f"profiles/{profile}.yaml")
+    gained = pairs_of(settings, TABLE["SRPO"])
+    result = decide(replace(gained, aligned=gained.base), SELECTION, seed=0, gate=settings.gate)
+    broken = {rule["name"] for rule in result["rules"] if rule["verdict"] == "refuses"}
+    assert result["verdict"] == "refused"
+    assert "objective_gained" in broken
+    assert "the lower end had to be above +0.000 and is not" in result["reason"]
 
 
 @pytest.mark.parametrize(("share", "verdict"), [(0.86, "passed"), (0.75, "refused")])
