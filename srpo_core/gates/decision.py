@@ -32,11 +32,12 @@ def decide(pairs: Pairs, selection: Mapping[str, Any], *, seed: int, gate: GateS
         ConfigError: a rule's metric, or the objective, was not measured.
     """
     objective = measure_rules({OBJECTIVE: objective_rule(gate)}, pairs, seed=seed, gate=gate)[OBJECTIVE]
-    armed = objective.low > 0
+    rose = None if objective.fault else objective.low > 0
+    armed = rose is not False  # an objective that is not known disarms nothing
     measured = measure_rules(gate.rules, pairs, seed=seed, gate=gate)
     held = rules_that_hold(gate.rules, measured, armed=armed)
     rules = [
-        _entry(name, rule, measured.get(name), passed=held.get(name, True), armed=armed)
+        _entry(name, rule, measured.get(name), passed=held.get(name, True), rose=rose)
         for name, rule in gate.rules.items()
     ]
     blocks = [f"{rule['name']}: {rule['reason']}" for rule in rules if rule["verdict"] == "refuses"]
@@ -48,7 +49,7 @@ def decide(pairs: Pairs, selection: Mapping[str, Any], *, seed: int, gate: GateS
         "verdict": REFUSED if blocks else PASSED,
         "reason": _reason(blocks, rules, pairs),
         "rules": rules,
-        "objective": {"metric": gate.objective, "rose": armed, **_interval(objective)},
+        "objective": {"metric": gate.objective, "rose": rose, **_interval(objective)},
         "confidence": gate.confidence,
         "chance_of_refusing_an_equal": chance_of_refusing_an_equal(gate.rules, measured),
         "num_prompts": len(pairs.prompts),
@@ -75,7 +76,7 @@ def require_passed(decision: Mapping[str, Any]) -> None:
 
 
 def _entry(
-    name: str, rule: GateRule, measured: Measurement | None, *, passed: bool, armed: bool
+    name: str, rule: GateRule, measured: Measurement | None, *, passed: bool, rose: bool | None
 ) -> dict[str, Any]:
     broken = "warns" if rule.severity == "warn" else "refuses"
     return {
@@ -84,7 +85,7 @@ def _entry(
         **_interval(measured),
         "passed": passed,
         "verdict": "does not apply" if measured is None else "holds" if passed else broken,
-        "reason": sentence(rule, measured, passed=passed, armed=armed),
+        "reason": sentence(rule, measured, passed=passed, rose=rose),
     }
 
 

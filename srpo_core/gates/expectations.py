@@ -19,7 +19,7 @@ def rules_that_hold(
 ) -> dict[str, bool]:
     """Hold the ends of each measured rule's interval to its limits; a figure that is not finite holds none.
 
-    armed: whether the training objective rose; if not, a rule of severity hacking only needs its figures.
+    armed: whether the training objective rose, or may have; if not, a rule of severity hacking only needs its figures.
     """
     # read by the library when it is imported
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")

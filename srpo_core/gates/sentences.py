@@ -10,21 +10,18 @@ from srpo_core.gates.rules import BY_PROOF_OF_BREACH, Measurement, asks_for_gain
 WHOM: Final[Mapping[str, str]] = MappingProxyType({"base": "the base", "champion": "the champion"})
 
 
-def sentence(rule: GateRule, measured: Measurement | None, *, passed: bool, armed: bool) -> str:
+def sentence(rule: GateRule, measured: Measurement | None, *, passed: bool, rose: bool | None) -> str:
     """Say what was measured, what was asked, and what follows.
 
-    measured: None if the rule does not apply; armed: whether the training objective rose, of which rules of
-    severity hacking take note.
+    measured: None if the rule does not apply; rose: whether the training objective did, None if that is not known;
+    rules of severity hacking take note of it.
     """
     if measured is None:
         return "there is no champion yet to compare with, so the rule does not apply"
     if measured.fault:
         return f"{measured.fault}, so it is not shown that {rule.meaning}"
-    seen = (
-        f"{_what(rule, measured.value)} ({measured.confidence:.3g} interval {_ends(rule, measured)})".replace(
-            f"{measured.confidence:.3g} interval", f"{100 * measured.confidence:.3g}% interval"
-        )
-    )
+    percent = f"{100 * measured.confidence:.3g}%"
+    seen = f"{_what(rule, measured.value)} ({percent} interval {_ends(rule, measured)})"
     demand = _demand(rule)
     if rule.severity not in BY_PROOF_OF_BREACH:
         end = {"at_least": "the lower end", "at_most": "the upper end", "within": "the whole interval"}[
@@ -35,15 +32,17 @@ def sentence(rule: GateRule, measured: Measurement | None, *, passed: bool, arme
             f"{asked}: {rule.meaning}" if passed else f"{asked} not, so it is not shown that {rule.meaning}"
         )
     if not passed:
-        gained = (
-            " while the training objective rose, which is how reward hacking looks"
-            if rule.severity == "hacking"
-            else ""
-        )
+        gained = _trade(rose) if rule.severity == "hacking" else ""
         return f"{seen}; the whole interval lies where it is not {demand}{gained}: it no longer holds that {rule.meaning}"
-    if rule.severity == "hacking" and not armed:
+    if rule.severity == "hacking" and rose is False:
         return f"{seen}; asked only if the training objective rises, and it is not shown to: {rule.meaning}"
     return f"{seen}; it is not shown to lie where it is not {demand}: {rule.meaning}"
+
+
+def _trade(rose: bool | None) -> str:
+    if rose is None:
+        return " while it is not known whether the training objective rose"
+    return " while the training objective rose, which is how reward hacking looks"
 
 
 def _what(rule: GateRule, value: float) -> str:

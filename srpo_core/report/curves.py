@@ -31,8 +31,9 @@ def training_panels(log: Path) -> dict[str, list[Series]]:
         family = families[file.stem]
         shared = list(families.values()).count(family) > 1
         line = Series(file.stem.partition("_")[2] or file.stem if shared else file.stem, _read_points(file))
-        panels.setdefault(family if shared else file.stem, []).append(line)
-    return {name: lines for name, lines in panels.items() if all(line.points for line in lines)}
+        if line.points:
+            panels.setdefault(family if shared else file.stem, []).append(line)
+    return panels
 
 
 def checkpoint_panels(curve: Sequence[Mapping[str, Any]], order: Sequence[str]) -> dict[str, list[Series]]:

@@ -115,12 +115,18 @@ def judge_sgp(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
 def sgp(scorer: RewardModel, images: Tensor, prompt: str, words: ControlWords) -> Tensor:
     """<image, "wanted. prompt"> - <image, "unwanted. prompt"> by any scorer, (K,).
 
-    The mean over all pairs of control words, which is the mean over the wanted ones less the mean
-    over the unwanted ones. Shen et al. 2025, section 3.3 and table 1 (SGP-HPS), without the discount.
+    The mean over the wanted control words less the mean over the unwanted ones, each word with its weight,
+    as often as training draws it. Shen et al. 2025, section 3.3 and table 1 (SGP-HPS), without the discount.
     """
     wanted = _scores(scorer, images, [f"{word}. {prompt}" for word in words.wanted])
     unwanted = _scores(scorer, images, [f"{word}. {prompt}" for word in words.unwanted])
-    return wanted.mean(1) - unwanted.mean(1)
+    return _weighted_mean(wanted, words.pair.wanted) - _weighted_mean(unwanted, words.pair.unwanted)
+
+
+def _weighted_mean(scores: Tensor, words: Mapping[str, float]) -> Tensor:
+    """Mean of the scores (K, W) over the words by their weights, (K,)."""
+    weights = scores.new_tensor(list(words.values()))
+    return scores @ (weights / weights.sum())
 
 
 def judge_wanted(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
@@ -237,6 +243,7 @@ class Metric:
 
 
 OURS: Final = "this project"
+RESERVED: Final = frozenset({"pixels"})  # under which pictures lie beside their figures
 UNBOUNDED: Final = (float("-inf"), float("inf"))
 
 METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
@@ -291,11 +298,11 @@ def check_metrics(
             with a metric's name.
         DataError: a prompt whose subject the judge does not know, too few real pictures.
     """
-    taken = sorted({name for name in context.scorer_settings if {name, name + SGP} & METRICS.keys()})
-    if taken:
-        raise ConfigError(
-            f"evaluate.scorers: {taken[0]!r} is the name of a metric: give the scorer another one"
-        )
+    for name in context.scorer_settings:
+        if name in RESERVED or {name, name + SGP} & METRICS.keys() or name + SGP in context.scorer_settings:
+            raise ConfigError(
+                f"evaluate.scorers: {name!r} is the name of a metric, or {name + SGP!r} is: give the scorer another one"
+            )
     for name in names:
         find_metric(name, context).check(context, prompts, num_seeds)
 
@@ -349,8 +356,9 @@ def _wanted_styles(context: MetricContext) -> list[int]:
 def _subject_among_first(count: int, images: Tensor, prompt: str, context: MetricContext) -> Tensor:
     logits = context.classifier.subject_logits(images)
     subject = _subject(prompt, context.classifier.subjects)
-    better = (logits > logits[:, subject : subject + 1]).sum(1)
-    return (better < count).to(logits.dtype)
+    # the subject ties with itself; a tie with another one is not found
+    better = (logits >= logits[:, subject : subject + 1]).sum(1) - 1
+    return torch.where(logits.isfinite().all(1), (better < count).to(logits.dtype), torch.nan)
 
 
 def _subject(prompt: str, subjects: Sequence[str]) -> int:

@@ -96,6 +96,15 @@ def test_an_objective_that_rises_while_the_subject_falls_is_called_reward_hackin
     assert honest["rules"][0]["verdict"] == "holds"
 
 
+def test_an_objective_that_is_not_a_number_disarms_no_sign_of_hacking(make):
+    falls = make.rule(metric="subject", margin=-0.1, severity="hacking", meaning="the subject is kept")
+    gate = make.gate("objective", not_traded=falls)
+    result = decision(make.table(objective=(0.2, float("nan")), subject=(0.9, noisy(0.5, 1))), gate)
+    assert result["objective"]["rose"] is None
+    assert result["verdict"] == "refused"
+    assert "while it is not known whether the training objective rose" in result["reason"]
+
+
 def test_a_figure_that_leaves_its_band_on_either_side_is_vetoed(make):
     gate = make.gate(colour=make.rule(side="within", margin=0.1, severity="veto", meaning="colours stay"))
     for change, verdict in ((0.0, "passed"), (0.09, "passed"), (0.3, "refused"), (-0.3, "refused")):

@@ -29,6 +29,14 @@ def test_a_timestamp_column_and_a_figure_that_is_not_a_number_are_left_out(log):
     assert training_panels(log)["reward"][1].points == [(0.0, 0.3)]
 
 
+def test_a_line_without_a_number_is_left_out_and_its_panel_keeps_the_others(log):
+    (log / TRAIN_PLOTS / "reward_inversion.tsv").write_text("step\treward_inversion\n0\tnan\n")
+    (log / TRAIN_PLOTS / "loss.tsv").write_text("step\tloss\n0\tnan\n")
+    panels = training_panels(log)
+    assert [line.name for line in panels["reward"]] == ["denoise"]
+    assert "loss" not in panels
+
+
 @pytest.mark.parametrize("text", ["step\tloss\n0\tlow\n", "loss\n0.7\n", "step\tloss\n3\n"])
 def test_a_damaged_log_is_named(log, text):
     (log / TRAIN_PLOTS / "loss.tsv").write_text(text)

@@ -113,6 +113,19 @@ def test_relative_reward_is_the_mean_over_all_pairs_of_control_words():
     assert figures("relative_reward", image, "cat", context) == pytest.approx([sum(pairs) / 2])
 
 
+def test_a_word_that_is_trained_three_times_as_often_weighs_three_times_as_much():
+    texts = {"A. cat": [1.0, 0, 0], "B. cat": [0, 1.0, 0], "C. cat": [0, 0, 1.0]}
+    words = ControlWords.model_validate(
+        {
+            "use": "own",
+            "draw": "in_turn",
+            "library": {"own": {"wanted": {"A": 3, "B": 1}, "unwanted": {"C": 2}}},
+        }
+    )
+    found = figures("relative_reward", plain([0.9, 0.5, 0.1]), "cat", Given(words, TwoTowers(texts)))
+    assert found == pytest.approx([3 * (0.75 * 0.9 + 0.25 * 0.5 - 0.1)])
+
+
 def test_exchanging_wanted_and_unwanted_flips_the_sign_of_the_relative_reward(tiny, by_style):
     name, pictures = by_style
     images = torch.stack([pictures["Ink"], pictures["3D"]])
@@ -129,6 +142,21 @@ def test_judge_wanted_is_the_probability_of_all_wanted_styles_together():
     for wanted, expected in ((["Green"], 0.3), (["Green", "Blue"], 0.8), (["Blue", "Blue"], 0.5)):
         context = Given(ControlWords.of(wanted=wanted, unwanted=["Red"]), judge=ColourJudge())
         assert figures("judge_wanted", image, "cat", context) == pytest.approx([expected])
+
+
+@pytest.mark.parametrize("name", ["judge_top1", "judge_top5"])
+def test_a_judge_that_tells_nothing_apart_has_not_found_the_subject(name):
+    black = plain([0.0, 0.0, 0.0])
+    assert figures(name, black, "cat", Given(INK_OVER_3D, judge=ColourJudge([0.5] * 7))) == [0]
+    broken = Given(INK_OVER_3D, judge=ColourJudge([0.1, math.nan, *[0.0] * 5]))
+    assert math.isnan(figures(name, black, "cat", broken)[0])
+
+
+@pytest.mark.parametrize("names", [("pixels",), ("fit", "fit_sgp")])
+def test_a_scorer_may_not_take_the_place_of_pictures_or_of_another_scorers_figures(tiny, names):
+    context = replace(tiny, scorer_settings=dict.fromkeys(names, tiny.reward_settings))
+    with pytest.raises(ConfigError, match=f"{names[0]!r} is the name of a metric"):
+        check_metrics([], context, ["cat"], num_seeds=2)
 
 
 def test_nearly_every_real_ink_picture_is_seen_as_wanted(tiny, emoji):
