@@ -30,7 +30,7 @@ def test_what_is_missing_of_flux1_dev_is_said_model_by_model_with_the_next_step(
     base, reward, select_judge, judge = weights("flux1_dev")
     assert not any(finding.good for finding in (base, reward, select_judge, judge))
     assert base.detail == (
-        "models/flux1_dev: 23 of 23 files are missing, first model_index.json: run 'srpo fetch'"
+        "models/flux1_dev: 24 of 24 files are missing, first LICENSE.md: run 'srpo fetch'"
     )
     assert "models/hps_v2_1: 1 of 1 files are missing" in reward.detail
     assert judge.detail.startswith("models/judge is missing, and models.lock has no such entry: put your own")
