@@ -33,4 +33,5 @@ def test_what_is_missing_of_flux1_dev_is_said_model_by_model_with_the_next_step(
         "models/flux1_dev: 24 of 24 files are missing, first LICENSE.md: run 'srpo fetch'"
     )
     assert "models/hps_v2_1: 1 of 1 files are missing" in reward.detail
-    assert judge.detail.startswith("models/judge is missing, and models.lock has no such entry: put your own")
+    assert "models/clip_vit_l_14: " in select_judge.detail
+    assert "models/pick_score: 2 of 2 files are missing" in judge.detail
