@@ -94,7 +94,8 @@ def test_a_release_that_cannot_be_read_back_is_taken_back(standin, prefect, monk
     store = standin / "store.txt"
     published = release.Published("tiny-1", "store/tiny-1", created=True, alias="candidate", previous=None)
 
-    def publish(_, *, root, why):
+    def publish(_, *, root, why, cost):
+        assert set(cost) == {"stage_seconds"}
         assert (root / "runs/quantize/model.bin").is_file()
         assert why.startswith("run ")
         store.write_text(published.version)

@@ -126,6 +126,12 @@ def page(tmp_path_factory):
         agreement={"agreement": 0.9, "pairs": 10, "low": 0.6, "high": 1.0},
         summary={"champion": None},
         training={},
+        outcome={
+            "steps": 1,
+            "planned_steps": 1,
+            "stopped_early": None,
+            "control_words_in_prompts": {"prompts": 10, "wanted": {"Ink": 0}, "unwanted": {"3D": 3}},
+        },
         pairs=pairs,
         tiles=[tile, tile],
         extremes=Extremes("quality", [(tile, 0.1)], [(tile, -0.1)]),
