@@ -6,14 +6,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-QUICK := not (pipeline or browser or s3 or gpu or network)
-ALL := not (gpu or network)
+QUICK := not (pipeline or browser or s3 or distributed or gpu or network)
+ALL := not (distributed or gpu or network)
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup demo tiny-family check test test-all gpu-smoke clean
+.PHONY: help setup demo tiny-family check test test-all test-distributed gpu-smoke clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -44,8 +44,11 @@ check: $(STAMP) ## format, lint, types, floors
 test: $(STAMP) ## unit tests, parity, one run of the road, with coverage
 	pytest -m "$(QUICK)" --cov --cov-report=term:skip-covered
 
-test-all: $(STAMP) ## adds the slow ones: kills, servers, browser, S3
+test-all: $(STAMP) ## adds the slow ones: stages, servers, browser, S3
 	pytest -m "$(ALL)" --durations=15
+
+test-distributed: $(STAMP) ## several workers, kills of workers and of Ray: needs a machine with nothing else to do
+	pytest -m distributed -v --durations=0
 
 gpu-smoke: $(STAMP) ## for the first owner of a GPU: train the tiny model on it
 	pytest -m gpu -v

@@ -37,6 +37,13 @@ SHORT = {
         },
     },
     "report": {"grid_prompts": 3},
+    "quantize": {
+        "num_prompts": 4,
+        "formats": {
+            name: {"min_psnr": 0.0, "min_completeness": 0.0, "min_gain_kept": -1e6}
+            for name in ("bf16", "fp8_e4m3fn", "fp8_e4m3fn_scaled", "q8_0")
+        },
+    },
 }
 
 

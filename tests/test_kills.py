@@ -20,7 +20,7 @@ import ranks
 from srpo_core.checkpoint import newest_checkpoint, read_whole
 from srpo_core.processes import OWNER, end_leftovers
 
-pytestmark = pytest.mark.pipeline
+pytestmark = pytest.mark.distributed
 
 STEPS = 6
 PATIENCE = 1200  # seconds; on a machine that others use as well

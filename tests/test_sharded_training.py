@@ -8,7 +8,7 @@ import torch
 
 from srpo_core.checkpoint import newest_checkpoint, read_whole
 
-pytestmark = pytest.mark.pipeline
+pytestmark = pytest.mark.distributed
 
 STEPS = 20
 
