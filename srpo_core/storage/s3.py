@@ -230,11 +230,12 @@ class S3Store:
         """Send again what is lost of a published version; its describing files may be others by now."""
         with self._errors():
             for name, entry in self.manifest(version)["files"].items():
-                if manifest["files"].get(name, {}).get("sha256") == entry["sha256"]:
+                at_hand = manifest["files"].get(name, {}).get("sha256") == entry["sha256"]
+                if at_hand and name in files:
                     self._send(files[name], entry["sha256"], name)
                 elif not self._has(f"objects/{entry['sha256']}"):
                     raise FileLostError(
-                        f"the store {self.uri} has lost {name} of {version}, and the one here has other bytes: "
+                        f"the store {self.uri} has lost {name} of {version}, and it is not at hand with the same bytes: "
                         "publish from the commit of that version"
                     )
 
