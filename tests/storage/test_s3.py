@@ -337,7 +337,9 @@ def test_publishing_again_restores_what_the_store_has_lost_and_names_what_it_can
     files["README.md"].write_text("another card")
     entry = {"sha256": sha256(files["README.md"]), "bytes": 12}
     changed = manifest | {"files": manifest["files"] | {"README.md": entry}}
-    with pytest.raises(StoreError, match=r"has lost README\.md of tiny-1, and it is not at hand with the same bytes"):
+    with pytest.raises(
+        StoreError, match=r"has lost README\.md of tiny-1, and it is not at hand with the same bytes"
+    ):
         store.publish("tiny-1", files, changed)
 
 
