@@ -96,7 +96,7 @@ def test_a_forced_run_trains_from_step_0_and_gives_the_same_bytes(checkout, firs
     assert {stage: after[stage] for stage in REPRODUCED} == {stage: before[stage] for stage in REPRODUCED}
 
 
-@pytest.mark.pipeline
+@pytest.mark.distributed
 def test_two_workers_learn_what_one_learns(checkout, first):
     from safetensors.torch import load_file
 
@@ -147,7 +147,7 @@ def cluster(checkout):
         head.wait(60)
 
 
-@pytest.mark.pipeline
+@pytest.mark.distributed
 def test_a_cluster_learns_what_a_run_on_its_own_learns_by_the_runs_own_code(checkout, first, cluster):
     checkout.run(
         *["dvc", "repro", "--force", "--single-item", "train"], RAY_ADDRESS=cluster, RAY_AUTH_MODE="disabled"
