@@ -90,6 +90,7 @@ def align(
 def stage(name: Annotated[str, typer.Argument(help="a stage of dvc.yaml")]) -> None:
     """Run one stage on params.yaml in this directory; 'dvc repro' calls this."""
     from srpo_core.processes import die_with_parent
+    from srpo_core.resume import discard_recorded
     from srpo_core.timings import note_stage
 
     die_with_parent()
@@ -98,6 +99,7 @@ def stage(name: Annotated[str, typer.Argument(help="a stage of dvc.yaml")]) -> N
     # before torch is imported: sums depend on the number of threads
     os.environ["OMP_NUM_THREADS"] = str(settings.resources.threads_per_worker)
     run = _stage_function(name)
+    discard_recorded(name)
     started = time.monotonic()
     run(**{part: getattr(settings, part) for part in inspect.signature(run).parameters})
     note_stage(name, time.monotonic() - started, settings.resources)

@@ -1,20 +1,16 @@
 """What stages took, in an untracked file: times belong to a machine, not to a result."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
+from srpo_core.artifacts import home
+from srpo_core.config import ResourceSettings
+from srpo_core.errors import ArtifactError
+from srpo_core.resume import SMALL_BYTES, fingerprint
 
-from srpo_core.artifacts import home, sha256
-from srpo_core.config import PARAMS_FILE, ResourceSettings
-from srpo_core.resume import resolve
-
-DIGITS: Final = 12
 SECONDS_PER_HOUR: Final = 3600
-SMALL_BYTES: Final = 2**20  # a larger input counts by its size: weights would take minutes to read
 # the stages that use more than one device, and the setting that says how many
 WORKERS: Final[Mapping[str, str]] = {
     "train": "train_workers",
@@ -46,17 +42,7 @@ def note_stage(stage: str, seconds: float, resources: ResourceSettings) -> None:
 
 def key_of(stage: str) -> str:
     """A hash of a stage's settings and inputs, by which a later reader finds the times of this very run."""
-    settings = yaml.safe_load(PARAMS_FILE.read_text(encoding="utf-8"))
-    definition = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]
-    parts = {name: settings[name] for name in definition.get("params", ())}
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-    for dependency in definition["deps"]:
-        root = Path(resolve(dependency, settings))
-        for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
-            if path.is_file():
-                size = path.stat().st_size
-                digest.update(f"{path} {size} {sha256(path) if size <= SMALL_BYTES else ''}\n".encode())
-    return digest.hexdigest()[:DIGITS]
+    return fingerprint(stage, by_size_from=SMALL_BYTES)
 
 
 def costs(stages: Sequence[str]) -> list[dict[str, Any]]:
@@ -67,7 +53,7 @@ def costs(stages: Sequence[str]) -> list[dict[str, Any]]:
     path = timings_file()
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     last = {(entry["stage"], entry["key"]): entry for entry in map(json.loads, lines)}
-    found = (last.get((stage, key_of(stage))) for stage in stages)
+    found = (last.get((stage, key)) for stage in stages if (key := _key_if_there(stage)))
     return [
         {
             **entry,
@@ -77,3 +63,10 @@ def costs(stages: Sequence[str]) -> list[dict[str, Any]]:
         for entry in found
         if entry
     ]
+
+
+def _key_if_there(stage: str) -> str | None:
+    try:
+        return key_of(stage)
+    except ArtifactError:  # a stage whose inputs are missing has not run as things are
+        return None

@@ -56,6 +56,12 @@ def test_an_edited_small_input_and_a_large_one_of_another_size_have_another_key(
     assert key_of("train") != before[1]
 
 
+def test_a_stage_whose_input_has_gone_has_no_times(resources, tmp_path):
+    note_stage("train", 100.0, resources)
+    (tmp_path / "weights").unlink()
+    assert costs(["train"]) == []
+
+
 def test_without_times_there_is_no_cost_and_the_page_stays_as_it_was(resources):
     assert costs(["ingest", "train"]) == []
     assert with_costs(f"<p>{COST_MARK}</p>", []) == f"<p>{COST_MARK}</p>"
