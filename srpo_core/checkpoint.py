@@ -7,7 +7,9 @@ workers can read what any number has written:
     resume/      the optimizer's state by `parameter:name`, and the random state of each rank
     state.json   step, data cursor, metrics so far, and the SHA-256 of every other file; written last
 
-It appears under its name only when it is complete. The newest keep `resume/`; every one keeps its weights.
+It appears under its name only when it is complete: on a disk its directory is renamed; in object storage the files
+lie below a name of the attempt that wrote them, so that no straggler of another touches them, and `state.json`, a
+single object, says which attempt's count. The newest keep `resume/`; every one keeps its weights.
 """
 
 import json
@@ -46,8 +48,8 @@ log = logging.getLogger(__name__)
 class Checkpoint:
     """A complete checkpoint: where it is, the steps done, and one row of metrics per step.
 
-    cursor: how many pictures have been used, and the epoch and place in it of the next; digests: SHA-256 by
-    file; resumable: whether the optimizer's state is there.
+    location: of its files; cursor: how many pictures have been used, and the epoch and place in it of the next;
+    digests: SHA-256 by file; resumable: whether the optimizer's state is there.
     """
 
     location: Location
@@ -56,6 +58,12 @@ class Checkpoint:
     cursor: Mapping[str, int]
     digests: Mapping[str, str]
     resumable: bool
+
+    def verify(self) -> None:
+        """Hold every file to its digest. Raises `ArtifactError`."""
+        for name, digest in self.digests.items():
+            if (self.location / name).sha256() != digest:
+                raise ArtifactError(f"checkpoint {self.location} is damaged: {name} does not have its digest")
 
 
 @dataclass(frozen=True)
@@ -122,11 +130,8 @@ class CheckpointWriter:
             own = [path for path in _files(staging) if self._is_own(path)]
             digests = self._of_all_ranks({str(path.relative_to(staging)): sha256(path) for path in own})
             if target.path is None:
-                if self.rank == 0:
-                    target.delete()
-                self._of_all_ranks({})
                 for path in own:
-                    (target / str(path.relative_to(staging))).upload(path)
+                    (_files_of(target, self.attempt) / str(path.relative_to(staging))).upload(path)
                 self._of_all_ranks({})  # everything is there
             if self.rank == 0:
                 self._commit(staging, {**description, "world": self.world, "sha256": digests})
@@ -161,12 +166,18 @@ class CheckpointWriter:
         return {name: value for part in said for name, value in sorted(part.items())}
 
     def _commit(self, staging: Path, description: Mapping[str, Any]) -> None:
+        """Let a checkpoint appear under its name. Raises `ArtifactError` when a rank's files are not here."""
         target = step_location(self.root, description["step"])
-        text = json.dumps(description, sort_keys=True)
+        written = _files_of(target, self.attempt) if target.path is None else Location.of(staging)
+        try:
+            _require_files(written, description["sha256"])
+        except ArtifactError as error:
+            raise ArtifactError(f"{error}: workers that share no disk need SRPO_STORAGE") from error
         if target.path is None:
-            (target / STATE).write(text.encode())
+            state = {**description, "attempt": self.attempt}
+            (target / STATE).write(json.dumps(state, sort_keys=True).encode())
         else:
-            (staging / STATE).write_text(text, encoding="utf-8")
+            (staging / STATE).write_text(json.dumps(description, sort_keys=True), encoding="utf-8")
             shutil.rmtree(target.path, ignore_errors=True)
             staging.rename(target.path)
         self._thin_out(description["step"])
@@ -174,32 +185,43 @@ class CheckpointWriter:
     def _thin_out(self, newest: int) -> None:
         """Drop what only resuming needs from all but the newest, and what earlier attempts left half written."""
         names = self.root.names()
-        done = [name for name in names if name.startswith("step-") and name <= step_name(newest)]
-        for name in done[: -self.keep]:
-            (self.root / name / RESUME).delete()
+        steps = [name for name in names if name.startswith("step-") and "." not in name]
+        places = {name: _files_of(self.root / name, _attempt_of(self.root / name)) for name in steps}
+        for name in [name for name in steps if name <= step_name(newest)][: -self.keep]:
+            (places[name] / RESUME).delete()
+        counted = {place.name for place in places.values()}
         for name in names:
-            if name.endswith(".part"):
+            if name.endswith(".part") or (name.startswith("step-") and "." in name and name not in counted):
                 (self.root / name).delete()
 
 
 def newest_checkpoint(root: Location, *, every: int) -> Checkpoint | None:
-    """The checkpoint to go on from: the last that can be, of the unbroken row of intact ones, or None.
+    """The checkpoint to go on from: the last that can be, of the unbroken row of complete ones, or None.
 
-    A checkpoint stands at every `every` steps. A damaged one is named; what lies behind it or behind a gap is
-    trained again.
+    A checkpoint stands at every `every` steps. The one that is returned has been verified, the others are only seen
+    to be complete: reading all of them may take hours, and exporting them verifies them too. A damaged one is named;
+    what lies behind it or behind a gap is trained again.
     """
-    newest = None
+    found: list[Checkpoint] = []
     for step in count(every, every):
         location = step_location(root, step)
         if not location.exists():
-            return newest
+            break
         try:
-            found = open_checkpoint(location)
+            checkpoint = open_checkpoint(location, check=False)
         except ArtifactError as error:
-            log.warning("%s; going on from step %d", error, newest.step if newest else 0)
+            log.warning("%s; going on from step %d", error, found[-1].step if found else 0)
+            break
+        found += [checkpoint] if checkpoint.resumable else []
+    while found:
+        newest = found.pop()
+        try:
+            newest.verify()
+        except ArtifactError as error:
+            log.warning("%s; going on from step %d", error, found[-1].step if found else 0)
+        else:
             return newest
-        newest = found if found.resumable else newest
-    raise AssertionError("an endless count ended")
+    return None
 
 
 def step_name(step: int) -> str:
@@ -213,24 +235,47 @@ def step_location(root: Location, step: int) -> Location:
 
 
 def open_checkpoint(location: Location, *, check: bool = True) -> Checkpoint:
-    """Read a checkpoint's state and verify every file against its digest, unless that has just been done.
+    """Read a checkpoint's state and see that all files are there; `check` also holds them to their digests.
 
     Raises:
         ArtifactError: a file is missing or altered.
     """
     try:
         state = json.loads((location / STATE).read_text())
+        files = _files_of(location, state.get("attempt"))
         digests: dict[str, str] = state["sha256"]
         for_resume = {name for name in digests if name.startswith(f"{RESUME}/")}
         # thinned out as a whole, which a kill may cut short: what is left of it is not damage
-        resumable = bool(for_resume) and for_resume <= set(location.files())
+        resumable = bool(for_resume) and for_resume <= set(files.files())
         kept = {name: digest for name, digest in digests.items() if resumable or name not in for_resume}
-        for name, digest in kept.items() if check else ():
-            if (location / name).sha256() != digest:
-                raise ArtifactError(f"checkpoint {location} is damaged: {name} does not have its digest")
-        return Checkpoint(location, state["step"], state["metrics"], state["cursor"], kept, resumable)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        _require_files(files, kept)
+        checkpoint = Checkpoint(files, state["step"], state["metrics"], state["cursor"], kept, resumable)
+        if check:
+            checkpoint.verify()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"checkpoint {location} is damaged: {error}") from error
+    return checkpoint
+
+
+def _files_of(location: Location, attempt: str | None) -> Location:
+    """Where a checkpoint's files are: below its own name, or below that of the attempt that wrote them."""
+    return location if attempt is None else Location(f"{location.uri}.{attempt}")
+
+
+def _attempt_of(location: Location) -> str | None:
+    """The attempt whose files a checkpoint holds, if its state can be read and says so."""
+    try:
+        attempt: str | None = json.loads((location / STATE).read_text()).get("attempt")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return attempt
+
+
+def _require_files(place: Location, digests: Mapping[str, str]) -> None:
+    if missing := sorted(digests.keys() - set(place.files())):
+        raise ArtifactError(
+            f"checkpoint {place} is damaged: {len(missing)} of {len(digests)} files are missing, {missing[0]} the first"
+        )
 
 
 def restore(

@@ -181,6 +181,41 @@ def test_what_lies_behind_a_gap_or_a_damage_is_trained_again(saved):
     assert newest(root) is None
 
 
+def test_only_the_checkpoint_to_go_on_from_is_read_and_one_that_is_altered_gives_way(
+    saved, monkeypatch, caplog
+):
+    root, model, optimizer = saved
+    for step in (4, 6):
+        save(root, step, model, optimizer)
+    read = []
+    sha256 = Location.sha256
+    monkeypatch.setattr(Location, "sha256", lambda file: read.append(file.uri) or sha256(file))
+    assert newest(root).step == 6
+    assert read
+    assert all("/step-000006/" in uri for uri in read)
+    (path,) = (root / "step-000006/resume/optimizer").iterdir()
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with caplog.at_level(logging.WARNING):
+        assert newest(root).step == 4
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert "step-000006 is damaged: resume/optimizer/" in line
+    assert line.endswith("does not have its digest; going on from step 4")
+
+
+def test_a_checkpoint_without_the_files_of_another_rank_does_not_appear(saved, monkeypatch):
+    """As on two machines that write to disks of their own."""
+    root, model, optimizer = saved
+    monkeypatch.setattr(
+        CheckpointWriter, "_of_all_ranks", lambda _, mine: {**mine, "weights/shard-2": "0"} if mine else mine
+    )
+    with pytest.raises(
+        ArtifactError, match=r"1 of 4 files are missing, weights/shard-2 .* need SRPO_STORAGE"
+    ):
+        save(root, 4, model, optimizer)
+    assert newest(root).step == 2
+    assert not (root / "step-000004").exists()
+
+
 def test_the_newest_can_be_resumed_and_every_one_keeps_its_weights(saved):
     root, model, optimizer = saved
     for step in (4, 6, 8):
@@ -252,6 +287,30 @@ def test_weights_that_are_missing_are_named(saved):
     other = torch.nn.Linear(2, 2)
     with pytest.raises(ArtifactError, match=r"cannot be read as weights: .*Missing key"):
         restore(newest(root), other, adamw(other))
+
+
+def test_in_object_storage_no_attempt_touches_the_files_of_another(saved):
+    _, model, optimizer = saved
+    far = Location("memory://test-checkpoint/runs")
+    save(far.uri, 2, model, optimizer, attempt="first")
+    take_steps(model, optimizer, 1)
+    (far / "step-000004.straggler/weights/x").write(b"half written")
+    save(far.uri, 4, model, optimizer, attempt="second")
+    assert not (far / "step-000004.straggler").exists(), "what no checkpoint counts is cleared away"
+    assert [name for name in far.names() if name.startswith("step-")] == [
+        "step-000002",
+        "step-000002.first",
+        "step-000004",
+        "step-000004.second",
+    ]
+    (far / "step-000004.straggler/weights/x").write(b"it goes on writing")
+    checkpoint = newest_checkpoint(far, every=2)
+    assert (checkpoint.step, checkpoint.location.name) == (4, "step-000004.second")
+    resumed = Line()
+    fresh = adamw(resumed)
+    restore(checkpoint, resumed, fresh)
+    assert torch.equal(resumed.linear.weight, model.linear.weight)
+    far.delete()
 
 
 @pytest.mark.s3
