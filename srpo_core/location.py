@@ -163,13 +163,15 @@ def local_copy(location: Location, digests: Mapping[str, str]) -> Iterator[Path]
     # readers share the copy, whoever comes first fetches it, and the last one clears it away
     with (root / f"{name}.readers").open("a+") as readers, (root / f"{name}.fetching").open("a+") as fetching:
         fcntl.flock(readers, fcntl.LOCK_SH)
-        fcntl.flock(fetching, fcntl.LOCK_EX)
-        _download(location, target, digests)
-        fcntl.flock(fetching, fcntl.LOCK_UN)
-        yield target
-        with suppress(BlockingIOError):
-            fcntl.flock(readers, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(target, ignore_errors=True)
+        try:
+            fcntl.flock(fetching, fcntl.LOCK_EX)
+            _download(location, target, digests)
+            fcntl.flock(fetching, fcntl.LOCK_UN)
+            yield target
+        finally:
+            with suppress(BlockingIOError):
+                fcntl.flock(readers, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(target, ignore_errors=True)
 
 
 def _download(location: Location, target: Path, digests: Mapping[str, str]) -> None:

@@ -101,7 +101,7 @@ class Worker:
     def run(self) -> None:
         """Train the steps that are not done yet; save checkpoints, samples and progress on the way."""
         job, writer = self.job, self._writer()
-        with Watchdog(job.state, job.attempt, self.rank, job.resources.stall) as watchdog:
+        with Watchdog(job.state, job.attempt, self.rank, self.world, job.resources.stall) as watchdog:
             self._run(writer, watchdog)
         writer.finish()
 

@@ -34,6 +34,7 @@ class Watchdog:
     state: Location
     attempt: str
     rank: int
+    world: int
     stall: StallSettings
     end: Callable[[int], Any] = os._exit
     grace: float = GRACE_SECONDS
@@ -89,6 +90,7 @@ class Watchdog:
         waiting, where = _standing(watched)
         said = {
             "rank": self.rank,
+            "world": self.world,
             "step": self._step + 1,
             "seconds": round(seconds, 1),
             "waiting": waiting,
@@ -102,14 +104,15 @@ def reports(state: Location, attempt: str) -> Location:
     return state / f"stalled-{attempt}"
 
 
-def stalled(state: Location, attempt: str, world: int) -> str | None:
+def stalled(state: Location, attempt: str) -> str | None:
     """What stood still in an attempt, in one line that names the ranks at fault; None if nothing did."""
     place = reports(state, attempt)
     said = {row["rank"]: row for row in (json.loads((place / name).read_text()) for name in place.names())}
     place.delete()
     if not said:
         return None
-    silent = [rank for rank in range(world) if rank not in said]
+    # as many as there were: an elastic group may be smaller than what was asked for
+    silent = [rank for rank in range(next(iter(said.values()))["world"]) if rank not in said]
     at_fault = [row for row in said.values() if not row["waiting"]]
     first = (at_fault or list(said.values()))[0]
     ranks = silent or [row["rank"] for row in at_fault] or sorted(said)

@@ -54,6 +54,20 @@ def test_a_copy_goes_with_its_last_reader_and_an_altered_or_missing_file_is_name
         pass
 
 
+def test_a_copy_goes_too_when_its_reader_or_its_download_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    place = Location("memory://test-location/runs")
+    (place / "x").write(b"one")
+    good = {"x": (place / "x").sha256()}
+    with pytest.raises(RuntimeError), local_copy(place, good) as directory:
+        assert (directory / "x").read_bytes() == b"one"
+        raise RuntimeError
+    assert not directory.exists()
+    with pytest.raises(ArtifactError, match="runs/y is missing"), local_copy(place, {**good, "y": "0"}):
+        pass
+    assert not directory.exists()
+
+
 def test_a_kind_of_storage_that_nobody_knows_is_one_line(monkeypatch):
     monkeypatch.setenv("SRPO_STORAGE", "gopher://hole")
     with pytest.raises(ConfigError, match="no storage of kind 'gopher': known are"):

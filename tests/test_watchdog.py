@@ -11,7 +11,7 @@ QUICK = StallSettings(factor=5, least_seconds=0.2, restarts=1)
 
 
 def watching(tmp_path, ended, stall=QUICK):
-    return Watchdog(Location.of(tmp_path), "a", 3, stall, end=ended.append, grace=0.0)
+    return Watchdog(Location.of(tmp_path), "a", 3, 4, stall, end=ended.append, grace=0.0)
 
 
 def test_steps_of_the_usual_length_are_left_alone(tmp_path):
@@ -21,7 +21,7 @@ def test_steps_of_the_usual_length_are_left_alone(tmp_path):
             time.sleep(0.1)
             watchdog.step_done(step)
     assert ended == []
-    assert stalled(Location.of(tmp_path), "a", 4) is None
+    assert stalled(Location.of(tmp_path), "a") is None
 
 
 def test_a_step_that_stands_still_ends_the_process_and_says_where_it_stood(tmp_path):
@@ -42,7 +42,7 @@ def test_a_step_that_stands_still_ends_the_process_and_says_where_it_stood(tmp_p
 def test_a_report_that_cannot_be_written_ends_the_process_all_the_same(tmp_path):
     (tmp_path / "full").write_text("a file where the directory of the reports should be")
     ended = []
-    with Watchdog(Location.of(tmp_path / "full"), "a", 3, QUICK, end=ended.append, grace=0.0) as watchdog:
+    with Watchdog(Location.of(tmp_path / "full"), "a", 3, 4, QUICK, end=ended.append, grace=0.0) as watchdog:
         watchdog.step_done(1)
         until = time.monotonic() + 20
         while not ended and time.monotonic() < until:
@@ -69,19 +69,33 @@ def test_the_limit_grows_with_the_median_step_and_never_falls_below_the_least(tm
     assert watchdog.limit == pytest.approx(20)
 
 
-def say(tmp_path, *rows):
+def say(tmp_path, *rows, world=3):
     for rank, waiting in rows:
-        row = {"rank": rank, "step": 8, "seconds": 61.2, "waiting": waiting, "where": "reward.py:36 encode"}
+        row = {
+            "rank": rank,
+            "world": world,
+            "step": 8,
+            "seconds": 61.2,
+            "waiting": waiting,
+            "where": "reward.py:36 encode",
+        }
         (reports(Location.of(tmp_path), "a") / f"rank-{rank}.json").write(json.dumps(row).encode())
 
 
 def test_the_rank_that_does_not_wait_for_the_others_is_named(tmp_path):
     say(tmp_path, (0, True), (1, False), (2, True))
-    line = stalled(Location.of(tmp_path), "a", 3)
+    line = stalled(Location.of(tmp_path), "a")
     assert line == "step 8 stood still for 61 s at rank 1 in reward.py:36 encode"
-    assert stalled(Location.of(tmp_path), "a", 3) is None, "told once"
+    assert stalled(Location.of(tmp_path), "a") is None, "told once"
 
 
 def test_a_rank_that_says_nothing_is_named(tmp_path):
     say(tmp_path, (0, True), (2, True))
-    assert stalled(Location.of(tmp_path), "a", 3) == "step 8 stood still for 61 s at rank 1"
+    assert stalled(Location.of(tmp_path), "a") == "step 8 stood still for 61 s at rank 1"
+
+
+def test_a_rank_that_a_smaller_group_never_had_is_not_blamed(tmp_path):
+    """Asked for were 32; Ray started 2."""
+    say(tmp_path, (0, True), (1, False), world=2)
+    line = stalled(Location.of(tmp_path), "a")
+    assert line == "step 8 stood still for 61 s at rank 1 in reward.py:36 encode"
