@@ -50,7 +50,7 @@ class Watch:
         rows = slice(min(rule.num_prompts, len(texts)))
         condition = Condition(condition.prompt_embeds[rows].to(device), condition.pooled[rows].to(device))
         pictures = PictureSet("early stop", texts[rows], styles[rows], condition, rule.seeds_per_prompt, seed)
-        context = MetricContext(reward, judge, words)
+        context = MetricContext(reward, judge, words, device=device)
         check_metrics([rule.metric, rule.objective], context, pictures.prompts, rule.seeds_per_prompt)
         roll = train.rollout
         draw = DrawSettings(steps=roll.steps, guidance=roll.guidance, batch_size=train.batch_size)

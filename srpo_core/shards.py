@@ -9,19 +9,19 @@ import json
 import logging
 import os
 import shutil
-import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
 import srpo_core
 from srpo_core.artifacts import home, replacing, sha256
+from srpo_core.cluster import local_device, ray_for, require_cluster
 from srpo_core.config import DrawSettings, ModelSettings, ResourceSettings
-from srpo_core.errors import ConfigError, SrpoError
+from srpo_core.errors import SrpoError
 from srpo_core.models import load_base, load_transformer
 from srpo_core.pictures import Drawn, PictureSet, draw_set
 from srpo_core.progress import with_progress
@@ -30,7 +30,6 @@ from srpo_core.scorers.metrics import MetricContext, finish
 
 PIXELS: Final = "pixels"
 DIGITS: Final = 16
-CONNECT_SECONDS: Final = 10
 
 log = logging.getLogger(__name__)
 
@@ -109,12 +108,14 @@ def draw_shards(job: DrawJob, resources: ResourceSettings) -> Shards:
         log.info(
             "%s: %d of %d parts are drawn already", job.name, job.num_shards - len(missing), job.num_shards
         )
+    here = resources.draw_workers == 1 or len(missing) <= 1
+    device = local_device(resources) if here else torch.device("cuda" if resources.use_gpu else "cpu")
     # real pictures are compared with at the end, here
-    remote = replace(job, context=replace(job.context, real=None, device=_device(resources)))
-    if resources.draw_workers == 1 or len(missing) <= 1:
-        _draw_some(remote, directory, missing)
+    drawn = replace(job, context=replace(job.context, real=None, device=device))
+    if here:
+        _draw_some(drawn, directory, missing)
     else:
-        _draw_on_ray(remote, directory, missing, resources)
+        _draw_on_ray(drawn, directory, missing, resources)
     return Shards(job, directory)
 
 
@@ -171,22 +172,22 @@ def _draw_on_ray(job: DrawJob, directory: Path, numbers: Sequence[int], resource
     """Deal the shards to tasks that load the model once each; the first error of any is raised here."""
     import ray
 
-    _require_cluster()
-    ray.init(logging_level=logging.ERROR, log_to_driver=False, **_ray_options(resources))
+    require_cluster()
     try:
-        task = ray.remote(_draw_in_task).options(
-            num_cpus=1, num_gpus=int(resources.use_gpu), max_retries=0, scheduling_strategy="SPREAD"
-        )
-        shared = ray.put(job)
-        shares = [numbers[first :: resources.draw_workers] for first in range(resources.draw_workers)]
-        waiting = [
-            task.remote(shared, directory, share, Path.cwd(), resources.threads_per_worker)
-            for share in shares
-            if share
-        ]
-        for _ in with_progress(range(len(waiting)), f"draw {job.name}"):
-            done, waiting = ray.wait(waiting)
-            ray.get(done)
+        with ray_for(resources.draw_workers):
+            task = ray.remote(_draw_in_task).options(
+                num_cpus=1, num_gpus=int(resources.use_gpu), max_retries=0, scheduling_strategy="SPREAD"
+            )
+            shared = ray.put(job)
+            shares = [numbers[first :: resources.draw_workers] for first in range(resources.draw_workers)]
+            waiting = [
+                task.remote(shared, directory, share, Path.cwd(), resources.threads_per_worker)
+                for share in shares
+                if share
+            ]
+            for _ in with_progress(range(len(waiting)), f"draw {job.name}"):
+                done, waiting = ray.wait(waiting)
+                ray.get(done)
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         if isinstance(cause, SrpoError):
@@ -196,42 +197,12 @@ def _draw_on_ray(job: DrawJob, directory: Path, numbers: Sequence[int], resource
     except ray.exceptions.RayError as error:
         line = " ".join(str(error).split())[:300]
         raise SrpoError(f"drawing by {job.name} was cut off: {line}; the same command goes on") from error
-    finally:
-        ray.shutdown()
 
 
 def _draw_in_task(job: DrawJob, directory: Path, numbers: Sequence[int], inputs: Path, threads: int) -> None:
     os.chdir(inputs)  # Ray starts workers in a directory of its own
     torch.set_num_threads(threads)
     _draw_some(job, directory, numbers)
-
-
-def _ray_options(resources: ResourceSettings) -> dict[str, Any]:
-    """A Ray of our own with room for every task; or a cluster, whose workers must be told which code is ours."""
-    if "RAY_ADDRESS" in os.environ:
-        return {"runtime_env": {"env_vars": {"PYTHONPATH": str(Path.cwd())}}}
-    cpus = max(os.cpu_count() or 1, resources.draw_workers)
-    return {"address": "local", "num_cpus": cpus, "object_store_memory": 200_000_000}
-
-
-def _require_cluster() -> None:
-    """See that something listens at RAY_ADDRESS, if it is set: Ray itself would try for six minutes."""
-    address = os.environ.get("RAY_ADDRESS")
-    if address is None:
-        return
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "/" in host:
-        raise ConfigError(f"RAY_ADDRESS={address}: write host:port of a Ray head, such as 127.0.0.1:6379")
-    try:
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-    except OSError as error:
-        raise SrpoError(
-            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): start it, or unset it"
-        ) from error
-
-
-def _device(resources: ResourceSettings) -> torch.device:
-    return torch.device("cuda" if resources.use_gpu else "cpu")
 
 
 def _name(number: int) -> str:

@@ -6,7 +6,7 @@ import torch
 
 from srpo_core import artifacts
 from srpo_core.config import EarlyStop
-from srpo_core.early_stop import Judged, judged, over_trained
+from srpo_core.early_stop import Judged, Watch, judged, over_trained
 from srpo_core.errors import ConfigError
 
 RULE = EarlyStop(
@@ -156,3 +156,15 @@ def test_a_run_at_the_shipped_learning_rate_is_not_ended(known):
         (False, False),
         (True, False),
     ]
+
+
+def test_the_judge_looks_on_the_device_of_the_rank(known):
+    watch = Watch.over(
+        known.train.model_copy(update={"early_stop": RULE}),
+        seed=0,
+        reward=known.reward,
+        judge=known.select_judge,
+        words=known.control_words,
+        device=torch.device("meta"),
+    )
+    assert next(watch.context.judge.parameters()).device.type == "meta"

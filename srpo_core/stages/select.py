@@ -9,6 +9,7 @@ from typing import Final
 import torch
 
 from srpo_core import artifacts
+from srpo_core.cluster import local_device
 from srpo_core.config import (
     ControlWords,
     DrawSettings,
@@ -65,14 +66,15 @@ def run(
     prompts, styles, condition = read_embeddings("validation")
     pictures = PictureSet("select", prompts, styles, condition, select.seeds_per_prompt, seed)
     metrics = sorted({select.maximize, *select.keep})
-    context = MetricContext(reward, select_judge, control_words)
+    device = local_device(resources)
+    context = MetricContext(reward, select_judge, control_words, device=device)
     check_metrics(metrics, context, prompts, select.seeds_per_prompt)
 
-    base = load_base(model)
+    base = load_base(model).to(device)
     measured: dict[int, list[MeasuredPicture]] = {}
     for step in (BASE_STEP, *steps):
         if step != BASE_STEP:
-            base.transformer = load_transformer(model, artifacts.step_directory(step))
+            base.transformer = load_transformer(model, artifacts.step_directory(step)).to(device)
         measured[step] = draw_and_measure(
             base, _name(step), pictures, draw=draw, metrics=metrics, context=context
         )

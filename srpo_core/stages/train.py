@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +32,7 @@ from srpo_core.checkpoint import (
     open_checkpoint,
     step_location,
 )
+from srpo_core.cluster import ray_for, require_cluster
 from srpo_core.config import (
     ControlWords,
     ModelSettings,
@@ -41,21 +41,20 @@ from srpo_core.config import (
     TrainSettings,
 )
 from srpo_core.early_stop import BASE, over_trained
-from srpo_core.errors import ConfigError, SrpoError
+from srpo_core.errors import ArtifactError, ConfigError, SrpoError
 from srpo_core.learner import method_of
 from srpo_core.location import Location, local_copy, storage
 from srpo_core.models import write_transformer
 from srpo_core.models.embeddings import read_embeddings
 from srpo_core.processes import OWNER, end_leftovers, owner_mark
-from srpo_core.resume import resumable
+from srpo_core.resume import goes_too, resumable
 from srpo_core.trainer import PROGRESS, TrainJob, train_worker
 from srpo_core.trainer import SAMPLES as SAMPLES_NAME
 from srpo_core.watchdog import stalled
 
-OBJECT_STORE_BYTES = 200_000_000  # workers exchange gradients, not objects
 POLL_SECONDS = 0.3
 REMOTE_POLL_SECONDS = 2.0
-CONNECT_SECONDS = 10
+COMPLETE = "complete"  # written when all inputs are there, removed before the first of them goes
 
 WordCounts = Mapping[str, Any]
 """`prompts`: the number of training prompts; `wanted`, `unwanted`: by word, how many of them show it."""
@@ -97,6 +96,8 @@ def run(
         end_leftovers()  # of an earlier try that was killed: never beside this one
         os.environ[OWNER] = owner_mark()  # on all that this one starts
         inputs, digests, state = places(directory, model.path, reward.path, select_judge.path)
+        if storage() is not None:
+            goes_too(directory, inputs / COMPLETE, state, inputs)
         job = TrainJob(
             inputs=inputs,
             digests=digests,
@@ -116,16 +117,13 @@ def run(
             fit(job)
         _note_timing(len(_whole_lines(state / PROGRESS)) - done_before, time.monotonic() - started)
         export(job, words)
-        if storage() is not None:
-            state.delete()
-            inputs.delete()
 
 
 def places(directory: Path, *weights: str) -> tuple[Location, dict[str, str], Location]:
     """Where workers find the inputs, the digests of those that they must fetch, and where they keep their state.
 
     On this machine's disk: here, and the resume directory. With `SRPO_STORAGE`: copies below it, of the
-    directories `weights` and of the embeddings.
+    directories `weights` and of the embedded training prompts.
 
     Raises:
         ConfigError: a path in the settings is absolute, so that no worker elsewhere could find it.
@@ -135,15 +133,16 @@ def places(directory: Path, *weights: str) -> tuple[Location, dict[str, str], Lo
         return Location.of(Path.cwd()), {}, Location.of(directory)
     inputs, state = shared / "inputs" / directory.name, shared / "resume" / directory.name
     digests: dict[str, str] = {}
-    for path in (*map(Path, weights), *EMBEDDINGS.glob("*.safetensors")):
+    # what the fingerprint in the directory's name covers, and no more: it would differ under the same name
+    for path in (*map(Path, weights), EMBEDDINGS / "train.safetensors"):
         if path.is_absolute() or ".." in path.parts:
             raise ConfigError(f"{path}: with SRPO_STORAGE a path must be relative and lie below the project")
         files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
         digests |= {str(file): sha256(file) for file in files}
-    if not (inputs / "complete").exists():
+    if not (inputs / COMPLETE).exists():
         for name in digests:
             (inputs / name).upload(Path(name))
-        (inputs / "complete").write(b"")
+        (inputs / COMPLETE).write(b"")
     return inputs, digests, state
 
 
@@ -183,58 +182,27 @@ def _fit_once(job: TrainJob, worker: Callable[[TrainJob], None]) -> None:
     resources, name = job.resources, f"{job.state.name}-{job.attempt}"
     most, least = resources.train_workers, resources.min_train_workers
     try:
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, **_ray_options(resources))
-        TorchTrainer(
-            worker,
-            train_loop_config=job,
-            scaling_config=ScalingConfig(
-                num_workers=most if least == most else (least, most), use_gpu=resources.use_gpu
-            ),
-            run_config=RunConfig(
-                name=name,
-                storage_path=str(home() / "ray"),
-                failure_config=FailureConfig(max_failures=0),
-            ),
-        ).fit()
+        with ray_for(most):
+            TorchTrainer(
+                worker,
+                train_loop_config=job,
+                scaling_config=ScalingConfig(
+                    num_workers=most if least == most else (least, most), use_gpu=resources.use_gpu
+                ),
+                run_config=RunConfig(
+                    name=name,
+                    storage_path=str(home() / "ray"),
+                    failure_config=FailureConfig(max_failures=0),
+                ),
+            ).fit()
     except ray.train.TrainingFailedError as error:
-        if stood := stalled(job.state, job.attempt, most):
+        if stood := stalled(job.state, job.attempt):
             raise _GroupFailedError(stood) from error
         raise _own_error(error) from error
     except (RayError, ConnectionError) as error:
         raise _GroupFailedError(f"Ray ended: {_one_line(error)}") from error
     finally:
-        ray.shutdown()
         shutil.rmtree(home() / "ray" / name, ignore_errors=True)
-
-
-def require_cluster() -> None:
-    """See that something listens at RAY_ADDRESS, if it is set: Ray itself would try for six minutes.
-
-    Raises:
-        ConfigError: it is not of the form host:port.
-        SrpoError: nothing listens there.
-    """
-    address = os.environ.get("RAY_ADDRESS")
-    if address is None:
-        return
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "/" in host:
-        raise ConfigError(f"RAY_ADDRESS={address}: write host:port of a Ray head, such as 127.0.0.1:6379")
-    try:
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-    except OSError as error:
-        raise SrpoError(
-            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): start it with 'ray start --head', "
-            "or unset RAY_ADDRESS"
-        ) from error
-
-
-def _ray_options(resources: ResourceSettings) -> dict[str, Any]:
-    """A Ray of our own, with room for every worker; or a cluster, whose workers must be told which code is ours."""
-    if "RAY_ADDRESS" in os.environ:
-        return {"runtime_env": {"env_vars": {"PYTHONPATH": str(Path.cwd())}}}
-    cpus = max(os.cpu_count() or 1, resources.train_workers)
-    return {"address": "local", "num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES}
 
 
 def export(job: TrainJob, words: WordCounts) -> None:
@@ -242,7 +210,7 @@ def export(job: TrainJob, words: WordCounts) -> None:
     train = job.train
     shutil.rmtree(CHECKPOINTS, ignore_errors=True)  # none of a longer run before may stay
     for step in range(train.checkpoint_every, train.steps + 1, train.checkpoint_every):
-        checkpoint = open_checkpoint(step_location(job.state, step))
+        checkpoint = _whole_checkpoint(step_location(job.state, step))
         export_weights(checkpoint, job, step_directory(step))
         if reason := over_trained(checkpoint.metrics, train.early_stop):
             log.warning("ended after step %d of %d: %s", step, train.steps, reason)
@@ -258,6 +226,13 @@ def export(job: TrainJob, words: WordCounts) -> None:
     }
     write_json(TRAIN_OUTCOME, outcome)
     log.info("%d checkpoints in %s", checkpoint.step // train.checkpoint_every, CHECKPOINTS)
+
+
+def _whole_checkpoint(location: Location) -> Checkpoint:
+    try:
+        return open_checkpoint(location)
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}: remove it, and the same command trains it again") from error
 
 
 def export_weights(checkpoint: Checkpoint, job: TrainJob, directory: Path) -> None:

@@ -173,3 +173,20 @@ def test_an_unknown_metric_stops_before_anything_is_drawn(tiny_run, tiny_parts):
 def test_a_figure_that_is_not_a_number_chooses_nothing():
     with pytest.raises(DivergenceError, match="judge_wanted of step 10 is nan"):
         choose(means(s5=(0.4, 0.9), s10=(float("nan"), 0.9)), SETTINGS)
+
+
+def test_pictures_are_drawn_and_measured_on_the_device_of_the_resources(tiny_run, tiny_parts, monkeypatch):
+    tiny_run(5)
+    seen = []
+
+    def measured(base, name, pictures, *, context, **_):
+        devices = {next(part.parameters()).device.type for part in (base.transformer, base.vae)}
+        seen.append((name, devices, context.device.type))
+        return []
+
+    monkeypatch.setattr(stage, "local_device", lambda _: torch.device("meta"))
+    monkeypatch.setattr(stage, "draw_and_measure", measured)
+    monkeypatch.setattr(stage, "mean_figures", lambda *_: {})
+    monkeypatch.setattr(stage, "_write", lambda *_: None)
+    stage.run(select=SETTINGS, **{name: part for name, part in tiny_parts.items() if name != "judge"})
+    assert seen == [("base", {"meta"}, "meta"), ("step 5", {"meta"}, "meta")]

@@ -1,0 +1,96 @@
+"""Which Ray a stage runs its workers on: the cluster of RAY_ADDRESS, or one of its own on this machine."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from srpo_core.config import ResourceSettings
+from srpo_core.errors import ConfigError, SrpoError
+from srpo_core.location import storage
+
+if TYPE_CHECKING:
+    import torch
+
+CONNECT_SECONDS: Final = 10
+OBJECT_STORE_BYTES: Final = 200_000_000  # workers exchange gradients and files, not objects
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def ray_for(workers: int) -> Iterator[None]:
+    """A Ray with room for this many workers, for as long as the context is open.
+
+    Raises:
+        ConfigError: the cluster has several machines and nothing says where they share files.
+    """
+    import ray
+
+    try:
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **_options(workers))
+        require_shared_files(sum(node["Alive"] for node in ray.nodes()))
+        yield
+    finally:
+        ray.shutdown()
+
+
+def require_cluster() -> None:
+    """See that something listens at RAY_ADDRESS, if it is set: Ray itself would try for six minutes.
+
+    Raises:
+        ConfigError: it is not of the form host:port.
+        SrpoError: nothing listens there.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if address is None:
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        raise ConfigError(f"RAY_ADDRESS={address}: write host:port of a Ray head, such as 127.0.0.1:6379")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise SrpoError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): start it with 'ray start --head', "
+            "or unset RAY_ADDRESS"
+        ) from error
+
+
+def require_shared_files(machines: int) -> None:
+    """See that workers on several machines are told where they share files.
+
+    Raises:
+        ConfigError: they are not: each would read and write a disk of its own.
+    """
+    if machines > 1 and storage() is None:
+        raise ConfigError(
+            f"the cluster of RAY_ADDRESS has {machines} machines, which share no files that we know of: set "
+            "SRPO_STORAGE to s3://bucket/prefix, or to a directory that all of them mount"
+        )
+
+
+def local_device(resources: ResourceSettings) -> "torch.device":
+    """The device of what runs in this process: the GPU that the settings ask for, or the CPU.
+
+    The machine that drives a cluster of GPUs may have none; its CPU then does the work, and a line says so.
+    """
+    import torch
+
+    if resources.use_gpu and not torch.cuda.is_available():
+        log.warning(
+            "resources.use_gpu: there is no GPU on this machine, so its CPU does what is not sent to a cluster"
+        )
+        return torch.device("cpu")
+    return torch.device("cuda" if resources.use_gpu else "cpu")
+
+
+def _options(workers: int) -> dict[str, Any]:
+    """A Ray of our own, with room for every worker; or a cluster, whose workers must be told which code is ours."""
+    if "RAY_ADDRESS" in os.environ:
+        return {"runtime_env": {"env_vars": {"PYTHONPATH": str(Path.cwd())}}}
+    cpus = max(os.cpu_count() or 1, workers)
+    return {"address": "local", "num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES}
