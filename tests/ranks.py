@@ -24,13 +24,21 @@ def train(job, world, *, inspect=None, double=False):
             (job, rank, world, f"file://{meeting}/meeting", inspect, double, answers) for rank in range(world)
         ]
         ranks = [there.Process(target=_rank, args=words) for words in arguments]
-        for rank in ranks:
-            rank.start()
-        said = dict(answers.get(timeout=1200) for _ in ranks)
-        for rank in ranks:
-            rank.join(60)
-    faults = [fault for fault in said.values() if isinstance(fault, str)]
-    assert not faults, faults[0]
+        try:
+            for rank in ranks:
+                rank.start()
+            said = {}
+            while len(said) < world:
+                rank, answer = answers.get(timeout=1200)
+                # the others would wait for it in a collective until that gives up
+                assert not isinstance(answer, str), answer
+                said[rank] = answer
+            for rank in ranks:
+                rank.join(60)
+        finally:
+            for rank in ranks:
+                if rank.is_alive():
+                    rank.kill()
     return [said[rank] for rank in range(world)]
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -26,8 +27,9 @@ STEPS = 6
 PATIENCE = 1200  # seconds; on a machine that others use as well
 DRIVER = '''
 import os, pickle, sys
-from srpo_core.processes import OWNER, owner_mark
+from srpo_core.processes import OWNER, end_leftovers, owner_mark
 from srpo_core.stages.train import fit
+end_leftovers()  # as the stage does
 os.environ[OWNER] = owner_mark()
 def stuck(job):
     """A worker whose rank 1 stands still at its fourth step, unless it went on from a checkpoint."""
@@ -49,6 +51,8 @@ fit(job, **({"worker": stuck} if "stuck" in sys.argv else {}))
 class Run:
     """A training run whose driver is a process of its own."""
 
+    started: ClassVar[list["Run"]] = []
+
     def __init__(self, job, tmp_path):
         self.job, self.file, self.log = job, tmp_path / "job.pickle", tmp_path / "driver.log"
         self.file.write_bytes(pickle.dumps(job))
@@ -68,6 +72,7 @@ class Run:
                 stdout=log,
                 stderr=log,
             )
+        self.started.append(self)
         return self
 
     def finish(self):
@@ -78,7 +83,7 @@ class Run:
         while not (result := found()):
             assert time.monotonic() < until, self.log.read_text()[-3000:]
             assert self.driver.poll() is None, self.log.read_text()[-3000:]
-            time.sleep(0.0005)
+            time.sleep(0.002)  # a checkpoint is written in some tenths of a second
         return result
 
     def steps_told(self):
@@ -121,6 +126,17 @@ def _runs(process):
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+@pytest.fixture(autouse=True)
+def _nothing_of_a_failed_test_runs_beside_the_next():
+    yield
+    for run in Run.started:
+        if run.driver.poll() is None:
+            kill([*run.processes(), psutil.Process(run.driver.pid)])
+            run.driver.wait()
+    Run.started.clear()
+    end_leftovers()
 
 
 def settings(job, tmp_path, name):
@@ -178,11 +194,13 @@ def test_after_workers_are_killed_inside_a_checkpoint_write_their_group_goes_on_
 def test_after_the_driver_is_killed_its_children_die_and_the_same_command_goes_on(job, tmp_path, expected):
     run = Run(settings(job, tmp_path, "driver"), tmp_path).start()
     run.wait_for(lambda: 3 in run.steps_told())
-    children = run.processes()
+    children, workers = run.processes(), run.workers()
+    assert len(workers) == 2
     run.driver.kill()
     run.driver.wait()
-    assert gone(children)
+    assert gone(workers), "what trains dies with the driver"
     run.start().finish()
+    assert gone(children), "Ray's own take longer to see it; the retry ends what it finds of them"
     assert run.weights() == expected
     assert run.steps_told().count(1) == 1, "it went on from the checkpoint"
 

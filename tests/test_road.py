@@ -144,7 +144,11 @@ def cluster(checkout):
         yield address
     finally:
         os.killpg(head.pid, signal.SIGTERM)
-        head.wait(60)
+        try:
+            head.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(head.pid, signal.SIGKILL)
+            head.wait()
 
 
 @pytest.mark.distributed
