@@ -106,16 +106,22 @@ class Worker:
         writer.finish()
 
     def _run(self, writer: CheckpointWriter, watchdog: Watchdog) -> None:
-        of_base = {} if self.metrics else self._judged(BASE)
+        # what the judge sees takes as long as it has pictures: no step, and no stall
+        with watchdog.paused():
+            of_base = {} if self.metrics else self._judged(BASE)
         for step in range(len(self.metrics) + 1, self.job.train.steps + 1):
             if over_trained(self.metrics, self.job.train.early_stop):
                 break
             at_checkpoint = step % self.job.train.checkpoint_every == 0
-            self.metrics.append(self.step(step) | of_base | (self._judged() if at_checkpoint else {}))
-            of_base = {}
+            row = self.step(step) | of_base
             watchdog.step_done(step)
+            if at_checkpoint:
+                with watchdog.paused():
+                    row |= self._judged()
+            self.metrics.append(row)
+            of_base = {}
             if self.rank == 0:
-                self.job.state.append(PROGRESS, json.dumps({"step": step, **self.metrics[-1]}))
+                self.job.state.append(PROGRESS, json.dumps({"step": step, **row}))
             if at_checkpoint:
                 with watchdog.paused():
                     self._save(step, writer)

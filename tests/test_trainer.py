@@ -1,5 +1,6 @@
 import json
 import math
+import time
 from dataclasses import replace
 
 import pytest
@@ -7,10 +8,12 @@ import torch
 
 from srpo_core.algorithm import METHODS
 from srpo_core.checkpoint import WEIGHTS, newest_checkpoint, read_whole
+from srpo_core.config import StallSettings
 from srpo_core.errors import DivergenceError
 from srpo_core.location import Location
 from srpo_core.models.embeddings import read_embeddings, write_embeddings
 from srpo_core.trainer import PROGRESS, SAMPLES, Worker
+from srpo_core.watchdog import Watchdog
 
 CPU = torch.device("cpu")
 
@@ -161,3 +164,29 @@ def test_a_step_with_all_that_a_gpu_wants_stays_near_the_plain_one(job):
     copied = economical.model._copy.state_dict()
     for name, tensor in economical.model.transformer.state_dict().items():
         assert torch.equal(copied[name], tensor.bfloat16()), name
+
+
+def test_what_the_judge_sees_is_no_stalled_step_however_long_it_takes(job):
+    """A step is ended by the watchdog after 0.2 s, the first one after a second; here only the judge is slow."""
+    ended, judged = [], []
+
+    class Judged(Worker):
+        def __init__(self, job):
+            self.job, self.rank, self.metrics = job, 0, []
+
+        def step(self, step):
+            return {"loss": 1.0}
+
+        def _judged(self, prefix=""):
+            judged.append(prefix)
+            time.sleep(1.5)
+            return {}
+
+        def _save(self, step, writer):
+            pass
+
+    stall = StallSettings(factor=5, least_seconds=0.2, restarts=0)
+    with Watchdog(job.state, "a", 0, 1, stall, end=ended.append, grace=0.0) as watchdog:
+        Judged(job)._run(None, watchdog)
+    assert judged == ["base_", "", ""]
+    assert ended == []
