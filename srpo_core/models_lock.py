@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import yaml
 
-from srpo_core.artifacts import sha256
+from srpo_core.artifacts import replacing, sha256
 from srpo_core.errors import ArtifactError, ConfigError, SrpoError, pick
 
 LOCK: Final = Path("models.lock")
@@ -42,8 +42,26 @@ def missing_files(directory: str, entry: Locked) -> list[str]:
     return sorted(name for name in entry.files if not (Path(directory) / name).is_file())
 
 
+def require_locked(path: Path) -> None:
+    """Hold a file of weights to its digest, if models.lock here knows one, before it is opened.
+
+    Raises:
+        ArtifactError: the file has another digest.
+    """
+    for directory, entry in read_lock().items() if LOCK.exists() else ():
+        for name, digest in entry.files.items():
+            if digest and path.absolute() == (Path(directory) / name).absolute() and sha256(path) != digest:
+                raise _altered(path)
+
+
+def _altered(path: Path) -> ArtifactError:
+    return ArtifactError(f"{path} does not have the digest of {LOCK}: remove it and run 'srpo fetch' again")
+
+
 def fetch(directory: str) -> Iterator[str]:
     """Get what is missing of an entry from the hub and check every file; yields a line for each.
+
+    A digest that models.lock did not know is written into it, so that from then on the file is held to it.
 
     Raises:
         ConfigError: models.lock has no such entry.
@@ -58,11 +76,30 @@ def fetch(directory: str) -> Iterator[str]:
             _download(entry, name, Path(directory))
         found = sha256(path)
         if digest is not None and found != digest:
-            raise ArtifactError(
-                f"{path} does not have the digest of {LOCK}: remove it and run 'srpo fetch' again"
-            )
-        checked = "as locked" if digest else f"sha256 {found}, not in {LOCK} yet"
+            raise _altered(path)
+        if digest is None:
+            _lock_digest(directory, name, found)
+        checked = "as locked" if digest else f"sha256 {found}, now in {LOCK}"
         yield f"{path}: {'here already' if had else 'fetched'}, {checked}"
+
+
+def _lock_digest(directory: str, name: str, digest: str) -> None:
+    """Write a digest into models.lock where it says null; comments and order stay."""
+    lines = LOCK.read_text(encoding="utf-8").splitlines(keepends=True)
+    inside = False
+    for place, line in enumerate(lines):
+        if line[:1] not in (" ", "#", "\n"):
+            inside = line.startswith(f"{directory}:")
+        key, colon, value = line.strip().partition(": ")
+        if inside and colon and key == name and value == "null":
+            lines[place] = line.replace(": null", f": {digest}")
+            break
+    with replacing(LOCK) as partial:
+        partial.write_text("".join(lines), encoding="utf-8")
+    if read_lock()[directory].files[name] != digest:
+        raise ConfigError(
+            f"{LOCK}: write the digest of {directory}/{name} by hand, its line has another form: {digest}"
+        )
 
 
 def _download(entry: Locked, name: str, directory: Path) -> None:

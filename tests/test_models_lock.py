@@ -67,10 +67,54 @@ def test_missing_files_are_fetched_and_checked_and_those_that_are_there_are_left
     first = list(fetch("models/x"))
     assert Path("models/x/model.safetensors").read_bytes() == FILES["model.safetensors"]
     assert first == [
-        f"models/x/config.json: fetched, sha256 {sha('config.json')}, not in models.lock yet",
+        f"models/x/config.json: fetched, sha256 {sha('config.json')}, now in models.lock",
         "models/x/model.safetensors: fetched, as locked",
     ]
-    assert list(fetch("models/x"))[1] == "models/x/model.safetensors: here already, as locked"
+    assert list(fetch("models/x")) == [
+        "models/x/config.json: here already, as locked",
+        "models/x/model.safetensors: here already, as locked",
+    ]
+    Path("models/x/config.json").write_text("{ }")
+    with pytest.raises(ArtifactError, match=r"models/x/config\.json does not have the digest"):
+        list(fetch("models/x"))
+
+
+def test_a_digest_is_written_into_its_own_entry_and_nothing_else_changes(hub):
+    written = (
+        "# why\nmodels/a:\n  files:\n    config.json: null\n  repo: r\n  revision: v\n  architecture: {}\n"
+        f"\nmodels/x:   # its own\n  repo: some/model\n  revision: {REVISION}\n  files:\n"
+        "    config.json: null\n    model.safetensors: null\n  architecture: {}\n"
+    )
+    Path("models.lock").write_text(written)
+    list(fetch("models/x"))
+    head, own = written.split("models/x:")
+    for name in FILES:
+        own = own.replace(f"{name}: null", f"{name}: {sha(name)}")
+    assert Path("models.lock").read_text() == f"{head}models/x:{own}"
+
+
+@pytest.mark.parametrize("form", ["pickle", "safetensors"])
+def test_weights_that_are_not_what_is_locked_are_not_opened(tmp_path, monkeypatch, form):
+    import torch
+    from safetensors.torch import save_file
+
+    from srpo_core.scorers.weights import read_pickle, read_safetensors
+
+    monkeypatch.chdir(tmp_path)
+    path = Path("models/x/w")
+    path.parent.mkdir(parents=True)
+    tensors = {"a": torch.ones(2)}
+    torch.save(tensors, path) if form == "pickle" else save_file(tensors, path)
+    read = read_pickle if form == "pickle" else read_safetensors
+    lock(w=hashlib.sha256(path.read_bytes()).hexdigest())
+    assert read(path)["a"].tolist() == [1, 1]
+    lock(w="0" * 64)
+    with pytest.raises(
+        ArtifactError, match=r"models/x/w does not have the digest of models\.lock: remove it"
+    ):
+        read(path)
+    lock(w=None)
+    assert read(path)["a"].tolist() == [1, 1]
 
 
 def test_a_file_with_another_digest_is_refused(hub):

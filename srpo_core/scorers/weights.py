@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from srpo_core.artifacts import require
 from srpo_core.errors import ArtifactError
+from srpo_core.models_lock import require_locked
 
 
 def read_config(path: Path) -> Mapping[str, Any]:
@@ -23,10 +24,11 @@ def read_config(path: Path) -> Mapping[str, Any]:
 
 
 def read_safetensors(path: Path) -> Mapping[str, Tensor]:
-    """Read a state dict. Raises `ArtifactError` when it is missing or damaged."""
+    """Read a state dict. Raises `ArtifactError` when it is missing, damaged or not what models.lock says."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    require_locked(require(path))
     try:
         tensors: Mapping[str, Tensor] = load_file(require(path))
     except (SafetensorError, OSError) as error:
@@ -38,12 +40,13 @@ def read_pickle(path: Path) -> Mapping[str, Tensor]:
     """Read a pickled {"state_dict": ...}, or a bare state dict, without running anything that it holds.
 
     The tensors are mapped from the disk, not read, so that loading needs the memory of one model, not two.
-    Raises `ArtifactError` when it is missing or damaged.
+    Raises `ArtifactError` when it is missing, damaged or not what models.lock says.
     """
     from pickle import UnpicklingError
 
     import torch
 
+    require_locked(require(path))
     try:
         content = torch.load(require(path), map_location="cpu", weights_only=True, mmap=True)
     except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
