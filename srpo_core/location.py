@@ -9,16 +9,17 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from srpo_core.artifacts import sha256
+from srpo_core.artifacts import replacing, sha256
 from srpo_core.errors import ArtifactError, ConfigError
 
 CHUNK = 8 << 20
+COMPLETE = "complete"  # written when all that is shared is there, removed before the first of it goes
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,12 @@ class Location:
             fs.makedirs(target.rpartition("/")[0], exist_ok=True)
             fs.put_file(str(file), target)
 
+    def download(self, target: Path) -> None:
+        """Copy this file to a path: whole or not at all. Raises `FileNotFoundError`."""
+        fs, path = self._fs()
+        with replacing(target) as partial:
+            fs.get_file(path, str(partial))
+
     def _fs(self) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
 
@@ -142,6 +149,30 @@ def storage() -> Location | None:
     """Where workers keep what they share, as `SRPO_STORAGE` says; None for this machine's disk."""
     where = os.environ.get("SRPO_STORAGE")
     return Location.of(where) if where else None
+
+
+def by_name(paths: Iterable[Path]) -> dict[str, Path]:
+    """Files, and all below directories, by the name under which workers elsewhere look for them: their own.
+
+    Raises:
+        ConfigError: a path is absolute, so that no worker elsewhere could find it.
+    """
+    files: dict[str, Path] = {}
+    for path in paths:
+        if path.is_absolute() or ".." in path.parts:
+            raise ConfigError(f"{path}: with SRPO_STORAGE a path must be relative and lie below the project")
+        found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+        files |= {str(file): file for file in found}
+    return files
+
+
+def share(files: Mapping[str, Path], place: Location) -> dict[str, str]:
+    """Copy files to a place, each under its name, if that has not been done; returns their digests by name."""
+    if not (place / COMPLETE).exists():
+        for name, file in files.items():
+            (place / name).upload(file)
+        (place / COMPLETE).write(b"")
+    return {name: sha256(file) for name, file in files.items()}
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Pictures drawn in shards: by several Ray tasks at once, and kept, so that a killed run draws none twice.
 
 A shard is some prompts of a set, as many as fill a batch, by one model. Its file lies outside the stage's
-outputs, below a name that hashes all that decides its content, and goes when the outputs are written.
+outputs, below a name that hashes all that decides its content, and goes when the outputs are written. Tasks on
+other machines meet this one below SRPO_STORAGE.
 """
 
 import hashlib
@@ -9,7 +10,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -18,10 +20,11 @@ import torch
 from torch import Tensor
 
 import srpo_core
-from srpo_core.artifacts import home, replacing, sha256
+from srpo_core.artifacts import home, sha256
 from srpo_core.cluster import local_device, ray_for, require_cluster
 from srpo_core.config import DrawSettings, ModelSettings, ResourceSettings
 from srpo_core.errors import SrpoError
+from srpo_core.location import COMPLETE, Location, by_name, local_copy, share, storage
 from srpo_core.models import load_base, load_transformer
 from srpo_core.pictures import Drawn, PictureSet, draw_set
 from srpo_core.progress import with_progress
@@ -30,6 +33,7 @@ from srpo_core.scorers.metrics import MetricContext, finish
 
 PIXELS: Final = "pixels"
 DIGITS: Final = 16
+TRANSFORMER: Final = "drawn_transformer"  # what it is called where tasks of other machines find it
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +107,7 @@ def draw_shards(job: DrawJob, resources: ResourceSettings) -> Shards:
     """
     directory = home() / "resume" / f"draw-{fingerprint(job)}"
     directory.mkdir(parents=True, exist_ok=True)
-    missing = [number for number in range(job.num_shards) if not (directory / _name(number)).exists()]
+    missing = _missing(job, directory)
     if len(missing) < job.num_shards:
         log.info(
             "%s: %d of %d parts are drawn already", job.name, job.num_shards - len(missing), job.num_shards
@@ -113,9 +117,9 @@ def draw_shards(job: DrawJob, resources: ResourceSettings) -> Shards:
     # real pictures are compared with at the end, here
     drawn = replace(job, context=replace(job.context, real=None, device=device))
     if here:
-        _draw_some(drawn, directory, missing)
+        _draw_some(drawn, Location.of(directory), missing)
     else:
-        _draw_on_ray(drawn, directory, missing, resources)
+        _draw_on_ray(drawn, directory, resources)
     return Shards(job, directory)
 
 
@@ -147,8 +151,8 @@ def fingerprint(job: DrawJob) -> str:
     return digest.hexdigest()[:DIGITS]
 
 
-def _draw_some(job: DrawJob, directory: Path, numbers: Sequence[int]) -> None:
-    from safetensors.torch import save_file
+def _draw_some(job: DrawJob, place: Location, numbers: Sequence[int]) -> None:
+    from safetensors.torch import save
 
     if not numbers:
         return
@@ -157,8 +161,8 @@ def _draw_some(job: DrawJob, directory: Path, numbers: Sequence[int]) -> None:
         drawn = draw_set(
             base, job.name, job.shard(number), draw=job.draw, metrics=job.metrics, context=job.context
         )
-        with replacing(directory / _name(number)) as partial:
-            save_file({PIXELS: drawn.pixels, **{k: v.contiguous() for k, v in drawn.found.items()}}, partial)
+        tensors = {PIXELS: drawn.pixels, **{name: found.contiguous() for name, found in drawn.found.items()}}
+        (place / _name(number)).write(save(tensors))
 
 
 def _load(job: DrawJob) -> BaseModel:
@@ -168,22 +172,58 @@ def _load(job: DrawJob) -> BaseModel:
     return base.to(job.context.device)
 
 
-def _draw_on_ray(job: DrawJob, directory: Path, numbers: Sequence[int], resources: ResourceSettings) -> None:
+@dataclass(frozen=True)
+class _Exchange:
+    """Where tasks on any machine find what they read, with the digests of what they must fetch, and leave shards."""
+
+    inputs: Location
+    digests: Mapping[str, str]
+    results: Location
+
+
+@contextmanager
+def _exchange(job: DrawJob, directory: Path) -> Iterator[tuple[DrawJob, _Exchange]]:
+    """The job as tasks see it, and where they meet: on this machine's disk, or below SRPO_STORAGE."""
+    shared = storage()
+    if shared is None:
+        yield job, _Exchange(Location.of(Path.cwd()), {}, Location.of(directory))
+        return
+    inputs, results = (shared / name / directory.name for name in ("inputs", "drawn"))
+    _collect(job, results, directory)  # of a run that was killed before it fetched them
+    context = job.context
+    scorers = (context.reward_settings, context.judge_settings, *context.scorer_settings.values())
+    files = by_name([Path(job.model.path), *(Path(one.path) for one in scorers)])
+    if job.transformer is not None:  # it may lie anywhere
+        there = sorted(file for file in job.transformer.rglob("*") if file.is_file())
+        files |= {f"{TRANSFORMER}/{file.relative_to(job.transformer)}": file for file in there}
+        job = replace(job, transformer=Path(TRANSFORMER))
+    yield job, _Exchange(inputs, share(files, inputs), results)
+    _collect(job, results, directory)
+    for place in (inputs / COMPLETE, inputs, results):
+        place.delete()
+
+
+def _collect(job: DrawJob, results: Location, directory: Path) -> None:
+    for number in _missing(job, directory):
+        if (shard := results / _name(number)).exists():
+            shard.download(directory / _name(number))
+
+
+def _draw_on_ray(job: DrawJob, directory: Path, resources: ResourceSettings) -> None:
     """Deal the shards to tasks that load the model once each; the first error of any is raised here."""
     import ray
 
     require_cluster()
     try:
-        with ray_for(resources.draw_workers):
+        with ray_for(resources.draw_workers), _exchange(job, directory) as (shared_job, exchange):
+            numbers = _missing(job, directory)
             task = ray.remote(_draw_in_task).options(
                 num_cpus=1, num_gpus=int(resources.use_gpu), max_retries=0, scheduling_strategy="SPREAD"
             )
-            shared = ray.put(job)
+            shared = ray.put(shared_job)
             shares = [numbers[first :: resources.draw_workers] for first in range(resources.draw_workers)]
             waiting = [
-                task.remote(shared, directory, share, Path.cwd(), resources.threads_per_worker)
-                for share in shares
-                if share
+                task.remote(shared, exchange, some, resources.threads_per_worker) for some in shares if some
             ]
             for _ in with_progress(range(len(waiting)), f"draw {job.name}"):
                 done, waiting = ray.wait(waiting)
@@ -199,10 +239,19 @@ def _draw_on_ray(job: DrawJob, directory: Path, numbers: Sequence[int], resource
         raise SrpoError(f"drawing by {job.name} was cut off: {line}; the same command goes on") from error
 
 
-def _draw_in_task(job: DrawJob, directory: Path, numbers: Sequence[int], inputs: Path, threads: int) -> None:
-    os.chdir(inputs)  # Ray starts workers in a directory of its own
+def _draw_in_task(job: DrawJob, exchange: _Exchange, numbers: Sequence[int], threads: int) -> None:
     torch.set_num_threads(threads)
-    _draw_some(job, directory, numbers)
+    with local_copy(exchange.inputs, exchange.digests) as inputs:
+        here = Path.cwd()
+        os.chdir(inputs)  # Ray starts workers in a directory of its own
+        try:
+            _draw_some(job, exchange.results, numbers)
+        finally:
+            os.chdir(here)
+
+
+def _missing(job: DrawJob, directory: Path) -> list[int]:
+    return [number for number in range(job.num_shards) if not (directory / _name(number)).exists()]
 
 
 def _name(number: int) -> str:

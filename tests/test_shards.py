@@ -102,6 +102,26 @@ def test_a_model_that_draws_nan_leaves_no_shard(job, tmp_path):
         draw_shards(replace(job, name="step 5", transformer=tmp_path / "broken"), resources())
 
 
+def test_a_task_elsewhere_fetches_what_it_reads_and_leaves_the_shards_where_the_run_finds_them(
+    job, tiny_project, tmp_path, monkeypatch
+):
+    from safetensors.torch import load_file
+
+    expected = pixels(draw_shards(job, resources()))
+    monkeypatch.setenv("SRPO_STORAGE", "memory://test-shards")
+    anywhere = replace(job, transformer=ROOT / "assets/tiny/family/base/transformer")
+    (tmp_path / "elsewhere").mkdir()
+    with module._exchange(anywhere, tmp_path / "draw-abc") as (shared, exchange):
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        module._draw_in_task(shared, exchange, [2, 0, 1], 1)
+        assert Path.cwd() == tmp_path / "elsewhere"
+        monkeypatch.chdir(tiny_project)
+    drawn = [load_file(path)["pixels"] for path in sorted((tmp_path / "draw-abc").iterdir())]
+    assert torch.equal(torch.cat(drawn), expected)
+    assert not exchange.inputs.exists()
+    assert not exchange.results.exists()
+
+
 @pytest.mark.pipeline
 def test_ray_tasks_draw_the_same_pictures_and_figures_and_an_error_of_theirs_is_our_own(job, tmp_path):
     from srpo_core.models import load_transformer

@@ -21,7 +21,6 @@ from srpo_core.artifacts import (
     TRAIN_LOG,
     TRAIN_OUTCOME,
     home,
-    sha256,
     step_directory,
     write_json,
 )
@@ -43,7 +42,7 @@ from srpo_core.config import (
 from srpo_core.early_stop import BASE, over_trained
 from srpo_core.errors import ArtifactError, ConfigError, SrpoError
 from srpo_core.learner import method_of
-from srpo_core.location import Location, local_copy, storage
+from srpo_core.location import COMPLETE, Location, by_name, local_copy, share, storage
 from srpo_core.models import write_transformer
 from srpo_core.models.embeddings import read_embeddings
 from srpo_core.processes import OWNER, end_leftovers, owner_mark
@@ -54,7 +53,6 @@ from srpo_core.watchdog import stalled
 
 POLL_SECONDS = 0.3
 REMOTE_POLL_SECONDS = 2.0
-COMPLETE = "complete"  # written when all inputs are there, removed before the first of them goes
 
 WordCounts = Mapping[str, Any]
 """`prompts`: the number of training prompts; `wanted`, `unwanted`: by word, how many of them show it."""
@@ -132,17 +130,8 @@ def places(directory: Path, *weights: str) -> tuple[Location, dict[str, str], Lo
     if shared is None:
         return Location.of(Path.cwd()), {}, Location.of(directory)
     inputs, state = shared / "inputs" / directory.name, shared / "resume" / directory.name
-    digests: dict[str, str] = {}
     # what the fingerprint in the directory's name covers, and no more: it would differ under the same name
-    for path in (*map(Path, weights), EMBEDDINGS / "train.safetensors"):
-        if path.is_absolute() or ".." in path.parts:
-            raise ConfigError(f"{path}: with SRPO_STORAGE a path must be relative and lie below the project")
-        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-        digests |= {str(file): sha256(file) for file in files}
-    if not (inputs / COMPLETE).exists():
-        for name in digests:
-            (inputs / name).upload(Path(name))
-        (inputs / COMPLETE).write(b"")
+    digests = share(by_name([*map(Path, weights), EMBEDDINGS / "train.safetensors"]), inputs)
     return inputs, digests, state
 
 

@@ -9,7 +9,7 @@ import pytest
 from srpo_core.checkpoint import Checkpoint, newest_checkpoint, read_whole
 from srpo_core.config import ControlWords
 from srpo_core.errors import ArtifactError, ConfigError, DivergenceError, SrpoError
-from srpo_core.location import Location
+from srpo_core.location import COMPLETE, Location
 from srpo_core.stages import train
 from srpo_core.trainer import Worker
 
@@ -182,7 +182,7 @@ def test_the_shared_inputs_are_those_that_name_the_directory_and_no_others(
     inputs, digests, _ = train.places(tmp_path / "train-abc", "assets/tiny/family/reward")
     embeddings = [name for name in digests if name.startswith("runs/embed")]
     assert embeddings == ["runs/embed/train.safetensors"]
-    assert {name for name in inputs.files() if name != train.COMPLETE} == set(digests)
+    assert {name for name in inputs.files() if name != COMPLETE} == set(digests)
 
 
 @pytest.mark.pipeline
