@@ -74,7 +74,7 @@ def _programs(_: Settings) -> tuple[bool, str]:
 def weight_paths(settings: Settings) -> list[str]:
     """Where a run of these settings looks for weights."""
     parts = (settings.model, settings.reward, settings.select_judge, settings.judge)
-    paths = [part.path for part in (*parts, *settings.evaluate.scorers.values())]
+    paths = [part.path for part in parts] + [one.path for one in settings.evaluate.scorers.values()]
     return list(dict.fromkeys(paths))  # each once
 
 
