@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture
 def settings(tiny_project, tmp_path, monkeypatch):
-    """The tiny preset with few steps, metrics and resamples, where five prompts are embedded as the test set."""
+    """The tiny preset with few steps, metrics and resamples, where six prompts are embedded as the test set."""
+    from srpo_core.models import encode_prompts
     from srpo_core.models.embeddings import read_embeddings, write_embeddings
 
     (tmp_path / "project").mkdir()
@@ -24,10 +25,11 @@ def settings(tiny_project, tmp_path, monkeypatch):
     Path("assets").symlink_to(ROOT / "assets")
     shutil.copytree(tiny_project / "runs", "runs")
     prompts, styles, condition = read_embeddings("validation")
-    write_embeddings("test", prompts, styles, condition)
+    whole = load_settings(ROOT / "profiles/tiny.yaml")
+    names = [*prompts, "owl"]
+    write_embeddings("test", names, [""] * 6, encode_prompts(whole.model, names, batch_size=8))
     for split in ("train", "validation"):
         write_embeddings(split, [f"{split} {prompt}" for prompt in prompts], styles, condition)
-    whole = load_settings(ROOT / "profiles/tiny.yaml")
     needed = ["judge_wanted", "relative_reward", "reward", "diversity"]
     rules = {n: rule for n, rule in whole.gate.rules.items() if rule.metric in needed}
     return whole.model_copy(
@@ -36,7 +38,7 @@ def settings(tiny_project, tmp_path, monkeypatch):
             "evaluate": whole.evaluate.model_copy(
                 update={"metrics": needed, "real_pictures": 0, "seeds_per_prompt": 2}
             ),
-            "gate": whole.gate.model_copy(update={"rules": rules, "resamples": 200}),
+            "gate": whole.gate.model_copy(update={"rules": rules, "resamples": 400}),
         }
     )
 
@@ -52,8 +54,8 @@ def test_the_base_itself_gains_nothing_and_so_is_refused_with_every_difference_n
         if rule["compare"] == "difference" and rule["against"] == "base":
             assert rule["value"] == rule["low"] == rule["high"] == 0
     assert artifacts.read_json(tmp_path / "out/decision.json") == decision
-    assert pq.read_table(tmp_path / "out/images.parquet").num_rows == 2 * 5 * 2
-    assert pq.read_table(tmp_path / "out/figures.parquet").num_rows == 2 * 5 * 2 * 4
+    assert pq.read_table(tmp_path / "out/images.parquet").num_rows == 2 * 6 * 2
+    assert pq.read_table(tmp_path / "out/figures.parquet").num_rows == 2 * 6 * 2 * 4
     assert artifacts.read_json(tmp_path / "out/summary.json")["checkpoint"] == str(checkpoint)
     assert not artifacts.EVALUATION.exists(), "the stage's own outputs are left alone"
 
