@@ -74,7 +74,7 @@ def _programs(_: Settings) -> tuple[bool, str]:
 def weight_paths(settings: Settings) -> list[str]:
     """Where a run of these settings looks for weights."""
     parts = (settings.model, settings.reward, settings.select_judge, settings.judge)
-    return [part.path for part in parts]
+    return list(dict.fromkeys(part.path for part in (*parts, *settings.evaluate.scorers.values())))
 
 
 def _weights(settings: Settings) -> Iterator[tuple[bool, str]]:

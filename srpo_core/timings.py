@@ -18,7 +18,6 @@ SMALL_BYTES: Final = 2**20  # a larger input counts by its size: weights would t
 # the stages that use more than one device, and the setting that says how many
 WORKERS: Final[Mapping[str, str]] = {
     "train": "train_workers",
-    "select": "draw_workers",
     "evaluate": "draw_workers",
 }
 

@@ -1,5 +1,6 @@
 """`srpo evaluate CHECKPOINT` on the tiny family: the same pictures and rules as in the stage graph."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from srpo_core import artifacts
 from srpo_core.config import load_settings
 from srpo_core.errors import ArtifactError
-from srpo_core.evaluation import evaluate_checkpoint
+from srpo_core.evaluation import evaluate_checkpoint, rule_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -66,3 +67,29 @@ def test_what_is_no_checkpoint_is_named_before_anything_is_drawn(settings, tmp_p
     ):
         evaluate_checkpoint(settings, Path("nowhere"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_table_of_rules_has_the_half_width_that_a_margin_is_set_by():
+    rule = {
+        "name": "kept",
+        "metric": "judge_top5",
+        "against": "base",
+        "compare": "difference",
+        "side": "at_least",
+    }
+    rule |= {
+        "margin": -0.1,
+        "severity": "refuse",
+        "verdict": "holds",
+        "value": -0.02,
+        "low": -0.06,
+        "high": 0.03,
+    }
+    broken = rule | {"name": "share", "compare": "ratio", "verdict": "refuses"}
+    broken |= dict.fromkeys(("value", "low", "high"))
+    head, first, second = rule_table({"rules": [rule, broken]})
+    assert head.split() == ["rule", "verdict", "figure", "interval", "half", "width", "asked"]
+    assert re.split(r" {2,}", first)[:5] == ["kept", "holds", "-0.020", "-0.060 … +0.030", "0.045"]
+    assert first.endswith("refuse: judge_top5 difference at least -0.1 of the base")
+    assert second.split()[:5] == ["share", "refuses", "-", "-", "-"]
+    assert first.index("0.045") == head.index("half width")

@@ -190,10 +190,7 @@ def chance_of_refusing_an_equal(
     counted = [
         name
         for name, rule in rules.items()
-        if name in measured
-        and rule.against == BASE
-        and rule.severity != "warn"
-        and _equality_satisfies(rule)
+        if name in measured and rule.against == BASE and rule.severity != "warn" and _equality_satisfies(rule)
     ]
     if not counted or any(measured[name].fault for name in counted):
         return None

@@ -64,9 +64,7 @@ def test_the_wider_intervals_that_the_gate_asks_for_cover_at_their_own_rate(conf
         resamples=4000,
         generator=np.random.default_rng(0),
     )
-    ends = np.array(
-        [percentile_interval(column, Sample(40, 1), confidence=confidence) for column in drawn.T]
-    )
+    ends = np.array([percentile_interval(column, Sample(40, 1), confidence=confidence) for column in drawn.T])
     covered = np.mean((ends[:, 0] <= 0.3) & (ends[:, 1] >= 0.3))
     assert covered == pytest.approx(confidence, abs=3 * math.sqrt(confidence * (1 - confidence) / worlds))
 
