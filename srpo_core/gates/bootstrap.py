@@ -18,9 +18,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 DRAWS_AT_ONCE: Final = 2**22
-LEAST_FREEDOM: Final = (
-    5  # with fewer, intervals lie beyond a truth of no change far too often, whatever their width
-)
+LEAST_FREEDOM: Final = 5  # with fewer, no percentile of the draws lies far enough out
 LEAST_BEYOND: Final = 5  # resamples past an end of an interval, for that end to be a figure and not a draw
 
 

@@ -88,7 +88,9 @@ def test_direct_align_without_the_relative_reward_is_refused_for_the_gain_alone(
 
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("name", ["ReFL", "DRaFT-LV"])
-def test_what_people_found_no_better_than_the_base_is_refused_although_reward_and_judge_like_it(profile, name):
+def test_what_people_found_no_better_than_the_base_is_refused_although_reward_and_judge_like_it(
+    profile, name
+):
     verdict, broken = decision(profile, TABLE[name])
     assert verdict == "refused"
     assert "objective_gained" in broken
