@@ -199,7 +199,7 @@ def test_a_prompt_that_was_trained_on_or_chose_may_not_judge(tiny_run, tiny_part
             DataError, match=f"{split}.safetensors as well, for instance 'red apple', which {did}"
         ):
             run(tiny_parts)
-        write_embeddings(split, ["owl", "red pepper", "rose"], ["", "", ""], tiny_condition[0])
+        write_embeddings(split, [f"{split} {n}" for n in range(3)], ["", "", ""], tiny_condition[0])
     run(tiny_parts)
 
 
