@@ -73,8 +73,8 @@ def _programs(_: Settings) -> tuple[bool, str]:
 
 def weight_paths(settings: Settings) -> list[str]:
     """Where a run of these settings looks for weights."""
-    parts = (settings.model, settings.reward, settings.select_judge, settings.judge)
-    return list(dict.fromkeys(part.path for part in (*parts, *settings.evaluate.scorers.values())))
+    scorers = [settings.reward, settings.select_judge, settings.judge, *settings.evaluate.scorers.values()]
+    return list(dict.fromkeys([settings.model.path, *(one.path for one in scorers)]))
 
 
 def _weights(settings: Settings) -> Iterator[tuple[bool, str]]:
