@@ -73,8 +73,9 @@ def _programs(_: Settings) -> tuple[bool, str]:
 
 def weight_paths(settings: Settings) -> list[str]:
     """Where a run of these settings looks for weights."""
-    scorers = [settings.reward, settings.select_judge, settings.judge, *settings.evaluate.scorers.values()]
-    return list(dict.fromkeys([settings.model.path, *(one.path for one in scorers)]))
+    parts = (settings.model, settings.reward, settings.select_judge, settings.judge)
+    paths = [part.path for part in parts] + [one.path for one in settings.evaluate.scorers.values()]
+    return list(dict.fromkeys(paths))  # each once
 
 
 def _weights(settings: Settings) -> Iterator[tuple[bool, str]]:
@@ -87,7 +88,8 @@ def _weights(settings: Settings) -> Iterator[tuple[bool, str]]:
             detail = (
                 f"{len(gone)} of {len(entry.files)} files are missing, first {gone[0]}: run 'srpo fetch'"
                 if gone
-                else (f"all {len(entry.files)} files of {entry.repo}, {unknown} without a known digest")
+                else f"all {len(entry.files)} files of {entry.repo} are there ('srpo fetch' holds them to their digests; "
+                f"{unknown} have none yet)"
             )
             yield not gone, f"{path}: {detail}"
         elif Path(path).exists():

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from srpo_core.config import load_settings
-from srpo_core.doctor import examine
+from srpo_core.doctor import examine, weight_paths
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,9 +28,19 @@ def test_each_directory_of_weights_has_a_line(weights):
 
 def test_what_is_missing_of_flux1_dev_is_said_model_by_model_with_the_next_step(weights):
     base, reward, select_judge, judge, alignment = weights("flux1_dev")
-    assert not any(finding.good for finding in (base, reward, select_judge, judge, alignment))
+    assert not any(finding.good for finding in (base, reward, select_judge, judge))
     assert base.detail == ("models/flux1_dev: 24 of 24 files are missing, first LICENSE.md: run 'srpo fetch'")
     assert "models/hps_v2_1: 1 of 1 files are missing" in reward.detail
     assert "models/clip_vit_h_14: " in select_judge.detail
     assert "models/pick_score: 2 of 2 files are missing" in judge.detail
-    assert "models/clip_vit_l_14: " in alignment.detail
+    assert "models/clip_vit_l_14: 2 of 2 files are missing" in alignment.detail
+
+
+def test_further_scorers_are_looked_for_too_and_every_directory_once():
+    settings = load_settings(ROOT / "profiles/tiny.yaml")
+    further = {
+        "second": settings.reward,
+        "third": settings.reward.model_copy(update={"path": "models/third"}),
+    }
+    more = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"scorers": further})})
+    assert weight_paths(more) == [*weight_paths(settings), "models/third"]
