@@ -132,10 +132,12 @@ def evaluate(
     _assert_code_of(Path.cwd())
     settings = config.load_settings()
     os.environ["OMP_NUM_THREADS"] = str(settings.resources.threads_per_worker)
-    from srpo_core.evaluation import evaluate_checkpoint
+    from srpo_core.evaluation import evaluate_checkpoint, rule_table
 
     target = output or artifacts.home() / "evaluations" / checkpoint.name
     decision = evaluate_checkpoint(settings, checkpoint, target)
+    for line in rule_table(decision):
+        typer.echo(line)
     _show_verdict(passed=decision["passed"], reason=decision["reason"])
     typer.echo(f"figures  {_shortest(target)}")
     if not decision["passed"]:

@@ -5,6 +5,7 @@ the same names stand under `params:` of that stage in dvc.yaml.
 """
 
 from collections.abc import Iterable, Mapping
+from os.path import normpath
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -124,7 +125,8 @@ class CheckRewardSettings(Part):
 
     max_pairs: Positive = Field(description="held-out pairs to score")
     min_agreement: Share = Field(
-        description="least share of pairs on which the reward prefers the preferred picture"
+        description="least share of pairs on which the reward prefers the preferred picture; the share itself is "
+        "held to it, not its interval"
     )
 
 
@@ -506,11 +508,28 @@ class Settings(Part):
         """What was trained against cannot judge, and what chose a checkpoint cannot judge it."""
         roles = {"reward": self.reward, "select_judge": self.select_judge, "judge": self.judge}
         for one, other in (("reward", "select_judge"), ("reward", "judge"), ("select_judge", "judge")):
-            if roles[one].path == roles[other].path:
+            if _same_place(roles[one].path, roles[other].path):
                 raise ValueError(
                     f"{one} and {other} are the same model ({roles[one].path}): each needs its own"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _witnesses_of_their_own(self) -> Self:
+        """A further scorer that decides at the gate is neither what was trained against nor what chose."""
+        for name, rule in self.gate.rules.items():
+            scorer = self.evaluate.scorers.get(rule.metric.removesuffix("_sgp"))
+            for role, one in (("reward", self.reward), ("select_judge", self.select_judge)):
+                if scorer and _same_place(scorer.path, one.path):
+                    raise ValueError(
+                        f"gate.rules.{name} asks {rule.metric}, whose weights are those of {role} ({one.path}): "
+                        "give the scorer other weights, or the rule another metric"
+                    )
+        return self
+
+
+def _same_place(one: str, other: str) -> bool:
+    return normpath(one) == normpath(other)
 
 
 def parse_settings(values: Mapping[str, Any], where: str) -> Settings:

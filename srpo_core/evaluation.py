@@ -1,5 +1,6 @@
 """Any checkpoint against its base: drawn, measured and held to the gate, outside of the stage graph."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -8,6 +9,7 @@ from srpo_core.config import Settings
 from srpo_core.errors import ArtifactError
 from srpo_core.gates.decision import decide
 from srpo_core.gates.pairs import pair_up
+from srpo_core.gates.sentences import WHOM
 from srpo_core.stages.evaluate import ALIGNED, BASE, evaluate_models, metric_context
 
 # The gate asks what select found; a checkpoint that was named by hand was not selected.
@@ -47,3 +49,23 @@ def evaluate_checkpoint(settings: Settings, checkpoint: Path, target: Path) -> d
     decision = decide(pairs, NAMED_BY_HAND, seed=settings.seed, gate=settings.gate)
     artifacts.write_json(target / artifacts.DECISION.name, decision)
     return decision
+
+
+def rule_table(decision: Mapping[str, Any]) -> list[str]:
+    """A decision's rules as lines of a table, the head first: figure, interval and its half width, and what was asked.
+
+    The half width of the interval, beside the margin, says whether there were prompts enough to tell.
+    """
+    rows = [("rule", "verdict", "figure", "interval", "half width", "asked")]
+    for rule in decision["rules"]:
+        value, low, high = rule["value"], rule["low"], rule["high"]
+        ends = ("-", "-") if low is None else (f"{low:+.3f} … {high:+.3f}", f"{(high - low) / 2:.3f}")
+        figure = "-" if value is None else f"{value:+.3f}"
+        side = rule["side"].replace("_", " ")
+        asked = f"{rule['severity']}: {rule['metric']} {rule['compare']} {side} {rule['margin']:g}"
+        whom = WHOM.get(rule["against"])
+        rows.append((rule["name"], rule["verdict"], figure, *ends, f"{asked} of {whom}" if whom else asked))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]

@@ -25,9 +25,9 @@ SHORT = {
     "draw": {"steps": 4},
     "check_reward": {"max_pairs": 32},
     "select": {"num_prompts": 4, "seeds_per_prompt": 1, "keep": {"judge_top5": -1.0}},
-    "evaluate": {"num_prompts": 6, "seeds_per_prompt": 2},
+    "evaluate": {"num_prompts": 9, "seeds_per_prompt": 2},
     "gate": {
-        "resamples": 200,
+        "resamples": 2000,
         "rules": {
             **{
                 name: {"margin": -1.0}

@@ -46,6 +46,12 @@ def test_a_threshold_of_the_gate_does_not_reach_training():
     assert not [name for name in upstream if "gate" in STAGES[name]["params"]]
 
 
+def test_the_weights_of_further_scorers_are_watched_by_their_digests():
+    """Their directories are keys of a mapping, which dvc.yaml cannot name one by one."""
+    assert "models.lock" in STAGES["evaluate"]["deps"]
+    assert "models.lock" not in STAGES["train"]["deps"]
+
+
 def test_the_number_of_pictures_that_are_judged_does_not_retrain():
     """embed writes a file per split, and train depends on its own alone."""
     deps = {

@@ -31,9 +31,9 @@ def test_what_is_missing_of_flux1_dev_is_said_model_by_model_with_the_next_step(
     assert not any(finding.good for finding in (base, reward, select_judge, judge))
     assert base.detail == ("models/flux1_dev: 24 of 24 files are missing, first LICENSE.md: run 'srpo fetch'")
     assert "models/hps_v2_1: 1 of 1 files are missing" in reward.detail
-    assert "models/clip_vit_l_14: " in select_judge.detail
+    assert "models/clip_vit_h_14: " in select_judge.detail
     assert "models/pick_score: 2 of 2 files are missing" in judge.detail
-    assert "models/clip_vit_h_14: 2 of 2 files are missing" in alignment.detail
+    assert "models/clip_vit_l_14: 2 of 2 files are missing" in alignment.detail
 
 
 def test_further_scorers_are_looked_for_too_and_every_directory_once():

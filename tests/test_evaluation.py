@@ -1,5 +1,6 @@
 """`srpo evaluate CHECKPOINT` on the tiny family: the same pictures and rules as in the stage graph."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -9,14 +10,15 @@ import pytest
 from srpo_core import artifacts
 from srpo_core.config import load_settings
 from srpo_core.errors import ArtifactError
-from srpo_core.evaluation import evaluate_checkpoint
+from srpo_core.evaluation import evaluate_checkpoint, rule_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
 def settings(tiny_project, tmp_path, monkeypatch):
-    """The tiny preset with few steps, metrics and resamples, where five prompts are embedded as the test set."""
+    """The tiny preset with few steps, metrics and resamples, where six prompts are embedded as the test set."""
+    from srpo_core.models import encode_prompts
     from srpo_core.models.embeddings import read_embeddings, write_embeddings
 
     (tmp_path / "project").mkdir()
@@ -24,10 +26,11 @@ def settings(tiny_project, tmp_path, monkeypatch):
     Path("assets").symlink_to(ROOT / "assets")
     shutil.copytree(tiny_project / "runs", "runs")
     prompts, styles, condition = read_embeddings("validation")
-    write_embeddings("test", prompts, styles, condition)
+    whole = load_settings(ROOT / "profiles/tiny.yaml")
+    names = [*prompts, "owl"]
+    write_embeddings("test", names, [""] * 6, encode_prompts(whole.model, names, batch_size=8))
     for split in ("train", "validation"):
         write_embeddings(split, [f"{split} {prompt}" for prompt in prompts], styles, condition)
-    whole = load_settings(ROOT / "profiles/tiny.yaml")
     needed = ["judge_wanted", "relative_reward", "reward", "diversity"]
     rules = {n: rule for n, rule in whole.gate.rules.items() if rule.metric in needed}
     return whole.model_copy(
@@ -36,7 +39,7 @@ def settings(tiny_project, tmp_path, monkeypatch):
             "evaluate": whole.evaluate.model_copy(
                 update={"metrics": needed, "real_pictures": 0, "seeds_per_prompt": 2}
             ),
-            "gate": whole.gate.model_copy(update={"rules": rules, "resamples": 200}),
+            "gate": whole.gate.model_copy(update={"rules": rules, "resamples": 400}),
         }
     )
 
@@ -52,8 +55,8 @@ def test_the_base_itself_gains_nothing_and_so_is_refused_with_every_difference_n
         if rule["compare"] == "difference" and rule["against"] == "base":
             assert rule["value"] == rule["low"] == rule["high"] == 0
     assert artifacts.read_json(tmp_path / "out/decision.json") == decision
-    assert pq.read_table(tmp_path / "out/images.parquet").num_rows == 2 * 5 * 2
-    assert pq.read_table(tmp_path / "out/figures.parquet").num_rows == 2 * 5 * 2 * 4
+    assert pq.read_table(tmp_path / "out/images.parquet").num_rows == 2 * 6 * 2
+    assert pq.read_table(tmp_path / "out/figures.parquet").num_rows == 2 * 6 * 2 * 4
     assert artifacts.read_json(tmp_path / "out/summary.json")["checkpoint"] == str(checkpoint)
     assert not artifacts.EVALUATION.exists(), "the stage's own outputs are left alone"
 
@@ -64,3 +67,29 @@ def test_what_is_no_checkpoint_is_named_before_anything_is_drawn(settings, tmp_p
     ):
         evaluate_checkpoint(settings, Path("nowhere"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_table_of_rules_has_the_half_width_that_a_margin_is_set_by():
+    rule = {
+        "name": "kept",
+        "metric": "judge_top5",
+        "against": "base",
+        "compare": "difference",
+        "side": "at_least",
+    }
+    rule |= {
+        "margin": -0.1,
+        "severity": "refuse",
+        "verdict": "holds",
+        "value": -0.02,
+        "low": -0.06,
+        "high": 0.03,
+    }
+    broken = rule | {"name": "share", "compare": "ratio", "verdict": "refuses"}
+    broken |= dict.fromkeys(("value", "low", "high"))
+    head, first, second = rule_table({"rules": [rule, broken]})
+    assert head.split() == ["rule", "verdict", "figure", "interval", "half", "width", "asked"]
+    assert re.split(r" {2,}", first)[:5] == ["kept", "holds", "-0.020", "-0.060 … +0.030", "0.045"]
+    assert first.endswith("refuse: judge_top5 difference at least -0.1 of the base")
+    assert second.split()[:5] == ["share", "refuses", "-", "-", "-"]
+    assert first.index("0.045") == head.index("half width")

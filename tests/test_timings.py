@@ -38,6 +38,14 @@ def test_device_hours_are_wall_hours_times_devices(resources):
     assert train["kind"] == "CPU process"
 
 
+def test_choosing_a_checkpoint_is_billed_the_one_device_that_it_uses(resources, tmp_path):
+    (tmp_path / "dvc.yaml").write_text(DVC + '  select: {cmd: "true", deps: [weights], params: [seed]}\n')
+    wide = resources.model_copy(update={"draw_workers": 32})
+    note_stage("select", 3600.0, wide)
+    [row] = costs(["select"])
+    assert (row["devices"], row["device_hours"]) == (1, 1.0)
+
+
 def test_only_times_of_these_very_settings_and_inputs_count_and_of_them_the_last(resources, tmp_path):
     note_stage("train", 100.0, resources)
     note_stage("train", 200.0, resources)
@@ -75,5 +83,6 @@ def test_the_page_gets_a_row_for_each_stage_and_their_sum(resources):
     assert page.count("<tr>") == 4
     assert ">0.6000<" in page
     assert ">0.6100<" in page
+    assert "only the last part is counted" in page
     assert len(timings_file().read_text().splitlines()) == 2
     json.loads(timings_file().read_text().splitlines()[0])

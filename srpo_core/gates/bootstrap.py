@@ -5,6 +5,7 @@ independent evidence; each style keeps its number of prompts, since scores diffe
 than models do. Efron and Tibshirani 1993, chapters 6 and 13.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -17,14 +18,21 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 DRAWS_AT_ONCE: Final = 2**22
+LEAST_FREEDOM: Final = 5  # with fewer, no percentile of the draws lies far enough out
+LEAST_BEYOND: Final = 5  # resamples past an end of an interval, for that end to be a figure and not a draw
 
 
 @dataclass(frozen=True)
 class Sample:
-    """How many prompts were resampled, over how many styles; two prompts per style are the least."""
+    """How many prompts were resampled, over how many styles."""
 
     num_prompts: int
     num_strata: int
+
+    @property
+    def freedom(self) -> int:
+        """Degrees of freedom of the spread within the styles."""
+        return self.num_prompts - self.num_strata
 
 
 def resampled_means(
@@ -51,17 +59,34 @@ def percentile_interval(draws: Floats, sample: Sample, *, confidence: float) -> 
 
     The percentiles are taken further out than their nominal places, as the plain ones are too narrow by
     sqrt((N-S)/N) and by the normal in place of Student's t. Hesterberg 2015, section 4.1, "expanded
-    percentile". One prompt per stratum shows no spread, so the interval is (NaN, NaN).
+    percentile". Where `why_no_interval` has a reason, the interval is (NaN, NaN).
     """
     from scipy.special import stdtrit
 
-    freedom = sample.num_prompts - sample.num_strata
-    if freedom < 1:
+    if why_no_interval(sample, resamples=len(draws), confidence=confidence):
         return float("nan"), float("nan")
+    freedom = sample.freedom
     student = -float(stdtrit(freedom, (1 - confidence) / 2))
     tail = NormalDist().cdf(-student * (sample.num_prompts / freedom) ** 0.5)
     low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)
+
+
+def why_no_interval(sample: Sample, *, resamples: int, confidence: float) -> str:
+    """Why so few prompts or resamples give no interval that can be trusted, in words; nothing if they do."""
+    if sample.freedom < LEAST_FREEDOM:
+        return (
+            f"{sample.num_prompts} prompts of {sample.num_strata} styles are too few for an interval: raise "
+            f"evaluate.num_prompts to {sample.num_strata + LEAST_FREEDOM} or more"
+        )
+    beyond = (1 - confidence) / 2
+    least = math.ceil(round(LEAST_BEYOND / beyond, 6))
+    if resamples < least:
+        return (
+            f"{resamples} resamples are too few for an interval of {100 * confidence:.3g}%: raise gate.resamples "
+            f"to {least} or more"
+        )
+    return ""
 
 
 def per_rule_confidence(confidence: float, num_rules: int) -> float:

@@ -17,6 +17,7 @@ from srpo_core.gates.bootstrap import (
     per_rule_confidence,
     percentile_interval,
     resampled_means,
+    why_no_interval,
 )
 from srpo_core.gates.pairs import ALIGNED, BASE, CHAMPION, Pairs
 
@@ -171,11 +172,7 @@ def _measure(
         why = fault or f"the mean of {rule.metric} it is divided by is not above 0"
         return Measurement(math.nan, math.nan, math.nan, confidence, draws, why)
     low, high = percentile_interval(draws, sample, confidence=confidence)
-    why = (
-        ""
-        if math.isfinite(low)
-        else "one prompt for each style gives no interval; raise evaluate.num_prompts"
-    )
+    why = why_no_interval(sample, resamples=len(draws), confidence=confidence)
     return Measurement(value, low, high, confidence, draws, why)
 
 
@@ -187,22 +184,25 @@ def chance_of_refusing_an_equal(
     From the spread of these pairs: the resampled statistics, moved to where they would lie if nothing had
     changed, are taken for outcomes of equal models, each with an interval as wide as the one measured.
     Rules that ask for a gain are left out, since an equal model ought to fail them; a rule of severity
-    hacking counts as armed, so the figure is a little high.
+    hacking counts as armed, so the figure is a little high. None as well where a rule that counts has a fault,
+    for what it would do is not known.
     """
+    counted = [
+        name
+        for name, rule in rules.items()
+        if name in measured and rule.against == BASE and rule.severity != "warn" and _equality_satisfies(rule)
+    ]
+    if not counted or any(measured[name].fault for name in counted):
+        return None
     failed = [
         _fails(
-            rule,
-            measured[name].draws - measured[name].value + COMPARISONS[rule.compare].neutral,
+            rules[name],
+            measured[name].draws - measured[name].value + COMPARISONS[rules[name].compare].neutral,
             measured[name],
         )
-        for name, rule in rules.items()
-        if name in measured
-        and rule.against == BASE
-        and rule.severity != "warn"
-        and not measured[name].fault
-        and _equality_satisfies(rule)
+        for name in counted
     ]
-    return float(np.mean(np.any(failed, axis=0))) if failed else None
+    return float(np.mean(np.any(failed, axis=0)))
 
 
 def _fails(rule: GateRule, outcomes: Floats, measured: Measurement) -> NDArray[np.bool_]:
@@ -223,7 +223,7 @@ def _fails(rule: GateRule, outcomes: Floats, measured: Measurement) -> NDArray[n
 def _equality_satisfies(rule: GateRule) -> bool:
     neutral = COMPARISONS[rule.compare].neutral
     least, greatest = limits(rule)
-    return (least is None or least < neutral) and (greatest is None or greatest > neutral)
+    return (least is None or least <= neutral) and (greatest is None or greatest >= neutral)
 
 
 def _by_prompt(pairs: Pairs, column: Column) -> Floats:

@@ -2,10 +2,11 @@
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 import numpy as np
 from markupsafe import Markup
@@ -23,6 +24,14 @@ from srpo_core.report.run import COST_MARK, Difference
 TEMPLATE = "page.html.j2"
 SCRIPT = "page.js"
 EXTREMES = 4
+# by the side of a rule: what is better, in words, and a figure of a change that is higher for the better one
+BETTER: Final[Mapping[str, tuple[str, Callable[[Floats], Floats]]]] = MappingProxyType(
+    {
+        "at_least": ("higher is better", lambda change: change),
+        "at_most": ("lower is better", lambda change: -change),
+        "within": ("no change is best", lambda change: -np.abs(change)),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -46,9 +55,13 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Extremes:
-    """The prompts that a metric changed for the better and for the worse, most first, with the changes."""
+    """The prompts that a metric changed for the better and for the worse, most first, with the changes.
+
+    better: what is better by the rule that names the metric, in words.
+    """
 
     metric: str
+    better: str
     best: Sequence[tuple[Tile, float]]
     worst: Sequence[tuple[Tile, float]]
 
@@ -103,14 +116,22 @@ def outcome_words(outcome: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def find_extremes(pairs: Pairs, source: Path, metric: str, count: int = EXTREMES) -> Extremes:
-    """The `count` prompts that gained most and lost most by a metric, each with its first picture."""
+def find_extremes(pairs: Pairs, source: Path, rule: Mapping[str, Any], count: int = EXTREMES) -> Extremes:
+    """The prompts that fared best and worst by a rule's metric, `count` of each, each with its first picture.
+
+    No prompt is both, so there are at most half of them on either side; one without a figure is neither.
+    """
+    metric = rule["metric"]
     change = pairs.by_prompt(pairs.aligned[metric] - pairs.base[metric])
-    order = np.argsort(-change, kind="stable")
-    best, worst = order[:count].tolist(), order[::-1][:count].tolist()
+    better, worth = BETTER[rule["side"]]
+    by_worth = np.argsort(-worth(change), kind="stable")
+    order = by_worth[np.isfinite(change[by_worth])]
+    half = len(order) // 2
+    best, worst = order[: min(count, len(order) - half)].tolist(), order[::-1][: min(count, half)].tolist()
     tiles = dict(zip([*best, *worst], tiles_of(pairs, source, [*best, *worst], 1), strict=True))
     return Extremes(
         metric,
+        better,
         [(tiles[index], float(change[index])) for index in best],
         [(tiles[index], float(change[index])) for index in worst],
     )
@@ -179,7 +200,12 @@ def _inlined_extremes(extremes: Extremes) -> dict[str, Any]:
             for tile, (_, change) in zip(_inlined([t for t, _ in entries]), entries, strict=True)
         ]
 
-    return {"metric": extremes.metric, "best": sides(extremes.best), "worst": sides(extremes.worst)}
+    return {
+        "metric": extremes.metric,
+        "better": extremes.better,
+        "best": sides(extremes.best),
+        "worst": sides(extremes.worst),
+    }
 
 
 def _capital(text: str) -> str:

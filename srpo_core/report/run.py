@@ -11,6 +11,7 @@ from srpo_core.artifacts import PAIRS, PROMPTS, require, sha256
 
 DIGITS: Final = 12
 COST_MARK: Final = "<!-- cost -->"
+LAST_PART: Final = "Of a stage that was killed and went on, only the last part is counted; of one that ran again, the last time."
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,20 @@ def data_version() -> dict[str, str]:
     return {path.name: sha256(require(path))[:DIGITS] for path in (PROMPTS, PAIRS)}
 
 
-def nearest_preset(values: Mapping[str, Any], root: Path = Path()) -> tuple[str, list[Difference]]:
+def nearest_preset(parts: Mapping[str, Any], root: Path = Path()) -> tuple[str, list[Difference]]:
     """The preset in profiles/ with the fewest settings that differ, and those settings. No preset: an empty name.
 
-    The champion is none of them, as the flow fills it in, nor are worker counts.
+    parts: the parts of the settings that are compared, by name. Those that change no result are not given: the
+    champion, which the flow fills in, worker counts, and the release's name.
+
+    Raises:
+        ConfigError: a preset cannot be used.
     """
-    found = [
-        (name, list(_differences(config.read_values(config.profile_path(name, root)), values)))
-        for name in config.profile_names(root)
-    ]
+    here = _values(parts)
+    found = []
+    for name in config.profile_names(root):
+        preset = config.load_settings(config.profile_path(name, root))
+        found.append((name, list(_differences(_values({key: getattr(preset, key) for key in parts}), here))))
     return min(found, key=lambda one: len(one[1]), default=("", []))
 
 
@@ -63,19 +69,26 @@ def with_costs(page: str, rows: Iterable[Mapping[str, Any]]) -> str:
         '<table><thead><tr><th>Stage</th><th class="number">Wall hours</th><th class="number">Device hours</th>'
         '<th class="number">Devices</th></tr></thead><tbody>'
     )
-    return page.replace(COST_MARK, head + body + Markup("</tbody></table>"), 1)
+    note = Markup('<p class="note">{}</p>').format(LAST_PART)
+    return page.replace(COST_MARK, head + body + Markup("</tbody></table>") + note, 1)
 
 
 def _differences(preset: Mapping[str, Any], values: Mapping[str, Any], at: str = "") -> Iterator[Difference]:
     for key in sorted({*preset, *values}):
         path = f"{at}.{key}".lstrip(".")
-        if path in {"champion", "resources"}:
-            continue
         one, other = preset.get(key), values.get(key)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
             yield from _differences(one, other, path)
         elif one != other:
             yield Difference(path, _plain(one), _plain(other))
+
+
+def _values(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Parts of the settings as plain values, as a file has them."""
+    return {
+        name: part.model_dump(mode="json") if isinstance(part, config.Part) else part
+        for name, part in parts.items()
+    }
 
 
 def _plain(value: Any) -> str:

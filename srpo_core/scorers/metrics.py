@@ -64,7 +64,7 @@ class MetricContext:
         kept = []
         for batch in self.real():
             pictures = batch.to(self.device)
-            features = encode(pictures, self)
+            features = _kernel_features(pictures, self)
             if hasattr(self.judge, "styles"):
                 wanted = self.judge.style_probabilities(pictures)[:, _wanted_styles(self)].sum(1)
                 features = features[wanted > 1 / 2]
@@ -172,7 +172,17 @@ def kid(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
     gives the features (K, D), as only all pictures together have a distance.
     """
     del prompt
-    return encode(images, context)
+    return _kernel_features(images, context)
+
+
+def _kernel_features(images: Tensor, context: MetricContext) -> Tensor:
+    """The judge's features as the kernel wants them, whose unit is a coordinate of order 1, (K, D).
+
+    A judge that reads texts gives vectors of length 1, which the kernel would hardly tell apart; at length
+    sqrt(D) its <x, y> / D is their cosine.
+    """
+    features = encode(images, context)
+    return features if hasattr(context.judge, "features") else features * features.shape[-1] ** 0.5
 
 
 def _of_pixels(statistic: Callable[[Tensor], Tensor]) -> Callable[[Tensor, str, MetricContext], Tensor]:

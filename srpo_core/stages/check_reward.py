@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 def run(*, reward: ScorerSettings, check_reward: CheckRewardSettings, resources: ResourceSettings) -> None:
     """Score held-out pairs and write runs/check_reward/agreement.json, which stays also after a refusal.
 
+    The measured share is held to `check_reward.min_agreement`, not an end of its interval: the check is to stop a
+    reward that is broken or turned round, not to prove a rank among good ones.
+
     Raises:
         DataError: the split test has no pair.
         GateError: the reward agrees with fewer pairs than `check_reward.min_agreement`.
@@ -40,15 +43,22 @@ def run(*, reward: ScorerSettings, check_reward: CheckRewardSettings, resources:
             f"{artifacts.PAIRS} has no pair of split test: the reward cannot be checked; "
             "add records to test.json of ingest.source"
         )
-    agreed = sum(_agreements(load_reward(reward), pairs))
-    agreement = agreed / len(pairs)
-    low, high = wilson_interval(agreed, len(pairs))
+    agreed = list(_agreements(load_reward(reward), pairs))
+    agreement = sum(agreed) / len(pairs)
+    prompts = [pair.prompt for pair in pairs]
+    low, high = wilson_interval(agreement, independent_pairs(agreed, prompts))
     least = check_reward.min_agreement
     artifacts.write_json(
         artifacts.AGREEMENT,
-        {"pairs": len(pairs), "agreement": agreement, "low": low, "high": high},
+        {
+            "pairs": len(pairs),
+            "prompts": len(set(prompts)),
+            "agreement": agreement,
+            "low": low,
+            "high": high,
+        },
     )
-    figures = f"{agreement:.3f} of {len(pairs)} pairs (95 % interval {low:.3f} to {high:.3f})"
+    figures = f"{agreement:.3f} of {len(pairs)} pairs (95 % interval over their {len(set(prompts))} prompts {low:.3f} to {high:.3f})"
     if agreement < least:
         raise GateError(
             f"the reward {reward.scorer} in {reward.path} prefers the preferred picture in only {figures}, "
@@ -58,9 +68,27 @@ def run(*, reward: ScorerSettings, check_reward: CheckRewardSettings, resources:
     log.info("the reward prefers the preferred picture in %s", figures)
 
 
-def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
-    """Interval in [0, 1] for a share of `successes` in `trials`. Wilson 1927."""
-    share = successes / trials
+def independent_pairs(agreed: Sequence[bool], prompts: Sequence[str]) -> float:
+    """How many independent pairs tell as much as these, which share prompts and pictures; at most as many.
+
+    The pairs over the design effect of their grouping by prompt; where all agree or none does, which shows no
+    spread, the number of prompts. Kish 1965, section 5.4; with Wilson's interval: Korn and Graubard 1998.
+    """
+    groups: dict[str, list[bool]] = {}
+    for prompt, one in zip(prompts, agreed, strict=True):
+        groups.setdefault(prompt, []).append(one)
+    share, count = sum(agreed) / len(agreed), len(groups)
+    beyond = sum((sum(own) - share * len(own)) ** 2 for own in groups.values())
+    if count == 1 or share in {0, 1}:
+        return float(count)
+    if beyond == 0:
+        return float(len(agreed))
+    variance = beyond / len(agreed) ** 2 * count / (count - 1)
+    return min(float(len(agreed)), share * (1 - share) / variance)
+
+
+def wilson_interval(share: float, trials: float, z: float = Z_95) -> tuple[float, float]:
+    """Interval in [0, 1] for a share of successes in independent trials. Wilson 1927."""
     denominator = 1 + z**2 / trials
     centre = (share + z**2 / (2 * trials)) / denominator
     half = z * sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2)) / denominator

@@ -132,7 +132,13 @@ def _selected() -> tuple[int, Path]:
 
 
 def _require_unseen(prompts: Sequence[str]) -> None:
-    """See that no test prompt was trained on or helped to choose: what chose a model must not judge it."""
+    """See that no prompt stands in two of the three sets: what was trained on or chose a model must not judge it."""
+    trained, chose = (set(read_texts(split)) for split in ("train", "validation"))
+    if both := sorted(trained & chose):
+        raise DataError(
+            f"{len(both)} training prompts stand in {artifacts.EMBEDDINGS}/validation.safetensors as well, for "
+            f"instance {both[0]!r}: what a model was trained on cannot choose it; run 'dvc repro ingest embed'"
+        )
     for split, did in (("train", "was trained on"), ("validation", "chose the checkpoint")):
         if both := sorted(set(read_texts(split)) & set(prompts)):
             raise DataError(

@@ -3,7 +3,20 @@
 from logging import getLogger
 
 from srpo_core import artifacts
-from srpo_core.config import PARAMS_FILE, ControlWords, ReportSettings, read_values
+from srpo_core.config import (
+    CheckRewardSettings,
+    ControlWords,
+    DrawSettings,
+    EvaluateSettings,
+    GateSettings,
+    IngestSettings,
+    ModelSettings,
+    QuantizeSettings,
+    ReportSettings,
+    ScorerSettings,
+    SelectSettings,
+    TrainSettings,
+)
 from srpo_core.gates.pairs import pair_up
 from srpo_core.report.curves import training_panels
 from srpo_core.report.grid import choose_tiles, draw_grid
@@ -13,15 +26,33 @@ from srpo_core.report.run import data_version, nearest_preset
 log = getLogger(__name__)
 
 
-def run(*, control_words: ControlWords, report: ReportSettings) -> None:
+def run(  # noqa: PLR0913  # the parts of the settings that DVC watches: those that the page compares with a preset
+    *,
+    seed: int,
+    model: ModelSettings,
+    reward: ScorerSettings,
+    select_judge: ScorerSettings,
+    judge: ScorerSettings,
+    control_words: ControlWords,
+    draw: DrawSettings,
+    ingest: IngestSettings,
+    check_reward: CheckRewardSettings,
+    train: TrainSettings,
+    select: SelectSettings,
+    evaluate: EvaluateSettings,
+    gate: GateSettings,
+    report: ReportSettings,
+    quantize: QuantizeSettings,
+) -> None:
     """Write the page and the before/after grid.
 
     Raises:
         ArtifactError: a file that an earlier stage should have left is missing or damaged.
+        ConfigError: a preset in profiles/ cannot be used.
     """
+    preset, differences = nearest_preset(dict(locals()))
     pairs = pair_up(artifacts.read_table(artifacts.FIGURES), artifacts.FIGURES)
     decision = artifacts.read_json(artifacts.DECISION)
-    preset, differences = nearest_preset(read_values(PARAMS_FILE))
     evidence = Evidence(
         control_words=control_words,
         decision=decision,
@@ -32,7 +63,7 @@ def run(*, control_words: ControlWords, report: ReportSettings) -> None:
         outcome=artifacts.read_json(artifacts.TRAIN_OUTCOME),
         pairs=pairs,
         tiles=choose_tiles(pairs, artifacts.EVALUATION, report.grid_prompts),
-        extremes=find_extremes(pairs, artifacts.EVALUATION, decision["rules"][0]["metric"]),
+        extremes=find_extremes(pairs, artifacts.EVALUATION, decision["rules"][0]),
         data=data_version(),
         preset=preset,
         differences=differences,

@@ -9,6 +9,7 @@ from srpo_core.gates.bootstrap import (
     per_rule_confidence,
     percentile_interval,
     resampled_means,
+    why_no_interval,
 )
 
 CONFIDENCE = 0.9
@@ -54,6 +55,32 @@ def styles_apart(world, prompts):
     return np.concatenate([world.normal(level, 0.1, prompts // 2) for level in (0.0, 5.0)])
 
 
+@pytest.mark.parametrize("confidence", [0.95, 0.995])
+def test_the_wider_intervals_that_the_gate_asks_for_cover_at_their_own_rate(confidence):
+    worlds, world = 1500, np.random.default_rng(17)
+    drawn = resampled_means(
+        world.normal(0.3, 1.0, (40, worlds)),
+        ["one"] * 40,
+        resamples=4000,
+        generator=np.random.default_rng(0),
+    )
+    ends = np.array([percentile_interval(column, Sample(40, 1), confidence=confidence) for column in drawn.T])
+    covered = np.mean((ends[:, 0] <= 0.3) & (ends[:, 1] >= 0.3))
+    assert covered == pytest.approx(confidence, abs=3 * math.sqrt(confidence * (1 - confidence) / worlds))
+
+
+def test_the_interval_of_a_ratio_covers_the_ratio_of_the_truths():
+    worlds, world = 1000, np.random.default_rng(19)
+    base = world.normal(0.5, 0.15, (40, worlds))
+    ours = 0.8 * base + world.normal(0, 0.1, (40, worlds))
+    both = np.concatenate([ours, base], axis=1)
+    drawn = resampled_means(both, ["one"] * 40, resamples=2000, generator=np.random.default_rng(0))
+    ratios = drawn[:, :worlds] / drawn[:, worlds:]
+    ends = np.array([percentile_interval(column, Sample(40, 1), confidence=0.95) for column in ratios.T])
+    covered = np.mean((ends[:, 0] <= 0.8) & (ends[:, 1] >= 0.8))
+    assert covered == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / worlds))
+
+
 def test_an_interval_by_style_covers_at_its_rate_and_is_not_widened_by_what_differs_among_styles():
     strata = ["food"] * 20 + ["animals"] * 20
     error = 3 * math.sqrt(CONFIDENCE * (1 - CONFIDENCE) / WORLDS)
@@ -89,7 +116,7 @@ def test_the_interval_is_as_wide_as_students_theory_says():
 
 def test_a_higher_confidence_gives_a_wider_interval_around_the_same_mean():
     figures = np.random.default_rng(5).normal(1, 1, 50)
-    narrow, wide = interval(figures, confidence=0.8), interval(figures, confidence=0.99)
+    narrow, wide = (interval(figures, confidence=one, resamples=1000) for one in (0.8, 0.99))
     assert wide[0] < narrow[0] < figures.mean() < narrow[1] < wide[1]
 
 
@@ -97,9 +124,31 @@ def test_constant_figures_have_an_interval_of_no_width():
     assert interval([0.25] * 7) == pytest.approx((0.25, 0.25))
 
 
-def test_one_figure_per_style_shows_no_spread():
-    assert all(math.isnan(end) for end in interval([0.9]))
-    assert all(math.isnan(end) for end in interval([0.9, 0.1], strata=["a", "b"]))
+@pytest.mark.parametrize(("prompts", "styles"), [(1, 1), (2, 1), (2, 2), (5, 1), (6, 3), (12, 8)])
+def test_few_prompts_give_no_interval_and_say_how_many_do(prompts, styles):
+    strata = [str(number % styles) for number in range(prompts)]
+    assert all(math.isnan(end) for end in interval(np.arange(prompts) + 1.0, strata=strata))
+    why = why_no_interval(Sample(prompts, styles), resamples=600, confidence=CONFIDENCE)
+    assert why.startswith(f"{prompts} prompts of {styles} styles are too few for an interval: raise")
+    assert f"to {styles + 5} or more" in why
+    assert not why_no_interval(Sample(styles + 5, styles), resamples=600, confidence=CONFIDENCE)
+
+
+@pytest.mark.parametrize(("confidence", "least"), [(0.9, 100), (0.95, 200), (0.995, 2000)])
+def test_the_ends_of_an_interval_need_five_resamples_beyond_them(confidence, least):
+    sample = Sample(40, 1)
+    assert not why_no_interval(sample, resamples=least, confidence=confidence)
+    why = why_no_interval(sample, resamples=least - 1, confidence=confidence)
+    assert f"{least - 1} resamples are too few for an interval of {100 * confidence:.3g}%" in why
+    assert f"raise gate.resamples to {least} or more" in why
+    assert all(math.isnan(end) for end in interval(np.arange(40.0), resamples=1))
+
+
+def test_the_fewest_prompts_that_give_an_interval_seldom_prove_a_gain_that_is_not_there():
+    world = np.random.default_rng(3)
+    ends = [interval(world.normal(0, 1, 6), seed, confidence=0.95) for seed in range(WORLDS)]
+    # 2.5 % is nominal and 3.3 % measured in 1,500 worlds; of 3 prompts, 11 % would be "proven" to gain
+    assert np.mean([low > 0 for low, _ in ends]) < 0.06
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_seed_another():

@@ -157,12 +157,23 @@ def test_a_figure_that_is_not_a_number_refuses_and_is_named(make, bad, side, sev
     json.dumps(result, allow_nan=False)
 
 
-def test_one_prompt_gives_no_interval_and_so_no_proof(make):
+@pytest.mark.parametrize("severity", ["refuse", "veto", "hacking"])
+@pytest.mark.parametrize("count", [1, 2, 4, 6])
+def test_a_handful_of_prompts_gives_no_interval_and_so_no_lucky_pass(make, severity, count):
     table = make.table(quality=(0.0, 0.9))
-    one = table.filter([prompt == "prompt 0" for prompt in table["prompt"].to_pylist()])
-    result = decision(one, make.gate(better=make.rule()))
+    kept = {f"prompt {number}" for number in range(count)}
+    few = table.filter([prompt in kept for prompt in table["prompt"].to_pylist()])
+    result = decision(few, make.gate(better=make.rule(severity=severity)))
     assert result["verdict"] == "refused"
-    assert "raise evaluate.num_prompts" in result["reason"]
+    assert f"{count} prompts of {min(count, 2)} styles are too few for an interval" in result["reason"]
+    assert "so it is not shown that the pictures are better than before" in result["reason"]
+
+
+def test_too_few_resamples_refuse_in_place_of_an_interval_without_a_width(make):
+    gate = make.gate(better=make.rule()).model_copy(update={"resamples": 1})
+    result = decision(make.table(quality=(0.0, noisy(0.9))), gate)
+    assert result["verdict"] == "refused"
+    assert "1 resamples are too few for an interval of 95%: raise gate.resamples to 200" in result["reason"]
 
 
 def test_no_admissible_checkpoint_refuses_even_when_every_rule_holds(make):

@@ -1,5 +1,6 @@
 """The full-size gate on published figures (facts: arXiv 2509.06942, table 1, and the re-test arXiv 2512.24146)."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from srpo_core.config import load_settings
 from srpo_core.gates import decide
 from srpo_core.gates.pairs import Pairs
+from srpo_core.gates.rules import BY_PROOF_OF_BREACH, limits
 
 ROOT = Path(__file__).resolve().parents[2]
 PROFILES = ["flux1_dev", "flux1_dev_lora"]
@@ -29,6 +31,8 @@ TABLE = {
         "judge_score": 23.030 / 20,
         "alignment": 0.668,
     },
+    "ReFL": {"relative_reward": 0.470, "reward": 0.298, "judge_score": 22.975 / 20, "alignment": 0.656},
+    "DRaFT-LV": {"relative_reward": 0.458, "reward": 0.296, "judge_score": 22.932 / 20, "alignment": 0.636},
 }
 # the re-test: GenEval .663 -> .623, diversity .408 -> .352
 RETESTED = TABLE["SRPO"] | {"alignment": 0.678 * 0.623 / 0.663, "diversity": 0.352}
@@ -82,6 +86,17 @@ def test_direct_align_without_the_relative_reward_is_refused_for_the_gain_alone(
     assert decision("flux1_dev", TABLE["Direct-Align"]) == ("refused", {"objective_gained"})
 
 
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("name", ["ReFL", "DRaFT-LV"])
+def test_what_people_found_no_better_than_the_base_is_refused_although_reward_and_judge_like_it(
+    profile, name
+):
+    verdict, broken = decision(profile, TABLE[name])
+    assert verdict == "refused"
+    assert "objective_gained" in broken
+    assert not broken & {"judge_wins", "reward_kept", "diversity_kept"}, "reward and judge rose"
+
+
 def test_a_model_equal_to_the_base_gains_nothing_and_breaks_nothing_else():
     assert decision("flux1_dev", {}) == ("refused", {"objective_gained", "judge_wins"})
 
@@ -94,11 +109,29 @@ def test_an_unchanged_copy_of_the_base_is_refused_by_every_preset(profile):
     broken = {rule["name"] for rule in result["rules"] if rule["verdict"] == "refuses"}
     assert result["verdict"] == "refused"
     assert "objective_gained" in broken
-    assert "the lower end had to be above +0.000 and is not" in result["reason"]
+    assert re.search(r"the lower end had to be above (\+0\.000|50\.0%) and is not", result["reason"])
 
 
 @pytest.mark.parametrize(("share", "verdict"), [(0.86, "passed"), (0.75, "refused")])
 def test_diversity_may_fall_to_what_the_re_test_found_but_not_below_four_fifths(share, verdict):
     found, broken = decision("flux1_dev", TABLE["SRPO"] | {"diversity": 0.408 * share})
     assert found == verdict
-    assert broken <= {"diversity_kept", "diversity_not_traded"}
+    assert broken <= {"diversity_kept"}
+
+
+@pytest.mark.parametrize("profile", ["tiny", *PROFILES])
+def test_no_sign_of_hacking_is_asked_that_a_rule_to_be_shown_has_covered(profile):
+    rules = load_settings(ROOT / f"profiles/{profile}.yaml").gate.rules
+    shown = {name: one for name, one in rules.items() if one.severity == "refuse"}
+    for name, sign in rules.items():
+        if sign.severity not in BY_PROOF_OF_BREACH:
+            continue
+        least, greatest = limits(sign)
+        for other, rule in shown.items():
+            if (rule.metric, rule.against, rule.compare) != (sign.metric, sign.against, sign.compare):
+                continue
+            low, high = limits(rule)
+            covered = (least is None or (low is not None and low >= least)) and (
+                greatest is None or (high is not None and high <= greatest)
+            )
+            assert not covered, f"{name} can never decide, as {other} refuses before it"

@@ -186,3 +186,21 @@ def test_the_chance_of_refusing_an_equal_model_is_how_often_equal_models_are_ref
 def test_without_a_rule_that_equality_satisfies_there_is_no_such_chance(make):
     rules = {"gain": make.rule(margin=0.0), "warned": make.rule(margin=-1.0, severity="warn")}
     assert chance_of_refusing_an_equal(rules, measure(make, rules, quality=(0.0, 0.5))) is None
+
+
+def test_a_sign_of_hacking_with_no_change_for_its_margin_counts_in_that_chance(make):
+    figures = np.random.default_rng(2).normal(0, 0.2, (12, 1))
+    rules = {"not_traded": make.rule(margin=0.0, severity="hacking")}
+    chance = chance_of_refusing_an_equal(rules, measure(make, rules, quality=(0.0, figures)))
+    # the far end of a 95 % interval of an equal model lies below no change once in forty times
+    assert chance is not None
+    assert 0.0 < chance < 0.06
+
+
+def test_what_a_rule_with_a_fault_would_do_is_not_known_so_neither_is_the_chance(make):
+    rules = {"kept": make.rule(margin=-0.5), "share": make.rule(compare="ratio", margin=0.5)}
+    assert chance_of_refusing_an_equal(rules, measure(make, rules, quality=(0.4, 0.5))) == 0.0
+    broken = measure(make, rules, quality=(-0.1, 0.5))
+    assert broken["share"].fault
+    assert not broken["kept"].fault
+    assert chance_of_refusing_an_equal(rules, broken) is None

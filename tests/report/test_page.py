@@ -5,7 +5,7 @@ import pytest
 
 from srpo_core.gates.pairs import pair_up
 from srpo_core.report.page import _capital as capital
-from srpo_core.report.page import metric_changes
+from srpo_core.report.page import find_extremes, metric_changes
 
 
 def pairs(styles, aligned):
@@ -45,6 +45,31 @@ def test_a_figure_that_is_not_a_number_is_none():
     assert change["after"] is None
     assert change["by_list"]["food"] == (pytest.approx(0.5), None)
     assert change["by_list"]["animals"] == pytest.approx((0.5, 0.8))
+
+
+def extremes(monkeypatch, changes, side, count=2):
+    """Indices of the best and of the worst prompts whose figure changed from 0.5 by `changes`."""
+    monkeypatch.setattr("srpo_core.report.page.tiles_of", lambda pairs, source, indices, seeds: list(indices))
+    given = pairs(["food"] * len(changes), [0.5 + change for change in changes])
+    found = find_extremes(given, Path("images.parquet"), {"metric": "quality", "side": side}, count)
+    return [index for index, _ in found.best], [index for index, _ in found.worst]
+
+
+@pytest.mark.parametrize(
+    ("side", "best", "worst"),
+    [("at_least", [1, 3], [0, 2]), ("at_most", [0, 2], [1, 3]), ("within", [2, 3], [1, 0])],
+)
+def test_the_best_prompts_are_best_by_the_side_that_the_rule_asks_for(monkeypatch, side, best, worst):
+    assert extremes(monkeypatch, [-0.3, 0.4, 0.0, 0.1], side) == (best, worst)
+
+
+def test_no_prompt_is_among_the_best_and_the_worst(monkeypatch):
+    assert extremes(monkeypatch, [0.3, 0.1, 0.2], "at_least", count=4) == ([0, 2], [1])
+    assert extremes(monkeypatch, [0.3], "at_least", count=4) == ([0], [])
+
+
+def test_a_prompt_without_a_figure_is_neither_best_nor_worst(monkeypatch):
+    assert extremes(monkeypatch, [0.3, float("nan"), -0.2], "at_least", count=4) == ([0], [2])
 
 
 @pytest.mark.parametrize(

@@ -343,6 +343,18 @@ def test_the_kernel_distance_is_to_the_real_pictures_in_the_wanted_style(tiny, e
     assert distance["Ink"] < 0.1 * distance["3D"]
 
 
+def test_a_judge_that_reads_texts_has_a_kernel_distance_that_one_can_read(tiny, emoji):
+    images, styles, _ = emoji
+    context = replace(tiny, judge_settings=tiny.reward_settings, real=lambda: images[:80].split(32))
+    assert context.real_features.norm(dim=1).mean() == pytest.approx(context.real_features.shape[1] ** 0.5)
+    ink = torch.stack([one for one, style in zip(images[80:], styles[80:], strict=True) if style == "Ink"])
+    near = sum(figures("kid", images[80:], "any", context)) / len(images[80:])
+    far = sum(figures("kid", ink, "any", context)) / len(ink)
+    # the first 80 are of other subjects, in the same four styles; measured .24 and .61
+    assert far > 2 * abs(near)
+    assert far > 0.05, "at length 1 the three decimals of a report would hardly show it"
+
+
 def test_the_kernel_distance_without_real_pictures_stops_before_anything_is_drawn(tiny, emoji):
     with pytest.raises(ConfigError, match="only the stage evaluate reads"):
         check_metrics(["kid"], tiny, ["cat"], num_seeds=2)

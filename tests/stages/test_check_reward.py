@@ -1,4 +1,5 @@
 import io
+import random
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,7 +11,7 @@ from srpo_core.config import CheckRewardSettings, ScorerSettings, load_settings
 from srpo_core.data.tables import PAIR_COLUMNS, write_images, write_rows
 from srpo_core.errors import ArtifactError, DataError, GateError
 from srpo_core.stages import check_reward
-from srpo_core.stages.check_reward import wilson_interval
+from srpo_core.stages.check_reward import independent_pairs, wilson_interval
 
 TINY = Path(__file__).resolve().parents[2] / "assets/tiny"
 REWARD = ScorerSettings(scorer="open_clip", path=str(TINY / "family/reward"))
@@ -55,8 +56,8 @@ def run(max_pairs=100, min_agreement=0.9, reward=REWARD):
 def test_the_tiny_reward_agrees_with_pairs_that_are_true_by_construction(pairs):
     pairs(6)
     figures = run()
-    low, high = wilson_interval(6, 6)
-    assert figures == {"pairs": 6, "agreement": 1.0, "low": low, "high": high}
+    low, high = wilson_interval(1.0, 6)
+    assert figures == {"pairs": 6, "prompts": 6, "agreement": 1.0, "low": low, "high": high}
 
 
 def test_exchanged_pairs_are_counted_against_the_reward_and_stop_the_run(pairs):
@@ -112,4 +113,40 @@ def test_a_missing_table_names_the_stage_to_run(tmp_path, monkeypatch):
 )
 def test_the_interval_is_wilson_s_as_newcombe_prints_it(successes, trials, low, high):
     # Newcombe 1998, table I, method 3 (score without continuity correction)
-    assert wilson_interval(successes, trials) == (pytest.approx(low, abs=6e-5), pytest.approx(high, abs=6e-5))
+    assert wilson_interval(successes / trials, trials) == (
+        pytest.approx(low, abs=6e-5),
+        pytest.approx(high, abs=6e-5),
+    )
+
+
+def test_pairs_of_one_prompt_that_agree_as_one_count_as_one():
+    prompts = [f"prompt {number // 5}" for number in range(100)]
+    as_one = [number // 5 % 4 != 0 for number in range(100)]  # three prompts of four
+    assert independent_pairs(as_one, prompts) == pytest.approx(20 * 19 / 20)
+    apart = [number % 4 != 0 for number in range(100)]
+    assert independent_pairs(apart, [str(number) for number in range(100)]) == pytest.approx(99)
+    assert independent_pairs([True] * 100, prompts) == 20
+    assert independent_pairs([True, False], ["one", "one"]) == 1
+
+
+def test_the_interval_covers_the_truth_where_pairs_share_their_prompts():
+    draw, share, worlds = random.Random(5), 0.8, 1000
+    prompts = [str(number // 6) for number in range(360)]
+    covered = blind = 0
+    for _ in range(worlds):
+        # a prompt decides for five of its six pairs at once
+        agreed = [one for _ in range(60) for one in [draw.random() < share] * 5 + [draw.random() < share]]
+        measured = sum(agreed) / len(agreed)
+        low, high = wilson_interval(measured, independent_pairs(agreed, prompts))
+        covered += low <= share <= high
+        low, high = wilson_interval(measured, len(agreed))
+        blind += low <= share <= high
+    assert covered / worlds == pytest.approx(0.95, abs=0.03)
+    assert blind / worlds < 0.75, "counted as independent, they claim far too much"
+
+
+def test_the_interval_of_the_file_is_wider_where_pairs_repeat_a_prompt(pairs):
+    pairs(150)
+    figures = run(max_pairs=100)
+    assert (figures["pairs"], figures["prompts"]) == (100, 6)
+    assert figures["low"] == pytest.approx(wilson_interval(1.0, 6)[0])

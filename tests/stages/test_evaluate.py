@@ -199,7 +199,7 @@ def test_a_prompt_that_was_trained_on_or_chose_may_not_judge(tiny_run, tiny_part
             DataError, match=f"{split}.safetensors as well, for instance 'red apple', which {did}"
         ):
             run(tiny_parts)
-        write_embeddings(split, ["owl", "red pepper", "rose"], ["", "", ""], tiny_condition[0])
+        write_embeddings(split, [f"{split} {n}" for n in range(3)], ["", "", ""], tiny_condition[0])
     run(tiny_parts)
 
 
@@ -255,3 +255,19 @@ def test_a_selection_without_a_step_is_damaged(tiny_run, tiny_parts):
     artifacts.write_json(artifacts.SELECTION, {"checkpoint": "x"})
     with pytest.raises(ArtifactError, match=r"selection\.json is damaged"):
         run(tiny_parts)
+
+
+def test_a_prompt_that_was_trained_on_and_chose_is_refused_as_a_test_prompt_would_be(
+    tiny_run, tiny_parts, tiny_condition
+):
+    from srpo_core.models.embeddings import write_embeddings
+
+    tiny_run(5)
+    select_step(5)
+    names = ["validation 0", "train 1", "train 2"]
+    write_embeddings("train", names, ["", "", ""], tiny_condition[0])
+    with pytest.raises(
+        DataError, match=r"1 training prompts stand in .*validation.* 'validation 0': what a model"
+    ):
+        run(tiny_parts)
+    assert not artifacts.EVALUATION.exists()

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from srpo_core import artifacts
-from srpo_core.config import ControlWords, ReportSettings, load_settings
+from srpo_core.config import ReportSettings, load_settings
 from srpo_core.errors import ArtifactError
 from srpo_core.gates import decide
 from srpo_core.gates.pairs import pair_up
@@ -28,7 +28,6 @@ from srpo_core.stages import report as stage
 
 ROOT = Path(__file__).resolve().parents[2]
 EMOJI = ROOT / "assets/tiny/data/emoji4.parquet"
-WORDS = ControlWords.of(wanted=["Ink"], unwanted=["3D"])
 FIGURES = {
     "reward": 0.74,
     "relative_reward": 0.0,
@@ -152,7 +151,9 @@ def refused(tmp_path, monkeypatch):
 
 
 def build():
-    stage.run(control_words=WORDS, report=ReportSettings(grid_prompts=TILES))
+    settings = load_settings()
+    parts = {name: getattr(settings, name) for name in inspect.signature(stage.run).parameters}
+    stage.run(**parts | {"report": ReportSettings(grid_prompts=TILES)})
     return artifacts.REPORT.read_text(encoding="utf-8")
 
 
@@ -251,7 +252,7 @@ def test_the_page_says_which_data_which_settings_and_how_often_an_equal_model_is
     text = Page(build()).text
     digest = hashlib.sha256(b"prompts.parquet").hexdigest()[:12]
     assert f"prompts.parquet {digest}" in text
-    assert "those of the preset tiny but for: Setting Preset Here seed 0 7" in text
+    assert "those of the preset tiny but for: Setting Preset Here report.grid_prompts 16 8 seed 0 7" in text
     chance = artifacts.read_json(artifacts.DECISION)["chance_of_refusing_an_equal"]
     assert f"refused with a chance of {100 * chance:.1f}%" in text
     assert "There is no champion to compare with" in text
@@ -296,6 +297,24 @@ def test_a_prompt_cannot_put_markup_into_the_page():
     digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in text, "the policy allows this script and no other"
     assert evil in Page(text).text
+
+
+@pytest.mark.usefixtures("passed")
+def test_neither_worker_counts_nor_the_releases_name_change_the_page():
+    before = build()
+    text = Path("params.yaml").read_text()
+    other = re.sub(r"threads_per_worker: \d+", "threads_per_worker: 3", text).replace(
+        "name: tiny", "name: other"
+    )
+    assert other != text
+    Path("params.yaml").write_text(other)
+    assert build() == before
+
+
+def test_dvc_watches_nothing_that_leaves_the_page_as_it_was():
+    graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["report"]
+    assert "params.yaml" not in graph["deps"]
+    assert not {"resources", "release", "champion"} & set(graph["params"])
 
 
 def test_the_stage_receives_what_dvc_watches():
