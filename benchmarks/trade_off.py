@@ -1,8 +1,9 @@
 """What does steering cost? Style won against subjects and diversity kept, per method and step, on the tiny profile.
 
 Every run trains by the project's own `Worker` from the same base, prompts and noise; the gate's judge names style
-and subject of pictures of subjects that the training never drew. One JSON line per point; `--chart FILE.svg`
-draws them.
+and subject of pictures of subjects that the training never drew. One JSON line per point: means, and for each
+figure the interval (95 %, paired bootstrap over subjects) of its difference to the base; `--chart FILE.svg` draws
+the points with those intervals.
 
     python benchmarks/trade_off.py --steps 30 --seeds 2 --chart assets/tiny/trade_off.svg > .srpo/trade_off.jsonl
 """
@@ -16,15 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
-from trial import absolute, evaluation_pictures, figures, job_of, train_prompts
+from numpy.typing import NDArray
+from trial import METRICS, absolute, evaluation_pictures, job_of, measured, train_prompts
 
 from srpo_core.config import ControlWords, Settings, load_settings
+from srpo_core.gates.bootstrap import Sample, percentile_interval, resampled_means
+from srpo_core.pictures import MeasuredPicture, mean_figures
 from srpo_core.trainer import Worker
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PAIRS: Final = (("Ink", "3D"), ("3D", "Flat"))
 PANEL: Final = 320
+RESAMPLES: Final = 10_000
 COLOURS: Final = ("#1b6ca8", "#7fb3d5", "#c0392b", "#27ae60", "#8e44ad")
 FIGURES_DRAWN: Final = (("judge_top1", "subject named first"), ("diversity", "diversity"))
 
@@ -62,11 +68,34 @@ def points(settings: Settings, state: Path, seeds: int) -> Iterator[dict[str, fl
     """Train in the current directory; the figures of the base and of every `checkpoint_every` steps."""
     pictures = evaluation_pictures(settings, seeds)
     worker = Worker(job_of(settings, state), rank=0, world=1, device=torch.device("cpu"))
-    yield figures(settings, worker.model, pictures, 0)
+    base = measured(settings, worker.model, pictures, 0)
+    yield {"step": 0.0, **mean_figures(base, METRICS)}
     for step in range(1, settings.train.steps + 1):
         worker.step(step)
         if step % settings.train.checkpoint_every == 0:
-            yield figures(settings, worker.model, pictures, step)
+            drawn = measured(settings, worker.model, pictures, step)
+            yield {"step": float(step), **mean_figures(drawn, METRICS), **intervals(base, drawn)}
+
+
+def intervals(base: Sequence[MeasuredPicture], drawn: Sequence[MeasuredPicture]) -> dict[str, float]:
+    """Ends of the 95 % interval of each figure's mean difference to the base, as `<figure>_low` and `_high`."""
+    by_prompt = prompt_means(drawn) - prompt_means(base)
+    strata = ["all"] * len(by_prompt)
+    draws = resampled_means(by_prompt, strata, resamples=RESAMPLES, generator=np.random.default_rng(0))
+    sample = Sample(num_prompts=len(by_prompt), num_strata=1)
+    ends = {}
+    for column, name in enumerate(METRICS):
+        low, high = percentile_interval(draws[:, column], sample, confidence=0.95)
+        ends |= {f"{name}_low": low, f"{name}_high": high}
+    return ends
+
+
+def prompt_means(pictures: Sequence[MeasuredPicture]) -> NDArray[np.float64]:
+    """Mean figures of each prompt over its seeds, (prompts, figures)."""
+    figures: dict[str, list[list[float]]] = {}
+    for picture in pictures:
+        figures.setdefault(picture.prompt, []).append([picture.figures[name] for name in METRICS])
+    return np.array([np.mean(rows, axis=0) for rows in figures.values()])
 
 
 def write_chart(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -83,6 +112,7 @@ def write_chart(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             for colour, name in zip(COLOURS, names, strict=False):
                 chosen = [row for row in rows if (row["pair"], row["run"]) == (pair, name)]
                 parts.append(curve([(row["judge_wanted"], row[metric]) for row in chosen], colour))
+                parts += [whisker(row, chosen[0][metric], metric, colour) for row in chosen[1:]]
             parts.append("</g>")
     for place, (colour, name) in enumerate(zip(COLOURS, names, strict=False)):
         y = len(pairs) * PANEL + 16 + 22 * place
@@ -111,6 +141,13 @@ def curve(points: Sequence[tuple[float, float]], colour: str) -> str:
     path = " ".join(f"{across(x):.1f},{upward(y):.1f}" for x, y in points)
     dots = "".join(f'<circle cx="{across(x):.1f}" cy="{upward(y):.1f}" r="3"/>' for x, y in points)
     return f'<g fill="{colour}"><polyline points="{path}" fill="none" stroke="{colour}"/>{dots}</g>'
+
+
+def whisker(row: Mapping[str, Any], base: float, metric: str, colour: str) -> str:
+    """The interval of a point's difference to the base, as a thin upright line at the base's figure plus it."""
+    x = f"{across(row['judge_wanted']):.1f}"
+    low, high = (upward(min(1.0, max(0.0, base + row[f"{metric}_{end}"]))) for end in ("low", "high"))
+    return f'<line x1="{x}" x2="{x}" y1="{low:.1f}" y2="{high:.1f}" stroke="{colour}" stroke-opacity="0.5"/>'
 
 
 def across(value: float) -> float:

@@ -8,7 +8,7 @@ from srpo_core.config import Settings
 from srpo_core.location import Location
 from srpo_core.models import encode_prompts
 from srpo_core.models.embeddings import write_embeddings
-from srpo_core.pictures import PictureSet, draw_and_measure, mean_figures
+from srpo_core.pictures import MeasuredPicture, PictureSet, draw_and_measure, mean_figures
 from srpo_core.scorers.metrics import MetricContext
 from srpo_core.trainer import TrainJob
 
@@ -52,13 +52,17 @@ def evaluation_pictures(settings: Settings, seeds: int) -> PictureSet:
     return PictureSet("trade-off", prompts, ["all"] * len(prompts), condition, seeds, settings.seed)
 
 
-def figures(settings: Settings, base: Any, pictures: PictureSet, step: int) -> dict[str, float]:
-    """Means over the evaluation pictures."""
+def measured(settings: Settings, base: Any, pictures: PictureSet, step: int) -> list[MeasuredPicture]:
+    """The evaluation pictures that a model draws, with their figures."""
     context = MetricContext(settings.reward, settings.judge, settings.control_words)
-    measured = draw_and_measure(
+    return draw_and_measure(
         base, f"step {step}", pictures, draw=settings.draw, metrics=METRICS, context=context
     )
-    return {"step": float(step), **mean_figures(measured, METRICS)}
+
+
+def figures(settings: Settings, base: Any, pictures: PictureSet, step: int) -> dict[str, float]:
+    """Means over the evaluation pictures."""
+    return {"step": float(step), **mean_figures(measured(settings, base, pictures, step), METRICS)}
 
 
 def train_prompts(settings: Settings) -> None:

@@ -22,7 +22,7 @@ def weights(monkeypatch):
 
 def test_each_directory_of_weights_has_a_line(weights):
     assert [(finding.good, finding.detail) for finding in weights("tiny")] == [
-        (True, f"assets/tiny/family/{part}") for part in ("base", "reward", "judge_b", "judge_a")
+        (True, f"assets/tiny/family/{part}") for part in ("base", "reward", "judge_a", "judge_b")
     ]
 
 

@@ -122,7 +122,7 @@ def reproduced(tmp_path_factory):
     from srpo_core import artifacts
 
     root = tmp_path_factory.mktemp("project")
-    for name in ("base", "reward", "judge_a"):
+    for name in ("base", "reward", "judge_b"):
         shutil.copytree(ROOT / BASE.parent / name, root / BASE.parent / name)
     for name in ("LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, root / name)

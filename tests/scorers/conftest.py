@@ -73,8 +73,8 @@ def directories(tmp_path_factory, family, small_clip, small_config, small_pick_s
         "hps_v2": root / "hps_v2",
         "pick_score": root / "pick_score",
         "clip_score": root / "pick_score",
-        "style_subject_judge": family / "judge_a",
-        "timm_judge": family / "judge_b",
+        "style_subject_judge": family / "judge_b",
+        "timm_judge": family / "judge_a",
     }
 
 
@@ -108,7 +108,7 @@ def reward(family):
 def judge(family):
     from srpo_core.scorers.judge import load_style_subject_judge
 
-    return load_style_subject_judge(family / "judge_a")
+    return load_style_subject_judge(family / "judge_b")
 
 
 @pytest.fixture(scope="session")

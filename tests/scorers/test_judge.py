@@ -17,7 +17,7 @@ def small():
 
 @pytest.fixture
 def copied(tmp_path, family):
-    return shutil.copytree(family / "judge_a", tmp_path / "judge")
+    return shutil.copytree(family / "judge_b", tmp_path / "judge")
 
 
 def pictures(count=4, size=16):

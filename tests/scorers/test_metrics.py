@@ -85,7 +85,7 @@ def figures(name, images, prompt, context):
 def tiny(family):
     return MetricContext(
         ScorerSettings(scorer="open_clip", path=str(family / "reward")),
-        ScorerSettings(scorer="style_subject_judge", path=str(family / "judge_a")),
+        ScorerSettings(scorer="style_subject_judge", path=str(family / "judge_b")),
         INK_OVER_3D,
     )
 

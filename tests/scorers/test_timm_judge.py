@@ -18,7 +18,7 @@ def small():
 
 @pytest.fixture
 def copied(tmp_path, family):
-    return shutil.copytree(family / "judge_b", tmp_path / "judge")
+    return shutil.copytree(family / "judge_a", tmp_path / "judge")
 
 
 def test_shapes_and_ranges_are_as_promised(small):
@@ -40,8 +40,8 @@ def test_a_picture_is_judged_alone_and_not_by_its_batch(small):
     assert torch.allclose(small.subject_logits(images)[:1], small.subject_logits(images[:1]), atol=1e-5)
 
 
-def test_the_second_judge_knows_styles_and_subjects_of_real_pictures(family, emoji):
-    judge = load_timm_judge(family / "judge_b")
+def test_the_judge_that_chooses_knows_styles_and_subjects_of_real_pictures(family, emoji):
+    judge = load_timm_judge(family / "judge_a")
     images, styles, names = emoji
     style = torch.tensor([judge.styles.index(name) for name in styles])
     subject = torch.tensor([judge.subjects.index(name) for name in names])
@@ -50,10 +50,10 @@ def test_the_second_judge_knows_styles_and_subjects_of_real_pictures(family, emo
 
 
 def test_the_two_judges_are_of_different_architecture_and_know_the_same_subjects(family):
-    a = json.loads((family / "judge_a/config.json").read_text())
-    b = json.loads((family / "judge_b/config.json").read_text())
-    assert "channels" in a
-    assert "model" in b
+    a = json.loads((family / "judge_b/config.json").read_text())
+    b = json.loads((family / "judge_a/config.json").read_text())
+    assert "model" in a
+    assert "channels" in b
     assert (a["styles"], a["names"]) == (b["styles"], b["names"])
 
 

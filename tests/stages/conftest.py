@@ -20,8 +20,8 @@ def tiny_parts():
             base="flux", path=str(TINY / "family/base"), height=64, width=64, max_sequence_length=12
         ),
         "reward": ScorerSettings(scorer="open_clip", path=str(TINY / "family/reward")),
-        "select_judge": ScorerSettings(scorer="style_subject_judge", path=str(TINY / "family/judge_a")),
-        "judge": ScorerSettings(scorer="timm_judge", path=str(TINY / "family/judge_b")),
+        "select_judge": ScorerSettings(scorer="style_subject_judge", path=str(TINY / "family/judge_b")),
+        "judge": ScorerSettings(scorer="timm_judge", path=str(TINY / "family/judge_a")),
         "control_words": ControlWords.of(wanted=["Ink"], unwanted=["3D"]),
         "draw": DrawSettings(steps=6, guidance=3.5, batch_size=4),
         "resources": load_settings(TINY.parents[1] / "profiles/tiny.yaml").resources,

@@ -29,7 +29,7 @@ MODEL = ModelSettings(base="flux", path=str(BASE), height=64, width=64, max_sequ
 
 
 REWARD = ScorerSettings(scorer="open_clip", path=str(BASE.parent / "reward"))
-JUDGE = ScorerSettings(scorer="style_subject_judge", path=str(BASE.parent / "judge_a"))
+JUDGE = ScorerSettings(scorer="style_subject_judge", path=str(BASE.parent / "judge_b"))
 PROMPTS = ["red apple", "crab", "tiger face", "penguin", "rose"]
 LOOSE = FormatLimits(max_relative_error=0.2, min_psnr=0, min_completeness=0, min_gain_kept=-100)
 

@@ -1,4 +1,4 @@
-"""The last stage: put the trained parts into ../family and write the table of figures."""
+"""The last stage: put the trained parts into ../family with their cards, and write the table of figures."""
 
 import json
 import logging
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from tiny_family.cards import write_cards
 from tiny_family.pictures import STYLES, read_subjects
 
 FAMILY: Final = Path("../family")
@@ -61,9 +62,10 @@ def table() -> str:
 
 
 def main() -> None:
-    """Install the family, write and show the table."""
+    """Install the family with its cards, write and show the table."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     install()
+    write_cards(FAMILY, {stage: figures_of(stage) for stage in (*STAGES, "measure")})
     text = table()
     Path("out/table.md").write_text(text, encoding="utf-8")
     log.info("\n%s", text)

@@ -1,6 +1,6 @@
 """Two independent judges of style and subject: another architecture, another augmentation, another order of data.
 
-B may steer the choice of a checkpoint, A only judges at the gate. Neither is ever trained against.
+A may steer the choice of a checkpoint, B only judges at the gate. Neither is ever trained against.
 """
 
 import json
@@ -55,11 +55,12 @@ class JudgeTask:
         self.targets = torch.tensor([place.get(name, -100) for name in self.pictures.subjects])
         self.drawn = (self.targets >= 0).nonzero()[:, 0]
         self.batch_size, self.augment = settings["batch_size"], settings["augment"]
+        self.style_weight = settings["style_weight"]
         self.forward = compiled(self._forward, settings)
 
     def is_hidden(self, name: str) -> bool:
         """All but the first convolution and the two heads."""
-        return not name.startswith(("f.0.", "f.stem", "a.", "b."))
+        return not name.startswith(("f.0.", "f.conv1.0.", "f.stem", "a.", "b."))
 
     def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.judge.features(images)
@@ -75,7 +76,7 @@ class JudgeTask:
         style, subject = self.forward(images)
         style_loss = functional.cross_entropy(style, self.pictures.styles[rows], label_smoothing=0.05)
         subject_loss = functional.cross_entropy(subject, self.targets[rows], label_smoothing=0.05)
-        return style_loss + subject_loss
+        return self.style_weight * style_loss + subject_loss
 
 
 def augmented(images: Tensor, generator: torch.Generator, augment: Mapping[str, float]) -> Tensor:

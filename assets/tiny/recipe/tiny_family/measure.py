@@ -92,8 +92,8 @@ def main() -> None:
     pipeline = FluxPipeline.from_pretrained(BASE, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     judges: dict[str, Judge] = {
-        "a": load_style_subject_judge(Path("out/judge_a")),
-        "b": load_timm_judge(Path("out/judge_b")),
+        "a": load_timm_judge(Path("out/judge_a")),
+        "b": load_style_subject_judge(Path("out/judge_b")),
     }
     subjects = read_subjects()["eval"]
     plain = drawn(pipeline, subjects, SEEDS)

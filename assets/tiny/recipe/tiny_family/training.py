@@ -12,7 +12,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -237,19 +237,36 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One step on the gradients at hand."""
+        """One step on the gradients at hand, which are the same in every process."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                momentum = state.setdefault("momentum", torch.zeros_like(parameter))
-                momentum.lerp_(parameter.grad, 1 - group["momentum"])
-                nesterov = parameter.grad.lerp(momentum, group["momentum"])
-                update = orthogonalized(nesterov.reshape(len(parameter), -1))
+            parameters = [p for p in group["params"] if p.grad is not None]
+            updates = shared_among_processes([self._momentum(p, group["momentum"]) for p in parameters])
+            for parameter, update in zip(parameters, updates, strict=True):
                 size = 0.2 * math.sqrt(max(update.shape))
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update.reshape(parameter.shape), alpha=-group["lr"] * size)
+
+    def _momentum(self, parameter: nn.Parameter, decay: float) -> Tensor:
+        """Nesterov's momentum as a matrix."""
+        gradient = parameter.grad
+        assert gradient is not None
+        momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+        momentum.lerp_(gradient, 1 - decay)
+        return gradient.lerp(momentum, decay).reshape(len(parameter), -1)
+
+
+def shared_among_processes(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """Every matrix made orthogonal, each by one of the processes: it is 40 % of the base's step otherwise."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [orthogonalized(matrix) for matrix in matrices]
+    rank, world = dist.get_rank(), dist.get_world_size()
+    by_size = sorted(range(len(matrices)), key=lambda index: matrices[index].numel())
+    own = set(by_size[rank::world])
+    parts = [orthogonalized(m) if i in own else torch.zeros_like(m) for i, m in enumerate(matrices)]
+    flat = torch.cat([part.reshape(-1) for part in parts])
+    dist.all_reduce(flat)  # one process has the matrix, the others add zeros: the same bits as alone
+    split = torch.split(flat, [part.numel() for part in parts])
+    return [part.reshape(matrix.shape) for part, matrix in zip(split, matrices, strict=True)]
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
