@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -81,3 +84,38 @@ def test_another_seed_shares_all_but_the_base(spread, tmp_path, monkeypatch):
     assert (place / "params.yaml").read_text() == "seed: 2\nprocesses: 2\n"
     assert {path.parent.name for path in place.glob("out/*/config.json")} == set(spread.SHARED)
     assert place.parent == tmp_path  # beside the recipe, so that ../data is the same
+
+
+MUON_OF_A_PROCESS = """
+import sys, torch
+from torch import distributed as dist, nn
+from tiny_family.training import Muon
+rank, world, meeting, target = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+torch.manual_seed(0)
+weights = [nn.Parameter(torch.randn(shape)) for shape in [(8, 12), (6, 3, 3, 3), (12, 4)]]
+if world > 1:
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+optimizer = Muon(weights, 0.02, 0.01)
+for _ in range(3):
+    for weight in weights:
+        weight.grad = torch.randn(weight.shape)
+    optimizer.step()
+torch.save([weight.detach() for weight in weights], target)
+"""
+
+
+def test_processes_that_share_muon_s_work_take_the_very_steps_of_one(tiny, tmp_path):
+    def start(rank, world):
+        command = [sys.executable, "-c", MUON_OF_A_PROCESS, str(rank), str(world), str(tmp_path / "meeting")]
+        path = os.pathsep.join([str(tiny / "recipe"), str(tiny.parents[1])])
+        return subprocess.Popen(
+            [*command, str(tmp_path / f"{rank}-of-{world}.pt")], env={**os.environ, "PYTHONPATH": path}
+        )
+
+    for process in [start(0, 1), start(0, 2), start(1, 2)]:
+        assert process.wait(timeout=120) == 0
+    alone = torch.load(tmp_path / "0-of-1.pt")
+    for name in ("0-of-2.pt", "1-of-2.pt"):
+        assert all(
+            torch.equal(mine, other) for mine, other in zip(torch.load(tmp_path / name), alone, strict=True)
+        )
