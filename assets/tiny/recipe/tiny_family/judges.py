@@ -76,7 +76,8 @@ class JudgeTask:
         style, subject = self.forward(images)
         style_loss = functional.cross_entropy(style, self.pictures.styles[rows], label_smoothing=0.05)
         subject_loss = functional.cross_entropy(subject, self.targets[rows], label_smoothing=0.05)
-        return self.style_weight * style_loss + subject_loss
+        loss: Tensor = self.style_weight * style_loss + subject_loss
+        return loss
 
 
 def augmented(images: Tensor, generator: torch.Generator, augment: Mapping[str, float]) -> Tensor:
