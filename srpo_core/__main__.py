@@ -13,9 +13,8 @@ from typing import Annotated, Any, Final
 
 try:
     import typer
-    import yaml
 
-    from srpo_core import artifacts, config, errors
+    from srpo_core import artifacts, errors
     from srpo_core.telemetry import quiet_environment
 except ModuleNotFoundError as missing:
     sys.exit(
@@ -89,6 +88,7 @@ def align(
 @app.command(rich_help_panel="The road")
 def stage(name: Annotated[str, typer.Argument(help="a stage of dvc.yaml")]) -> None:
     """Run one stage on params.yaml in this directory; 'dvc repro' calls this."""
+    from srpo_core import config
     from srpo_core.processes import die_with_parent
     from srpo_core.resume import discard_recorded
     from srpo_core.timings import note_stage
@@ -129,6 +129,8 @@ def evaluate(
 
     Exit code 3: the gate would refuse it.
     """
+    from srpo_core import config
+
     _assert_code_of(Path.cwd())
     settings = config.load_settings()
     os.environ["OMP_NUM_THREADS"] = str(settings.resources.threads_per_worker)
@@ -147,6 +149,7 @@ def evaluate(
 @app.command(rich_help_panel="The road")
 def report() -> None:
     """Say what the last run here came to, and write its report with what it cost."""
+    from srpo_core import config
     from srpo_core.report.run import with_costs
     from srpo_core.timings import costs
 
@@ -192,6 +195,8 @@ def profile(
     name: Annotated[str | None, typer.Argument(help="a preset; without it the known ones are listed")] = None,
 ) -> None:
     """Print a preset of the settings: srpo profile NAME > params.yaml."""
+    from srpo_core import config
+
     if name is None:
         typer.echo("\n".join(config.profile_names()))
         return
@@ -203,6 +208,7 @@ def doctor(
     profile: Annotated[str | None, typer.Option(help="preset to examine; default: params.yaml")] = None,
 ) -> None:
     """Check line by line what a run here needs."""
+    from srpo_core import config
     from srpo_core.doctor import examine
 
     settings = config.load_settings(config.profile_path(profile) if profile else config.PARAMS_FILE)
@@ -234,6 +240,7 @@ def plan(
     """Say what a run needs: bytes, FLOPs, time and money, counted from the settings without any weights."""
     from rich.console import Console
 
+    from srpo_core import config
     from srpo_core.plan import GB, TERA, Cluster, make_plan
     from srpo_core.plan.table import show
 
@@ -250,6 +257,7 @@ def fetch(
     profile: Annotated[str | None, typer.Option(help="preset to fetch for; default: params.yaml")] = None,
 ) -> None:
     """Get the weights that a run needs from the hub, as models.lock names them, and check each file."""
+    from srpo_core import config
     from srpo_core.doctor import weight_paths
     from srpo_core.models_lock import fetch as fetch_entry
     from srpo_core.models_lock import read_lock
@@ -421,6 +429,8 @@ def _shortest(path: Path) -> Path:
 
 def _patch(changes: list[str]) -> dict[str, Any]:
     """`a.b=1` as {"a": {"b": 1}}; values are YAML."""
+    from srpo_core import config
+
     patch: dict[str, Any] = {}
     for change in changes:
         key, equals, value = change.partition("=")
@@ -434,6 +444,8 @@ def _patch(changes: list[str]) -> dict[str, Any]:
 
 
 def _value(change: str, text: str) -> Any:
+    import yaml
+
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -455,9 +467,9 @@ def _stage_function(name: str) -> Any:
 def _assert_code_of(directory: Path) -> None:
     """A run uses the code that lies beside its settings, never another checkout's."""
     here = directory / "srpo_core"
-    if here.is_dir() and not Path(config.__file__).samefile(here / "config.py"):
+    if here.is_dir() and not Path(errors.__file__).samefile(here / "errors.py"):
         raise errors.ConfigError(
-            f"{directory} has code of its own, but {Path(config.__file__).parent} was imported: "
+            f"{directory} has code of its own, but {Path(errors.__file__).parent} was imported: "
             f"start it as 'python -m srpo_core' in that directory, or with PYTHONPATH={directory}"
         )
 

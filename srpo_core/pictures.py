@@ -148,9 +148,8 @@ def _draw(base: BaseModel, name: str, pictures: PictureSet, draw: DrawSettings) 
     for start in range(0, len(places), draw.batch_size):
         batch = places[start : start + draw.batch_size]
         noise = torch.stack([pictures.noise(index, k, base.latent_shape) for index, k in batch])
-        condition = pictures.condition[[index for index, _ in batch]]
-        on_device = Condition(condition.prompt_embeds.to(device), condition.pooled.to(device))
-        images = base.draw(on_device, noise.to(device), steps=draw.steps, guidance=draw.guidance)
+        condition = pictures.condition[[index for index, _ in batch]].to(device)
+        images = base.draw(condition, noise.to(device), steps=draw.steps, guidance=draw.guidance)
         _require_finite(images, [pictures.prompts[index] for index, _ in batch], name)
         yield _to_8_bits(images)
 

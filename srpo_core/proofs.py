@@ -95,7 +95,7 @@ class FormatPictures:
         context: MetricContext,
         gain: str,
     ) -> None:
-        """condition: of the evaluated prompts."""
+        """condition: of the evaluated prompts; context: its device is that of the base."""
         self._evaluated, self._condition = evaluated, condition
         self._seed, self._settings, self._context, self._gain = seed, draw, context, gain
         self._reference: _Drawn | None = None
@@ -123,7 +123,7 @@ class FormatPictures:
     def _draw(self, base: BaseModel) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) in [0, 1] and the noise levels (B,) of their last latents."""
         images, noise = [], []
-        size = self._settings.batch_size
+        size, device = self._settings.batch_size, self._context.device
         for start in range(0, len(self._evaluated.prompts), size):
             prompts = self._evaluated.prompts[start : start + size]
             begin = torch.stack(
@@ -133,8 +133,8 @@ class FormatPictures:
                 ]
             )
             latents = base.draw_latents(
-                self._condition[start : start + size],
-                begin,
+                self._condition[start : start + size].to(device),
+                begin.to(device),
                 steps=self._settings.steps,
                 guidance=self._settings.guidance,
             )
@@ -143,8 +143,8 @@ class FormatPictures:
                     "a format draws NaN or infinity: look at the checkpoint that select chose"
                 )
             with torch.no_grad():
-                images.append(base.decode(latents).clamp(0, 1))
-            noise.append(noise_level(base.spatial(latents)))
+                images.append(base.decode(latents).clamp(0, 1).cpu())
+            noise.append(noise_level(base.spatial(latents).cpu()))
         return torch.cat(images), torch.cat(noise)
 
     def _measure(self, images: Tensor) -> Mapping[str, float]:

@@ -25,6 +25,10 @@ class Condition:
         """Select rows of the batch."""
         return Condition(self.prompt_embeds[rows], self.pooled[rows])
 
+    def to(self, device: "torch.device") -> "Condition":
+        """The same on a device."""
+        return Condition(self.prompt_embeds.to(device), self.pooled.to(device))
+
 
 class VelocityModel(Protocol):
     """A rectified-flow model: the velocity v = noise - image at packed latents."""

@@ -81,6 +81,8 @@ def test_no_model_library_is_imported_with_the_command_line():
         "great_expectations",
         "boto3",
         "pandas",
+        "pydantic",
+        "numpy",
     ]
     script = f"import sys, srpo_core.__main__; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run(

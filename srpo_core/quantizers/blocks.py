@@ -21,6 +21,8 @@ Q8_BYTES: Final = 2 + BLOCK
 Q8_STEPS: Final = 127
 # Adding it to a float32 below 2^22 leaves the nearest integer in the low bits.
 _ROUNDING: Final = 1.5 * 2**23
+# bfloat16's bits of infinity: below it are the finite magnitudes, in their order.
+_INFINITE: Final = 0x7F80
 # gguf-py works on sixteen rows at once.
 _ROWS: Final = 16
 
@@ -39,9 +41,12 @@ class Q8Encoder:
         import numpy as np
 
         self._words = np.empty(CHUNK, np.uint32)
-        self._pairs = np.empty((2, CHUNK // 2), np.uint32)
+        self._magnitudes = np.empty((2, CHUNK), np.uint16)
         self._rounded = np.empty(CHUNK, np.uint8)
         self._packed = np.empty(CHUNK // BLOCK * Q8_BYTES, np.uint8)
+        # a block's largest magnitude is one of bfloat16's, whose steps are looked up
+        bits = np.arange(_INFINITE, dtype=np.uint32) << 16
+        self._steps, self._inverses = _q8_steps(bits.view(np.float32))
 
     def __call__(self, chunk: Chunk) -> "Array":
         """Bytes of a chunk."""
@@ -49,37 +54,33 @@ class Q8Encoder:
 
         size, blocks = chunk.stored.size, chunk.stored.size // BLOCK
         words, packed = self._words[:size], self._packed[: blocks * Q8_BYTES]
-        values = words.view(np.float32)
+        values, rounded = words.view(np.float32), self._rounded[:size]
         if chunk.dtype == "BF16":
             np.left_shift(chunk.stored, 16, out=words, dtype=np.uint32)
+            largest = self._largest_bits(chunk.stored)
+            steps, inverses = self._steps.take(largest), self._inverses.take(largest)
         else:
             np.copyto(values, chunk.float32)
-        step = self._maxima(chunk, values) / np.float32(Q8_STEPS)
-        with np.errstate(divide="ignore"):
-            inverse = 1 / step
-        inverse[step == 0] = 0
-        values.reshape(-1, BLOCK)[:] *= inverse[:, None]
+            steps, inverses = _q8_steps(_halved(np.abs(values), blocks))
+        values *= np.repeat(inverses, BLOCK)
         values += np.float32(_ROUNDING)
-        np.copyto(self._rounded[:size], words, casting="unsafe")
+        np.copyto(rounded, words, casting="unsafe")
         # each block as one item: numpy copies short rows far more slowly
-        np.ndarray(blocks, "<f2", packed, 0, (Q8_BYTES,))[:] = step
-        np.ndarray(blocks, f"V{BLOCK}", packed, 2, (Q8_BYTES,))[:] = self._rounded[:size].view(f"V{BLOCK}")
+        np.ndarray(blocks, "<f2", packed, 0, (Q8_BYTES,))[:] = steps
+        np.ndarray(blocks, f"V{BLOCK}", packed, 2, (Q8_BYTES,))[:] = rounded.view(f"V{BLOCK}")
         return packed
 
-    def _maxima(self, chunk: Chunk, values: "Array") -> "Array":
-        """The largest magnitude of each block, by halving: long rows, which the processor does at once."""
+    def _largest_bits(self, stored: "Array") -> "Array":
+        """The largest magnitude of each block as bits, which are ordered as the magnitudes are."""
         import numpy as np
 
-        blocks = values.size // BLOCK
-        if chunk.dtype != "BF16":
-            return _halved(np.abs(values), blocks)
-        # magnitudes are ordered as their bits are; two weights are one word
-        first, second = self._pairs[:, : values.size // 2]
-        np.bitwise_and(chunk.stored.view(np.uint32), 0x7FFF7FFF, out=second)
-        np.bitwise_and(second, 0xFFFF, out=first)
-        np.right_shift(second, 16, out=second)
-        np.maximum(first, second, out=first)
-        return (_halved(first, blocks) << 16).view(np.float32)
+        # of 2, 4, 8 neighbours from each place on, in long rows, which the processor does at once
+        ours, theirs = self._magnitudes[:, : stored.size]
+        np.bitwise_and(stored, 0x7FFF, out=ours)
+        for reach in (1, 2, 4):
+            np.maximum(ours[:-reach], ours[reach:], out=theirs[:-reach])
+            ours, theirs = theirs, ours
+        return _halved(ours[::8].copy(), stored.size // BLOCK).astype(np.intp)
 
 
 def _halved(values: "Array", size: int) -> "Array":
@@ -88,6 +89,18 @@ def _halved(values: "Array", size: int) -> "Array":
     while values.size > size:
         values = np.maximum(values[0::2], values[1::2])
     return values
+
+
+def _q8_steps(largest: "Array") -> tuple["Array", "Array"]:
+    """The step of blocks with these largest magnitudes, and its inverse, 0 where the step is."""
+    import numpy as np
+
+    step = largest / np.float32(Q8_STEPS)
+    with np.errstate(divide="ignore", over="ignore"):
+        inverse = 1 / step
+        stored = step.astype("<f2")
+    inverse[step == 0] = 0
+    return stored, inverse
 
 
 def _by_gguf(name: str) -> Encoding:

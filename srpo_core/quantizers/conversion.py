@@ -19,7 +19,14 @@ from srpo_core.quantizers.flux_checkpoint import (
     FluxCheckpoint,
 )
 from srpo_core.quantizers.key_map import HIGH_PRECISION, Joint
-from srpo_core.quantizers.weight_files import Entry, HashedFile, gguf_head, hashed_file, safetensors_head
+from srpo_core.quantizers.weight_files import (
+    GGUF_ALIGNMENT,
+    Entry,
+    HashedFile,
+    gguf_head,
+    hashed_file,
+    safetensors_head,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -147,6 +154,8 @@ def _write_tensor(
 ) -> Loss:
     shape = checkpoint.shape(name, bfl=output.bfl)
     encoding = output.format.encoding(joint.bfl, shape)
+    if checkpoint.stored_as(name, encoding.name, bfl=output.bfl):
+        return _copy_tensor(checkpoint, file, output, name)
     scale = 1.0
     if encoding.scaled:
         largest = max(chunk.largest for chunk in checkpoint.chunks(name, bfl=output.bfl))
@@ -159,9 +168,23 @@ def _write_tensor(
         losses.add(chunk, encoded)
     if encoding.scaled:
         file.write(_float32(scale).tobytes())
-    if output.format.container == "gguf" and output.bfl:
-        file.pad(32)
+    _pad(file, output)
     return losses.result()
+
+
+def _copy_tensor(checkpoint: FluxCheckpoint, file: HashedFile, output: _Output, name: str) -> Loss:
+    """A tensor that is stored in the wanted type already: nothing is computed, and nothing is lost."""
+    dtype, weights = "", 0
+    for chunk in checkpoint.chunks(name, bfl=output.bfl):
+        file.write(chunk.stored)
+        dtype, weights = chunk.dtype, weights + chunk.stored.size
+    _pad(file, output)
+    return Loss(dtype, weights, relative_error=0.0, clipped=0.0, zeroed=0.0, measured=weights)
+
+
+def _pad(file: HashedFile, output: _Output) -> None:
+    if output.format.container == "gguf" and output.bfl:
+        file.pad(GGUF_ALIGNMENT)
 
 
 class _Losses:
@@ -213,7 +236,7 @@ def _head(checkpoint: FluxCheckpoint, output: _Output) -> bytes:
     if output.format.container == "gguf":
         metadata = {} if not config else {"srpo.config": config[CONFIG_METADATA]}
         head = gguf_head(entries, file_type=output.format.file_type, metadata=metadata)
-        return head + bytes(-len(head) % 32)
+        return head + bytes(-len(head) % GGUF_ALIGNMENT)
     scaled = [entry.name for entry in entries if entry.name.endswith(f".weight{SCALE_SUFFIX}")]
     layers = {name.removesuffix(f".weight{SCALE_SUFFIX}"): {"format": "float8_e4m3fn"} for name in scaled}
     quantization = (

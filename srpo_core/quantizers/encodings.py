@@ -101,6 +101,7 @@ def float8_encoder(scale: float) -> "Encoder":
         codes = exact(Chunk(np.arange(1 << 16, dtype=np.uint16), "BF16").float32)
     # not by pa.array, which imports pandas
     table = pa.Array.from_buffers(pa.uint8(), codes.size, [None, pa.py_buffer(codes)])
+    unchecked = pc.TakeOptions(boundscheck=False)
 
     def encode(chunk: Chunk) -> "Array":
         if chunk.dtype != "BF16":
@@ -108,7 +109,9 @@ def float8_encoder(scale: float) -> "Encoder":
         # Arrow looks up by 16-bit places as they are; numpy widens them to 64 bits first.
         places = pa.Array.from_buffers(pa.uint16(), chunk.stored.size, [None, pa.py_buffer(chunk.stored)])
         return np.frombuffer(
-            pc.take(table, places, boundscheck=False).buffers()[1], np.uint8, chunk.stored.size
+            pc.call_function("array_take", [table, places], unchecked).buffers()[1],
+            np.uint8,
+            chunk.stored.size,
         )
 
     return encode

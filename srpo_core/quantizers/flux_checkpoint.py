@@ -66,10 +66,14 @@ class Stored:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some weights as they are stored: bfloat16 as uint16, others in numpy's own type."""
+    """Some weights as they are stored: bfloat16 as uint16, others in numpy's own type.
+
+    seen: `largest`, where these weights were looked through before.
+    """
 
     stored: "np.ndarray[Any, Any]"
     dtype: str
+    seen: float | None = None
 
     @cached_property
     def float32(self) -> "np.ndarray[Any, np.dtype[np.float32]]":
@@ -82,18 +86,25 @@ class Chunk:
             return wide.view(np.float32)
         return self.stored.astype(np.float32, copy=False)
 
-    @cached_property
+    @property
     def largest(self) -> float:
         """The largest magnitude; infinite when a weight is an infinity or a NaN."""
-        width = self.stored.itemsize
-        # Magnitudes are ordered as their bits are: two passes over integers, and no array is made.
-        signed = int(self.stored.view(f"i{width}").max())
-        unsigned = int(self.stored.view(f"u{width}").max())
-        bits = max(signed, unsigned - (1 << (8 * width - 1)), 0)
-        if self.dtype == "BF16":
-            bits, width = bits << 16, 4
-        value: float = struct.unpack({2: "<e", 4: "<f"}[width], bits.to_bytes(width, "little"))[0]
-        return value if math.isfinite(value) else math.inf
+        return largest_magnitude(self.stored, self.dtype) if self.seen is None else self.seen
+
+
+def largest_magnitude(stored: "np.ndarray[Any, Any]", dtype: str) -> float:
+    """The largest magnitude of stored weights; infinite when one is an infinity or a NaN."""
+    import numpy as np
+
+    width = stored.itemsize
+    # Magnitudes are ordered as their bits are: two passes over integers, and no array is made.
+    signed = int(np.maximum.reduce(stored.view(f"i{width}")))
+    unsigned = int(np.maximum.reduce(stored.view(f"u{width}")))
+    bits = max(signed, unsigned - (1 << (8 * width - 1)), 0)
+    if dtype == "BF16":
+        bits, width = bits << 16, 4
+    value: float = struct.unpack({2: "<e", 4: "<f"}[width], bits.to_bytes(width, "little"))[0]
+    return value if math.isfinite(value) else math.inf
 
 
 class FluxCheckpoint:
@@ -120,6 +131,8 @@ class FluxCheckpoint:
         self._bfl: Mapping[str, tuple[Rows, ...]] = own if self.bfl_naming else bfl_names(shapes)
         self._diffusers: Mapping[str, tuple[Rows, ...]] = diffusers_names(shapes) if self.bfl_naming else own
         self.config: Mapping[str, Any] | None = config or self._inferred_config()
+        # By tensor, first byte and size of a chunk: a further file, or pass for a scale, need not look again.
+        self._largest: dict[tuple[str, int, int], float] = {}
 
     @property
     def hidden(self) -> int:
@@ -154,14 +167,22 @@ class FluxCheckpoint:
             count = (piece.stop - piece.start) * stored.row_items
             kind = np.dtype({"F32": np.float32, "F16": np.float16, "BF16": np.uint16}[stored.dtype])
             for offset in range(0, count, CHUNK):
-                size = min(CHUNK, count - offset)
-                chunk = Chunk(np.frombuffer(stored.file, kind, size, first + offset * item), stored.dtype)
-                if chunk.largest == math.inf:
+                size, place = min(CHUNK, count - offset), first + offset * item
+                data = np.frombuffer(stored.file, kind, size, place)
+                key = (piece.tensor, place, size)
+                largest = self._largest.get(key)
+                if largest is None:
+                    largest = self._largest[key] = largest_magnitude(data, stored.dtype)
+                if largest == math.inf:
                     raise DataError(
                         f"{self.where}: {piece.tensor} holds a NaN or an infinity; nothing was written"
                     )
-                yield chunk
+                yield Chunk(data, stored.dtype, largest)
             _give_back(stored.file, first, count * item)
+
+    def stored_as(self, name: str, dtype: str, *, bfl: bool) -> bool:
+        """Whether all of a tensor is stored in this type."""
+        return all(self._tensors[piece.tensor].dtype == dtype for piece in self._rows(name, bfl=bfl))
 
     def _rows(self, name: str, *, bfl: bool) -> tuple[Rows, ...]:
         return (self._bfl if bfl else self._diffusers)[name]

@@ -72,10 +72,12 @@ def _in_diffusers_names(state: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     import torch
 
     shapes = {name: tuple(value.shape) for name, value in state.items()}
-    return {
-        name: torch.cat([state[piece.tensor][piece.start : piece.stop] for piece in pieces])
+    parts = {
+        name: [state[piece.tensor][piece.start : piece.stop] for piece in pieces]
         for name, pieces in diffusers_names(shapes).items()
     }
+    # a part of one tensor is no copy of it
+    return {name: some[0] if len(some) == 1 else torch.cat(some) for name, some in parts.items()}
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from srpo_core.config import (
     FormatLimits,
     ModelSettings,
     QuantizeSettings,
+    ResourceSettings,
     ScorerSettings,
 )
 from srpo_core.errors import ConfigError, GateError
@@ -38,6 +39,7 @@ from srpo_core.quantizers import (
 from srpo_core.scorers.metrics import MetricContext
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 SCHEMA_VERSION = 2
@@ -67,6 +69,7 @@ def run(
     control_words: ControlWords,
     draw: DrawSettings,
     quantize: QuantizeSettings,
+    resources: ResourceSettings,
 ) -> None:
     """Write the selected checkpoint in every format of the settings, and the proof of each.
 
@@ -78,26 +81,28 @@ def run(
     Raises:
         GateError: the gate refused the model, or bf16, without which there is no release, misses a limit.
         ArtifactError, DataError: a file of an earlier stage is missing or damaged.
-        ConfigError: a format or metric is unknown, bf16 is lacking, or more prompts than were evaluated.
+        ConfigError: a format or metric is unknown, bf16 is lacking, more prompts than were evaluated, or no GPU
+            where the resources ask for one.
     """
     require_passed(artifacts.read_json(artifacts.DECISION))
     formats = chosen_quantizers(quantize.formats)
     if REFERENCE not in formats:
         raise ConfigError(f"quantize.formats lacks {REFERENCE}, which the others are compared with: add it")
+    device = _device(resources)
     source = artifacts.require(Path(artifacts.read_json(artifacts.SELECTION)["checkpoint"]))
     prompts, _, condition = read_embeddings("test")
     evaluated = evaluated_pictures(quantize.num_prompts, quantize.gain)
     drawn = condition[[prompts.index(prompt) for prompt in evaluated.prompts]]
-    pictures = FormatPictures(
-        evaluated, drawn, seed, draw, MetricContext(reward, judge, control_words), quantize.gain
-    )
+    context = MetricContext(reward, judge, control_words, device=device)
+    pictures = FormatPictures(evaluated, drawn, seed, draw, context, quantize.gain)
     entries = {name: entry for name, (_, entry) in formats.items()}
     checkpoint = open_flux(source)
     with progress_bar("quantize", num_weights(checkpoint, entries)) as advance:
         written = convert(checkpoint, entries, artifacts.QUANTIZED, stem=STEM, advance=advance)
 
-    base = load_base(model)
-    velocity = _forward_pass(base, condition[:PROOF_PROMPTS], seed)
+    base = load_base(model).to(device)
+    velocity = _forward_pass(base, condition[:PROOF_PROMPTS].to(device), seed, device)
+    # here and below weights have no name, so that no second copy stays while the next one is read
     exact = velocity(load_transformer(model, source).state_dict())
     proofs: dict[str, dict[str, Any]] = {}
     # the reference first: the others' pictures are held to its own
@@ -110,6 +115,18 @@ def run(
     _write_proof(
         {name: proofs[name] for name in formats}, prompts[:PROOF_PROMPTS], quantize, _lora(model, source)
     )
+
+
+def _device(resources: ResourceSettings) -> "torch.device":
+    """Where the proofs are computed and drawn: this process's GPU, if the resources say so."""
+    import torch
+
+    if resources.use_gpu and not torch.cuda.is_available():
+        raise ConfigError(
+            "resources.use_gpu is true and this machine has no GPU that torch can use: see 'srpo doctor', or set "
+            "it to false"
+        )
+    return torch.device("cuda" if resources.use_gpu else "cpu")
 
 
 def _lora(model: ModelSettings, source: Path) -> dict[str, Any] | None:
@@ -161,20 +178,20 @@ class _Figures:
 
 def _output_error(files: Sequence[WrittenFile], velocity: Velocity, exact: "Tensor") -> float:
     """The largest relative output error of a format's files."""
-    errors = []
-    for file in files:
-        weights = read_directory(file.path.parent) if file.path.name == WEIGHTS else read_file(file.path)
-        errors.append(float((velocity(weights) - exact).norm() / exact.norm()))
-    return max(errors)
+    return max(float((velocity(_weights(file.path)) - exact).norm() / exact.norm()) for file in files)
 
 
-def _forward_pass(base: BaseModel, condition: Condition, seed: int) -> Velocity:
+def _weights(path: Path) -> Mapping[str, "Tensor"]:
+    return read_directory(path.parent) if path.name == WEIGHTS else read_file(path)
+
+
+def _forward_pass(base: BaseModel, condition: Condition, seed: int, device: "torch.device") -> Velocity:
     """One velocity prediction (B, S, C) in float32, as a function of the transformer's weights."""
     import torch
 
     count = len(condition.pooled)
-    latents = keyed_noise((count, *base.latent_shape), seed, "quantize")
-    timestep = torch.arange(count, 0, -1) / count
+    latents = keyed_noise((count, *base.latent_shape), seed, "quantize").to(device)
+    timestep = (torch.arange(count, 0, -1) / count).to(device)
 
     @torch.no_grad()
     def velocity(weights: Mapping[str, "Tensor"]) -> "Tensor":

@@ -258,6 +258,20 @@ def test_fp8_agrees_with_torch_on_every_bfloat16_value_below_the_clamp():
     assert np.array_equal(decoded, torch.from_numpy(expected).view(torch.float8_e4m3fn).float().numpy())
 
 
+@pytest.mark.parametrize("scale", [0.37 / 448, 1.9e-4, 3.0])
+def test_a_scaled_fp8_agrees_with_torch_s_division_and_cast_on_every_bfloat16_value(scale):
+    from srpo_core.quantizers.encodings import FP8_SCALED
+    from srpo_core.quantizers.flux_checkpoint import Chunk
+
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    values = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).float()
+    finite = torch.isfinite(values)
+    divided = (values[finite] / torch.tensor(scale, dtype=torch.float32)).clamp(-448, 448)
+    expected = divided.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
+    encoded = FP8_SCALED.encoder(scale)(Chunk(bits[finite.numpy()], "BF16"))
+    assert np.array_equal(encoded, expected)
+
+
 def test_fp8_rounds_float32_as_torch_does_also_at_ties():
     from srpo_core.quantizers.encodings import float8_bits
 
@@ -289,6 +303,38 @@ def test_q8_0_is_gguf_s_own_but_for_exact_halves(dtype):
     inverse = 127 / np.maximum(np.abs(chunk.float32.reshape(-1, 32)).max(1), 1e-30)
     halves = np.abs(np.abs(chunk.float32.reshape(-1, 32) * inverse[:, None]) % 1 - 0.5) < 1e-5
     assert not np.any(differ[~halves])
+
+
+def test_q8_0_of_bfloat16_is_that_of_the_same_weights_in_float32_for_every_magnitude():
+    """The steps that are looked up are those that are computed."""
+    from srpo_core.quantizers.blocks import encoding_of
+    from srpo_core.quantizers.flux_checkpoint import Chunk
+
+    largest = np.arange(0x0400, 0x7F80, dtype=np.uint32)  # below, the inverse of the step is infinite
+    places = np.random.default_rng(0).integers(0, 32, largest.size)
+    shares = np.random.default_rng(1).uniform(-1, 1, (largest.size, 32)).astype(np.float32)
+    values = (largest << 16).view(np.float32)[:, None] * shares
+    values[np.arange(largest.size), places] = (largest << 16).view(np.float32)
+    bits = (values.view(np.uint32) >> 16).astype(np.uint16).reshape(-1)
+    encoder = encoding_of("Q8_0").encoder
+    for start in range(0, bits.size, 1 << 17):
+        chunk = Chunk(bits[start : start + (1 << 17)], "BF16")
+        wide = encoder(1.0)(Chunk(chunk.float32, "F32"))
+        blocks = encoder(1.0)(chunk).reshape(-1, 34)
+        assert np.array_equal(blocks.reshape(-1), wide)
+        assert blocks[:, 2:].view(np.int8).max(axis=1).min() == 127
+
+
+@pytest.mark.parametrize("name", ["bf16", "gguf_bf16", "fp16"])
+def test_what_is_stored_in_the_wanted_type_already_is_copied_and_loses_nothing(name, written, tmp_path):
+    source = written["fp16" if name == "fp16" else "bf16"][1].path.parent
+    (file, *_) = convert(open_flux(source), {name: QUANTIZERS[name]}, tmp_path, stem="m")[name]
+    exact = load_file(source / WEIGHTS)
+    stored = read(file)
+    assert all(torch.equal(stored[layer], exact[layer].float()) for layer in exact)
+    loss = file.losses["single_blocks.1.linear2.weight"]
+    assert (loss.relative_error, loss.clipped, loss.zeroed) == (0, 0, 0)
+    assert loss.measured == loss.weights == exact["single_transformer_blocks.1.proj_out.weight"].numel()
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "Q5_K", "Q6_K"])

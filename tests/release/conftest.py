@@ -112,7 +112,7 @@ def run_quantize(root):
     artifacts.FIGURES.parent.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), artifacts.FIGURES)
     artifacts.write_json(artifacts.EVALUATION_SUMMARY, {"means": {"aligned": {"judge_wanted": 1e-3}}})
-    parts = ("seed", "model", "reward", "judge", "control_words", "draw", "quantize")
+    parts = ("seed", "model", "reward", "judge", "control_words", "draw", "quantize", "resources")
     quantize.run(**{part: getattr(settings, part) for part in parts})
 
 

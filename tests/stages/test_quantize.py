@@ -2,6 +2,7 @@
 
 import json
 import math
+import weakref
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +19,8 @@ from srpo_core.config import (
     ModelSettings,
     QuantizeSettings,
     ScorerSettings,
+    load_settings,
+    profile_path,
 )
 from srpo_core.errors import ArtifactError, ConfigError, DataError, GateError
 from srpo_core.models import encode_prompts
@@ -41,7 +44,10 @@ def formats(*names, **limits):
     return QuantizeSettings(num_prompts=3, gain="judge_wanted", formats=chosen)
 
 
-def run(quantize_settings, seed=0):
+RESOURCES = load_settings(profile_path("tiny")).resources
+
+
+def run(quantize_settings, seed=0, resources=RESOURCES):
     quantize.run(
         seed=seed,
         model=MODEL,
@@ -50,6 +56,7 @@ def run(quantize_settings, seed=0):
         control_words=ControlWords.of(["Ink"], ["3D"]),
         draw=DrawSettings(steps=3, guidance=3.5, batch_size=2),
         quantize=quantize_settings,
+        resources=resources,
     )
 
 
@@ -120,6 +127,40 @@ def test_each_format_is_written_proven_and_recorded_tensor_by_tensor(road):
     assert 0.02 < error < 0.04
     assert clipped == 0
     assert 0 <= zeroed < 0.2
+
+
+def test_without_the_gpu_that_the_resources_ask_for_nothing_is_written(road, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"resources.use_gpu is true and this machine has no GPU"):
+        run(formats("bf16"), resources=RESOURCES.model_copy(update={"use_gpu": True}))
+    assert not artifacts.QUANTIZED.exists()
+
+
+def test_one_set_of_weights_is_in_memory_beside_the_base_s(road, monkeypatch):
+    """Of full size each is 48 GB: the checkpoint's and a format's go before the next are read."""
+    alive = []
+
+    def counted(read):
+        def reading(path):
+            assert not [seen for seen in alive if seen() is not None], f"weights are left at {path}"
+            weights = read(path)
+            alive.extend(weakref.ref(value) for value in weights.values())
+            return weights
+
+        return reading
+
+    monkeypatch.setattr(quantize, "read_file", counted(quantize.read_file))
+    monkeypatch.setattr(quantize, "read_directory", counted(quantize.read_directory))
+    load = quantize.load_transformer
+
+    def loading(model, path):
+        transformer = load(model, path)
+        alive.extend(weakref.ref(value) for value in transformer.parameters())
+        return transformer
+
+    monkeypatch.setattr(quantize, "load_transformer", loading)
+    run(formats("bf16", "q8_0"))
+    assert len(alive) > 300
 
 
 def test_pictures_are_held_to_those_of_bf16_from_the_same_noise(road):
