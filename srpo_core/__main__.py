@@ -467,7 +467,7 @@ def _stage_function(name: str) -> Any:
 def _assert_code_of(directory: Path) -> None:
     """A run uses the code that lies beside its settings, never another checkout's."""
     here = directory / "srpo_core"
-    if here.is_dir() and not Path(errors.__file__).samefile(here / "errors.py"):
+    if here.is_dir() and not Path(errors.__file__).parent.samefile(here):
         raise errors.ConfigError(
             f"{directory} has code of its own, but {Path(errors.__file__).parent} was imported: "
             f"start it as 'python -m srpo_core' in that directory, or with PYTHONPATH={directory}"
