@@ -45,13 +45,13 @@ def test_the_judge_that_chooses_knows_styles_and_subjects_of_real_pictures(famil
     images, styles, names = emoji
     style = torch.tensor([judge.styles.index(name) for name in styles])
     subject = torch.tensor([judge.subjects.index(name) for name in names])
-    assert (judge.style_probabilities(images).argmax(1) == style).float().mean() > 0.75  # chance is .25
-    assert (judge.subject_logits(images).argmax(1) == subject).float().mean() > 0.4  # chance is .006
+    assert (judge.style_probabilities(images).argmax(1) == style).float().mean() > 0.9  # chance is .25
+    assert (judge.subject_logits(images).argmax(1) == subject).float().mean() > 0.9  # chance is .006
 
 
 def test_the_two_judges_are_of_different_architecture_and_know_the_same_subjects(family):
-    a = json.loads((family / "judge_b/config.json").read_text())
-    b = json.loads((family / "judge_a/config.json").read_text())
+    a = json.loads((family / "judge_a/config.json").read_text())
+    b = json.loads((family / "judge_b/config.json").read_text())
     assert "model" in a
     assert "channels" in b
     assert (a["styles"], a["names"]) == (b["styles"], b["names"])
@@ -66,6 +66,6 @@ def test_an_unknown_network_is_refused_in_one_line(copied):
 
 def test_weights_of_another_architecture_are_refused(copied):
     config = json.loads((copied / "config.json").read_text())
-    (copied / "config.json").write_text(json.dumps({**config, "model": "regnetx_004"}))
+    (copied / "config.json").write_text(json.dumps({**config, "model": "resnet14t"}))
     with pytest.raises(ArtifactError, match=r"judge\.safetensors"):
         load_timm_judge(copied)
