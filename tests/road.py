@@ -24,7 +24,7 @@ SHORT = {
     },
     "draw": {"steps": 4},
     "check_reward": {"max_pairs": 32},
-    "select": {"num_prompts": 4, "seeds_per_prompt": 1, "keep": {"judge_top5": -1.0}},
+    "select": {"num_prompts": 4, "seeds_per_prompt": 2, "keep": {"judge_top5": -1.0, "diversity": -1.0}},
     "evaluate": {"num_prompts": 9, "seeds_per_prompt": 2},
     "gate": {
         "resamples": 2000,
