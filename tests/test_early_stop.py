@@ -120,12 +120,12 @@ def test_a_metric_that_these_prompts_do_not_allow_is_refused_before_training(job
 def test_a_run_that_destroys_its_pictures_ends_early_with_its_checkpoints_and_the_reason(
     known,
 ):
-    """A learning rate fifteen times too high on the tiny family: the relative reward rises, the subjects go."""
+    """A learning rate fifty times too high on the tiny family: the relative reward rises, the subjects go."""
     from srpo_core.checkpoint import newest_checkpoint
     from srpo_core.stages import train
     from srpo_core.trainer import PROGRESS
 
-    wild = stopping(known, learning_rate=3e-4, steps=8)
+    wild = stopping(known, learning_rate=1e-3, steps=8)
     run(wild)
     checkpoint = newest_checkpoint(wild.state, every=2)
     assert 2 <= checkpoint.step < 8

@@ -134,7 +134,7 @@ def page(tmp_path_factory):
         },
         pairs=pairs,
         tiles=[tile, tile],
-        extremes=Extremes("quality", [(tile, 0.1)], [(tile, -0.1)]),
+        extremes=Extremes("quality", "more", [(tile, 0.1)], [(tile, -0.1)]),
         data={"prompts.parquet": "0123"},
         preset="tiny",
         differences=[Difference("seed", "0", "1")],
