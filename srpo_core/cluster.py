@@ -77,15 +77,23 @@ def local_device(resources: ResourceSettings) -> "torch.device":
     """The device of what runs in this process: the GPU that the settings ask for, or the CPU.
 
     The machine that drives a cluster of GPUs may have none; its CPU then does the work, and a line says so.
+
+    Raises:
+        ConfigError: the settings ask for a GPU, and neither this machine nor a cluster of RAY_ADDRESS has one.
     """
     import torch
 
-    if resources.use_gpu and not torch.cuda.is_available():
-        log.warning(
-            "resources.use_gpu: there is no GPU on this machine, so its CPU does what is not sent to a cluster"
-        )
+    if not resources.use_gpu:
         return torch.device("cpu")
-    return torch.device("cuda" if resources.use_gpu else "cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if "RAY_ADDRESS" not in os.environ:
+        raise ConfigError(
+            "resources.use_gpu is true and this machine has no GPU that torch can use: see 'srpo doctor', or set "
+            "it to false"
+        )
+    log.warning("resources.use_gpu: this machine has no GPU, so its CPU does what is not sent to the cluster")
+    return torch.device("cpu")
 
 
 def _options(workers: int) -> dict[str, Any]:

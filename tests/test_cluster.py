@@ -41,12 +41,19 @@ def test_several_machines_need_to_be_told_where_they_share_files(monkeypatch, tm
     cluster.require_shared_files(3)
 
 
-def test_a_machine_without_the_gpu_that_is_asked_for_says_so_and_uses_its_cpu(monkeypatch, caplog):
+def test_a_gpu_that_is_asked_for_and_not_there_is_refused(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with caplog.at_level(logging.WARNING):
-        assert cluster.local_device(on_gpus(False)) == torch.device("cpu")
-        assert not caplog.records
-        assert cluster.local_device(on_gpus(True)) == torch.device("cpu")
-    assert "there is no GPU on this machine" in caplog.text
+    assert cluster.local_device(on_gpus(False)) == torch.device("cpu")
+    with pytest.raises(ConfigError, match=r"resources\.use_gpu is true and this machine has no GPU"):
+        cluster.local_device(on_gpus(True))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert cluster.local_device(on_gpus(True)) == torch.device("cuda")
+
+
+def test_a_machine_without_a_gpu_that_drives_a_cluster_says_that_its_cpu_works(monkeypatch, caplog):
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with caplog.at_level(logging.WARNING):
+        assert cluster.local_device(on_gpus(True)) == torch.device("cpu")
+    assert "this machine has no GPU, so its CPU does what is not sent to the cluster" in caplog.text

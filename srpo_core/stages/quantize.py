@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from srpo_core import artifacts
 from srpo_core.algorithm.noise import keyed_noise
+from srpo_core.cluster import local_device
 from srpo_core.config import (
     ControlWords,
     DrawSettings,
@@ -88,7 +89,7 @@ def run(
     formats = chosen_quantizers(quantize.formats)
     if REFERENCE not in formats:
         raise ConfigError(f"quantize.formats lacks {REFERENCE}, which the others are compared with: add it")
-    device = _device(resources)
+    device = local_device(resources)
     source = artifacts.require(Path(artifacts.read_json(artifacts.SELECTION)["checkpoint"]))
     prompts, _, condition = read_embeddings("test")
     evaluated = evaluated_pictures(quantize.num_prompts, quantize.gain)
@@ -115,18 +116,6 @@ def run(
     _write_proof(
         {name: proofs[name] for name in formats}, prompts[:PROOF_PROMPTS], quantize, _lora(model, source)
     )
-
-
-def _device(resources: ResourceSettings) -> "torch.device":
-    """Where the proofs are computed and drawn: this process's GPU, if the resources say so."""
-    import torch
-
-    if resources.use_gpu and not torch.cuda.is_available():
-        raise ConfigError(
-            "resources.use_gpu is true and this machine has no GPU that torch can use: see 'srpo doctor', or set "
-            "it to false"
-        )
-    return torch.device("cuda" if resources.use_gpu else "cpu")
 
 
 def _lora(model: ModelSettings, source: Path) -> dict[str, Any] | None:

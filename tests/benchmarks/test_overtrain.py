@@ -1,4 +1,3 @@
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -7,11 +6,8 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks/overtrain.py"
 
 
 @pytest.fixture(scope="module")
-def overtrain():
-    spec = importlib.util.spec_from_file_location("overtrain", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def overtrain(benchmark_named):
+    return benchmark_named("overtrain")
 
 
 def figure(low, high):

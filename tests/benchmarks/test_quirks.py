@@ -1,7 +1,6 @@
 """Every quirk that is measured must change what it names, and stand in the table of docs/algorithm.md."""
 
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,14 +13,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def quirks():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        import quirks
-
-        yield quirks
-        for name in ("quirks", "trial"):
-            sys.modules.pop(name, None)
+def quirks(benchmark_named):
+    return benchmark_named("quirks")
 
 
 def test_every_quirk_changes_the_settings_or_the_worker(quirks):

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -14,11 +13,8 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks/seeds.py"
 
 
 @pytest.fixture(scope="module")
-def seeds():
-    spec = importlib.util.spec_from_file_location("seeds", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def seeds(benchmark_named):
+    return benchmark_named("seeds")
 
 
 def rule(low, high, **changes):

@@ -1,6 +1,5 @@
 """The trade-off's intervals are paired by subject, and the chart shows them."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def trade_off():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        import trade_off
-
-        yield trade_off
-        for name in ("trade_off", "trial"):
-            sys.modules.pop(name, None)
+def trade_off(benchmark_named):
+    return benchmark_named("trade_off")
 
 
 def pictures(trade_off, values):

@@ -1,7 +1,6 @@
 """The benchmark's two ways of one step must be the same step; how long they take is no test's business."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,14 +13,8 @@ LOSS = 1e-6
 
 
 @pytest.fixture(scope="module")
-def train_step():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        import train_step
-
-        yield train_step
-        for name in ("train_step", "literal_step", "step_spec", "phases", "trial"):
-            sys.modules.pop(name, None)
+def train_step(benchmark_named):
+    return benchmark_named("train_step")
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +127,22 @@ class Server:
         }
 
     def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """GET, or POST when there is a body."""
+        """GET, or POST when there is a body.
+
+        The server says 503 while another writer holds its SQLite file, and has then written nothing: Prefect's own
+        client asks again, and so does this.
+        """
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)
+        until = time.monotonic() + 120
+        while True:
+            try:
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                if error.code != HTTPStatus.SERVICE_UNAVAILABLE or time.monotonic() > until:
+                    raise
+            time.sleep(1)
 
     def wait(self, path: str, body: dict[str, Any] | None, ready: Any, seconds: float) -> Any:
         """Call until `ready(answer)`; fail after `seconds`."""

@@ -340,7 +340,9 @@ def test_the_kernel_distance_is_to_the_real_pictures_in_the_wanted_style(tiny, e
     }
     distance = {style: sum(figures("kid", of_style[style], "any", context)) for style in of_style}
     assert min(distance, key=distance.get) == "Ink"
-    assert distance["Ink"] < distance["3D"] / 3  # measured .28
+    assert all(
+        distance["Ink"] < distance[other] / 3 for other in ("3D", "Flat", "Noto")
+    )  # measured .26 to .28
 
 
 def test_a_judge_that_reads_texts_has_a_kernel_distance_that_one_can_read(tiny, emoji):
