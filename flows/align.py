@@ -7,7 +7,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
@@ -24,8 +24,6 @@ from srpo_core.graph import Stage, read_graph
 from srpo_core.reproduction import StageResult, reproduce
 from srpo_core.storage import open_store
 from srpo_core.workspace import Workspace, bring_home, fetch_data, open_workspace, write_settings
-
-PRODUCTION: Final = "production"
 
 
 @dataclass(frozen=True)
@@ -62,11 +60,10 @@ def align(
         publish: publish a model that the gate lets through.
     """
     with open_workspace(Path.cwd(), revision=revision) as workspace:
-        write_settings(
-            workspace.path,
-            profile=profile,
-            patch=with_champion(patch.model_dump(mode="json", exclude_none=True)),
-        )
+        changes = patch.model_dump(mode="json", exclude_none=True)
+        settings = write_settings(workspace.path, profile=profile, patch=changes)
+        if champion := changes.get("champion") or in_production(settings.release.name):
+            write_settings(workspace.path, profile=None, patch={"champion": champion})
         results = run_stages(workspace)
         decision = artifacts.read_json(workspace.path / artifacts.DECISION)
         home = revision is None and bring_home(workspace, [result.stage for result in results])
@@ -88,14 +85,13 @@ def align(
         )
 
 
-def with_champion(patch: dict[str, Any]) -> dict[str, Any]:
-    """The patch with the version that the alias production names now, unless it names a champion itself.
+def in_production(model: str) -> str | None:
+    """The version of `model` that its alias production names now; None where nothing is in production.
 
-    Stages know only immutable versions; a store in which nothing is in production gives no champion.
+    It goes into the settings as the champion: stages know only immutable versions.
     """
-    value, _ = open_store().alias(PRODUCTION)
-    version = value.get("version") if value else None
-    return {"champion": version, **patch} if version else patch
+    value, _ = open_store().alias(f"{model}/{release.PRODUCTION}")
+    return value.get("version") if value else None
 
 
 def run_stages(workspace: Workspace) -> list[StageResult]:

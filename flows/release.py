@@ -17,10 +17,10 @@ from srpo_core.storage import Store, open_store, require_conditions
 
 @flow(name="promote")
 def promote(version: str, reason: str = "", override: bool = False) -> Move:
-    """Make a release production; what was production becomes `previous`.
+    """Make a release its model's production; what was production becomes `previous`.
 
     Args:
-        version: a version, or an alias such as candidate.
+        version: a version, or an alias such as candidate or <model>/candidate.
         reason: kept in the history of production.
         override: promote although the gate refused it; needs a reason.
     """
@@ -28,13 +28,14 @@ def promote(version: str, reason: str = "", override: bool = False) -> Move:
 
 
 @flow(name="rollback")
-def rollback(reason: str = "") -> Move:
+def rollback(model: str | None = None, reason: str = "") -> Move:
     """Make the release production again that was before.
 
     Args:
+        model: whose production; needed where the store has that of several.
         reason: kept in the history of production.
     """
-    return _told(release.rollback(_guarded_store(), reason=reason))
+    return _told(release.rollback(_guarded_store(), model=model, reason=reason))
 
 
 @flow(name="verify")
@@ -82,7 +83,7 @@ def clean(keep: int, delete: bool = False) -> Cleaning:
     """Remove old releases; never one that an alias points to or that production has ever been.
 
     Args:
-        keep: so many of the newest versions stay in any case.
+        keep: so many of the newest versions of each model stay in any case.
         delete: without it only what would go is listed.
     """
     cleaning = release.collect(open_store(), keep=keep, delete=delete)

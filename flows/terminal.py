@@ -57,7 +57,7 @@ def run_promote(*, version: str, reason: str, override: bool) -> str:
     return _moved(promote(version=version, reason=reason, override=override))
 
 
-def run_rollback(*, reason: str) -> str:
+def run_rollback(*, model: str | None, reason: str) -> str:
     """Run the flow `rollback` here; returns what moved, in one line.
 
     Raises:
@@ -66,7 +66,7 @@ def run_rollback(*, reason: str) -> str:
     _prepare()
     from flows.release import rollback
 
-    return _moved(rollback(reason=reason))
+    return _moved(rollback(model=model, reason=reason))
 
 
 def run_clean(*, keep: int, delete: bool) -> "Cleaning":

@@ -35,7 +35,9 @@ INTERRUPTED: Final = 130
 USAGE_ERROR: Final[Any] = typer.BadParameter.__base__  # typer keeps this class of click's to itself
 OURS: Final = ("srpo_core", "flows")
 
-ReleaseName = Annotated[str, typer.Option("--release", help="a version or an alias, such as candidate")]
+ReleaseName = Annotated[
+    str, typer.Option("--release", help="a version or an alias, such as candidate or tiny/candidate")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -302,18 +304,23 @@ def promote(
         bool, typer.Option("--override", help="although the gate refused it; needs --reason")
     ] = False,
 ) -> None:
-    """Make a release production; what was production becomes `previous`. A flow, so the server knows it."""
+    """Make a release its model's production; what was that becomes `previous`. A flow, so the server knows it."""
     from flows.terminal import run_promote
 
     typer.echo(run_promote(version=release, reason=reason, override=override))
 
 
 @app.command(rich_help_panel="Releases")
-def rollback(reason: Annotated[str, typer.Option(help="kept in the history of production")] = "") -> None:
+def rollback(
+    model: Annotated[
+        str | None, typer.Argument(help="whose production; needed where the store has several")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="kept in the history of production")] = "",
+) -> None:
     """Make the release production again that was before."""
     from flows.terminal import run_rollback
 
-    typer.echo(run_rollback(reason=reason))
+    typer.echo(run_rollback(model=model, reason=reason))
 
 
 @app.command(rich_help_panel="Releases")
@@ -358,7 +365,7 @@ def verify(
 
 @app.command(rich_help_panel="Releases")
 def gc(
-    keep: Annotated[int, typer.Option(min=0, help="so many of the newest versions stay in any case")],
+    keep: Annotated[int, typer.Option(min=0, help="so many of the newest versions of each model stay")],
     delete: Annotated[bool, typer.Option("--delete", help="without it only what would go is listed")] = False,
 ) -> None:
     """Remove old releases; never one that an alias points to or that production has ever been."""

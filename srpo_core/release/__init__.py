@@ -3,15 +3,16 @@
 A release is a version in a store (srpo_core/storage): a whole diffusers pipeline with the aligned
 transformer in place, the other formats, the evidence (report, decision, proofs) and what reproduces it
 (params.yaml, dvc.yaml, dvc.lock, git revision). Its name is `<release.name>-<12 digits of the hash of
-dvc.lock>`, so the same run always gives the same version. An alias is a name that moves.
+dvc.lock>`, so the same run always gives the same version. An alias is a name that moves; every model (`release.name`) has its own.
 """
 
 from srpo_core.release.publishing import CANDIDATE, Published, move_alias, publish, withdraw
 from srpo_core.release.reading import Release, draw, fetch, list_releases, resolve, verify
-from srpo_core.release.registry import Cleaning, Move, collect, promote, pull, rollback, show
+from srpo_core.release.registry import PRODUCTION, Cleaning, Move, collect, promote, pull, rollback, show
 
 __all__ = [
     "CANDIDATE",
+    "PRODUCTION",
     "Cleaning",
     "Move",
     "Published",

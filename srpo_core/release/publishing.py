@@ -27,7 +27,7 @@ from srpo_core.release.layout import (
 )
 from srpo_core.release.provenance import environment, git_state, require_reproduced, version_of
 from srpo_core.release.workflow import with_workflow, workflow_text
-from srpo_core.storage import Store, content_digest, require_conditions
+from srpo_core.storage import Store, content_digest, model_of, require_conditions, version_key
 
 SCHEMA_VERSION: Final = 2
 CANDIDATE: Final = "candidate"
@@ -41,7 +41,7 @@ class Published:
     """What a publication did, so that it can be taken back.
 
     uri: the directory of the release, or its URI; created: False when the version was there already;
-    previous: the version that the alias pointed to before, or None.
+    alias: as `<model>/<name>`; previous: the version that the alias pointed to before, or None.
     """
 
     version: str
@@ -60,7 +60,7 @@ def publish(
     who: str | None = None,
     cost: Mapping[str, Any] | None = None,
 ) -> Published:
-    """Publish the run in `root` as a version and point `alias` to it. Doing it again changes nothing.
+    """Publish the run in `root` as a version and point its model's `alias` to it. Doing it again changes nothing.
 
     who: goes into the alias's history; by default the user of this process. cost: what the run took, for the
     manifest.
@@ -81,9 +81,10 @@ def publish(
         require_conditions(store, accepted=settings.release.unconditional_store)
         created = store.publish(version, files, manifest)
     log.info("%s is %s in %s", version, "published" if created else "already", store.uri)
+    alias = f"{model_of(version)}/{alias}"
     previous = move_alias(store, alias, version, why=why, who=who)
     local = store.local(version)
-    uri = f"{store.uri}/releases/{version}" if local is None else str(local)
+    uri = f"{store.uri}/{version_key(version)}" if local is None else str(local)
     return Published(version=version, uri=uri, created=created, alias=alias, previous=previous)
 
 
@@ -102,7 +103,7 @@ def withdraw(store: Store, published: Published) -> None:
 def move_alias(
     store: Store, name: str, version: str | None, *, why: str, who: str | None = None
 ) -> str | None:
-    """Point an alias to a version (None: to nothing), note it in its history, return where it pointed before.
+    """Point an alias `<model>/<name>` to a version (None: to nothing), note it in its history, return where it pointed before.
 
     Raises:
         StoreError: the store has no such version, or others kept moving the alias.

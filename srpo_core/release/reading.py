@@ -35,7 +35,9 @@ def list_releases(store: Store) -> list[Release]:
             Release(
                 version=version,
                 created_at=manifest["created_at"],
-                aliases=tuple(sorted(name for name, target in aliases.items() if target == version)),
+                aliases=tuple(
+                    name.partition("/")[2] for name, to in sorted(aliases.items()) if to == version
+                ),
                 formats=tuple(manifest["formats"]),
                 num_bytes=sum(entry["bytes"] for entry in manifest["files"].values()),
             )
@@ -44,17 +46,38 @@ def list_releases(store: Store) -> list[Release]:
 
 
 def resolve(store: Store, reference: str) -> str:
-    """The version that a version or an alias names. Raises `StoreError` listing the known ones."""
+    """The version that a version or an alias names.
+
+    reference: a version, `<model>/<alias>`, or the alias alone where the store has it of one model only.
+
+    Raises:
+        StoreError: there is no such release, with those there are, or the alias is one of several models.
+    """
     versions = store.versions()
     if reference in versions:
         return reference
-    value, _ = store.alias(reference)
-    if value is None:
+    alias = find_alias(store, reference)
+    if alias is None:
         known = ", ".join([*store.aliases(), *versions]) or "none"
         raise StoreError(f"{store.uri} has no release {reference!r}: known are {known}")
-    if value["version"] is None:
-        raise StoreError(f"the alias {reference} in {store.uri} points to nothing: publish a model first")
+    value, _ = store.alias(alias)
+    if value is None or value["version"] is None:
+        raise StoreError(f"the alias {alias} in {store.uri} points to nothing: publish a model first")
     return str(value["version"])
+
+
+def find_alias(store: Store, name: str) -> str | None:
+    """The alias `<model>/<name>` that `name`, whole or without its model, means; None if there is none.
+
+    Raises:
+        StoreError: several models have an alias of this name.
+    """
+    found = [alias for alias in store.aliases() if name in (alias, alias.partition("/")[2])]
+    if len(found) > 1:
+        raise StoreError(
+            f"several models in {store.uri} have an alias {name}: say which of {', '.join(found)}"
+        )
+    return found[0] if found else None
 
 
 def verify(store: Store, reference: str) -> Mapping[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any, Final
 from srpo_core import artifacts
 from srpo_core.errors import ConfigError, GateError, StoreError
 from srpo_core.release.publishing import move_alias, step_of
-from srpo_core.release.reading import list_releases, resolve
-from srpo_core.storage import MANIFEST, Store
+from srpo_core.release.reading import find_alias, list_releases, resolve
+from srpo_core.storage import MANIFEST, Store, model_of
 
 PRODUCTION: Final = "production"
 PREVIOUS: Final = "previous"
@@ -41,7 +41,7 @@ class Cleaning:
 def promote(
     store: Store, reference: str, *, reason: str = "", override: bool = False, who: str | None = None
 ) -> Move:
-    """Make a version production; what was production becomes `previous`.
+    """Make a version its model's production; what was production becomes `previous`.
 
     Of several promoters at the same moment one wins and the others are told.
 
@@ -52,8 +52,9 @@ def promote(
         ConfigError: an override without a reason.
         StoreError: there is no such release, or another promoter was faster.
     """
-    value, token = store.alias(PRODUCTION)
     version = resolve(store, reference)
+    production = f"{model_of(version)}/{PRODUCTION}"
+    value, token = store.alias(production)
     decision = store.manifest(version).get("decision", {})
     passed = decision.get("passed") is True
     if override and not reason:
@@ -64,23 +65,27 @@ def promote(
             "To promote it nevertheless: --override --reason '...'"
         )
     why = reason or "promoted"
-    return _move(store, value, token, version, why=why if passed else f"override: {why}", who=who)
+    why = why if passed else f"override: {why}"
+    return _move(store, production, (value, token), version, why=why, who=who)
 
 
-def rollback(store: Store, *, reason: str = "", who: str | None = None) -> Move:
+def rollback(store: Store, *, model: str | None = None, reason: str = "", who: str | None = None) -> Move:
     """Make the version that production held before its last move production again.
+
+    model: whose production; needed where the store has that of several.
 
     Raises:
         StoreError: production has no version before, it is gone, or another moved production meanwhile.
     """
-    value, token = store.alias(PRODUCTION)
+    production = find_alias(store, PRODUCTION if model is None else f"{model}/{PRODUCTION}")
+    value, token = (None, None) if production is None else store.alias(production)
     before = None if value is None else value["history"][-1]["from"]
-    if before is None:
+    if production is None or before is None:
         raise StoreError(
-            f"production in {store.uri} has held no version before: there is nothing to roll back to"
+            f"{production or PRODUCTION} in {store.uri} has held no version before: there is nothing to roll back to"
         )
     store.manifest(before)
-    return _move(store, value, token, before, why=reason or "rolled back", who=who)
+    return _move(store, production, (value, token), before, why=reason or "rolled back", who=who)
 
 
 def show(store: Store, reference: str) -> tuple[Mapping[str, Any], Mapping[str, list[Mapping[str, Any]]]]:
@@ -117,7 +122,7 @@ def pull(store: Store, reference: str, *, format_name: str | None, target: Path)
 
 
 def collect(store: Store, *, keep: int, delete: bool = False) -> Cleaning:
-    """Remove all but the newest `keep` versions; never what an alias points to or production has ever held.
+    """Remove all but the newest `keep` versions of each model; never what an alias points to or production has ever held.
 
     delete: without it nothing is touched, and what would go is returned.
     """
@@ -126,10 +131,12 @@ def collect(store: Store, *, keep: int, delete: bool = False) -> Cleaning:
         value, _ = store.alias(alias)
         if value is not None:
             held.add(value["version"])
-            held |= {step["to"] for step in value["history"] if alias == PRODUCTION}
-    releases = list_releases(store)
-    newest = {release.version for release in releases[max(0, len(releases) - keep) :]}
-    doomed = tuple(release.version for release in releases if release.version not in held | newest)
+            held |= {step["to"] for step in value["history"] if alias.endswith(f"/{PRODUCTION}")}
+    versions = [release.version for release in list_releases(store)]
+    for model in {model_of(version) for version in versions}:
+        of_model = [version for version in versions if model_of(version) == model]
+        held |= set(of_model[max(0, len(of_model) - keep) :])
+    doomed = tuple(version for version in versions if version not in held)
     for version in doomed if delete else ():
         store.remove(version)
         log.info("removed %s", version)
@@ -138,27 +145,29 @@ def collect(store: Store, *, keep: int, delete: bool = False) -> Cleaning:
 
 def _move(
     store: Store,
-    value: Mapping[str, Any] | None,
-    token: str | None,
+    production: str,
+    state: tuple[Mapping[str, Any] | None, str | None],
     version: str,
     *,
     why: str,
     who: str | None,
 ) -> Move:
     """Move production from the state that was read, then note where it stood as `previous`."""
+    value, token = state
     before = None if value is None else value["version"]
     if before == version:
-        return Move(PRODUCTION, before, version)
+        return Move(production, before, version)
     history = [*(() if value is None else value["history"]), step_of(before, version, why=why, who=who)]
-    if not store.write_alias(PRODUCTION, {"version": version, "history": history}, token):
-        now, _ = store.alias(PRODUCTION)
+    if not store.write_alias(production, {"version": version, "history": history}, token):
+        now, _ = store.alias(production)
         raise StoreError(
-            f"another moved production to {None if now is None else now['version']} at the same moment, so "
+            f"another moved {production} to {None if now is None else now['version']} at the same moment, so "
             f"{version} was not promoted: look with 'srpo releases', and promote again if it still should be"
         )
     if before is not None:
-        move_alias(store, PREVIOUS, before, why=f"production moved to {version}", who=who)
-    return Move(PRODUCTION, before, version)
+        previous = f"{model_of(version)}/{PREVIOUS}"
+        move_alias(store, previous, before, why=f"production moved to {version}", who=who)
+    return Move(production, before, version)
 
 
 def _files_of(manifest: Mapping[str, Any], format_name: str) -> list[str]:

@@ -1,7 +1,8 @@
 """The release store: versions that never change, and aliases that point to them.
 
-A store is a directory (`SRPO_STORE`, default `store/`) or `s3://bucket/prefix`. A version appears with
-all of its files at once or not at all, and nothing is ever overwritten but an alias.
+A store is a directory (`SRPO_STORE`, default `store/`) or `s3://bucket/prefix`. It holds the versions of any
+number of models, each with aliases of its own. A version appears with all of its files at once or not at all,
+and nothing is ever overwritten but an alias.
 """
 
 import os
@@ -13,7 +14,7 @@ from typing import Any, Final, Protocol
 
 from srpo_core.errors import StoreError
 from srpo_core.storage.directory import DirectoryStore
-from srpo_core.storage.manifest import MANIFEST, FileLostError, content_digest
+from srpo_core.storage.manifest import MANIFEST, FileLostError, content_digest, model_of, version_key
 from srpo_core.storage.s3 import S3Store
 
 __all__ = [
@@ -23,8 +24,10 @@ __all__ = [
     "S3Store",
     "Store",
     "content_digest",
+    "model_of",
     "open_store",
     "require_conditions",
+    "version_key",
 ]
 
 DEFAULT_STORE: Final = "store"
@@ -65,7 +68,7 @@ class Store(Protocol):
         ...
 
     def aliases(self) -> list[str]:
-        """The names of the aliases, sorted."""
+        """The aliases, each as `<model>/<name>`, sorted."""
         ...
 
     def alias(self, name: str) -> tuple[dict[str, Any] | None, str | None]:

@@ -1,8 +1,8 @@
 """A release store in a directory.
 
-releases/<version>/   all files of a version and manifest.json; appears by one rename
-aliases/<name>.json   replaced by one rename, under a lock
-.incoming/            what is being written; what killed publishers left is swept by the next one
+models/<model>/versions/<version>/   all files of a version and manifest.json; appears by one rename
+models/<model>/aliases/<name>.json   replaced by one rename, under a lock
+.incoming/                           what is being written; what killed publishers left is swept by the next one
 """
 
 import errno
@@ -21,7 +21,7 @@ from srpo_core.storage.manifest import (
     BLOCK,
     MANIFEST,
     FileLostError,
-    checked_name,
+    alias_key,
     damaged_on_the_way,
     decode,
     decode_manifest,
@@ -29,6 +29,7 @@ from srpo_core.storage.manifest import (
     require_file,
     require_same,
     unknown_version,
+    version_key,
 )
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -42,14 +43,13 @@ class DirectoryStore:
         """Open the store at `root`. The directory is made by the first publication."""
         self._root = root.absolute()
         self.uri = str(self._root)
-        self._releases = self._root / "releases"
-        self._aliases = self._root / "aliases"
+        self._models = self._root / "models"
         self._incoming = self._root / ".incoming"
 
     def versions(self) -> list[str]:
         """The published versions, sorted by name."""
         with self._errors("cannot be listed"):
-            return sorted(path.parent.name for path in self._releases.glob(f"*/{MANIFEST}"))
+            return sorted(path.parent.name for path in self._models.glob(f"*/versions/*/{MANIFEST}"))
 
     def manifest(self, version: str) -> dict[str, Any]:
         """The manifest of a version. Raises `StoreError` when there is none, naming those there are."""
@@ -74,7 +74,7 @@ class DirectoryStore:
     def read(self, version: str, name: str, start: int = 0) -> Iterator[bytes]:
         """The bytes of one file of a version from `start` on, in pieces."""
         require_file(self.manifest(version), name, version, self.uri)
-        path = self._releases / version / name
+        path = self._root / version_key(version) / name
         if not path.is_file():
             raise FileLostError(
                 f"the store {self.uri} has lost {name} of {version}: restore it from a backup"
@@ -87,22 +87,23 @@ class DirectoryStore:
     def local(self, version: str) -> Path | None:
         """The version's directory."""
         self.manifest(version)
-        return self._releases / version
+        return self._root / version_key(version)
 
     def remove(self, version: str) -> None:
         """Take a version out of sight by one rename, then delete it."""
         with self._errors(f"cannot remove {version}"), self._new_directory() as grave:
             if self._manifest(version) is not None:
-                (self._releases / version).rename(grave / version)
+                (self._root / version_key(version)).rename(grave / version)
 
     def aliases(self) -> list[str]:
-        """The names of the aliases, sorted."""
+        """The aliases, each as `<model>/<name>`, sorted."""
         with self._errors("cannot be listed"):
-            return sorted(path.stem for path in self._aliases.glob("*.json"))
+            found = self._models.glob("*/aliases/*.json")
+            return sorted(f"{path.parents[1].name}/{path.stem}" for path in found)
 
     def alias(self, name: str) -> tuple[dict[str, Any] | None, str | None]:
         """What an alias holds, or None, and the digest of its file as token."""
-        path = self._aliases / f"{checked_name(name, 'alias')}.json"
+        path = self._root / alias_key(name)
         with self._errors(f"cannot read the alias {name}"):
             data = _read_if_there(path)
         if data is None:
@@ -112,13 +113,14 @@ class DirectoryStore:
     def write_alias(self, name: str, value: Mapping[str, Any], token: str | None) -> bool:
         """Replace the alias's file if it still has the digest `token`; False if another moved it."""
         with self._errors(f"cannot move the alias {name}; it stays where it was"):
-            self._aliases.mkdir(parents=True, exist_ok=True)
+            path = self._root / alias_key(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
             with self._new_directory() as partial, _locked(self._root / ".aliases.lock", fcntl.LOCK_EX):
                 if self.alias(name)[1] != token:
                     return False
-                _write(partial / name, encode(value))
-                (partial / name).replace(self._aliases / f"{name}.json")
-                _sync_directory(self._aliases)
+                _write(partial / path.name, encode(value))
+                (partial / path.name).replace(path)
+                _sync_directory(path.parent)
                 return True
 
     def ignored_conditions(self) -> Sequence[str]:
@@ -140,7 +142,7 @@ class DirectoryStore:
             return [str(path.relative_to(self._root)) for path in left]
 
     def _manifest(self, version: str) -> dict[str, Any] | None:
-        path = self._releases / checked_name(version, "version") / MANIFEST
+        path = self._root / version_key(version) / MANIFEST
         with self._errors(f"cannot read {version}"):
             data = _read_if_there(path)
         return None if data is None else decode_manifest(data, str(path))
@@ -152,15 +154,16 @@ class DirectoryStore:
         return existing is not None
 
     def _move_into_place(self, partial: Path, version: str, manifest: Mapping[str, Any]) -> bool:
-        self._releases.mkdir(exist_ok=True)
+        target = self._root / version_key(version)
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            partial.rename(self._releases / version)
+            partial.rename(target)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             # Another publisher was faster: a rename never replaces a directory that holds something.
             return not self._is_published(version, manifest)
-        _sync_directory(self._releases)
+        _sync_directory(target.parent)
         return True
 
     @contextmanager

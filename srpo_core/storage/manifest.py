@@ -26,6 +26,27 @@ def checked_name(name: str, what: str) -> str:
     return name
 
 
+def model_of(version: str) -> str:
+    """The model that a version `<model>-<digits>` is one of. Raises `StoreError` when it names none."""
+    model, _, digits = checked_name(version, "version").rpartition("-")
+    if not model or not digits:
+        raise StoreError(f"version {version!r} names no model: a version is called <model>-<digits>")
+    return model
+
+
+def version_key(version: str) -> str:
+    """Where a version lies in a store of either kind."""
+    return f"models/{model_of(version)}/versions/{version}"
+
+
+def alias_key(alias: str) -> str:
+    """Where an alias `<model>/<name>` lies in a store of either kind. Raises `StoreError` when it names no model."""
+    model, separator, name = alias.partition("/")
+    if not separator:
+        raise StoreError(f"alias {alias!r} names no model: write <model>/{alias}")
+    return f"models/{checked_name(model, 'model')}/aliases/{checked_name(name, 'alias')}.json"
+
+
 def content_digest(files: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> str:
     """SHA-256 over names and SHA-256 of the files that make a version what it is."""
     lines = [f"{files[name]['sha256']}  {name}\n" for name in sorted(names)]

@@ -1,8 +1,8 @@
 """A release store in an S3 bucket, by boto3. Endpoint and credentials come from the AWS_* environment.
 
-objects/<sha256>                   a file's bytes under their own digest: shared by all versions
-releases/<version>/manifest.json   written last: a version without a manifest does not exist
-aliases/<name>.json                moved by conditional writes
+objects/<sha256>                                  a file's bytes under their own digest: shared by all versions
+models/<model>/versions/<version>/manifest.json   written last: a version without a manifest does not exist
+models/<model>/aliases/<name>.json                moved by conditional writes
 
 What a killed publisher leaves is never visible, and its next attempt goes on from it.
 """
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from logging import getLogger
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import BoundedSemaphore, Event
 from typing import Any, Final
 
@@ -25,7 +25,7 @@ from srpo_core.storage.manifest import (
     BLOCK,
     MANIFEST,
     FileLostError,
-    checked_name,
+    alias_key,
     damaged_on_the_way,
     decode,
     decode_manifest,
@@ -33,6 +33,7 @@ from srpo_core.storage.manifest import (
     require_file,
     require_same,
     unknown_version,
+    version_key,
 )
 
 # A file above this is sent in parts of this size, or of larger ones where there would be too many.
@@ -77,8 +78,8 @@ class S3Store:
 
     def versions(self) -> list[str]:
         """The published versions, sorted by name."""
-        ends = f"/{MANIFEST}"
-        return sorted(key.removesuffix(ends) for key in self._keys("releases/") if key.endswith(ends))
+        found = (PurePosixPath(key) for key in self._keys("models/"))
+        return sorted(path.parent.name for path in found if path.match(f"*/versions/*/{MANIFEST}"))
 
     def manifest(self, version: str) -> dict[str, Any]:
         """The manifest of a version. Raises `StoreError` when there is none, naming those there are."""
@@ -127,12 +128,13 @@ class S3Store:
             self._client.delete_object(Bucket=self._bucket, Key=self._prefix + self._manifest_key(version))
 
     def aliases(self) -> list[str]:
-        """The names of the aliases, sorted."""
-        return sorted(key.removesuffix(".json") for key in self._keys("aliases/") if key.endswith(".json"))
+        """The aliases, each as `<model>/<name>`, sorted."""
+        found = (PurePosixPath(key) for key in self._keys("models/"))
+        return sorted(f"{path.parts[0]}/{path.stem}" for path in found if path.match("*/aliases/*.json"))
 
     def alias(self, name: str) -> tuple[dict[str, Any] | None, str | None]:
         """What an alias holds, or None, and its ETag as token."""
-        key = f"aliases/{checked_name(name, 'alias')}.json"
+        key = alias_key(name)
         with self._errors():
             found = self._get(key)
             if found is None:
@@ -143,7 +145,7 @@ class S3Store:
         """Write the alias if it still has the ETag `token`; False if another moved it."""
         condition = {"IfNoneMatch": "*"} if token is None else {"IfMatch": token}
         with self._errors():
-            return self._put_if(f"aliases/{checked_name(name, 'alias')}.json", encode(value), **condition)
+            return self._put_if(alias_key(name), encode(value), **condition)
 
     def ignored_conditions(self) -> Sequence[str]:
         """If-None-Match and If-Match, where this store writes although they do not hold."""
@@ -212,7 +214,7 @@ class S3Store:
 
     @staticmethod
     def _manifest_key(version: str) -> str:
-        return f"releases/{checked_name(version, 'version')}/{MANIFEST}"
+        return f"{version_key(version)}/{MANIFEST}"
 
     def _manifest(self, version: str) -> dict[str, Any] | None:
         key = self._manifest_key(version)

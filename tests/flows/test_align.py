@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
-from flows.align import align, markdown, with_champion
+from flows.align import align, in_production, markdown
 from flows.form import parse_patch
 from srpo_core import release
 from srpo_core.errors import ConfigError, StageError, StoreError
@@ -120,14 +121,19 @@ def test_a_release_that_cannot_be_read_back_is_taken_back(standin, prefect, monk
     assert store.read_text() == "tiny-1"
 
 
-def test_what_is_in_production_becomes_the_champion_unless_the_patch_names_one(tmp_path, monkeypatch):
+def test_what_is_in_production_of_the_model_becomes_the_champion_unless_the_patch_names_one(
+    standin, prefect, monkeypatch
+):
     from srpo_core.storage import open_store
 
-    monkeypatch.setenv("SRPO_STORE", str(tmp_path / "store"))
-    assert with_champion({"seed": 1}) == {"seed": 1}
-    open_store().write_alias("production", {"version": "tiny-0123"}, None)
-    assert with_champion({"seed": 1}) == {"seed": 1, "champion": "tiny-0123"}
-    assert with_champion({"champion": "tiny-4567"}) == {"champion": "tiny-4567"}
+    monkeypatch.setenv("SRPO_STORE", str(standin / "store"))
+    assert in_production("tiny") is None
+    open_store().write_alias("other/production", {"version": "other-0123"}, None)
+    open_store().write_alias("tiny/production", {"version": "tiny-0123"}, None)
+    assert in_production("tiny") == "tiny-0123"
+    for patch, champion in (({}, "tiny-0123"), ({"champion": "tiny-4567"}, "tiny-4567")):
+        settings = run(patch=patch).workspace / "params.yaml"
+        assert yaml.safe_load(settings.read_text())["champion"] == champion
 
 
 def test_the_gates_rules_the_verdict_and_the_grid_are_artifacts_in_the_ui(standin, prefect):

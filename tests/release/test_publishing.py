@@ -115,12 +115,12 @@ def test_publishing_again_is_a_no_op_even_after_a_commit_or_a_new_comment(projec
     assert (first.created, second.created) == (True, False)
     assert second.version == first.version
     assert store.manifest(first.version) == before
-    assert len(store.alias("candidate")[0]["history"]) == 1
+    assert len(store.alias("tiny/candidate")[0]["history"]) == 1
 
 
 def test_the_alias_remembers_who_moved_it_when_why_and_from_where(release):
     store, published = release
-    value, _ = store.alias("candidate")
+    value, _ = store.alias("tiny/candidate")
     assert value["version"] == published.version
     (step,) = value["history"]
     assert {key: step[key] for key in ("who", "why", "from", "to")} == {
@@ -252,7 +252,7 @@ def test_a_publication_can_be_taken_back(project, store):
     published = publish(store, root=project)
     withdraw(store, published)
     assert store.versions() == []
-    value, _ = store.alias("candidate")
+    value, _ = store.alias("tiny/candidate")
     assert value["version"] is None
     assert [step["to"] for step in value["history"]] == [published.version, None]
     with pytest.raises(StoreError, match="points to nothing"):
@@ -280,22 +280,22 @@ def test_taking_back_leaves_an_alias_that_has_moved_on(project, store):
 
 def test_an_alias_cannot_point_to_a_version_that_is_not_there(store):
     with pytest.raises(StoreError, match="no version 'tiny-0': known are none"):
-        move_alias(store, "production", "tiny-0", why="hope")
+        move_alias(store, "tiny/production", "tiny-0", why="hope")
     assert store.aliases() == []
 
 
 def test_an_alias_that_others_keep_moving_is_an_error_after_some_attempts(release, monkeypatch):
     store, published = release
     monkeypatch.setattr(type(store), "write_alias", lambda *_: False)
-    with pytest.raises(StoreError, match="others keep moving the alias production"):
-        move_alias(store, "production", published.version, why="race")
+    with pytest.raises(StoreError, match="others keep moving the alias tiny/production"):
+        move_alias(store, "tiny/production", published.version, why="race")
 
 
 @pytest.mark.s3
 def test_a_release_in_a_bucket_is_published_verified_and_listed(project, bucket):
     store = open_store(f"s3://{bucket}/team")
     published = publish(store, root=project)
-    assert published.uri == f"s3://{bucket}/team/releases/{published.version}"
+    assert published.uri == f"s3://{bucket}/team/models/tiny/versions/{published.version}"
     assert publish(store, root=project).created is False
     verify(store, "candidate")
     (line,) = list_releases(store)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from srpo_core.errors import ConfigError, StoreError
 from srpo_core.release import draw, fetch, list_releases, resolve, verify
-from srpo_core.storage import DirectoryStore, open_store
+from srpo_core.storage import DirectoryStore, open_store, version_key
 
 
 def pixels(path):
@@ -24,7 +24,7 @@ def damaged(release, tmp_path):
     """A copy of the store, to be damaged: (store, directory of the release)."""
     store, published = release
     copy = shutil.copytree(store.uri, tmp_path / "store")
-    return open_store(str(copy)), Path(copy) / "releases" / published.version
+    return open_store(str(copy)), copy / version_key(published.version)
 
 
 @pytest.fixture(scope="session")

@@ -22,9 +22,9 @@ def publish(store, tmp_path):
     """A function that publishes a small version; `number` is also its age."""
     import hashlib
 
-    def make(number, *, passed=True):
-        version = f"tiny-{number}"
-        source = tmp_path / f"source-{number}"
+    def make(number, *, passed=True, model="tiny"):
+        version = f"{model}-{number}"
+        source = tmp_path / f"source-{version}"
         source.mkdir()
         files = {}
         for name in ("README.md", "tiny-bf16.safetensors", "transformer/weights", "transformer/config.json"):
@@ -58,7 +58,7 @@ def test_promoting_twice_remembers_the_one_before_and_rolling_back_returns_to_it
     assert rollback(store, reason="too sharp", who="ann").after == first
     assert (resolve(store, "production"), resolve(store, "previous")) == (first, second)
     _, moves = show(store, second)
-    steps = [(step["who"], step["why"], step["from"], step["to"]) for step in moves["production"]]
+    steps = [(step["who"], step["why"], step["from"], step["to"]) for step in moves["tiny/production"]]
     assert steps == [("ben", "sharper", first, second), ("ann", "too sharp", second, first)]
 
 
@@ -66,7 +66,7 @@ def test_promoting_what_is_production_changes_nothing(store, publish):
     version = publish(1)
     promote(store, version)
     promote(store, version)
-    assert len(store.alias("production")[0]["history"]) == 1
+    assert len(store.alias("tiny/production")[0]["history"]) == 1
 
 
 def test_a_refused_model_is_promoted_only_with_an_override_and_a_reason_that_is_kept(store, publish):
@@ -75,9 +75,31 @@ def test_a_refused_model_is_promoted_only_with_an_override_and_a_reason_that_is_
         promote(store, version, reason="please")
     with pytest.raises(ConfigError, match="--override needs --reason"):
         promote(store, version, override=True)
-    assert store.alias("production")[0] is None
+    assert store.alias("tiny/production")[0] is None
     promote(store, version, override=True, reason="a demo for the board")
-    assert store.alias("production")[0]["history"][0]["why"] == "override: a demo for the board"
+    assert store.alias("tiny/production")[0]["history"][0]["why"] == "override: a demo for the board"
+
+
+def test_every_model_has_its_own_production_and_no_other_is_moved(store, publish):
+    tiny, flux = [publish(1), publish(2)], [publish(number, model="flux-dev") for number in (3, 4)]
+    for version in (*tiny, *flux):
+        promote(store, version)
+    assert resolve(store, "tiny/production") == tiny[1]
+    assert resolve(store, "flux-dev/production") == flux[1]
+    with pytest.raises(StoreError, match="say which of flux-dev/production, tiny/production"):
+        resolve(store, "production")
+    with pytest.raises(StoreError, match="say which of flux-dev/production, tiny/production"):
+        rollback(store)
+    move = rollback(store, model="flux-dev")
+    assert (move.alias, move.before, move.after) == ("flux-dev/production", flux[1], flux[0])
+    assert resolve(store, "flux-dev/previous") == flux[1]
+    assert resolve(store, "tiny/production") == tiny[1]
+
+
+def test_cleaning_counts_the_versions_of_each_model_apart(store, publish):
+    versions = [publish(1), publish(2), *(publish(number, model="flux") for number in (3, 4, 5))]
+    assert collect(store, keep=2, delete=True).versions == (versions[2],)
+    assert store.versions() == sorted({*versions} - {versions[2]})
 
 
 def test_there_is_nothing_to_roll_back_to_at_first(store, publish):
@@ -109,7 +131,7 @@ def test_of_eight_promoters_at_once_one_wins_and_the_others_are_told(store, publ
         try:
             outcomes.append(promote(open_store(store.uri), version).after)
         except StoreError as error:
-            assert "another moved production" in str(error)
+            assert "another moved tiny/production" in str(error)
             outcomes.append(None)
 
     threads = [threading.Thread(target=act, args=(version,)) for version in versions]

@@ -147,15 +147,15 @@ def test_a_full_store_says_so_in_one_line_and_loses_nothing(tmpfs, make_release)
 def test_a_full_store_keeps_the_alias_where_it_was(tmpfs):
     mount, _ = tmpfs
     store = open_store(str(mount / "store"))
-    store.write_alias("candidate", {"version": "a"}, None)
-    _, token = store.alias("candidate")
+    store.write_alias("tiny/candidate", {"version": "a"}, None)
+    _, token = store.alias("tiny/candidate")
     with pytest.raises(OSError, match="No space left"):
         (mount / "filler").write_bytes(bytes(8 * MEGABYTE))
     with pytest.raises(
-        StoreError, match="is full and cannot move the alias candidate; it stays where it was"
+        StoreError, match="is full and cannot move the alias tiny/candidate; it stays where it was"
     ):
-        store.write_alias("candidate", {"version": "b", "history": ["x" * 10_000]}, token)
-    assert store.alias("candidate")[0] == {"version": "a"}
+        store.write_alias("tiny/candidate", {"version": "b", "history": ["x" * 10_000]}, token)
+    assert store.alias("tiny/candidate")[0] == {"version": "a"}
 
 
 def test_a_read_only_store_can_be_read_but_not_written(tmpfs, make_release):
@@ -163,17 +163,17 @@ def test_a_read_only_store_can_be_read_but_not_written(tmpfs, make_release):
     store = open_store(str(mount / "store"))
     release = make_release()
     store.publish("tiny-1", *release)
-    store.write_alias("candidate", {"version": "tiny-1"}, None)
+    store.write_alias("tiny/candidate", {"version": "tiny-1"}, None)
     remount("ro")
     with pytest.raises(StoreError, match="is read-only and cannot take tiny-2"):
         store.publish("tiny-2", *release)
     with pytest.raises(StoreError, match="is read-only and cannot move the alias"):
-        store.write_alias("candidate", {"version": "x"}, store.alias("candidate")[1])
+        store.write_alias("tiny/candidate", {"version": "x"}, store.alias("tiny/candidate")[1])
     with pytest.raises(StoreError, match="is read-only and cannot remove tiny-1"):
         store.remove("tiny-1")
     assert store.publish("tiny-1", *release) is False
     assert store.versions() == ["tiny-1"]
-    assert store.alias("candidate")[0] == {"version": "tiny-1"}
+    assert store.alias("tiny/candidate")[0] == {"version": "tiny-1"}
     assert published(store, "tiny-1")["README.md"] == b"card a"
 
 
@@ -227,11 +227,11 @@ def test_a_lost_file_of_a_version_is_named(tmp_path, make_release):
 def test_an_alias_waits_for_the_writer_before_it(tmp_path):
     """The lock is held by this process; the writer in the other one must not pass it."""
     store = open_store(str(tmp_path / "store"))
-    store.write_alias("candidate", {"version": "a"}, None)
+    store.write_alias("tiny/candidate", {"version": "a"}, None)
     script = (
         "import sys; from srpo_core.storage import open_store; s = open_store(sys.argv[1]);"
-        "t = s.alias('candidate')[1]; print('ready', flush=True);"
-        "print(s.write_alias('candidate', {'version': 'b'}, t))"
+        "t = s.alias('tiny/candidate')[1]; print('ready', flush=True);"
+        "print(s.write_alias('tiny/candidate', {'version': 'b'}, t))"
     )
     with (tmp_path / "store/.aliases.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -244,9 +244,9 @@ def test_an_alias_waits_for_the_writer_before_it(tmp_path):
         assert process.stdout.readline() == "ready\n"
         time.sleep(0.3)
         assert process.poll() is None
-        assert store.alias("candidate")[0] == {"version": "a"}
+        assert store.alias("tiny/candidate")[0] == {"version": "a"}
     assert process.communicate(timeout=30)[0] == "True\n"
-    assert store.alias("candidate")[0] == {"version": "b"}
+    assert store.alias("tiny/candidate")[0] == {"version": "b"}
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EDQUOT, errno.EIO])

@@ -78,9 +78,9 @@ def test_an_alias_survives_kills_of_those_who_move_it(any_store, source):
     script = (
         "import sys; from srpo_core.storage import open_store; store = open_store(sys.argv[1])\n"
         "for number in range(10**6):\n"
-        "    value, token = store.alias('production')\n"
+        "    value, token = store.alias('tiny/production')\n"
         "    history = (value or {'history': []})['history'][-50:] + [number]\n"
-        "    assert store.write_alias('production', {'version': 'tiny-1', 'history': history}, token)\n"
+        "    assert store.write_alias('tiny/production', {'version': 'tiny-1', 'history': history}, token)\n"
         "    print(number, flush=True)\n"
     )
     draws = random.Random(1)
@@ -92,7 +92,7 @@ def test_an_alias_survives_kills_of_those_who_move_it(any_store, source):
         time.sleep(draws.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         last = int((first + process.communicate()[0]).split()[-1])
-        value, _ = any_store.alias("production")
+        value, _ = any_store.alias("tiny/production")
         assert value["version"] == "tiny-1"
         assert value["history"][-1] in (last, last + 1)
 

@@ -25,7 +25,7 @@ def test_files_lie_under_their_digest_and_the_manifest_under_the_version(bucket,
     files, manifest = make_release()
     open_store(f"s3://{bucket}/p").publish("tiny-1", files, manifest)
     digests = {f"p/objects/{entry['sha256']}" for entry in manifest["files"].values()}
-    assert set(keys(bucket)) == digests | {"p/verified-writes", "p/releases/tiny-1/manifest.json"}
+    assert set(keys(bucket)) == digests | {"p/verified-writes", "p/models/tiny/versions/tiny-1/manifest.json"}
 
 
 def test_two_versions_share_the_files_that_they_have_in_common(bucket, make_release):
@@ -34,7 +34,7 @@ def test_two_versions_share_the_files_that_they_have_in_common(bucket, make_rele
     store.publish("tiny-1", files, manifest)
     before = keys(bucket)
     store.publish("tiny-2", files, manifest | {"content": "another"})
-    assert set(keys(bucket)) - set(before) == {"releases/tiny-2/manifest.json"}
+    assert set(keys(bucket)) - set(before) == {"models/tiny/versions/tiny-2/manifest.json"}
 
 
 def test_a_large_file_goes_in_parts_and_comes_back_whole(bucket, make_release):
@@ -249,7 +249,7 @@ def test_a_writer_that_s3_asks_to_try_again_does(bucket, monkeypatch):
         return honest(self, operation, arguments)
 
     monkeypatch.setattr(BaseClient, "_make_api_call", busy)
-    assert open_store(f"s3://{bucket}").write_alias("candidate", {"version": "a"}, None) is True
+    assert open_store(f"s3://{bucket}").write_alias("tiny/candidate", {"version": "a"}, None) is True
     assert refusals == []
 
 
@@ -316,9 +316,9 @@ def test_a_write_whose_answer_was_lost_counts_as_done(bucket, make_release, monk
     monkeypatch.setattr(URLLib3Session, "send", dropping)
     store = open_store(f"s3://{bucket}")
     assert store.publish("tiny-1", *make_release()) is True
-    assert store.write_alias("production", {"version": "tiny-1"}, None) is True
+    assert store.write_alias("tiny/production", {"version": "tiny-1"}, None) is True
     assert [where.rpartition("/")[2] for where in lost] == ["manifest.json", "production.json"]
-    assert store.write_alias("production", {"version": "tiny-2"}, None) is False
+    assert store.write_alias("tiny/production", {"version": "tiny-2"}, None) is False
 
 
 def test_publishing_again_restores_what_the_store_has_lost_and_names_what_it_cannot(bucket, make_release):

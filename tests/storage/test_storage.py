@@ -7,7 +7,7 @@ import pytest
 
 from srpo_core.errors import StoreError
 from srpo_core.storage import DirectoryStore, S3Store, content_digest, open_store
-from srpo_core.storage.manifest import decode_manifest, encode
+from srpo_core.storage.manifest import decode_manifest, encode, version_key
 
 
 def contents(store, version):
@@ -99,26 +99,26 @@ def test_a_removed_version_is_gone_and_can_be_published_again(any_store, make_re
 
 
 def test_an_alias_moves_only_from_the_state_that_was_read(any_store):
-    assert any_store.alias("candidate") == (None, None)
-    assert any_store.write_alias("candidate", {"version": "a"}, None) is True
-    value, token = any_store.alias("candidate")
+    assert any_store.alias("tiny/candidate") == (None, None)
+    assert any_store.write_alias("tiny/candidate", {"version": "a"}, None) is True
+    value, token = any_store.alias("tiny/candidate")
     assert value == {"version": "a"}
-    assert any_store.write_alias("candidate", {"version": "b"}, None) is False
-    assert any_store.write_alias("candidate", {"version": "b"}, token) is True
-    assert any_store.write_alias("candidate", {"version": "c"}, token) is False
-    assert any_store.alias("candidate")[0] == {"version": "b"}
-    assert any_store.aliases() == ["candidate"]
+    assert any_store.write_alias("tiny/candidate", {"version": "b"}, None) is False
+    assert any_store.write_alias("tiny/candidate", {"version": "b"}, token) is True
+    assert any_store.write_alias("tiny/candidate", {"version": "c"}, token) is False
+    assert any_store.alias("tiny/candidate")[0] == {"version": "b"}
+    assert any_store.aliases() == ["tiny/candidate"]
 
 
 def test_eight_writers_of_one_alias_have_one_winner(any_store):
-    any_store.write_alias("candidate", {"version": "a"}, None)
-    _, token = any_store.alias("candidate")
+    any_store.write_alias("tiny/candidate", {"version": "a"}, None)
+    _, token = any_store.alias("tiny/candidate")
     barrier, outcomes = threading.Barrier(8), []
 
     def move(who):
         store = open_store(any_store.uri)
         barrier.wait()
-        outcomes.append(store.write_alias("candidate", {"version": str(who)}, token))
+        outcomes.append(store.write_alias("tiny/candidate", {"version": str(who)}, token))
 
     threads = [threading.Thread(target=move, args=(who,)) for who in range(8)]
     for thread in threads:
@@ -132,8 +132,29 @@ def test_eight_writers_of_one_alias_have_one_winner(any_store):
 def test_a_name_that_could_leave_its_place_is_refused(any_store, make_release, name):
     with pytest.raises(StoreError, match="is not a name"):
         any_store.publish(name, *make_release())
-    with pytest.raises(StoreError, match="is not a name"):
-        any_store.alias(name)
+    for alias in (f"tiny/{name}", f"{name}/production"):
+        with pytest.raises(StoreError, match="is not a name"):
+            any_store.alias(alias)
+
+
+def test_a_version_and_an_alias_lie_below_their_model(any_store, make_release):
+    any_store.publish("flux-dev-1a", *make_release())
+    any_store.write_alias("flux-dev/production", {"version": "flux-dev-1a"}, None)
+    any_store.publish("tiny-1", *make_release())
+    any_store.write_alias("tiny/production", {"version": "tiny-1"}, None)
+    assert any_store.versions() == ["flux-dev-1a", "tiny-1"]
+    assert any_store.aliases() == ["flux-dev/production", "tiny/production"]
+    assert any_store.alias("flux-dev/production")[0] == {"version": "flux-dev-1a"}
+    assert version_key("flux-dev-1a") == "models/flux-dev/versions/flux-dev-1a"
+
+
+def test_a_version_or_an_alias_without_its_model_is_refused(any_store, make_release):
+    with pytest.raises(
+        StoreError, match="version 'tiny' names no model: a version is called <model>-<digits>"
+    ):
+        any_store.publish("tiny", *make_release())
+    with pytest.raises(StoreError, match="alias 'production' names no model: write <model>/production"):
+        any_store.alias("production")
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../../x", "a/../../x"])
