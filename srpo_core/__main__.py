@@ -150,8 +150,9 @@ def evaluate(
 
 @app.command(rich_help_panel="The road")
 def report() -> None:
-    """Say what the last run here came to, and write its report with what it cost."""
+    """Say what the last run here came to, and write its report with its formats and what it cost."""
     from srpo_core import config
+    from srpo_core.report.formats import with_formats
     from srpo_core.report.run import with_costs
     from srpo_core.timings import costs
 
@@ -161,14 +162,19 @@ def report() -> None:
     rows = costs(list(stages))
     _show_verdict(passed=decision["passed"], reason=decision["reason"])
     typer.echo(f"report   {artifacts.REPORT}")
-    if rows:
-        with_cost = artifacts.home() / "report.html"
-        with artifacts.replacing(with_cost) as partial:
+    measured = decision["passed"] and artifacts.PROOF.is_file()
+    if measured:
+        page = with_formats(page, artifacts.read_json(artifacts.PROOF))
+    if measured or rows:
+        whole = artifacts.home() / "report.html"
+        with artifacts.replacing(whole) as partial:
             partial.write_text(with_costs(page, rows), encoding="utf-8")
-        hours = sum(row["device_hours"] for row in rows)
         typer.echo(
-            f"cost     {_shortest(with_cost)}: {hours:.3f} device hours in {len(rows)} stages timed here"
+            f"whole    {_shortest(whole)}: with the formats and the cost, as far as they are known here"
         )
+    if rows:
+        hours = sum(row["device_hours"] for row in rows)
+        typer.echo(f"cost     {hours:.3f} device hours in {len(rows)} stages timed here")
 
 
 @app.command(rich_help_panel="Models")

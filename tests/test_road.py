@@ -48,6 +48,17 @@ def test_every_stage_shows_its_start_and_its_end(first):
 
 
 @pytest.mark.road
+def test_a_copy_of_the_report_has_the_formats_and_what_the_run_cost(checkout, first):
+    said = checkout.srpo("report").stdout
+    assert f"device hours in {len(STAGES)} stages timed here" in said
+    whole = checkout.path / next(
+        line.split()[1].rstrip(":") for line in said.splitlines() if line.startswith("whole")
+    )
+    assert '<td class="name">bf16</td>' in whole.read_text()
+    assert '<td class="name">train</td>' in whole.read_text()
+
+
+@pytest.mark.road
 def test_the_release_is_whole_and_draws_a_picture(checkout, first):
     assert "files are as they were published" in checkout.srpo("verify", "candidate").stdout
     checkout.srpo("draw", "--release", "candidate", "red apple", "--output", ".srpo/apple.png")

@@ -16,6 +16,7 @@ TRANSFORMER: Final = "transformer"
 MODEL_INDEX: Final = "model_index.json"
 CARD: Final = "README.md"
 GRID: Final = "grid.png"
+REPORT: Final = "report.html"
 
 # Beside the version's content: they may differ in a comment or a sentence between two publications.
 DESCRIBING: Final = (CARD, GRID, "params.yaml", "dvc.yaml", "LICENSE", "NOTICE")
@@ -60,7 +61,7 @@ def release_files(root: Path, settings: Settings, proof: Mapping[str, Any]) -> d
     if proof["lora"] is not None:
         files[artifacts.LORA_FILE] = existing(root, artifacts.QUANTIZED / "lora" / artifacts.LORA_FILE)
     files |= {
-        "report.html": existing(root, artifacts.REPORT),
+        REPORT: existing(root, artifacts.REPORT),
         "decision.json": existing(root, artifacts.DECISION),
         "proof.json": existing(root, artifacts.PROOF),
     }

@@ -19,6 +19,7 @@ from srpo_core.release.layout import (
     CARD,
     DESCRIBING,
     GRID,
+    REPORT,
     TRANSFORMER,
     existing,
     format_files,
@@ -27,6 +28,7 @@ from srpo_core.release.layout import (
 )
 from srpo_core.release.provenance import environment, git_state, require_reproduced, version_of
 from srpo_core.release.workflow import with_workflow, workflow_text
+from srpo_core.report.formats import with_formats
 from srpo_core.storage import Store, content_digest, model_of, require_conditions, version_key
 
 SCHEMA_VERSION: Final = 2
@@ -139,6 +141,9 @@ def _assemble(
     card = model_card(version, settings, pipeline=pipeline, decision=decision, proof=proof, config=config)
     files[CARD] = scratch / CARD
     files[CARD].write_text(card, encoding="utf-8")
+    page = files[REPORT].read_text(encoding="utf-8")
+    files[REPORT] = scratch / REPORT
+    files[REPORT].write_text(with_formats(page, proof), encoding="utf-8")
     formats = {name: sorted(released.values()) for name, released in format_files(settings, proof).items()}
     files |= _workflows(existing(root, artifacts.GRID), formats, picture_call(settings, proof), scratch)
     entries = {

@@ -16,6 +16,7 @@ from srpo_core.gates.pairs import Floats, Pairs
 from srpo_core.gates.rules import BY_PROOF_OF_BREACH
 from srpo_core.report.charts import Mark, Series, interval_bar, line_chart
 from srpo_core.report.curves import checkpoint_panels
+from srpo_core.report.formats import FORMATS_MARK
 from srpo_core.report.grid import Tile, data_uri, tiles_of
 from srpo_core.report.notes import METRIC_NOTES
 from srpo_core.report.numbers import finite, percent, plain, signed
@@ -97,6 +98,7 @@ def render_page(evidence: Evidence) -> str:
         preset=evidence.preset,
         differences=evidence.differences,
         cost_mark=Markup(COST_MARK),  # noqa: S704  # a comment of ours
+        formats_mark=Markup(FORMATS_MARK),  # noqa: S704  # a comment of ours
         pairs=evidence.pairs,
         changes=metric_changes(evidence.pairs),
         checkpoints=_checkpoint_charts(evidence),

@@ -120,6 +120,7 @@ def run_quantize(root):
 def reproduced(tmp_path_factory):
     """The project, made once; tests that change it take a copy."""
     from srpo_core import artifacts
+    from srpo_core.report.formats import FORMATS_MARK
 
     root = tmp_path_factory.mktemp("project")
     for name in ("base", "reward", "judge_b"):
@@ -132,7 +133,7 @@ def reproduced(tmp_path_factory):
         patch.chdir(root)
         artifacts.write_json(artifacts.DECISION, DECISION)
         artifacts.REPORT.parent.mkdir(parents=True)
-        artifacts.REPORT.write_text("<title>report</title>")
+        artifacts.REPORT.write_text(f"<title>report</title>{FORMATS_MARK}")
         Image.new("RGB", (8, 8), "red").save(artifacts.GRID)
         run_quantize(root)
     (root / ".gitignore").write_text("/runs\n/.dvc/site\n/.dvc/cache\n/.dvc/tmp\n")

@@ -65,6 +65,14 @@ def test_a_release_holds_pipeline_formats_evidence_and_what_reproduces_it(releas
     assert on_disk == names | {"manifest.json"}
 
 
+def test_the_report_of_a_release_has_the_table_of_its_formats(release, reproduced):
+    store, published = release
+    page = b"".join(store.read(published.version, "report.html")).decode()
+    for name in json.loads((reproduced / "runs/quantize/proof.json").read_text())["formats"]:
+        assert f'<td class="name">{name}</td>' in page
+    assert "<table>" not in (reproduced / "runs/report/report.html").read_text()
+
+
 def test_the_transformer_of_a_release_is_the_aligned_one_not_the_base(release, reproduced):
     _, published = release
     weights = "transformer/diffusion_pytorch_model.safetensors"
@@ -270,12 +278,11 @@ def test_taking_back_a_publication_that_created_nothing_keeps_the_version(projec
 
 def test_taking_back_leaves_an_alias_that_has_moved_on(project, store):
     first = publish(store, root=project)
-    params = project / "params.yaml"
-    params.write_text(params.read_text().replace("name: tiny", "name: other"))
-    second = publish(store, root=project)
+    store.publish("tiny-0", {}, {"files": {}, "content": ""})
+    move_alias(store, "tiny/candidate", "tiny-0", why="a later one")
     withdraw(store, first)
-    assert store.versions() == [second.version]
-    assert resolve(store, "candidate") == second.version
+    assert store.versions() == ["tiny-0"]
+    assert resolve(store, "candidate") == "tiny-0"
 
 
 def test_an_alias_cannot_point_to_a_version_that_is_not_there(store):

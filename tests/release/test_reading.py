@@ -115,7 +115,7 @@ def test_an_unknown_format_or_release_is_named(release, tmp_path):
     with pytest.raises(ConfigError, match="has no format 'q4': known are bf16, fp8_e4m3fn, q8_0"):
         draw(store, published.version, "x", output=tmp_path / "x.png", weights="q4")
     with pytest.raises(
-        StoreError, match=f"has no release 'production': known are candidate, {published.version}"
+        StoreError, match=f"has no release 'production': known are tiny/candidate, {published.version}"
     ):
         draw(store, "production", "x", output=tmp_path / "x.png")
 
