@@ -1,13 +1,14 @@
 """Promote, roll back, pull and clean up, in a directory and in a bucket."""
 
 import threading
+from functools import partial
 
 import pytest
+from small_release import publish_small
 
 from srpo_core.errors import ConfigError, GateError, StoreError
 from srpo_core.release import collect, promote, pull, resolve, rollback, show
 from srpo_core.storage import open_store
-from srpo_core.storage.manifest import content_digest
 
 
 @pytest.fixture(params=["directory", pytest.param("s3", marks=pytest.mark.s3)])
@@ -20,33 +21,7 @@ def store(request, tmp_path):
 @pytest.fixture
 def publish(store, tmp_path):
     """A function that publishes a small version; `number` is also its age."""
-    import hashlib
-
-    def make(number, *, passed=True, model="tiny"):
-        version = f"{model}-{number}"
-        source = tmp_path / f"source-{version}"
-        source.mkdir()
-        files = {}
-        for name in ("README.md", "tiny-bf16.safetensors", "transformer/weights", "transformer/config.json"):
-            path = source / name.replace("/", "-")
-            path.write_bytes(f"{name} of {version}".encode() * 1000)
-            files[name] = path
-        entries = {
-            name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
-            for name, path in files.items()
-        }
-        manifest = {
-            "version": version,
-            "created_at": f"2026-01-{number:02d}",
-            "files": entries,
-            "content": content_digest(entries, entries),
-            "formats": {"bf16": ["tiny-bf16.safetensors", "transformer/weights"]},
-            "decision": {"passed": passed, "reason": "the subject is lost."},
-        }
-        store.publish(version, files, manifest)
-        return version
-
-    return make
+    return partial(publish_small, store, tmp_path)
 
 
 def test_promoting_twice_remembers_the_one_before_and_rolling_back_returns_to_it(store, publish):
