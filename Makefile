@@ -47,7 +47,7 @@ test: $(STAMP) ## unit tests, parity, one run of the road, with coverage
 test-all: $(STAMP) ## adds the slow ones: stages, servers, browser, S3
 	pytest -m "$(ALL)" --durations=15
 
-test-distributed: $(STAMP) ## several workers, kills of workers and of Ray: needs a machine with nothing else to do
+test-distributed: $(STAMP) ## several workers learn what one learns: needs a machine with nothing else to do
 	pytest -m distributed -v --durations=0
 
 gpu-smoke: $(STAMP) ## for the first owner of a GPU: train the tiny model on it

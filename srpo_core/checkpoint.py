@@ -21,7 +21,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,15 +194,15 @@ class CheckpointWriter:
                 (self.root / name).delete()
 
 
-def newest_checkpoint(root: Location, *, every: int) -> Checkpoint | None:
+def newest_checkpoint(root: Location, steps: Iterable[int]) -> Checkpoint | None:
     """The checkpoint to go on from: the last that can be, of the unbroken row of complete ones, or None.
 
-    A checkpoint stands at every `every` steps. The one that is returned has been verified, the others are only seen
+    steps: after which there may be one, rising. The one that is returned has been verified, the others are only seen
     to be complete: reading all of them may take hours, and exporting them verifies them too. A damaged one is named;
     what lies behind it or behind a gap is trained again.
     """
     found: list[Checkpoint] = []
-    for step in count(every, every):
+    for step in steps:
         location = step_location(root, step)
         if not location.exists():
             break

@@ -264,7 +264,7 @@ class TrainSettings(Part):
     )
     steps: Positive = Field(description="optimizer steps")
     batch_size: Positive = Field(description="pictures per step over all workers")
-    checkpoint_every: Positive = Field(description="steps between two checkpoints")
+    checkpoint_every: Positive = Field(description="steps between two checkpoints; the last step has one too")
     sample_prompts: Positive = Field(description="training prompts drawn as pictures at each checkpoint")
     noise: Literal["per_sample", "shared"] = Field(
         description="noise of its own for each sample, or one for all samples of a step"
@@ -305,13 +305,10 @@ class TrainSettings(Part):
             raise ValueError("lora.frozen bfloat16 needs compute.autocast: true")
         return self
 
-    @model_validator(mode="after")
-    def _whole_checkpoints(self) -> Self:
-        if self.steps % self.checkpoint_every:
-            raise ValueError(
-                f"steps {self.steps} is not a multiple of checkpoint_every {self.checkpoint_every}"
-            )
-        return self
+    @property
+    def checkpoint_steps(self) -> tuple[int, ...]:
+        """The steps after which there is a checkpoint, rising; the last step is always one of them."""
+        return *range(self.checkpoint_every, self.steps, self.checkpoint_every), self.steps
 
 
 class SelectSettings(Part):

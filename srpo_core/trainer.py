@@ -112,7 +112,7 @@ class Worker:
         for step in range(len(self.metrics) + 1, self.job.train.steps + 1):
             if over_trained(self.metrics, self.job.train.early_stop):
                 break
-            at_checkpoint = step % self.job.train.checkpoint_every == 0
+            at_checkpoint = step in self.job.train.checkpoint_steps
             row = self.step(step) | of_base
             watchdog.step_done(step)
             if at_checkpoint:

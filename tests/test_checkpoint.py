@@ -1,5 +1,6 @@
 import logging
 import shutil
+from itertools import count
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def save(root, step, model, optimizer, **options):
 
 
 def newest(root):
-    return newest_checkpoint(Location.of(root), every=2)
+    return newest_checkpoint(Location.of(root), count(2, 2))
 
 
 @pytest.fixture
@@ -304,7 +305,7 @@ def test_in_object_storage_no_attempt_touches_the_files_of_another(saved):
         "step-000004.second",
     ]
     (far / "step-000004.straggler/weights/x").write(b"it goes on writing")
-    checkpoint = newest_checkpoint(far, every=2)
+    checkpoint = newest_checkpoint(far, count(2, 2))
     assert (checkpoint.step, checkpoint.location.name) == (4, "step-000004.second")
     resumed = Line()
     fresh = adamw(resumed)
@@ -319,7 +320,7 @@ def test_checkpoints_in_object_storage_are_resumed_from_as_those_on_disk(saved, 
     far = f"s3://{bucket}/runs/resume"
     save(far, 2, model, optimizer)
     save(far, 4, model, optimizer, keep=1)
-    checkpoint = newest_checkpoint(Location.of(far), every=2)
+    checkpoint = newest_checkpoint(Location.of(far), count(2, 2))
     assert checkpoint.step == 4
     assert not open_checkpoint(Location.of(f"{far}/step-000002")).resumable
     resumed = Line()

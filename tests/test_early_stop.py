@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from itertools import count
 
 import pytest
 import torch
@@ -127,7 +128,7 @@ def test_a_run_that_destroys_its_pictures_ends_early_with_its_checkpoints_and_th
 
     wild = stopping(known, learning_rate=2e-3, steps=12)
     run(wild)
-    checkpoint = newest_checkpoint(wild.state, every=2)
+    checkpoint = newest_checkpoint(wild.state, count(2, 2))
     assert 2 <= checkpoint.step < 12
     reason = over_trained(checkpoint.metrics, wild.train.early_stop)
     assert "judge_top5 of the judge select_judge fell from" in reason
@@ -148,7 +149,7 @@ def test_a_run_at_the_shipped_learning_rate_is_not_ended(known):
     from srpo_core.checkpoint import newest_checkpoint
 
     run(stopping(known))
-    metrics = newest_checkpoint(known.state, every=2).metrics
+    metrics = newest_checkpoint(known.state, count(2, 2)).metrics
     assert len(metrics) == 4
     assert [("judge_top5" in row, "base_relative_reward" in row) for row in metrics] == [
         (False, True),

@@ -14,9 +14,7 @@ STEPS = 20
 
 
 def weights(job):
-    return read_whole(
-        newest_checkpoint(job.state, every=job.train.checkpoint_every).location.path / "weights"
-    )
+    return read_whole(newest_checkpoint(job.state, job.train.checkpoint_steps).location.path / "weights")
 
 
 def largest_difference(one, other):

@@ -2,6 +2,7 @@ import json
 import math
 import time
 from dataclasses import replace
+from itertools import count
 
 import pytest
 import torch
@@ -33,11 +34,11 @@ def weights(checkpoint):
 
 def test_a_resumed_run_ends_on_the_same_bits_and_trains_only_what_was_missing(job, tmp_path):
     worker(job).run()
-    straight = newest_checkpoint(job.state, every=2)
+    straight = newest_checkpoint(job.state, count(2, 2))
     other = replace(job, state=Location.of(tmp_path / "interrupted"))
     worker(shorter(other, 2)).run()
     worker(replace(other, resume=2)).run()
-    resumed = newest_checkpoint(other.state, every=2)
+    resumed = newest_checkpoint(other.state, count(2, 2))
     assert resumed.step == straight.step == 4
     assert weights(resumed) == weights(straight)
     assert resumed.metrics == straight.metrics
@@ -49,8 +50,16 @@ def test_a_finished_run_leaves_checkpoints_samples_and_metrics_of_every_step(job
     worker(job).run()
     assert sorted(path.name for path in job.state.path.glob("step-*")) == ["step-000002", "step-000004"]
     assert len(list((job.state.path / SAMPLES).glob("*.png"))) == 2
-    metrics = newest_checkpoint(job.state, every=2).metrics
+    metrics = newest_checkpoint(job.state, count(2, 2)).metrics
     assert [set(row) for row in metrics] == [{"loss", "reward_denoise", "reward_inversion", "grad_norm"}] * 4
+
+
+def test_the_last_step_has_a_checkpoint_of_its_own_where_they_do_not_divide(job):
+    three = shorter(job, 3)
+    assert three.train.checkpoint_steps == (2, 3)
+    worker(three).run()
+    assert sorted(path.name for path in job.state.path.glob("step-*")) == ["step-000002", "step-000003"]
+    assert newest_checkpoint(job.state, three.train.checkpoint_steps).step == 3
 
 
 def test_the_shares_of_two_workers_make_up_the_batch_of_one(job):

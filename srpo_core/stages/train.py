@@ -142,9 +142,9 @@ def fit(job: TrainJob, worker: Callable[[TrainJob], None] = train_worker) -> Non
     A worker's own error is raised again here as it was.
     """
     require_cluster()
-    restarts, every = job.resources.stall.restarts, job.train.checkpoint_every
+    restarts = job.resources.stall.restarts
     for attempt in range(restarts + 1):
-        newest = newest_checkpoint(job.state, every=every)
+        newest = newest_checkpoint(job.state, job.train.checkpoint_steps)
         resume = min(newest.step, job.train.steps) if newest else 0
         if resume == job.train.steps:
             return
@@ -198,7 +198,7 @@ def export(job: TrainJob, words: WordCounts) -> None:
     """Leave each checkpoint's weights in one file, samples, and the metrics of every step as DVCLive writes them."""
     train = job.train
     shutil.rmtree(CHECKPOINTS, ignore_errors=True)  # none of a longer run before may stay
-    for step in range(train.checkpoint_every, train.steps + 1, train.checkpoint_every):
+    for step in train.checkpoint_steps:
         checkpoint = _whole_checkpoint(step_location(job.state, step))
         export_weights(checkpoint, job, step_directory(step))
         if reason := over_trained(checkpoint.metrics, train.early_stop):
@@ -214,7 +214,7 @@ def export(job: TrainJob, words: WordCounts) -> None:
         "control_words_in_prompts": words,
     }
     write_json(TRAIN_OUTCOME, outcome)
-    log.info("%d checkpoints in %s", checkpoint.step // train.checkpoint_every, CHECKPOINTS)
+    log.info("%d checkpoints in %s", train.checkpoint_steps.index(checkpoint.step) + 1, CHECKPOINTS)
 
 
 def _whole_checkpoint(location: Location) -> Checkpoint:
