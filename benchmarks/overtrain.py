@@ -93,9 +93,7 @@ def _push(
     _prepare(work, values)
     _stage(work, "embed")
     _stage(work, "train")
-    for step in range(
-        settings.train.checkpoint_every, settings.train.steps + 1, settings.train.checkpoint_every
-    ):
+    for step in settings.train.checkpoint_steps:
         target = work / f"evaluations/step-{step:06d}"
         if not (target / "decision.json").exists():
             command = ["evaluate", f"runs/train/checkpoints/step-{step:06d}", "--output", str(target)]
