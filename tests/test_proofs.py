@@ -5,7 +5,70 @@ import math
 import pytest
 import torch
 
-from srpo_core.proofs import _mean_psnr
+from srpo_core import proofs
+from srpo_core.config import ControlWords, DrawSettings, ScorerSettings
+from srpo_core.proofs import Evaluated, FormatPictures, _mean_psnr
+from srpo_core.protocols import Condition
+from srpo_core.scorers.metrics import MetricContext
+
+SIDE = 16
+
+
+class PlainBase:
+    """Draws latents of a known noise; its pictures have the reward in red and the gain's metric in green."""
+
+    latent_shape = (SIDE * SIDE, 1)
+
+    def __init__(self, *, noise=1.0, reward=0.0, gain=0.0):
+        self.noise, self.reward, self.gain = noise, reward, gain
+
+    def draw_latents(self, condition, begin, *, steps, guidance):
+        return begin * self.noise
+
+    def spatial(self, latents):
+        return latents.reshape(-1, 1, SIDE, SIDE)
+
+    def decode(self, latents):
+        colour = torch.tensor([self.reward, self.gain, 0.0]).view(1, 3, 1, 1)
+        return colour.expand(len(latents), 3, SIDE, SIDE)
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    """Of three prompts, on which the base had 0.2 of the gain's metric and the aligned model 0.6."""
+
+    def by_colour(names, images, _prompt, _context):
+        red, green, _ = images.mean((2, 3)).unbind(1)
+        known = {"reward": red, "judge_wanted": green}
+        return {name: known[name] for name in names}
+
+    monkeypatch.setattr(proofs, "measure", by_colour)
+    nothing = ScorerSettings(scorer="open_clip", path="nowhere")
+    return FormatPictures(
+        Evaluated(["crab", "rose", "owl"], base=0.2, aligned=0.6),
+        Condition(torch.zeros(3, 1, 1), torch.zeros(3, 1)),
+        0,
+        DrawSettings(steps=1, guidance=1.0, batch_size=2),
+        MetricContext(nothing, nothing, ControlWords.of(["Ink"], ["3D"])),
+        "judge_wanted",
+    )
+
+
+def test_latents_with_twice_the_noise_of_the_reference_are_half_complete(pictures):
+    assert pictures.look_at(PlainBase(noise=0.3)).completeness == 1
+    assert pictures.look_at(PlainBase(noise=0.6)).completeness == pytest.approx(0.5, rel=1e-5)
+    assert pictures.look_at(PlainBase(noise=0.15)).completeness == pytest.approx(2.0, rel=1e-5)
+
+
+def test_the_gain_that_is_kept_is_counted_from_the_base_to_the_aligned_model(pictures):
+    """Not from zero: the figures of base, aligned model and pictures all differ from each other."""
+    kept = [pictures.look_at(PlainBase(gain=figure)).gain_kept for figure in (0.6, 0.4, 0.2, 0.0)]
+    assert kept == pytest.approx([1.0, 0.5, 0.0, -0.5], abs=1e-5)
+
+
+def test_pictures_that_the_reward_likes_less_than_the_reference_have_a_negative_delta(pictures):
+    deltas = [pictures.look_at(PlainBase(reward=reward)).reward_delta for reward in (0.4, 0.2, 0.6)]
+    assert deltas == pytest.approx([0.0, -0.2, 0.2], abs=1e-6)
 
 
 def test_pictures_that_are_equal_to_the_last_bit_do_not_count_and_where_all_are_there_is_no_figure():
