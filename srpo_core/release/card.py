@@ -10,7 +10,7 @@ import yaml
 
 from srpo_core.config import Settings
 from srpo_core.quantizers import WEIGHTS
-from srpo_core.release.layout import format_files
+from srpo_core.release.layout import checkpoint_file, format_files, gguf_file
 
 PIPELINE_TAG: Final = "text-to-image"
 
@@ -45,6 +45,7 @@ def model_card(
     )
     environment.filters["literal"] = partial(json.dumps, ensure_ascii=False)
     width, head = config["num_attention_heads"] * config["attention_head_dim"], config["attention_head_dim"]
+    formats = {name: list(released.values()) for name, released in format_files(settings, proof).items()}
     return environment.get_template("model_card.md.j2").render(
         header=yaml.safe_dump(_header(settings, decision), sort_keys=False, allow_unicode=True).rstrip(),
         version=version,
@@ -53,6 +54,8 @@ def model_card(
         decision=decision,
         proof=proof,
         rows=list(_rows(settings, proof)),
+        checkpoint=checkpoint_file(formats),
+        gguf=gguf_file(formats),
         width=width,
         head=head,
         diffusers_width=DIFFUSERS_WIDTH,

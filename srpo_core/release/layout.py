@@ -1,7 +1,7 @@
 """Which file of a run becomes which file of a release."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
@@ -17,6 +17,10 @@ MODEL_INDEX: Final = "model_index.json"
 CARD: Final = "README.md"
 GRID: Final = "grid.png"
 REPORT: Final = "report.html"
+
+# The GGUF to begin with; float types are for conversion, and as large as the safetensors file.
+FIRST_GGUF: Final = "q8_0"
+WHOLE_GGUFS: Final = ("gguf_f16", "gguf_bf16")
 
 # Beside the version's content: they may differ in a comment or a sentence between two publications.
 DESCRIBING: Final = (CARD, GRID, "params.yaml", "dvc.yaml", "LICENSE", "NOTICE")
@@ -38,6 +42,27 @@ def format_files(settings: Settings, proof: Mapping[str, Any]) -> dict[str, dict
         name: {made: _released(settings.release.name, name, made) for made in figures["files"]}
         for name, figures in proof["formats"].items()
     }
+
+
+def checkpoint_file(formats: Mapping[str, Iterable[str]]) -> str:
+    """Of the released files by format the single one that diffusers and ComfyUI open alike: safetensors without scales.
+
+    A release has one: bf16's.
+    """
+    return next(
+        file
+        for name, files in formats.items()
+        for file in files
+        if "/" not in file and file.endswith(".safetensors") and not name.endswith("_scaled")
+    )
+
+
+def gguf_file(formats: Mapping[str, Iterable[str]]) -> str | None:
+    """Of the released files by format the GGUF to begin with: Q8_0, or another quantized one, or any; None without one."""
+    ggufs = {name: file for name, files in formats.items() for file in files if file.endswith(".gguf")}
+    # sorting is stable: among equals the order of the settings stays
+    order = sorted(ggufs, key=lambda name: (name != FIRST_GGUF, name in WHOLE_GGUFS))
+    return ggufs[order[0]] if order else None
 
 
 def release_files(root: Path, settings: Settings, proof: Mapping[str, Any]) -> dict[str, Path]:

@@ -1,0 +1,153 @@
+"""The model card of a full-size model: what diffusers and ComfyUI are told to open, and what hubs read."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from srpo_core.config import load_settings
+from srpo_core.quantizers import QUANTIZERS, WEIGHTS
+from srpo_core.release.card import model_card
+
+ROOT = Path(__file__).resolve().parents[2]
+FIGURES = {"relative_error": 0.01, "psnr": 31.0, "ssim": 0.97, "completeness": 1.0, "gain_kept": 0.95}
+DECISION = {"verdict": "passed", "reason": "every rule holds.", "rules": []}
+RULE = {"meaning": "it gains", "value": 0.3, "side": "at_least", "margin": 0.1, "verdict": "holds"}
+FULL_SIZE = {"num_attention_heads": 24, "attention_head_dim": 128}
+NARROW = {"num_attention_heads": 4, "attention_head_dim": 32}
+
+
+@pytest.fixture
+def settings():
+    return load_settings(ROOT / "profiles/flux1_dev.yaml")
+
+
+def proof_of(names, **changes):
+    """What stage quantize would have written of formats with these names."""
+    formats = {}
+    for name in names:
+        files = [f"{name}/model-{name}.{QUANTIZERS[name].container}"]
+        files += [f"{name}/{WEIGHTS}"] if QUANTIZERS[name].directory else []
+        formats[name] = FIGURES | {"files": {file: {"bytes": 24e9} for file in files}}
+    return {
+        "formats": formats,
+        "refused": {},
+        "lora": None,
+        "prompts": ["a red fox"],
+        "pictures": 16,
+        "gain": "relative_reward",
+    } | changes
+
+
+def card(settings, names, config=FULL_SIZE, **changes):
+    decision = DECISION | {"rules": [RULE | {"metric": name} for name in ("reward", "kid", "reward")]}
+    return model_card(
+        "flux1-dev-srpo-0",
+        settings,
+        pipeline="FluxPipeline",
+        decision=decision,
+        proof=proof_of(names, **changes),
+        config=config,
+    )
+
+
+def python_blocks(text):
+    return [ast.parse(block) for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)]
+
+
+def single_file_calls(text):
+    """The calls of from_single_file in the card's Python: (file, names of the other arguments)."""
+    nodes = [node for tree in python_blocks(text) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [
+        (ast.literal_eval(node.args[0]), {keyword.arg for keyword in node.keywords})
+        for node in nodes
+        if getattr(node.func, "attr", "") == "from_single_file"
+    ]
+
+
+def test_diffusers_is_told_to_open_the_single_file_and_the_quantized_gguf(settings):
+    (plain, options), (gguf, more) = single_file_calls(card(settings, settings.quantize.formats))
+    assert plain == "flux1-dev-srpo-bf16.safetensors"
+    assert gguf == "flux1-dev-srpo-q8_0.gguf"
+    assert more - options == {"quantization_config"}
+
+
+def test_a_scaled_file_or_a_directory_is_never_what_diffusers_is_told_to_open(settings):
+    calls = single_file_calls(card(settings, ["fp8_e4m3fn_scaled", "gguf_bf16", "q4_0", "bf16"]))
+    assert [file for file, _ in calls] == ["flux1-dev-srpo-bf16.safetensors", "flux1-dev-srpo-q4_0.gguf"]
+
+
+def test_without_a_gguf_file_none_is_spoken_of(settings):
+    text = card(settings, ["bf16", "fp8_e4m3fn"])
+    assert len(single_file_calls(text)) == 1
+    assert "gguf" not in text.lower()
+
+
+def test_every_block_of_the_card_imports_what_it_names(settings):
+    for tree in python_blocks(card(settings, settings.quantize.formats)):
+        imported = {
+            alias.asname or alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for alias in node.names
+        }
+        names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+        stored = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+        assert {node.id for node in names} <= imported | stored
+
+
+def test_a_model_of_another_width_is_not_offered_to_single_file_loaders(settings):
+    text = card(settings, settings.quantize.formats, config=NARROW)
+    assert single_file_calls(text) == []
+    assert "this one is 128 wide, so diffusers opens its\ndirectories alone" in text
+    assert "ComfyUI takes attention heads 128 wide; this model's are 32 wide" in text
+    assert "models/diffusion_models" not in text
+
+
+def test_heads_of_full_size_are_what_comfyui_takes(settings):
+    text = card(settings, settings.quantize.formats)
+    assert "put `flux1-dev-srpo-bf16.safetensors` into `models/diffusion_models`" in text
+    assert "or `flux1-dev-srpo-q8_0.gguf`\ninto `models/unet` and open `workflow-gguf.json`" in text
+    assert "ComfyUI cannot run it" not in text
+
+
+def test_the_header_has_the_licence_s_own_name_its_text_and_the_datasets(settings):
+    text = card(settings, settings.quantize.formats)
+    assert yaml.safe_load(text.split("---\n")[1]) == {
+        "base_model": "black-forest-labs/FLUX.1-dev",
+        "license": "other",
+        "license_name": "flux-1-dev-non-commercial-license",
+        "license_link": "LICENSE.md",
+        "datasets": ["ymhao/HPDv2"],
+        "pipeline_tag": "text-to-image",
+        "library_name": "diffusers",
+        "tags": ["text-to-image", "diffusers", "flux", "srpo"],
+        "metrics": ["kid", "reward"],
+    }
+    assert '`flux-1-dev-non-commercial-license`; the texts are "LICENSE.md".' in text
+
+
+def test_the_table_says_which_loader_opens_each_file(settings):
+    rows = re.findall(
+        r"^\| (\S+) \| `(.+?)` \|.*\| (.+?) \|$", card(settings, settings.quantize.formats), re.M
+    )
+    opens = {file.removeprefix("flux1-dev-srpo-"): loaders for _, file, loaders in rows}
+    assert opens["bf16.safetensors"] == opens["fp8_e4m3fn.safetensors"] == "ComfyUI, diffusers"
+    assert opens[f"transformer/{WEIGHTS}"] == "diffusers"
+    assert opens["fp8_e4m3fn_scaled.safetensors"] == "ComfyUI"
+    assert opens["q8_0.gguf"] == "ComfyUI-GGUF, diffusers"
+    assert len(rows) == len(settings.quantize.formats) + 1
+
+
+def test_a_refused_format_stands_in_the_card_with_every_reason(settings):
+    refused = {
+        "q4_0": {"refused": ["psnr 8 is below min_psnr 10", "gain_kept 0.2 is below min_gain_kept 0.7"]}
+    }
+    text = card(settings, ["bf16"], refused=refused)
+    assert (
+        "Left out: **q4_0**, because psnr 8 is below min_psnr 10; gain_kept 0.2 is below min_gain_kept 0.7.\n"
+        in text
+    )
+    assert "Left out" not in card(settings, ["bf16"])
