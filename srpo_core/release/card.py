@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import yaml
 
+from srpo_core.artifacts import LORA_FILE
 from srpo_core.config import Settings
 from srpo_core.quantizers import WEIGHTS
 from srpo_core.release.layout import checkpoint_file, format_files, gguf_file
@@ -56,6 +57,7 @@ def model_card(
         rows=list(_rows(settings, proof)),
         checkpoint=checkpoint_file(formats),
         gguf=gguf_file(formats),
+        lora_file=LORA_FILE,
         width=width,
         head=head,
         diffusers_width=DIFFUSERS_WIDTH,

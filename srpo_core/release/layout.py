@@ -12,6 +12,8 @@ from srpo_core.quantizers import WEIGHTS
 
 # The format that the release's own pipeline loads.
 PIPELINE_FORMAT: Final = "bf16"
+# What a LoRA is called among the formats, and below runs/quantize/formats.
+LORA_FORMAT: Final = "lora"
 TRANSFORMER: Final = "transformer"
 MODEL_INDEX: Final = "model_index.json"
 CARD: Final = "README.md"
@@ -60,7 +62,6 @@ def checkpoint_file(formats: Mapping[str, Iterable[str]]) -> str:
 def gguf_file(formats: Mapping[str, Iterable[str]]) -> str | None:
     """Of the released files by format the GGUF to begin with: Q8_0, or another quantized one, or any; None without one."""
     ggufs = {name: file for name, files in formats.items() for file in files if file.endswith(".gguf")}
-    # sorting is stable: among equals the order of the settings stays
     order = sorted(ggufs, key=lambda name: (name != FIRST_GGUF, name in WHOLE_GGUFS))
     return ggufs[order[0]] if order else None
 
@@ -84,7 +85,7 @@ def release_files(root: Path, settings: Settings, proof: Mapping[str, Any]) -> d
         if (root / config).is_file():
             files[f"{format_directory(name)}/config.json"] = root / config
     if proof["lora"] is not None:
-        files[artifacts.LORA_FILE] = existing(root, artifacts.QUANTIZED / "lora" / artifacts.LORA_FILE)
+        files[artifacts.LORA_FILE] = existing(root, artifacts.QUANTIZED / LORA_FORMAT / artifacts.LORA_FILE)
     files |= {
         REPORT: existing(root, artifacts.REPORT),
         "decision.json": existing(root, artifacts.DECISION),

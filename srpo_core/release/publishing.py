@@ -19,10 +19,13 @@ from srpo_core.release.layout import (
     CARD,
     DESCRIBING,
     GRID,
+    LORA_FORMAT,
     REPORT,
     TRANSFORMER,
+    checkpoint_file,
     existing,
     format_files,
+    gguf_file,
     pipeline_class,
     release_files,
 )
@@ -155,7 +158,7 @@ def _assemble(
         "created_at": _now(),
         "content": content_digest(entries, entries.keys() - set(DESCRIBING)),
         "files": entries,
-        "formats": formats,
+        "formats": formats | _lora(proof),
         "git": git_state(root),
         "environment": environment(root),
         "decision": decision,
@@ -167,15 +170,19 @@ def _assemble(
     return files, manifest
 
 
+def _lora(proof: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The LoRA as one of the formats, if there is one: it can be pulled, and has no figures of its own."""
+    return {LORA_FORMAT: [artifacts.LORA_FILE]} if proof["lora"] is not None else {}
+
+
 def _workflows(
     grid: Path, formats: Mapping[str, Sequence[str]], call: Mapping[str, Any], scratch: Path
 ) -> dict[str, Path]:
     """ComfyUI's workflows for the released files, and the grid that carries the first."""
-    singles = [file for files in formats.values() for file in files if "/" not in file]
-    chosen = {"workflow.json": next(file for file in singles if file.endswith(".safetensors"))}
-    ggufs = [file for file in singles if file.endswith(".gguf")]
-    if ggufs:
-        chosen["workflow-gguf.json"] = ggufs[0]
+    chosen = {"workflow.json": checkpoint_file(formats)}
+    gguf = gguf_file(formats)
+    if gguf is not None:
+        chosen["workflow-gguf.json"] = gguf
     for name, weights in chosen.items():
         (scratch / name).write_text(workflow_text(weights, call), encoding="utf-8")
     with_workflow(grid, scratch / GRID, chosen["workflow.json"], call)

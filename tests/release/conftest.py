@@ -82,11 +82,41 @@ def record(root):
     assert done.returncode == 0, done.stderr
 
 
-def run_quantize(root):
-    """The stage itself, on a checkpoint a little away from the base."""
+def step_away(directory):
+    """Leave a checkpoint a little away from the base."""
+    from diffusers import FluxTransformer2DModel
+
+    torch.manual_seed(0)
+    model = FluxTransformer2DModel.from_pretrained(BASE / "transformer", torch_dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 2e-4)
+    model.save_pretrained(directory)
+
+
+def adapt(directory):
+    """Leave a checkpoint that has adapters merged into it, and these beside it, as training of adapters does."""
+    from srpo_core.checkpoint import trained
+    from srpo_core.config import LoraSettings, load_settings
+    from srpo_core.models import load_base
+    from srpo_core.models.lora import add_lora, initialize_lora, merge_lora, write_lora
+
+    lora = LoraSettings(rank=2, alpha=4, targets=["to_q", "proj_out"], frozen="float32")
+    model = load_settings().model
+    adapted, merged = load_base(model).transformer, load_base(model).transformer
+    add_lora(adapted, lora)
+    initialize_lora(adapted, seed=0)
+    torch.manual_seed(0)
+    adapters = {name: value + torch.randn_like(value) * 0.01 for name, value in trained(adapted).items()}
+    merge_lora(merged, adapters, lora)
+    merged.save_pretrained(directory)
+    write_lora(adapters, lora, directory)
+
+
+def run_quantize():
+    """The stage itself, on the checkpoint of step 10."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from diffusers import FluxTransformer2DModel
 
     from srpo_core import artifacts
     from srpo_core.config import load_settings
@@ -94,12 +124,6 @@ def run_quantize(root):
     from srpo_core.models.embeddings import write_embeddings
     from srpo_core.stages import quantize
 
-    torch.manual_seed(0)
-    model = FluxTransformer2DModel.from_pretrained(BASE / "transformer", torch_dtype=torch.float32)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 2e-4)
-    model.save_pretrained(artifacts.step_directory(10))
     artifacts.write_json(artifacts.SELECTION, {"step": 10, "checkpoint": str(artifacts.step_directory(10))})
     settings = load_settings()
     prompts = ["tiger face", "red apple"]
@@ -109,7 +133,7 @@ def run_quantize(root):
         for name, figure in (("base", 0.0), ("aligned", 1e-3))
         for prompt in prompts
     ]
-    artifacts.FIGURES.parent.mkdir(parents=True)
+    artifacts.FIGURES.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), artifacts.FIGURES)
     artifacts.write_json(artifacts.EVALUATION_SUMMARY, {"means": {"aligned": {"judge_wanted": 1e-3}}})
     parts = ("seed", "model", "reward", "judge", "control_words", "draw", "quantize", "resources")
@@ -135,7 +159,8 @@ def reproduced(tmp_path_factory):
         artifacts.REPORT.parent.mkdir(parents=True)
         artifacts.REPORT.write_text(f"<title>report</title>{FORMATS_MARK}")
         Image.new("RGB", (8, 8), "red").save(artifacts.GRID)
-        run_quantize(root)
+        step_away(artifacts.step_directory(10))
+        run_quantize()
     (root / ".gitignore").write_text("/runs\n/.dvc/site\n/.dvc/cache\n/.dvc/tmp\n")
     (root / ".dvc").mkdir()
     (root / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
@@ -160,3 +185,38 @@ def release(reproduced, tmp_path_factory):
 
     store = open_store(str(tmp_path_factory.mktemp("published") / "store"))
     return store, publish(store, root=reproduced, who="tester", why="first")
+
+
+@pytest.fixture(scope="session")
+def adapted_release(reproduced, tmp_path_factory):
+    """A release of trained adapters of which a limit refused fp8_e4m3fn, only to be read: (store, publication).
+
+    Its GGUF files are one of a float type and, behind it, a quantized one.
+    """
+    from srpo_core import artifacts
+    from srpo_core.release import publish
+    from srpo_core.storage import open_store
+
+    root = Path(shutil.copytree(reproduced, tmp_path_factory.mktemp("adapted") / "project"))
+    settings = yaml.safe_load((root / "params.yaml").read_text())
+    loose = settings["quantize"]["formats"]["bf16"]
+    settings["quantize"] |= {
+        "num_prompts": 1,
+        "formats": {
+            "gguf_bf16": loose,
+            "q5_0": loose,
+            "fp8_e4m3fn": loose | {"min_psnr": 200},
+            "bf16": loose,
+        },
+    }
+    settings["draw"]["steps"] = 2
+    (root / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        shutil.rmtree(artifacts.QUANTIZED.parent)
+        shutil.rmtree(artifacts.step_directory(10))
+        adapt(artifacts.step_directory(10))
+        run_quantize()
+    record(root)
+    store = open_store(str(tmp_path_factory.mktemp("published") / "store"))
+    return store, publish(store, root=root)

@@ -141,6 +141,17 @@ def test_the_table_says_which_loader_opens_each_file(settings):
     assert len(rows) == len(settings.quantize.formats) + 1
 
 
+def test_a_lora_has_lines_that_load_it_in_diffusers_and_in_comfyui(settings):
+    lora = {"rank": 32, "layers": 494, "bytes": 180.2e6}
+    text = card(settings, ["bf16"], lora=lora)
+    assert "(format `lora`, rank 32, 494 layers, 180.2 MB)" in text
+    assert 'FluxPipeline.from_pretrained("black-forest-labs/FLUX.1-dev", torch' in text
+    assert 'pipe.load_lora_weights(".", weight_name="pytorch_lora_weights.safetensors")' in text
+    assert "put it into `models/loras`" in text
+    assert "models/loras" not in card(settings, ["bf16"], config=NARROW, lora=lora)
+    assert "lora" not in card(settings, ["bf16"]).lower()
+
+
 def test_a_refused_format_stands_in_the_card_with_every_reason(settings):
     refused = {
         "q4_0": {"refused": ["psnr 8 is below min_psnr 10", "gain_kept 0.2 is below min_gain_kept 0.7"]}
