@@ -30,6 +30,7 @@ __all__ = [
 QUANTIZERS: Final[Mapping[str, Format]] = MappingProxyType(
     {
         "bf16": bf16.FORMAT,
+        "bf16_single": bf16.SINGLE,
         "fp16": fp16.FORMAT,
         "fp8_e4m3fn": fp8.PLAIN,
         "fp8_e4m3fn_scaled": fp8.SCALED,

@@ -3,6 +3,7 @@
 import ctypes
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -197,4 +198,5 @@ def encoding_for_row(name: str, row_items: int) -> Encoding:
     encoding = encoding_of(name)
     if row_items % encoding.block == 0:
         return encoding
-    return encoding_for_row(FALLBACKS[name], row_items) if name in FALLBACKS else F16
+    other = encoding_for_row(FALLBACKS[name], row_items) if name in FALLBACKS else F16
+    return replace(other, meant=name)

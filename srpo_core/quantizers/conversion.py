@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 MATRIX: Final = 2
 SCALE_SUFFIX: Final = "_scale"
-# Errors are measured on so many chunks of a tensor, at even distances; of a small tensor, on all of it.
+# Errors are measured on at most so many chunks of a tensor, at even distances; of a small tensor, on all of it.
 MEASURED_CHUNKS: Final = 2
 
 
@@ -58,7 +58,7 @@ class Loss:
 
     relative_error: ‖stored − weights‖ / ‖weights‖; clipped, zeroed: shares of the weights beyond the type's
     largest value, and of those other than 0 that became 0; measured: how many weights were looked at for the
-    error and the zeros.
+    error and the zeros; meant: the format's type where `dtype` replaces it, because it does not fit the rows.
     """
 
     dtype: str
@@ -67,6 +67,7 @@ class Loss:
     clipped: float
     zeroed: float
     measured: int
+    meant: str | None = None
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def _write_tensor(
     shape = checkpoint.shape(name, bfl=output.bfl)
     encoding = output.format.encoding(joint.bfl, shape)
     if checkpoint.stored_as(name, encoding.name, bfl=output.bfl):
-        return _copy_tensor(checkpoint, file, output, name)
+        return _copy_tensor(checkpoint, file, output, name, meant=encoding.meant)
     scale = 1.0
     if encoding.scaled:
         largest = max(chunk.largest for chunk in checkpoint.chunks(name, bfl=output.bfl))
@@ -172,14 +173,16 @@ def _write_tensor(
     return losses.result()
 
 
-def _copy_tensor(checkpoint: FluxCheckpoint, file: HashedFile, output: _Output, name: str) -> Loss:
+def _copy_tensor(
+    checkpoint: FluxCheckpoint, file: HashedFile, output: _Output, name: str, *, meant: str | None
+) -> Loss:
     """A tensor that is stored in the wanted type already: nothing is computed, and nothing is lost."""
     dtype, weights = "", 0
     for chunk in checkpoint.chunks(name, bfl=output.bfl):
         file.write(chunk.stored)
         dtype, weights = chunk.dtype, weights + chunk.stored.size
     _pad(file, output)
-    return Loss(dtype, weights, relative_error=0.0, clipped=0.0, zeroed=0.0, measured=weights)
+    return Loss(dtype, weights, relative_error=0.0, clipped=0.0, zeroed=0.0, measured=weights, meant=meant)
 
 
 def _pad(file: HashedFile, output: _Output) -> None:
@@ -192,7 +195,7 @@ class _Losses:
 
     def __init__(self, encoding: Encoding, weights: int, scale: float) -> None:
         self._encoding, self._weights, self._scale = encoding, weights, scale
-        self._every = max(1, -(-weights // CHUNK) // MEASURED_CHUNKS)
+        self._every = max(1, -(-weights // (CHUNK * MEASURED_CHUNKS)))
         self._chunks = self._clipped = self._zeroed = self._measured = 0
         self._error = self._norm = 0.0
 
@@ -203,7 +206,9 @@ class _Losses:
         # the scale was rounded, so that the largest weight may stand one rounding above the limit
         if not self._encoding.scaled and chunk.largest > limit:
             self._clipped += int(np.count_nonzero(np.abs(chunk.float32) > limit))
-        if self._chunks % self._every == 0:
+        # a joined tensor comes in more chunks than its size asks for
+        room = self._measured + chunk.stored.size <= CHUNK * MEASURED_CHUNKS
+        if self._chunks % self._every == 0 and room:
             exact = chunk.float32
             stored = self._encoding.decode(encoded) * np.float32(self._scale)  # a new array
             # a zero is a zero in every type
@@ -223,6 +228,7 @@ class _Losses:
             clipped=self._clipped / max(self._weights, 1),
             zeroed=self._zeroed / max(self._measured, 1),
             measured=self._measured,
+            meant=self._encoding.meant,
         )
 
 

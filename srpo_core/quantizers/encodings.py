@@ -29,7 +29,8 @@ class Encoding:
 
     name: as the container spells it; block, block_bytes: weights per block and its size; largest: magnitudes
     above it are clipped; encoder: from a tensor's scale to the function that encodes its chunks; decode: the
-    float32 values of encoded bytes, without the scale; scaled: one scale per tensor is stored beside it.
+    float32 values of encoded bytes, without the scale; scaled: one scale per tensor is stored beside it; meant:
+    the type that this one replaces where that does not fit a tensor's rows.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Encoding:
     encoder: "Callable[[float], Encoder]"
     decode: "Callable[[Array], Array]"
     scaled: bool = False
+    meant: str | None = None
 
     def num_bytes(self, weights: int) -> int:
         """Bytes of so many weights."""

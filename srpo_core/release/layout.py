@@ -49,7 +49,7 @@ def format_files(settings: Settings, proof: Mapping[str, Any]) -> dict[str, dict
 def checkpoint_file(formats: Mapping[str, Iterable[str]]) -> str:
     """Of the released files by format the single one that diffusers and ComfyUI open alike: safetensors without scales.
 
-    A release has one: bf16's.
+    A release has at least bf16's.
     """
     return next(
         file

@@ -162,6 +162,7 @@ class _Figures:
                 name: [loss.dtype, _figure(loss.relative_error), _figure(loss.clipped), _figure(loss.zeroed)]
                 for name, loss in single.items()
             },
+            "meant": {name: loss.meant for name, loss in single.items() if loss.meant is not None},
         } | {name: _figure(value) for name, value in measured.items()}
 
 

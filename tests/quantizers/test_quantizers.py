@@ -22,11 +22,15 @@ from srpo_core.quantizers import (
     read_directory,
     read_file,
 )
+from srpo_core.quantizers.conversion import _Losses, num_weights
+from srpo_core.quantizers.encodings import BF16
+from srpo_core.quantizers.flux_checkpoint import CHUNK, Chunk
 from srpo_core.quantizers.key_map import HIGH_PRECISION
 
 # Relative output errors at hidden width 256, 2 + 2 blocks, measured in diffusers and ComfyUI.
 FACTS = {
     "bf16": 4.2e-3,
+    "bf16_single": 4.2e-3,
     "fp16": 4.8e-4,
     "fp8_e4m3fn": 3.4e-2,
     "fp8_e4m3fn_scaled": 3.4e-2,
@@ -124,6 +128,12 @@ def test_a_scaled_file_names_its_layers_in_comfyui_s_metadata_and_uses_the_whole
         assert float(stored[f"{layer}.weight"].float().abs().max()) == 448
 
 
+def test_bf16_single_is_the_single_file_of_bf16_and_nothing_else(written):
+    (single,) = written["bf16_single"]
+    assert single.path.name == "model-bf16_single.safetensors"
+    assert single.sha256 == written["bf16"][0].sha256
+
+
 def test_a_plain_file_has_no_scales_and_no_metadata_of_them(written):
     with safe_open(written["fp8_e4m3fn"][0].path, framework="pt") as file:
         assert "_quantization_metadata" not in file.metadata()
@@ -201,6 +211,17 @@ def test_every_format_is_written_with_the_same_bytes_twice(name, written, checkp
     assert [file.sha256 for file in again[name]] == [file.sha256 for file in written[name]]
 
 
+@pytest.mark.parametrize("names", [["bf16"], ["fp8_e4m3fn_scaled", "q8_0"], ["bf16", "fp16", "q5_0"]])
+def test_the_bar_ends_full_for_any_choice_of_formats(names, checkpoint, tmp_path):
+    source, formats = open_flux(checkpoint), {name: QUANTIZERS[name] for name in names}
+    advanced = []
+    convert(source, formats, tmp_path, stem="m", advance=advanced.append)
+    weights = sum(tensor.numel() for tensor in load_file(checkpoint / WEIGHTS).values())
+    files = sum(1 + formats[name].directory for name in names)
+    assert sum(advanced) == num_weights(source, formats) == weights * files
+    assert min(advanced) > 0
+
+
 def test_rows_that_no_super_block_divides_fall_back_as_in_llama_cpp():
     def dtype(name, columns):
         return QUANTIZERS[name].encoding("double_blocks.0.img_attn.proj.weight", (64, columns)).name
@@ -208,6 +229,26 @@ def test_rows_that_no_super_block_divides_fall_back_as_in_llama_cpp():
     assert [dtype(name, 256) for name in ("q6_k", "q5_k_m", "q4_k_m")] == ["Q6_K", "Q5_K", "Q4_K"]
     assert [dtype(name, 96) for name in ("q6_k", "q5_k_m", "q4_k_m")] == ["Q8_0", "Q5_1", "Q5_0"]
     assert [dtype(name, 24) for name in ("q6_k", "q8_0", "q4_0")] == ["F16", "F16", "F16"]
+
+
+def test_a_type_that_replaces_another_says_which_was_meant():
+    def meant(name, columns):
+        return QUANTIZERS[name].encoding("double_blocks.0.img_attn.proj.weight", (64, columns)).meant
+
+    assert [meant("q4_k_m", columns) for columns in (256, 96, 24)] == [None, "Q4_K", "Q4_K"]
+    assert [meant("q8_0", columns) for columns in (256, 24)] == [None, "Q8_0"]
+
+
+@pytest.mark.parametrize("sizes", [[CHUNK] * count for count in range(1, 12)] + [[CHUNK, CHUNK // 10] * 3])
+def test_errors_are_measured_on_two_chunks_of_a_tensor_at_most_and_on_all_of_a_small_one(sizes):
+    losses = _Losses(BF16, sum(sizes), 1.0)
+    values = np.ones(CHUNK, np.float32)
+    for size in sizes:
+        chunk = Chunk(values[:size], "F32")
+        losses.add(chunk, BF16.encoder(1.0)(chunk))
+    measured = losses.result().measured
+    assert min(sum(sizes), CHUNK + CHUNK // 10) <= measured <= 2 * CHUNK == 524_288
+    assert measured == sum(sizes) or len(sizes) > 2
 
 
 def test_a_k_type_without_ggml_names_the_package_to_install(monkeypatch):
@@ -223,7 +264,9 @@ def test_a_k_type_without_ggml_names_the_package_to_install(monkeypatch):
 
 def test_names_of_formats_ignore_letter_case_and_an_unknown_one_lists_the_known():
     assert list(chosen_quantizers(["BF16", "Q8_0", "fp8_E4M3fn"])) == ["bf16", "q8_0", "fp8_e4m3fn"]
-    with pytest.raises(ConfigError, match=r"unknown quantizer 'q9': known are bf16, fp16, .*q8_0"):
+    with pytest.raises(
+        ConfigError, match=r"unknown quantizer 'q9': known are bf16, bf16_single, fp16, .*q8_0"
+    ):
         chosen_quantizers(["q9"])
     with pytest.raises(ConfigError, match="bf16 is named twice"):
         chosen_quantizers(["bf16", "BF16"])
@@ -245,7 +288,6 @@ def test_a_format_is_written_from_bfloat16_as_exactly_as_torch_would(written, tm
 
 def test_fp8_agrees_with_torch_on_every_bfloat16_value_below_the_clamp():
     from srpo_core.quantizers.encodings import FP8, float8_bits
-    from srpo_core.quantizers.flux_checkpoint import Chunk
 
     bits = np.arange(1 << 16, dtype=np.uint16)
     values = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
@@ -261,7 +303,6 @@ def test_fp8_agrees_with_torch_on_every_bfloat16_value_below_the_clamp():
 @pytest.mark.parametrize("scale", [0.37 / 448, 1.9e-4, 3.0])
 def test_a_scaled_fp8_agrees_with_torch_s_division_and_cast_on_every_bfloat16_value(scale):
     from srpo_core.quantizers.encodings import FP8_SCALED
-    from srpo_core.quantizers.flux_checkpoint import Chunk
 
     bits = np.arange(1 << 16, dtype=np.uint16)
     values = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).float()
@@ -288,7 +329,6 @@ def test_q8_0_is_gguf_s_own_but_for_exact_halves(dtype):
     from gguf import GGMLQuantizationType, quants
 
     from srpo_core.quantizers.blocks import encoding_of
-    from srpo_core.quantizers.flux_checkpoint import Chunk
 
     values = np.random.default_rng(0).standard_normal(1 << 17, dtype=np.float32)
     values[:32] = 0
@@ -308,7 +348,6 @@ def test_q8_0_is_gguf_s_own_but_for_exact_halves(dtype):
 def test_q8_0_of_bfloat16_is_that_of_the_same_weights_in_float32_for_every_magnitude():
     """The steps that are looked up are those that are computed."""
     from srpo_core.quantizers.blocks import encoding_of
-    from srpo_core.quantizers.flux_checkpoint import Chunk
 
     largest = np.arange(0x0400, 0x7F80, dtype=np.uint32)  # below, the inverse of the step is infinite
     places = np.random.default_rng(0).integers(0, 32, largest.size)
@@ -340,7 +379,6 @@ def test_what_is_stored_in_the_wanted_type_already_is_copied_and_loses_nothing(n
 @pytest.mark.parametrize("name", ["Q4_K", "Q5_K", "Q6_K"])
 def test_what_ggml_writes_gguf_py_reads_back_close_to_the_weights(name):
     from srpo_core.quantizers.blocks import encoding_of
-    from srpo_core.quantizers.flux_checkpoint import Chunk
 
     values = np.random.default_rng(0).standard_normal(1 << 12, dtype=np.float32)
     encoding = encoding_of(name)

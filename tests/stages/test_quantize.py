@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from gguf import GGUFReader
 
 from srpo_core import artifacts
 from srpo_core.config import (
@@ -127,6 +128,24 @@ def test_each_format_is_written_proven_and_recorded_tensor_by_tensor(road):
     assert 0.02 < error < 0.04
     assert clipped == 0
     assert 0 <= zeroed < 0.2
+
+
+def test_rows_that_no_super_block_divides_are_proven_in_their_replacing_type_which_the_proof_names(road):
+    """The tiny base is 128 wide: of its rows only those of the MLP's outputs are as long as ggml's 256."""
+    run(formats("bf16", "q4_k_m"))
+    figures = proof()["formats"]["q4_k_m"]
+    kinds = {name: dtype for name, (dtype, *_) in figures["tensors"].items()}
+    assert kinds["double_blocks.0.img_attn.qkv.weight"] == "Q5_1"
+    assert kinds["double_blocks.0.img_mlp.0.weight"] == "Q5_0"
+    assert kinds["single_blocks.0.linear2.weight"] == "Q5_0"
+    assert kinds["double_blocks.0.img_mlp.2.weight"] == "Q4_K"
+    expected = {"Q5_1": "Q5_K", "Q5_0": "Q4_K"}
+    assert figures["meant"] == {name: expected[kind] for name, kind in kinds.items() if kind in expected}
+    assert proof()["formats"]["bf16"]["meant"] == {}
+    path = artifacts.QUANTIZED / "q4_k_m/model-q4_k_m.gguf"
+    assert {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(path).tensors} == kinds
+    # computed from what gguf-py read: between what Q8_0 and Q4_0 lose
+    assert 4e-2 < figures["relative_error"] < 0.1
 
 
 def test_without_the_gpu_that_the_resources_ask_for_nothing_is_written(road, monkeypatch):
@@ -248,7 +267,9 @@ def test_a_name_in_capitals_is_the_same_format(road):
 
 
 def test_an_unknown_format_lists_the_known_ones(road):
-    with pytest.raises(ConfigError, match=r"unknown quantizer 'q9': known are bf16, fp16, fp8_e4m3fn, "):
+    with pytest.raises(
+        ConfigError, match=r"unknown quantizer 'q9': known are bf16, bf16_single, fp16, fp8_e4m3fn, "
+    ):
         run(formats("q9"))
 
 
