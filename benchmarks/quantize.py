@@ -1,11 +1,12 @@
 """How fast, and in how much memory, is a checkpoint written in each format? Whole processes, imports included.
 
-python benchmarks/quantize.py                       every row, 3.19 GB of bfloat16
-python benchmarks/quantize.py --size 9 --format fp8_e4m3fn
+python benchmarks/quantize.py                       every row, 3.19 GB of bfloat16; the peak at 9 GB beside it
+python benchmarks/quantize.py --format q8_0 --larger 0
 
 Makes a FLUX-shaped checkpoint (width 3072, random weights) of the given size in --work, quantizes it by
 `srpo quantize` and, as the yardstick, by safetensors' load_file / .to(float8_e4m3fn) / save_file; prints one
-JSON line per run and deletes what it made.
+JSON line per run and deletes what it made. Then the first format again from a larger checkpoint, and a line
+with both peaks of memory: streaming holds if they are equal.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -35,15 +37,6 @@ from safetensors.torch import load_file, save_file
 state = load_file(sys.argv[1])
 save_file({name: value.to(torch.float8_e4m3fn) for name, value in state.items()}, sys.argv[2])
 """
-MOVE_KEYS = """
-import sys
-from srpo_core.quantizers.conversion import Format, convert
-from srpo_core.quantizers.encodings import BF16
-from srpo_core.quantizers.flux_checkpoint import open_flux
-from pathlib import Path
-one_file = Format(lambda name, shape: BF16, "safetensors")
-convert(open_flux(Path(sys.argv[1])), {"bf16": one_file}, Path(sys.argv[2]), stem="model")
-"""
 
 
 def main() -> None:
@@ -52,31 +45,38 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", type=float, default=3.19, help="GB of the bfloat16 checkpoint")
+    parser.add_argument(
+        "--larger", type=float, default=9.0, help="GB of a second checkpoint, for the peak alone; 0: none"
+    )
     parser.add_argument("--format", action="append", choices=FORMATS, help="only these rows")
     parser.add_argument("--no-yardstick", action="store_true", help="leave the usual way out")
     parser.add_argument("--work", type=Path, help="directory with space for twice the size")
     arguments = parser.parse_args()
-    with TemporaryDirectory(prefix="quantize-", dir=arguments.work) as scratch:
-        source = Path(scratch) / "source"
-        size = make_checkpoint(source, arguments.size)
-        if not arguments.no_yardstick:
-            show(
-                YARDSTICK,
-                size,
-                measure(["-c", LOAD_CAST_SAVE, source / WEIGHTS, Path(scratch) / "yardstick"]),
-            )
-            (Path(scratch) / "yardstick").unlink()
-        for name in arguments.format or FORMATS:
-            out = Path(scratch) / "out"
-            show(name, size, measure(command(name, source, out)))
+    names = arguments.format or FORMATS
+    peaks = rows(arguments.size, names, arguments.work, yardstick=not arguments.no_yardstick)[:1]
+    if arguments.larger:
+        peaks += rows(arguments.larger, names[:1], arguments.work, yardstick=False)
+        sizes, resident = zip(*peaks, strict=True)
+        print(json.dumps({"row": f"peak of {names[0]}", "input_gb": sizes, "peak_rss_gb": resident}))
+
+
+def rows(
+    gigabytes: float, names: Sequence[str], work: Path | None, *, yardstick: bool
+) -> list[tuple[float, float]]:
+    """Print a row per format of a checkpoint of this size; returns GB of input and of the peak of each."""
+    peaks = []
+    with TemporaryDirectory(prefix="quantize-", dir=work) as scratch:
+        source, out = Path(scratch) / "source", Path(scratch) / "out"
+        size = make_checkpoint(source, gigabytes)
+        if yardstick:
+            show(YARDSTICK, size, measure(["-c", LOAD_CAST_SAVE, source / WEIGHTS, out]))
+            out.unlink()
+        for name in names:
+            figures = measure(["-m", "srpo_core", "quantize", source, "--format", name, "--out", out])
+            show(name, size, figures)
+            peaks.append((round(size / 1e9, 3), round(figures["peak_rss_gb"], 3)))
             shutil.rmtree(out)
-
-
-def command(name: str, source: Path, out: Path) -> list[str | Path]:
-    """Arguments of Python for one row. bf16_single: the BFL-named file alone, without the diffusers directory."""
-    if name == "bf16_single":
-        return ["-c", MOVE_KEYS, source, out]
-    return ["-m", "srpo_core", "quantize", source, "--format", name, "--out", out]
+    return peaks
 
 
 def measure(arguments: list[str | Path]) -> dict[str, float]:
@@ -109,11 +109,16 @@ def make_checkpoint(directory: Path, gigabytes: float) -> int:
     """Write a diffusers directory of about so many GB in bfloat16; returns the bytes of its weights."""
     single = max(1, round((gigabytes - REST) / (SINGLE + DOUBLE / 3)))
     double = max(1, round((gigabytes - REST - single * SINGLE) / DOUBLE))
+    return write_checkpoint(directory, double, single)
+
+
+def write_checkpoint(directory: Path, double: int, single: int, *, hidden: int = HIDDEN) -> int:
+    """Write a diffusers directory of so many blocks in bfloat16; returns the bytes of its weights."""
     architecture = Architecture(double, single, guidance=True)
     shapes = {
-        f"{name}": shape
+        name: shape
         for joint in architecture.joints()
-        for name, shape in shapes_of(joint.bfl, joint.diffusers)
+        for name, shape in shapes_of(joint.bfl, joint.diffusers, hidden)
     }
     entries = [Entry(name, "BF16", shape, 2 * int(np.prod(shape))) for name, shape in sorted(shapes.items())]
     directory.mkdir(parents=True)
@@ -124,7 +129,7 @@ def make_checkpoint(directory: Path, gigabytes: float) -> int:
         "guidance_embeds": True,
         "in_channels": CHANNELS,
         "joint_attention_dim": JOINT,
-        "num_attention_heads": HIDDEN // HEAD,
+        "num_attention_heads": hidden // HEAD,
         "num_layers": double,
         "num_single_layers": single,
         "pooled_projection_dim": POOLED,
@@ -143,24 +148,24 @@ def make_checkpoint(directory: Path, gigabytes: float) -> int:
     return sum(entry.num_bytes for entry in entries)
 
 
-def shapes_of(bfl: str, diffusers: tuple[str, ...]) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the diffusers tensors of one BFL tensor of a FLUX.1."""
+def shapes_of(bfl: str, diffusers: tuple[str, ...], hidden: int) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the diffusers tensors of one BFL tensor of a FLUX of this width."""
     layer, _, kind = bfl.rpartition(".")
-    mlp = 4 * HIDDEN
-    rows, columns = {
-        "img_in": (HIDDEN, CHANNELS),
-        "txt_in": (HIDDEN, JOINT),
-        "in_layer": (HIDDEN, POOLED if "vector" in layer else TIME),
-        "lin": (HIDDEN * (3 if "single" in layer else 6), HIDDEN),
-        "0": (mlp, HIDDEN),
-        "2": (HIDDEN, mlp),
-        "linear2": (HIDDEN, HIDDEN + mlp),
-        "linear": (CHANNELS, HIDDEN),
-        "1": (2 * HIDDEN, HIDDEN),
-    }.get(layer.rpartition(".")[2], (HIDDEN, HIDDEN))
+    mlp = 4 * hidden
+    height, columns = {
+        "img_in": (hidden, CHANNELS),
+        "txt_in": (hidden, JOINT),
+        "in_layer": (hidden, POOLED if "vector" in layer else TIME),
+        "lin": (hidden * (3 if "single" in layer else 6), hidden),
+        "0": (mlp, hidden),
+        "2": (hidden, mlp),
+        "linear2": (hidden, hidden + mlp),
+        "linear": (CHANNELS, hidden),
+        "1": (2 * hidden, hidden),
+    }.get(layer.rpartition(".")[2], (hidden, hidden))
     if kind == "scale":
         return [(diffusers[0], (HEAD,))]
-    heights = [mlp if name.split(".")[-2] == "proj_mlp" else rows for name in diffusers]
+    heights = [mlp if name.split(".")[-2] == "proj_mlp" else height for name in diffusers]
     return [
         (name, (height, columns) if kind == "weight" else (height,))
         for name, height in zip(diffusers, heights, strict=True)
