@@ -44,7 +44,7 @@ check: $(STAMP) ## format, lint, types, floors
 test: $(STAMP) ## unit tests, parity, one run of the road, with coverage
 	pytest -m "$(QUICK)" --cov --cov-report=term:skip-covered
 
-test-all: $(STAMP) ## adds the slow ones: stages, servers, browser, S3
+test-all: $(STAMP) ## adds the slow ones: stages, servers, kills, browser, S3
 	pytest -m "$(ALL)" --durations=15
 
 test-distributed: $(STAMP) ## several workers learn what one learns: needs a machine with nothing else to do

@@ -86,7 +86,8 @@ def _weights(settings: Settings) -> Iterator[tuple[bool, str]]:
             gone = missing_files(path, entry)
             unknown = sum(digest is None for digest in entry.files.values())
             detail = (
-                f"{len(gone)} of {len(entry.files)} files are missing, first {gone[0]}: run 'srpo fetch'"
+                f"{len(gone)} of {len(entry.files)} files are missing, first {gone[0]}: run 'srpo fetch' with "
+                "the same --profile"
                 if gone
                 else f"all {len(entry.files)} files of {entry.repo} are there ('srpo fetch' holds them to their digests; "
                 f"{unknown} have none yet)"
@@ -109,7 +110,10 @@ def _data(settings: Settings) -> tuple[bool, str]:
 
 def _disk(_: Settings) -> tuple[bool, str]:
     free = shutil.disk_usage(Path.cwd()).free / GB
-    return free > LEAST_FREE_GB, f"{free:.0f} GB free here ({LEAST_FREE_GB} GB are needed)"
+    return (
+        free > LEAST_FREE_GB,
+        f"{free:.0f} GB free here ({LEAST_FREE_GB} GB are needed beside weights and checkpoints)",
+    )
 
 
 def _store(_: Settings) -> tuple[bool, str]:

@@ -107,7 +107,7 @@ class Worker:
 
     def _run(self, writer: CheckpointWriter, watchdog: Watchdog) -> None:
         # what the judge sees takes as long as it has pictures: no step, and no stall
-        with watchdog.paused():
+        with watchdog.between_steps():
             of_base = {} if self.metrics else self._judged(BASE)
         for step in range(len(self.metrics) + 1, self.job.train.steps + 1):
             if over_trained(self.metrics, self.job.train.early_stop):
@@ -116,14 +116,14 @@ class Worker:
             row = self.step(step) | of_base
             watchdog.step_done(step)
             if at_checkpoint:
-                with watchdog.paused():
+                with watchdog.between_steps():
                     row |= self._judged()
             self.metrics.append(row)
             of_base = {}
             if self.rank == 0:
                 self.job.state.append(PROGRESS, json.dumps({"step": step, **row}))
             if at_checkpoint:
-                with watchdog.paused():
+                with watchdog.between_steps():
                     self._save(step, writer)
 
     def step(self, step: int) -> dict[str, float]:

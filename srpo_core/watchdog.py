@@ -28,7 +28,7 @@ class Watchdog:
     """Ends this process when a step takes `factor` times the median step, and at least `least_seconds`.
 
     state: where the ranks of an attempt say where they stood; end: how to end the process. A first step, which
-    loads and compiles, may take `factor` times `least_seconds`.
+    loads and compiles, and what is done between steps may take `factor` times `least_seconds`.
     """
 
     state: Location
@@ -41,6 +41,7 @@ class Watchdog:
     _steps: list[float] = field(default_factory=list, init=False)
     _step: int = field(default=0, init=False)
     _since: float = field(default=0.0, init=False)
+    _between: bool = field(default=False, init=False)
     _ended: threading.Event = field(default_factory=threading.Event, init=False)
 
     def __enter__(self) -> Self:
@@ -61,16 +62,16 @@ class Watchdog:
         self._step, self._since = step, now
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Do not count what happens in here: a checkpoint takes as long as the storage does."""
-        self._since = float("inf")
+    def between_steps(self) -> Iterator[None]:
+        """What happens in here is no step: a checkpoint takes as long as the storage does, but not for ever."""
+        self._since, self._between = time.monotonic(), True
         yield
-        self._since = time.monotonic()
+        self._since, self._between = time.monotonic(), False
 
     @property
     def limit(self) -> float:
         """Seconds after which a step is stalled."""
-        if not self._steps:
+        if self._between or not self._steps:
             return self.stall.factor * self.stall.least_seconds
         return max(self.stall.least_seconds, self.stall.factor * median(self._steps))
 

@@ -127,3 +127,18 @@ def changed(job, tmp_path: Path, name: str, *, resources=None, **train_settings)
         train=job.train.model_copy(update=train_settings),
         resources=job.resources.model_copy(update=resources or {}),
     )
+
+
+def dtypes_held_gathered_and_reduced(worker):
+    """By which types a cut model holds its parameters, multiplies with them, and adds up its gradients."""
+    from torch.distributed.fsdp import FSDPModule
+
+    held = {str(p.dtype).removeprefix("torch.") for p in worker.model.transformer.parameters()}
+    policies = [
+        group.mp_policy
+        for module in worker.model.transformer.modules()
+        if isinstance(module, FSDPModule) and (group := module._get_fsdp_state()._fsdp_param_group)
+    ]
+    gathered = {str(policy.param_dtype).removeprefix("torch.") for policy in policies}
+    reduced = {str(policy.reduce_dtype or "float32").removeprefix("torch.") for policy in policies}
+    return {"held": sorted(held), "gathered": sorted(gathered), "reduced": sorted(reduced)}

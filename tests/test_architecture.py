@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,11 @@ def test_a_stage_depends_on_exactly_the_code_that_it_imports(name):
 def test_an_edited_reward_retrains_and_an_edited_report_does_not():
     assert "srpo_core/scorers/open_clip.py" in CODE["train"]
     assert not [file for file in CODE["train"] if file.startswith("srpo_core/report/")]
+
+
+def test_training_never_reports_to_ray_which_costs_two_seconds_a_call():
+    sources = [path.read_text() for path in (ROOT / "srpo_core").rglob("*.py")]
+    assert not [text for text in sources if re.search(r"\btrain\.report\(", text)]
 
 
 def test_a_threshold_of_the_gate_does_not_reach_training():

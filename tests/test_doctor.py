@@ -29,7 +29,9 @@ def test_each_directory_of_weights_has_a_line(weights):
 def test_what_is_missing_of_flux1_dev_is_said_model_by_model_with_the_next_step(weights):
     base, reward, select_judge, judge, alignment = weights("flux1_dev")
     assert not any(finding.good for finding in (base, reward, select_judge, judge))
-    assert base.detail == ("models/flux1_dev: 24 of 24 files are missing, first LICENSE.md: run 'srpo fetch'")
+    assert base.detail == (
+        "models/flux1_dev: 24 of 24 files are missing, first LICENSE.md: run 'srpo fetch' with the same --profile"
+    )
     assert "models/hps_v2_1: 1 of 1 files are missing" in reward.detail
     assert "models/clip_vit_h_14: " in select_judge.detail
     assert "models/pick_score: 2 of 2 files are missing" in judge.detail

@@ -182,7 +182,7 @@ def expected(left_alone, job, tmp_path):
     return left_alone
 
 
-def test_after_workers_are_killed_inside_a_checkpoint_write_their_group_goes_on_by_itself(
+def test_after_a_worker_is_killed_inside_a_checkpoint_write_their_group_goes_on_by_itself(
     job, tmp_path, expected
 ):
     run = Run(settings(job, tmp_path, "worker"), tmp_path).start("writing")
@@ -190,8 +190,8 @@ def test_after_workers_are_killed_inside_a_checkpoint_write_their_group_goes_on_
     (partial,) = run.wait_for(lambda: list(state.glob(".step-000004.*.part")))
     workers = run.workers()
     assert len(workers) == 2
-    kill(workers)
-    assert gone(workers)
+    kill(workers[:1])
+    assert gone(workers), "the one that waits for it goes too"
     assert partial.exists(), "it was inside the write"
     assert not (state / "step-000004").exists()
     run.finish()
@@ -230,7 +230,7 @@ def test_after_the_whole_ray_session_is_killed_the_same_command_goes_on(job, tmp
 
 def test_workers_that_stand_still_start_again_and_the_rank_at_fault_is_named(job, tmp_path, expected):
     patient = settings(job, tmp_path, "stuck")
-    stall = patient.resources.stall.model_copy(update={"factor": 3.0, "least_seconds": 30.0})
+    stall = patient.resources.stall.model_copy(update={"factor": 3.0, "least_seconds": 15.0})
     resources = patient.resources.model_copy(update={"stall": stall})
     run = Run(replace(patient, resources=resources), tmp_path).start("stuck")
     run.finish()

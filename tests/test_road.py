@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import time
 
@@ -10,6 +9,7 @@ import psutil
 import pytest
 import road
 import yaml
+from ray_head import ray_head
 
 STAGES = ["ingest", "embed", "check_reward", "train", "select", "evaluate", "gate", "report", "quantize"]
 REPRODUCED = ["ingest", "embed", "train", "select", "quantize"]
@@ -134,38 +134,9 @@ def test_two_workers_learn_what_one_learns(checkout, first):
 @pytest.fixture
 def cluster(checkout):
     """A Ray of two CPUs that was started apart from any run, in another directory, and its address."""
-    environment = {**checkout.environment, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    environment.pop("PYTHONPATH")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    start = [
-        "ray",
-        "start",
-        "--head",
-        "--block",
-        "--node-ip-address=127.0.0.1",
-        f"--port={address.split(':')[1]}",
-    ]
-    start += ["--num-cpus=2", "--include-dashboard=false", "--object-store-memory=200000000"]
-    head = subprocess.Popen(
-        start, cwd="/", env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    try:
-        assert head.stdout is not None
-        said = []
-        while "Ray runtime started" not in (line := head.stdout.readline()):
-            said.append(line)
-            assert head.poll() is None, said
+    environment = {name: value for name, value in checkout.environment.items() if name != "PYTHONPATH"}
+    with ray_head(environment, cpus=2) as address:
         yield address
-    finally:
-        os.killpg(head.pid, signal.SIGTERM)
-        try:
-            head.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(head.pid, signal.SIGKILL)
-            head.wait()
 
 
 @pytest.mark.distributed

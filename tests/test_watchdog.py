@@ -54,10 +54,23 @@ def test_time_spent_on_a_checkpoint_is_no_stall(tmp_path):
     ended = []
     with watching(tmp_path, ended) as watchdog:
         watchdog.step_done(1)
-        with watchdog.paused():
-            time.sleep(0.8)
-        time.sleep(0.1)
+        with watchdog.between_steps():
+            time.sleep(0.5)  # a step would have had 0.2
+        time.sleep(0.05)
     assert ended == []
+
+
+def test_a_checkpoint_that_comes_to_no_end_is_a_stall_all_the_same(tmp_path):
+    ended = []
+    with watching(tmp_path, ended) as watchdog:
+        watchdog.step_done(1)
+        with watchdog.between_steps():
+            until = time.monotonic() + 20
+            while not ended and time.monotonic() < until:
+                time.sleep(0.01)
+    assert ended == [EXIT_CODE]
+    (said,) = (json.loads(path.read_text()) for path in tmp_path.glob("stalled-a/*.json"))
+    assert said["seconds"] >= QUICK.factor * QUICK.least_seconds
 
 
 def test_the_limit_grows_with_the_median_step_and_never_falls_below_the_least(tmp_path):

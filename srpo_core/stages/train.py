@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 from srpo_core.algorithm.control_words import count_prompts
@@ -56,6 +56,10 @@ REMOTE_POLL_SECONDS = 2.0
 
 WordCounts = Mapping[str, Any]
 """`prompts`: the number of training prompts; `wanted`, `unwanted`: by word, how many of them show it."""
+
+# How many workers there are is settled at a start: Ray would end a group at work, and begin its part again from
+# where it began, as soon as a device comes free.
+NEVER: Final = 1e9
 
 log = logging.getLogger(__name__)
 
@@ -176,7 +180,9 @@ def _fit_once(job: TrainJob, worker: Callable[[TrainJob], None]) -> None:
                 worker,
                 train_loop_config=job,
                 scaling_config=ScalingConfig(
-                    num_workers=most if least == most else (least, most), use_gpu=resources.use_gpu
+                    num_workers=most if least == most else (least, most),
+                    use_gpu=resources.use_gpu,
+                    elastic_resize_monitor_interval_s=NEVER,
                 ),
                 run_config=RunConfig(
                     name=name,

@@ -1,11 +1,18 @@
 import json
 import logging
+import os
+import pickle
+import re
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
 import pytest
+from ray_head import ray_head
+from safetensors import safe_open
 
 from srpo_core.checkpoint import Checkpoint, newest_checkpoint, read_whole
 from srpo_core.config import ControlWords
@@ -52,6 +59,11 @@ def test_the_outputs_hold_every_checkpoint_samples_and_the_metrics_of_every_step
         "step-000004",
     }
     assert len(list((tmp_path / "here/runs/train/samples").glob("*.png"))) == 2
+    left = [str(path) for path in (tmp_path / "here/runs").rglob("*")]
+    assert not [path for path in left if "optimizer" in path or "resume" in path]
+    for path in (tmp_path / "here/runs").rglob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            assert not [name for name in file.keys() if "exp_avg" in name]  # noqa: SIM118  # no mapping
     table = (tmp_path / "here/runs/train/log/plots/metrics/train/loss.tsv").read_text().splitlines()
     losses = [row["loss"] for row in newest_checkpoint(job.state, count(2, 2)).metrics]
     assert [line.split("\t") for line in table[1:]] == [
@@ -132,8 +144,33 @@ def test_a_cluster_that_does_not_answer_is_one_line_at_once(job, monkeypatch):
 def test_a_run_that_diverges_stops_with_its_step_and_keeps_what_it_had(job):
     optimizer = job.train.optimizer.model_copy(update={"learning_rate": 1e30})
     diverging = job.train.model_copy(update={"optimizer": optimizer, "checkpoint_every": 1})
-    with pytest.raises(DivergenceError, match=r"step \d+: .*gradient of .+ is not finite"):
+    with pytest.raises(DivergenceError, match=r"step \d+: .*gradient of .+ is not finite") as caught:
         train.fit(replace(job, train=diverging))
+    (named,) = re.findall(r"step (\d+):", str(caught.value))
+    kept = newest_checkpoint(job.state, diverging.checkpoint_steps)
+    assert kept.step == int(named) - 1
+    whole = read_whole(kept.location.path / "weights")
+    assert all(tensor.isfinite().all() for tensor in whole.values())
+
+
+@pytest.mark.pipeline
+def test_a_cluster_without_room_for_all_workers_trains_with_as_many_as_it_has_room_for(job, tmp_path):
+    """One CPU for one to two workers; what one learns, two learn: tests/test_sharded_training.py.
+
+    In a process of its own, since Ray reads once how it is to be spoken with.
+    """
+    elastic = with_resources(job, train_workers=2, min_train_workers=1)
+    (tmp_path / "job.pickle").write_bytes(pickle.dumps(elastic))
+    code = "import pickle, sys; from srpo_core.stages.train import fit; fit(pickle.load(open(sys.argv[1], 'rb')))"
+    with ray_head(os.environ, cpus=1) as address:
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "job.pickle")],
+            cwd=job.inputs.path,
+            env={**os.environ, "RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"},
+            check=True,
+        )
+    state = json.loads((job.state.path / "step-000004/state.json").read_text())
+    assert (state["step"], state["world"]) == (4, 1)
 
 
 def test_workers_that_fail_every_time_fail_the_run_after_a_bounded_number_of_starts(job, monkeypatch, caplog):
