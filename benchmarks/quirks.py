@@ -14,17 +14,22 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from trial import ROOT, absolute, evaluation_pictures, figures, job_of, train_prompts
 
+from srpo_core.algorithm.method import LossTerm
+from srpo_core.algorithm.reward import relative_reward
 from srpo_core.config import Settings, TrainSettings, load_settings
 from srpo_core.config import patched as laid_over
+from srpo_core.protocols import RewardModel
 from srpo_core.trainer import Worker
 
 Change = Callable[[Worker], None]
@@ -58,14 +63,37 @@ def vae_gradients(worker: Worker) -> None:
     model.vae.requires_grad_(requires_grad=True)
 
 
+def multiplied_reward(
+    reward: RewardModel, images: Tensor, positive: Sequence[str], negative: Sequence[str], k: Tensor
+) -> Tensor:
+    """The relative reward (B,) as the paper writes it: k·<i, p − n>, the discount outside of the difference."""
+    return k * relative_reward(reward, images, positive, negative, torch.zeros_like(k))
+
+
+def discount_outside(worker: Worker) -> None:
+    """Let the discount multiply the reward instead of weighing the wanted text in it."""
+    inner, module = worker.learner.method, import_module("srpo_core.algorithm.srpo")
+
+    def method(*inputs: Any) -> Iterator[LossTerm]:
+        with patch.object(module, "relative_reward", multiplied_reward):
+            yield from inner(*inputs)
+
+    worker.learner = replace(worker.learner, method=method)
+
+
 @dataclass(frozen=True)
 class Quirk:
-    """One run: the quirk's number, what is done, as a patch of `train` and a change of the worker."""
+    """One run: the quirk's number, what is done, as a patch of `train` and a change of the worker.
+
+    instead: what is trained where that is not the quirk itself: what it is compared with, or the nearest thing that
+    a CPU can do.
+    """
 
     number: str
     name: str
     patch: Mapping[str, Any]
     change: Change = nothing
+    instead: str = ""
 
 
 QUIRKS: Final = (
@@ -78,10 +106,22 @@ QUIRKS: Final = (
     ),
     Quirk("4, 9, 16", "time in whole thousandths, noise in bfloat16", {"reference": True}),
     Quirk("4b", "time in bfloat16", {}, coarse_time),
+    Quirk(
+        "6",
+        "the discount multiplies the relative reward",
+        {},
+        discount_outside,
+        instead="a multiplier k·⟨i, p − n⟩",
+    ),
     Quirk("8", "gradients of the VAE's weights", {}, vae_gradients),
     Quirk("10", "one noise for all samples of a step", {"noise": "shared"}),
     Quirk("12", "hinge at 0.7", {"direct_align": {"margin": 0.7}}),
-    Quirk("13", "reward and transformer under bfloat16 autocast", {"compute": {"autocast": True}}),
+    Quirk(
+        "13",
+        "reward and transformer under bfloat16 autocast",
+        {"compute": {"autocast": True}},
+        instead="bf16 autocast",
+    ),
     Quirk("15a", "inversion alone", {"direct_align": {"branches": ["inversion"]}}),
     Quirk("15b", "every branch twice", {"direct_align": {"branches": ["denoise", "inversion"] * 2}}),
     Quirk("D", "the reference's discounts", {"direct_align": {"discount_denoise": [0.1, 0.25]}}),
@@ -120,7 +160,8 @@ def in_words(rows: Sequence[Mapping[str, Any]], plain: Mapping[str, Any]) -> str
     for row in rows:
         change = row["change"]
         share = 100 * change["cpu_seconds"] / plain["cpu_seconds"]
-        name = f"{row['what']}: " if len(rows) > 1 else ""
+        name = f"{row['instead']} in its place: " if row["instead"] else ""
+        name = f"{row['what']}: " if len(rows) > 1 else name
         cells.append(
             f"{name}wanted {change['judge_wanted']:+.3f}, top-1 {change['judge_top1']:+.3f}, "
             f"diversity {change['diversity']:+.3f}, CPU {share:+.0f} %"
@@ -174,7 +215,8 @@ def main() -> None:
             plain = plain or row
             change = {name: round(value - plain[name], 4) for name, value in row.items() if name != "step"}
             rounded = {name: round(value, 4) for name, value in row.items()}
-            rows.append({"quirk": quirk.number, "what": quirk.name, **rounded, "change": change})
+            about = {"quirk": quirk.number, "what": quirk.name, "instead": quirk.instead}
+            rows.append({**about, **rounded, "change": change})
             print(json.dumps(rows[-1]), flush=True)
         os.chdir(ROOT)  # the temporary directory goes
     if page:

@@ -1,5 +1,7 @@
 """The plan against the cost model of the reference (FLUX.1-dev) and against a measured step (tiny)."""
 
+import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,58 @@ def test_the_time_of_flux_is_that_of_the_cost_model(flux):
     )
     assert flux.compute_seconds == pytest.approx(3.2, rel=0.05)
     assert flux.traffic_seconds == pytest.approx(2.3, rel=0.05)
+
+
+# GB of 261 M adapters' weights, gradients and moments: whole on each device there, cut here
+ADAPTER_STATE = 4.2
+REWARD_IN_FULL = 2 * 986_109_441 / GB  # the reward's weights in float32 here, in half there
+
+
+@pytest.fixture(scope="module")
+def adapters():
+    """Plans of flux1_dev_lora with one picture a device, the calls counted once for all numbers of devices."""
+
+    @cache
+    def counted(shard, checkpoint_decode):
+        return make_plan(of(1, shard, checkpoint_decode), cluster(1))
+
+    def of(gpus, shard, checkpoint_decode):
+        patch = {"batch_size": gpus, "compute": {"checkpoint_decode": checkpoint_decode}}
+        return settings("flux1_dev_lora", train=patch, resources={"shard": shard})
+
+    def plan(gpus, *, shard, checkpoint_decode):
+        one = counted(shard, checkpoint_decode)
+        return Plan(of(gpus, shard, checkpoint_decode), cluster(gpus), one.sizes, one.counted)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        yield plan
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize(("gpus", "gigabytes"), [(8, 14.2), (32, 12.0), (1, 35.1)])
+def test_the_memory_of_adapters_is_that_of_the_cost_model(adapters, gpus, gigabytes):
+    """Its figures hold for the transformer's way back; the decoder's before it needs more, and the plan says so."""
+    plan = adapters(gpus, shard=gpus > 1, checkpoint_decode=True)
+    trained, frozen = 16 * plan.sizes.trained, 2 * (plan.sizes.all - plan.sizes.trained)
+    assert trained / GB == pytest.approx(ADAPTER_STATE, rel=0.01)
+    assert frozen / GB == pytest.approx(23.8, rel=0.01)
+    assert plan.state == pytest.approx((trained + frozen) / gpus)
+    beside = plan.sizes.frozen + plan.memory["device's own"]
+    on_the_way_back = plan.state + beside + plan.counted.peak_after + plan._gathered
+    print(f"{gpus}: {on_the_way_back / GB:.1f} GB on the way back, {plan.peak / GB:.1f} GB at most")
+    expected = gigabytes - ADAPTER_STATE * (gpus - 1) / gpus + REWARD_IN_FULL
+    assert on_the_way_back / GB == pytest.approx(expected, rel=0.10)
+    half_of_the_decoder = 0.5 * 10.2 * GB  # checkpointing leaves less of its activations
+    assert on_the_way_back < plan.peak < on_the_way_back + half_of_the_decoder
+
+
+@pytest.mark.pipeline
+def test_adapters_on_one_device_in_the_references_style_fill_what_the_cost_model_says(adapters):
+    """Decoder not checkpointed, reward in float32: the fullest moment is the decoder's, there and here."""
+    plan = adapters(1, shard=False, checkpoint_decode=False)
+    print({part: f"{size / GB:.2f} GB" for part, size in plan.memory.items()}, f"{plan.peak / GB:.1f} GB")
+    assert plan.peak / GB == pytest.approx(47.1, rel=0.10)
 
 
 def peak_of_a_step(job):
@@ -207,6 +261,28 @@ def test_the_command_prints_every_table(monkeypatch, capsys):
         "tune=lora",
     ):
         assert word in said
+
+
+@pytest.mark.pipeline
+def test_the_command_says_what_makes_it_fit_that_does_not(monkeypatch, capsys):
+    from srpo_core.__main__ import main
+
+    peak = make_plan(settings("tiny"), cluster(1)).peak / GB
+    words = ["srpo", "plan", "--profile", "tiny", "--gpus", "1", "--gpu-memory", f"{0.7 * peak:.4f}"]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    verdict = re.search(
+        r"It does not fit into ([\d.]+) GB: ([\d.]+) GB are needed\. "
+        r"With (train\.batch_branches=false\S*) it does: ([\d.]+) GB\.",
+        said,
+    )
+    assert verdict, said
+    room, needed, better = (float(verdict[group]) for group in (1, 2, 4))
+    assert (room, needed) == (pytest.approx(0.7 * peak, rel=0.01), pytest.approx(peak, rel=0.01))
+    assert better <= room
 
 
 def test_the_presets_differ_in_what_their_names_say():

@@ -33,14 +33,14 @@ def _memory(plan: Plan) -> Table:
 
 
 def _verdict(plan: Plan) -> Text:
-    room = f"{plan.cluster.memory / GB:.0f} GB"
+    room = f"{plan.cluster.memory / GB:.3g} GB"
     if plan.fits:
         return Text(f"It fits into {room}.", style="green")
     done, better = remedies(plan.settings, plan.cluster)
-    text = f"It does not fit into {room}: {plan.peak / GB:.1f} GB are needed."
+    text = f"It does not fit into {room}: {plan.peak / GB:.3g} GB are needed."
     if better.fits:
-        return Text(f"{text} With {', '.join(done)} it does: {better.peak / GB:.1f} GB.", style="yellow")
-    least = f" Even with {', '.join(done)} it needs {better.peak / GB:.1f} GB:" if done else ""
+        return Text(f"{text} With {', '.join(done)} it does: {better.peak / GB:.3g} GB.", style="yellow")
+    least = f" Even with {', '.join(done)} it needs {better.peak / GB:.3g} GB:" if done else ""
     return Text(f"{text}{least} take more devices, or a smaller train.batch_size.", style="red")
 
 

@@ -10,7 +10,7 @@ from functools import cache
 
 import pytest
 import torch
-from golden_vectors import PLAIN, Golden, directories
+from golden_vectors import PLAIN, SUBSET, Golden, directories
 
 from srpo_core.algorithm import METHODS
 from srpo_core.algorithm.direct_align import branches
@@ -126,6 +126,11 @@ class Recorded:
 def recorded():
     """Each case is run once for all of its tests."""
     return cache(lambda directory, case: Recorded(golden_of(directory), case))
+
+
+def test_the_vectors_that_are_shipped_take_six_megabytes_at_most():
+    sizes = [(SUBSET / f"golden.{suffix}").stat().st_size for suffix in ("json", "safetensors")]
+    assert sum(sizes) <= 6_000_000
 
 
 @every_case

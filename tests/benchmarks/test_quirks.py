@@ -45,10 +45,34 @@ def test_time_in_bfloat16_is_a_multiple_of_four_thousandths_above_512(quirks):
     assert (seen[0] * 1000).round().tolist() == [836, 880, 500]
 
 
+def test_a_discount_outside_of_the_difference_only_scales_the_reward(quirks):
+    from srpo_core.algorithm import METHODS
+    from srpo_core.algorithm.srpo import relative_reward
+    from srpo_core.learner import Learner
+
+    texts = {"wanted": [[1.0, 0.0]], "unwanted": [[0.6, 0.8]]}
+    reward = SimpleNamespace(
+        scale=2.0, encode_texts=lambda t: torch.tensor(texts[t]), encode_images=lambda images: images
+    )
+    images, k = torch.tensor([[0.0, 1.0]]), torch.tensor([0.25])
+    inside = relative_reward(reward, images, "wanted", "unwanted", k)
+    outside = quirks.multiplied_reward(reward, images, "wanted", "unwanted", k)
+    assert (inside.tolist(), outside.tolist()) == ([pytest.approx(-1.6)], [pytest.approx(-0.4)])
+
+    def method(*_):
+        yield METHODS["srpo"].run.__globals__["relative_reward"]
+
+    worker = SimpleNamespace(learner=Learner(None, None, None, None, method))
+    quirks.discount_outside(worker)
+    assert list(worker.learner.method()) == [quirks.multiplied_reward]
+    assert METHODS["srpo"].run.__globals__["relative_reward"] is relative_reward
+
+
 def test_the_differences_are_written_into_the_rows_of_their_quirks(quirks):
-    def row(number, what, wanted, cpu):
+    def row(number, what, wanted, cpu, instead=""):
         change = {"judge_wanted": wanted, "judge_top1": -0.025, "diversity": 0.0, "cpu_seconds": cpu}
-        return {"quirk": number, "what": what, "cpu_seconds": 0.5 + cpu, "change": change}
+        about = {"quirk": number, "what": what, "instead": instead}
+        return {**about, "cpu_seconds": 0.5 + cpu, "change": change}
 
     rows = [
         row("none", "plain", 0.0, 0.0),
@@ -56,11 +80,14 @@ def test_the_differences_are_written_into_the_rows_of_their_quirks(quirks):
         row("4b", "coarse", -0.3, 0.0),
     ]
     rows += [row("15a", "one", 0.1, -0.25), row("15b", "twice", 0.0, 0.5)]
-    page = "| # | quirk | effect |\n|---|---|---|\n| 4 | time | – |\n| 4b | bf16 | – |\n| 5 | x | – |\n| 15 | G | old |\n"
+    rows += [row("13", "autocast", 0.0, 0.0, instead="bf16")]
+    page = "| # | quirk | effect |\n|---|---|---|\n| 4 | time | – |\n| 4b | bf16 | – |\n| 5 | x | – |\n"
+    page += "| 13 | fp16 | – |\n| 15 | G | old |\n"
     assert quirks.with_effects(page, rows).splitlines()[2:] == [
         "| 4 | time | wanted +0.020, top-1 -0.025, diversity +0.000, CPU +10 % |",
         "| 4b | bf16 | wanted -0.300, top-1 -0.025, diversity +0.000, CPU +0 % |",
         "| 5 | x | – |",
+        "| 13 | fp16 | bf16 in its place: wanted +0.000, top-1 -0.025, diversity +0.000, CPU +0 % |",
         "| 15 | G | one: wanted +0.100, top-1 -0.025, diversity +0.000, CPU -50 %; twice: wanted +0.000, "
         "top-1 -0.025, diversity +0.000, CPU +100 % |",
     ]
@@ -68,7 +95,10 @@ def test_the_differences_are_written_into_the_rows_of_their_quirks(quirks):
 
 def test_every_measured_quirk_has_its_row_in_the_shipped_table(quirks):
     change = dict.fromkeys(("judge_wanted", "judge_top1", "diversity", "cpu_seconds"), 0.5)
-    rows = [{"quirk": q.number, "what": q.name, "cpu_seconds": 1.0, "change": change} for q in quirks.QUIRKS]
+    rows = [
+        {"quirk": q.number, "what": q.name, "instead": q.instead, "cpu_seconds": 1.0, "change": change}
+        for q in quirks.QUIRKS
+    ]
     page = (ROOT / "docs/algorithm.md").read_text(encoding="utf-8")
     filled = quirks.with_effects(page, rows)
     changed = [a for a, b in zip(page.splitlines(), filled.splitlines(), strict=True) if a != b]
@@ -77,6 +107,7 @@ def test_every_measured_quirk_has_its_row_in_the_shipped_table(quirks):
         "3",
         "4",
         "4b",
+        "6",
         "8",
         "10",
         "12",

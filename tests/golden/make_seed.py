@@ -1,7 +1,7 @@
 """Write golden vectors of another seed, by the literal step of the benchmarks instead of the reference itself.
 
     python tests/golden/make_seed.py DIRECTORY --seed 7
-    SRPO_GOLDEN_DIR=DIRECTORY pytest tests/algorithm/test_golden.py
+    SRPO_GOLDEN_DIR=DIRECTORY pytest tests/algorithm/test_golden.py tests/scorers/test_golden.py
 
 `benchmarks/literal_step.py` is written from the specification, shares no code with `srpo_core`, and is itself
 held to the reference's vectors (tests/benchmarks/test_literal_step.py). Models, inputs, noise, midpoints and
@@ -215,6 +215,7 @@ class Maker:
                     "kind": "denoise" if (len(seen.branches) - 1 - index) % 2 else "inversion",
                     "prompt": [branch.positive],
                     "neg_prompt": [branch.negative],
+                    "k": branch.discount,
                     "timestep_over_1000": (torch.tensor([seen.times[index]]) / 1000).tolist(),
                     "guidance": [3.5],
                     "reward": seen.rewards[index],

@@ -97,7 +97,8 @@ def main(full: Path, target: Path) -> None:
     )
     small = {"cases": cases, **{name: golden[name] for name in names}}
     save_file({n: t.contiguous() for n, t in sorted(kept.items())}, target / "golden.safetensors")
-    (target / "golden.json").write_text(json.dumps(small, sort_keys=True) + "\n")
+    compact = json.dumps(small, sort_keys=True, separators=(",", ":"))
+    (target / "golden.json").write_text(compact + "\n")
 
 
 def is_kept(name: str) -> bool:

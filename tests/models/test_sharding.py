@@ -1,17 +1,21 @@
 """FLUX.1-dev's true configuration, cut over workers that do not exist: shapes and bytes, no numbers."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from srpo_core.config import load_settings
+from srpo_core.learner import adamw
 from srpo_core.models.lora import add_lora, targets
 from srpo_core.models.sharding import blocks, shard
 from srpo_core.models_lock import read_lock
 
 GB = 1e9
+PROFILE = Path(__file__).parents[2] / "profiles/flux1_dev.yaml"
 COST_MODEL = {8: 23.8, 32: 6.0}  # GB a rank of fp32 parameters, gradients and moments
 
 
@@ -37,6 +41,12 @@ def fake_ranks():
     dist.destroy_process_group()
 
 
+def local_bytes(tensor):
+    """What a rank holds of a tensor that is cut over the workers."""
+    local = tensor.to_local()
+    return local.numel() * local.element_size()
+
+
 def fused(name):
     """The tensor of the original release in which a tensor of diffusers lies: q, k, v (and the MLP) are one there."""
     for part in ("to_q", "to_k", "to_v", "proj_mlp"):
@@ -56,18 +66,22 @@ def test_the_configuration_is_that_of_flux1_dev(flux):
 def test_a_rank_holds_its_share_of_the_state(flux, fake_ranks, world):
     transformer = copy.deepcopy(flux)
     shard(transformer, fake_ranks(world), gather=torch.bfloat16)
-    local = sum(p.to_local().numel() for p in transformer.parameters())
-    held = 16 * local / GB  # parameter, gradient and two moments, four bytes each
+    parameters = list(transformer.parameters())
+    plain = load_settings(PROFILE).train
+    compute = plain.compute.model_copy(update={"fused_optimizer": False})  # the one kernel has no meta form
+    optimizer = adamw(transformer, plain.model_copy(update={"compute": compute}))
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    moments = [optimizer.state[p][name] for p in parameters for name in ("exp_avg", "exp_avg_sq")]
+    held = sum(map(local_bytes, [*parameters, *(p.grad for p in parameters), *moments])) / GB
     print(f"{world} ranks: {held:.2f} GB on rank 0, cost model {COST_MODEL[world]}")
     assert held == pytest.approx(COST_MODEL[world], rel=0.05)
+    assert sum(map(local_bytes, parameters)) == pytest.approx(held * GB / 4)
 
 
 def test_lora_on_all_linear_layers_of_the_blocks_has_the_size_of_the_cost_model(flux):
-    from pathlib import Path
-
-    from srpo_core.config import load_settings
-
-    settings = load_settings(Path("profiles/flux1_dev_lora.yaml")).train.lora
+    settings = load_settings(PROFILE.with_name("flux1_dev_lora.yaml")).train.lora
     transformer = copy.deepcopy(flux)
     assert "proj_out" not in targets(transformer, settings), "the last layer lies outside of the blocks"
     add_lora(transformer, settings)

@@ -1,85 +1,107 @@
 """Parity of the scorers with the reference's own functions, from files, as a user loads them.
 
-The vectors in tests/golden are a subset; set SRPO_GOLDEN_DIR to compare with others of the same form.
+The vectors in tests/golden are a subset; the full set is compared too where it is at hand, and SRPO_GOLDEN_DIR
+names another in their place. What a set lacks is skipped with a line that says so.
 """
 
 import json
 import math
-import os
-from pathlib import Path
+from functools import cache
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from golden_vectors import Golden, directories
+from safetensors.torch import save_file
 
 from srpo_core.scorers.hps_v2 import load_hps_v2
 from srpo_core.scorers.pick_score import load_pick_score
 from srpo_core.scorers.preprocessing import CLIP_MEAN, CLIP_STD, fit, normalize
 
-GOLDEN = Path(os.environ.get("SRPO_GOLDEN_DIR", Path(__file__).parents[1] / "golden"))
-JSON = json.loads((GOLDEN / "golden.json").read_text())
 SIZES = ("up", "down", "mixed")
 TEXTS = ("pos", "neg", "odd", "long")
 PREFIX = {"hps_v2": "hps", "pick_score": "ps"}
 RELATIVE = {"hps_v2": "hps_srp_cfg", "pick_score": "pickscore_srp_cfg"}
-with safe_open(GOLDEN / "golden.safetensors", "pt") as file:
-    NAMES = set(file.keys())
-# the subset leaves some pictures of training out for their size
-PICTURES = [
-    (case, index)
-    for case, about in JSON["cases"].items()
-    for index in range(len(about["branches"]))
-    if f"{case}.b{index}.image" in NAMES
-]
 FEATURE = 1e-6
 REWARD = 1e-6
 
+golden_of = cache(Golden)
+
+
+def holds(golden, what):
+    """Whether a set has a tensor, or an entry of its JSON."""
+    return what in golden or what in golden.json
+
+
+def of_set(directory, *values, lack=None):
+    """Parameters of one test on one set; what the set lacks is the reason for leaving it out."""
+    marks = [pytest.mark.skip(reason=f"the vectors in {directory.name} lack {lack}")] if lack else []
+    name = "-".join(map(str, [golden_of(directory).name, *values]))
+    return pytest.param(directory, *values, id=name, marks=marks)
+
+
+def every(names, needed):
+    """Each name on each set that holds what `needed` names for it."""
+    return [
+        of_set(
+            directory,
+            name,
+            lack=next((what for what in needed(name) if not holds(golden_of(directory), what)), None),
+        )
+        for directory in directories()
+        for name in names
+    ]
+
+
+def pictures():
+    """Each set's pictures of training; the subset leaves some out for their size."""
+    return [
+        of_set(directory, case, index, lack=None if "k" in branch else "the discount of a branch")
+        for directory in directories()
+        for case, about in golden_of(directory).cases.items()
+        for index, branch in enumerate(about["branches"])
+        if f"{case}.b{index}.image" in golden_of(directory)
+    ]
+
+
+every_size = pytest.mark.parametrize(
+    ("directory", "size"), every(SIZES, lambda size: [f"comp.hps_pre.{size}.in_uint8", "scores"])
+)
+every_text = pytest.mark.parametrize(
+    ("directory", "name"), every(TEXTS, lambda name: [f"comp.text.{name}.tokens", "pickscore_tokens"])
+)
+every_picture = pytest.mark.parametrize(("directory", "case", "index"), pictures())
+
 
 @pytest.fixture(scope="module")
-def tensors():
-    return load_file(GOLDEN / "golden.safetensors")
+def scorers(tmp_path_factory):
+    """The scorers of a set, loaded from directories in the form in which their weights are published."""
+
+    @cache
+    def load(directory):
+        golden, root = golden_of(directory), tmp_path_factory.mktemp("golden")
+        configs = golden.json["configs"]
+        (root / "hps_v2").mkdir()
+        (root / "hps_v2/small.json").write_text(json.dumps(configs["hps_open_clip"]))
+        torch.save({"state_dict": golden.state("model.hps.")}, root / "hps_v2/hps.pt")
+        found = {"hps_v2": load_hps_v2(root / "hps_v2")}
+        if "pickscore_hf_clip" in configs:  # a set of another seed has none
+            (root / "pick_score").mkdir()
+            config = configs["pickscore_hf_clip"] | {"model_type": "clip"}
+            (root / "pick_score/config.json").write_text(json.dumps(config))
+            save_file(golden.state("model.pickscore."), root / "pick_score/model.safetensors")
+            found["pick_score"] = load_pick_score(root / "pick_score")
+        return found
+
+    return load
 
 
-@pytest.fixture(scope="module")
-def scorers(tensors, tmp_path_factory):
-    """Both scorers, loaded from directories in the form in which their weights are published."""
-    root = tmp_path_factory.mktemp("golden")
-    for name in PREFIX:
-        (root / name).mkdir()
-    configs = JSON["configs"]
-    (root / "hps_v2/small.json").write_text(json.dumps(configs["hps_open_clip"]))
-    torch.save({"state_dict": _state(tensors, "model.hps.")}, root / "hps_v2/hps.pt")
-    (root / "pick_score/config.json").write_text(
-        json.dumps(configs["pickscore_hf_clip"] | {"model_type": "clip"})
-    )
-    save_file(_state(tensors, "model.pickscore."), root / "pick_score/model.safetensors")
-    return {"hps_v2": load_hps_v2(root / "hps_v2"), "pick_score": load_pick_score(root / "pick_score")}
+def image_of(golden, size):
+    return (golden[f"comp.hps_pre.{size}.in_uint8"].float() / 255)[None]
 
 
-def _state(tensors, prefix):
-    """A model's weights; where its token table is cut to the rows in use, the other rows are zero."""
-    state = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    if "token_rows" in tensors:
-        (name,) = (name for name in state if name.endswith("token_embedding.weight"))
-        table = torch.zeros(JSON["configs"]["hps_open_clip"]["text_cfg"]["vocab_size"], state[name].shape[1])
-        table[tensors["token_rows"]] = state[name]
-        state[name] = table
-    return state
-
-
-def image_of(tensors, size):
-    return (tensors[f"comp.hps_pre.{size}.in_uint8"].float() / 255)[None]
-
-
-def text_of(name):
-    case = JSON["scores"]["up"]
-    return {
-        "pos": case["prompt"],
-        "neg": case["neg"],
-        "odd": JSON["captions"][2],
-        "long": JSON["captions"][3],
-    }[name]
+def text_of(golden, name):
+    case, captions = golden.json["scores"]["up"], golden.json["captions"]
+    return {"pos": case["prompt"], "neg": case["neg"], "odd": captions[2], "long": captions[3]}[name]
 
 
 def relative_reward(scorer, image, prompt, negative, k):
@@ -87,62 +109,70 @@ def relative_reward(scorer, image, prompt, negative, k):
     return float(scorer.scale * (scorer.encode_images(image) @ ((1 + k) * p - n)).sum())
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_the_gradient_of_the_preprocessing_is_the_references(tensors, size):
-    image = image_of(tensors, size).requires_grad_()
+@every_size
+def test_the_gradient_of_the_preprocessing_is_the_references(directory, size):
+    golden = golden_of(directory)
+    image = image_of(golden, size).requires_grad_()
     pixels = normalize(fit(image, 224), CLIP_MEAN, CLIP_STD)
-    if f"comp.hps_pre.{size}.out" in tensors:  # left out of the subset for its size
-        assert torch.allclose(pixels[0], tensors[f"comp.hps_pre.{size}.out"], rtol=0, atol=1e-5)
+    if f"comp.hps_pre.{size}.out" in golden:  # left out of the subset for its size
+        assert torch.allclose(pixels[0], golden[f"comp.hps_pre.{size}.out"], rtol=0, atol=1e-5)
     weights = torch.cos(0.01 * torch.arange(pixels.numel()))
     (gradient,) = torch.autograd.grad((pixels.flatten() * weights).sum(), image)
     flat = gradient.double().flatten()
     probe = (flat * torch.cos(0.37 * torch.arange(len(flat), dtype=torch.float64) + 0.1)).sum()
-    expected = JSON["hps_pre_grad"][size]
+    expected = golden.json["hps_pre_grad"][size]
     assert math.isclose(flat.norm(), expected["norm"], rel_tol=1e-5)
     assert math.isclose(probe, expected["probe"], abs_tol=1e-5 * expected["norm"])
 
 
-@pytest.mark.parametrize("name", TEXTS)
-def test_tokens_are_the_references(tensors, scorers, name):
-    assert torch.equal(scorers["hps_v2"]._tokenize([text_of(name)]), tensors[f"comp.text.{name}.tokens"])
-    assert scorers["pick_score"]._tokenize(text_of(name)).input_ids == JSON["pickscore_tokens"][name]
+@every_text
+def test_tokens_are_the_references(scorers, directory, name):
+    golden, ours = golden_of(directory), scorers(directory)
+    text = text_of(golden, name)
+    assert torch.equal(ours["hps_v2"]._tokenize([text]), golden[f"comp.text.{name}.tokens"])
+    assert ours["pick_score"]._tokenize(text).input_ids == golden.json["pickscore_tokens"][name]
 
 
 @pytest.mark.parametrize("scorer", PREFIX)
-@pytest.mark.parametrize("name", TEXTS)
-def test_text_features_are_the_references(tensors, scorers, scorer, name):
-    features = scorers[scorer].encode_texts([text_of(name)])
-    expected = tensors[f"comp.text.{name}.{PREFIX[scorer]}_feat"]
+@every_text
+def test_text_features_are_the_references(scorers, scorer, directory, name):
+    golden = golden_of(directory)
+    features = scorers(directory)[scorer].encode_texts([text_of(golden, name)])
+    expected = golden[f"comp.text.{name}.{PREFIX[scorer]}_feat"]
     assert torch.allclose(features, expected, rtol=0, atol=FEATURE)
 
 
 @pytest.mark.parametrize("scorer", PREFIX)
-@pytest.mark.parametrize("size", SIZES)
-def test_image_features_and_relative_rewards_are_the_references(tensors, scorers, scorer, size):
-    case, image = JSON["scores"][size], image_of(tensors, size)
-    expected = tensors[f"comp.score.{size}.{PREFIX[scorer]}_image_feat"]
-    assert torch.allclose(scorers[scorer].encode_images(image), expected, rtol=0, atol=FEATURE)
-    ours = relative_reward(scorers[scorer], image, case["prompt"], case["neg"], case["k"])
-    assert ours == pytest.approx(case[RELATIVE[scorer]][0], abs=REWARD)
+@every_size
+def test_image_features_and_relative_rewards_are_the_references(scorers, scorer, directory, size):
+    golden, ours = golden_of(directory), scorers(directory)[scorer]
+    case, image = golden.json["scores"][size], image_of(golden, size)
+    expected = golden[f"comp.score.{size}.{PREFIX[scorer]}_image_feat"]
+    assert torch.allclose(ours.encode_images(image), expected, rtol=0, atol=FEATURE)
+    reward = relative_reward(ours, image, case["prompt"], case["neg"], case["k"])
+    assert reward == pytest.approx(case[RELATIVE[scorer]][0], abs=REWARD)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_the_plain_score_of_hps_is_the_references(tensors, scorers, size):
-    case = JSON["scores"][size]
-    image = scorers["hps_v2"].encode_images(image_of(tensors, size))
-    score = float(image @ scorers["hps_v2"].encode_texts([case["prompt"]])[0])
+@every_size
+def test_the_plain_score_of_hps_is_the_references(scorers, directory, size):
+    golden, ours = golden_of(directory), scorers(directory)["hps_v2"]
+    case = golden.json["scores"][size]
+    image = ours.encode_images(image_of(golden, size))
+    score = float(image @ ours.encode_texts([case["prompt"]])[0])
     assert score == pytest.approx(case["hps_srp"][0], abs=REWARD)
 
 
-def test_the_vectors_hold_pictures_of_training():
-    assert PICTURES
+@pytest.mark.parametrize("directory", directories(), ids=lambda path: golden_of(path).name)
+def test_the_vectors_hold_pictures_of_training(directory):
+    assert any(picture.values[0] == directory for picture in pictures())
 
 
-@pytest.mark.parametrize(("case", "index"), PICTURES)
-def test_rewards_of_the_pictures_of_training_are_the_references(tensors, scorers, case, index):
-    scorer = scorers["pick_score" if case.startswith("ps.") else "hps_v2"]
-    branch = JSON["cases"][case]["branches"][index]
+@every_picture
+def test_rewards_of_the_pictures_of_training_are_the_references(scorers, directory, case, index):
+    golden = golden_of(directory)
+    scorer = scorers(directory)["pick_score" if case.startswith("ps.") else "hps_v2"]
+    branch = golden.cases[case]["branches"][index]
     (prompt,), (negative,), k = branch["prompt"], branch["neg_prompt"], branch["k"]
-    ours = relative_reward(scorer, tensors[f"{case}.b{index}.image"], prompt, negative, k)
+    ours = relative_reward(scorer, golden[f"{case}.b{index}.image"], prompt, negative, k)
     # errors of features grow with scale·|1 + k|, which is 61 in the case with extreme discounts
     assert ours == pytest.approx(branch["reward"][0], abs=REWARD * max(1.0, scorer.scale * abs(1 + k)))
