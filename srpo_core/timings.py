@@ -14,6 +14,7 @@ SECONDS_PER_HOUR: Final = 3600
 # the stages that use more than one device, and the setting that says how many
 WORKERS: Final[Mapping[str, str]] = {
     "train": "train_workers",
+    "select": "draw_workers",
     "evaluate": "draw_workers",
 }
 
