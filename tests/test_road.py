@@ -1,5 +1,6 @@
 """The road as a user walks it: one run in `make test`, its repetitions and kills in `make test-all`."""
 
+import json
 import os
 import signal
 import socket
@@ -83,6 +84,23 @@ def test_dvc_repro_after_it_is_a_no_op(checkout, first):
     done = checkout.run("dvc", "repro")
     assert "Running stage" not in done.stdout
     assert "up to date" in done.stdout
+
+
+@pytest.mark.road
+def test_dvc_exp_show_lists_the_figures_of_every_rule_of_the_gate(checkout, first):
+    shown = json.loads(checkout.run("dvc", "exp", "show", "--json").stdout)
+    (here,) = (row["data"] for row in shown if row["rev"] == "workspace")
+    listed = here["metrics"]["runs/gate/figures.json"]["data"]["rules"]
+    rules = checkout.json("runs/gate/decision.json")["rules"]
+    assert listed["style_gained"].keys() == {"value", "low", "high", "passed"}
+    assert {name: figures["passed"] for name, figures in listed.items()} == {
+        rule["name"]: rule["passed"] for rule in rules
+    }
+    # a rule that does not apply, as those against a champion, has no figures to list
+    for end in ("value", "low", "high"):
+        assert {name: figures.get(end) for name, figures in listed.items()} == {
+            rule["name"]: rule[end] for rule in rules
+        }
 
 
 @pytest.mark.road
