@@ -127,7 +127,7 @@ def evaluate(
         Path | None, typer.Option(help="directory to write; default: below .srpo/evaluations")
     ] = None,
 ) -> None:
-    """Draw any checkpoint beside the base on the test prompts, measure it, and say what the gate thinks of it.
+    """Draw any checkpoint beside base and champion on the test prompts, measure it, and say what the gate thinks of it.
 
     Exit code 3: the gate would refuse it.
     """
