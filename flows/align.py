@@ -21,6 +21,7 @@ from flows.form import SettingsPatch
 from srpo_core import artifacts, release
 from srpo_core.errors import StageError
 from srpo_core.graph import Stage, read_graph
+from srpo_core.report.whole import write_whole
 from srpo_core.reproduction import StageResult, reproduce
 from srpo_core.storage import open_store
 from srpo_core.workspace import Workspace, bring_home, fetch_data, open_workspace, write_settings
@@ -30,9 +31,9 @@ from srpo_core.workspace import Workspace, bring_home, fetch_data, open_workspac
 class AlignResult:
     """What a run came to.
 
-    passed, reason: the gate's verdict; report: the page to look at; release: where it was published, if it
-    was; stages: how each stage that ran ended; workspace: where everything lies; home: whether the results
-    were brought to the checkout.
+    passed, reason: the gate's verdict; report: the page to look at, with formats and cost; release: where it
+    was published, if it was; stages: how each stage that ran ended; workspace: where everything lies; home:
+    whether the results were brought to the checkout.
     """
 
     passed: bool
@@ -67,11 +68,13 @@ def align(
         results = run_stages(workspace)
         decision = artifacts.read_json(workspace.path / artifacts.DECISION)
         home = revision is None and bring_home(workspace, [result.stage for result in results])
+        report = (workspace.home if home else workspace.path.parent) / artifacts.REPORT.name
+        write_whole(report, root=workspace.path, home=workspace.home)
         uri = publish_release(workspace, results) if publish and decision["passed"] else None
         result = AlignResult(
             passed=decision["passed"],
             reason=decision["reason"],
-            report=(workspace.checkout if home else workspace.path) / artifacts.REPORT,
+            report=report,
             release=uri,
             stages=tuple(results),
             workspace=workspace.path,
@@ -177,7 +180,7 @@ def show_artifacts(result: AlignResult, decision: Mapping[str, Any]) -> None:
         create_table_artifact(
             rule_rows(rules), key="gate", description=f"the gate's rules: {result.reason}"[:500]
         )
-    grid = result.report.parent / artifacts.GRID.name
+    grid = result.workspace / artifacts.GRID
     if grid.is_file():
         picture = base64.b64encode(grid.read_bytes()).decode()
         create_image_artifact(

@@ -127,7 +127,7 @@ def evaluate(
         Path | None, typer.Option(help="directory to write; default: below .srpo/evaluations")
     ] = None,
 ) -> None:
-    """Draw any checkpoint beside the base on the test prompts, measure it, and say what the gate thinks of it.
+    """Draw any checkpoint beside base and champion on the test prompts, measure it, and say what the gate thinks of it.
 
     Exit code 3: the gate would refuse it.
     """
@@ -151,27 +151,13 @@ def evaluate(
 @app.command(rich_help_panel="The road")
 def report() -> None:
     """Say what the last run here came to, and write its report with its formats and what it cost."""
-    from srpo_core import config
-    from srpo_core.report.formats import with_formats
-    from srpo_core.report.run import with_costs
-    from srpo_core.timings import costs
+    from srpo_core.report.whole import write_whole
 
     decision = artifacts.read_json(artifacts.DECISION)
-    page = artifacts.require(artifacts.REPORT).read_text(encoding="utf-8")
-    stages = config.read_values(Path("dvc.yaml")).get("stages", {})
-    rows = costs(list(stages))
+    whole = artifacts.home() / artifacts.REPORT.name
+    rows = write_whole(whole, root=Path.cwd(), home=artifacts.home())
     _show_verdict(passed=decision["passed"], reason=decision["reason"])
-    typer.echo(f"report   {artifacts.REPORT}")
-    measured = decision["passed"] and artifacts.PROOF.is_file()
-    if measured:
-        page = with_formats(page, artifacts.read_json(artifacts.PROOF))
-    if measured or rows:
-        whole = artifacts.home() / "report.html"
-        with artifacts.replacing(whole) as partial:
-            partial.write_text(with_costs(page, rows), encoding="utf-8")
-        typer.echo(
-            f"whole    {_shortest(whole)}: with the formats and the cost, as far as they are known here"
-        )
+    typer.echo(f"report   {_shortest(whole)}")
     if rows:
         hours = sum(row["device_hours"] for row in rows)
         typer.echo(f"cost     {hours:.3f} device hours in {len(rows)} stages timed here")

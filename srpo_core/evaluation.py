@@ -1,4 +1,4 @@
-"""Any checkpoint against its base: drawn, measured and held to the gate, outside of the stage graph."""
+"""Any checkpoint against its base and the champion: drawn, measured and held to the gate, outside of the stage graph."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,14 +10,14 @@ from srpo_core.errors import ArtifactError
 from srpo_core.gates.decision import decide
 from srpo_core.gates.pairs import pair_up
 from srpo_core.gates.sentences import WHOM
-from srpo_core.stages.evaluate import ALIGNED, BASE, evaluate_models, metric_context
+from srpo_core.stages.evaluate import evaluate_models, metric_context, models_to_compare
 
 # The gate asks what select found; a checkpoint that was named by hand was not selected.
 NAMED_BY_HAND: Final = {"admissible": [0], "reason": "named by hand"}
 
 
 def evaluate_checkpoint(settings: Settings, checkpoint: Path, target: Path) -> dict[str, Any]:
-    """Draw the test prompts by the base and by a checkpoint, measure, and hold the figures to the gate's rules.
+    """Draw the test prompts by base, checkpoint and champion, measure, and hold the figures to the gate's rules.
 
     Writes images.parquet, figures.parquet, summary.json and decision.json into `target`; returns the decision.
     The embedded prompts of stage embed are used. A run that was cut off goes on where it was.
@@ -25,6 +25,7 @@ def evaluate_checkpoint(settings: Settings, checkpoint: Path, target: Path) -> d
     Raises:
         ArtifactError: the checkpoint is no directory of a transformer's weights.
         ConfigError: an unknown metric, or one that these settings do not allow.
+        StoreError: the champion of the settings is no whole release.
     """
     if not (checkpoint / "config.json").is_file():
         raise ArtifactError(
@@ -32,7 +33,7 @@ def evaluate_checkpoint(settings: Settings, checkpoint: Path, target: Path) -> d
             f"{artifacts.step_directory(10)}"
         )
     summary = evaluate_models(
-        {BASE: None, ALIGNED: checkpoint},
+        models_to_compare(checkpoint, settings.champion),
         target,
         seed=settings.seed,
         model=settings.model,
@@ -42,7 +43,8 @@ def evaluate_checkpoint(settings: Settings, checkpoint: Path, target: Path) -> d
         resources=settings.resources,
     )
     artifacts.write_json(
-        target / artifacts.EVALUATION_SUMMARY.name, {"checkpoint": str(checkpoint), **summary}
+        target / artifacts.EVALUATION_SUMMARY.name,
+        {"checkpoint": str(checkpoint), "champion": settings.champion, **summary},
     )
     figures = target / artifacts.FIGURES.name
     pairs = pair_up(artifacts.read_table(figures), figures)

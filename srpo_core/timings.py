@@ -14,13 +14,14 @@ SECONDS_PER_HOUR: Final = 3600
 # the stages that use more than one device, and the setting that says how many
 WORKERS: Final[Mapping[str, str]] = {
     "train": "train_workers",
+    "select": "draw_workers",
     "evaluate": "draw_workers",
 }
 
 
-def timings_file() -> Path:
-    """One JSON object per line: stage, key, seconds, devices, kind."""
-    return home() / "timings/stages.jsonl"
+def timings_file(root: Path | None = None) -> Path:
+    """One JSON object per line: stage, key, seconds, devices, kind; below `root`, else `home()`."""
+    return (root or home()) / "timings/stages.jsonl"
 
 
 def note_stage(stage: str, seconds: float, resources: ResourceSettings) -> None:
@@ -44,12 +45,12 @@ def key_of(stage: str) -> str:
     return fingerprint(stage, by_size_from=SMALL_BYTES)
 
 
-def costs(stages: Sequence[str]) -> list[dict[str, Any]]:
-    """Wall and device hours of stages as they are set up here; one that has no times here is left out.
+def costs(stages: Sequence[str], root: Path | None = None) -> list[dict[str, Any]]:
+    """Wall and device hours of stages as they are set up here; one that has no times below `root` is left out.
 
     Of several entries the last counts, so a stage that was killed and went on shows what its last part took.
     """
-    path = timings_file()
+    path = timings_file(root)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     last = {(entry["stage"], entry["key"]): entry for entry in map(json.loads, lines)}
     found = (last.get((stage, key)) for stage in stages if (key := _key_if_there(stage)))

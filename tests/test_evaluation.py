@@ -9,7 +9,7 @@ import pytest
 
 from srpo_core import artifacts
 from srpo_core.config import load_settings
-from srpo_core.errors import ArtifactError
+from srpo_core.errors import ArtifactError, StoreError
 from srpo_core.evaluation import evaluate_checkpoint, rule_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,6 +44,26 @@ def settings(tiny_project, tmp_path, monkeypatch):
     )
 
 
+def champion_rules(decision):
+    return [rule for rule in decision["rules"] if rule["against"] == "champion"]
+
+
+def publish_faded(settings, version, directory):
+    """Publish a release whose transformer has a fifth of the base's velocity."""
+    from srpo_core.models import load_transformer
+    from srpo_core.storage import open_store
+
+    transformer = load_transformer(settings.model, Path(settings.model.path) / "transformer")
+    transformer.proj_out.weight.data.mul_(0.2)
+    transformer.proj_out.bias.data.mul_(0.2)
+    transformer.save_pretrained(directory)
+    files = {f"transformer/{path.name}": path for path in directory.iterdir()}
+    entries = {
+        name: {"sha256": artifacts.sha256(path), "bytes": path.stat().st_size} for name, path in files.items()
+    }
+    open_store().publish(version, files, {"schema_version": 1, "files": entries, "content": version})
+
+
 def test_the_base_itself_gains_nothing_and_so_is_refused_with_every_difference_nought(settings, tmp_path):
     checkpoint = Path(settings.model.path) / "transformer"
     decision = evaluate_checkpoint(settings, checkpoint, tmp_path / "out")
@@ -59,6 +79,28 @@ def test_the_base_itself_gains_nothing_and_so_is_refused_with_every_difference_n
     assert pq.read_table(tmp_path / "out/figures.parquet").num_rows == 2 * 6 * 2 * 4
     assert artifacts.read_json(tmp_path / "out/summary.json")["checkpoint"] == str(checkpoint)
     assert not artifacts.EVALUATION.exists(), "the stage's own outputs are left alone"
+
+
+def test_a_champion_of_the_settings_is_drawn_and_its_rules_are_asked(settings, tmp_path, monkeypatch):
+    """The champion has a fifth of the base's velocity, so its pictures stay noise; the checkpoint is the base."""
+    monkeypatch.setenv("SRPO_STORE", str(tmp_path / "store"))
+    checkpoint = Path(settings.model.path) / "transformer"
+    alone = evaluate_checkpoint(settings, checkpoint, tmp_path / "alone")
+    assert {rule["verdict"] for rule in champion_rules(alone)} == {"does not apply"}
+    publish_faded(settings, "tiny-1", tmp_path / "faded")
+    settings = settings.model_copy(update={"champion": "tiny-1"})
+    decision = evaluate_checkpoint(settings, checkpoint, tmp_path / "out")
+    summary = artifacts.read_json(tmp_path / "out/summary.json")
+    assert summary["champion"] == "tiny-1"
+    means = summary["means"]
+    assert means["aligned"] == means["base"]
+    assert means["champion"]["reward"] < means["base"]["reward"] - 0.01
+    for rule in champion_rules(decision):
+        expected = means["aligned"][rule["metric"]] - means["champion"][rule["metric"]]
+        assert rule["value"] == pytest.approx(expected)
+        assert rule["verdict"] in {"holds", "refuses"}
+    with pytest.raises(StoreError, match="champion 'tiny-2' is no version"):
+        evaluate_checkpoint(settings.model_copy(update={"champion": "tiny-2"}), checkpoint, tmp_path / "no")
 
 
 def test_what_is_no_checkpoint_is_named_before_anything_is_drawn(settings, tmp_path):

@@ -1,5 +1,6 @@
 """The road as a user walks it: one run in `make test`, its repetitions and kills in `make test-all`."""
 
+import json
 import os
 import signal
 import subprocess
@@ -31,7 +32,7 @@ def first(checkout):
 @pytest.mark.road
 def test_the_road_ends_with_a_verdict_a_report_and_a_release(checkout, first):
     assert "verdict  passed" in first.stdout
-    assert "report   runs/report/report.html" in first.stdout
+    assert "report   .srpo/report.html" in first.stdout
     release = checkout.path / next(
         line.split()[1] for line in first.stdout.splitlines() if line.startswith("release")
     )
@@ -49,13 +50,17 @@ def test_every_stage_shows_its_start_and_its_end(first):
 
 @pytest.mark.road
 def test_a_copy_of_the_report_has_the_formats_and_what_the_run_cost(checkout, first):
-    said = checkout.srpo("report").stdout
-    assert f"device hours in {len(STAGES)} stages timed here" in said
     whole = checkout.path / next(
-        line.split()[1].rstrip(":") for line in said.splitlines() if line.startswith("whole")
+        line.split()[1] for line in first.stdout.splitlines() if line.startswith("report")
     )
-    assert '<td class="name">bf16</td>' in whole.read_text()
-    assert '<td class="name">train</td>' in whole.read_text()
+    page = whole.read_text()
+    for row in ("bf16", *STAGES):
+        assert f'<td class="name">{row}</td>' in page
+    assert '<td class="name">bf16</td>' not in (checkout.path / "runs/report/report.html").read_text()
+    said = checkout.srpo("report").stdout
+    assert "report   .srpo/report.html" in said
+    assert f"device hours in {len(STAGES)} stages timed here" in said
+    assert whole.read_text() == page
 
 
 @pytest.mark.road
@@ -82,6 +87,23 @@ def test_dvc_repro_after_it_is_a_no_op(checkout, first):
 
 
 @pytest.mark.road
+def test_dvc_exp_show_lists_the_figures_of_every_rule_of_the_gate(checkout, first):
+    shown = json.loads(checkout.run("dvc", "exp", "show", "--json").stdout)
+    (here,) = (row["data"] for row in shown if row["rev"] == "workspace")
+    listed = here["metrics"]["runs/gate/figures.json"]["data"]["rules"]
+    rules = checkout.json("runs/gate/decision.json")["rules"]
+    assert listed["style_gained"].keys() == {"value", "low", "high", "passed"}
+    assert {name: figures["passed"] for name, figures in listed.items()} == {
+        rule["name"]: rule["passed"] for rule in rules
+    }
+    # a rule that does not apply, as those against a champion, has no figures to list
+    for end in ("value", "low", "high"):
+        assert {name: figures.get(end) for name, figures in listed.items()} == {
+            rule["name"]: rule[end] for rule in rules
+        }
+
+
+@pytest.mark.road
 def test_a_run_leaves_the_checkout_as_it_was_but_for_the_lock(checkout, first):
     assert checkout.git("status", "--porcelain").split() in ([], ["??", "dvc.lock"], ["M", "dvc.lock"])
 
@@ -93,6 +115,12 @@ def test_a_refusal_is_a_result_and_nothing_is_published(checkout, first):
     assert refused.returncode == 3
     assert "verdict  refused" in refused.stdout
     assert "release  none" in refused.stdout
+    report = checkout.path / next(
+        line.split()[1] for line in refused.stdout.splitlines() if line.startswith("report")
+    )
+    assert report.match(".srpo/runs/*/report.html"), "another run's settings: the checkout's own copy stays"
+    assert '<td class="name">bf16</td>' not in report.read_text()
+    assert '<td class="name">train</td>' in report.read_text()
     assert "Traceback" not in refused.stderr
     assert checkout.srpo("releases").stdout == before
     assert checkout.steps_trained() == [4], "a threshold of the gate must not retrain"

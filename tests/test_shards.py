@@ -10,7 +10,7 @@ from srpo_core import shards as module
 from srpo_core.config import ControlWords, DrawSettings, load_settings
 from srpo_core.errors import DivergenceError
 from srpo_core.models.embeddings import read_embeddings
-from srpo_core.pictures import PictureSet, draw_and_measure
+from srpo_core.pictures import Drawn, PictureSet, draw_and_measure
 from srpo_core.scorers.metrics import MetricContext
 from srpo_core.shards import DrawJob, draw_shards, fingerprint
 
@@ -100,6 +100,22 @@ def test_a_model_that_draws_nan_leaves_no_shard(job, tmp_path):
     broken.save_pretrained(tmp_path / "broken")
     with pytest.raises(DivergenceError, match="step 5 draws NaN"):
         draw_shards(replace(job, name="step 5", transformer=tmp_path / "broken"), resources())
+
+
+def test_pictures_are_drawn_and_measured_on_the_device_of_the_resources(job, monkeypatch):
+    seen = []
+
+    def drawn(base, name, pictures, *, metrics, context, **_):
+        parts = {next(part.parameters()).device.type for part in (base.transformer, base.vae)}
+        seen.append((name, parts, context.device.type))
+        return Drawn(torch.zeros(len(pictures), 3, 1, 1, dtype=torch.uint8), {})
+
+    monkeypatch.setattr(module, "local_device", lambda _: torch.device("meta"))
+    monkeypatch.setattr(module, "draw_set", drawn)
+    trained = replace(job, name="step 5", transformer=ROOT / "assets/tiny/family/base/transformer")
+    for one in (job, trained):
+        draw_shards(one, resources())
+    assert seen == [("base", {"meta"}, "meta")] * 3 + [("step 5", {"meta"}, "meta")] * 3
 
 
 def test_a_task_elsewhere_fetches_what_it_reads_and_leaves_the_shards_where_the_run_finds_them(

@@ -38,12 +38,17 @@ def test_device_hours_are_wall_hours_times_devices(resources):
     assert train["kind"] == "CPU process"
 
 
-def test_choosing_a_checkpoint_is_billed_the_one_device_that_it_uses(resources, tmp_path):
-    (tmp_path / "dvc.yaml").write_text(DVC + '  select: {cmd: "true", deps: [weights], params: [seed]}\n')
+def test_stages_that_draw_by_tasks_are_billed_each_and_one_that_does_not_the_one_device_that_it_uses(
+    resources, tmp_path
+):
+    drawing = ("select", "evaluate", "quantize")
+    more = [f'  {stage}: {{cmd: "true", deps: [weights], params: [seed]}}\n' for stage in drawing]
+    (tmp_path / "dvc.yaml").write_text(DVC + "".join(more))
     wide = resources.model_copy(update={"draw_workers": 32})
-    note_stage("select", 3600.0, wide)
-    [row] = costs(["select"])
-    assert (row["devices"], row["device_hours"]) == (1, 1.0)
+    for stage in drawing:
+        note_stage(stage, 3600.0, wide)
+    found = {row["stage"]: (row["devices"], row["device_hours"]) for row in costs(drawing)}
+    assert found == {"select": (32, 32.0), "evaluate": (32, 32.0), "quantize": (1, 1.0)}
 
 
 def test_only_times_of_these_very_settings_and_inputs_count_and_of_them_the_last(resources, tmp_path):

@@ -61,11 +61,8 @@ def run(  # noqa: PLR0913  # the parts of the settings that DVC watches
         DataError: a test prompt was trained on or chose the checkpoint.
     """
     step, checkpoint = _selected()
-    transformers: dict[str, Path | None] = {BASE: None, ALIGNED: checkpoint}
-    if champion is not None:
-        transformers[CHAMPION] = champion_transformer(champion)
     summary = evaluate_models(
-        transformers,
+        models_to_compare(checkpoint, champion),
         artifacts.EVALUATION.parent,
         seed=seed,
         model=model,
@@ -75,6 +72,18 @@ def run(  # noqa: PLR0913  # the parts of the settings that DVC watches
         resources=resources,
     )
     artifacts.write_json(artifacts.EVALUATION_SUMMARY, {"step": step, "champion": champion, **summary})
+
+
+def models_to_compare(checkpoint: Path, champion: str | None) -> dict[str, Path | None]:
+    """Base, checkpoint and, if one is named, champion, each with its weights as `evaluate_models` takes them.
+
+    Raises:
+        StoreError: the store of SRPO_STORE has no such champion, or a file of it is lost or altered.
+    """
+    models: dict[str, Path | None] = {BASE: None, ALIGNED: checkpoint}
+    if champion is not None:
+        models[CHAMPION] = champion_transformer(champion)
+    return models
 
 
 def metric_context(

@@ -9,7 +9,6 @@ from typing import Final
 import torch
 
 from srpo_core import artifacts
-from srpo_core.cluster import local_device
 from srpo_core.config import (
     ControlWords,
     DrawSettings,
@@ -19,10 +18,10 @@ from srpo_core.config import (
     SelectSettings,
 )
 from srpo_core.errors import ArtifactError, DivergenceError
-from srpo_core.models import load_base, load_transformer
 from srpo_core.models.embeddings import read_embeddings
-from srpo_core.pictures import MeasuredPicture, PictureSet, draw_and_measure, mean_figures
+from srpo_core.pictures import PictureSet
 from srpo_core.scorers.metrics import MetricContext, check_metrics
+from srpo_core.shards import DrawJob, Shards, draw_shards
 
 BASE_STEP: Final = 0
 ROUNDING: Final = 1e-9  # a mean of n figures that meets its margin exactly must not fail by a last bit
@@ -30,6 +29,7 @@ ROUNDING: Final = 1e-9  # a mean of n figures that meets its margin exactly must
 log = logging.getLogger(__name__)
 
 Means = Mapping[str, float]
+Figures = Mapping[str, Sequence[float]]  # by metric, one of every picture in the set's order
 
 
 @dataclass(frozen=True)
@@ -55,31 +55,32 @@ def run(
     """Draw the validation prompts by the base and by every checkpoint, measure, and choose.
 
     Writes runs/select/scores.parquet (one row per picture: step, 0 being the base, prompt, style,
-    seed, metrics) and runs/select/selection.json.
+    seed, metrics) and runs/select/selection.json. A run that was cut off draws only what is missing.
 
     Raises:
         ArtifactError: there is no checkpoint, or one is damaged.
         ConfigError: an unknown metric, or one that these settings do not allow.
+        DivergenceError: a model draws, or is given, something that is not a finite number.
     """
     torch.set_num_threads(resources.threads_per_worker)
     steps = _saved_steps()
     prompts, styles, condition = read_embeddings("validation")
     pictures = PictureSet("select", prompts, styles, condition, select.seeds_per_prompt, seed)
     metrics = sorted({select.maximize, *select.keep})
-    device = local_device(resources)
-    context = MetricContext(reward, select_judge, control_words, device=device)
+    context = MetricContext(reward, select_judge, control_words)
     check_metrics(metrics, context, prompts, select.seeds_per_prompt)
 
-    base = load_base(model).to(device)
-    measured: dict[int, list[MeasuredPicture]] = {}
-    for step in (BASE_STEP, *steps):
-        if step != BASE_STEP:
-            base.transformer = load_transformer(model, artifacts.step_directory(step)).to(device)
-        measured[step] = draw_and_measure(
-            base, _name(step), pictures, draw=draw, metrics=metrics, context=context
-        )
-        log.info("%s: %s", _name(step), _in_words(mean_figures(measured[step], metrics)))
-    _write(measured, metrics, select)
+    transformers = {BASE_STEP: None} | {step: artifacts.step_directory(step) for step in steps}
+    shards: dict[int, Shards] = {}
+    figures: dict[int, Figures] = {}
+    for step, transformer in transformers.items():
+        job = DrawJob(_name(step), model, transformer, pictures, draw, metrics, context)
+        shards[step] = draw_shards(job, resources)
+        figures[step] = {name: values.tolist() for name, values in shards[step].figures().items()}
+        log.info("%s: %s", _name(step), _in_words(_means(figures[step])))
+    _write(figures, pictures, select)
+    for own in shards.values():
+        own.discard()
 
 
 def choose(means: Mapping[int, Means], select: SelectSettings) -> Choice:
@@ -136,30 +137,32 @@ def _change(metric: str, base: Means, means: Means) -> str:
     return f"{metric} {base[metric]:.3f} → {means[metric]:.3f}"
 
 
-def _write(
-    measured: Mapping[int, Sequence[MeasuredPicture]], metrics: Sequence[str], select: SelectSettings
-) -> None:
+def _write(figures: Mapping[int, Figures], pictures: PictureSet, select: SelectSettings) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    means = {step: mean_figures(pictures, metrics) for step, pictures in measured.items()}
+    means = {step: _means(own) for step, own in figures.items()}
     choice = choose(means, select)
     rows = [
-        {"step": step, "prompt": picture.prompt, "style": picture.style, "seed": picture.seed}
-        | picture.figures
-        for step, pictures in measured.items()
-        for picture in pictures
+        {"step": step, "prompt": pictures.prompts[index], "style": pictures.styles[index], "seed": k}
+        | {name: values[row] for name, values in own.items()}
+        for step, own in figures.items()
+        for row, (index, k) in enumerate(pictures.places())
     ]
     with artifacts.replacing(artifacts.SELECT_SCORES) as partial:
         pq.write_table(pa.Table.from_pylist(rows), partial)
     selection = asdict(choice) | {
         "checkpoint": str(artifacts.step_directory(choice.step)),
-        "curve": [{"step": step} | figures for step, figures in means.items()],
+        "curve": [{"step": step, **own} for step, own in means.items()],
         "maximize": select.maximize,
         "keep": dict(select.keep),
     }
     artifacts.write_json(artifacts.SELECTION, selection)
     log.info("%s", choice.reason)
+
+
+def _means(figures: Figures) -> dict[str, float]:
+    return {name: sum(values) / len(values) for name, values in figures.items()}
 
 
 def _saved_steps() -> list[int]:

@@ -33,8 +33,8 @@ def test_a_run_comes_home_and_a_second_one_is_cached_stage_by_stage(standin, pre
     assert [(stage.stage, stage.cached) for stage in first.stages] == [(name, False) for name in STAGES]
     assert first.passed
     assert first.home
-    assert first.report == standin / "runs/report/report.html"
-    assert first.report.is_file()
+    assert first.report == standin / ".srpo/report.html"
+    assert first.report.read_text() == (standin / "runs/report/report.html").read_text()
     repro = subprocess.run(["dvc", "repro"], capture_output=True, text=True, check=True, cwd=standin)
     assert repro.stdout.count("didn't change, skipping") == len(STAGES)
 
@@ -54,6 +54,9 @@ def test_a_refused_model_completes_as_refused_and_what_needs_a_passed_one_is_lef
     assert [stage.stage for stage in result.stages] == STAGES[:-1]
     assert not (result.workspace / "runs/quantize").exists()
     assert not result.home, "the checkout holds other settings"
+    assert result.report == result.workspace.parent / "report.html"
+    assert '"refused"' in result.report.read_text()
+    assert not (standin / ".srpo/report.html").exists()
     state = newest_run(prefect)
     assert (state["state_type"], state["state_name"]) == ("COMPLETED", "Refused")
     assert state["state"]["message"] == "refused: as the resamples say."

@@ -2,7 +2,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from srpo_core import artifacts
+from srpo_core import artifacts, shards
 from srpo_core.config import SelectSettings
 from srpo_core.errors import ArtifactError, ConfigError, DivergenceError
 from srpo_core.stages import select as stage
@@ -11,6 +11,7 @@ from srpo_core.stages.select import choose
 SETTINGS = SelectSettings(
     num_prompts=3, seeds_per_prompt=2, maximize="judge_wanted", keep={"judge_top5": -0.1}
 )
+PROMPTS = ["penguin", "red apple", "tiger face"]
 BASE = {"judge_wanted": 0.3, "judge_top5": 0.9}
 
 
@@ -175,18 +176,50 @@ def test_a_figure_that_is_not_a_number_chooses_nothing():
         choose(means(s5=(0.4, 0.9), s10=(float("nan"), 0.9)), SETTINGS)
 
 
-def test_pictures_are_drawn_and_measured_on_the_device_of_the_resources(tiny_run, tiny_parts, monkeypatch):
+def files():
+    return [path.read_bytes() for path in (artifacts.SELECTION, artifacts.SELECT_SCORES)]
+
+
+def test_a_selection_that_was_cut_off_draws_only_what_was_missing_and_ends_on_the_same_bytes(
+    tiny_run, tiny_parts, monkeypatch
+):
+    """Three prompts with two seeds in batches of four: two parts for the base, two for the checkpoint."""
     tiny_run(5)
-    seen = []
+    run(tiny_parts)
+    expected = files()
+    drawn = []
+    original = shards.draw_set
 
-    def measured(base, name, pictures, *, context, **_):
-        devices = {next(part.parameters()).device.type for part in (base.transformer, base.vae)}
-        seen.append((name, devices, context.device.type))
-        return []
+    def cut_off(base, name, pictures, **options):
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        drawn.append((name, list(pictures.prompts)))
+        return original(base, name, pictures, **options)
 
-    monkeypatch.setattr(stage, "local_device", lambda _: torch.device("meta"))
-    monkeypatch.setattr(stage, "draw_and_measure", measured)
-    monkeypatch.setattr(stage, "mean_figures", lambda *_: {})
-    monkeypatch.setattr(stage, "_write", lambda *_: None)
-    stage.run(select=SETTINGS, **{name: part for name, part in tiny_parts.items() if name != "judge"})
-    assert seen == [("base", {"meta"}, "meta"), ("step 5", {"meta"}, "meta")]
+    monkeypatch.setattr(shards, "draw_set", cut_off)
+    for path in (artifacts.SELECTION, artifacts.SELECT_SCORES):
+        path.unlink()  # as DVC does before a stage
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_parts)
+    assert drawn == [("base", PROMPTS[:2]), ("base", PROMPTS[2:]), ("step 5", PROMPTS[:2])]
+    assert not artifacts.SELECTION.exists()
+    drawn.clear()
+    run(tiny_parts)
+    assert drawn == [("step 5", PROMPTS[2:])]
+    assert files() == expected
+    assert not list((artifacts.home() / "resume").iterdir())
+
+
+@pytest.mark.pipeline
+def test_two_tasks_on_ray_choose_by_the_same_bytes_as_the_stage_itself(tiny_run, tiny_parts, monkeypatch):
+    tiny_run(5, ruin)
+    run(tiny_parts)
+    expected = files()
+
+    def none_here(*_, **__):
+        raise AssertionError("drawn in the stage's own process")
+
+    monkeypatch.setattr(shards, "draw_set", none_here)
+    two = tiny_parts["resources"].model_copy(update={"draw_workers": 2})
+    run(tiny_parts | {"resources": two})
+    assert files() == expected
