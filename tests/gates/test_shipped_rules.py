@@ -52,6 +52,8 @@ TINY = {
     "grid_band": ("veto", -0.05, 0.05),
     "champion_style": ("refuse", -0.3),
     "champion_subject": ("refuse", -0.3),
+    "champion_reward": ("refuse", -0.3),
+    "champion_diversity": ("refuse", 0.3),
 }
 FULL_SIZE = {
     "objective_gained": ("refuse", 0.0),
@@ -71,6 +73,8 @@ FULL_SIZE = {
     "champion_judge": ("refuse", -0.03),
     "champion_alignment": ("refuse", 0.8),
     "champion_objective": ("refuse", -0.05),
+    "champion_reward": ("refuse", -0.02),
+    "champion_diversity": ("refuse", 0.7),
 }
 PRESETS = {"tiny": TINY, "flux1_dev": FULL_SIZE, "flux1_dev_lora": FULL_SIZE}
 TRIED = ["tiny", "flux1_dev"]
