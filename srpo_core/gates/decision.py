@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from srpo_core.config import GateRule, GateSettings
-from srpo_core.errors import GateError
+from srpo_core.errors import ArtifactError, GateError
 from srpo_core.gates.expectations import rules_that_hold
 from srpo_core.gates.pairs import Pairs
 from srpo_core.gates.rules import (
@@ -69,10 +69,20 @@ def rule_figures(decision: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_passed(decision: Mapping[str, Any]) -> None:
-    """Let a passed decision through; anything else is a `GateError` with its reason."""
+    """Let a passed decision through.
+
+    Raises:
+        GateError: it did not pass; the message gives its reason.
+        ArtifactError: it passed under another schema, whose words may not mean what they mean here.
+    """
     if decision.get("passed") is not True:
         reason = decision.get("reason", "the decision gives no reason.")
         raise GateError(f"the gate refused this model: {reason} See runs/report/report.html")
+    if decision.get("schema_version") != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"runs/gate/decision.json has schema version {decision.get('schema_version')!r}, known is {SCHEMA_VERSION}: "
+            "run 'dvc repro --force -s gate' to decide anew"
+        )
 
 
 def _entry(

@@ -14,6 +14,8 @@ METRIC_NOTES: Final[Mapping[str, str]] = MappingProxyType(
         "diversity": "how much the pictures of one prompt differ from seed to seed",
         "judge_score": "how well the picture fits its prompt, by a judge that was never trained against",
         "judge_sgp": "by that judge, how much better it fits the prompt with the wanted words",
+        "alignment": "how well the picture fits its prompt, by a model of another family than reward and judge",
+        "alignment_sgp": "by that model, how much better it fits the prompt with the wanted words",
         "kid": "distance from real pictures (in the wanted style, if the judge knows styles); 0 is none",
         "saturation": "how strong the colours are, from grey 0 to 1",
         "red_over_green": "cast of the colours towards red (above 0) or green",

@@ -17,6 +17,7 @@ import numpy as np
 
 from srpo_core.errors import ArtifactError
 from srpo_core.scorers.open_clip import OpenClipReward, assemble
+from srpo_core.scorers.packages import require_package
 from srpo_core.scorers.weights import read_config, read_pickle, read_safetensors
 
 CHUNK: Final = 80  # prompts; the benchmark has ten chunks for each style
@@ -29,6 +30,7 @@ def load_hps_v2(path: Path) -> OpenClipReward:
 
     Raises:
         ArtifactError: a file is missing, damaged, of another architecture, or one of several.
+        ConfigError: the package open_clip is not installed.
     """
     files = sorted(path.iterdir()) if path.is_dir() else []
     weights = [file for file in files if file.suffix in READERS]
@@ -39,7 +41,7 @@ def load_hps_v2(path: Path) -> OpenClipReward:
             f"{path} must hold one file of weights (HPS_v2.1_compressed.pt, or another *.pt or *.safetensors) "
             f"and at most one open_clip configuration *.json; found {found}: check reward.path in params.yaml"
         )
-    config = read_config(configs[0]) if configs else _published_config()
+    config = read_config(configs[0]) if configs else _published_config(path)
     return assemble(
         config, configs[0] if configs else path, READERS[weights[0].suffix](weights[0]), weights[0]
     )
@@ -59,7 +61,8 @@ def benchmark(scores: Sequence[float], styles: Sequence[str]) -> dict[str, dict[
     return table
 
 
-def _published_config() -> Mapping[str, Any]:
+def _published_config(path: Path) -> Mapping[str, Any]:
+    require_package("open_clip", f"the scorer in {path}")
     from open_clip import get_model_config
 
     config: Mapping[str, Any] = get_model_config(ARCHITECTURE)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from srpo_core.scorers.packages import require_package
+
 
 def kernel_distances(features: Tensor, real: Tensor) -> Tensor:
     """One figure for each picture's features (P, D) whose mean is the unbiased KID to `real` (R, D), (P,).
@@ -10,7 +12,11 @@ def kernel_distances(features: Tensor, real: Tensor) -> Tensor:
     The kernel is torchmetrics' cubic one. A picture's figure is its first-order influence on the KID, so that
     resampling pictures gives the KID its right spread: a picture enters the term of pairs among themselves
     twice. Figures may be negative, and so may the KID where there is no distance. Needs P and R of 2 or more.
+
+    Raises:
+        ConfigError: the package torchmetrics is not installed.
     """
+    require_package("torchmetrics", "the metric kid")
     from torchmetrics.image.kid import poly_kernel
 
     own, cross, theirs = poly_kernel(features, features), poly_kernel(features, real), poly_kernel(real, real)

@@ -20,7 +20,10 @@ from srpo_core.errors import ConfigError, DataError, pick
 from srpo_core.protocols import Judge, RewardModel
 from srpo_core.scorers import SCORERS, load_reward, load_scorer, picture_statistics
 from srpo_core.scorers.kernel_distance import kernel_distances
+from srpo_core.scorers.packages import require_package
 
+OURS: Final = "this project"
+OUR_LICENCE: Final = "Apache-2.0"
 TOP: Final = 5
 SGP: Final = "_sgp"
 LEAST_REAL: Final = 2  # a distance between pictures of one kind needs two
@@ -214,6 +217,7 @@ def _judge_reads_texts(context: MetricContext, prompts: Sequence[str], num_seeds
 
 
 def _real_pictures_are_there(context: MetricContext, prompts: Sequence[str], num_seeds: int) -> None:
+    require_package("torchmetrics", "the metric kid")
     if context.real is None:
         raise ConfigError(
             "metric 'kid' compares with real pictures, which only the stage evaluate reads: drop it here"
@@ -233,6 +237,23 @@ def _several_seeds(context: MetricContext, prompts: Sequence[str], num_seeds: in
         )
 
 
+def _our_licence(context: MetricContext) -> str:
+    del context  # arithmetic of this project
+    return OUR_LICENCE
+
+
+def _licence_of_reward(context: MetricContext) -> str:
+    return _licence(context.reward_settings)
+
+
+def _licence_of_judge(context: MetricContext) -> str:
+    return _licence(context.judge_settings)
+
+
+def _licence(settings: ScorerSettings) -> str:
+    return pick(SCORERS, settings.scorer, "scorer").licence
+
+
 @dataclass(frozen=True)
 class Metric:
     """One entry of the registry `metrics`.
@@ -240,6 +261,7 @@ class Metric:
     figures: (images of one prompt, the prompt, context) -> one figure per image.
     range: least and greatest figure, in units of the scorer's scale if there is one.
     source: where it is defined.
+    licence: (context) -> SPDX; of the scorer's weights, or of this project's code where no scorer measures.
     check: raises before anything is drawn, if the metric could not be computed later.
     over_all: where only all pictures of a model together have a figure: from what `figures` gave for all of
     them, (P, D), to one figure per picture.
@@ -248,28 +270,35 @@ class Metric:
     figures: Callable[[Tensor, str, MetricContext], Tensor]
     range: tuple[float, float]
     source: str
+    licence: Callable[[MetricContext], str] = _our_licence
     check: Callable[[MetricContext, Sequence[str], int], None] = _anything_goes
     over_all: Callable[[Tensor, MetricContext], Tensor] | None = None
 
 
-OURS: Final = "this project"
 RESERVED: Final = frozenset({"pixels"})  # under which pictures lie beside their figures
 UNBOUNDED: Final = (float("-inf"), float("inf"))
 
 METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
     {
-        "reward": Metric(reward, (-1, 1), "the scorer of the setting reward"),
-        "relative_reward": Metric(relative_reward, (-2, 2), "arXiv 2509.06942, table 1, SGP"),
-        "judge_wanted": Metric(judge_wanted, (0, 1), OURS, _styles_are_known),
-        "judge_top1": Metric(judge_top1, (0, 1), OURS, _subjects_are_known),
-        "judge_top5": Metric(judge_top5, (0, 1), OURS, _subjects_are_known),
-        "judge_score": Metric(judge_score, (-1, 1), "the scorer of the setting judge", _judge_reads_texts),
-        "judge_sgp": Metric(judge_sgp, (-2, 2), "arXiv 2509.06942, table 1, SGP", _judge_reads_texts),
-        "diversity": Metric(diversity, (0, 2), OURS, _several_seeds),
+        "reward": Metric(reward, (-1, 1), "the scorer of the setting reward", _licence_of_reward),
+        "relative_reward": Metric(
+            relative_reward, (-2, 2), "arXiv 2509.06942, table 1, SGP", _licence_of_reward
+        ),
+        "judge_wanted": Metric(judge_wanted, (0, 1), OURS, _licence_of_judge, _styles_are_known),
+        "judge_top1": Metric(judge_top1, (0, 1), OURS, _licence_of_judge, _subjects_are_known),
+        "judge_top5": Metric(judge_top5, (0, 1), OURS, _licence_of_judge, _subjects_are_known),
+        "judge_score": Metric(
+            judge_score, (-1, 1), "the scorer of the setting judge", _licence_of_judge, _judge_reads_texts
+        ),
+        "judge_sgp": Metric(
+            judge_sgp, (-2, 2), "arXiv 2509.06942, table 1, SGP", _licence_of_judge, _judge_reads_texts
+        ),
+        "diversity": Metric(diversity, (0, 2), OURS, _licence_of_judge, _several_seeds),
         "kid": Metric(
             kid,
             UNBOUNDED,
             "arXiv 1801.01401; torchmetrics",
+            _licence_of_judge,
             _real_pictures_are_there,
             over_all=lambda features, context: kernel_distances(features, context.real_features),
         ),
@@ -294,8 +323,8 @@ def find_metric(name: str, context: MetricContext) -> Metric:
     if name in METRICS or scorer not in context.scorer_settings:
         return pick(METRICS, name, "metric")
     figures, limit = (_plain_of, 1) if name == scorer else (_sgp_of, 2)
-    source = pick(SCORERS, context.scorer_settings[scorer].scorer, "scorer").source
-    return Metric(partial(figures, scorer), (-limit, limit), source)
+    entry = pick(SCORERS, context.scorer_settings[scorer].scorer, "scorer")
+    return Metric(partial(figures, scorer), (-limit, limit), entry.source, lambda _: entry.licence)
 
 
 def check_metrics(

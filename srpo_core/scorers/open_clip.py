@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize as l2_normalize
 
 from srpo_core.errors import ArtifactError
+from srpo_core.scorers.packages import require_package
 from srpo_core.scorers.preprocessing import CLIP_MEAN, CLIP_STD, fit, normalize
 from srpo_core.scorers.text_memory import TextMemory
 from srpo_core.scorers.vit_forward import class_feature, is_plain
@@ -58,6 +59,7 @@ def load_open_clip(path: Path) -> OpenClipReward:
 
     Raises:
         ArtifactError: a file is missing, damaged or of another architecture.
+        ConfigError: the package open_clip is not installed.
     """
     configs = sorted(path.glob("*.json")) if path.is_dir() else []
     if len(configs) != 1:
@@ -77,6 +79,7 @@ def assemble(
     config: Mapping[str, Any], config_path: Path, tensors: Mapping[str, Tensor], weights_path: Path
 ) -> OpenClipReward:
     """Build the towers of `config` and fill them with `tensors`; the paths are for the errors."""
+    require_package("open_clip", f"the scorer in {weights_path.parent}")
     from open_clip import CLIP
 
     try:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
+from srpo_core.scorers.packages import require_package
 from srpo_core.scorers.preprocessing import fit, normalize
 from srpo_core.scorers.weights import damaged, load_strictly, read_config, read_safetensors
 
@@ -58,7 +59,9 @@ def load_timm_judge(path: Path) -> TimmJudge:
 
     Raises:
         ArtifactError: a file is missing, damaged or of another architecture.
+        ConfigError: the package timm is not installed.
     """
+    require_package("timm", f"the scorer in {path}")
     config_path, weights = path / "config.json", path / "judge.safetensors"
     config = read_config(config_path)
     try:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize as l2_normalize
 
+from srpo_core.scorers.packages import require_package
 from srpo_core.scorers.preprocessing import CLIP_MEAN, CLIP_STD, fit, normalize
 from srpo_core.scorers.text_memory import TextMemory
 from srpo_core.scorers.weights import damaged, load_strictly, read_config, read_safetensors
@@ -53,7 +54,10 @@ def load_towers(path: Path, scale: Callable[[Any], float]) -> TransformersClip:
 
     Raises:
         ArtifactError: a file is missing, damaged or of another architecture.
+        ConfigError: the package transformers or open_clip, whose vocabulary it is, is not installed.
     """
+    for package in ("transformers", "open_clip"):
+        require_package(package, f"the scorer in {path}")
     config_path, weights = path / "config.json", path / "model.safetensors"
     clip = _build(read_config(config_path), config_path)
     tensors = {name: tensor for name, tensor in read_safetensors(weights).items() if name not in POSITIONS}

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from srpo_core.errors import ConfigError, GateError
+from srpo_core.errors import ArtifactError, ConfigError, GateError
 from srpo_core.gates import decide, require_passed
-from srpo_core.gates.decision import rule_figures
+from srpo_core.gates.decision import SCHEMA_VERSION, rule_figures
 from srpo_core.gates.pairs import pair_up
 
 SELECTION = {"step": 20, "admissible": [10, 20], "reason": "step 20 is best"}
@@ -217,4 +217,21 @@ def test_only_a_plain_true_passes(decision):
 
 
 def test_a_passed_decision_goes_through():
-    require_passed({"passed": True, "reason": "every rule holds"})
+    require_passed({"schema_version": SCHEMA_VERSION, "passed": True, "reason": "every rule holds"})
+
+
+@pytest.mark.parametrize(
+    "version", [{}, {"schema_version": 1}, {"schema_version": 3}, {"schema_version": "2"}]
+)
+def test_a_decision_of_another_schema_lets_nothing_through_and_says_which_and_what_to_run(version):
+    with pytest.raises(ArtifactError) as caught:
+        require_passed({"passed": True, "reason": "every rule holds"} | version)
+    assert str(caught.value) == (
+        f"runs/gate/decision.json has schema version {version.get('schema_version')!r}, known is 2: "
+        "run 'dvc repro --force -s gate' to decide anew"
+    )
+
+
+def test_a_decision_of_another_schema_that_refused_is_still_a_refusal():
+    with pytest.raises(GateError, match="the subject is lost"):
+        require_passed({"schema_version": 1, "passed": False, "reason": "the subject is lost."})

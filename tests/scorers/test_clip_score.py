@@ -52,16 +52,3 @@ def test_a_perfect_fit_scores_a_hundred(tmp_path, small_pick_score):
     scorer = load_clip_score(tmp_path)
     text = scorer.encode_texts(["cat"])
     assert float(scorer.scale * text @ text.T) == pytest.approx(100, abs=1e-3)
-
-
-@pytest.mark.network
-def test_the_published_weights_rank_a_fitting_text_above_another():
-    """Needs openai/clip-vit-large-patch14 in SRPO_CLIP_DIR; nobody has run it here yet."""
-    import os
-    from pathlib import Path
-
-    scorer = load_clip_score(Path(os.environ["SRPO_CLIP_DIR"]))
-    red = torch.zeros(1, 3, 224, 224)
-    red[:, 0] = 1
-    right, wrong = (scorer.scale * scorer.encode_images(red) @ scorer.encode_texts(["red", "blue"]).T)[0]
-    assert right > wrong

@@ -280,9 +280,28 @@ def test_every_metric_gives_one_figure_per_picture_in_its_range_and_says_the_ran
     assert len(values) == 4
     assert all(low * scale <= value <= high * scale for value in values)
     assert find_metric(name, context).source
+    assert find_metric(name, context).licence(context) in {"Apache-2.0", "MIT"}
     if name in METRICS:
         documentation = METRICS[name].figures.__doc__
         assert "[" in documentation or "1 where" in documentation
+
+
+BY_REWARD = {"reward", "relative_reward"}
+BY_JUDGE = {"judge_wanted", "judge_top1", "judge_top5", "judge_score", "judge_sgp", "diversity", "kid"}
+
+
+@pytest.mark.parametrize(("reward", "judge"), [("pick_score", "hps_v2"), ("hps_v2", "pick_score")])
+def test_a_metric_has_the_licence_of_the_weights_that_measure_it_or_else_of_this_project(reward, judge):
+    licences = {"hps_v2": "Apache-2.0", "pick_score": "MIT", "clip_score": "MIT", "timm_judge": "Apache-2.0"}
+    given = {name: ScorerSettings(scorer=name, path="nowhere") for name in licences}
+    further = {"clip": given["clip_score"], "timm": given["timm_judge"]}
+    context = MetricContext(given[reward], given[judge], INK_OVER_3D, further)
+    found = {
+        name: find_metric(name, context).licence(context) for name in metric_names(sorted(METRICS), further)
+    }
+    of_scorers = dict.fromkeys(BY_REWARD, licences[reward]) | dict.fromkeys(BY_JUDGE, licences[judge])
+    of_scorers |= {"clip": "MIT", "clip_sgp": "MIT", "timm": "Apache-2.0", "timm_sgp": "Apache-2.0"}
+    assert found == dict.fromkeys(found, "Apache-2.0") | of_scorers
 
 
 def test_every_further_scorer_adds_its_score_and_its_sgp(complete, by_style):

@@ -85,7 +85,9 @@ def road(tmp_path, monkeypatch, trained):
     checkpoint = artifacts.step_directory(10)
     checkpoint.parent.mkdir(parents=True)
     checkpoint.symlink_to(trained)
-    artifacts.write_json(artifacts.DECISION, {"passed": True, "reason": "every rule holds"})
+    artifacts.write_json(
+        artifacts.DECISION, {"schema_version": 2, "passed": True, "reason": "every rule holds"}
+    )
     artifacts.write_json(artifacts.SELECTION, {"step": 10, "checkpoint": str(checkpoint)})
     write_embeddings("test", PROMPTS, ["emoji"] * 5, encode_prompts(MODEL, PROMPTS, batch_size=5))
     write_evaluation(base=0.1, aligned=0.5)

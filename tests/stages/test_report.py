@@ -24,6 +24,7 @@ from srpo_core.gates.pairs import pair_up
 from srpo_core.report.notes import METRIC_NOTES
 from srpo_core.report.numbers import signed
 from srpo_core.report.page import EXTREMES
+from srpo_core.scorers.metrics import metric_names
 from srpo_core.stages import report as stage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -322,8 +323,10 @@ def test_the_stage_receives_what_dvc_watches():
     assert set(graph["params"]) == set(inspect.signature(stage.run).parameters)
 
 
-def test_every_metric_of_the_tiny_profile_is_explained():
-    assert set(load_settings(ROOT / "profiles/tiny.yaml").evaluate.metrics) <= METRIC_NOTES.keys()
+@pytest.mark.parametrize("profile", sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml")))
+def test_every_metric_of_a_profile_is_explained(profile):
+    evaluate = load_settings(ROOT / f"profiles/{profile}.yaml").evaluate
+    assert set(metric_names(evaluate.metrics, list(evaluate.scorers))) <= METRIC_NOTES.keys()
 
 
 PROBE = """<!doctype html><body><pre id=out></pre><script>

@@ -1,0 +1,207 @@
+"""Every rule of every preset, one at a time: what it lets pass, what it refuses, and how sure it has to be.
+
+The other model of the comparison is moved and the aligned one left as it is, so that a rule against the base
+and one against the champion that read the same metric are told apart.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from srpo_core.config import load_settings
+from srpo_core.gates import decide
+from srpo_core.gates.pairs import Pairs
+from srpo_core.gates.rules import limits, measure_rules
+from srpo_core.scorers.metrics import metric_names
+
+ROOT = Path(__file__).resolve().parents[2]
+SELECTION = {"step": 10, "admissible": [10], "reason": "it is best"}
+STYLES = ("anime", "photo")
+PROMPTS, SEEDS = 40, 20
+RESAMPLES = 4000
+STEP = 1 / SEEDS  # what one picture more of each prompt changes in a share of wins
+SLIGHT = 1e-4
+WIDE = 0.5  # from prompt to prompt: the interval then reaches far over either side of any margin
+
+# A clearly good model: the base's and the aligned model's figures; the champion is a little behind the latter. What is
+# not named is the same for all three.
+GOOD = {
+    "relative_reward": (0.40, 0.60),
+    "judge_wanted": (0.40, 0.80),
+    "judge_score": (1.10, 1.20),
+    "judge_sgp": (0.40, 0.60),
+}
+SAME = 0.5
+BEHIND = 0.001
+# By hand, rule by rule: its severity, and figures that nobody would let pass (a difference, a ratio or a share of wins).
+TINY = {
+    "style_gained": ("refuse", 0.0),
+    "style_wins": ("refuse", 0.4),
+    "objective_gained": ("refuse", 0.0),
+    "subject_kept": ("refuse", -0.3),
+    "reward_kept": ("refuse", -0.3),
+    "diversity_kept": ("refuse", 0.3),
+    "subject_not_traded": ("hacking", -0.3),
+    "reality_kept": ("veto", 1.5),
+    "saturation_band": ("veto", -0.4, 0.4),
+    "red_green_band": ("veto", -0.2, 0.2),
+    "yellow_blue_band": ("veto", -0.2, 0.2),
+    "highlights_band": ("veto", -0.4, 0.4),
+    "fine_detail_band": ("veto", -0.15, 0.15),
+    "grid_band": ("veto", -0.05, 0.05),
+    "champion_style": ("refuse", -0.3),
+    "champion_subject": ("refuse", -0.3),
+    "champion_reward": ("refuse", -0.3),
+    "champion_diversity": ("refuse", 0.3),
+}
+FULL_SIZE = {
+    "objective_gained": ("refuse", 0.0),
+    "judge_wins": ("refuse", 0.4),
+    "alignment_kept": ("refuse", 0.8),
+    "reward_kept": ("refuse", -0.02),
+    "diversity_kept": ("refuse", 0.6),
+    "judge_not_traded": ("hacking", -0.05),
+    "reality_kept": ("warn", 0.3),
+    "saturation_band": ("veto", -0.2, 0.2),
+    "red_green_band": ("veto", -0.1, 0.1),
+    "yellow_blue_band": ("veto", -0.1, 0.1),
+    "highlights_band": ("veto", -0.15, 0.15),
+    "fine_detail_kept": ("veto", 0.3),
+    "fine_detail_not_invented": ("veto", 3.0),
+    "grid_band": ("veto", 0.3, 2.0),
+    "champion_judge": ("refuse", -0.03),
+    "champion_alignment": ("refuse", 0.8),
+    "champion_objective": ("refuse", -0.05),
+    "champion_reward": ("refuse", -0.02),
+    "champion_diversity": ("refuse", 0.7),
+}
+PRESETS = {"tiny": TINY, "flux1_dev": FULL_SIZE, "flux1_dev_lora": FULL_SIZE}
+TRIED = ["tiny", "flux1_dev"]
+EVERY_RULE = [(profile, name) for profile in TRIED for name in PRESETS[profile]]
+SETTINGS = {profile: load_settings(ROOT / f"profiles/{profile}.yaml") for profile in PRESETS}
+SIGNS = {"veto", "hacking"}
+REFUSES = ("refuses", False)
+BREAKS = {"refuse": REFUSES, "veto": REFUSES, "hacking": REFUSES, "warn": ("warns", True)}
+
+
+def good(profile):
+    """The pairs of the good model, each figure (PROMPTS * SEEDS,)."""
+    evaluate, count = SETTINGS[profile].evaluate, PROMPTS * SEEDS
+    figures = {
+        name: GOOD.get(name, (SAME, SAME)) for name in metric_names(evaluate.metrics, list(evaluate.scorers))
+    }
+    return Pairs(
+        prompts=tuple(str(number) for number in range(PROMPTS)),
+        styles=tuple(STYLES[number * len(STYLES) // PROMPTS] for number in range(PROMPTS)),
+        prompt_index=np.repeat(np.arange(PROMPTS), SEEDS),
+        seeds=np.tile(np.arange(SEEDS), PROMPTS),
+        base={name: np.full(count, base) for name, (base, _) in figures.items()},
+        aligned={name: np.full(count, ours) for name, (_, ours) in figures.items()},
+        champion={name: np.full(count, ours - BEHIND) for name, (_, ours) in figures.items()},
+    )
+
+
+def moved(pairs, rule, figure, *, spread=0.0):
+    """The same pairs, but that the rule's comparison gives `figure`; by prompt it differs by plus or minus `spread`."""
+    ours = pairs.aligned[rule.metric].reshape(PROMPTS, SEEDS)
+    sign = np.where(np.arange(PROMPTS) % 2, 1.0, -1.0)[:, None]
+    seed = np.arange(SEEDS)
+    if rule.compare == "win_rate":
+        # wins are large and losses small, so that the mean gains whatever the share
+        wins = np.round(SEEDS * figure + sign * SEEDS * spread * (1 - figure))
+        theirs = ours - np.where(seed < wins, 0.4, -0.01)
+    elif rule.compare == "ratio":
+        theirs = ours.mean() / figure * (1 + sign * spread) + 0 * seed
+    else:
+        # three of four pictures win a little and the fourth loses it, so that a slight loss in the mean still wins
+        theirs = ours - figure - np.where(seed % 4, 0.02, -0.06) + sign * spread
+    other = dict(getattr(pairs, rule.against)) | {rule.metric: theirs.ravel()}
+    return Pairs(**{**vars(pairs), rule.against: other})
+
+
+def gate_of(profile, *names):
+    """The preset's gate with these of its rules, or with all."""
+    gate = SETTINGS[profile].gate
+    kept = {name: rule for name, rule in gate.rules.items() if not names or name in names}
+    return gate.model_copy(update={"resamples": RESAMPLES, "rules": kept})
+
+
+def verdict(profile, name, pairs):
+    """What the gate says by this rule alone, and whether it then passes the model."""
+    decision = decide(pairs, SELECTION, seed=0, gate=gate_of(profile, name))
+    [rule] = decision["rules"]
+    return rule["verdict"], decision["passed"]
+
+
+def broken(profile, pairs):
+    """Names of the rules whose intervals break them, by plain comparison: a whole suite takes seconds."""
+    gate, found = gate_of(profile), set()
+    for name, one in measure_rules(gate.rules, pairs, seed=0, gate=gate).items():
+        least, greatest = limits(gate.rules[name])
+        near, far = (one.high, one.low) if gate.rules[name].severity in SIGNS else (one.low, one.high)
+        if (least is not None and near < least) or (greatest is not None and far > greatest):
+            found.add(name)
+    return found
+
+
+def just_around(rule):
+    """Pairs of figures, one that the rule just allows and one just beyond, at each of its limits."""
+    least, greatest = limits(rule)
+    step = STEP if rule.compare == "win_rate" else SLIGHT
+    if least is not None:
+        yield least + step, least - step
+    if greatest is not None:
+        yield greatest - step, greatest + step
+
+
+@pytest.mark.parametrize("profile", PRESETS)
+def test_every_preset_has_exactly_these_rules_with_these_severities(profile):
+    found = {name: rule.severity for name, rule in SETTINGS[profile].gate.rules.items()}
+    assert found == {name: severity for name, (severity, *_) in PRESETS[profile].items()}
+
+
+def test_every_preset_is_held_to_these_rules_and_both_full_size_ones_have_one_gate():
+    assert {path.stem for path in (ROOT / "profiles").glob("*.yaml")} == PRESETS.keys()
+    # so that every rule below is tried once
+    assert SETTINGS["flux1_dev_lora"].gate == SETTINGS["flux1_dev"].gate
+
+
+@pytest.mark.parametrize("profile", TRIED)
+def test_a_clearly_good_model_that_keeps_up_with_the_champion_passes_every_rule(profile):
+    decision = decide(good(profile), SELECTION, seed=0, gate=gate_of(profile))
+    assert decision["passed"]
+    assert {rule["verdict"] for rule in decision["rules"]} == {"holds"}
+    assert broken(profile, good(profile)) == set()
+
+
+@pytest.mark.parametrize(("profile", "name"), EVERY_RULE)
+def test_a_rule_holds_just_inside_its_margin_and_it_alone_breaks_just_beyond(profile, name):
+    rule = SETTINGS[profile].gate.rules[name]
+    for inside, beyond in just_around(rule):
+        pairs = moved(good(profile), rule, inside)
+        assert verdict(profile, name, pairs) == ("holds", True), f"at {inside}"
+        assert broken(profile, pairs) == set(), f"at {inside}"
+        pairs = moved(good(profile), rule, beyond)
+        assert verdict(profile, name, pairs) == BREAKS[rule.severity], f"at {beyond}"
+        assert broken(profile, pairs) == {name}, f"at {beyond}"
+
+
+@pytest.mark.parametrize(("profile", "name"), EVERY_RULE)
+def test_a_rule_breaks_at_figures_that_nobody_would_let_pass(profile, name):
+    _, *bad = PRESETS[profile][name]
+    for figure in bad:
+        pairs = moved(good(profile), SETTINGS[profile].gate.rules[name], figure)
+        assert name in broken(profile, pairs), f"at {figure}"
+
+
+@pytest.mark.parametrize(("profile", "name"), EVERY_RULE)
+def test_where_the_prompts_differ_widely_what_must_be_shown_breaks_and_a_sign_of_hacking_does_not(
+    profile, name
+):
+    rule = SETTINGS[profile].gate.rules[name]
+    for inside, beyond in just_around(rule):
+        figure = beyond if rule.severity in SIGNS else inside
+        pairs = moved(good(profile), rule, figure, spread=WIDE)
+        expected = ("holds", True) if rule.severity in SIGNS else BREAKS[rule.severity]
+        assert verdict(profile, name, pairs) == expected, f"at {figure}"
