@@ -27,9 +27,9 @@ from srpo_core.storage.manifest import (
     FileLostError,
     alias_key,
     damaged_on_the_way,
-    decode,
+    decode_alias,
     decode_manifest,
-    encode,
+    encode_sealed,
     require_file,
     require_same,
     unknown_version,
@@ -102,7 +102,7 @@ class S3Store:
         with self._errors():
             for name, path in files.items():
                 self._send(path, manifest["files"][name]["sha256"], name)
-            if self._put_if(self._manifest_key(version), encode(manifest), IfNoneMatch="*"):
+            if self._put_if(self._manifest_key(version), encode_sealed(manifest), IfNoneMatch="*"):
                 return True
         return not self._is_published(version, manifest)
 
@@ -139,13 +139,13 @@ class S3Store:
             found = self._get(key)
             if found is None:
                 return None, None
-            return decode(found["Body"].read(), f"{self.uri}/{key}"), found["ETag"]
+            return decode_alias(found["Body"].read(), f"{self.uri}/{key}"), found["ETag"]
 
     def write_alias(self, name: str, value: Mapping[str, Any], token: str | None) -> bool:
         """Write the alias if it still has the ETag `token`; False if another moved it."""
         condition = {"IfNoneMatch": "*"} if token is None else {"IfMatch": token}
         with self._errors():
-            return self._put_if(alias_key(name), encode(value), **condition)
+            return self._put_if(alias_key(name), encode_sealed(value), **condition)
 
     def ignored_conditions(self) -> Sequence[str]:
         """If-None-Match and If-Match, where this store writes although they do not hold."""

@@ -53,6 +53,18 @@ def test_the_flow_that_verifies_names_what_is_damaged_and_fails(store, prefect):
     assert verify("tiny-1") == {"tiny-1": "4 files as published"}
 
 
+def test_the_flow_that_verifies_everything_finds_an_alias_that_points_to_nothing(store, prefect):
+    promote("tiny-1")
+    store.remove("tiny-1")
+    with pytest.raises(
+        StoreError, match=r"the alias tiny/production .* points to tiny-1, which is not there"
+    ):
+        verify()
+    table = artifact(prefect, "verify")
+    assert "| alias | the alias tiny/production" in table
+    assert "| `tiny-2` | 4 files as published |" in table
+
+
 def test_the_flow_that_pulls_brings_one_format(store, tmp_path):
     paths = pull("tiny-1", to=str(tmp_path / "here"), format_name="BF16")
     assert sorted(path.rsplit("/", 1)[1] for path in paths) == [

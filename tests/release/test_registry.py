@@ -2,12 +2,13 @@
 
 import threading
 from functools import partial
+from pathlib import Path
 
 import pytest
 from small_release import publish_small
 
 from srpo_core.errors import ConfigError, GateError, StoreError
-from srpo_core.release import collect, promote, pull, resolve, rollback, show
+from srpo_core.release import collect, promote, pull, resolve, rollback, show, verify, verify_aliases
 from srpo_core.storage import open_store
 
 
@@ -22,6 +23,130 @@ def store(request, tmp_path):
 def publish(store, tmp_path):
     """A function that publishes a small version; `number` is also its age."""
     return partial(publish_small, store, tmp_path)
+
+
+class Files:
+    """The bytes that a store keeps, past its back."""
+
+    def __init__(self, store):
+        self.root = Path(store.uri) if "://" not in store.uri else None
+        self.place = (
+            None if self.root else dict(zip(("Bucket", "Prefix"), store.uri[5:].split("/"), strict=True))
+        )
+
+    def __iter__(self):
+        if self.root:
+            found = (path.relative_to(self.root) for path in self.root.rglob("*") if path.is_file())
+            return iter(sorted(str(path) for path in found if "lock" not in path.name))
+        prefix = f"{self.place['Prefix']}/"
+        listed = self.client.list_objects_v2(Bucket=self.place["Bucket"], Prefix=prefix)["Contents"]
+        names = (entry["Key"].removeprefix(prefix) for entry in listed)
+        return iter([name for name in names if name != "verified-writes"])
+
+    def __getitem__(self, name):
+        if self.root:
+            return (self.root / name).read_bytes()
+        return self.client.get_object(**self.key(name))["Body"].read()
+
+    def __setitem__(self, name, data):
+        if self.root:
+            (self.root / name).write_bytes(data)
+        else:
+            self.client.put_object(**self.key(name), Body=data)
+
+    def __delitem__(self, name):
+        if self.root:
+            (self.root / name).unlink()
+        else:
+            self.client.delete_object(**self.key(name))
+
+    @property
+    def client(self):
+        import boto3
+
+        return boto3.client("s3")
+
+    def key(self, name):
+        return {"Bucket": self.place["Bucket"], "Key": f"{self.place['Prefix']}/{name}"}
+
+
+def faults_of(store):
+    """All that `srpo verify --all` finds."""
+    faults = verify_aliases(store)
+    for version in store.versions():
+        try:
+            verify(store, version)
+        except StoreError as error:
+            faults.append(str(error))
+    return faults
+
+
+def test_one_bit_of_any_stored_file_is_noticed_and_named(store, publish):
+    version = publish(1)
+    promote(store, version)
+    files = Files(store)
+    names = list(files)
+    assert len(names) == 6  # four files, their manifest, the alias
+    assert faults_of(store) == []
+    digests = {entry["sha256"]: name for name, entry in store.manifest(version)["files"].items()}
+    for name in names:
+        data = files[name]
+        files[name] = data[:-20] + bytes([data[-20] ^ 1]) + data[-19:]
+        (fault,) = faults_of(store)
+        last = name.rpartition("/")[2]
+        assert digests.get(last, last) in fault
+        assert "\n" not in fault
+        files[name] = data
+        assert faults_of(store) == []
+
+
+def test_a_stored_file_that_is_gone_is_noticed(store, publish):
+    version = publish(1)
+    promote(store, version)
+    files = Files(store)
+    digests = {entry["sha256"]: name for name, entry in store.manifest(version)["files"].items()}
+    for name in list(files):
+        data, last = files[name], name.rpartition("/")[2]
+        del files[name]
+        if last == "production.json":
+            assert store.aliases() == []
+        elif last == "manifest.json":
+            (fault,) = faults_of(store)
+            assert "the alias tiny/production" in fault
+            assert "points to tiny-1, which is not there" in fault
+        else:
+            (fault,) = faults_of(store)
+            assert f"is damaged: {digests.get(last, name.partition('/tiny-1/')[2])}; restore" in fault
+        files[name] = data
+    assert faults_of(store) == []
+
+
+def test_a_decision_that_is_altered_in_the_store_promotes_nothing(store, publish, tmp_path):
+    version = publish(1, passed=False)
+    files = Files(store)
+    (name,) = (name for name in files if name.endswith("manifest.json"))
+    files[name] = files[name].replace(b'"passed": false', b'"passed": true')
+    for act in (
+        lambda: promote(store, version),
+        lambda: verify(store, version),
+        lambda: show(store, version),
+        lambda: pull(store, version, format_name=None, target=tmp_path / "here"),
+    ):
+        with pytest.raises(StoreError, match=r"manifest\.json was altered after it was written") as caught:
+            act()
+        assert "\n" not in str(caught.value)
+    assert store.aliases() == []
+    assert not (tmp_path / "here").exists()
+    store.remove(version)
+    assert store.versions() == []
+
+
+def test_a_pulled_manifest_is_the_one_of_the_store_byte_for_byte(store, publish, tmp_path):
+    version = publish(1)
+    pull(store, version, format_name=None, target=tmp_path / "here")
+    files = Files(store)
+    (name,) = (name for name in files if name.endswith("manifest.json"))
+    assert (tmp_path / "here/manifest.json").read_bytes() == files[name]
 
 
 def test_promoting_twice_remembers_the_one_before_and_rolling_back_returns_to_it(store, publish):
