@@ -53,7 +53,8 @@ _LOST: Final = ("PreconditionFailed", "412")
 _CONFLICT: Final = ("ConditionalRequestConflict", "409")
 _ABSENT: Final = ("NoSuchKey", "404")
 _DENIED: Final = ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken")
-_WRONG_DIGEST: Final = ("BadDigest", "InvalidDigest", "400")
+_BAD_DIGEST: Final = ("BadDigest", "InvalidDigest")
+_WRONG_DIGEST: Final = (*_BAD_DIGEST, "400")
 _UPLOAD_GONE: Final = ("NoSuchUpload",)
 _FULL: Final = ("QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507")
 
@@ -309,7 +310,9 @@ class S3Store:
                 Bucket=self._bucket,
                 Key=self._prefix + key,
                 Body=data,
+                # a store may hold what it takes to the one and not to the other
                 ChecksumSHA256=b64encode(hashlib.sha256(data).digest()).decode(),
+                ContentMD5=b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode(),
                 **condition,
             )
         )
@@ -500,6 +503,10 @@ class S3Store:
             return f"the store {self.uri}: there is no bucket {self._bucket}; make it or set SRPO_STORE"
         if code in _DENIED:
             return f"the store {self.uri} refuses these credentials ({code}): check AWS_ACCESS_KEY_ID and its rights"
+        if code in _BAD_DIGEST:
+            return (
+                f"the store {self.uri} received other bytes than were sent ({code}) and kept none: try again"
+            )
         if code in _FULL:
             return (
                 f"the store {self.uri} is full ({code}): free space there or set SRPO_STORE to another place"

@@ -1,7 +1,9 @@
 """The S3 store against moto's server on loopback."""
 
+import hashlib
 import socket
 import threading
+from base64 import b64encode
 from datetime import UTC, datetime
 
 import boto3
@@ -163,6 +165,52 @@ def test_what_a_store_damages_without_noticing_is_found_by_reading_back(bucket, 
     store = open_store(f"s3://{bucket}")
     with pytest.raises(StoreError, match="changed while it was published"):
         store.publish("tiny-1", *make_release())
+    assert store.versions() == []
+    assert not [key for key in keys(bucket) if key.startswith("objects/")]
+
+
+def hold_to_md5(monkeypatch, *, damage=False):
+    """A server that refuses bytes which are not those of their MD5, and knows no SHA-256; returns what is asked of it.
+
+    damage: what is sent below objects/ loses its last byte on the way.
+    """
+    from botocore.client import BaseClient
+    from botocore.exceptions import ClientError
+
+    honest, asked = BaseClient._make_api_call, []
+
+    def strict(self, operation, given):
+        asked.append((operation, given.get("Key", "")))
+        if operation in ("PutObject", "UploadPart"):
+            given = {name: value for name, value in given.items() if name != "ChecksumSHA256"}
+            if damage and "objects/" in given["Key"]:
+                given["Body"] = given["Body"][:-1] + b"?"
+            md5 = b64encode(hashlib.md5(given["Body"]).digest()).decode()
+            if given.get("ContentMD5", md5) != md5:
+                raise ClientError({"Error": {"Code": "BadDigest", "Message": "no"}}, operation)
+        return honest(self, operation, given)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", strict)
+    return asked
+
+
+def test_a_store_that_verifies_md5_alone_reads_nothing_back(bucket, make_release, monkeypatch):
+    asked = hold_to_md5(monkeypatch)
+    files, manifest = make_release()
+    assert open_store(f"s3://{bucket}").publish("tiny-1", files, manifest) is True
+    assert len([key for operation, key in asked if operation == "PutObject" and "objects/" in key]) == 2
+    assert [key for operation, key in asked if operation == "GetObject" and "objects/" in key] == []
+
+
+@pytest.mark.parametrize("part_bytes", [1 << 20, 1000], ids=["whole", "in parts"])
+def test_a_store_that_verifies_md5_alone_refuses_what_was_damaged_on_the_way(
+    bucket, make_release, monkeypatch, part_bytes
+):
+    hold_to_md5(monkeypatch, damage=True)
+    store = S3Store(f"s3://{bucket}", part_bytes=part_bytes)
+    with pytest.raises(StoreError, match=r"received other bytes than were sent \(BadDigest\)") as caught:
+        store.publish("tiny-1", *make_release())
+    assert "\n" not in str(caught.value)
     assert store.versions() == []
     assert not [key for key in keys(bucket) if key.startswith("objects/")]
 
