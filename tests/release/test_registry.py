@@ -169,6 +169,51 @@ def test_promoting_what_is_production_changes_nothing(store, publish):
     assert len(store.alias("tiny/production")[0]["history"]) == 1
 
 
+def test_a_promoter_that_was_killed_before_it_noted_the_previous_version_does_so_when_it_is_repeated(
+    store, publish, monkeypatch
+):
+    first, second, third = publish(1), publish(2), publish(3)
+    promote(store, first)
+    promote(store, second)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    for act, after, before in (
+        (lambda: promote(store, third), third, second),
+        (lambda: rollback(store), second, third),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("srpo_core.release.registry.move_alias", killed)
+            act()
+        assert resolve(store, "production") == after
+        assert resolve(store, "previous") != before
+        steps = store.alias("tiny/production")[0]["history"]
+        move = promote(store, after)
+        assert (move.before, move.after) == (after, after)
+        assert resolve(store, "previous") == before
+        assert store.alias("tiny/production")[0]["history"] == steps
+
+
+def test_a_promoter_that_another_overtakes_leaves_the_previous_version_of_the_later_one(
+    store, publish, monkeypatch
+):
+    from srpo_core.release import registry
+
+    first, second, third = publish(1), publish(2), publish(3)
+    promote(store, first)
+    honest = registry.move_alias
+
+    def overtaken(*arguments, **options):
+        monkeypatch.setattr(registry, "move_alias", honest)
+        promote(store, third)
+        return honest(*arguments, **options)
+
+    monkeypatch.setattr(registry, "move_alias", overtaken)
+    promote(store, second)
+    assert (resolve(store, "production"), resolve(store, "previous")) == (third, second)
+
+
 def test_a_refused_model_is_promoted_only_with_an_override_and_a_reason_that_is_kept(store, publish):
     version = publish(1, passed=False)
     with pytest.raises(GateError, match=r"refused tiny-1: the subject is lost\. .*--override --reason"):
@@ -301,6 +346,22 @@ def test_cleaning_keeps_the_newest_what_aliases_point_to_and_all_that_production
     assert store.versions() == [*versions[:3], versions[5]]
     assert collect(store, keep=0).versions == (versions[5],)
     assert collect(store, keep=9).versions == ()
+
+
+def test_cleaning_keeps_what_is_promoted_while_it_removes_others(store, publish, monkeypatch):
+    versions = [publish(number) for number in range(1, 5)]
+    kind = type(store)
+    honest = kind.remove
+
+    def promoting(self, version):
+        promote(store, versions[1])
+        honest(self, version)
+
+    monkeypatch.setattr(kind, "remove", promoting)
+    assert collect(store, keep=1).versions == tuple(versions[:3])
+    assert collect(store, keep=1, delete=True).versions == (versions[0], versions[2])
+    assert store.versions() == [versions[1], versions[3]]
+    assert verify(store, "production")["version"] == versions[1]
 
 
 def test_cleaning_keeps_every_version_where_there_are_fewer_than_it_is_to_keep(store, publish):
