@@ -107,18 +107,22 @@ def pull(store: Store, reference: str, *, format_name: str | None, target: Path)
 
     Raises:
         ConfigError: the release has no such format.
-        StoreError: there is no such release, or a file is not what its manifest says.
+        StoreError: there is no such release, a file is not what its manifest says, or it cannot be written here.
     """
     version = resolve(store, reference)
     manifest = store.manifest(version)
     names = list(manifest["files"]) if format_name is None else _files_of(manifest, format_name)
-    paths = []
-    for name in names:
-        path = target / name
-        _pull_file(store, version, name, manifest["files"][name]["sha256"], path)
-        paths.append(path)
-    artifacts.write_json(target / MANIFEST, manifest)
-    return paths
+    paths = {name: target / name for name in names}
+    try:
+        for name, path in paths.items():
+            _pull_file(store, version, name, manifest["files"][name]["sha256"], path)
+        artifacts.write_json(target / MANIFEST, manifest)
+    except OSError as error:
+        raise StoreError(
+            f"release {version} cannot be written to {target} ({error}): make room there, then the same command "
+            "goes on"
+        ) from error
+    return list(paths.values())
 
 
 def collect(store: Store, *, keep: int, delete: bool = False) -> Cleaning:

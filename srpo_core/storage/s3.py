@@ -489,6 +489,10 @@ class S3Store:
             ) from error
         except boto.ClientError as error:
             raise StoreError(self._refusal(error)) from error
+        except (boto.ResponseStreamingError, boto.IncompleteReadError) as error:
+            raise StoreError(
+                f"the store {self.uri} was cut off in the middle of a file ({_line(error)}): try again"
+            ) from error
         except (boto.ConnectionError, boto.HTTPClientError) as error:
             raise StoreError(
                 f"the store {self.uri} cannot be reached in {ATTEMPTS} attempts ({_line(error)}): "

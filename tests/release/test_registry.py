@@ -1,5 +1,10 @@
 """Promote, roll back, pull and clean up, in a directory and in a bucket."""
 
+import multiprocessing
+import resource
+import select
+import signal
+import socket
 import threading
 from functools import partial
 from pathlib import Path
@@ -7,8 +12,9 @@ from pathlib import Path
 import pytest
 from small_release import publish_small
 
+from srpo_core.artifacts import sha256
 from srpo_core.errors import ConfigError, GateError, StoreError
-from srpo_core.release import collect, promote, pull, resolve, rollback, show, verify, verify_aliases
+from srpo_core.release import collect, fetch, promote, pull, resolve, rollback, show, verify, verify_aliases
 from srpo_core.storage import open_store
 
 
@@ -322,6 +328,124 @@ def test_a_pull_goes_on_where_it_was_cut_off_and_keeps_what_is_there(store, publ
     (target / "transformer/weights.part").write_bytes(b"no beginning of it")
     pull(store, version, format_name=None, target=target)
     assert (target / "transformer/weights").read_bytes() == whole
+    assert not list(target.rglob("*.part"))
+
+
+class CuttingProxy:
+    """A way to a server that ends each connection in which an object comes, after so many bytes of it; None: never."""
+
+    def __init__(self, endpoint, num_bytes):
+        host, port = endpoint.removeprefix("http://").split(":")
+        self.upstream, self.num_bytes = (host, int(port)), num_bytes
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.server.getsockname()[1]}"
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        while True:
+            try:
+                client, _ = self.server.accept()
+            except OSError:
+                return
+            threading.Thread(target=self.pass_on, args=(client,), daemon=True).start()
+
+    def pass_on(self, client):
+        left = None
+        with client, socket.create_connection(self.upstream) as upstream:
+            while True:
+                for ready in select.select([client, upstream], [], [])[0]:
+                    data = ready.recv(1 << 16)
+                    if not data:
+                        return
+                    if ready is client and data.startswith(b"GET") and b"/objects/" in data.split(b"\r\n")[0]:
+                        left = self.num_bytes
+                    if ready is upstream and left is not None:
+                        data, left = data[:left], left - len(data)
+                    (upstream if ready is client else client).sendall(data)
+                    if left is not None and left <= 0:
+                        return
+
+
+@pytest.fixture
+def cut_off(bucket, s3_environment, tmp_path, monkeypatch):
+    """A store with one release of four files of 3.4 to 4.6 MB, behind a proxy that cuts each file after 2.5 MB."""
+    publish_small(open_store(f"s3://{bucket}/p"), tmp_path, 1, repeats=180_000)
+    proxy = CuttingProxy(s3_environment, 2_500_000)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    yield open_store(f"s3://{bucket}/p"), proxy
+    proxy.server.close()
+
+
+@pytest.mark.s3
+def test_a_pull_that_is_cut_off_shows_no_file_and_goes_on_from_what_has_come(cut_off, tmp_path, monkeypatch):
+    store, proxy = cut_off
+    target = tmp_path / "here"
+    with pytest.raises(StoreError, match=r"was cut off in the middle of a file .*try again") as caught:
+        pull(store, "tiny-1", format_name=None, target=target)
+    assert "\n" not in str(caught.value)
+    (partial_file,) = (path for path in target.rglob("*") if path.is_file())
+    assert partial_file.name == "README.md.part"
+    size = partial_file.stat().st_size
+    assert 2_000_000 < size < 2_500_000
+    proxy.num_bytes = None
+    asked, honest = [], type(store).read
+
+    def read(self, version, name, start=0):
+        asked.append((name, start))
+        return honest(self, version, name, start)
+
+    monkeypatch.setattr(type(store), "read", read)
+    paths = pull(store, "tiny-1", format_name=None, target=target)
+    assert asked[0] == ("README.md", size)
+    assert [start for _, start in asked[1:]] == [0, 0, 0]
+    entries = store.manifest("tiny-1")["files"]
+    assert {str(path.relative_to(target)): sha256(path) for path in paths} == {
+        name: entry["sha256"] for name, entry in entries.items()
+    }
+
+
+@pytest.mark.s3
+def test_a_release_that_cannot_be_read_to_its_end_is_not_called_damaged_and_is_not_kept(cut_off, tmp_path):
+    store, proxy = cut_off
+    for act in (lambda: verify(store, "tiny-1"), lambda: fetch(store, "tiny-1", cache=tmp_path / "cache")):
+        with pytest.raises(StoreError, match="was cut off in the middle of a file") as caught:
+            act()
+        assert "is damaged" not in str(caught.value)
+    assert list((tmp_path / "cache").iterdir()) == []
+    proxy.num_bytes = None
+    assert verify(store, "tiny-1")["version"] == "tiny-1"
+    assert (
+        sha256(fetch(store, "tiny-1", cache=tmp_path / "cache") / "README.md")
+        == (store.manifest("tiny-1")["files"]["README.md"]["sha256"])
+    )
+
+
+def _pull_with_a_file_size_limit(uri, target, outcomes):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    try:
+        outcomes.put(pull(open_store(uri), "tiny-1", format_name=None, target=target))
+    except StoreError as error:
+        outcomes.put(str(error))
+
+
+def test_a_pull_to_a_full_disk_says_so_and_shows_no_file_and_the_same_call_goes_on(tmp_path):
+    """The limit on the size of a file stops a write in the middle, as a full disk does."""
+    store = open_store(str(tmp_path / "store"))
+    publish_small(store, tmp_path, 1)
+    target = tmp_path / "here"
+    context = multiprocessing.get_context("fork")
+    outcomes = context.Queue()
+    process = context.Process(target=_pull_with_a_file_size_limit, args=(store.uri, target, outcomes))
+    process.start()
+    message = outcomes.get(timeout=60)
+    process.join()
+    assert f"release tiny-1 cannot be written to {target} (" in message
+    assert "File too large): make room there, then the same command goes on" in message
+    assert "\n" not in message
+    assert [path.name for path in target.rglob("*") if path.is_file()] == ["README.md.part"]
+    for path in pull(store, "tiny-1", format_name=None, target=target):
+        assert path.read_bytes() == b"".join(store.read("tiny-1", str(path.relative_to(target))))
     assert not list(target.rglob("*.part"))
 
 

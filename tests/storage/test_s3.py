@@ -5,6 +5,7 @@ import socket
 import threading
 from base64 import b64encode
 from datetime import UTC, datetime
+from io import BytesIO
 
 import boto3
 import pytest
@@ -472,3 +473,56 @@ def test_after_a_part_that_is_refused_no_other_is_begun(bucket, make_release, mo
     with pytest.raises(StoreError, match=r"refuses these credentials \(ExpiredToken\)"):
         S3Store(f"s3://{bucket}", part_bytes=1000).publish("tiny-1", *make_release(50_000))
     assert set(tried) <= {1, 2, 3, 4}
+
+
+class Streamed(BytesIO):
+    """A body as urllib3 hands it to botocore."""
+
+    def stream(self, **_):
+        yield self.read()
+
+
+@pytest.mark.parametrize("request_name", ["PutObject", "UploadPart"])
+@pytest.mark.parametrize(
+    ("status", "code"), [(507, "XMinioStorageFull"), (403, "QuotaExceeded"), (507, "")], ids=str
+)
+def test_a_bucket_that_is_full_says_so_and_shows_nothing_and_the_same_call_goes_on(
+    bucket, make_release, request_name, status, code
+):
+    """The answers that stores give over HTTP, in place of the server's own."""
+    from botocore.awsrequest import AWSResponse
+
+    def full(request, **_):
+        if "/objects/" not in request.url and request_name == "PutObject":
+            return None  # the probe is written, and the files are not
+        text = f"<Error><Code>{code}</Code><Message>no</Message></Error>" if code else ""
+        return AWSResponse(request.url, status, {}, Streamed(text.encode()))
+
+    part_bytes = 5 << 20
+    store = S3Store(f"s3://{bucket}/p", part_bytes=part_bytes)
+    release = make_release(3000 if request_name == "PutObject" else 2 * part_bytes)
+    event = f"before-send.s3.{request_name}"
+    store._client.meta.events.register(event, full)
+    with pytest.raises(StoreError, match=rf"is full \({code or 507}\): free space there") as caught:
+        store.publish("tiny-1", *release)
+    assert "\n" not in str(caught.value)
+    assert store.versions() == []
+    store._client.meta.events.unregister(event, full)
+    assert store.publish("tiny-1", *release) is True
+    for name, path in release[0].items():
+        assert b"".join(store.read("tiny-1", name)) == path.read_bytes()
+
+
+def test_a_bucket_that_is_full_keeps_an_alias_where_it_was(bucket):
+    from botocore.awsrequest import AWSResponse
+
+    def full(request, **_):
+        return AWSResponse(request.url, 507, {}, Streamed())
+
+    store = open_store(f"s3://{bucket}/p")
+    store.write_alias("tiny/production", {"version": "a"}, None)
+    _, token = store.alias("tiny/production")
+    store._client.meta.events.register("before-send.s3.PutObject", full)
+    with pytest.raises(StoreError, match=r"is full \(507\)"):
+        store.write_alias("tiny/production", {"version": "b"}, token)
+    assert store.alias("tiny/production") == ({"version": "a"}, token)
