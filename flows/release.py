@@ -1,4 +1,4 @@
-"""What happens to releases after they are published, as Prefect flows: promote, roll back, verify, pull, clean up.
+"""What happens to releases after they are published, as Prefect flows: list, show, promote, roll back, verify, pull, clean up.
 
 No `from __future__ import annotations` here: Prefect reads the annotations to make its form.
 """
@@ -12,7 +12,37 @@ from srpo_core import release
 from srpo_core.config import PARAMS_FILE, load_settings
 from srpo_core.errors import StoreError
 from srpo_core.release import Cleaning, Move
+from srpo_core.release.describing import describe
 from srpo_core.storage import Store, open_store, require_conditions
+
+
+@flow(name="releases")
+def releases() -> list[str]:
+    """List what is published, oldest first; returns the versions."""
+    found = release.list_releases(open_store())
+    table = [
+        f"| `{line.version}` | {line.created_at} | {', '.join(line.aliases)} | {', '.join(line.formats)} "
+        f"| {line.num_bytes / 1e6:.1f} |"
+        for line in found
+    ]
+    create_markdown_artifact(
+        "\n".join(["| release | made | aliases | formats | MB |", "|---|---|---|---|---:|", *table]),
+        key="releases",
+        description="what is published",
+    )
+    return [line.version for line in found]
+
+
+@flow(name="show")
+def show(version: str = "candidate") -> list[str]:
+    """Show a release: verdict, formats with their errors, and which aliases moved to and from it.
+
+    Args:
+        version: a version or an alias.
+    """
+    lines = list(describe(open_store(), version))
+    create_markdown_artifact("\n".join(["```", *lines, "```"]), key="release", description=lines[0])
+    return lines
 
 
 @flow(name="promote")
