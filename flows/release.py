@@ -1,4 +1,4 @@
-"""What happens to releases after they are published, as Prefect flows: promote, roll back, verify, pull, clean up.
+"""What happens to releases after they are published, as Prefect flows: list, show, promote, roll back, verify, pull, clean up.
 
 No `from __future__ import annotations` here: Prefect reads the annotations to make its form.
 """
@@ -12,7 +12,37 @@ from srpo_core import release
 from srpo_core.config import PARAMS_FILE, load_settings
 from srpo_core.errors import StoreError
 from srpo_core.release import Cleaning, Move
+from srpo_core.release.describing import describe
 from srpo_core.storage import Store, open_store, require_conditions
+
+
+@flow(name="releases")
+def releases() -> list[str]:
+    """List what is published, oldest first; returns the versions."""
+    found = release.list_releases(open_store())
+    table = [
+        f"| `{line.version}` | {line.created_at} | {', '.join(line.aliases)} | {', '.join(line.formats)} "
+        f"| {line.num_bytes / 1e6:.1f} |"
+        for line in found
+    ]
+    create_markdown_artifact(
+        "\n".join(["| release | made | aliases | formats | MB |", "|---|---|---|---|---:|", *table]),
+        key="releases",
+        description="what is published",
+    )
+    return [line.version for line in found]
+
+
+@flow(name="show")
+def show(version: str = "candidate") -> list[str]:
+    """Show a release: verdict, formats with their errors, and which aliases moved to and from it.
+
+    Args:
+        version: a version or an alias.
+    """
+    lines = list(describe(open_store(), version))
+    create_markdown_artifact("\n".join(["```", *lines, "```"]), key="release", description=lines[0])
+    return lines
 
 
 @flow(name="promote")
@@ -43,25 +73,27 @@ def verify(version: str | None = None) -> dict[str, str]:
     """Read releases back and hold every file to its digest; fails when one is damaged.
 
     Args:
-        version: a version or an alias; none takes every version of the store.
+        version: a version or an alias; none takes every version and alias of the store.
     """
     store = open_store()
-    states = {}
+    states, faults = {}, [] if version else release.verify_aliases(store)
+    table = [f"| alias | {fault} |" for fault in faults]
     for name in [version] if version else store.versions():
         try:
             states[name] = f"{len(release.verify(store, name)['files'])} files as published"
         except StoreError as error:
             states[name] = str(error)
-            get_run_logger().error("%s", error)  # one line; the flow fails below
-    table = [f"| `{name}` | {state} |" for name, state in states.items()]
+            faults.append(str(error))
+        table.append(f"| `{name}` | {states[name]} |")
     create_markdown_artifact(
         "\n".join(["| release | state |", "|---|---|", *table]),
         key="verify",
         description="state of the store",
     )
-    damaged = [state for state in states.values() if "as published" not in state]
-    if damaged:
-        raise StoreError("; ".join(damaged))
+    for fault in faults:
+        get_run_logger().error("%s", fault)
+    if faults:
+        raise StoreError("; ".join(faults))
     return states
 
 

@@ -334,14 +334,15 @@ def pull(
 @app.command(rich_help_panel="Releases")
 def verify(
     release: Annotated[str, typer.Argument(help="a version or an alias")] = "candidate",
-    every: Annotated[bool, typer.Option("--all", help="every version of the store")] = False,
+    every: Annotated[bool, typer.Option("--all", help="every version and alias of the store")] = False,
 ) -> None:
     """Read a release's files and compare each with its digest."""
     from srpo_core.release import verify as verify_release
+    from srpo_core.release import verify_aliases
     from srpo_core.storage import open_store
 
     store = open_store()
-    faults = []
+    faults = verify_aliases(store) if every else []
     for version in store.versions() if every else [release]:
         try:
             manifest = verify_release(store, version)

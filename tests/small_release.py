@@ -10,16 +10,25 @@ NAMES = ("README.md", "tiny-bf16.safetensors", "transformer/weights", "transform
 
 
 def publish_small(
-    store: Store, sources: Path, number: int, *, passed: bool = True, model: str = "tiny"
+    store: Store,
+    sources: Path,
+    number: int,
+    *,
+    passed: bool = True,
+    model: str = "tiny",
+    repeats: int = 1000,
 ) -> str:
-    """Publish the version `<model>-<number>`; the number is also its age. Its files are written below `sources`."""
+    """Publish the version `<model>-<number>`; the number is also its age. Its files are written below `sources`.
+
+    repeats: times some 20 bytes, the size of each file.
+    """
     version = f"{model}-{number}"
     source = sources / f"source-{version}"
     source.mkdir()
     files = {name: source / name.replace("/", "-") for name in NAMES}
     entries = {}
     for name, path in files.items():
-        data = f"{name} of {version}".encode() * 1000
+        data = f"{name} of {version}".encode() * repeats
         path.write_bytes(data)
         entries[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     manifest = {
@@ -28,7 +37,16 @@ def publish_small(
         "files": entries,
         "content": content_digest(entries, entries),
         "formats": {"bf16": ["tiny-bf16.safetensors", "transformer/weights"]},
-        "decision": {"passed": passed, "reason": "the subject is lost."},
+        "git": {"revision": "0" * 40, "diff": None, "untracked": []},
+        "decision": {
+            "passed": passed,
+            "verdict": "passed" if passed else "refused",
+            "reason": "every rule holds." if passed else "the subject is lost.",
+        },
+        "proof": {
+            "formats": {"bf16": {"relative_error": 4e-3, "psnr": None, "gain_kept": 0.97}},
+            "refused": {"q4_0": {"refused": ["12.0 dB to bf16, at least 20"]}},
+        },
     }
     store.publish(version, files, manifest)
     return version

@@ -7,7 +7,7 @@ dvc.lock>`, so the same run always gives the same version. An alias is a name th
 """
 
 from srpo_core.release.publishing import CANDIDATE, Published, move_alias, publish, withdraw
-from srpo_core.release.reading import Release, draw, fetch, list_releases, resolve, verify
+from srpo_core.release.reading import Release, draw, fetch, list_releases, resolve, verify, verify_aliases
 from srpo_core.release.registry import PRODUCTION, Cleaning, Move, collect, promote, pull, rollback, show
 
 __all__ = [
@@ -29,5 +29,6 @@ __all__ = [
     "rollback",
     "show",
     "verify",
+    "verify_aliases",
     "withdraw",
 ]

@@ -73,16 +73,22 @@ def git_state(root: Path) -> dict[str, Any]:
 
 
 def environment(root: Path) -> dict[str, Any]:
-    """What a run was computed with: Python, libraries, the lock of all packages, and the machine."""
+    """What publishes: Python, libraries, the lock of all packages, and the machine; gpus has a name for each.
+
+    The run's stages may have been computed on other machines (`RAY_ADDRESS`).
+    """
     import psutil
+    import torch
 
     lock = root / "requirements.lock"
     return {
+        "of": "the machine that published",
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "gpus": [torch.cuda.get_device_name(device) for device in range(torch.cuda.device_count())],
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
         "requirements_lock": sha256(lock) if lock.is_file() else None,
     }

@@ -98,6 +98,23 @@ def verify(store: Store, reference: str) -> Mapping[str, Any]:
     return manifest
 
 
+def verify_aliases(store: Store) -> list[str]:
+    """What is wrong with the aliases of a store, a line for each that was altered or names a version that is not there."""
+    versions, faults = store.versions(), []
+    for alias in store.aliases():
+        try:
+            version = (store.alias(alias)[0] or {}).get("version")
+        except StoreError as error:
+            faults.append(str(error))  # the caller raises when all are read
+        else:
+            if version is not None and version not in versions:
+                faults.append(
+                    f"the alias {alias} in {store.uri} points to {version}, which is not there: restore it from a "
+                    "backup or point the alias elsewhere"
+                )
+    return faults
+
+
 def fetch(store: Store, reference: str, *, cache: Path | None = None) -> Path:
     """The directory of a release on this machine; one from a bucket is downloaded and verified once.
 
@@ -152,8 +169,8 @@ def draw(
     import torch
     from safetensors import SafetensorError
 
-    directory = fetch(store, reference, cache=cache)
-    manifest = artifacts.read_json(directory / MANIFEST)
+    manifest = store.manifest(resolve(store, reference))
+    directory = fetch(store, manifest["version"], cache=cache)
     name, known = weights.lower(), manifest["formats"]
     if name not in known:
         raise ConfigError(

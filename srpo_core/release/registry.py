@@ -107,40 +107,61 @@ def pull(store: Store, reference: str, *, format_name: str | None, target: Path)
 
     Raises:
         ConfigError: the release has no such format.
-        StoreError: there is no such release, or a file is not what its manifest says.
+        StoreError: there is no such release, a file is not what its manifest says, or it cannot be written here.
     """
     version = resolve(store, reference)
     manifest = store.manifest(version)
     names = list(manifest["files"]) if format_name is None else _files_of(manifest, format_name)
-    paths = []
-    for name in names:
-        path = target / name
-        _pull_file(store, version, name, manifest["files"][name]["sha256"], path)
-        paths.append(path)
-    artifacts.write_json(target / MANIFEST, manifest)
-    return paths
+    paths = {name: target / name for name in names}
+    try:
+        for name, path in paths.items():
+            _pull_file(store, version, name, manifest["files"][name]["sha256"], path)
+        artifacts.write_json(target / MANIFEST, manifest)
+    except OSError as error:
+        raise StoreError(
+            f"release {version} cannot be written to {target} ({error}): make room there, then the same command "
+            "goes on"
+        ) from error
+    return list(paths.values())
 
 
 def collect(store: Store, *, keep: int, delete: bool = False) -> Cleaning:
     """Remove all but the newest `keep` versions of each model; never what an alias points to or production has ever held.
 
+    The aliases are read again before each removal: one may have come to the version meanwhile.
+
     delete: without it nothing is touched, and what would go is returned.
     """
-    held = set()
-    for alias in store.aliases():
-        value, _ = store.alias(alias)
-        if value is not None:
-            held.add(value["version"])
-            held |= {step["to"] for step in value["history"] if alias.endswith(f"/{PRODUCTION}")}
+    held = _held(store)
     versions = [release.version for release in list_releases(store)]
     for model in {model_of(version) for version in versions}:
         of_model = [version for version in versions if model_of(version) == model]
         held |= set(of_model[max(0, len(of_model) - keep) :])
     doomed = tuple(version for version in versions if version not in held)
-    for version in doomed if delete else ():
-        store.remove(version)
-        log.info("removed %s", version)
+    if delete:
+        doomed = tuple(version for version in doomed if _remove_unheld(store, version))
     return Cleaning(doomed, tuple(store.sweep(without=doomed, delete=delete)), delete)
+
+
+def _held(store: Store) -> set[str | None]:
+    """What an alias points to, and all that production has ever held."""
+    held: set[str | None] = set()
+    for alias in store.aliases():
+        value, _ = store.alias(alias)
+        if value is not None:
+            held.add(value["version"])
+            held |= {step["to"] for step in value["history"] if alias.endswith(f"/{PRODUCTION}")}
+    return held
+
+
+def _remove_unheld(store: Store, version: str) -> bool:
+    """Remove a version unless an alias holds it by now; returns whether it went."""
+    if version in _held(store):
+        log.warning("kept %s: an alias has come to it meanwhile", version)
+        return False
+    store.remove(version)
+    log.info("removed %s", version)
+    return True
 
 
 def _move(
@@ -152,10 +173,14 @@ def _move(
     why: str,
     who: str | None,
 ) -> Move:
-    """Move production from the state that was read, then note where it stood as `previous`."""
+    """Move production from the state that was read, then note where it stood as `previous`.
+
+    What is production already is not moved, but `previous` is noted: the mover before may have been killed.
+    """
     value, token = state
     before = None if value is None else value["version"]
     if before == version:
+        _note_previous(store, production, who=who)
         return Move(production, before, version)
     history = [*(() if value is None else value["history"]), step_of(before, version, why=why, who=who)]
     if not store.write_alias(production, {"version": version, "history": history}, token):
@@ -164,10 +189,23 @@ def _move(
             f"another moved {production} to {None if now is None else now['version']} at the same moment, so "
             f"{version} was not promoted: look with 'srpo releases', and promote again if it still should be"
         )
-    if before is not None:
-        previous = f"{model_of(version)}/{PREVIOUS}"
-        move_alias(store, previous, before, why=f"production moved to {version}", who=who)
+    _note_previous(store, production, who=who)
     return Move(production, before, version)
+
+
+def _note_previous(store: Store, production: str, *, who: str | None) -> None:
+    """Point `previous` to where the last step of production came from, also when it is another's step by now."""
+    previous = f"{production.partition('/')[0]}/{PREVIOUS}"
+    noted = None
+    while (step := _last_step(store, production)) not in (None, noted):
+        if step["from"] is not None:
+            move_alias(store, previous, step["from"], why=f"production moved to {step['to']}", who=who)
+        noted = step
+
+
+def _last_step(store: Store, alias: str) -> Any:
+    value, _ = store.alias(alias)
+    return None if value is None else value["history"][-1]
 
 
 def _files_of(manifest: Mapping[str, Any], format_name: str) -> list[str]:

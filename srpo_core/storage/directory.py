@@ -23,9 +23,9 @@ from srpo_core.storage.manifest import (
     FileLostError,
     alias_key,
     damaged_on_the_way,
-    decode,
+    decode_alias,
     decode_manifest,
-    encode,
+    encode_sealed,
     require_file,
     require_same,
     unknown_version,
@@ -67,7 +67,7 @@ class DirectoryStore:
         with self._errors(what), self._new_directory() as partial:
             for name, path in files.items():
                 _copy(path, partial / name, manifest["files"][name]["sha256"], name)
-            _write(partial / MANIFEST, encode(manifest))
+            _write(partial / MANIFEST, encode_sealed(manifest))
             _sync_directories(partial)
             return self._move_into_place(partial, version, manifest)
 
@@ -92,8 +92,9 @@ class DirectoryStore:
     def remove(self, version: str) -> None:
         """Take a version out of sight by one rename, then delete it."""
         with self._errors(f"cannot remove {version}"), self._new_directory() as grave:
-            if self._manifest(version) is not None:
-                (self._root / version_key(version)).rename(grave / version)
+            directory = self._root / version_key(version)
+            if (directory / MANIFEST).is_file():
+                directory.rename(grave / version)
 
     def aliases(self) -> list[str]:
         """The aliases, each as `<model>/<name>`, sorted."""
@@ -108,7 +109,7 @@ class DirectoryStore:
             data = _read_if_there(path)
         if data is None:
             return None, None
-        return decode(data, str(path)), hashlib.sha256(data).hexdigest()
+        return decode_alias(data, str(path)), hashlib.sha256(data).hexdigest()
 
     def write_alias(self, name: str, value: Mapping[str, Any], token: str | None) -> bool:
         """Replace the alias's file if it still has the digest `token`; False if another moved it."""
@@ -118,7 +119,7 @@ class DirectoryStore:
             with self._new_directory() as partial, _locked(self._root / ".aliases.lock", fcntl.LOCK_EX):
                 if self.alias(name)[1] != token:
                     return False
-                _write(partial / path.name, encode(value))
+                _write(partial / path.name, encode_sealed(value))
                 (partial / path.name).replace(path)
                 _sync_directory(path.parent)
                 return True

@@ -11,6 +11,8 @@ from srpo_core.errors import StoreError
 
 MANIFEST: Final = "manifest.json"
 BLOCK: Final = 1 << 20
+# SHA-256 over all the rest of a manifest or an alias, which no other digest covers.
+SEAL: Final = "seal"
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -62,16 +64,38 @@ def decode(data: bytes, where: str) -> dict[str, Any]:
     """JSON that must be an object. Raises `StoreError` naming `where`."""
     try:
         value = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{where} is damaged ({error}): restore it from a backup") from None
     if not isinstance(value, dict):
         raise StoreError(f"{where} is damaged (no JSON object): restore it from a backup")
     return value
 
 
+def encode_sealed(value: Mapping[str, Any]) -> bytes:
+    """JSON that carries the SHA-256 of itself without that entry, in place of any that it had."""
+    rest = json.loads(encode(value))  # as a reader will have it: keys are text
+    rest.pop(SEAL, None)
+    return encode(rest | {SEAL: hashlib.sha256(encode(rest)).hexdigest()})
+
+
+def decode_sealed(data: bytes, where: str) -> dict[str, Any]:
+    """What `encode_sealed` wrote, byte for byte. Raises `StoreError` naming `where`."""
+    value = decode(data, where)
+    if SEAL not in value:
+        raise StoreError(f"{where} is damaged (no SHA-256 of its own): restore it from a backup")
+    if encode_sealed(value) != data:
+        raise StoreError(f"{where} was altered after it was written: restore it from a backup")
+    return value
+
+
+def decode_alias(data: bytes, where: str) -> dict[str, Any]:
+    """An alias without its seal. Raises `StoreError` naming `where` when it was altered."""
+    return {name: entry for name, entry in decode_sealed(data, where).items() if name != SEAL}
+
+
 def decode_manifest(data: bytes, where: str) -> dict[str, Any]:
-    """A manifest whose file names stay inside the release. Raises `StoreError` naming `where`."""
-    manifest = decode(data, where)
+    """A manifest as it was published, whose file names stay inside the release. Raises `StoreError` naming `where`."""
+    manifest = decode_sealed(data, where)
     files = manifest.get("files")
     if not isinstance(files, dict) or not isinstance(manifest.get("content"), str):
         raise StoreError(f"{where} is damaged (no files or no content digest): restore it from a backup")

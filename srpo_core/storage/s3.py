@@ -27,9 +27,9 @@ from srpo_core.storage.manifest import (
     FileLostError,
     alias_key,
     damaged_on_the_way,
-    decode,
+    decode_alias,
     decode_manifest,
-    encode,
+    encode_sealed,
     require_file,
     require_same,
     unknown_version,
@@ -53,7 +53,8 @@ _LOST: Final = ("PreconditionFailed", "412")
 _CONFLICT: Final = ("ConditionalRequestConflict", "409")
 _ABSENT: Final = ("NoSuchKey", "404")
 _DENIED: Final = ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken")
-_WRONG_DIGEST: Final = ("BadDigest", "InvalidDigest", "400")
+_BAD_DIGEST: Final = ("BadDigest", "InvalidDigest")
+_WRONG_DIGEST: Final = (*_BAD_DIGEST, "400")
 _UPLOAD_GONE: Final = ("NoSuchUpload",)
 _FULL: Final = ("QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507")
 
@@ -102,7 +103,7 @@ class S3Store:
         with self._errors():
             for name, path in files.items():
                 self._send(path, manifest["files"][name]["sha256"], name)
-            if self._put_if(self._manifest_key(version), encode(manifest), IfNoneMatch="*"):
+            if self._put_if(self._manifest_key(version), encode_sealed(manifest), IfNoneMatch="*"):
                 return True
         return not self._is_published(version, manifest)
 
@@ -139,13 +140,13 @@ class S3Store:
             found = self._get(key)
             if found is None:
                 return None, None
-            return decode(found["Body"].read(), f"{self.uri}/{key}"), found["ETag"]
+            return decode_alias(found["Body"].read(), f"{self.uri}/{key}"), found["ETag"]
 
     def write_alias(self, name: str, value: Mapping[str, Any], token: str | None) -> bool:
         """Write the alias if it still has the ETag `token`; False if another moved it."""
         condition = {"IfNoneMatch": "*"} if token is None else {"IfMatch": token}
         with self._errors():
-            return self._put_if(alias_key(name), encode(value), **condition)
+            return self._put_if(alias_key(name), encode_sealed(value), **condition)
 
     def ignored_conditions(self) -> Sequence[str]:
         """If-None-Match and If-Match, where this store writes although they do not hold."""
@@ -309,7 +310,9 @@ class S3Store:
                 Bucket=self._bucket,
                 Key=self._prefix + key,
                 Body=data,
+                # a store may hold what it takes to the one and not to the other
                 ChecksumSHA256=b64encode(hashlib.sha256(data).digest()).decode(),
+                ContentMD5=b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode(),
                 **condition,
             )
         )
@@ -486,6 +489,10 @@ class S3Store:
             ) from error
         except boto.ClientError as error:
             raise StoreError(self._refusal(error)) from error
+        except (boto.ResponseStreamingError, boto.IncompleteReadError) as error:
+            raise StoreError(
+                f"the store {self.uri} was cut off in the middle of a file ({_line(error)}): try again"
+            ) from error
         except (boto.ConnectionError, boto.HTTPClientError) as error:
             raise StoreError(
                 f"the store {self.uri} cannot be reached in {ATTEMPTS} attempts ({_line(error)}): "
@@ -500,6 +507,10 @@ class S3Store:
             return f"the store {self.uri}: there is no bucket {self._bucket}; make it or set SRPO_STORE"
         if code in _DENIED:
             return f"the store {self.uri} refuses these credentials ({code}): check AWS_ACCESS_KEY_ID and its rights"
+        if code in _BAD_DIGEST:
+            return (
+                f"the store {self.uri} received other bytes than were sent ({code}) and kept none: try again"
+            )
         if code in _FULL:
             return (
                 f"the store {self.uri} is full ({code}): free space there or set SRPO_STORE to another place"

@@ -1,13 +1,20 @@
 """Promote, roll back, pull and clean up, in a directory and in a bucket."""
 
+import multiprocessing
+import resource
+import select
+import signal
+import socket
 import threading
 from functools import partial
+from pathlib import Path
 
 import pytest
 from small_release import publish_small
 
+from srpo_core.artifacts import sha256
 from srpo_core.errors import ConfigError, GateError, StoreError
-from srpo_core.release import collect, promote, pull, resolve, rollback, show
+from srpo_core.release import collect, fetch, promote, pull, resolve, rollback, show, verify, verify_aliases
 from srpo_core.storage import open_store
 
 
@@ -22,6 +29,130 @@ def store(request, tmp_path):
 def publish(store, tmp_path):
     """A function that publishes a small version; `number` is also its age."""
     return partial(publish_small, store, tmp_path)
+
+
+class Files:
+    """The bytes that a store keeps, past its back."""
+
+    def __init__(self, store):
+        self.root = Path(store.uri) if "://" not in store.uri else None
+        self.place = (
+            None if self.root else dict(zip(("Bucket", "Prefix"), store.uri[5:].split("/"), strict=True))
+        )
+
+    def __iter__(self):
+        if self.root:
+            found = (path.relative_to(self.root) for path in self.root.rglob("*") if path.is_file())
+            return iter(sorted(str(path) for path in found if "lock" not in path.name))
+        prefix = f"{self.place['Prefix']}/"
+        listed = self.client.list_objects_v2(Bucket=self.place["Bucket"], Prefix=prefix)["Contents"]
+        names = (entry["Key"].removeprefix(prefix) for entry in listed)
+        return iter([name for name in names if name != "verified-writes"])
+
+    def __getitem__(self, name):
+        if self.root:
+            return (self.root / name).read_bytes()
+        return self.client.get_object(**self.key(name))["Body"].read()
+
+    def __setitem__(self, name, data):
+        if self.root:
+            (self.root / name).write_bytes(data)
+        else:
+            self.client.put_object(**self.key(name), Body=data)
+
+    def __delitem__(self, name):
+        if self.root:
+            (self.root / name).unlink()
+        else:
+            self.client.delete_object(**self.key(name))
+
+    @property
+    def client(self):
+        import boto3
+
+        return boto3.client("s3")
+
+    def key(self, name):
+        return {"Bucket": self.place["Bucket"], "Key": f"{self.place['Prefix']}/{name}"}
+
+
+def faults_of(store):
+    """All that `srpo verify --all` finds."""
+    faults = verify_aliases(store)
+    for version in store.versions():
+        try:
+            verify(store, version)
+        except StoreError as error:
+            faults.append(str(error))
+    return faults
+
+
+def test_one_bit_of_any_stored_file_is_noticed_and_named(store, publish):
+    version = publish(1)
+    promote(store, version)
+    files = Files(store)
+    names = list(files)
+    assert len(names) == 6  # four files, their manifest, the alias
+    assert faults_of(store) == []
+    digests = {entry["sha256"]: name for name, entry in store.manifest(version)["files"].items()}
+    for name in names:
+        data = files[name]
+        files[name] = data[:-20] + bytes([data[-20] ^ 1]) + data[-19:]
+        (fault,) = faults_of(store)
+        last = name.rpartition("/")[2]
+        assert digests.get(last, last) in fault
+        assert "\n" not in fault
+        files[name] = data
+        assert faults_of(store) == []
+
+
+def test_a_stored_file_that_is_gone_is_noticed(store, publish):
+    version = publish(1)
+    promote(store, version)
+    files = Files(store)
+    digests = {entry["sha256"]: name for name, entry in store.manifest(version)["files"].items()}
+    for name in list(files):
+        data, last = files[name], name.rpartition("/")[2]
+        del files[name]
+        if last == "production.json":
+            assert store.aliases() == []
+        elif last == "manifest.json":
+            (fault,) = faults_of(store)
+            assert "the alias tiny/production" in fault
+            assert "points to tiny-1, which is not there" in fault
+        else:
+            (fault,) = faults_of(store)
+            assert f"is damaged: {digests.get(last, name.partition('/tiny-1/')[2])}; restore" in fault
+        files[name] = data
+    assert faults_of(store) == []
+
+
+def test_a_decision_that_is_altered_in_the_store_promotes_nothing(store, publish, tmp_path):
+    version = publish(1, passed=False)
+    files = Files(store)
+    (name,) = (name for name in files if name.endswith("manifest.json"))
+    files[name] = files[name].replace(b'"passed": false', b'"passed": true')
+    for act in (
+        lambda: promote(store, version),
+        lambda: verify(store, version),
+        lambda: show(store, version),
+        lambda: pull(store, version, format_name=None, target=tmp_path / "here"),
+    ):
+        with pytest.raises(StoreError, match=r"manifest\.json was altered after it was written") as caught:
+            act()
+        assert "\n" not in str(caught.value)
+    assert store.aliases() == []
+    assert not (tmp_path / "here").exists()
+    store.remove(version)
+    assert store.versions() == []
+
+
+def test_a_pulled_manifest_is_the_one_of_the_store_byte_for_byte(store, publish, tmp_path):
+    version = publish(1)
+    pull(store, version, format_name=None, target=tmp_path / "here")
+    files = Files(store)
+    (name,) = (name for name in files if name.endswith("manifest.json"))
+    assert (tmp_path / "here/manifest.json").read_bytes() == files[name]
 
 
 def test_promoting_twice_remembers_the_one_before_and_rolling_back_returns_to_it(store, publish):
@@ -42,6 +173,51 @@ def test_promoting_what_is_production_changes_nothing(store, publish):
     promote(store, version)
     promote(store, version)
     assert len(store.alias("tiny/production")[0]["history"]) == 1
+
+
+def test_a_promoter_that_was_killed_before_it_noted_the_previous_version_does_so_when_it_is_repeated(
+    store, publish, monkeypatch
+):
+    first, second, third = publish(1), publish(2), publish(3)
+    promote(store, first)
+    promote(store, second)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    for act, after, before in (
+        (lambda: promote(store, third), third, second),
+        (lambda: rollback(store), second, third),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("srpo_core.release.registry.move_alias", killed)
+            act()
+        assert resolve(store, "production") == after
+        assert resolve(store, "previous") != before
+        steps = store.alias("tiny/production")[0]["history"]
+        move = promote(store, after)
+        assert (move.before, move.after) == (after, after)
+        assert resolve(store, "previous") == before
+        assert store.alias("tiny/production")[0]["history"] == steps
+
+
+def test_a_promoter_that_another_overtakes_leaves_the_previous_version_of_the_later_one(
+    store, publish, monkeypatch
+):
+    from srpo_core.release import registry
+
+    first, second, third = publish(1), publish(2), publish(3)
+    promote(store, first)
+    honest = registry.move_alias
+
+    def overtaken(*arguments, **options):
+        monkeypatch.setattr(registry, "move_alias", honest)
+        promote(store, third)
+        return honest(*arguments, **options)
+
+    monkeypatch.setattr(registry, "move_alias", overtaken)
+    promote(store, second)
+    assert (resolve(store, "production"), resolve(store, "previous")) == (third, second)
 
 
 def test_a_refused_model_is_promoted_only_with_an_override_and_a_reason_that_is_kept(store, publish):
@@ -155,6 +331,124 @@ def test_a_pull_goes_on_where_it_was_cut_off_and_keeps_what_is_there(store, publ
     assert not list(target.rglob("*.part"))
 
 
+class CuttingProxy:
+    """A way to a server that ends each connection in which an object comes, after so many bytes of it; None: never."""
+
+    def __init__(self, endpoint, num_bytes):
+        host, port = endpoint.removeprefix("http://").split(":")
+        self.upstream, self.num_bytes = (host, int(port)), num_bytes
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.server.getsockname()[1]}"
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        while True:
+            try:
+                client, _ = self.server.accept()
+            except OSError:
+                return
+            threading.Thread(target=self.pass_on, args=(client,), daemon=True).start()
+
+    def pass_on(self, client):
+        left = None
+        with client, socket.create_connection(self.upstream) as upstream:
+            while True:
+                for ready in select.select([client, upstream], [], [])[0]:
+                    data = ready.recv(1 << 16)
+                    if not data:
+                        return
+                    if ready is client and data.startswith(b"GET") and b"/objects/" in data.split(b"\r\n")[0]:
+                        left = self.num_bytes
+                    if ready is upstream and left is not None:
+                        data, left = data[:left], left - len(data)
+                    (upstream if ready is client else client).sendall(data)
+                    if left is not None and left <= 0:
+                        return
+
+
+@pytest.fixture
+def cut_off(bucket, s3_environment, tmp_path, monkeypatch):
+    """A store with one release of four files of 3.4 to 4.6 MB, behind a proxy that cuts each file after 2.5 MB."""
+    publish_small(open_store(f"s3://{bucket}/p"), tmp_path, 1, repeats=180_000)
+    proxy = CuttingProxy(s3_environment, 2_500_000)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    yield open_store(f"s3://{bucket}/p"), proxy
+    proxy.server.close()
+
+
+@pytest.mark.s3
+def test_a_pull_that_is_cut_off_shows_no_file_and_goes_on_from_what_has_come(cut_off, tmp_path, monkeypatch):
+    store, proxy = cut_off
+    target = tmp_path / "here"
+    with pytest.raises(StoreError, match=r"was cut off in the middle of a file .*try again") as caught:
+        pull(store, "tiny-1", format_name=None, target=target)
+    assert "\n" not in str(caught.value)
+    (partial_file,) = (path for path in target.rglob("*") if path.is_file())
+    assert partial_file.name == "README.md.part"
+    size = partial_file.stat().st_size
+    assert 2_000_000 < size < 2_500_000
+    proxy.num_bytes = None
+    asked, honest = [], type(store).read
+
+    def read(self, version, name, start=0):
+        asked.append((name, start))
+        return honest(self, version, name, start)
+
+    monkeypatch.setattr(type(store), "read", read)
+    paths = pull(store, "tiny-1", format_name=None, target=target)
+    assert asked[0] == ("README.md", size)
+    assert [start for _, start in asked[1:]] == [0, 0, 0]
+    entries = store.manifest("tiny-1")["files"]
+    assert {str(path.relative_to(target)): sha256(path) for path in paths} == {
+        name: entry["sha256"] for name, entry in entries.items()
+    }
+
+
+@pytest.mark.s3
+def test_a_release_that_cannot_be_read_to_its_end_is_not_called_damaged_and_is_not_kept(cut_off, tmp_path):
+    store, proxy = cut_off
+    for act in (lambda: verify(store, "tiny-1"), lambda: fetch(store, "tiny-1", cache=tmp_path / "cache")):
+        with pytest.raises(StoreError, match="was cut off in the middle of a file") as caught:
+            act()
+        assert "is damaged" not in str(caught.value)
+    assert list((tmp_path / "cache").iterdir()) == []
+    proxy.num_bytes = None
+    assert verify(store, "tiny-1")["version"] == "tiny-1"
+    assert (
+        sha256(fetch(store, "tiny-1", cache=tmp_path / "cache") / "README.md")
+        == (store.manifest("tiny-1")["files"]["README.md"]["sha256"])
+    )
+
+
+def _pull_with_a_file_size_limit(uri, target, outcomes):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+    try:
+        outcomes.put(pull(open_store(uri), "tiny-1", format_name=None, target=target))
+    except StoreError as error:
+        outcomes.put(str(error))
+
+
+def test_a_pull_to_a_full_disk_says_so_and_shows_no_file_and_the_same_call_goes_on(tmp_path):
+    """The limit on the size of a file stops a write in the middle, as a full disk does."""
+    store = open_store(str(tmp_path / "store"))
+    publish_small(store, tmp_path, 1)
+    target = tmp_path / "here"
+    context = multiprocessing.get_context("fork")
+    outcomes = context.Queue()
+    process = context.Process(target=_pull_with_a_file_size_limit, args=(store.uri, target, outcomes))
+    process.start()
+    message = outcomes.get(timeout=60)
+    process.join()
+    assert f"release tiny-1 cannot be written to {target} (" in message
+    assert "File too large): make room there, then the same command goes on" in message
+    assert "\n" not in message
+    assert [path.name for path in target.rglob("*") if path.is_file()] == ["README.md.part"]
+    for path in pull(store, "tiny-1", format_name=None, target=target):
+        assert path.read_bytes() == b"".join(store.read("tiny-1", str(path.relative_to(target))))
+    assert not list(target.rglob("*.part"))
+
+
 def test_a_pulled_file_that_is_not_what_its_manifest_says_is_refused(store, publish, tmp_path, monkeypatch):
     version = publish(1)
     monkeypatch.setattr(type(store), "read", lambda *_: iter([b"other bytes"]))
@@ -176,6 +470,22 @@ def test_cleaning_keeps_the_newest_what_aliases_point_to_and_all_that_production
     assert store.versions() == [*versions[:3], versions[5]]
     assert collect(store, keep=0).versions == (versions[5],)
     assert collect(store, keep=9).versions == ()
+
+
+def test_cleaning_keeps_what_is_promoted_while_it_removes_others(store, publish, monkeypatch):
+    versions = [publish(number) for number in range(1, 5)]
+    kind = type(store)
+    honest = kind.remove
+
+    def promoting(self, version):
+        promote(store, versions[1])
+        honest(self, version)
+
+    monkeypatch.setattr(kind, "remove", promoting)
+    assert collect(store, keep=1).versions == tuple(versions[:3])
+    assert collect(store, keep=1, delete=True).versions == (versions[0], versions[2])
+    assert store.versions() == [versions[1], versions[3]]
+    assert verify(store, "production")["version"] == versions[1]
 
 
 def test_cleaning_keeps_every_version_where_there_are_fewer_than_it_is_to_keep(store, publish):

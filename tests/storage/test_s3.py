@@ -1,8 +1,11 @@
 """The S3 store against moto's server on loopback."""
 
+import hashlib
 import socket
 import threading
+from base64 import b64encode
 from datetime import UTC, datetime
+from io import BytesIO
 
 import boto3
 import pytest
@@ -163,6 +166,52 @@ def test_what_a_store_damages_without_noticing_is_found_by_reading_back(bucket, 
     store = open_store(f"s3://{bucket}")
     with pytest.raises(StoreError, match="changed while it was published"):
         store.publish("tiny-1", *make_release())
+    assert store.versions() == []
+    assert not [key for key in keys(bucket) if key.startswith("objects/")]
+
+
+def hold_to_md5(monkeypatch, *, damage=False):
+    """A server that refuses bytes which are not those of their MD5, and knows no SHA-256; returns what is asked of it.
+
+    damage: what is sent below objects/ loses its last byte on the way.
+    """
+    from botocore.client import BaseClient
+    from botocore.exceptions import ClientError
+
+    honest, asked = BaseClient._make_api_call, []
+
+    def strict(self, operation, given):
+        asked.append((operation, given.get("Key", "")))
+        if operation in ("PutObject", "UploadPart"):
+            given = {name: value for name, value in given.items() if name != "ChecksumSHA256"}
+            if damage and "objects/" in given["Key"]:
+                given["Body"] = given["Body"][:-1] + b"?"
+            md5 = b64encode(hashlib.md5(given["Body"]).digest()).decode()
+            if given.get("ContentMD5", md5) != md5:
+                raise ClientError({"Error": {"Code": "BadDigest", "Message": "no"}}, operation)
+        return honest(self, operation, given)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", strict)
+    return asked
+
+
+def test_a_store_that_verifies_md5_alone_reads_nothing_back(bucket, make_release, monkeypatch):
+    asked = hold_to_md5(monkeypatch)
+    files, manifest = make_release()
+    assert open_store(f"s3://{bucket}").publish("tiny-1", files, manifest) is True
+    assert len([key for operation, key in asked if operation == "PutObject" and "objects/" in key]) == 2
+    assert [key for operation, key in asked if operation == "GetObject" and "objects/" in key] == []
+
+
+@pytest.mark.parametrize("part_bytes", [1 << 20, 1000], ids=["whole", "in parts"])
+def test_a_store_that_verifies_md5_alone_refuses_what_was_damaged_on_the_way(
+    bucket, make_release, monkeypatch, part_bytes
+):
+    hold_to_md5(monkeypatch, damage=True)
+    store = S3Store(f"s3://{bucket}", part_bytes=part_bytes)
+    with pytest.raises(StoreError, match=r"received other bytes than were sent \(BadDigest\)") as caught:
+        store.publish("tiny-1", *make_release())
+    assert "\n" not in str(caught.value)
     assert store.versions() == []
     assert not [key for key in keys(bucket) if key.startswith("objects/")]
 
@@ -424,3 +473,56 @@ def test_after_a_part_that_is_refused_no_other_is_begun(bucket, make_release, mo
     with pytest.raises(StoreError, match=r"refuses these credentials \(ExpiredToken\)"):
         S3Store(f"s3://{bucket}", part_bytes=1000).publish("tiny-1", *make_release(50_000))
     assert set(tried) <= {1, 2, 3, 4}
+
+
+class Streamed(BytesIO):
+    """A body as urllib3 hands it to botocore."""
+
+    def stream(self, **_):
+        yield self.read()
+
+
+@pytest.mark.parametrize("request_name", ["PutObject", "UploadPart"])
+@pytest.mark.parametrize(
+    ("status", "code"), [(507, "XMinioStorageFull"), (403, "QuotaExceeded"), (507, "")], ids=str
+)
+def test_a_bucket_that_is_full_says_so_and_shows_nothing_and_the_same_call_goes_on(
+    bucket, make_release, request_name, status, code
+):
+    """The answers that stores give over HTTP, in place of the server's own."""
+    from botocore.awsrequest import AWSResponse
+
+    def full(request, **_):
+        if "/objects/" not in request.url and request_name == "PutObject":
+            return None  # the probe is written, and the files are not
+        text = f"<Error><Code>{code}</Code><Message>no</Message></Error>" if code else ""
+        return AWSResponse(request.url, status, {}, Streamed(text.encode()))
+
+    part_bytes = 5 << 20
+    store = S3Store(f"s3://{bucket}/p", part_bytes=part_bytes)
+    release = make_release(3000 if request_name == "PutObject" else 2 * part_bytes)
+    event = f"before-send.s3.{request_name}"
+    store._client.meta.events.register(event, full)
+    with pytest.raises(StoreError, match=rf"is full \({code or 507}\): free space there") as caught:
+        store.publish("tiny-1", *release)
+    assert "\n" not in str(caught.value)
+    assert store.versions() == []
+    store._client.meta.events.unregister(event, full)
+    assert store.publish("tiny-1", *release) is True
+    for name, path in release[0].items():
+        assert b"".join(store.read("tiny-1", name)) == path.read_bytes()
+
+
+def test_a_bucket_that_is_full_keeps_an_alias_where_it_was(bucket):
+    from botocore.awsrequest import AWSResponse
+
+    def full(request, **_):
+        return AWSResponse(request.url, 507, {}, Streamed())
+
+    store = open_store(f"s3://{bucket}/p")
+    store.write_alias("tiny/production", {"version": "a"}, None)
+    _, token = store.alias("tiny/production")
+    store._client.meta.events.register("before-send.s3.PutObject", full)
+    with pytest.raises(StoreError, match=r"is full \(507\)"):
+        store.write_alias("tiny/production", {"version": "b"}, token)
+    assert store.alias("tiny/production") == ({"version": "a"}, token)

@@ -1,5 +1,6 @@
 """What every kind of store promises."""
 
+import json
 import threading
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from srpo_core.errors import StoreError
 from srpo_core.storage import DirectoryStore, S3Store, content_digest, open_store
-from srpo_core.storage.manifest import decode_manifest, encode, version_key
+from srpo_core.storage.manifest import decode_manifest, decode_sealed, encode_sealed, version_key
 
 
 def contents(store, version):
@@ -19,7 +20,7 @@ def test_a_published_version_is_listed_and_gives_its_bytes_back(any_store, make_
     assert any_store.versions() == []
     assert any_store.publish("tiny-1", files, manifest) is True
     assert any_store.versions() == ["tiny-1"]
-    assert any_store.manifest("tiny-1") == manifest
+    assert any_store.manifest("tiny-1") == json.loads(encode_sealed(manifest))
     assert contents(any_store, "tiny-1") == {name: path.read_bytes() for name, path in files.items()}
 
 
@@ -159,15 +160,42 @@ def test_a_version_or_an_alias_without_its_model_is_refused(any_store, make_rele
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "../../x", "a/../../x"])
 def test_a_manifest_that_names_files_outside_its_release_is_refused(name):
-    data = encode({"files": {name: {"sha256": "", "bytes": 0}}, "content": ""})
+    data = encode_sealed({"files": {name: {"sha256": "", "bytes": 0}}, "content": ""})
     with pytest.raises(StoreError, match="outside of its release"):
         decode_manifest(data, "here")
 
 
 def test_a_damaged_manifest_is_one_line():
-    for data in (b"{", b"[]", b"{}", b'{"files": {}}'):
+    unfinished = (encode_sealed({}), encode_sealed({"files": {}}))
+    for data in (b"{", b"[]", b"{}", b"[" * 100_000, *unfinished):
         with pytest.raises(StoreError, match="here is damaged"):
             decode_manifest(data, "here")
+
+
+def test_a_manifest_in_which_any_one_bit_differs_is_refused():
+    data = encode_sealed({"files": {}, "content": "", "decision": {"passed": False}, "means": [0.1, 1e-3]})
+    assert decode_manifest(data, "here")["means"] == [0.1, 1e-3]
+    for place in range(8 * len(data)):
+        altered = bytearray(data)
+        altered[place // 8] ^= 1 << place % 8
+        with pytest.raises(StoreError, match=r"^here (is damaged|was altered) .*restore it from a backup"):
+            decode_manifest(bytes(altered), "here")
+
+
+def test_a_manifest_that_says_the_same_in_other_bytes_or_carries_no_seal_is_refused():
+    data = encode_sealed({"files": {}, "content": ""})
+    for altered in (data + b"\n", data.replace(b"{}", b"{ }"), data.replace(b"{}", b'{}, "content": ""')):
+        assert json.loads(altered) == json.loads(data)
+        with pytest.raises(StoreError, match="here was altered after it was written"):
+            decode_sealed(altered, "here")
+    with pytest.raises(StoreError, match=r"here is damaged \(no SHA-256 of its own\)"):
+        decode_manifest(b'{"files": {}, "content": ""}', "here")
+
+
+def test_sealing_what_is_sealed_changes_nothing_and_keys_need_not_be_text():
+    data = encode_sealed({"files": {10: "ten", 9: "nine"}, "content": ""})
+    assert decode_manifest(data, "here")["files"] == {"10": "ten", "9": "nine"}
+    assert encode_sealed(decode_manifest(data, "here")) == data
 
 
 def test_the_uri_decides_the_kind_of_store(tmp_path, monkeypatch):

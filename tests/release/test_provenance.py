@@ -1,0 +1,36 @@
+"""What a release says of where it comes from; test_publishing.py holds it to dvc.lock."""
+
+import hashlib
+import os
+
+import pytest
+import torch
+
+from srpo_core.release.provenance import environment
+
+
+def test_the_environment_names_the_lock_of_all_packages_by_its_hash(tmp_path):
+    assert environment(tmp_path)["requirements_lock"] is None
+    (tmp_path / "requirements.lock").write_bytes(b"torch==2.9.0\n")
+    assert environment(tmp_path)["requirements_lock"] == hashlib.sha256(b"torch==2.9.0\n").hexdigest()
+
+
+def test_the_environment_is_that_of_the_machine_that_published(tmp_path):
+    found = environment(tmp_path)
+    assert found["of"] == "the machine that published"
+    assert found["cores"] == os.cpu_count()
+    assert found["processor"]
+    assert 0.1 < found["memory_gb"] < 100_000
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_the_list_of_gpus_is_empty(tmp_path):
+    assert environment(tmp_path)["gpus"] == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_every_gpu_has_its_name(tmp_path):
+    gpus = environment(tmp_path)["gpus"]
+    assert len(gpus) == torch.cuda.device_count()
+    assert all(gpus)
