@@ -6,8 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import boto3
 import pytest
+
+from srpo_core.storage import DirectoryStore, open_store
 
 pytestmark = pytest.mark.pipeline
 KILLS = 20
@@ -26,6 +30,22 @@ print(time.monotonic() - begun, flush=True)
 """
 
 
+# Says which parts it has sent; those after LAST_PART are never sent.
+COUNTING = """
+import os, time
+from botocore.client import BaseClient
+def counting(self, operation, given, honest=BaseClient._make_api_call):
+    if operation != "UploadPart":
+        return honest(self, operation, given)
+    if given["PartNumber"] > int(os.environ["LAST_PART"]):
+        time.sleep(600)
+    answer = honest(self, operation, given)
+    os.write(1, f"part {given['PartNumber']}\\n".encode())
+    return answer
+BaseClient._make_api_call = counting
+"""
+
+
 @pytest.fixture
 def source(tmp_path):
     directory = tmp_path / "source"
@@ -36,33 +56,89 @@ def source(tmp_path):
     return directory
 
 
-def publisher(uri, source):
+def publisher(uri, source, *, script=PUBLISH, **environment):
     process = subprocess.Popen(
-        [sys.executable, "-c", PUBLISH, uri, source], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script, uri, source],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
     )
     assert process.stdout.readline() == "begins\n"
     return process
+
+
+def begun(store):
+    """What a publication has left in a store that shows no version of it: files, objects, parts."""
+    if isinstance(store, DirectoryStore):
+        return sorted(str(path) for path in Path(store.uri, ".incoming").rglob("*") if path.is_file())
+    client, (name, prefix) = boto3.client("s3"), place_of(store)
+    listed = client.list_objects_v2(Bucket=name, Prefix=f"{prefix}/objects/").get("Contents", ())
+    uploads = client.list_multipart_uploads(Bucket=name, Prefix=f"{prefix}/objects/").get("Uploads", ())
+    return sorted(
+        [(entry["Key"], "whole") for entry in listed] + [(entry["Key"], "begun") for entry in uploads]
+    )
+
+
+def forget(store):
+    """Take the version back, and its objects too, so that the next publisher has all of it to send."""
+    store.remove("tiny-1")
+    if isinstance(store, DirectoryStore):
+        return
+    name, _ = place_of(store)
+    for key, _ in begun(store):
+        boto3.client("s3").delete_object(Bucket=name, Key=key)
+
+
+def place_of(store):
+    name, _, prefix = store.uri.removeprefix("s3://").partition("/")
+    return name, prefix
 
 
 def test_twenty_kills_leave_no_half_version(any_store, source):
     # how long one takes here, on a store of its own
     whole = publisher(f"{any_store.uri}-of-its-own", source)
     seconds = float(whole.communicate()[0])
-    draws, seen = random.Random(0), 0
-    for _ in range(KILLS):
+    draws, inside, published = random.Random(0), 0, 0
+    rounds = draws.sample(range(KILLS), KILLS)
+    for place in rounds:  # a moment in each twentieth of twice that time
+        before = begun(any_store)
         process = publisher(any_store.uri, source)
-        time.sleep(draws.uniform(0, seconds * 1.1))
+        time.sleep(2 * seconds * (place + draws.random()) / KILLS)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        for version in any_store.versions():  # whoever sees it sees all of it
-            seen += 1
-            assert contents(any_store, version) == contents_of(source)
-        if seen:
-            any_store.remove("tiny-1")
+        if any_store.versions():  # whoever sees it sees all of it
+            assert any_store.versions() == ["tiny-1"]
+            assert contents(any_store, "tiny-1") == contents_of(source)
+            published += 1
+            forget(any_store)
+        elif begun(any_store) != before:
+            inside += 1
+    print(f"of {KILLS} publishers {inside} were killed at work, {published} had published")
+    assert inside > 0  # how many had published by then depends on what else the machine does
     publisher(any_store.uri, source).communicate()
     assert any_store.versions() == ["tiny-1"]
     assert contents(any_store, "tiny-1") == contents_of(source)
     assert any_store.publish("tiny-1", {}, any_store.manifest("tiny-1")) is False
+
+
+@pytest.mark.s3
+def test_the_publisher_after_a_killed_one_sends_the_parts_alone_that_are_not_there(bucket, tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "weights").write_bytes(os.urandom((8 * 5 << 20) - 1000))  # eight parts
+    store = open_store(f"s3://{bucket}/p")
+    script = COUNTING + PUBLISH
+    process = publisher(store.uri, source, script=script, LAST_PART="5")
+    sent = sorted(process.stdout.readline() for _ in range(5))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert sent == [f"part {number}\n" for number in range(1, 6)]
+    assert store.versions() == []
+    process = publisher(store.uri, source, script=script, LAST_PART="8")
+    lines = process.communicate(timeout=300)[0].splitlines()
+    assert sorted(line for line in lines if line.startswith("part")) == ["part 6", "part 7", "part 8"]
+    assert store.versions() == ["tiny-1"]
+    assert contents(store, "tiny-1") == contents_of(source)
 
 
 def contents(store, version):
