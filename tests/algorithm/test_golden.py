@@ -24,8 +24,10 @@ from srpo_core.models.flux import image_ids, pack, unpack
 ELEMENTWISE = 1e-5
 REWARD = 1e-6
 GRADIENT = 1e-5
+FLOOR = 1e-4  # of the norm of all gradients: what a tensor below it is measured by, in place of its own norm
+PROBE = 5e-5  # a weighted sum of signed entries: its error may be several times that of the norm
 WEIGHT = 1e-6
-MOVE = 1e-3  # Adam divides by the gradient's size, so an entry near zero moves by its rounding
+MOVE = 1e-4  # Adam divides by the gradient's size, so an entry near zero moves by its rounding
 # of a tensor's root mean square: a gradient below it moves its weight by what its rounding makes of it, which differs
 # between CPUs (AVX2, AVX-512) also for diffusers' own forward; such entries, under 2 %, are held to 1 % of one step
 VANISHING = 1e-3
@@ -169,18 +171,19 @@ def test_every_gradient_of_a_case_equals_the_references(recorded, directory, cas
     golden, step = golden_of(directory), recorded(directory, case)
     for index, branch in enumerate(golden.cases[case]["branches"]):
         assert branch["cumulative_grad"].keys() == step.gradients[index].keys()
-        total = branch["cumulative_grad_total_norm"]
+        floor = FLOOR * branch["cumulative_grad_total_norm"]
         for name, figures in branch["cumulative_grad"].items():
-            gradient = step.gradients[index][name]
-            slack = GRADIENT * max(figures["norm"], 1e-3 * total)
+            gradient, size = step.gradients[index][name], max(figures["norm"], floor)
             error = abs(float(gradient.double().norm()) - figures["norm"])
-            assert error <= slack, name
-            # the probe sums signed entries, so its error scales with the norm times the root of their number
-            assert abs(probe(gradient) - figures["probe"]) <= slack * math.sqrt(gradient.numel()), name
-            note("gradient norm", error / max(figures["norm"], 1e-3 * total, 1e-30))
+            assert error <= GRADIENT * size, name
+            off = abs(probe(gradient) - figures["probe"])
+            assert off <= PROBE * size, name
+            if size > 0:  # past the hinge all are zero
+                note("gradient norm", error / size)
+                note("gradient probe", off / size)
             if (full := f"{case}.b{index}.grad.{name}") in golden:
                 difference = float((gradient.double() - golden[full].double()).norm())
-                assert difference <= slack, name
+                assert difference <= GRADIENT * size, name
                 compared["whole gradients"] += 1
 
 
@@ -338,6 +341,7 @@ def test_three_optimizer_steps_of_the_trainer_make_the_references_moves(director
         for name, figures in theirs["delta"].items():
             moved = float((weights[name].detach() - before[name]).double().norm())
             assert moved == pytest.approx(figures["norm"], rel=MOVE), name
+            note("move of a tensor", abs(moved / figures["norm"] - 1))
         compared["optimizer steps"] += 1
 
 
