@@ -10,7 +10,7 @@ from typing import Any
 from srpo_core import artifacts
 from srpo_core.errors import ArtifactError, ConfigError, StoreError
 from srpo_core.quantizers import read_file
-from srpo_core.release.layout import PIPELINE_FORMAT
+from srpo_core.release.layout import LORA_FORMAT, PIPELINE_FORMAT
 from srpo_core.storage import MANIFEST, FileLostError, Store
 
 
@@ -171,7 +171,9 @@ def draw(
 
     manifest = store.manifest(resolve(store, reference))
     directory = fetch(store, manifest["version"], cache=cache)
-    name, known = weights.lower(), manifest["formats"]
+    name = weights.lower()
+    # adapters are no weights of their own, and those of a release are merged into all its others
+    known = {one: files for one, files in manifest["formats"].items() if one != LORA_FORMAT}
     if name not in known:
         raise ConfigError(
             f"release {manifest['version']} has no format {weights!r}: known are {', '.join(known)}"
