@@ -41,7 +41,7 @@ TINY = {
     "objective_gained": ("refuse", 0.0),
     "subject_kept": ("refuse", -0.3),
     "reward_kept": ("refuse", -0.3),
-    "diversity_kept": ("refuse", 0.3),
+    "diversity_kept": ("refuse", 0.15),
     "subject_not_traded": ("hacking", -0.3),
     "reality_kept": ("veto", 1.5),
     "saturation_band": ("veto", -0.4, 0.4),
@@ -53,7 +53,7 @@ TINY = {
     "champion_style": ("refuse", -0.3),
     "champion_subject": ("refuse", -0.3),
     "champion_reward": ("refuse", -0.3),
-    "champion_diversity": ("refuse", 0.3),
+    "champion_diversity": ("refuse", 0.15),
 }
 FULL_SIZE = {
     "objective_gained": ("refuse", 0.0),
