@@ -96,7 +96,8 @@ def test_a_champion_of_the_settings_is_drawn_and_its_rules_are_asked(settings, t
     assert means["aligned"] == means["base"]
     assert means["champion"]["reward"] < means["base"]["reward"] - 0.01
     for rule in champion_rules(decision):
-        expected = means["aligned"][rule["metric"]] - means["champion"][rule["metric"]]
+        aligned, champion = (means[model][rule["metric"]] for model in ("aligned", "champion"))
+        expected = aligned / champion if rule["compare"] == "ratio" else aligned - champion
         assert rule["value"] == pytest.approx(expected)
         assert rule["verdict"] in {"holds", "refuses"}
     with pytest.raises(StoreError, match="champion 'tiny-2' is no version"):
