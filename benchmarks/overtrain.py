@@ -20,10 +20,10 @@ from typing import Any
 
 import yaml
 
+from srpo_core.algorithm import METHODS
 from srpo_core.config import PARAMS_FILE, Settings, parse_settings, patched, read_values
 
 ROOT = Path(__file__).resolve().parents[1]
-METHODS = ("srpo", "direct_align", "draft_lv", "refl")
 # independent of the objective, and which way is worse
 HARM = {"judge_wanted": -1, "judge_top5": -1, "kid": 1}
 
@@ -74,7 +74,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="optimizer steps; default: as in params.yaml")
