@@ -184,16 +184,16 @@ def wait_for(found, seconds):
     raise AssertionError(f"nothing after {seconds} s")
 
 
-def processes_of(path):
-    """Living processes that work in a directory."""
+def commands_of(path):
+    """The command lines of living processes that work in a directory."""
     found = []
     for process in psutil.process_iter():
-        try:
-            here = process.cwd().startswith(str(path)) or any(str(path) in word for word in process.cmdline())
+        try:  # one may end between the list and the look at it
+            words, cwd = process.cmdline(), process.cwd()
         except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
             continue
-        if here and process.pid != os.getpid():
-            found.append(process)
+        if process.pid != os.getpid() and any(str(path) in word for word in (cwd, *words)):
+            found.append(words)
     return found
 
 
@@ -214,14 +214,14 @@ def killed(tmp_path_factory):
     return checkout
 
 
-def is_prefects_server(process):
-    return any("prefect.server" in word for word in process.cmdline())
+def is_prefects_server(command):
+    return any("prefect.server" in word for word in command)
 
 
 @pytest.mark.pipeline
 def test_no_stage_outlives_a_killed_run(killed):
     """Prefect's own server may; the next run ends it."""
-    wait_for(lambda: all(is_prefects_server(process) for process in processes_of(killed.path)), 30)
+    wait_for(lambda: all(is_prefects_server(command) for command in commands_of(killed.path)), 30)
 
 
 @pytest.mark.pipeline
