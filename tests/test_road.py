@@ -231,4 +231,4 @@ def test_the_same_command_after_a_kill_ends_well_and_trains_only_what_was_missin
     (trained,) = killed.steps_trained()
     assert 1 <= trained <= 6
     assert not list((killed.path / ".srpo/resume").glob("train-*/"))
-    wait_for(lambda: not processes_of(killed.path), 30)
+    wait_for(lambda: not commands_of(killed.path), 30)
