@@ -65,6 +65,8 @@ def rows(
 ) -> list[tuple[float, float]]:
     """Print a row per format of a checkpoint of this size; returns GB of input and of the peak of each."""
     peaks = []
+    if work is not None:
+        work.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="quantize-", dir=work) as scratch:
         source, out = Path(scratch) / "source", Path(scratch) / "out"
         size = make_checkpoint(source, gigabytes)
