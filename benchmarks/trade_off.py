@@ -65,14 +65,14 @@ def patched(settings: Settings, run: Run, pair: tuple[str, str], steps: int, eve
 
 
 def points(settings: Settings, state: Path, seeds: int) -> Iterator[dict[str, float]]:
-    """Train in the current directory; the figures of the base and of every `checkpoint_every` steps."""
+    """Train in the current directory; the figures of the base and after each of `checkpoint_steps`."""
     pictures = evaluation_pictures(settings, seeds)
     worker = Worker(job_of(settings, state), rank=0, world=1, device=torch.device("cpu"))
     base = measured(settings, worker.model, pictures, 0)
     yield {"step": 0.0, **mean_figures(base, METRICS)}
     for step in range(1, settings.train.steps + 1):
         worker.step(step)
-        if step % settings.train.checkpoint_every == 0:
+        if step in settings.train.checkpoint_steps:
             drawn = measured(settings, worker.model, pictures, step)
             yield {"step": float(step), **mean_figures(drawn, METRICS), **intervals(base, drawn)}
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from near_base import write_near_base
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -82,18 +83,6 @@ def record(root):
     assert done.returncode == 0, done.stderr
 
 
-def step_away(directory):
-    """Leave a checkpoint a little away from the base."""
-    from diffusers import FluxTransformer2DModel
-
-    torch.manual_seed(0)
-    model = FluxTransformer2DModel.from_pretrained(BASE / "transformer", torch_dtype=torch.float32)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 2e-4)
-    model.save_pretrained(directory)
-
-
 def adapt(directory):
     """Leave a checkpoint that has adapters merged into it, and these beside it, as training of adapters does."""
     from srpo_core.checkpoint import trained
@@ -159,7 +148,7 @@ def reproduced(tmp_path_factory):
         artifacts.REPORT.parent.mkdir(parents=True)
         artifacts.REPORT.write_text(f"<title>report</title>{FORMATS_MARK}")
         Image.new("RGB", (8, 8), "red").save(artifacts.GRID)
-        step_away(artifacts.step_directory(10))
+        write_near_base(artifacts.step_directory(10))
         run_quantize()
     (root / ".gitignore").write_text("/runs\n/.dvc/site\n/.dvc/cache\n/.dvc/tmp\n")
     (root / ".dvc").mkdir()

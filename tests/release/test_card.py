@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from python_blocks import python_blocks, unbound_names
 
 from srpo_core.config import load_settings
 from srpo_core.quantizers import QUANTIZERS, WEIGHTS
@@ -53,13 +54,14 @@ def card(settings, names, config=FULL_SIZE, **changes):
     )
 
 
-def python_blocks(text):
-    return [ast.parse(block) for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)]
-
-
 def single_file_calls(text):
     """The calls of from_single_file in the card's Python: (file, names of the other arguments)."""
-    nodes = [node for tree in python_blocks(text) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    nodes = [
+        node
+        for tree in map(ast.parse, python_blocks(text))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+    ]
     return [
         (ast.literal_eval(node.args[0]), {keyword.arg for keyword in node.keywords})
         for node in nodes
@@ -86,16 +88,9 @@ def test_without_a_gguf_file_none_is_spoken_of(settings):
 
 
 def test_every_block_of_the_card_imports_what_it_names(settings):
-    for tree in python_blocks(card(settings, settings.quantize.formats)):
-        imported = {
-            alias.asname or alias.name
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Import | ast.ImportFrom)
-            for alias in node.names
-        }
-        names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
-        stored = {node.id for node in names if isinstance(node.ctx, ast.Store)}
-        assert {node.id for node in names} <= imported | stored
+    blocks = python_blocks(card(settings, settings.quantize.formats))
+    assert len(blocks) > 1
+    assert [unbound_names(block) for block in blocks] == [set()] * len(blocks)
 
 
 def test_a_model_of_another_width_is_not_offered_to_single_file_loaders(settings):

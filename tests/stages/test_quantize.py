@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from gguf import GGUFReader
+from near_base import write_near_base
 
 from srpo_core import artifacts
 from srpo_core.config import (
@@ -69,12 +70,7 @@ def proof():
 def trained(tmp_path_factory):
     """A checkpoint as training leaves it: float32, a little away from the base."""
     directory = tmp_path_factory.mktemp("trained")
-    torch.manual_seed(0)
-    model = FluxTransformer2DModel.from_pretrained(BASE / "transformer", torch_dtype=torch.float32)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 2e-4)
-    model.save_pretrained(directory)
+    write_near_base(directory)
     return directory
 
 

@@ -256,7 +256,7 @@ def test_the_page_says_which_data_which_settings_and_how_often_an_equal_model_is
     assert "those of the preset tiny but for: Setting Preset Here report.grid_prompts 16 8 seed 0 7" in text
     chance = artifacts.read_json(artifacts.DECISION)["chance_of_refusing_an_equal"]
     assert f"refused with a chance of {100 * chance:.1f}%" in text
-    assert "There is no champion to compare with" in text
+    assert "There is no champion to compare with. Settings are" in text
     assert "champion_style" in text
     assert "28.41 (0.11)" in text
 

@@ -1,0 +1,19 @@
+"""A checkpoint as training leaves it: float32, a little away from the tiny base."""
+
+from pathlib import Path
+
+import torch
+
+BASE = Path(__file__).resolve().parents[1] / "assets/tiny/family/base"
+
+
+def write_near_base(directory: Path) -> None:
+    """Write it as a diffusers directory; the same weights each time."""
+    from diffusers import FluxTransformer2DModel
+
+    torch.manual_seed(0)
+    model = FluxTransformer2DModel.from_pretrained(BASE / "transformer", torch_dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 2e-4)
+    model.save_pretrained(directory)
