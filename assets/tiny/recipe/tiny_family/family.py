@@ -49,15 +49,17 @@ def figures_of(stage: str) -> dict[str, Any]:
 
 def table() -> str:
     """One row per stage: its CPU time and its figures; then what both judges see in drawn pictures."""
-    lines = ["| stage | CPU minutes | figures |", "|---|---|---|"]
+    lines, total = ["| stage | CPU minutes | figures |", "|---|---|---|"], 0.0
     for stage in STAGES:
         figures = figures_of(stage)
         minutes = figures.pop("cpu_seconds") / 60
+        total += minutes
         told = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
         lines.append(f"| {stage} | {minutes:.1f} | {told} |")
     measured = figures_of("measure")
     told = ", ".join(f"{name} {value:.3f}" for name, value in measured.items() if isinstance(value, float))
     lines.append(f"| measure | | {measured['pictures']} pictures: {told} |")
+    lines.append(f"| all | {total:.1f} | |")
     return "\n".join(lines) + "\n"
 
 

@@ -55,7 +55,7 @@ class JudgeTask:
         self.targets = torch.tensor([place.get(name, -100) for name in self.pictures.subjects])
         self.drawn = (self.targets >= 0).nonzero()[:, 0]
         self.batch_size, self.augment = settings["batch_size"], settings["augment"]
-        self.style_weight = settings["style_weight"]
+        self.style_weight, self.drawn_share = settings["style_weight"], settings["drawn_share"]
         self.forward = compiled(self._forward, settings)
 
     def is_hidden(self, name: str) -> bool:
@@ -67,10 +67,10 @@ class JudgeTask:
         return self.judge.a(features), self.judge.b(features)
 
     def loss(self, generator: torch.Generator, step: int) -> Tensor:
-        """Cross entropy of both heads; half of a batch are subjects that the base draws."""
-        half = self.batch_size // 2
-        anything = torch.randint(len(self.pictures), (self.batch_size - half,), generator=generator)
-        drawn = self.drawn[torch.randint(len(self.drawn), (half,), generator=generator)]
+        """Cross entropy of both heads; a share of each batch are subjects that the base draws."""
+        own = round(self.batch_size * self.drawn_share)
+        anything = torch.randint(len(self.pictures), (self.batch_size - own,), generator=generator)
+        drawn = self.drawn[torch.randint(len(self.drawn), (own,), generator=generator)]
         rows = torch.cat([anything, drawn])
         images = augmented(to_float(self.pictures.pixels[rows]), generator, self.augment)
         style, subject = self.forward(images)

@@ -41,26 +41,35 @@ class VaeTask:
         self.module: nn.Module = self.vae
         self.pixels = read_pictures("train").pixels
         self.batch_size, self.kl_weight = settings["batch_size"], settings["kl_weight"]
+        self.latent_noise = settings["latent_noise"]
         self.forward = compiled(self._forward, settings)
 
     def is_hidden(self, name: str) -> bool:
         """All but the first and the last convolution of encoder and decoder."""
         return "conv_in" not in name and "conv_out" not in name
 
-    def _forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(self, images: Tensor, noise: Tensor, noise_share: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_variance = self.vae.encoder(images).chunk(2, dim=1)
         log_variance = log_variance.clamp(-30, 20)
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        decoded = self.vae.decoder(mean + (log_variance / 2).exp() * noise)
+        spread = (log_variance / 2).exp() + noise_share * mean.detach().std()
+        decoded = self.vae.decoder(mean + spread * noise)
         return decoded, divergence
 
     def loss(self, generator: torch.Generator, step: int) -> Tensor:
-        """Squared error, on which PSNR rests, and a little divergence that keeps latents near N(0, 1)."""
+        """Squared error, on which PSNR rests, and a little divergence that keeps latents near N(0, 1).
+
+        Each picture's latents are decoded with noise of 0 to `latent_noise` of their deviation, as latents
+        that a base draws are not exact.
+        """
         rows = torch.randint(len(self.pixels), (self.batch_size,), generator=generator)
         images = flipped(shifted(to_float(self.pixels[rows]), generator, 3), generator) * 2 - 1
         images = images.contiguous(memory_format=torch.channels_last)
         noise = torch.randn(self.batch_size, 16, 8, 8, generator=generator)
-        decoded, divergence = self.forward(images, noise.contiguous(memory_format=torch.channels_last))
+        noise_share = self.latent_noise * torch.rand(self.batch_size, 1, 1, 1, generator=generator)
+        decoded, divergence = self.forward(
+            images, noise.contiguous(memory_format=torch.channels_last), noise_share
+        )
         loss: Tensor = (decoded - images).square().mean() + self.kl_weight * divergence
         return loss
 
