@@ -42,6 +42,7 @@ class Phases:
         self.time(torch.Tensor, "backward", "backward")
 
     def time_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Time the update, the clipping of gradients included."""
-        self.time(torch.nn.utils, "clip_grad_norm_", "optimizer")
+        """Time the update, the norm and the clipping of gradients included, by one call or by two."""
+        for name in ("clip_grad_norm_", "get_total_norm", "clip_grads_with_norm_"):
+            self.time(torch.nn.utils, name, "optimizer")
         self.time(optimizer, "step", "optimizer")

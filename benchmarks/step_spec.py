@@ -2,7 +2,8 @@
 
 `spec.json` holds the reference's arguments, model configurations, caption, midpoint and optimizer;
 `spec.safetensors` the weights (`flux.*`, `vae.*`, `hps.*`) and the encoded prompt. Where the tensors are
-missing they are drawn from seed 0, as each module's `reset_parameters` does.
+missing they are drawn from seed 0, as each module's `reset_parameters` does; `text_tokens` of `spec.json`
+says how long the prompt is then.
 """
 
 import json
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-TEXT_TOKENS = 64  # of a drawn prompt; with it the literal rollout takes at M the time that was measured
+TEXT_TOKENS = 64  # of a drawn prompt whose length no one states
 LATENT_STRIDE = 8
 LATENT_CHANNELS = 16
 
@@ -55,7 +56,8 @@ def load_spec(directory: Path) -> StepSpec:
     flux = FluxTransformer2DModel(**configs["flux"])
     vae = AutoencoderKL(**configs["vae"])
     clip = CLIP(**configs["hps"])
-    prompt_embeds = torch.randn(1, TEXT_TOKENS, configs["flux"]["joint_attention_dim"])
+    tokens = spec.get("text_tokens", TEXT_TOKENS)
+    prompt_embeds = torch.randn(1, tokens, configs["flux"]["joint_attention_dim"])
     pooled = torch.randn(1, configs["flux"]["pooled_projection_dim"])
     weights = directory / "spec.safetensors"
     if weights.is_file():

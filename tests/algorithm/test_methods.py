@@ -11,7 +11,8 @@ from srpo_core.algorithm.absolute import consecutive, decaying_weights, scored_t
 from srpo_core.algorithm.method import TrainBatch
 from srpo_core.algorithm.noise import Draws
 from srpo_core.algorithm.rollout import rollout, starting_images
-from srpo_core.algorithm.schedule import shifted_sigmas
+from srpo_core.algorithm.schedule import shifted_sigmas, training_grid
+from srpo_core.algorithm.srpo import drawn_midpoints
 from srpo_core.protocols import Condition
 
 SHAPE = (2, 4, 3)
@@ -35,6 +36,14 @@ class Linear:
 
     def decode(self, latents):
         return 0.5 + 0.1 * latents.transpose(1, 2).unflatten(-1, (2, 2))
+
+
+class Attentive(Linear):
+    """A base whose velocity depends on all that it is told: the prompt, its pooled form and the guidance."""
+
+    def velocity(self, latents, time, guidance, condition):
+        told = condition.prompt_embeds.mean((1, 2)) + 2 * condition.pooled.mean(1) + 0.1 * guidance
+        return super().velocity(latents, time, guidance, condition) * (1 + told[:, None, None])
 
 
 class Colours:
@@ -217,6 +226,74 @@ def test_the_pairs_of_a_rollout_are_averaged_and_share_it(batch, settings):
         singles.append(gradient("srpo", alone, settings)[0])
     assert torch.allclose(shared, torch.stack(singles).mean(0), rtol=1e-6, atol=1e-12)
     assert not torch.allclose(singles[0], singles[1])
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+@pytest.mark.parametrize("source", ["drawn", "real"])
+def test_a_batch_has_the_gradient_of_its_samples_one_by_one(settings, name, source):
+    """Each sample keeps its own prompt, noise, levels and picture."""
+    if source == "real" and not METHODS[name].real_images:
+        return
+    generator = torch.Generator().manual_seed(3)
+    noise, real = torch.randn(2, *SHAPE, generator=generator, dtype=torch.float64)
+    condition = Condition(torch.randn(2, 3, 2, generator=generator), torch.randn(2, 4, generator=generator))
+
+    def share(rows):
+        pictures = {place: real[row] for place, row in enumerate(rows)} if source == "real" else {}
+        return TrainBatch(
+            [["r", "gg"][row] for row in rows],
+            condition[rows],
+            noise[rows],
+            Draws(0, 1, rows),
+            pictures,
+            "rrr",
+            "bbb",
+        )
+
+    whole, first, second = (
+        gradient(name, share(rows), settings, Attentive())[0] for rows in ([0, 1], [0], [1])
+    )
+    assert torch.allclose(whole, first + second, rtol=1e-6, atol=1e-12)
+    assert not torch.allclose(first, second, rtol=1e-2)
+
+
+def written_out(batch, settings, midpoints, weight=1.0):
+    """The gradient of Direct-Align by the denoise branch, from the paper's formulas."""
+    model, reward, align = Linear(), Colours(), settings.direct_align
+    sigmas = shifted_sigmas(STEPS, settings.rollout.shift)
+    x0 = rollout(Linear().velocity, batch.noise, batch.condition, sigmas=sigmas, guidance=1)
+    grid = training_grid(align.schedule_steps, settings.rollout.shift, align.first, align.last, align.grid)
+    k = int((1 - align.ratio) * align.grid) + 1
+    from_level, to_level = [], []
+    for m in midpoints:  # counted from the clean end; the denoise branch comes from k points noisier
+        from_level.append(grid[align.grid - m - min(k, align.grid - m, m)])
+        to_level.append(grid[align.grid - m])
+    s, t = torch.stack(from_level), torch.stack(to_level)
+    assert bool((s > t).all())
+    s, t = s[:, None, None], t[:, None, None]
+    x = s * batch.noise + (1 - s) * x0
+    y = x + (t - s) * model.velocity(x, s[:, 0, 0], align.guidance, batch.condition)
+    images = model.decode((y - t * batch.noise) / (1 - t)).clamp(0, 1)
+    cosines = (reward.encode_images(images) * reward.encode_texts(scored_texts(batch, settings))).sum(-1)
+    (weight * torch.relu(align.margin - cosines)).sum().backward()
+    return model.transformer.weight.grad
+
+
+def test_direct_align_has_the_gradient_of_the_papers_formulas_by_the_denoise_branch(batch, settings):
+    (midpoints,) = drawn_midpoints(batch.draws, settings)
+    ours, _, _ = gradient("direct_align", batch, settings)
+    assert torch.allclose(ours, written_out(batch, settings, midpoints), rtol=1e-5, atol=1e-10)
+
+
+def test_two_levels_of_the_aggregated_reward_are_two_weighted_denoise_branches(batch, settings):
+    two = with_(settings, "aggregate", levels=2, decay=0.5)
+    align = settings.direct_align
+    (first,) = drawn_midpoints(batch.draws, settings)
+    k = int((1 - align.ratio) * align.grid) + 1
+    second = [m - min(k, m - 5) for m in first]
+    expected = written_out(batch, settings, first) + written_out(batch, settings, second, weight=0.5)
+    ours, _, _ = gradient("direct_align_aggregated", batch, two)
+    assert torch.allclose(ours, expected, rtol=1e-5, atol=1e-10)
 
 
 def test_the_weights_of_the_aggregated_reward_decay_from_the_noisiest_level():

@@ -23,6 +23,14 @@ def anomaly_mode_is_put_back():
     torch.autograd.set_detect_anomaly(False)
 
 
+@pytest.fixture
+def what_is_timed_is_put_back(monkeypatch):
+    """The phases replace functions of torch; the names are those that monkeypatch restores."""
+    monkeypatch.setattr(torch.Tensor, "backward", torch.Tensor.backward)
+    for name in ("clip_grad_norm_", "get_total_norm", "clip_grads_with_norm_"):
+        monkeypatch.setattr(torch.nn.utils, name, getattr(torch.nn.utils, name))
+
+
 @pytest.fixture(scope="module")
 def small_spec(tmp_path_factory):
     directory = tmp_path_factory.mktemp("spec")
@@ -71,13 +79,12 @@ def test_missing_weights_are_always_the_same(train_step, small_spec):
     assert not torch.equal(first.noise(3), first.noise(4))
 
 
+@pytest.mark.usefixtures("what_is_timed_is_put_back")
 @pytest.mark.parametrize(("method", "pairs"), [("shared", 2), ("offline", 1)])
-def test_every_method_runs_and_names_its_phases(train_step, small_spec, monkeypatch, method, pairs):
+def test_every_method_runs_and_names_its_phases(train_step, small_spec, method, pairs):
     from phases import Phases
     from step_spec import load_spec
 
-    monkeypatch.setattr(torch.Tensor, "backward", torch.Tensor.backward)  # put back what the phases replace
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", torch.nn.utils.clip_grad_norm_)
     phases = Phases()
     step = train_step.ours(load_spec(small_spec), phases, pairs=pairs, offline=method == "offline")
     figures = train_step.run(step, phases, steps=1, pairs=pairs)
@@ -86,13 +93,39 @@ def test_every_method_runs_and_names_its_phases(train_step, small_spec, monkeypa
     assert figures["loss"] > 0
 
 
+@pytest.mark.usefixtures("what_is_timed_is_put_back")
+@pytest.mark.parametrize("named", ["get_total_norm", "clip_grads_with_norm_"])
+def test_norm_and_clipping_of_our_step_count_as_optimizer(train_step, small_spec, named):
+    from phases import Phases
+    from step_spec import load_spec
+
+    phases, seen = Phases(), []
+    inner = getattr(torch.nn.utils, named)
+    setattr(torch.nn.utils, named, lambda *given, **more: seen.append(named) or inner(*given, **more))
+    spec = load_spec(small_spec)
+    learner = train_step.learner_of(spec, train_step.train_settings(spec, pairs=1, source="online"))
+    phases.time_optimizer(learner.optimizer)
+    timed = getattr(torch.nn.utils, named)
+    learner.step(train_step.batch_of(spec, 1), 1)
+    assert seen == [named]
+    assert timed.__wrapped__ is not inner
+    assert phases.seconds["optimizer"] > 0
+
+
+@pytest.mark.skipif(not SHARED_S.is_dir(), reason="the specification S is not at hand")
+def test_the_shipped_s_has_as_many_text_tokens_as_the_specification(train_step):
+    from step_spec import load_spec
+
+    shipped, theirs = load_spec(BENCHMARKS / "specs/S"), load_spec(SHARED_S)
+    assert shipped.prompt_embeds.shape == theirs.prompt_embeds.shape == (1, 12, 48)
+
+
+@pytest.mark.usefixtures("what_is_timed_is_put_back")
 def test_a_profiles_own_step_runs_and_names_its_phases(train_step, tmp_path, monkeypatch):
     from phases import Phases
 
     from srpo_core.config import Settings, load_settings, patched
 
-    monkeypatch.setattr(torch.Tensor, "backward", torch.Tensor.backward)
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", torch.nn.utils.clip_grad_norm_)
     monkeypatch.chdir(tmp_path)  # put back afterwards, as the benchmark changes it
     tiny = load_settings(train_step.ROOT / "profiles/tiny.yaml").model_dump()
     small = {"train": {"batch_size": 2, "rollout": {"steps": 2}, "draft": {"last_steps": 1}}}

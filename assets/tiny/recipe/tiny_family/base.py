@@ -18,9 +18,9 @@ from tiny_family.captions import (
     t5_tokenizer,
     token_ids,
 )
-from tiny_family.pictures import STYLES, read_pictures, read_subjects
+from tiny_family.pictures import PARQUET, STYLES, SUBJECTS, read_pictures, read_subjects
 from tiny_family.settings import compiled, read_settings
-from tiny_family.training import Plan, Task, cpu_seconds, forget, train
+from tiny_family.training import Plan, Task, forget, mean_loss, train
 from tiny_family.vae import OUT as VAE
 from tiny_family.vae import encode
 
@@ -57,13 +57,12 @@ def new_model(settings: Mapping[str, Any], clip_vocabulary: int, t5_vocabulary: 
     from diffusers import FluxTransformer2DModel
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-    heads, width = settings["heads"], settings["heads"] * 32
     transformer = FluxTransformer2DModel(
         in_channels=64,
         num_layers=settings["double_blocks"],
         num_single_layers=settings["single_blocks"],
         attention_head_dim=32,
-        num_attention_heads=heads,
+        num_attention_heads=settings["heads"],
         joint_attention_dim=128,
         pooled_projection_dim=128,
         guidance_embeds=True,
@@ -75,7 +74,6 @@ def new_model(settings: Mapping[str, Any], clip_vocabulary: int, t5_vocabulary: 
                 nn.init.zeros_(part.weight)  # adaLN-zero: every block begins as the identity
                 nn.init.zeros_(part.bias)
     nn.init.zeros_(transformer.proj_out.weight)
-    assert width == transformer.inner_dim
     clip = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=clip_vocabulary,
@@ -200,12 +198,15 @@ def main() -> None:
     """Train and save the base, not yet distilled."""
     settings = read_settings("base")
     plan = Plan(**settings["plan"])
-    weights = train(build, settings, plan)
+    trained = train(build, settings, plan, [PARQUET, SUBJECTS, VAE])
     clip, t5 = tokenizers()
     model = new_model(settings, len(clip), len(t5))
-    model.load_state_dict(weights)
+    model.load_state_dict(trained.weights)
     save_pipeline((model.transformer, model.text_encoder, model.text_encoder_2), (clip, t5), OUT)
-    figures = {"cpu_seconds": cpu_seconds(plan.name)}
+    figures = {
+        "loss": mean_loss(build(settings, 0), trained.weights, plan.seed),
+        "cpu_seconds": trained.cpu_seconds,
+    }
     Path("figures/base.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     forget(plan.name)
 

@@ -1,5 +1,8 @@
 """Captions and the two tokenizers that FLUX needs, trained on the names of the pictures."""
 
+import json
+import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -10,6 +13,7 @@ from tiny_family.pictures import STYLES
 
 CLIP_TOKENS: Final = 16
 T5_TOKENS: Final = 12
+WORD: Final = "\N{LOWER ONE EIGHTH BLOCK}"  # begins a word, as sentencepiece has it
 
 
 def caption(subject: str, style: int | None = None) -> str:
@@ -34,6 +38,8 @@ def clip_tokenizer(texts: Sequence[str]) -> Any:
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
+    # a letter that ends a word gets its id from a hash map, another in each process, unless it has one beforehand
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     bare = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     bare.normalizer = normalizers.Lowercase()
     words = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -45,8 +51,8 @@ def clip_tokenizer(texts: Sequence[str]) -> Any:
     )
     trainer = trainers.BpeTrainer(
         vocab_size=2048,
-        special_tokens=["<|startoftext|>", "<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|startoftext|>", "<|endoftext|>", *(f"{letter}</w>" for letter in letters)],
+        initial_alphabet=letters,
         end_of_word_suffix="</w>",
         show_progress=False,
     )
@@ -56,17 +62,19 @@ def clip_tokenizer(texts: Sequence[str]) -> Any:
 
 
 def t5_tokenizer(texts: Sequence[str]) -> Any:
-    """A fast tokenizer with a unigram vocabulary of `texts` and T5's special tokens."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    """A fast tokenizer with a unigram vocabulary of `texts` and T5's special tokens.
+
+    Its pieces are the words of `texts`, and their letters for any other word. A trained vocabulary
+    (UnigramTrainer) has other scores in each process.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    bare = Tokenizer(models.Unigram())
+    special = ["<pad>", "</s>", "<unk>"]
+    pieces = [(piece, 0.0) for piece in special] + word_pieces(texts)
+    bare = Tokenizer(models.Unigram(pieces, special.index("<unk>")))
     bare.normalizer = normalizers.Lowercase()
     bare.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=1600, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
-    )
-    bare.train_from_iterator(texts, trainer)
     bare.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
         tokenizer_object=bare,
@@ -75,6 +83,16 @@ def t5_tokenizer(texts: Sequence[str]) -> Any:
         unk_token="<unk>",
         model_max_length=CLIP_TOKENS,
     )
+
+
+def word_pieces(texts: Sequence[str]) -> list[tuple[str, float]]:
+    """Each word of `texts` with the logarithm of its share, then each letter, rarer than any word."""
+    words = Counter(f"{WORD}{word}" for text in texts for word in text.lower().split())
+    letters = sorted({letter for word in words for letter in word} - set(words))
+    total = words.total()
+    rarest = math.log(1 / total)
+    scored = [(word, math.log(count / total)) for word, count in sorted(words.items())]
+    return [*scored, *((letter, rarest - 1) for letter in letters)]
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str], length: int) -> Tensor:
@@ -86,7 +104,5 @@ def token_ids(tokenizer: Any, texts: Sequence[str], length: int) -> Tensor:
 
 
 def _parts(tokenizer: Any) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    import json
-
     model = json.loads(tokenizer.to_str())["model"]
     return model["vocab"], [tuple(pair) for pair in model["merges"]]

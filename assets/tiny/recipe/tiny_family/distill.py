@@ -13,8 +13,10 @@ from srpo_core.models.flux import image_ids
 from tiny_family.base import OUT as BASE
 from tiny_family.base import BaseTask, save_pipeline, shifted_logit_normal
 from tiny_family.captions import CLIP_TOKENS, T5_TOKENS, drawn_captions, token_ids
+from tiny_family.pictures import PARQUET, SUBJECTS
 from tiny_family.settings import compiled, read_settings
-from tiny_family.training import Plan, Task, cpu_seconds, forget, train
+from tiny_family.training import Plan, Task, forget, mean_loss, train
+from tiny_family.vae import OUT as VAE
 
 OUT: Final = Path("out/family_base")
 
@@ -106,15 +108,18 @@ def main() -> None:
     """Distil and save the base that the family ships."""
     settings = read_settings("distill")
     plan = Plan(**settings["plan"])
-    weights = train(build, settings, plan)
+    trained = train(build, settings, plan, [PARQUET, SUBJECTS, VAE, BASE])
     pipeline = read_base()
-    pipeline.transformer.load_state_dict(weights)
+    pipeline.transformer.load_state_dict(trained.weights)
     save_pipeline(
         (pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2),
         (pipeline.tokenizer, pipeline.tokenizer_2),
         OUT,
     )
-    figures = {"cpu_seconds": cpu_seconds(plan.name)}
+    figures = {
+        "loss": mean_loss(build(settings, 0), trained.weights, plan.seed),
+        "cpu_seconds": trained.cpu_seconds,
+    }
     Path("figures/distill.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     forget(plan.name)
 

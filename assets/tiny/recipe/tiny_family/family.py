@@ -11,6 +11,7 @@ from tiny_family.cards import write_cards
 from tiny_family.pictures import STYLES, read_subjects
 
 FAMILY: Final = Path("../family")
+GRIDS: Final = ("base_grid.png", "styles_grid.png")  # of the README
 PARTS: Final[Mapping[str, str]] = {
     "family_base": "base",
     "reward": "reward",
@@ -24,21 +25,24 @@ log = logging.getLogger(__name__)
 
 
 def install() -> None:
-    """Replace the parts of ../family, one directory at a time."""
+    """Replace the parts of ../family, one directory at a time, and the README's grids."""
+    sources = [Path("out") / source for source in PARTS]
+    files = [file for source in sources for file in source.rglob("*") if file.is_file()]
+    too_large = [file for file in files if file.stat().st_size > LARGEST]
+    if too_large:
+        raise SystemExit(
+            f"larger than {LARGEST} bytes: {', '.join(map(str, too_large))}: make the model smaller in params.yaml"
+        )
     for source, name in PARTS.items():
         fresh, target = FAMILY / f"{name}.fresh", FAMILY / name
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.copytree(Path("out") / source, fresh)
         shutil.rmtree(target, ignore_errors=True)
         fresh.rename(target)
-    names = {**read_subjects(), "styles": list(STYLES)}
-    text = json.dumps(names, ensure_ascii=False, indent=0)
+    text = json.dumps({**read_subjects(), "styles": list(STYLES)}, ensure_ascii=False, indent=0)
     (FAMILY / "subjects.json").write_text(f"{text}\n", encoding="utf-8")
-    too_large = [path for path in FAMILY.rglob("*") if path.is_file() and path.stat().st_size > LARGEST]
-    if too_large:
-        raise SystemExit(
-            f"larger than {LARGEST} bytes: {', '.join(map(str, too_large))}: make the model smaller"
-        )
+    for grid in GRIDS:
+        shutil.copy(Path("out") / grid, FAMILY.parent)
 
 
 def figures_of(stage: str) -> dict[str, Any]:
@@ -59,6 +63,9 @@ def table() -> str:
     measured = figures_of("measure")
     told = ", ".join(f"{name} {value:.3f}" for name, value in measured.items() if isinstance(value, float))
     lines.append(f"| measure | | {measured['pictures']} pictures: {told} |")
+    for kind in ("drawn", "original"):
+        told = ", ".join(f"{pair} {value:.3f}" for pair, value in measured[f"distance_{kind}"].items())
+        lines.append(f"| | | distances of styles, {kind}: {told} |")
     lines.append(f"| all | {total:.1f} | |")
     return "\n".join(lines) + "\n"
 

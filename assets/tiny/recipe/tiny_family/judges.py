@@ -16,7 +16,9 @@ from torch.nn import functional
 from srpo_core.scorers.judge import StyleSubjectJudge
 from srpo_core.scorers.timm_judge import TimmJudge
 from tiny_family.pictures import (
+    PARQUET,
     STYLES,
+    SUBJECTS,
     Pictures,
     blurred,
     flipped,
@@ -28,7 +30,7 @@ from tiny_family.pictures import (
     warped,
 )
 from tiny_family.settings import compiled, read_settings
-from tiny_family.training import Plan, Task, cpu_seconds, forget, train
+from tiny_family.training import Plan, Task, forget, train
 
 Judge = StyleSubjectJudge | TimmJudge
 
@@ -139,10 +141,13 @@ def main(name: str) -> None:
     """Train, save and measure judge `name` on subjects that it has never seen."""
     settings = read_settings(name)
     plan = Plan(**settings["plan"])
-    weights = train(build, settings, plan)
+    trained = train(build, settings, plan, [PARQUET, SUBJECTS])
     judge = new_judge(settings)
     judge.load_state_dict(
-        {key: value.half().float() if value.is_floating_point() else value for key, value in weights.items()}
+        {
+            key: value.half().float() if value.is_floating_point() else value
+            for key, value in trained.weights.items()
+        }
     )
     judge.eval()
     save(judge, settings, Path("out") / name)
@@ -153,7 +158,7 @@ def main(name: str) -> None:
     figures = {
         **{f"{key}_unseen": value for key, value in unseen.items()},
         "subject_seen": seen["subject"],
-        "cpu_seconds": cpu_seconds(plan.name),
+        "cpu_seconds": trained.cpu_seconds,
     }
     Path(f"figures/{name}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     forget(plan.name)

@@ -23,12 +23,15 @@ GRID: Final = Path("out/base_grid.png")
 
 
 @torch.no_grad()
-def drawn(pipeline: Any, prompts: list[str], seeds: int) -> Tensor:
-    """Pictures (len(prompts) · seeds, 3, 64, 64) in [0, 1], all seeds of a prompt in a row."""
+def drawn(pipeline: Any, prompts: list[str], subjects: list[str], seeds: int) -> Tensor:
+    """Pictures (len(prompts) · seeds, 3, 64, 64) in [0, 1], all seeds of a prompt in a row.
+
+    A subject has the same noise in every style, so that pictures of two styles differ by the style alone.
+    """
     repeated = [prompt for prompt in prompts for _ in range(seeds)]
     noise = [
-        torch.randn(16, 64, generator=generator(0, prompt, seed))
-        for prompt in prompts
+        torch.randn(16, 64, generator=generator(0, subject, seed))
+        for subject in subjects
         for seed in range(seeds)
     ]
     parts = []
@@ -96,11 +99,11 @@ def main() -> None:
         "b": load_style_subject_judge(Path("out/judge_b")),
     }
     subjects = read_subjects()["eval"]
-    plain = drawn(pipeline, subjects, SEEDS)
+    plain = drawn(pipeline, subjects, subjects, SEEDS)
     figures: dict[str, Any] = {"pictures": len(plain), "chance_top1": 1 / len(judges["a"].subjects)}
     owners = [subject for subject in subjects for _ in range(SEEDS)]
     styled = {
-        word: drawn(pipeline, [caption(subject, index) for subject in subjects], STYLE_SEEDS)
+        word: drawn(pipeline, [caption(subject, index) for subject in subjects], subjects, STYLE_SEEDS)
         for index, word in enumerate(STYLES)
     }
     for letter, judge in judges.items():

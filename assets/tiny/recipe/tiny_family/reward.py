@@ -11,9 +11,9 @@ from torch.nn import functional
 
 from tiny_family.captions import caption
 from tiny_family.judges import augmented
-from tiny_family.pictures import STYLES, Pictures, read_pictures, read_subjects, to_float
+from tiny_family.pictures import PARQUET, STYLES, Pictures, read_pictures, read_subjects, to_float
 from tiny_family.settings import read_settings
-from tiny_family.training import Plan, Task, cpu_seconds, forget, generator, train
+from tiny_family.training import Plan, Task, forget, generator, train
 
 OUT: Final = Path("out/reward")
 NAME: Final = "tiny-emoji-clip"
@@ -22,12 +22,10 @@ STD: Final = (0.26862954, 0.26130258, 0.27577711)
 CHOICES: Final = 10
 
 
-def new_reward(model: Mapping[str, Any]) -> Any:
-    """An untrained open_clip model."""
+def new_reward() -> Any:
+    """An untrained open_clip model, of the configuration that `main` has written."""
     import open_clip
 
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / f"{NAME}.json").write_text(json.dumps(model, indent=1) + "\n", encoding="utf-8")
     open_clip.add_model_config(OUT / f"{NAME}.json")
     return open_clip.create_model(NAME)
 
@@ -46,7 +44,7 @@ class RewardTask:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         import open_clip
 
-        self.module: nn.Module = new_reward(settings["model"])
+        self.module: nn.Module = new_reward()
         self.model: Any = self.module
         self.tokenizer = open_clip.SimpleTokenizer(
             context_length=settings["model"]["text_cfg"]["context_length"]
@@ -169,14 +167,18 @@ def main() -> None:
 
     settings = read_settings("reward")
     plan = Plan(**settings["plan"])
-    weights = {k: v.half() if v.is_floating_point() else v for k, v in train(build, settings, plan).items()}
-    model = new_reward(settings["model"])
+    OUT.mkdir(parents=True, exist_ok=True)
+    config = json.dumps(settings["model"], indent=1)
+    (OUT / f"{NAME}.json").write_text(f"{config}\n", encoding="utf-8")
+    trained = train(build, settings, plan, [PARQUET])
+    weights = {k: v.half() if v.is_floating_point() else v for k, v in trained.weights.items()}
+    model = new_reward()
     save_file({k: v.contiguous() for k, v in weights.items()}, OUT / f"{NAME}.safetensors")
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
     model.eval()
     figures = {
         **measure(model, settings["model"]["text_cfg"]["context_length"]),
-        "cpu_seconds": cpu_seconds(plan.name),
+        "cpu_seconds": trained.cpu_seconds,
     }
     Path("figures/reward.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     forget(plan.name)

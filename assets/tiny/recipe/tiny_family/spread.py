@@ -3,7 +3,9 @@
 `python -m tiny_family.spread 1 2` after `make tiny-family`. A killed run goes on from its last checkpoint.
 """
 
+import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -19,10 +21,10 @@ FIGURES: Final = Path("figures/spread.json")
 
 def prepare(seed: int) -> Path:
     """A directory beside this one with the settings of another seed and the parts that all seeds share."""
-    place = Path("..").resolve() / f".seed-{seed}"
-    (place / "figures").mkdir(parents=True, exist_ok=True)
     settings = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     text = yaml.safe_dump({**settings, "seed": seed}, sort_keys=False)
+    place = Path("..").resolve() / f".seed-{seed}-{inputs_digest(text)}"
+    (place / "figures").mkdir(parents=True, exist_ok=True)
     (place / "params.yaml").write_text(text, encoding="utf-8")
     shutil.copy("subjects.json", place)
     for part in SHARED:
@@ -30,12 +32,25 @@ def prepare(seed: int) -> Path:
     return place
 
 
+def inputs_digest(settings: str) -> str:
+    """Of the settings, the recipe's code and the shared parts: another recipe begins anew."""
+    digest = hashlib.sha256(settings.encode())
+    parts = [file for part in SHARED for file in sorted((Path("out") / part).rglob("*"))]
+    for file in [*sorted(Path("tiny_family").glob("*.py")), *parts]:
+        if file.is_file():
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:8]
+
+
 def measured(seed: int) -> dict[str, Any]:
     """Train and measure the base of one seed; stages that it has finished are not run again."""
     place = prepare(seed)
+    paths = [str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     for stage in STAGES:
         if not (place / f"figures/{stage}.json").exists():
-            subprocess.run([sys.executable, "-m", f"tiny_family.{stage}"], cwd=place, check=True)
+            command = [sys.executable, "-m", f"tiny_family.{stage}"]
+            subprocess.run(command, cwd=place, check=True, env=environment)
     content: dict[str, Any] = json.loads((place / "figures/measure.json").read_text(encoding="utf-8"))
     return {name: value for name, value in content.items() if isinstance(value, float)}
 

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,16 +74,30 @@ class Builder(Protocol):
         ...
 
 
-def train(builder: Builder, settings: Mapping[str, Any], plan: Plan) -> dict[str, Tensor]:
-    """Train until `plan.steps`, from where a killed run stood, and return the module's weights."""
+@dataclass(frozen=True)
+class Trained:
+    """What a stage's training left: the module's weights, and the CPU seconds of all its processes and runs."""
+
+    weights: dict[str, Tensor]
+    cpu_seconds: float
+
+
+def train(builder: Builder, settings: Mapping[str, Any], plan: Plan, inputs: Sequence[Path] = ()) -> Trained:
+    """Train until `plan.steps`, from where a killed run with the same settings, code and `inputs` stood.
+
+    `inputs` are the files and directories that the task reads.
+
+    Raises:
+        FloatingPointError: a gradient is not finite; names stage and step.
+    """
     die_with_parent()  # DVC, when it is killed, does not end its stage
-    state = STATE / f"{plan.name}-{_fingerprint(settings, plan)}"
+    state = STATE / f"{plan.name}-{_fingerprint(settings, plan, inputs)}"
     state.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as meeting:
         arguments = (builder, settings, plan, state, f"file://{meeting}/store")
         multiprocessing.spawn(_worker, arguments, nprocs=plan.processes)  # type: ignore[attr-defined,no-untyped-call]
-    weights: dict[str, Tensor] = torch.load(state / "checkpoint.pt", weights_only=True)["average"]
-    return weights
+    content = torch.load(state / "checkpoint.pt", weights_only=True)
+    return Trained(content["average"], content["cpu_seconds"])
 
 
 def forget(name: str) -> None:
@@ -91,11 +106,13 @@ def forget(name: str) -> None:
         shutil.rmtree(state)
 
 
-def cpu_seconds(name: str) -> float:
-    """CPU seconds that all processes of a stage have spent, over all its runs."""
-    (state,) = STATE.glob(f"{name}-*/checkpoint.pt")
-    seconds: float = torch.load(state, weights_only=True)["cpu_seconds"]
-    return seconds
+@torch.no_grad()
+def mean_loss(task: Task, weights: Mapping[str, Tensor], seed: int, batches: int = 16) -> float:
+    """The task's loss under `weights`, over batches that are the same in every run."""
+    task.module.load_state_dict(weights)
+    task.module.eval()
+    losses = [float(task.loss(generator(seed, "measure", batch), batch)) for batch in range(batches)]
+    return sum(losses) / len(losses)
 
 
 def generator(seed: int, *key: int | str) -> torch.Generator:
@@ -291,12 +308,14 @@ def _optimizers(task: Task, plan: Plan) -> list[torch.optim.Optimizer]:
     return [Muon(hidden, plan.rate, plan.weight_decay), adamw]
 
 
-def _fingerprint(settings: Mapping[str, Any], plan: Plan) -> str:
-    text = json.dumps([dict(settings), vars(plan)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def mean(values: Iterable[float]) -> float:
-    """The arithmetic mean."""
-    listed = list(values)
-    return sum(listed) / len(listed)
+def _fingerprint(settings: Mapping[str, Any], plan: Plan, inputs: Sequence[Path]) -> str:
+    """Settings, plan, the recipe's modules that this stage imports, and the bytes that it reads."""
+    digest = hashlib.sha256(json.dumps([dict(settings), vars(plan)], sort_keys=True).encode())
+    package = __name__.partition(".")[0]
+    modules = {name: module for name, module in sys.modules.items() if name.startswith(f"{package}.")}
+    code = [Path(str(modules[name].__file__)) for name in sorted(modules)]
+    files = [file for place in inputs for file in ([place] if place.is_file() else sorted(place.rglob("*")))]
+    for file in [*code, *files]:
+        if file.is_file():
+            digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:12]

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tiny_family.pictures import flipped, read_pictures, shifted, to_float
+from tiny_family.pictures import PARQUET, flipped, read_pictures, shifted, to_float
 from tiny_family.settings import compiled, read_settings
-from tiny_family.training import Plan, Task, cpu_seconds, forget, train
+from tiny_family.training import Plan, Task, forget, train
 
 OUT = Path("out/vae")
 
@@ -103,9 +103,9 @@ def main() -> None:
     """Train, set scale and shift as the latents ask, save in bf16, measure."""
     settings = read_settings("vae")
     plan = Plan(**settings["plan"])
-    weights = train(build, settings, plan)
+    trained = train(build, settings, plan, [PARQUET])
     vae = new_vae(tuple(settings["channels"]))
-    vae.load_state_dict(weights)
+    vae.load_state_dict(trained.weights)
     vae.eval()
     latents = encode(vae, read_pictures("train").pixels)
     vae.register_to_config(shift_factor=float(latents.mean()), scaling_factor=float(1 / latents.std()))
@@ -114,7 +114,7 @@ def main() -> None:
     figures = {
         "psnr_unseen_db": psnr(vae, read_pictures("eval", "novel").pixels),
         "psnr_seen_db": psnr(vae, read_pictures("train").pixels[::4]),
-        "cpu_seconds": cpu_seconds(plan.name),
+        "cpu_seconds": trained.cpu_seconds,
     }
     Path("figures/vae.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     forget(plan.name)
