@@ -25,12 +25,15 @@ ELEMENTWISE = 1e-5
 REWARD = 1e-6
 GRADIENT = 1e-5
 FLOOR = 1e-4  # of the norm of all gradients: what a tensor below it is measured by, in place of its own norm
+ONE_CALL = 3e-5  # a call on two rows sums in another order than two calls on one
 PROBE = 5e-5  # a weighted sum of signed entries: its error may be several times that of the norm
 WEIGHT = 1e-6
 MOVE = 1e-4  # Adam divides by the gradient's size, so an entry near zero moves by its rounding
 # of a tensor's root mean square: a gradient below it moves its weight by what its rounding makes of it, which differs
 # between CPUs (AVX2, AVX-512) also for diffusers' own forward; such entries, under 2 %, are held to 1 % of one step
 VANISHING = 1e-3
+FUSED = {"compute": PLAIN | {"fused_optimizer": True}}
+TOGETHER = {"batch_branches": True}  # with FUSED: what benchmarks/train_step.py times as `exact`
 STATES = ("noisy", "pred", "recovered_packed", "image")
 INDEX_TABLES = {"hps": "hps.mid500", "ps": "ps.mid500", "r05_N200": "ga4.mid100"}
 
@@ -205,9 +208,13 @@ def test_branches_in_one_call_give_the_gradient_of_branches_one_by_one(recorded,
     together = Recorded(golden, case, batch_branches=True)
     assert len(together.terms) == 1
     gradients, expected = together.gradients[-1], apart.gradients[-1]
-    size = math.sqrt(sum(float(g.double().norm()) ** 2 for g in expected.values()))
-    difference = math.sqrt(sum(float((gradients[n] - g).double().norm()) ** 2 for n, g in expected.items()))
-    assert difference <= 1e-4 * size
+    whole = math.sqrt(sum(float(g.double().norm()) ** 2 for g in expected.values()))
+    for name, gradient in expected.items():
+        size = max(float(gradient.double().norm()), FLOOR * whole)
+        difference = float((gradients[name] - gradient).double().norm())
+        assert difference <= ONE_CALL * size, name
+        if size > 0:
+            note("branches in one call", difference / size)
     losses = sum(float(term.losses.detach().sum()) for term in apart.terms)
     assert float(together.terms[0].losses.detach().sum()) == pytest.approx(losses, rel=1e-5)
 
@@ -295,7 +302,7 @@ def test_a_euler_step_equals_the_references(directory):
         compared["component vectors"] += 1
 
 
-def learner_of(golden, *, fused=False):
+def learner_of(golden, **changes):
     """The trainer's own step, with the settings of the reference's three steps."""
     run = golden.json["train3"]
     args = run["args"]
@@ -304,7 +311,6 @@ def learner_of(golden, *, fused=False):
         calls=args["gradient_accumulation_steps"],
         guidance=args["train_guidence"],
         steps=args["sampling_steps"],
-        compute=PLAIN | {"fused_optimizer": fused},
         optimizer={
             "learning_rate": run["lr"],
             "weight_decay": run["weight_decay"],
@@ -312,6 +318,7 @@ def learner_of(golden, *, fused=False):
             "eps": run["eps"],
             "max_grad_norm": run["max_grad_norm"],
         },
+        **changes,
     )
     base = golden.base(args["w"], args["h"])
     return Learner(
@@ -346,10 +353,10 @@ def test_three_optimizer_steps_of_the_trainer_make_the_references_moves(director
 
 
 @every_set
-@pytest.mark.parametrize("fused", [False, True], ids=["stock", "fused"])
-def test_three_optimizer_steps_of_the_trainer_end_on_the_references_weights(directory, fused):
+@pytest.mark.parametrize("changes", [{}, FUSED, FUSED | TOGETHER], ids=["stock", "fused", "fused, one call"])
+def test_three_optimizer_steps_of_the_trainer_end_on_the_references_weights(directory, changes):
     golden = golden_of(directory)
-    learner = learner_of(golden, fused=fused)
+    learner = learner_of(golden, **changes)
     weights = dict(learner.model.transformer.named_parameters())
     vanishing = {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in weights.items()}
     for theirs in golden.json["train3"]["steps"]:
