@@ -32,8 +32,9 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP) ## align the tiny model and publish it: the whole road, on a laptop
 	@srpo align --profile tiny
 
-tiny-family: $(STAMP) ## train the demo's models from nothing (2 cores: 70 to 100 minutes), resumable
+tiny-family: $(STAMP) ## train the demo's models from nothing (2 cores: about an hour with AVX-512, more without), resumable
 	@cd assets/tiny/recipe && dvc repro && cd ../../.. && python assets/tiny/make_hpd.py
+	@cat assets/tiny/recipe/out/table.md
 
 check: $(STAMP) ## format, lint, types, floors
 	ruff format --check .

@@ -119,3 +119,101 @@ def test_processes_that_share_muon_s_work_take_the_very_steps_of_one(tiny, tmp_p
         assert all(
             torch.equal(mine, other) for mine, other in zip(torch.load(tmp_path / name), alone, strict=True)
         )
+
+
+IDS_OF_A_PROCESS = """
+import hashlib
+from tiny_family.base import tokenizers
+from tiny_family.captions import CLIP_TOKENS, T5_TOKENS, token_ids
+texts = ["tiger face", "3D. red apple", "Ink. hot beverage", "zorro"]
+clip, t5 = tokenizers()
+ids = [token_ids(clip, texts, CLIP_TOKENS), token_ids(t5, texts, T5_TOKENS)]
+vocabularies = sorted(clip.get_vocab().items()), t5.backend_tokenizer.to_str()
+print(hashlib.sha256(repr((vocabularies, [part.tolist() for part in ids])).encode()).hexdigest())
+"""
+
+
+def recipe_path(tiny):
+    return os.pathsep.join([str(tiny / "recipe"), str(tiny.parents[1])])
+
+
+def test_two_processes_make_the_same_tokenizers(tiny):
+    def told():
+        done = subprocess.run(
+            [sys.executable, "-c", IDS_OF_A_PROCESS],
+            cwd=tiny / "recipe",
+            env={**os.environ, "PYTHONPATH": recipe_path(tiny)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.splitlines()[-1]
+
+    assert told() == told()
+
+
+TRAINED = """
+import os, sys
+from pathlib import Path
+import torch
+from torch import nn
+from tiny_family import training
+
+class Task:
+    def __init__(self):
+        self.module = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
+    def is_hidden(self, name):
+        return name == "1.weight"
+    def loss(self, generator, step):
+        if step == int(os.environ.get("DIE_AT", "-1")):
+            os.kill(os.getpid(), 9)
+        x = torch.randn(8, 4, generator=generator)
+        return (self.module(x) - x[:, :2]).square().mean()
+
+def build(settings, rank):
+    training.SAVE_SECONDS = 0.0
+    training.LOG_EVERY = 2
+    return Task()
+
+if __name__ == "__main__":
+    plan = training.Plan("toy", 0, 12, 0.01, 0.5, 2, 2, 0.9, 1.0, 0.01)
+    trained = training.train(build, {}, plan, [Path(__file__)])
+    torch.save([value for value in trained.weights.values()], "weights.pt")
+    print(trained.cpu_seconds > 0)
+"""
+
+
+def test_a_killed_training_goes_on_to_the_very_weights_of_one_that_was_not(tiny, tmp_path):
+    def run(place, **more):
+        place.mkdir(exist_ok=True)
+        (place / "toy.py").write_text(TRAINED)
+        environment = {**os.environ, "PYTHONPATH": recipe_path(tiny), **more}
+        return subprocess.run(
+            [sys.executable, "toy.py"],
+            cwd=place,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert run(tmp_path / "whole").returncode == 0
+    assert run(tmp_path / "killed", DIE_AT="7").returncode != 0
+    (state,) = (tmp_path / "killed/.state").glob("toy-*/checkpoint.pt")
+    assert 0 < torch.load(state)["step"] <= 7
+    again = run(tmp_path / "killed")
+    assert again.returncode == 0, again.stderr
+    assert "goes on at step" in again.stderr
+    whole, killed = (torch.load(tmp_path / name / "weights.pt") for name in ("whole", "killed"))
+    assert all(torch.equal(one, other) for one, other in zip(whole, killed, strict=True))
+
+
+def test_a_checkpoint_of_other_inputs_is_not_gone_on_from(training, tmp_path):
+    plan = training.Plan("toy", 0, 1, 0.01, 0.5, 2, 1, 0.9, 1.0, 0.01)
+    data = tmp_path / "data"
+    data.write_text("one")
+    first = training._fingerprint({}, plan, [data])
+    assert training._fingerprint({}, plan, [tmp_path]) == training._fingerprint({}, plan, [tmp_path])
+    data.write_text("two")
+    assert training._fingerprint({}, plan, [data]) != first
+    assert training._fingerprint({"a": 1}, plan, []) != training._fingerprint({}, plan, [])
