@@ -354,10 +354,17 @@ class GateRule(Part):
         description="refuse and warn ask for proof that the rule holds, veto and hacking refuse on proof that it "
         "is broken; hacking only while gate.objective rises"
     )
+    tie: float = Field(
+        default=0.0,
+        ge=0,
+        description="for win_rate: two pictures whose figures differ by no more are even, each has half a win",
+    )
     meaning: str = Field(description="what holds if the rule holds, in words that a newcomer understands")
 
     @model_validator(mode="after")
     def _comparable(self) -> Self:
+        if self.tie and self.compare != "win_rate":
+            raise ValueError("tie is for compare win_rate alone")
         if (self.against == "absolute") != (self.compare == "value"):
             raise ValueError("compare is value if and only if against is absolute")
         if self.side == "within" and (self.compare == "value" or self.margin < 0):

@@ -27,7 +27,7 @@ ROUNDING: Final = 1e-9  # a change of a mean's last bits is no gain
 # By severity: whether the rule refuses (or warns) unless it is shown to hold, or only if shown to be broken.
 BY_PROOF_OF_BREACH: Final = frozenset({"veto", "hacking"})
 
-Column = tuple[str, str]  # (model, metric), or ("wins against <model>", metric)
+Column = tuple[str, str, float]  # (model, metric, 0), or ("wins against <model>", metric, tie)
 Means = Mapping[Column, Floats]
 
 
@@ -62,19 +62,23 @@ class Comparison:
 COMPARISONS: Final[Mapping[str, Comparison]] = MappingProxyType(
     {
         "difference": Comparison(
-            lambda rule: [(ALIGNED, rule.metric), (rule.against, rule.metric)],
+            lambda rule: [(ALIGNED, rule.metric, 0.0), (rule.against, rule.metric, 0.0)],
             lambda means: means[0] - means[1],
             neutral=0.0,
         ),
         "ratio": Comparison(
-            lambda rule: [(ALIGNED, rule.metric), (rule.against, rule.metric)],
+            lambda rule: [(ALIGNED, rule.metric, 0.0), (rule.against, rule.metric, 0.0)],
             lambda means: np.where(means[1] > 0, means[0] / np.where(means[1] > 0, means[1], 1), np.nan),
             neutral=1.0,
         ),
         "win_rate": Comparison(
-            lambda rule: [(f"{WINS}{rule.against}", rule.metric)], lambda means: means[0], neutral=0.5
+            lambda rule: [(f"{WINS}{rule.against}", rule.metric, rule.tie)],
+            lambda means: means[0],
+            neutral=0.5,
         ),
-        "value": Comparison(lambda rule: [(ALIGNED, rule.metric)], lambda means: means[0], neutral=math.nan),
+        "value": Comparison(
+            lambda rule: [(ALIGNED, rule.metric, 0.0)], lambda means: means[0], neutral=math.nan
+        ),
     }
 )
 
@@ -227,12 +231,12 @@ def _equality_satisfies(rule: GateRule) -> bool:
 
 
 def _by_prompt(pairs: Pairs, column: Column) -> Floats:
-    model, metric = column
+    model, metric, tie = column
     if not model.startswith(WINS):
         figures = _figures(pairs, model)[metric]
         return pairs.by_prompt(np.where(np.isfinite(figures), figures, np.nan))
     ours, theirs = pairs.aligned[metric], _figures(pairs, model.removeprefix(WINS))[metric]
-    return pairs.by_prompt(np.where(ours == theirs, TIE, (ours > theirs).astype(float)))
+    return pairs.by_prompt(np.where(np.abs(ours - theirs) <= tie, TIE, (ours > theirs).astype(float)))
 
 
 def _figures(pairs: Pairs, model: str) -> Mapping[str, Floats]:

@@ -77,6 +77,19 @@ def test_each_comparison_gives_its_own_figure_and_points_from_the_other_model_to
     assert swapped["win_rate"].value == pytest.approx(0.25)
 
 
+def test_figures_that_differ_by_no_more_than_a_tie_share_the_win(make):
+    """A judge that is sure of both, .96 and .95, has not preferred either."""
+    rules = {"close": make.rule(compare="win_rate"), "even": make.rule(compare="win_rate", tie=0.05)}
+    base, ours = np.array([[0.96, 0.10]] * 12), np.array([[0.95, 0.90]] * 12)
+    found = measure(make, rules, quality=(base, ours))
+    assert (found["close"].value, found["even"].value) == (0.5, 0.75)
+
+
+def test_a_tie_is_for_the_win_rate_alone(make):
+    with pytest.raises(ValueError, match="tie is for compare win_rate alone"):
+        make.rule(tie=0.05)
+
+
 def test_two_equal_models_score_what_each_comparison_calls_neutral(make):
     figures = np.random.default_rng(0).random((12, 2)) + 0.1
     rules = {name: make.rule(compare=name) for name in ("difference", "ratio", "win_rate")}

@@ -110,7 +110,7 @@ def moved(pairs, rule, figure, *, spread=0.0):
     if rule.compare == "win_rate":
         # wins are large and losses small, so that the mean gains whatever the share
         wins = np.round(SEEDS * figure + sign * SEEDS * spread * (1 - figure))
-        theirs = ours - np.where(seed < wins, 0.4, -0.01)
+        theirs = ours - np.where(seed < wins, 0.4, -0.01 - rule.tie)
     elif rule.compare == "ratio":
         theirs = ours.mean() / figure * (1 + sign * spread) + 0 * seed
     else:
