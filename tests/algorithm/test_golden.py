@@ -10,7 +10,7 @@ from functools import cache
 
 import pytest
 import torch
-from golden_vectors import PLAIN, SUBSET, Golden, directories
+from golden_vectors import FULL, PLAIN, SUBSET, Golden, directories
 
 from srpo_core.algorithm import METHODS
 from srpo_core.algorithm.direct_align import branches
@@ -136,6 +136,20 @@ def recorded():
 def test_the_vectors_that_are_shipped_take_six_megabytes_at_most():
     sizes = [(SUBSET / f"golden.{suffix}").stat().st_size for suffix in ("json", "safetensors")]
     assert sum(sizes) <= 6_000_000
+
+
+@every_set
+def test_every_set_has_cases_and_an_index_table_so_that_none_passes_by_being_empty(directory):
+    golden = golden_of(directory)
+    assert golden.cases
+    assert [name for name in INDEX_TABLES if f"index_table.{name}" in golden]
+
+
+@pytest.mark.skipif(not FULL.is_dir(), reason="the full set is not at hand")
+def test_the_full_set_is_whole():
+    golden = golden_of(FULL)
+    assert len(golden.cases) == 21
+    assert len(golden["index_table.hps"]) == 2 * 991  # every midpoint, both branches
 
 
 @every_case

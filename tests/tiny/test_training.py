@@ -86,6 +86,43 @@ def test_another_seed_shares_all_but_the_base(spread, tmp_path, monkeypatch):
     assert place.parent == tmp_path  # beside the recipe, so that ../data is the same
 
 
+STAGE_OF_A_STUB = """
+import json, sys
+from pathlib import Path
+import yaml
+name = sys.argv[0].rpartition("/")[2].removesuffix(".py")
+seed = yaml.safe_load(Path("params.yaml").read_text())["seed"]
+with open("figures/order", "a") as file:
+    file.write(name + " ")
+Path(f"figures/{name}.json").write_text(json.dumps({"top1_a": 0.9 + seed / 100, "pictures": 400}))
+"""
+
+
+def test_another_seed_is_trained_by_the_recipe_s_own_stages_and_only_once(spread, tmp_path, monkeypatch):
+    recipe = tmp_path / "recipe"
+    for place in (*(f"out/{part}" for part in spread.SHARED), "tiny_family", "figures"):
+        (recipe / place).mkdir(parents=True)
+    (recipe / "params.yaml").write_text("seed: 0\n")
+    (recipe / "subjects.json").write_text("{}")
+    (recipe / "figures/measure.json").write_text(json.dumps({"top1_a": 1.0, "pictures": 400}))
+    for stage in spread.STAGES:
+        (recipe / f"tiny_family/{stage}.py").write_text(STAGE_OF_A_STUB)
+    monkeypatch.chdir(recipe)
+
+    for _ in range(2):
+        spread.main([2, 4])
+
+    told = json.loads((recipe / "figures/spread.json").read_text())
+    assert told["seeds"] == ["0", "2", "4"]
+    assert told["top1_a"] == {
+        "least": pytest.approx(0.92),
+        "mean": pytest.approx((1 + 0.92 + 0.94) / 3),
+        "greatest": 1.0,
+    }
+    orders = [path.read_text().split() for path in tmp_path.glob(".seed-*/figures/order")]
+    assert orders == [list(spread.STAGES)] * 2
+
+
 MUON_OF_A_PROCESS = """
 import sys, torch
 from torch import distributed as dist, nn
