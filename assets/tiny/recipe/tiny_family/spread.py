@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,11 +52,16 @@ def measured(seed: int) -> dict[str, Any]:
         if not (place / f"figures/{stage}.json").exists():
             command = [sys.executable, "-m", f"tiny_family.{stage}"]
             subprocess.run(command, cwd=place, check=True, env=environment)
-    content: dict[str, Any] = json.loads((place / "figures/measure.json").read_text(encoding="utf-8"))
+    return floats(place / "figures/measure.json")
+
+
+def floats(path: Path) -> dict[str, float]:
+    """The figures of measure.json that are one number."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return {name: value for name, value in content.items() if isinstance(value, float)}
 
 
-def spread(per_seed: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+def spread(per_seed: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """Least, mean and greatest value of each figure over the seeds."""
     names = next(iter(per_seed.values()))
     columns = {name: [figures[name] for figures in per_seed.values()] for name in names}
@@ -66,13 +72,13 @@ def spread(per_seed: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def main(seeds: list[int]) -> None:
-    """Write figures/spread.json over the shipped base and the bases of `seeds`."""
-    shipped = json.loads(Path("figures/measure.json").read_text(encoding="utf-8"))
+    """Write figures/spread.json over the shipped base and the bases of `seeds`, after each of them."""
     own = str(yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["seed"])
-    per_seed = {own: {name: value for name, value in shipped.items() if isinstance(value, float)}}
-    per_seed |= {str(seed): measured(seed) for seed in seeds}
-    content = {"seeds": list(per_seed), **spread(per_seed)}
-    FIGURES.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    per_seed = {own: floats(Path("figures/measure.json"))}
+    for seed in seeds:
+        per_seed[str(seed)] = measured(seed)
+        content = {"per_seed": per_seed, "spread": spread(per_seed)}
+        FIGURES.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
