@@ -60,6 +60,10 @@ def test_a_constant_loss_of_the_subject_is_refused_and_said(make):
         ({"compare": "ratio", "margin": 0.8}, "quality is 0.500 times that of the base"),
         ({"compare": "win_rate", "margin": 0.5}, "by quality, 0.0% of the pictures beat those of the base"),
         (
+            {"compare": "win_rate", "margin": 0.5, "tie": 0.01},
+            "0.0% of the pictures beat those of the base, where those within 0.01 of each other count half",
+        ),
+        (
             {"against": "absolute", "compare": "value", "margin": 0.9},
             "quality is 0.300 (95% interval 0.300 to",
         ),
