@@ -97,6 +97,7 @@ def page(tmp_path_factory):
     }
     rule |= {
         "margin": -0.1,
+        "tie": 0.0,
         "severity": "refuse",
         "meaning": "it is kept",
         "value": 0.0,

@@ -214,6 +214,8 @@ def test_the_verdict_comes_first_then_the_pictures_then_the_gate():
     assert "“Ink” over “3D”" in text
     assert "96.5%" in text
     assert "Every rule holds on 24 pairs of pictures of 12 test prompts" in text
+    assert "judge_wanted, pictures that beat the base, within 0.05 of each other half" in text
+    assert "judge_wanted, change against the base " in text  # the others say nothing of it
 
 
 @pytest.mark.usefixtures("refused")
