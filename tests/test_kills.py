@@ -17,6 +17,7 @@ from typing import ClassVar
 import psutil
 import pytest
 import ranks
+from living import command_line, ended
 
 from srpo_core.checkpoint import newest_checkpoint, read_whole
 from srpo_core.processes import OWNER, end_leftovers
@@ -110,7 +111,9 @@ class Run:
         return psutil.Process(self.driver.pid).children(recursive=True)
 
     def workers(self):
-        return [process for process in self.processes() if "RayTrainWorker" in " ".join(process.cmdline())]
+        return [
+            process for process in self.processes() if "RayTrainWorker" in " ".join(command_line(process))
+        ]
 
     def weights(self):
         found = newest_checkpoint(self.job.state, self.job.train.checkpoint_steps)
@@ -125,19 +128,6 @@ def kill(processes):
             process.send_signal(signal.SIGKILL)
         except psutil.NoSuchProcess:  # it went with its parent
             continue
-
-
-def gone(processes, seconds=120):
-    """Whether all have ended; what nobody has reaped yet has."""
-    _, alive = psutil.wait_procs(processes, timeout=seconds)
-    return not [process for process in alive if _runs(process)]
-
-
-def _runs(process):
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.fixture(autouse=True)
@@ -191,7 +181,7 @@ def test_after_a_worker_is_killed_inside_a_checkpoint_write_their_group_goes_on_
     workers = run.workers()
     assert len(workers) == 2
     kill(workers[:1])
-    assert gone(workers), "the one that waits for it goes too"
+    assert ended(workers, 120), "the one that waits for it goes too"
     assert partial.exists(), "it was inside the write"
     assert not (state / "step-000004").exists()
     run.finish()
@@ -209,9 +199,9 @@ def test_after_the_driver_is_killed_its_children_die_and_the_same_command_goes_o
     assert len(workers) == 2
     run.driver.kill()
     run.driver.wait()
-    assert gone(workers), "what trains dies with the driver"
+    assert ended(workers, 120), "what trains dies with the driver"
     run.start().finish()
-    assert gone(children), "Ray's own take longer to see it; the retry ends what it finds of them"
+    assert ended(children, 120), "Ray's own take longer to see it; the retry ends what it finds of them"
     assert run.weights() == expected
     assert run.steps_told().count(1) == 1, "it went on from the checkpoint"
 
@@ -222,7 +212,7 @@ def test_after_the_whole_ray_session_is_killed_the_same_command_goes_on(job, tmp
     everything = [*run.processes(), psutil.Process(run.driver.pid)]
     kill(everything)
     run.driver.wait()
-    assert gone(everything)
+    assert ended(everything, 120)
     run.start().finish()
     assert run.weights() == expected
     assert run.steps_told().count(3) == 1
@@ -256,4 +246,4 @@ def test_a_retry_ends_what_the_killed_try_left_behind(tmp_path):
     left = psutil.Process(int(done.stdout))
     assert left.is_running()
     assert end_leftovers() >= 1
-    assert gone([left], 5)
+    assert ended([left], 5)

@@ -6,7 +6,9 @@ import textwrap
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+from living import ended, runs_by_number
 
 from srpo_core import processes
 
@@ -20,20 +22,6 @@ def stream(command: list[str], cwd: Path, lines: list[str] | None = None) -> int
         environment=os.environ,
         on_line=(lines if lines is not None else []).append,
     )
-
-
-def alive(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
-        return False
-
-
-def gone(pid: int, seconds: float = 15) -> bool:
-    until = time.monotonic() + seconds
-    while alive(pid) and time.monotonic() < until:
-        time.sleep(0.05)
-    return not alive(pid)
 
 
 def written_pid(file: Path) -> int:
@@ -62,7 +50,7 @@ def test_an_unknown_command_is_one_line_and_127(tmp_path):
 
 def test_what_a_command_leaves_running_in_another_session_ends_with_it(tmp_path):
     stream(["sh", "-c", "setsid sleep 300 >/dev/null 2>&1 & echo $! > left; sleep 0.3"], tmp_path)
-    assert not alive(written_pid(tmp_path / "left"))
+    assert not runs_by_number(written_pid(tmp_path / "left"))
 
 
 def test_an_error_while_reading_ends_the_command(tmp_path):
@@ -76,7 +64,7 @@ def test_an_error_while_reading_ends_the_command(tmp_path):
             environment=os.environ,
             on_line=fail,
         )
-    assert not alive(written_pid(tmp_path / "pid"))
+    assert not runs_by_number(written_pid(tmp_path / "pid"))
 
 
 def start_run(tmp_path: Path, inner: str) -> "subprocess.Popen[bytes]":
@@ -94,19 +82,18 @@ def test_a_killed_run_takes_its_command_and_all_below_along(tmp_path):
     run = start_run(
         tmp_path, "setsid sh -c 'echo $$ > deep; sleep 300; true' & echo $$ > top; sleep 300; true"
     )
-    deep, top = written_pid(tmp_path / "deep"), written_pid(tmp_path / "top")
+    below = [psutil.Process(written_pid(tmp_path / name)) for name in ("deep", "top")]
     run.kill()
     run.wait()
-    assert gone(deep)
-    assert gone(top)
+    assert ended(below, seconds=15)
 
 
 def test_a_command_that_ignores_the_polite_signal_is_killed(tmp_path):
     run = start_run(tmp_path, "trap '' TERM; echo $$ > pid; while true; do sleep 0.1; done")
-    pid = written_pid(tmp_path / "pid")
+    command = psutil.Process(written_pid(tmp_path / "pid"))
     run.kill()
     run.wait()
-    assert gone(pid, seconds=processes.GRACE_SECONDS + 10)
+    assert ended([command], seconds=processes.GRACE_SECONDS + 10)
 
 
 def test_only_what_bears_the_mark_of_a_dead_owner_is_ended(tmp_path):
@@ -150,7 +137,7 @@ def test_a_stage_dies_when_the_process_that_started_it_is_killed(tmp_path):
         ],
         cwd=ROOT,
     )
-    pid = written_pid(tmp_path / "pid")
+    stage = psutil.Process(written_pid(tmp_path / "pid"))
     parent.kill()
     parent.wait()
-    assert gone(pid)
+    assert ended([stage], seconds=15)

@@ -4,10 +4,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import psutil
 import pytest
 import yaml
+from living import ended, runs
 
 from flows.align import align, in_production, markdown
 from flows.form import parse_patch
@@ -166,11 +167,6 @@ def test_the_gates_rules_the_verdict_and_the_grid_are_artifacts_in_the_ui(standi
     assert by_key["grid"]["data"] == "data:image/png;base64,UE5H"
 
 
-def alive(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/status")
-    return status.exists() and "State:\tZ" not in status.read_text()
-
-
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_after_an_end_in_a_stage_nothing_stays_and_the_same_command_works(standin, prefect, ending):
     marker = standin / ".srpo/pid"
@@ -188,18 +184,15 @@ def test_after_an_end_in_a_stage_nothing_stays_and_the_same_command_works(standi
         assert killed.poll() is None
         assert time.monotonic() < until
         time.sleep(0.1)
-    stage = int(marker.read_text())
-    assert alive(stage)
+    stage = psutil.Process(int(marker.read_text()))
+    assert runs(stage)
     killed.send_signal(ending)
     said = killed.communicate()[1]
     assert "Traceback" not in said
     if ending == signal.SIGINT:
         assert killed.returncode == 130
         assert said.endswith("\nsrpo: error: interrupted; the same command goes on from here\n")
-    until = time.monotonic() + 15
-    while alive(stage) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not alive(stage), "the stage outlived its run"
+    assert ended([stage], seconds=15), "the stage outlived its run"
     again = subprocess.run(
         [*command, "8"],
         env={**os.environ, **prefect.environment},
