@@ -3,29 +3,20 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from srpo_core.models.flux import image_ids, pack
-from tiny_family.captions import (
-    CLIP_TOKENS,
-    T5_TOKENS,
-    caption,
-    clip_tokenizer,
-    drawn_captions,
-    t5_tokenizer,
-    token_ids,
-)
-from tiny_family.pictures import PARQUET, STYLES, SUBJECTS, read_pictures, read_subjects
+from tiny_family.captions import CLIP_TOKENS, T5_TOKENS, caption, clip_tokenizer, t5_tokenizer, token_ids
+from tiny_family.flow import noisy_batch, read_latents, velocity
+from tiny_family.pictures import PARQUET, STYLES, SUBJECTS, read_pictures
 from tiny_family.settings import compiled, read_settings
 from tiny_family.training import Plan, Task, forget, mean_loss, train
 from tiny_family.vae import OUT as VAE
-from tiny_family.vae import encode
 
-OUT = Path("out/base")
-SHIFT = 1.583  # what FLUX's dynamic shift gives for 16 tokens
+OUT: Final = Path("out/base")
+WIDTH: Final = 128  # of both text encoders
 
 
 class TextToVelocity(nn.Module):
@@ -39,23 +30,18 @@ class TextToVelocity(nn.Module):
         """Velocities (B, 16, 64) at packed latents x and noise levels sigma (B,)."""
         pooled = self.text_encoder(clip_ids).pooler_output
         embeds = self.text_encoder_2(t5_ids)[0]
-        velocity: Tensor = self.transformer(
-            hidden_states=x,
-            timestep=sigma,
-            guidance=guidance,
-            pooled_projections=pooled,
-            encoder_hidden_states=embeds,
-            img_ids=image_ids(8, 8),
-            txt_ids=torch.zeros(T5_TOKENS, 3),
-            return_dict=False,
-        )[0]
-        return velocity
+        return velocity(self.transformer, x, sigma, guidance, pooled, embeds)
 
 
 def new_model(settings: Mapping[str, Any], clip_vocabulary: int, t5_vocabulary: int) -> TextToVelocity:
     """Fresh weights in the classes of FLUX.1-dev."""
+    transformer = new_transformer(settings)
+    return TextToVelocity(transformer, new_clip(clip_vocabulary), new_t5(t5_vocabulary))
+
+
+def new_transformer(settings: Mapping[str, Any]) -> Any:
+    """A `FluxTransformer2DModel` for 16 tokens, every block of which begins as the identity (adaLN-zero)."""
     from diffusers import FluxTransformer2DModel
-    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
     transformer = FluxTransformer2DModel(
         in_channels=64,
@@ -63,37 +49,50 @@ def new_model(settings: Mapping[str, Any], clip_vocabulary: int, t5_vocabulary: 
         num_single_layers=settings["single_blocks"],
         attention_head_dim=32,
         num_attention_heads=settings["heads"],
-        joint_attention_dim=128,
-        pooled_projection_dim=128,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
         guidance_embeds=True,
         axes_dims_rope=(8, 12, 12),
     )
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
         for name, part in block.named_modules():
             if name.startswith("norm") and isinstance(part, nn.Linear):
-                nn.init.zeros_(part.weight)  # adaLN-zero: every block begins as the identity
+                nn.init.zeros_(part.weight)
                 nn.init.zeros_(part.bias)
     nn.init.zeros_(transformer.proj_out.weight)
-    clip = CLIPTextModel(
+    return transformer
+
+
+def new_clip(vocabulary: int) -> Any:
+    """A `CLIPTextModel` of two layers."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=clip_vocabulary,
-            hidden_size=128,
-            intermediate_size=256,
+            vocab_size=vocabulary,
+            hidden_size=WIDTH,
+            intermediate_size=2 * WIDTH,
             num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=CLIP_TOKENS,
-            projection_dim=128,
+            projection_dim=WIDTH,
             bos_token_id=0,
             eos_token_id=1,
             pad_token_id=1,
         )
     )
-    t5 = T5EncoderModel(
+
+
+def new_t5(vocabulary: int) -> Any:
+    """A `T5EncoderModel` of two layers."""
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
         T5Config(
-            vocab_size=t5_vocabulary,
-            d_model=128,
+            vocab_size=vocabulary,
+            d_model=WIDTH,
             d_kv=32,
-            d_ff=256,
+            d_ff=2 * WIDTH,
             num_layers=2,
             num_heads=4,
             feed_forward_proj="gated-gelu",
@@ -104,7 +103,6 @@ def new_model(settings: Mapping[str, Any], clip_vocabulary: int, t5_vocabulary: 
             is_encoder_decoder=False,
         )
     )
-    return TextToVelocity(transformer, clip, t5)
 
 
 def tokenizers() -> tuple[Any, Any]:
@@ -114,12 +112,6 @@ def tokenizers() -> tuple[Any, Any]:
     return clip_tokenizer(texts), t5_tokenizer(texts)
 
 
-def shifted_logit_normal(count: int, generator: torch.Generator) -> Tensor:
-    """Noise levels (count,): logit-normal, as SD3 and FLUX train, shifted as they are drawn with."""
-    t = torch.randn(count, generator=generator).sigmoid()
-    return SHIFT * t / (1 + (SHIFT - 1) * t)
-
-
 class BaseTask:
     """Flow matching on the latents of the family's subjects in all four styles; no mirrored pictures."""
 
@@ -127,18 +119,8 @@ class BaseTask:
         self.clip_tokenizer, self.t5_tokenizer = tokenizers()
         self.module: nn.Module = new_model(settings, len(self.clip_tokenizer), len(self.t5_tokenizer))
         self.forward = compiled(self.module.forward, settings)
-        self.read_latents()
+        self.latents = read_latents()
         self.batch_size, self.null_share = settings["batch_size"], settings["null_share"]
-
-    def read_latents(self) -> None:
-        """Encode the family's pictures once; they are not augmented."""
-        from diffusers import AutoencoderKL
-
-        vae = AutoencoderKL.from_pretrained(VAE, torch_dtype=torch.float32)
-        names = read_subjects()
-        pictures = read_pictures("train").of([*names["train"], *names["eval"]])
-        latents = (encode(vae, pictures.pixels) - vae.config.shift_factor) * vae.config.scaling_factor
-        self.latents, self.subjects, self.styles = pack(latents), pictures.subjects, pictures.styles
 
     def is_hidden(self, name: str) -> bool:
         """Matrices inside the blocks that map hidden states to hidden states."""
@@ -147,17 +129,11 @@ class BaseTask:
 
     def loss(self, generator: torch.Generator, step: int) -> Tensor:
         """Squared error of the velocity noise − image."""
-        rows = torch.randint(len(self.latents), (self.batch_size,), generator=generator)
-        subjects = [self.subjects[row] for row in rows]
-        texts = drawn_captions(subjects, self.styles[rows], generator, self.null_share)
-        image = self.latents[rows]
-        noise = torch.randn(image.shape, generator=generator)
-        sigma = shifted_logit_normal(self.batch_size, generator)
-        x = sigma[:, None, None] * noise + (1 - sigma[:, None, None]) * image
-        clip_ids = token_ids(self.clip_tokenizer, texts, CLIP_TOKENS)
-        t5_ids = token_ids(self.t5_tokenizer, texts, T5_TOKENS)
-        velocity = self.forward(x, sigma, torch.ones(self.batch_size), clip_ids, t5_ids)
-        return (velocity - (noise - image)).square().mean()
+        batch = noisy_batch(self.latents, self.batch_size, generator, self.null_share)
+        clip_ids = token_ids(self.clip_tokenizer, batch.texts, CLIP_TOKENS)
+        t5_ids = token_ids(self.t5_tokenizer, batch.texts, T5_TOKENS)
+        predicted = self.forward(batch.x, batch.sigma, torch.ones(self.batch_size), clip_ids, t5_ids)
+        return (predicted - batch.velocity).square().mean()
 
 
 def build(settings: Mapping[str, Any], rank: int) -> Task:

@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from tiny_family.pictures import STYLES
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SOURCES: Final = Path(__file__).resolve().parents[1] / "sources.json"
 TARGET: Final = Path("out/emoji4.parquet")
-STYLES: Final = ("3D", "Flat", "Ink", "Noto")
 COLUMNS: Final = ("emoji", "name", "group", "style", "split", "image")
 LEFT_OUT: Final = ("People & Body", "Flags")
 SIDE: Final = 64

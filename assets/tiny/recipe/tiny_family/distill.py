@@ -9,10 +9,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from srpo_core.models.flux import image_ids
 from tiny_family.base import OUT as BASE
-from tiny_family.base import BaseTask, save_pipeline, shifted_logit_normal
-from tiny_family.captions import CLIP_TOKENS, T5_TOKENS, drawn_captions, token_ids
+from tiny_family.base import save_pipeline
+from tiny_family.captions import CLIP_TOKENS, T5_TOKENS, token_ids
+from tiny_family.flow import noisy_batch, read_latents, velocity
 from tiny_family.pictures import PARQUET, SUBJECTS
 from tiny_family.settings import compiled, read_settings
 from tiny_family.training import Plan, Task, forget, mean_loss, train
@@ -33,9 +33,7 @@ class DistillTask:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         pipeline = read_base()
-        base: Any = BaseTask.__new__(BaseTask)
-        base.read_latents()
-        self.latents, self.subjects, self.styles = base.latents, base.subjects, base.styles
+        self.latents = read_latents()
         self.tokenizers = pipeline.tokenizer, pipeline.tokenizer_2
         self.encoders = pipeline.text_encoder.eval(), pipeline.text_encoder_2.eval()
         self.module: nn.Module = pipeline.transformer
@@ -62,41 +60,17 @@ class DistillTask:
     def loss(self, generator: torch.Generator, step: int) -> Tensor:
         """Squared distance to v(empty) + g · (v(text) − v(empty)) of the teacher, for random g."""
         n = self.batch_size
-        rows = torch.randint(len(self.latents), (n,), generator=generator)
-        texts = drawn_captions([self.subjects[row] for row in rows], self.styles[rows], generator, 0.0)
-        image = self.latents[rows]
-        noise = torch.randn(image.shape, generator=generator)
-        sigma = shifted_logit_normal(n, generator)
-        x = sigma[:, None, None] * noise + (1 - sigma[:, None, None]) * image
+        batch = noisy_batch(self.latents, n, generator, null_share=0.0)
         low, high = self.guidance
         guidance = low + (high - low) * torch.rand(n, generator=generator)
-        pooled, embeds = self._encode([*texts, *[""] * n])
+        pooled, embeds = self._encode([*batch.texts, *[""] * n])
         with torch.no_grad():
-            both = self.taught(
-                torch.cat([x, x]), torch.cat([sigma, sigma]), torch.ones(2 * n), pooled, embeds
-            )
-            with_text, without = both.chunk(2)
+            twice, levels = torch.cat([batch.x, batch.x]), torch.cat([batch.sigma, batch.sigma])
+            with_text, without = self.taught(twice, levels, torch.ones(2 * n), pooled, embeds).chunk(2)
             target = without + guidance[:, None, None] * (with_text - without)
-        student: Tensor = self.student(x, sigma, guidance, pooled[:n], embeds[:n])
+        student: Tensor = self.student(batch.x, batch.sigma, guidance, pooled[:n], embeds[:n])
         loss: Tensor = (student - target).square().mean()
         return loss
-
-
-def velocity(
-    transformer: nn.Module, x: Tensor, sigma: Tensor, guidance: Tensor, pooled: Tensor, embeds: Tensor
-) -> Tensor:
-    """Velocities (B, 16, 64) of a FLUX transformer at 64 x 64 pixels."""
-    output: Tensor = transformer(
-        hidden_states=x,
-        timestep=sigma,
-        guidance=guidance,
-        pooled_projections=pooled,
-        encoder_hidden_states=embeds,
-        img_ids=image_ids(8, 8),
-        txt_ids=torch.zeros(T5_TOKENS, 3),
-        return_dict=False,
-    )[0]
-    return output
 
 
 def build(settings: Mapping[str, Any], rank: int) -> Task:

@@ -49,10 +49,9 @@ class RewardTask:
         self.tokenizer = open_clip.SimpleTokenizer(
             context_length=settings["model"]["text_cfg"]["context_length"]
         )
-        self.pictures = read_pictures("train")
-        names = sorted(set(self.pictures.subjects))
+        pictures = read_pictures("train")
+        self.pictures = pictures.of(sorted(set(pictures.subjects)))
         self.rows = torch.arange(len(self.pictures)).reshape(-1, len(STYLES))
-        self.pictures = self.pictures.of(names)
         self.batch_subjects, self.augment = settings["batch_subjects"], settings["augment"]
         self.soft_positive = settings["soft_positive"]
 
