@@ -72,9 +72,10 @@ def test_the_spread_over_seeds_is_least_mean_and_greatest_of_each_figure(spread)
 
 def test_another_seed_shares_all_but_the_base(spread, tmp_path, monkeypatch):
     recipe = tmp_path / "recipe"
-    for part in spread.SHARED:
-        (recipe / "out" / part).mkdir(parents=True)
-        (recipe / "out" / part / "config.json").write_text(part)
+    recipe.mkdir()
+    for source in spread.SHARED.values():
+        (tmp_path / "family" / source).mkdir(parents=True)
+        (tmp_path / "family" / source / "config.json").write_text(source)
     (recipe / "params.yaml").write_text("seed: 0\nprocesses: 2\n")
     (recipe / "subjects.json").write_text(json.dumps({"train": [], "eval": []}))
     monkeypatch.chdir(recipe)
@@ -82,7 +83,8 @@ def test_another_seed_shares_all_but_the_base(spread, tmp_path, monkeypatch):
     place = spread.prepare(2)
 
     assert (place / "params.yaml").read_text() == "seed: 2\nprocesses: 2\n"
-    assert {path.parent.name for path in place.glob("out/*/config.json")} == set(spread.SHARED)
+    copied = {path.parent.name: path.read_text() for path in place.glob("out/*/config.json")}
+    assert copied == spread.SHARED
     assert place.parent == tmp_path  # beside the recipe, so that ../data is the same
 
 
@@ -100,8 +102,10 @@ Path(f"figures/{name}.json").write_text(json.dumps({"top1_a": 0.9 + seed / 100, 
 
 def test_another_seed_is_trained_by_the_recipe_s_own_stages_and_only_once(spread, tmp_path, monkeypatch):
     recipe = tmp_path / "recipe"
-    for place in (*(f"out/{part}" for part in spread.SHARED), "tiny_family", "figures"):
+    for place in ("tiny_family", "figures"):
         (recipe / place).mkdir(parents=True)
+    for source in spread.SHARED.values():
+        (tmp_path / "family" / source).mkdir(parents=True)
     (recipe / "params.yaml").write_text("seed: 0\n")
     (recipe / "subjects.json").write_text("{}")
     (recipe / "figures/measure.json").write_text(json.dumps({"top1_a": 1.0, "pictures": 400}))

@@ -16,7 +16,7 @@ from tiny_family.pictures import STYLES, read_pictures, read_subjects
 from tiny_family.training import generator
 
 SEEDS: Final = 10
-STYLE_SEEDS: Final = 3
+STYLE_SEEDS: Final = 10  # three left ± .07 on the share that obeys
 STEPS: Final = 16
 GUIDANCE: Final = 3.5
 GRID: Final = Path("out/base_grid.png")

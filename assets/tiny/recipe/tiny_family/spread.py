@@ -1,6 +1,7 @@
 """How far the base depends on its seed: base and distillation again from other seeds, measured by the same judges.
 
-`python -m tiny_family.spread 1 2` after `make tiny-family`. A killed run goes on from its last checkpoint.
+`python -m tiny_family.spread 1 2`; VAE and judges are those of ../family. A killed run goes on from its last
+checkpoint.
 """
 
 import hashlib
@@ -15,7 +16,13 @@ from typing import Any, Final
 
 import yaml
 
-SHARED: Final = ("vae", "judge_a", "judge_b")  # trained once, for every seed
+FAMILY: Final = Path("../family")
+# trained once, for every seed: where a stage reads it and where the family has it
+SHARED: Final[Mapping[str, str]] = {
+    "vae": "base/vae",
+    "judge_a": "judge_a",
+    "judge_b": "judge_b",
+}
 STAGES: Final = ("base", "distill", "measure")
 FIGURES: Final = Path("figures/spread.json")
 
@@ -28,15 +35,15 @@ def prepare(seed: int) -> Path:
     (place / "figures").mkdir(parents=True, exist_ok=True)
     (place / "params.yaml").write_text(text, encoding="utf-8")
     shutil.copy("subjects.json", place)
-    for part in SHARED:
-        shutil.copytree(Path("out") / part, place / "out" / part, dirs_exist_ok=True)
+    for part, source in SHARED.items():
+        shutil.copytree(FAMILY / source, place / "out" / part, dirs_exist_ok=True)
     return place
 
 
 def inputs_digest(settings: str) -> str:
     """Of the settings, the recipe's code and the shared parts: another recipe begins anew."""
     digest = hashlib.sha256(settings.encode())
-    parts = [file for part in SHARED for file in sorted((Path("out") / part).rglob("*"))]
+    parts = [file for source in SHARED.values() for file in sorted((FAMILY / source).rglob("*"))]
     for file in [*sorted(Path("tiny_family").glob("*.py")), *parts]:
         if file.is_file():
             digest.update(file.read_bytes())
