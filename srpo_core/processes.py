@@ -22,8 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
-from typing import Final, NoReturn
+from typing import Final
 
 OWNER: Final = "SRPO_OWNER"
 GRACE_SECONDS: Final = 5.0
@@ -31,6 +30,7 @@ GRACE_SECONDS: Final = 5.0
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PROC: Final = Path("/proc")
+_AWAITED: Final = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 
 def run_streaming(
@@ -46,7 +46,7 @@ def run_streaming(
     nothing that the command started is still running. A command ended by signal N gives 128 + N.
     The kernel ties the guardian to the calling thread, which therefore waits here itself.
     """
-    guardian = [sys.executable, "-P", "-u", str(Path(__file__).resolve()), str(os.getpid()), *command]
+    guardian = [sys.executable, "-I", "-S", "-u", str(Path(__file__).resolve()), str(os.getpid()), *command]
     with subprocess.Popen(
         guardian,
         cwd=cwd,
@@ -98,7 +98,7 @@ def _end_guardian(process: "subprocess.Popen[str]") -> None:
         return
     process.terminate()
     try:
-        process.wait(GRACE_SECONDS + 5)
+        process.wait(2 * GRACE_SECONDS + 5)  # it gives up after two
     except subprocess.TimeoutExpired:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -115,7 +115,7 @@ def _owner_died(process: Path) -> bool:
     prefix = f"{OWNER}=".encode()
     for entry in _read(process / "environ").split(b"\0"):
         if entry.startswith(prefix):
-            pid, _, rest = entry.removeprefix(prefix).decode().partition(".")
+            pid, _, rest = entry.removeprefix(prefix).decode(errors="replace").partition(".")
             started, _, namespace = rest.partition(".")
             return namespace == _namespace() and pid.isdigit() and _started(int(pid)) != started
     return False
@@ -178,42 +178,53 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _guard(parent: int, command: Sequence[str]) -> int:
-    """Run `command` as its guardian: end every descendant when it, or the parent, ends."""
+    """Run `command` as its guardian: end every descendant when it, or the parent, ends.
 
-    def stop(signum: int, _: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + signum)
-
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(signum, stop)
+    Signals are awaited, not handled: the kernel sends one for each thread of the parent that ends, and a
+    handler that raises would be interrupted by the next one in the middle of ending what is left.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # one that was inherited as ignored would reap for us
+    signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # it died before the kernel was told to watch it
         return 128 + signal.SIGTERM
     try:
-        return _wait_for(subprocess.Popen(command))
+        # it gets the signals as Python found them: none blocked, none ignored
+        return _wait_for(
+            os.posix_spawnp(
+                command[0],
+                list(command),
+                os.environ,
+                setsigmask=[],
+                setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+            )
+        )
     except FileNotFoundError:
         sys.stderr.write(f"srpo: error: {command[0]} is not installed: run 'make setup' first\n")
         return 127
+    except PermissionError:
+        sys.stderr.write(f"srpo: error: {command[0]} may not be run: make it executable\n")
+        return 126
     finally:
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(signum, signal.SIG_IGN)
         _end_all(_reaped_descendants, GRACE_SECONDS)
 
 
-def _wait_for(child: "subprocess.Popen[bytes]") -> int:
-    """Reap the command and, on the way, what was orphaned to us; return the command's exit code."""
-    while True:
-        pid, status = os.wait()
-        if pid == child.pid:
-            child.returncode = os.waitstatus_to_exitcode(status)
-            return _exit_code(child.returncode)
+def _wait_for(command: int) -> int:
+    """Reap what is orphaned to us until the command ends, or we are told to stop; return an exit code."""
+    while (signum := signal.sigwait(_AWAITED)) == signal.SIGCHLD:
+        while (reaped := os.waitpid(-1, os.WNOHANG))[0]:
+            if reaped[0] == command:
+                return _exit_code(os.waitstatus_to_exitcode(reaped[1]))
+    return 128 + signum
 
 
 def _reaped_descendants() -> set[int]:
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
-    return _descendants([os.getpid()])
+    # a second look: whose parent ends while /proc is read belongs to nobody in the first
+    return _descendants([os.getpid()]) or _descendants([os.getpid()])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from living import ended, runs_by_number
+from living import ended, runs, runs_by_number
 
 from srpo_core import processes
 
@@ -94,6 +94,64 @@ def test_a_command_that_ignores_the_polite_signal_is_killed(tmp_path):
     run.kill()
     run.wait()
     assert ended([command], seconds=processes.GRACE_SECONDS + 10)
+
+
+@pytest.fixture
+def guardian():
+    """Starts a guardian of a command, as `run_streaming` does, and gives both; what is left is killed."""
+    started = []
+
+    def start(*command):
+        words = [sys.executable, "-I", "-S", "-u", processes.__file__, str(os.getpid()), *command]
+        started.append(subprocess.Popen(words, stdout=subprocess.PIPE, text=True))
+        below = psutil.Process(int(started[-1].stdout.readline()))
+        started.append(below)
+        return started[-2], below
+
+    yield start
+    for process in started:
+        try:
+            process.kill()
+            process.wait()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def test_a_guardian_that_is_told_to_stop_many_times_still_ends_its_command(guardian):
+    """The kernel sends one signal for each thread of a killed run."""
+    for _ in range(10):
+        watching, below = guardian("sh", "-c", "echo $$; exec sleep 300 >/dev/null")
+        until = time.monotonic() + 0.02
+        while time.monotonic() < until:
+            watching.terminate()
+        assert watching.wait(15) == 143
+        assert not runs(below)
+
+
+def test_signals_that_the_guardian_awaits_reach_its_command(tmp_path):
+    lines: list[str] = []
+    stream(["sh", "-c", "trap 'echo heard' TERM; kill -TERM $$"], tmp_path, lines)
+    assert lines == ["heard"]
+
+
+def test_a_command_that_may_not_be_run_is_one_line_and_126(tmp_path):
+    file = tmp_path / "steps"
+    file.write_text("")
+    lines: list[str] = []
+    assert stream([str(file)], tmp_path, lines) == 126
+    assert lines == [f"srpo: error: {file} may not be run: make it executable"]
+
+
+def test_a_module_of_the_workspace_named_as_one_of_python_s_does_no_harm(tmp_path):
+    (tmp_path / "ctypes.py").write_text("raise RuntimeError('not the standard library')")
+    lines: list[str] = []
+    code = processes.run_streaming(
+        ["echo", "ran"],
+        cwd=tmp_path,
+        environment={**os.environ, "PYTHONPATH": str(tmp_path)},
+        on_line=lines.append,
+    )
+    assert (code, lines) == (0, ["ran"])
 
 
 def test_only_what_bears_the_mark_of_a_dead_owner_is_ended(tmp_path):
