@@ -2,8 +2,8 @@
 
 import os
 import signal
-import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from flows.environment import prepare_environment
@@ -90,8 +90,10 @@ def _end_at_once(*_: object) -> NoReturn:
 
     Prefect's own way out would print the traces of a server that the same Ctrl-C has ended.
     """
-    sys.stderr.write("\nsrpo: error: interrupted; the same command goes on from here\n")
-    sys.stderr.flush()
+    with suppress(
+        OSError
+    ):  # written past Python's buffer, which the signal may have met half way through a write
+        os.write(2, b"\nsrpo: error: interrupted; the same command goes on from here\n")
     os._exit(INTERRUPTED)
 
 
