@@ -35,6 +35,7 @@ demo: $(STAMP) ## align the tiny model and publish it: the whole road, on a lapt
 tiny-family: $(STAMP) ## train the demo's models from nothing (2 cores: about an hour with AVX-512, more without), resumable
 	@cd assets/tiny/recipe && dvc repro && cd ../../.. && python assets/tiny/make_hpd.py
 	@cat assets/tiny/recipe/out/table.md
+	@echo "assets/tiny now holds the family trained here; 'git checkout assets/tiny' brings back the one that ships." >&2
 
 check: $(STAMP) ## format, lint, types, floors
 	ruff format --check .

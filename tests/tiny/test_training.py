@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import subprocess
@@ -114,7 +115,7 @@ def test_another_seed_is_trained_by_the_recipe_s_own_stages_and_only_once(spread
     monkeypatch.chdir(recipe)
 
     for _ in range(2):
-        spread.main([2, 4])
+        spread.main(["2", "4"])
 
     told = json.loads((recipe / "figures/spread.json").read_text())
     assert list(told["per_seed"]) == ["0", "2", "4"]
@@ -125,6 +126,16 @@ def test_another_seed_is_trained_by_the_recipe_s_own_stages_and_only_once(spread
     }
     orders = [path.read_text().split() for path in tmp_path.glob(".seed-*/figures/order")]
     assert orders == [list(spread.STAGES)] * 2
+
+
+@pytest.mark.parametrize("words", [[], ["0"], ["x"]], ids=["none", "that of the settings", "no number"])
+def test_seeds_that_cannot_be_trained_are_refused(spread, tmp_path, monkeypatch, capsys, words):
+    (tmp_path / "params.yaml").write_text("seed: 0\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        spread.main(words)
+    assert ended.value.code == 2
+    assert "error: " in capsys.readouterr().err
 
 
 MUON_OF_A_PROCESS = """
@@ -203,15 +214,17 @@ from tiny_family import training
 class Task:
     def __init__(self):
         self.module = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
+        self.steps = int(os.environ.get("DIE_AFTER", "1000"))
     def is_hidden(self, name):
         return name == "1.weight"
-    def loss(self, generator, step):
-        if step == int(os.environ.get("DIE_AT", "-1")):
+    def loss(self, generator):
+        self.steps -= 1
+        if self.steps < 0:
             os.kill(os.getpid(), 9)
         x = torch.randn(8, 4, generator=generator)
         return (self.module(x) - x[:, :2]).square().mean()
 
-def build(settings, rank):
+def build(settings):
     training.SAVE_SECONDS = 0.0
     training.LOG_EVERY = 2
     return Task()
@@ -239,7 +252,7 @@ def test_a_killed_training_goes_on_to_the_very_weights_of_one_that_was_not(tiny,
         )
 
     assert run(tmp_path / "whole").returncode == 0
-    assert run(tmp_path / "killed", DIE_AT="7").returncode != 0
+    assert run(tmp_path / "killed", DIE_AFTER="7").returncode != 0
     (state,) = (tmp_path / "killed/.state").glob("toy-*/checkpoint.pt")
     assert 0 < torch.load(state)["step"] <= 7
     again = run(tmp_path / "killed")
@@ -249,11 +262,28 @@ def test_a_killed_training_goes_on_to_the_very_weights_of_one_that_was_not(tiny,
     assert all(torch.equal(one, other) for one, other in zip(whole, killed, strict=True))
 
 
-def test_a_checkpoint_of_other_inputs_is_not_gone_on_from(training, tmp_path):
+@pytest.fixture
+def fingerprint(training, tmp_path):
+    """Of a toy stage with its own code, settings and data."""
     plan = training.Plan("toy", 0, 1, 0.01, 0.5, 2, 1, 0.9, 1.0, 0.01)
-    data = tmp_path / "data"
-    data.write_text("one")
-    first = training._fingerprint({}, plan, [data])
-    data.write_text("two")
-    assert training._fingerprint({}, plan, [data]) != first
-    assert training._fingerprint({"a": 1}, plan, []) != training._fingerprint({}, plan, [])
+
+    def told(code="def build(settings): ...", settings=None, data="one"):
+        stage, read = tmp_path / "toy.py", tmp_path / "data"
+        stage.write_text(code)
+        read.write_text(data)
+        spec = importlib.util.spec_from_file_location("__main__", stage)  # as under python -m
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return training._fingerprint(module.build, settings or {}, plan, [read])
+
+    return told
+
+
+def test_a_checkpoint_is_gone_on_from_with_the_same_code_settings_and_inputs_alone(fingerprint):
+    assert fingerprint() == fingerprint()
+    others = [
+        fingerprint(code="def build(settings): return 1"),
+        fingerprint(settings={"a": 1}),
+        fingerprint(data="two"),
+    ]
+    assert len({fingerprint(), *others}) == 4

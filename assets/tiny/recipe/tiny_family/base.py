@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from tiny_family.captions import CLIP_TOKENS, T5_TOKENS, caption, clip_tokenizer, t5_tokenizer, token_ids
+from tiny_family.figures import write_figures
 from tiny_family.flow import noisy_batch, read_latents, velocity
 from tiny_family.pictures import PARQUET, STYLES, SUBJECTS, read_pictures
 from tiny_family.settings import compiled, read_settings
-from tiny_family.training import Plan, Task, forget, mean_loss, train
+from tiny_family.training import Plan, Task, mean_loss, train
 from tiny_family.vae import OUT as VAE
 
 OUT: Final = Path("out/base")
@@ -127,7 +128,7 @@ class BaseTask:
         inside = any(part in name for part in ("transformer_blocks.", ".layers.", ".block."))
         return inside and ".norm" not in name and "relative_attention" not in name
 
-    def loss(self, generator: torch.Generator, step: int) -> Tensor:
+    def loss(self, generator: torch.Generator) -> Tensor:
         """Squared error of the velocity noise − image."""
         batch = noisy_batch(self.latents, self.batch_size, generator, self.null_share)
         clip_ids = token_ids(self.clip_tokenizer, batch.texts, CLIP_TOKENS)
@@ -136,7 +137,7 @@ class BaseTask:
         return (predicted - batch.velocity).square().mean()
 
 
-def build(settings: Mapping[str, Any], rank: int) -> Task:
+def build(settings: Mapping[str, Any]) -> Task:
     """The task of one process."""
     return BaseTask(settings)
 
@@ -180,11 +181,10 @@ def main() -> None:
     model.load_state_dict(trained.weights)
     save_pipeline((model.transformer, model.text_encoder, model.text_encoder_2), (clip, t5), OUT)
     figures = {
-        "loss": mean_loss(build(settings, 0), trained.weights, plan.seed),
+        "loss": mean_loss(build(settings), trained.weights, plan.seed),
         "cpu_seconds": trained.cpu_seconds,
     }
-    Path("figures/base.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    forget(plan.name)
+    write_figures(plan.name, figures)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Guidance distillation: one call with the guidance as input does what two calls with and without text did."""
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -12,10 +11,11 @@ from torch import Tensor, nn
 from tiny_family.base import OUT as BASE
 from tiny_family.base import save_pipeline
 from tiny_family.captions import CLIP_TOKENS, T5_TOKENS, token_ids
+from tiny_family.figures import write_figures
 from tiny_family.flow import noisy_batch, read_latents, velocity
 from tiny_family.pictures import PARQUET, SUBJECTS
 from tiny_family.settings import compiled, read_settings
-from tiny_family.training import Plan, Task, forget, mean_loss, train
+from tiny_family.training import Plan, Task, mean_loss, train
 from tiny_family.vae import OUT as VAE
 
 OUT: Final = Path("out/family_base")
@@ -57,7 +57,7 @@ class DistillTask:
         pooled = self.encoders[0](token_ids(clip, texts, CLIP_TOKENS)).pooler_output
         return pooled, self.encoders[1](token_ids(t5, texts, T5_TOKENS))[0]
 
-    def loss(self, generator: torch.Generator, step: int) -> Tensor:
+    def loss(self, generator: torch.Generator) -> Tensor:
         """Squared distance to v(empty) + g · (v(text) − v(empty)) of the teacher, for random g."""
         n = self.batch_size
         batch = noisy_batch(self.latents, n, generator, null_share=0.0)
@@ -73,7 +73,7 @@ class DistillTask:
         return loss
 
 
-def build(settings: Mapping[str, Any], rank: int) -> Task:
+def build(settings: Mapping[str, Any]) -> Task:
     """The task of one process."""
     return DistillTask(settings)
 
@@ -91,11 +91,10 @@ def main() -> None:
         OUT,
     )
     figures = {
-        "loss": mean_loss(build(settings, 0), trained.weights, plan.seed),
+        "loss": mean_loss(build(settings), trained.weights, plan.seed),
         "cpu_seconds": trained.cpu_seconds,
     }
-    Path("figures/distill.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    forget(plan.name)
+    write_figures(plan.name, figures)
 
 
 if __name__ == "__main__":

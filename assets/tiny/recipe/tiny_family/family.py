@@ -5,10 +5,12 @@ import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from tiny_family.cards import write_cards
+from tiny_family.figures import read_figures
 from tiny_family.pictures import STYLES, read_subjects
+from tiny_family.training import forget
 
 FAMILY: Final = Path("../family")
 GRIDS: Final = ("base_grid.png", "styles_grid.png")  # of the README
@@ -45,22 +47,16 @@ def install() -> None:
         shutil.copy(Path("out") / grid, FAMILY.parent)
 
 
-def figures_of(stage: str) -> dict[str, Any]:
-    """What a stage measured."""
-    content: dict[str, Any] = json.loads(Path(f"figures/{stage}.json").read_text(encoding="utf-8"))
-    return content
-
-
 def table() -> str:
     """One row per stage: its CPU time and its figures; then what both judges see in drawn pictures."""
     lines, total = ["| stage | CPU minutes | figures |", "|---|---|---|"], 0.0
     for stage in STAGES:
-        figures = figures_of(stage)
+        figures = read_figures(stage)
         minutes = figures.pop("cpu_seconds") / 60
         total += minutes
         told = ", ".join(f"{name} {value:.3f}" for name, value in figures.items())
         lines.append(f"| {stage} | {minutes:.1f} | {told} |")
-    measured = figures_of("measure")
+    measured = read_figures("measure")
     told = ", ".join(f"{name} {value:.3f}" for name, value in measured.items() if isinstance(value, float))
     lines.append(f"| measure | | {measured['pictures']} pictures: {told} |")
     for kind in ("drawn", "original"):
@@ -74,10 +70,12 @@ def main() -> None:
     """Install the family with its cards, write and show the table."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     install()
-    write_cards(FAMILY, {stage: figures_of(stage) for stage in (*STAGES, "measure")})
+    write_cards(FAMILY, {stage: read_figures(stage) for stage in (*STAGES, "measure")})
     text = table()
     Path("out/table.md").write_text(text, encoding="utf-8")
     log.info("\n%s", text)
+    for stage in STAGES:  # DVC has recorded them: what a killed one went on from is of no more use
+        forget(stage)
 
 
 if __name__ == "__main__":

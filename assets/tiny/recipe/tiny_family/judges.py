@@ -15,22 +15,19 @@ from torch.nn import functional
 
 from srpo_core.scorers.judge import StyleSubjectJudge
 from srpo_core.scorers.timm_judge import TimmJudge
+from tiny_family.figures import write_figures
 from tiny_family.pictures import (
     PARQUET,
     STYLES,
     SUBJECTS,
     Pictures,
-    blurred,
-    flipped,
-    noisy,
+    augmented,
     read_pictures,
     read_subjects,
-    tinted,
     to_float,
-    warped,
 )
 from tiny_family.settings import compiled, read_settings
-from tiny_family.training import Plan, Task, forget, train
+from tiny_family.training import Plan, Task, train
 
 Judge = StyleSubjectJudge | TimmJudge
 
@@ -68,7 +65,7 @@ class JudgeTask:
         features = self.judge.features(images)
         return self.judge.a(features), self.judge.b(features)
 
-    def loss(self, generator: torch.Generator, step: int) -> Tensor:
+    def loss(self, generator: torch.Generator) -> Tensor:
         """Cross entropy of both heads; a share of each batch are subjects that the base draws."""
         own = round(self.batch_size * self.drawn_share)
         anything = torch.randint(len(self.pictures), (self.batch_size - own,), generator=generator)
@@ -82,20 +79,7 @@ class JudgeTask:
         return loss
 
 
-def augmented(images: Tensor, generator: torch.Generator, augment: Mapping[str, float]) -> Tensor:
-    """What a drawn picture may differ in from a real one; each judge sees other strengths."""
-    images = warped(
-        flipped(images, generator),
-        generator,
-        scale=augment["scale"],
-        turn=augment["turn"],
-        move=augment["move"],
-    )
-    images = tinted(blurred(images, generator, share=augment["blur"]), generator, strength=augment["tint"])
-    return noisy(images, generator, strength=augment["noise"])
-
-
-def build(settings: Mapping[str, Any], rank: int) -> Task:
+def build(settings: Mapping[str, Any]) -> Task:
     """The task of one process."""
     return JudgeTask(settings)
 
@@ -160,8 +144,7 @@ def main(name: str) -> None:
         "subject_seen": seen["subject"],
         "cpu_seconds": trained.cpu_seconds,
     }
-    Path(f"figures/{name}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    forget(plan.name)
+    write_figures(plan.name, figures)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """What the family is worth: pictures that the base draws, named by both judges."""
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +10,7 @@ from srpo_core.scorers.judge import load_style_subject_judge
 from srpo_core.scorers.timm_judge import load_timm_judge
 from tiny_family.captions import T5_TOKENS, caption
 from tiny_family.distill import OUT as BASE
+from tiny_family.figures import write_figures
 from tiny_family.judges import Judge
 from tiny_family.pictures import STYLES, read_pictures, read_subjects
 from tiny_family.training import generator
@@ -116,9 +116,9 @@ def main() -> None:
         {word: images[::STYLE_SEEDS] for word, images in styled.items()}
     )
     figures["distance_original"] = style_distances(originals)
-    Path("figures/measure.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_figures("measure", figures)
     write_grid(plain[::SEEDS], GRID, 10)
-    rows = [styled[word][::STYLE_SEEDS][:40:4] for word in STYLES]
+    rows = [styled[word][::STYLE_SEEDS][::4] for word in STYLES]
     write_grid(torch.cat(rows), GRID.with_name("styles_grid.png"), 10)
 
 

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -102,3 +102,16 @@ def noisy(images: Tensor, generator: torch.Generator, *, strength: float) -> Ten
     """Add normal noise whose deviation is drawn from 0 to `strength` for each picture."""
     level = strength * torch.rand(len(images), 1, 1, 1, generator=generator)
     return images + level * torch.randn(images.shape, generator=generator)
+
+
+def augmented(images: Tensor, generator: torch.Generator, augment: Mapping[str, float]) -> Tensor:
+    """What a drawn picture may differ in from a real one; each model sees other strengths."""
+    images = warped(
+        flipped(images, generator),
+        generator,
+        scale=augment["scale"],
+        turn=augment["turn"],
+        move=augment["move"],
+    )
+    images = tinted(blurred(images, generator, share=augment["blur"]), generator, strength=augment["tint"])
+    return noisy(images, generator, strength=augment["noise"])

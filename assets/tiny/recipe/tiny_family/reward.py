@@ -9,16 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from srpo_core.scorers.preprocessing import CLIP_MEAN, CLIP_STD
 from tiny_family.captions import caption
-from tiny_family.judges import augmented
-from tiny_family.pictures import PARQUET, STYLES, Pictures, read_pictures, read_subjects, to_float
+from tiny_family.figures import write_figures
+from tiny_family.pictures import PARQUET, STYLES, Pictures, augmented, read_pictures, read_subjects, to_float
 from tiny_family.settings import read_settings
-from tiny_family.training import Plan, Task, forget, generator, train
+from tiny_family.training import Plan, Task, generator, train
 
 OUT: Final = Path("out/reward")
 NAME: Final = "tiny-emoji-clip"
-MEAN: Final = (0.48145466, 0.4578275, 0.40821073)
-STD: Final = (0.26862954, 0.26130258, 0.27577711)
 CHOICES: Final = 10
 
 
@@ -32,7 +31,7 @@ def new_reward() -> Any:
 
 def normalized(images: Tensor) -> Tensor:
     """CLIP's mean and deviation."""
-    return (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    return (images - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
 
 
 class RewardTask:
@@ -60,7 +59,7 @@ class RewardTask:
         inside = name.startswith(("visual.layer", "visual.conv2", "visual.conv3", "transformer."))
         return inside and "ln" not in name
 
-    def loss(self, generator: torch.Generator, step: int) -> Tensor:
+    def loss(self, generator: torch.Generator) -> Tensor:
         """Symmetric cross entropy with soft targets over subjects times styles."""
         chosen = torch.randperm(len(self.rows), generator=generator)[: self.batch_subjects]
         rows = self.rows[chosen].reshape(-1)
@@ -92,7 +91,7 @@ def soft_cross_entropy(logits: Tensor, weight: Tensor) -> Tensor:
     return -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
 
 
-def build(settings: Mapping[str, Any], rank: int) -> Task:
+def build(settings: Mapping[str, Any]) -> Task:
     """The task of one process."""
     return RewardTask(settings)
 
@@ -122,8 +121,8 @@ class Scores:
 def measure(model: Any, context: int) -> dict[str, float]:
     """What the reward ranks: seen and unseen subjects, styles, and how alike its style words are."""
     scores = Scores(model, context)
-    drawn = read_subjects()
-    family = [*drawn["train"], *drawn["eval"]]
+    subjects = read_subjects()
+    family = [*subjects["train"], *subjects["eval"]]
     seen, unseen = read_pictures("train").of(family), read_pictures("eval", "novel")
     names = sorted(set(unseen.subjects))
     words = scores.texts([caption(name, style) for name in family for style in range(len(STYLES))])
@@ -179,8 +178,7 @@ def main() -> None:
         **measure(model, settings["model"]["text_cfg"]["context_length"]),
         "cpu_seconds": trained.cpu_seconds,
     }
-    Path("figures/reward.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    forget(plan.name)
+    write_figures(plan.name, figures)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,22 @@
 """How far the base depends on its seed: base and distillation again from other seeds, measured by the same judges.
 
-`python -m tiny_family.spread 1 2`; VAE and judges are those of ../family. A killed run goes on from its last
-checkpoint.
+Run in assets/tiny/recipe: `python -m tiny_family.spread 1 2`. VAE and judges are those of ../family. A killed run goes
+on from its last checkpoint; what it needs for that stands beside this directory, in .seed-*.
 """
 
+import argparse
 import hashlib
-import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
+
+from tiny_family.figures import FIGURES, read_figures, write_figures
 
 FAMILY: Final = Path("../family")
 # trained once, for every seed: where a stage reads it and where the family has it
@@ -24,7 +26,6 @@ SHARED: Final[Mapping[str, str]] = {
     "judge_b": "judge_b",
 }
 STAGES: Final = ("base", "distill", "measure")
-FIGURES: Final = Path("figures/spread.json")
 
 
 def prepare(seed: int) -> Path:
@@ -32,7 +33,7 @@ def prepare(seed: int) -> Path:
     settings = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     text = yaml.safe_dump({**settings, "seed": seed}, sort_keys=False)
     place = Path("..").resolve() / f".seed-{seed}-{inputs_digest(text)}"
-    (place / "figures").mkdir(parents=True, exist_ok=True)
+    (place / FIGURES).mkdir(parents=True, exist_ok=True)
     (place / "params.yaml").write_text(text, encoding="utf-8")
     shutil.copy("subjects.json", place)
     for part, source in SHARED.items():
@@ -41,11 +42,11 @@ def prepare(seed: int) -> Path:
 
 
 def inputs_digest(settings: str) -> str:
-    """Of the settings, the recipe's code and the shared parts: another recipe begins anew."""
+    """Of the settings, the code of the stages and the shared parts: another recipe begins anew."""
     digest = hashlib.sha256(settings.encode())
     parts = [file for source in SHARED.values() for file in sorted((FAMILY / source).rglob("*"))]
     for file in [*sorted(Path("tiny_family").glob("*.py")), *parts]:
-        if file.is_file():
+        if file.is_file() and file.name != Path(__file__).name:
             digest.update(file.read_bytes())
     return digest.hexdigest()[:8]
 
@@ -56,16 +57,19 @@ def measured(seed: int) -> dict[str, Any]:
     paths = [str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     for stage in STAGES:
-        if not (place / f"figures/{stage}.json").exists():
+        if not (place / FIGURES / f"{stage}.json").exists():
             command = [sys.executable, "-m", f"tiny_family.{stage}"]
             subprocess.run(command, cwd=place, check=True, env=environment)
-    return floats(place / "figures/measure.json")
+    return numbers(read_figures("measure", place / FIGURES))
 
 
-def floats(path: Path) -> dict[str, float]:
-    """The figures of measure.json that are one number."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return {name: value for name, value in content.items() if isinstance(value, float)}
+def numbers(figures: Mapping[str, Any]) -> dict[str, float]:
+    """Those figures that are one number, and differ between seeds."""
+    return {
+        name: value
+        for name, value in figures.items()
+        if isinstance(value, float) and not name.startswith("chance")
+    }
 
 
 def spread(per_seed: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
@@ -78,15 +82,23 @@ def spread(per_seed: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, f
     }
 
 
-def main(seeds: list[int]) -> None:
-    """Write figures/spread.json over the shipped base and the bases of `seeds`, after each of them."""
-    own = str(yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["seed"])
-    per_seed = {own: floats(Path("figures/measure.json"))}
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write figures/spread.json over the shipped base and the bases of the seeds named, after each of them."""
+    parser = argparse.ArgumentParser(
+        description="Train the base from other seeds and write figures/spread.json."
+    )
+    parser.add_argument("seeds", type=int, nargs="+", help="seeds beside that of params.yaml")
+    seeds: list[int] = parser.parse_args(arguments).seeds
+    own = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))["seed"]
+    if own in seeds:
+        parser.error(
+            f"seed {own} is that of params.yaml, which figures/measure.json tells of already: leave it out"
+        )
+    per_seed = {str(own): numbers(read_figures("measure"))}
     for seed in seeds:
         per_seed[str(seed)] = measured(seed)
-        content = {"per_seed": per_seed, "spread": spread(per_seed)}
-        FIGURES.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_figures("spread", {"per_seed": per_seed, "spread": spread(per_seed)})
 
 
 if __name__ == "__main__":
-    main([int(seed) for seed in sys.argv[1:]])
+    main()

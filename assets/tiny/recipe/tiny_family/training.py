@@ -5,10 +5,10 @@ nothing; two processes use both cores.
 """
 
 import hashlib
+import inspect
 import json
 import logging
 import math
-import os
 import shutil
 import sys
 import tempfile
@@ -61,16 +61,16 @@ class Task(Protocol):
         """Whether a matrix or kernel maps features to features, which is Muon's share."""
         ...
 
-    def loss(self, generator: torch.Generator, step: int) -> Tensor:
-        """The loss of this process's next batch, drawn with `generator`; `step` counts from 0."""
+    def loss(self, generator: torch.Generator) -> Tensor:
+        """The loss of this process's next batch, drawn with `generator`."""
         ...
 
 
 class Builder(Protocol):
     """Makes the task in each process; a top-level function, since processes are spawned."""
 
-    def __call__(self, settings: Mapping[str, Any], rank: int) -> Task:
-        """Build the task of process `rank`; weights must not depend on the rank."""
+    def __call__(self, settings: Mapping[str, Any]) -> Task:
+        """Build the task; torch's seed, which gives its weights, is the same in every process."""
         ...
 
 
@@ -91,7 +91,7 @@ def train(builder: Builder, settings: Mapping[str, Any], plan: Plan, inputs: Seq
         FloatingPointError: a gradient is not finite; names stage and step.
     """
     die_with_parent()  # DVC, when it is killed, does not end its stage
-    state = STATE / f"{plan.name}-{_fingerprint(settings, plan, inputs)}"
+    state = STATE / f"{plan.name}-{_fingerprint(builder, settings, plan, inputs)}"
     state.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as meeting:
         arguments = (builder, settings, plan, state, f"file://{meeting}/store")
@@ -111,7 +111,7 @@ def mean_loss(task: Task, weights: Mapping[str, Tensor], seed: int, batches: int
     """The task's loss under `weights`, over batches that are the same in every run."""
     task.module.load_state_dict(weights)
     task.module.eval()
-    losses = [float(task.loss(generator(seed, "measure", batch), batch)) for batch in range(batches)]
+    losses = [float(task.loss(generator(seed, "measure", batch))) for batch in range(batches)]
     return sum(losses) / len(losses)
 
 
@@ -135,10 +135,9 @@ def _worker(
     die_with_parent()  # else it would train on beside the next try
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(1)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=plan.processes)
     torch.manual_seed(plan.seed)
-    task = builder(settings, rank)
+    task = builder(settings)
     loop = _Loop(task, plan, rank, state)
     loop.run()
     dist.destroy_process_group()
@@ -182,7 +181,7 @@ class _Loop:
 
     def _step(self, step: int) -> float:
         draws = generator(self.plan.seed, self.plan.name, step, self.rank)
-        loss = self.task.loss(draws, step)
+        loss = self.task.loss(draws)
         loss.backward()  # type: ignore[no-untyped-call]
         self._average_gradients()
         norm = nn.utils.clip_grad_norm_(self.parameters, self.plan.max_norm)
@@ -257,7 +256,7 @@ class Muon(torch.optim.Optimizer):
         """One step on the gradients at hand, which are the same in every process."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            updates = shared_among_processes([self._momentum(p, group["momentum"]) for p in parameters])
+            updates = orthogonalized_together([self._momentum(p, group["momentum"]) for p in parameters])
             for parameter, update in zip(parameters, updates, strict=True):
                 size = 0.2 * math.sqrt(max(update.shape))
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
@@ -272,7 +271,7 @@ class Muon(torch.optim.Optimizer):
         return gradient.lerp(momentum, decay).reshape(len(parameter), -1)
 
 
-def shared_among_processes(matrices: Sequence[Tensor]) -> list[Tensor]:
+def orthogonalized_together(matrices: Sequence[Tensor]) -> list[Tensor]:
     """Every matrix made orthogonal, each by one of the processes: it is 40 % of the base's step otherwise."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [orthogonalized(matrix) for matrix in matrices]
@@ -308,12 +307,14 @@ def _optimizers(task: Task, plan: Plan) -> list[torch.optim.Optimizer]:
     return [Muon(hidden, plan.rate, plan.weight_decay), adamw]
 
 
-def _fingerprint(settings: Mapping[str, Any], plan: Plan, inputs: Sequence[Path]) -> str:
+def _fingerprint(builder: Builder, settings: Mapping[str, Any], plan: Plan, inputs: Sequence[Path]) -> str:
     """Settings, plan, the recipe's modules that this stage imports, and the bytes that it reads."""
     digest = hashlib.sha256(json.dumps([dict(settings), vars(plan)], sort_keys=True).encode())
     package = __name__.partition(".")[0]
-    modules = {name: module for name, module in sys.modules.items() if name.startswith(f"{package}.")}
-    code = [Path(str(modules[name].__file__)) for name in sorted(modules)]
+    modules = {str(module.__file__) for name, module in sys.modules.items() if name.startswith(f"{package}.")}
+    code = [
+        Path(name) for name in sorted({*modules, inspect.getfile(builder)})
+    ]  # the stage's own is __main__
     files = [file for place in inputs for file in ([place] if place.is_file() else sorted(place.rglob("*")))]
     for file in [*code, *files]:
         if file.is_file():

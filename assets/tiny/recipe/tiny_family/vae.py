@@ -1,6 +1,5 @@
 """The VAE: diffusers' `AutoencoderKL`, 8 times down, 16 latent channels, as FLUX has it."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tiny_family.figures import write_figures
 from tiny_family.pictures import PARQUET, flipped, read_pictures, shifted, to_float
 from tiny_family.settings import compiled, read_settings
-from tiny_family.training import Plan, Task, forget, train
+from tiny_family.training import Plan, Task, train
 
 OUT = Path("out/vae")
 
@@ -56,7 +56,7 @@ class VaeTask:
         decoded = self.vae.decoder(mean + spread * noise)
         return decoded, divergence
 
-    def loss(self, generator: torch.Generator, step: int) -> Tensor:
+    def loss(self, generator: torch.Generator) -> Tensor:
         """Squared error, on which PSNR rests, and a little divergence that keeps latents near N(0, 1).
 
         Each picture's latents are decoded with noise of 0 to `latent_noise` of their deviation, as latents
@@ -74,7 +74,7 @@ class VaeTask:
         return loss
 
 
-def build(settings: Mapping[str, Any], rank: int) -> Task:
+def build(settings: Mapping[str, Any]) -> Task:
     """The task of one process."""
     return VaeTask(settings)
 
@@ -116,8 +116,7 @@ def main() -> None:
         "psnr_seen_db": psnr(vae, read_pictures("train").pixels[::4]),
         "cpu_seconds": trained.cpu_seconds,
     }
-    Path("figures/vae.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    forget(plan.name)
+    write_figures(plan.name, figures)
 
 
 if __name__ == "__main__":
