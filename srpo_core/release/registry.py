@@ -72,6 +72,8 @@ def promote(
 def rollback(store: Store, *, model: str | None = None, reason: str = "", who: str | None = None) -> Move:
     """Make the version that production held before its last move production again.
 
+    The same command after one that was killed between its two steps ends that one, and does not undo it.
+
     model: whose production; needed where the store has that of several.
 
     Raises:
@@ -79,13 +81,17 @@ def rollback(store: Store, *, model: str | None = None, reason: str = "", who: s
     """
     production = find_alias(store, PRODUCTION if model is None else f"{model}/{PRODUCTION}")
     value, token = (None, None) if production is None else store.alias(production)
-    before = None if value is None else value["history"][-1]["from"]
-    if production is None or before is None:
+    last = None if value is None else value["history"][-1]
+    if production is None or last is None or last["from"] is None:
         raise StoreError(
             f"{production or PRODUCTION} in {store.uri} has held no version before: there is nothing to roll back to"
         )
-    store.manifest(before)
-    return _move(store, production, (value, token), before, why=reason or "rolled back", who=who)
+    why = reason or "rolled back"
+    if why == last["why"] and not _previous_is_noted(store, production):
+        _note_previous(store, production, who=who)
+        return Move(production, last["from"], last["to"])
+    store.manifest(last["from"])
+    return _move(store, production, (value, token), last["from"], why=why, who=who)
 
 
 def show(store: Store, reference: str) -> tuple[Mapping[str, Any], Mapping[str, list[Mapping[str, Any]]]]:
@@ -195,12 +201,23 @@ def _move(
 
 def _note_previous(store: Store, production: str, *, who: str | None) -> None:
     """Point `previous` to where the last step of production came from, also when it is another's step by now."""
-    previous = f"{production.partition('/')[0]}/{PREVIOUS}"
+    previous = _previous_of(production)
     noted = None
     while (step := _last_step(store, production)) not in (None, noted):
         if step["from"] is not None:
             move_alias(store, previous, step["from"], why=f"production moved to {step['to']}", who=who)
         noted = step
+
+
+def _previous_is_noted(store: Store, production: str) -> bool:
+    """Whether whoever moved production last has also noted where it stood, and so was not killed in between."""
+    step = _last_step(store, production)
+    value, _ = store.alias(_previous_of(production))
+    return step is None or step["from"] == (None if value is None else value["version"])
+
+
+def _previous_of(production: str) -> str:
+    return f"{production.partition('/')[0]}/{PREVIOUS}"
 
 
 def _last_step(store: Store, alias: str) -> Any:

@@ -175,15 +175,16 @@ def test_promoting_what_is_production_changes_nothing(store, publish):
     assert len(store.alias("tiny/production")[0]["history"]) == 1
 
 
+def killed(*_, **__):
+    raise KeyboardInterrupt
+
+
 def test_a_promoter_that_was_killed_before_it_noted_the_previous_version_does_so_when_it_is_repeated(
     store, publish, monkeypatch
 ):
     first, second, third = publish(1), publish(2), publish(3)
     promote(store, first)
     promote(store, second)
-
-    def killed(*_, **__):
-        raise KeyboardInterrupt
 
     for act, after, before in (
         (lambda: promote(store, third), third, second),
@@ -199,6 +200,30 @@ def test_a_promoter_that_was_killed_before_it_noted_the_previous_version_does_so
         assert (move.before, move.after) == (after, after)
         assert resolve(store, "previous") == before
         assert store.alias("tiny/production")[0]["history"] == steps
+
+
+def test_a_rollback_that_was_killed_half_way_is_ended_by_the_same_command_and_not_undone(
+    store, publish, monkeypatch
+):
+    first, second = publish(1), publish(2)
+    promote(store, first)
+    promote(store, second)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("srpo_core.release.registry.move_alias", killed)
+        rollback(store, reason="too sharp")
+    move = rollback(store, reason="too sharp")
+    assert (move.before, move.after) == (second, first)
+    assert (resolve(store, "production"), resolve(store, "previous")) == (first, second)
+    assert rollback(store, reason="too sharp").after == second, "one that came to its end is another command"
+
+
+def test_a_rollback_undoes_a_promotion_that_was_killed_half_way(store, publish, monkeypatch):
+    first, second = publish(1), publish(2)
+    promote(store, first)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("srpo_core.release.registry.move_alias", killed)
+        promote(store, second)
+    assert rollback(store).after == first
 
 
 def test_a_promoter_that_another_overtakes_leaves_the_previous_version_of_the_later_one(
