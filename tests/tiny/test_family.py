@@ -89,3 +89,11 @@ def test_there_are_as_many_subjects_as_owed_and_none_is_trained_and_evaluated(ti
     assert len(train | held_out) >= 150
     assert len(held_out) >= 40
     assert not train & held_out
+
+
+def test_the_spread_over_seeds_begins_with_the_base_that_ships(tiny):
+    spread, measured = (
+        json.loads((tiny / f"recipe/figures/{name}.json").read_text()) for name in ("spread", "measure")
+    )
+    own = spread["per_seed"]["0"]
+    assert own == {name: measured[name] for name in own}

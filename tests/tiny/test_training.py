@@ -114,8 +114,8 @@ def test_another_seed_is_trained_by_the_recipe_s_own_stages_and_only_once(spread
         (recipe / f"tiny_family/{stage}.py").write_text(STAGE_OF_A_STUB)
     monkeypatch.chdir(recipe)
 
-    for _ in range(2):
-        spread.main(["2", "4"])
+    for seeds in (["2"], ["2", "4"], ["4"]):  # what an earlier call told of is kept
+        spread.main(seeds)
 
     told = json.loads((recipe / "figures/spread.json").read_text())
     assert list(told["per_seed"]) == ["0", "2", "4"]
@@ -126,6 +126,15 @@ def test_another_seed_is_trained_by_the_recipe_s_own_stages_and_only_once(spread
     }
     orders = [path.read_text().split() for path in tmp_path.glob(".seed-*/figures/order")]
     assert orders == [list(spread.STAGES)] * 2
+
+
+def test_seeds_told_of_beside_another_base_are_forgotten(spread, tmp_path, monkeypatch):
+    (tmp_path / "figures").mkdir()
+    told = {"per_seed": {"0": {"top1_a": 0.5}, "1": {"top1_a": 0.4}}}
+    (tmp_path / "figures/spread.json").write_text(json.dumps(told))
+    monkeypatch.chdir(tmp_path)
+    assert spread.told_before("0", {"top1_a": 0.5}) == told["per_seed"]
+    assert spread.told_before("0", {"top1_a": 0.9}) == {"0": {"top1_a": 0.9}}
 
 
 @pytest.mark.parametrize("words", [[], ["0"], ["x"]], ids=["none", "that of the settings", "no number"])

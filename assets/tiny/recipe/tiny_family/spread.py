@@ -82,6 +82,14 @@ def spread(per_seed: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, f
     }
 
 
+def told_before(own: str, figures: Mapping[str, float]) -> dict[str, Mapping[str, float]]:
+    """The figures of the shipped base, and what figures/spread.json tells of other seeds beside this very base."""
+    per_seed: dict[str, Mapping[str, float]] = {}
+    if (FIGURES / "spread.json").exists():
+        per_seed = read_figures("spread")["per_seed"]
+    return per_seed if per_seed.get(own) == figures else {own: figures}
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write figures/spread.json over the shipped base and the bases of the seeds named, after each of them."""
     parser = argparse.ArgumentParser(
@@ -94,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(
             f"seed {own} is that of params.yaml, which figures/measure.json tells of already: leave it out"
         )
-    per_seed = {str(own): numbers(read_figures("measure"))}
+    per_seed = told_before(str(own), numbers(read_figures("measure")))
     for seed in seeds:
         per_seed[str(seed)] = measured(seed)
         write_figures("spread", {"per_seed": per_seed, "spread": spread(per_seed)})
