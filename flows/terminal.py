@@ -90,9 +90,8 @@ def _end_at_once(*_: object) -> NoReturn:
 
     Prefect's own way out would print the traces of a server that the same Ctrl-C has ended.
     """
-    with suppress(
-        OSError
-    ):  # written past Python's buffer, which the signal may have met half way through a write
+    # past Python's buffer, which the signal may have met half way through a write; stderr may be closed
+    with suppress(OSError):
         os.write(2, b"\nsrpo: error: interrupted; the same command goes on from here\n")
     os._exit(INTERRUPTED)
 

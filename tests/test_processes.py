@@ -25,7 +25,7 @@ def stream(command: list[str], cwd: Path, lines: list[str] | None = None) -> int
 
 
 def written_pid(file: Path) -> int:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 15
     while not (file.exists() and file.read_text().endswith("\n")):
         assert time.monotonic() < until, f"{file} was never written"
         time.sleep(0.05)

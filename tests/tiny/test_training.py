@@ -276,14 +276,17 @@ def fingerprint(training, tmp_path):
     """Of a toy stage with its own code, settings and data."""
     plan = training.Plan("toy", 0, 1, 0.01, 0.5, 2, 1, 0.9, 1.0, 0.01)
 
-    def told(code="def build(settings): ...", settings=None, data="one"):
-        stage, read = tmp_path / "toy.py", tmp_path / "data"
+    def told(code="def build(settings): ...", settings=None, data="one", alone=False):
+        stage, read = tmp_path / "toy.py", tmp_path / "data/part/weights"
         stage.write_text(code)
+        read.parent.mkdir(parents=True, exist_ok=True)
         read.write_text(data)
         spec = importlib.util.spec_from_file_location("__main__", stage)  # as under python -m
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        return training._fingerprint(module.build, settings or {}, plan, [read])
+        return training._fingerprint(
+            module.build, settings or {}, plan, [read if alone else tmp_path / "data"]
+        )
 
     return told
 
@@ -296,3 +299,6 @@ def test_a_checkpoint_is_gone_on_from_with_the_same_code_settings_and_inputs_alo
         fingerprint(data="two"),
     ]
     assert len({fingerprint(), *others}) == 4
+    assert fingerprint(data="two", alone=True) != fingerprint(alone=True), (
+        "an input may be a file or a directory"
+    )
