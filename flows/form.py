@@ -18,8 +18,8 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "model.base": tuple(BASES),
         "reward.scorer": tuple(name for name, scorer in SCORERS.items() if scorer.differentiable),
-        "select_judge.scorer": tuple(name for name, scorer in SCORERS.items() if not scorer.differentiable),
-        "judge.scorer": tuple(name for name, scorer in SCORERS.items() if not scorer.differentiable),
+        "select_judge.scorer": tuple(SCORERS),
+        "judge.scorer": tuple(SCORERS),
         "train.method": tuple(METHODS),
         "select.maximize": tuple(METRICS),
         "evaluate.metrics": tuple(METRICS),

@@ -1,7 +1,7 @@
 """A run has a workspace of its own: a git worktree below `<home>/runs/<run id>/`, running its own code.
 
 Two runs never touch each other; they share only DVC's cache (by copies or reflinks, which a run cannot
-corrupt), the remote and the home directory.
+corrupt), the remote, the home directory, and fetched weights, which a run only reads.
 """
 
 import fcntl
@@ -26,6 +26,7 @@ from srpo_core.errors import ConfigError, SrpoError
 from srpo_core.telemetry import quiet_environment
 
 KEEP_WORKSPACES: Final = 3
+MODELS: Final = "models"  # where `srpo fetch` puts weights, see models.lock
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ def open_workspace(
         git(path, "read-tree", "-u", "--reset", snapshot)
         workspace = Workspace(run.name, top, path, home, snapshot)
         _share_dvc(workspace)
+        _share_models(workspace)
         yield workspace
     finally:
         os.close(held)
@@ -245,6 +247,13 @@ def _share_dvc(workspace: Workspace) -> None:
         for name, remote in remotes.items():
             if Path(remote["url"]).is_absolute():
                 local.setdefault("remote", {}).setdefault(name, {})["url"] = remote["url"]
+
+
+def _share_models(workspace: Workspace) -> None:
+    """Link the weights that the checkout fetched: git ignores them, and tens of gigabytes are not copied for a run."""
+    fetched, link = workspace.checkout / MODELS, workspace.path / MODELS
+    if fetched.is_dir() and not link.exists():
+        link.symlink_to(fetched)
 
 
 def _sweep(checkout: Path, runs: Path, keep: int) -> None:

@@ -252,6 +252,30 @@ def test_after_kill_9_the_next_run_ends_what_was_left_and_works(checkout):
         orphan.wait()
 
 
+def test_weights_that_the_checkout_fetched_are_read_in_every_workspace_and_never_put_into_git(checkout):
+    (checkout / "models/base").mkdir(parents=True)
+    (checkout / "models/base/weights.bin").write_text("tens of gigabytes")
+    for revision in (None, "main"):
+        with open_workspace(checkout, revision=revision, keep=1) as run:
+            assert (run.path / "models/base/weights.bin").read_text() == "tens of gigabytes"
+            assert "models" not in git(run.path, "ls-tree", "-r", "--name-only", run.snapshot)
+            assert git(run.path, "status", "--porcelain") == ""
+    with open_workspace(checkout, keep=1):  # sweeps the two before
+        assert (checkout / "models/base/weights.bin").exists()
+
+
+def test_dvc_follows_fetched_weights_and_runs_a_stage_again_when_they_change(checkout):
+    (checkout / "models").mkdir()
+    (checkout / "models/weights.bin").write_text("one")
+    graph = DVC_YAML.replace("[double.py]", "[double.py, models/weights.bin]")
+    (checkout / "dvc.yaml").write_text(graph)
+    with open_workspace(checkout) as run:
+        assert not reproduce(run, "double", lambda line: None).cached
+        assert reproduce(run, "double", lambda line: None).cached
+        (checkout / "models/weights.bin").write_text("another")
+        assert not reproduce(run, "double", lambda line: None).cached
+
+
 def test_a_half_made_worktree_is_cleared_away(checkout):
     with open_workspace(checkout) as run:
         pass

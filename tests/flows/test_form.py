@@ -48,7 +48,16 @@ def test_single_valued_names_are_choices_from_the_registries():
         kind = next(kind for kind in kinds if kind.get("type") != "null")
         assert tuple(kind.get("enum", [kind.get("const")])) == CHOICES[path]
     assert "open_clip" in CHOICES["reward.scorer"]
-    assert not set(CHOICES["reward.scorer"]) & set(CHOICES["judge.scorer"])
+    assert "timm_judge" not in CHOICES["reward.scorer"]
+
+
+@pytest.mark.parametrize("profile", sorted(config.PROFILES_DIR.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_form_accepts_whatever_a_shipped_preset_says(profile):
+    values = yaml.safe_load(profile.read_text(encoding="utf-8"))
+    assert (
+        parse_patch(values).model_dump(mode="json", exclude_none=True)["judge"]["scorer"]
+        in CHOICES["judge.scorer"]
+    )
 
 
 def test_a_patch_changes_what_it_names_and_nothing_else():

@@ -1,0 +1,106 @@
+"""The family that ships is as good as is asked of it, by the figures of its own recipe; its README tells those figures."""
+
+import json
+
+import pytest
+
+STYLES = ("3D", "Flat", "Ink", "Noto")
+
+
+@pytest.fixture
+def figures(tiny):
+    """What each stage of the recipe measured, by stage."""
+    return {path.stem: json.loads(path.read_text()) for path in (tiny / "recipe/figures").glob("*.json")}
+
+
+@pytest.fixture
+def readme(tiny):
+    """The family's README as one line of words."""
+    return " ".join((tiny / "README.md").read_text(encoding="utf-8").split())
+
+
+def short(value: float) -> str:
+    """As the README writes a share: three digits without the zero, two where the third is a zero."""
+    text = f"{value:.3f}"
+    return text if text.startswith("1") else text[1:]
+
+
+@pytest.mark.parametrize("judge", ["a", "b"])
+def test_either_judge_recognises_the_subjects_that_alignment_never_sees(figures, judge):
+    measured = figures["measure"]
+    assert measured["pictures"] >= 400
+    assert measured[f"top1_{judge}"] >= 0.85
+    assert measured[f"top5_{judge}"] >= 0.95
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_style_words_are_obeyed_but_for_flat_which_the_readme_admits(figures, readme, style):
+    obeyed = {judge: figures["measure"][f"obeys_{style}_{judge}"] for judge in ("a", "b")}
+    missed = {judge: share for judge, share in obeyed.items() if share < 0.85}
+    assert set(missed) <= ({"b"} if style == "Flat" else set())
+    for share in missed.values():
+        assert share >= 0.84
+        assert f"Flat is obeyed {short(share)} by judge B's word" in readme
+
+
+def test_the_four_styles_differ_as_much_as_in_the_originals(figures):
+    drawn, original = (figures["measure"][f"distance_{which}"] for which in ("drawn", "original"))
+    assert {pair: distance / original[pair] >= 0.95 for pair, distance in drawn.items()} == dict.fromkeys(
+        original, True
+    )
+
+
+def test_the_vae_keeps_twenty_six_decibels_on_unseen_subjects(figures):
+    assert figures["vae"]["psnr_unseen_db"] >= 26
+
+
+@pytest.mark.parametrize("judge", ["judge_a", "judge_b"])
+def test_a_judge_names_the_style_of_nine_in_ten_real_pictures_that_it_never_saw(figures, judge):
+    assert figures[judge]["style_unseen"] >= 0.9
+
+
+def test_the_reward_ranks_unseen_subjects_above_chance(figures):
+    assert figures["reward"]["unseen_subject_of_10"] >= 0.3
+
+
+def test_the_readme_s_table_tells_the_figures_of_the_recipe(figures, readme):
+    vae, measured, reward = figures["vae"], figures["measure"], figures["reward"]
+    assert f"{vae['psnr_unseen_db']:.1f} dB on unseen subjects in all styles" in readme
+    assert f"{vae['psnr_seen_db']:.1f} dB on the 3D pictures of seen ones" in readme
+    assert f"squared error of the velocity {short(figures['base']['loss'])}" in readme
+    assert f"judge A names all right, B {short(measured['top1_b'])}" in readme
+    assert measured["top1_a"] == measured["top5_a"] == measured["top5_b"] == 1
+    for name in ("judge_a", "judge_b"):
+        assert f"subject {short(figures[name]['subject_seen'])} of 160 (seen)" in readme
+        assert f"style {short(figures[name]['style_unseen'])} of 1,220" in readme
+    assert f"right one of 160 names {reward['subject_of_160']:.2f}".replace("0.", ".") in readme
+    assert (
+        f"of ten names for an unseen subject {reward['unseen_subject_of_10']:.2f}".replace("0.", ".")
+        in readme
+    )
+    assert f"their style, given the right name, {reward['unseen_style']:.2f}".replace("0.", ".") in readme
+
+
+def test_the_readme_s_table_tells_the_cpu_minutes_of_every_stage(figures, readme):
+    stages = ("vae", "base", "distill", "reward", "judge_a", "judge_b")
+    minutes = {stage: figures[stage]["cpu_seconds"] / 60 for stage in stages}
+    for spent in minutes.values():
+        assert f"| {spent:.1f} |" in readme
+    assert f"| all | {sum(minutes.values()):.1f} |" in readme
+
+
+def test_the_readme_tells_every_seed_s_figures(figures, readme):
+    for seed, figure in figures["spread"]["per_seed"].items():
+        obeyed = (f"{figure[f'obeys_{style}_{judge}']:.2f}" for style in STYLES for judge in ("a", "b"))
+        pairs = [", ".join(pair) for pair in zip(*[iter(obeyed)] * 2, strict=True)]
+        row = " | ".join(pair.replace("0.", ".") for pair in pairs)
+        first = f"{figure['top1_a']:.3f}, {short(figure['top1_b'])}"
+        five = f"{figure['top5_a']:.3f}, {figure['top5_b']:.3f}"
+        name = "0, which ships" if seed == "0" else seed
+        assert f"| {name} | {first} | {five} | {row} |" in readme
+
+
+@pytest.mark.parametrize("pair", ["3D-Flat", "3D-Ink", "3D-Noto", "Flat-Ink", "Flat-Noto", "Ink-Noto"])
+def test_the_readme_tells_how_far_two_styles_are_apart(figures, readme, pair):
+    drawn, original = (figures["measure"][f"distance_{which}"][pair] for which in ("drawn", "original"))
+    assert f"{pair.replace('-', '–')} {short(drawn)} and {short(original)}" in readme
