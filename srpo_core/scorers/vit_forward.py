@@ -75,7 +75,8 @@ class _Patches(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         batch, channels, height, width = context.shape
         rows, columns = context.weight.shape[2:]
-        cells = gradient @ context.weight.flatten(1)
+        # autocast embeds in its own type, and is over by the time of the way back
+        cells = gradient @ context.weight.flatten(1).to(gradient.dtype)
         grid = cells.view(batch, height // rows, width // columns, channels, rows, columns)
         return grid.permute(0, 3, 1, 4, 2, 5).reshape(context.shape), None
 

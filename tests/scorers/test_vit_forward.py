@@ -43,6 +43,20 @@ def test_feature_and_gradient_are_those_of_open_clip(changes, count):
         torch.testing.assert_close(our_feature, feature, rtol=1e-6, atol=1e-6)
 
 
+def test_under_autocast_the_gradient_comes_back_in_float32_and_nearly_the_same():
+    def in_bfloat16(pixels):
+        with torch.autocast("cpu", torch.bfloat16):
+            feature = class_feature(visual, pixels)
+        return feature.float()  # and backward runs outside, as a training step does
+
+    visual, pixels = tower(), torch.randn(2, 3, 32, 32)
+    feature, gradient = feature_and_gradient(lambda x: class_feature(visual, x), pixels)
+    our_feature, our_gradient = feature_and_gradient(in_bfloat16, pixels)
+    assert our_gradient.dtype == torch.float32
+    assert 0 < relative_error(our_feature, feature) < 0.02
+    assert 0 < relative_error(our_gradient, gradient) < 0.03
+
+
 @pytest.mark.parametrize(
     "changes",
     [
