@@ -19,6 +19,7 @@ from prefect.transactions import Transaction, get_transaction, transaction
 from flows import display
 from flows.form import SettingsPatch
 from srpo_core import artifacts, release
+from srpo_core.consistency import require_consistent
 from srpo_core.errors import StageError
 from srpo_core.graph import Stage, read_graph
 from srpo_core.report.whole import write_whole
@@ -63,7 +64,8 @@ def align(
     with open_workspace(Path.cwd(), revision=revision) as workspace:
         changes = patch.model_dump(mode="json", exclude_none=True)
         settings = write_settings(workspace.path, profile=profile, patch=changes)
-        if champion := changes.get("champion") or in_production(settings.release.name):
+        require_consistent(settings)
+        if settings.champion is None and (champion := in_production(settings.release.name)):
             write_settings(workspace.path, profile=None, patch={"champion": champion})
         results = run_stages(workspace)
         decision = artifacts.read_json(workspace.path / artifacts.DECISION)

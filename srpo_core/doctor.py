@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Final
 
 from srpo_core.config import Settings
+from srpo_core.consistency import require_consistent
 from srpo_core.errors import SrpoError
 from srpo_core.models_lock import LOCK, missing_files, read_lock
 from srpo_core.storage import open_store
@@ -36,6 +37,14 @@ def examine(settings: Settings) -> Iterator[Finding]:
         found = check(settings)
         for good, detail in [found] if isinstance(found, tuple) else found:
             yield Finding(what, good, detail)
+
+
+def _settings(settings: Settings) -> tuple[bool, str]:
+    try:
+        require_consistent(settings)
+    except SrpoError as error:
+        return False, str(error)
+    return True, "every name is known, and what decides is measured"
 
 
 def _python(_: Settings) -> tuple[bool, str]:
@@ -151,6 +160,7 @@ def _devices(settings: Settings) -> tuple[bool, str]:
 
 CHECKS: Final = MappingProxyType[str, Callable[[Settings], Found | Iterator[Found]]](
     {
+        "settings": _settings,
         "python": _python,
         "packages": _packages,
         "programs": _programs,

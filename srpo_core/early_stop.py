@@ -37,8 +37,11 @@ class Watch:
         judge: ScorerSettings,
         words: ControlWords,
         device: torch.device,
+        world: int = 1,
     ) -> Self | None:
         """The watch that the settings ask for, or None. Shows the first training prompts.
+
+        Each of `world` workers draws all of them, as many at once as it trains.
 
         Raises:
             ConfigError, DataError: the metric cannot be computed for these prompts.
@@ -53,7 +56,9 @@ class Watch:
         context = MetricContext(reward, judge, words, device=device)
         check_metrics([rule.metric, rule.objective], context, pictures.prompts, rule.seeds_per_prompt)
         roll = train.rollout
-        draw = DrawSettings(steps=roll.steps, guidance=roll.guidance, batch_size=train.batch_size)
+        draw = DrawSettings(
+            steps=roll.steps, guidance=roll.guidance, batch_size=-(-train.batch_size // world)
+        )
         return cls(rule, pictures, draw, context)
 
     def figures(self, model: BaseModel) -> dict[str, float]:

@@ -1,17 +1,18 @@
 """Pictures drawn in shards: by several Ray tasks at once, and kept, so that a killed run draws none twice.
 
 A shard is some prompts of a set, as many as fill a batch, by one model. Its file lies outside the stage's
-outputs, below a name that hashes all that decides its content, and goes when the outputs are written. Tasks on
-other machines meet this one below SRPO_STORAGE.
+outputs, below a name that hashes all that decides its content, and goes when the outputs are written and no other
+run of this machine reads it. Tasks on other machines meet this one below SRPO_STORAGE.
 """
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -70,10 +71,11 @@ class DrawJob:
 
 @dataclass(frozen=True)
 class Shards:
-    """The pictures of a job on disk."""
+    """The pictures of a job on disk, which stay there while `lock`, a file descriptor, holds them."""
 
     job: DrawJob
     directory: Path
+    lock: int
 
     def __iter__(self) -> Iterator[tuple[PictureSet, Drawn]]:
         """Each shard with its pictures, in the set's order, one at a time in memory."""
@@ -92,8 +94,14 @@ class Shards:
         return {name: finish(name, torch.cat(values), self.job.context) for name, values in found.items()}
 
     def discard(self) -> None:
-        """Remove the files, once what was made of them is safe."""
-        shutil.rmtree(self.directory)
+        """Let go of the files, once what was made of them is safe; the last run that reads them removes them."""
+        try:
+            with suppress(BlockingIOError):
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(self.directory)
+                _lock_file(self.directory).unlink()
+        finally:
+            os.close(self.lock)
 
 
 def draw_shards(job: DrawJob, resources: ResourceSettings) -> Shards:
@@ -103,24 +111,54 @@ def draw_shards(job: DrawJob, resources: ResourceSettings) -> Shards:
 
     Raises:
         DivergenceError: the model draws something that is not a finite number.
+        ConfigError: the resources ask for a GPU, and neither this machine nor a cluster of RAY_ADDRESS has one.
         SrpoError: a task failed, or the cluster of RAY_ADDRESS does not answer.
     """
     directory = home() / "resume" / f"draw-{fingerprint(job)}"
-    directory.mkdir(parents=True, exist_ok=True)
+    lock = _hold(directory)
+    try:
+        directory.mkdir(exist_ok=True)
+        _draw_missing(job, directory, resources)
+    except BaseException:
+        os.close(lock)
+        raise
+    return Shards(job, directory, lock)
+
+
+def _draw_missing(job: DrawJob, directory: Path, resources: ResourceSettings) -> None:
     missing = _missing(job, directory)
     if len(missing) < job.num_shards:
         log.info(
             "%s: %d of %d parts are drawn already", job.name, job.num_shards - len(missing), job.num_shards
         )
     here = resources.draw_workers == 1 or len(missing) <= 1
-    device = local_device(resources) if here else torch.device("cuda" if resources.use_gpu else "cpu")
+    if here or "RAY_ADDRESS" not in os.environ:  # a Ray of our own would wait for a GPU for ever
+        device = local_device(resources)
+    else:
+        device = torch.device("cuda" if resources.use_gpu else "cpu")
     # real pictures are compared with at the end, here
     drawn = replace(job, context=replace(job.context, real=None, device=device))
     if here:
         _draw_some(drawn, Location.of(directory), missing)
     else:
         _draw_on_ray(drawn, directory, resources)
-    return Shards(job, directory)
+
+
+def _lock_file(directory: Path) -> Path:
+    return directory.with_suffix(".lock")
+
+
+def _hold(directory: Path) -> int:
+    """Keep other runs from removing a directory of shards while the descriptor that is returned is open."""
+    path = _lock_file(directory)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        fcntl.flock(file, fcntl.LOCK_SH)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file), path.stat()):
+                return file
+        os.close(file)  # the last reader removed it before it was ours
 
 
 def fingerprint(job: DrawJob) -> str:

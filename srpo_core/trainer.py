@@ -92,6 +92,7 @@ class Worker:
             judge=job.select_judge,
             words=job.control_words,
             device=device,
+            world=world,
         )
         texts, _, condition = read_embeddings("train")
         self.prompts = Prompts(
@@ -103,7 +104,8 @@ class Worker:
         job, writer = self.job, self._writer()
         with Watchdog(job.state, job.attempt, self.rank, self.world, job.resources.stall) as watchdog:
             self._run(writer, watchdog)
-        writer.finish()
+            with watchdog.between_steps():
+                writer.finish()
 
     def _run(self, writer: CheckpointWriter, watchdog: Watchdog) -> None:
         # what the judge sees takes as long as it has pictures: no step, and no stall

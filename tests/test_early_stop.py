@@ -159,13 +159,27 @@ def test_a_run_at_the_shipped_learning_rate_is_not_ended(known):
     ]
 
 
-def test_the_judge_looks_on_the_device_of_the_rank(known):
-    watch = Watch.over(
+def watch_of(known, **changes):
+    return Watch.over(
         known.train.model_copy(update={"early_stop": RULE}),
-        seed=0,
-        reward=known.reward,
-        judge=known.select_judge,
-        words=known.control_words,
-        device=torch.device("meta"),
+        **{
+            "seed": 0,
+            "reward": known.reward,
+            "judge": known.select_judge,
+            "words": known.control_words,
+            "device": torch.device("cpu"),
+            **changes,
+        },
     )
+
+
+def test_the_judge_looks_on_the_device_of_the_rank(known):
+    watch = watch_of(known, device=torch.device("meta"))
     assert next(watch.context.judge.parameters()).device.type == "meta"
+
+
+def test_a_rank_draws_no_more_pictures_at_once_than_it_trains(known):
+    size = known.train.batch_size
+    assert watch_of(known).draw.batch_size == size
+    assert watch_of(known, world=2).draw.batch_size == -(-size // 2)
+    assert watch_of(known, world=4 * size).draw.batch_size == 1

@@ -8,7 +8,7 @@ import torch
 
 from srpo_core import shards as module
 from srpo_core.config import ControlWords, DrawSettings, load_settings
-from srpo_core.errors import DivergenceError
+from srpo_core.errors import ConfigError, DivergenceError
 from srpo_core.models.embeddings import read_embeddings
 from srpo_core.pictures import Drawn, PictureSet, draw_and_measure
 from srpo_core.scorers.metrics import MetricContext
@@ -42,6 +42,21 @@ def job(tiny_project, tmp_path, monkeypatch):
 
 def pixels(shards):
     return torch.cat([drawn.pixels for _, drawn in shards])
+
+
+def test_what_another_run_still_reads_stays_until_it_lets_go(job):
+    ours, theirs = draw_shards(job, resources()), draw_shards(job, resources())
+    ours.discard()
+    assert len(pixels(theirs)) == 10
+    theirs.discard()
+    assert list((module.home() / "resume").glob("draw-*")) == []
+
+
+def test_drawing_by_tasks_says_that_there_is_no_gpu_in_place_of_waiting_for_one(job, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"resources.use_gpu is true and this machine has no GPU"):
+        draw_shards(job, resources(2).model_copy(update={"use_gpu": True}))
 
 
 def test_the_shards_together_are_the_set_drawn_at_once(job):

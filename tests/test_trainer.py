@@ -2,6 +2,7 @@ import json
 import math
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import count
 
 import pytest
@@ -14,7 +15,7 @@ from srpo_core.errors import DivergenceError
 from srpo_core.location import Location
 from srpo_core.models.embeddings import read_embeddings, write_embeddings
 from srpo_core.trainer import PROGRESS, SAMPLES, Worker
-from srpo_core.watchdog import Watchdog
+from srpo_core.watchdog import EXIT_CODE, Watchdog
 
 CPU = torch.device("cpu")
 
@@ -175,6 +176,29 @@ def test_a_step_with_all_that_a_gpu_wants_stays_near_the_plain_one(job):
     copied = economical.model._copy.state_dict()
     for name, tensor in economical.model.transformer.state_dict().items():
         assert torch.equal(copied[name], tensor.bfloat16()), name
+
+
+def test_a_last_background_checkpoint_that_comes_to_no_end_is_a_stall(job, monkeypatch):
+    ended = []
+
+    class Stuck(Worker):
+        def __init__(self, job):
+            self.job, self.rank, self.world = job, 0, 1
+
+        def _run(self, writer, watchdog):
+            pass
+
+        def _writer(self):
+            return self
+
+        def finish(self):
+            time.sleep(2)
+
+    stall = StallSettings(factor=2, least_seconds=0.2, restarts=0)
+    resources = job.resources.model_copy(update={"stall": stall})
+    monkeypatch.setattr("srpo_core.trainer.Watchdog", partial(Watchdog, end=ended.append, grace=0.0))
+    Stuck(replace(job, resources=resources)).run()
+    assert ended == [EXIT_CODE]
 
 
 def test_what_the_judge_sees_is_no_stalled_step_where_it_takes_longer_than_one(job):

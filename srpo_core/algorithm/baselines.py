@@ -30,7 +30,7 @@ def refl(
     """
     roll, eps = settings.rollout, noise_of(batch.noise, settings)
     sigmas, time = _sigmas(settings, eps.device), time_of(settings)
-    first = math.ceil((1 - settings.refl.late_share) * roll.steps)
+    first = math.ceil(round((1 - settings.refl.late_share) * roll.steps, 9))  # (1 - 0.7) · 10 is above 3
     stops = batch.draws.integers(("late step",), min(first, roll.steps - 1), roll.steps - 1)
     rolled = states(
         model.rollout_velocity,

@@ -132,7 +132,10 @@ class FluxBase:
     def _predict(
         self, transformer: Any, latents: Tensor, timestep: Tensor, guidance: float, condition: Condition
     ) -> Tensor:
-        guidances = latents.new_full((len(latents),), guidance, dtype=torch.float32)
+        takes_guidance = transformer.config.guidance_embeds  # FLUX.1-schnell does not
+        guidances = (
+            latents.new_full((len(latents),), guidance, dtype=torch.float32) if takes_guidance else None
+        )
         text_length = condition.prompt_embeds.shape[1]
         if is_plain(transformer):
             return flux_velocity(

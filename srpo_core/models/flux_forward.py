@@ -73,14 +73,15 @@ def _is_hooked(module: torch.nn.Module) -> bool:
 
 
 @contextmanager
-def exact_times(transformer: Any, timestep: Tensor, guidance: Tensor) -> Iterator[None]:
-    """Let diffusers' forward see timestep and guidance (B,) in float32.
+def exact_times(transformer: Any, timestep: Tensor, guidance: Tensor | None) -> Iterator[None]:
+    """Let diffusers' forward see timestep and guidance (B,) in float32; None where the model takes no guidance.
 
     It rounds them to the latents' precision, and bfloat16 knows only every fourth thousandth above 512.
     """
 
     def given(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (*(THOUSANDTHS * time.float() for time in (timestep, guidance)), inputs[-1])
+        times = (time for time in (timestep, guidance) if time is not None)
+        return (*(THOUSANDTHS * time.float() for time in times), inputs[-1])
 
     handle = transformer.time_text_embed.register_forward_pre_hook(given)
     try:

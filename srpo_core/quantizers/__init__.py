@@ -13,6 +13,7 @@ from srpo_core.quantizers.reading import read_directory, read_file
 
 __all__ = [
     "QUANTIZERS",
+    "REFERENCE",
     "WEIGHTS",
     "FluxCheckpoint",
     "Format",
@@ -25,7 +26,10 @@ __all__ = [
     "open_flux",
     "read_directory",
     "read_file",
+    "released_formats",
 ]
+
+REFERENCE: Final = "bf16"  # what the other formats of a release are compared with
 
 QUANTIZERS: Final[Mapping[str, Format]] = MappingProxyType(
     {
@@ -58,4 +62,16 @@ def chosen_quantizers(names: Iterable[str]) -> dict[str, tuple[str, Format]]:
         if name in chosen:
             raise ConfigError(f"format {name} is named twice: as {chosen[name][0]!r} and {given!r}")
         chosen[name] = (given, pick(QUANTIZERS, name, "quantizer"))
+    return chosen
+
+
+def released_formats(names: Iterable[str]) -> dict[str, tuple[str, Format]]:
+    """The formats of a release, as `chosen_quantizers` gives them.
+
+    Raises:
+        ConfigError: a format is unknown or named twice, or the reference is lacking.
+    """
+    chosen = chosen_quantizers(names)
+    if REFERENCE not in chosen:
+        raise ConfigError(f"quantize.formats lacks {REFERENCE}, which the others are compared with: add it")
     return chosen

@@ -54,22 +54,21 @@ def require_reproduced(root: Path, paths: Iterable[Path]) -> None:
 
 
 def git_state(root: Path) -> dict[str, Any]:
-    """The commit, what differs from it as text (None: nothing), and the untracked files.
+    """The commit, what differs from it as text (None: nothing), and the files that it lacks.
 
-    All are None outside of a git checkout.
+    Of files that the commit lacks only names are told, whether git was told to add them or not: a run's workspace holds
+    whatever lies untracked in the checkout, and that may be a password. All are None outside of a git checkout.
     """
     revision = _git(root, "rev-parse", "HEAD")
     if revision is None:
         return {"revision": None, "diff": None, "untracked": None}
-    diff = _git(
-        root, "diff", "--no-ext-diff", "--no-color", "--binary", "HEAD", "--", ".", f":(exclude){LOCK}"
-    )
+    place = ("HEAD", "--", ".", f":(exclude){LOCK}")
+    changes = ("diff", "--no-ext-diff", "--no-color", "--no-renames")
+    diff = _git(root, *changes, "--binary", "--diff-filter=a", *place)
+    added = _git(root, *changes, "--name-only", "-z", "--diff-filter=A", *place) or ""
     untracked = _git(root, "ls-files", "--others", "--exclude-standard", "-z") or ""
-    return {
-        "revision": revision.strip(),
-        "diff": diff or None,
-        "untracked": [name for name in untracked.split("\0") if name and name != str(LOCK)],
-    }
+    names = {*added.split("\0"), *untracked.split("\0")} - {"", str(LOCK)}
+    return {"revision": revision.strip(), "diff": diff or None, "untracked": sorted(names)}
 
 
 def environment(root: Path) -> dict[str, Any]:

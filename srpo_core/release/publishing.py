@@ -36,6 +36,7 @@ from srpo_core.storage import Store, content_digest, model_of, require_condition
 
 SCHEMA_VERSION: Final = 2
 CANDIDATE: Final = "candidate"
+PRODUCTION: Final = "production"
 ALIAS_ATTEMPTS: Final = 5
 
 log = getLogger(__name__)
@@ -96,13 +97,34 @@ def publish(
 def withdraw(store: Store, published: Published) -> None:
     """Undo a publication: the alias goes back, and a version that it created is removed.
 
-    An alias that was moved on meanwhile stays where it is.
+    An alias that was moved on meanwhile stays where it is, and what an alias has come to is kept.
     """
     value, _ = store.alias(published.alias)
     if value is not None and value["version"] == published.version != published.previous:
         move_alias(store, published.alias, published.previous, why=f"{published.version} was withdrawn")
     if published.created:
-        store.remove(published.version)
+        remove_unheld(store, published.version)
+
+
+def held_versions(store: Store) -> set[str | None]:
+    """What an alias points to, and all that production has ever held."""
+    held: set[str | None] = set()
+    for alias in store.aliases():
+        value, _ = store.alias(alias)
+        if value is not None:
+            held.add(value["version"])
+            held |= {step["to"] for step in value["history"] if alias.endswith(f"/{PRODUCTION}")}
+    return held
+
+
+def remove_unheld(store: Store, version: str) -> bool:
+    """Remove a version unless an alias holds it by now; returns whether it went."""
+    if version in held_versions(store):
+        log.warning("kept %s: an alias has come to it meanwhile", version)
+        return False
+    store.remove(version)
+    log.info("removed %s", version)
+    return True
 
 
 def move_alias(

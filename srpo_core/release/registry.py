@@ -9,11 +9,10 @@ from typing import Any, Final
 
 from srpo_core import artifacts
 from srpo_core.errors import ConfigError, GateError, StoreError
-from srpo_core.release.publishing import move_alias, step_of
+from srpo_core.release.publishing import PRODUCTION, held_versions, move_alias, remove_unheld, step_of
 from srpo_core.release.reading import find_alias, list_releases, resolve
 from srpo_core.storage import MANIFEST, Store, model_of
 
-PRODUCTION: Final = "production"
 PREVIOUS: Final = "previous"
 PART_SUFFIX: Final = ".part"
 
@@ -138,36 +137,15 @@ def collect(store: Store, *, keep: int, delete: bool = False) -> Cleaning:
 
     delete: without it nothing is touched, and what would go is returned.
     """
-    held = _held(store)
+    held = held_versions(store)
     versions = [release.version for release in list_releases(store)]
     for model in {model_of(version) for version in versions}:
         of_model = [version for version in versions if model_of(version) == model]
         held |= set(of_model[max(0, len(of_model) - keep) :])
     doomed = tuple(version for version in versions if version not in held)
     if delete:
-        doomed = tuple(version for version in doomed if _remove_unheld(store, version))
+        doomed = tuple(version for version in doomed if remove_unheld(store, version))
     return Cleaning(doomed, tuple(store.sweep(without=doomed, delete=delete)), delete)
-
-
-def _held(store: Store) -> set[str | None]:
-    """What an alias points to, and all that production has ever held."""
-    held: set[str | None] = set()
-    for alias in store.aliases():
-        value, _ = store.alias(alias)
-        if value is not None:
-            held.add(value["version"])
-            held |= {step["to"] for step in value["history"] if alias.endswith(f"/{PRODUCTION}")}
-    return held
-
-
-def _remove_unheld(store: Store, version: str) -> bool:
-    """Remove a version unless an alias holds it by now; returns whether it went."""
-    if version in _held(store):
-        log.warning("kept %s: an alias has come to it meanwhile", version)
-        return False
-    store.remove(version)
-    log.info("removed %s", version)
-    return True
 
 
 def _move(

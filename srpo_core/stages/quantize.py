@@ -19,25 +19,26 @@ from srpo_core.config import (
     ResourceSettings,
     ScorerSettings,
 )
-from srpo_core.errors import ConfigError, GateError
+from srpo_core.errors import GateError
 from srpo_core.gates import require_passed
 from srpo_core.models import load_base, load_transformer
 from srpo_core.models.embeddings import read_embeddings
 from srpo_core.progress import progress_bar
-from srpo_core.proofs import FormatPictures, PictureProof, evaluated_pictures
+from srpo_core.proofs import REWARD, FormatPictures, PictureProof, evaluated_pictures
 from srpo_core.protocols import BaseModel, Condition
 from srpo_core.quantizers import (
+    REFERENCE,
     WEIGHTS,
     WrittenFile,
     carry_lora,
-    chosen_quantizers,
     convert,
     num_weights,
     open_flux,
     read_directory,
     read_file,
+    released_formats,
 )
-from srpo_core.scorers.metrics import MetricContext
+from srpo_core.scorers.metrics import MetricContext, check_metrics
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 2
 
 # The format that the release's pipeline loads, and with whose pictures those of the others are compared.
-REFERENCE: Final = "bf16"
 LORA: Final = "lora"
 # What single files are called until a release gives them its name.
 STEM: Final = "model"
@@ -86,15 +86,14 @@ def run(
             where the resources ask for one.
     """
     require_passed(artifacts.read_json(artifacts.DECISION))
-    formats = chosen_quantizers(quantize.formats)
-    if REFERENCE not in formats:
-        raise ConfigError(f"quantize.formats lacks {REFERENCE}, which the others are compared with: add it")
+    formats = released_formats(quantize.formats)
     device = local_device(resources)
     source = artifacts.require(Path(artifacts.read_json(artifacts.SELECTION)["checkpoint"]))
     prompts, _, condition = read_embeddings("test")
     evaluated = evaluated_pictures(quantize.num_prompts, quantize.gain)
     drawn = condition[[prompts.index(prompt) for prompt in evaluated.prompts]]
     context = MetricContext(reward, judge, control_words, device=device)
+    check_metrics([REWARD, quantize.gain], context, evaluated.prompts, 1)
     pictures = FormatPictures(evaluated, drawn, seed, draw, context, quantize.gain)
     entries = {name: entry for name, (_, entry) in formats.items()}
     checkpoint = open_flux(source)

@@ -166,6 +166,21 @@ def test_refl_trains_one_late_call_and_predicts_the_image_from_there(batch, sett
     assert torch.allclose(ours, expected.transformer.weight.grad, rtol=1e-6, atol=1e-12)
 
 
+def test_refl_trains_from_the_first_step_of_its_late_share_on(batch, settings):
+    """(1 - 0.7) * 10 is 3.0000000000000004 in floating point, and step 3 belongs to it."""
+    longer = settings.model_copy(update={"rollout": settings.rollout.model_copy(update={"steps": 10})})
+    bounds = []
+
+    class Recorded(Draws):
+        def integers(self, key, low, high):
+            bounds.append((low, high))
+            return super().integers(key, low, high)
+
+    share = TrainBatch(**{**vars(batch), "draws": Recorded(0, 1, list(range(len(batch.noise))))})
+    gradient("refl", share, with_(longer, "refl", late_share=0.7))
+    assert bounds == [(3, 9)]
+
+
 @pytest.mark.parametrize("name", list(METHODS))
 def test_workers_with_other_draws_call_the_model_as_often(batch, settings, name):
     """Cut over workers, a model that one of them calls once more than the others waits for ever."""

@@ -125,7 +125,7 @@ def test_a_release_that_cannot_be_read_back_is_taken_back(standin, prefect, monk
     assert store.read_text() == "tiny-1"
 
 
-def test_what_is_in_production_of_the_model_becomes_the_champion_unless_the_patch_names_one(
+def test_what_is_in_production_of_the_model_becomes_the_champion_unless_the_settings_name_one(
     standin, prefect, monkeypatch
 ):
     from srpo_core.storage import open_store
@@ -138,6 +138,10 @@ def test_what_is_in_production_of_the_model_becomes_the_champion_unless_the_patc
     for patch, champion in (({}, "tiny-0123"), ({"champion": "tiny-4567"}, "tiny-4567")):
         settings = run(patch=patch).workspace / "params.yaml"
         assert yaml.safe_load(settings.read_text())["champion"] == champion
+    own = standin / "params.yaml"
+    own.write_text(yaml.safe_dump(yaml.safe_load(own.read_text()) | {"champion": "tiny-89ab"}))
+    settings = run(profile=None).workspace / "params.yaml"
+    assert yaml.safe_load(settings.read_text())["champion"] == "tiny-89ab"
 
 
 def test_the_gates_rules_the_verdict_and_the_grid_are_artifacts_in_the_ui(standin, prefect):

@@ -3,7 +3,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 import pytest
@@ -78,6 +78,19 @@ def test_git_history_is_in_the_image_and_this_machines_state_is_not():
     assert ".git" not in ignored
     kept_out = {line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split()}
     assert {".venv", ".srpo", "store", "runs"} <= kept_out & set(ignored)
+    assert {"/models"} <= kept_out
+    assert {"models"} <= set(ignored)
+
+
+def test_nodes_of_one_ray_cluster_are_told_where_they_share_files():
+    nodes = [name for name in SERVICES if any(words[:2] == ["ray", "start"] for words in commands(name))]
+    assert nodes == ["worker", "ray"]
+    meeting = PurePosixPath(SERVICES["worker"]["environment"]["SRPO_STORAGE"])
+    mounts = [dict(reversed(volume.split(":")[:2]) for volume in SERVICES[name]["volumes"]) for name in nodes]
+    volumes = [
+        {volume for place, volume in found.items() if meeting.is_relative_to(place)} for found in mounts
+    ]
+    assert volumes == [{"state"}, {"state"}]
 
 
 def test_builds_name_files_that_exist():

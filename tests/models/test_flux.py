@@ -61,6 +61,16 @@ def test_our_rollout_draws_what_the_pipeline_draws(base, condition):
     assert float((ours - images).detach().abs().mean()) < 0.01
 
 
+def test_a_base_without_guidance_such_as_schnell_predicts_whatever_the_setting_says(settings, condition):
+    base = load_base(settings)
+    config = {**base.transformer.config, "guidance_embeds": False}
+    base.transformer = type(base.transformer).from_config(config).requires_grad_(requires_grad=False)
+    noise = torch.stack([keyed_noise(base.latent_shape, 0, "test", row) for row in range(3)])
+    times = torch.full((3,), 0.5)
+    first, second = (base.velocity(noise, times, guidance, condition) for guidance in (1.0, 3.5))
+    assert torch.equal(first, second)
+
+
 def test_decoding_carries_gradients_to_the_latents_and_none_to_the_vae(base):
     latents = torch.randn(1, *base.latent_shape, requires_grad=True)
     base.decode(latents).sum().backward()

@@ -2,25 +2,30 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from srpo_core.models.flux_forward import flux_velocity, is_plain, rotary_angles
+from srpo_core.models.flux_forward import exact_times, flux_velocity, is_plain, rotary_angles
 
 TEXT, SIDE = 5, 3
 
 
+def small_flux(**changes):
+    torch.manual_seed(0)
+    options = {
+        "in_channels": 16,
+        "num_layers": 2,
+        "num_single_layers": 3,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 12,
+        "pooled_projection_dim": 10,
+        "guidance_embeds": True,
+        "axes_dims_rope": (4, 6, 6),
+    }
+    return FluxTransformer2DModel(**options | changes)
+
+
 @pytest.fixture
 def transformer():
-    torch.manual_seed(0)
-    return FluxTransformer2DModel(
-        in_channels=16,
-        num_layers=2,
-        num_single_layers=3,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=12,
-        pooled_projection_dim=10,
-        guidance_embeds=True,
-        axes_dims_rope=(4, 6, 6),
-    )
+    return small_flux()
 
 
 @pytest.fixture
@@ -64,6 +69,14 @@ def test_the_velocity_is_that_of_diffusers_to_the_last_bit(transformer, inputs):
             ours(transformer, inputs), theirs(transformer, inputs), rtol=1e-6, atol=1e-6
         )
     torch.testing.assert_close(ours(transformer, inputs), theirs(transformer, inputs), rtol=1e-6, atol=1e-6)
+
+
+def test_a_transformer_that_takes_no_guidance_is_given_none(inputs):
+    schnell, inputs = small_flux(guidance_embeds=False), inputs | {"guidance": None}
+    expected = theirs(schnell, inputs)
+    torch.testing.assert_close(ours(schnell, inputs), expected, rtol=1e-6, atol=1e-6)
+    with exact_times(schnell, inputs["timestep"], None):
+        torch.testing.assert_close(theirs(schnell, inputs), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_every_gradient_is_that_of_diffusers(transformer, inputs):

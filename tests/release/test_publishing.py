@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from srpo_core.errors import ArtifactError, ConfigError, GateError, StoreError
-from srpo_core.release import list_releases, move_alias, publish, resolve, verify, withdraw
+from srpo_core.release import list_releases, move_alias, promote, publish, resolve, verify, withdraw
 from srpo_core.storage import open_store
 
 
@@ -113,6 +113,15 @@ def test_uncommitted_changes_and_untracked_files_stand_in_the_manifest(project, 
     git = store.manifest(publish(store, root=project).version)["git"]
     assert "+# a remark" in git["diff"]
     assert git["untracked"] == ["new.py"]
+
+
+def test_what_an_untracked_file_says_is_never_published_even_where_a_run_added_it(project, store):
+    (project / "credentials.json").write_text("a password\n")
+    subprocess.run(["git", "add", "--all"], cwd=project, check=True)  # as a run's workspace does
+    (project / "renamed.yaml").write_bytes((project / "params.yaml").read_bytes())
+    manifest = store.manifest(publish(store, root=project).version)
+    assert "a password" not in json.dumps(manifest)
+    assert manifest["git"]["untracked"] == ["credentials.json", "renamed.yaml"]
 
 
 def test_publishing_again_is_a_no_op_even_after_a_commit_or_a_new_comment(project, store):
@@ -266,6 +275,15 @@ def test_a_publication_can_be_taken_back(project, store):
     with pytest.raises(StoreError, match="points to nothing"):
         resolve(store, "candidate")
     assert publish(store, root=project).created is True
+
+
+def test_taking_back_a_publication_that_is_in_production_by_now_keeps_the_version(project, store, caplog):
+    published = publish(store, root=project)
+    promote(store, published.version)
+    withdraw(store, published)
+    assert store.versions() == [published.version]
+    assert resolve(store, "production") == published.version
+    assert f"kept {published.version}" in caplog.text
 
 
 def test_taking_back_a_publication_that_created_nothing_keeps_the_version(project, store):

@@ -90,14 +90,14 @@ def road(tmp_path, monkeypatch, trained):
     return tmp_path
 
 
-def write_evaluation(*, base, aligned, prompts=PROMPTS):
+def write_evaluation(*, base, aligned, prompts=PROMPTS, metric="judge_wanted"):
     rows = [
         {
             "model": model,
             "prompt": prompt,
             "style": "emoji",
             "seed": seed,
-            "metric": "judge_wanted",
+            "metric": metric,
             "value": value,
         }
         for model, value in (("base", base), ("aligned", aligned))
@@ -250,6 +250,16 @@ def test_more_pictures_than_evaluate_drew_or_an_unmeasured_gain_is_named(road):
         ConfigError, match=r"quantize\.gain 'diversity' was not evaluated: known are judge_wanted"
     ):
         run(formats("bf16").model_copy(update={"gain": "diversity"}))
+
+
+@pytest.mark.parametrize("metric", ["diversity", "kid", "alignment"])
+def test_a_gain_that_cannot_be_measured_on_one_picture_of_a_prompt_is_named_before_anything_is_written(
+    road, metric
+):
+    write_evaluation(base=0.1, aligned=0.5, metric=metric)
+    with pytest.raises(ConfigError, match=f"metric '{metric}'"):
+        run(formats("bf16").model_copy(update={"gain": metric}))
+    assert not list(artifacts.QUANTIZED.rglob("*.safetensors"))
 
 
 def test_a_refused_model_is_not_written_in_any_format(road):

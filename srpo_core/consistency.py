@@ -1,0 +1,75 @@
+"""What settings must agree on among themselves and with the registries, seen before hours of work and not after them."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from srpo_core.config import Settings
+from srpo_core.errors import ConfigError, pick
+from srpo_core.quantizers import released_formats
+from srpo_core.scorers.metrics import METRICS, metric_names
+
+OVER_SEEDS: Final = "diversity"
+OVER_ALL: Final = "kid"
+
+
+def require_consistent(settings: Settings) -> None:
+    """Look at every name of a metric or a format, and at numbers that must fit each other.
+
+    Raises:
+        ConfigError: a name is unknown, a rule asks what is not measured, or two numbers do not fit; names the keys.
+    """
+    for key, name in _registered_metrics(settings):
+        try:
+            pick(METRICS, name, "metric")
+        except ConfigError as error:
+            raise ConfigError(f"{key}: {error}") from None
+    released_formats(settings.quantize.formats)
+    _require_measured(settings)
+    _require_seeds(settings)
+    drawn, looked_at = settings.evaluate.num_prompts, settings.quantize.num_prompts
+    if looked_at > drawn:
+        raise ConfigError(
+            f"quantize.num_prompts is {looked_at}, but evaluate.num_prompts is {drawn}: lower it, as formats are looked "
+            "at on prompts that evaluate draws"
+        )
+
+
+def _registered_metrics(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Every key that names an entry of the registry `metrics`, and the name."""
+    yield "select.maximize", settings.select.maximize
+    yield from (("select.keep", name) for name in settings.select.keep)
+    yield from (("evaluate.metrics", name) for name in settings.evaluate.metrics)
+    if (early := settings.train.early_stop) is not None:
+        yield "train.early_stop.metric", early.metric
+        yield "train.early_stop.objective", early.objective
+
+
+def _require_measured(settings: Settings) -> None:
+    """Whatever decides after `evaluate` is measured by it."""
+    measured = metric_names(settings.evaluate.metrics, list(settings.evaluate.scorers))
+    asked = {f"gate.rules.{name}": rule.metric for name, rule in settings.gate.rules.items()}
+    asked |= {"gate.objective": settings.gate.objective, "quantize.gain": settings.quantize.gain}
+    for key, metric in asked.items():
+        if metric not in measured:
+            raise ConfigError(
+                f"{key} asks for {metric!r}, which evaluate does not measure: add it to evaluate.metrics, or choose of "
+                f"{', '.join(sorted(measured))}"
+            )
+
+
+def _require_seeds(settings: Settings) -> None:
+    """A metric over several pictures is asked for only where there are several."""
+    select, evaluate, gain = settings.select, settings.evaluate, settings.quantize.gain
+    for key, seeds, names in (
+        ("select.seeds_per_prompt", select.seeds_per_prompt, [select.maximize, *select.keep]),
+        ("evaluate.seeds_per_prompt", evaluate.seeds_per_prompt, evaluate.metrics),
+    ):
+        if OVER_SEEDS in names and seeds == 1:
+            raise ConfigError(
+                f"{key} is 1, but {OVER_SEEDS!r} compares the seeds of a prompt: set it to 2 or more, or drop the metric"
+            )
+    if gain not in METRICS or gain in {OVER_SEEDS, OVER_ALL}:
+        raise ConfigError(
+            f"quantize.gain is {gain!r}, which one picture of a prompt does not show: choose another entry of the "
+            "registry metrics, such as relative_reward"
+        )

@@ -1,0 +1,64 @@
+import pytest
+import yaml
+
+from srpo_core.config import PROFILES_DIR, parse_settings, patched
+from srpo_core.consistency import require_consistent
+from srpo_core.errors import ConfigError
+
+PRESETS = sorted(PROFILES_DIR.glob("*.yaml"))
+
+
+def values():
+    return yaml.safe_load((PROFILES_DIR / "tiny.yaml").read_text(encoding="utf-8"))
+
+
+def settings(patch):
+    return parse_settings(patched(values(), patch), "the test")
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_every_shipped_preset_is_consistent(preset):
+    require_consistent(parse_settings(yaml.safe_load(preset.read_text(encoding="utf-8")), preset.name))
+
+
+@pytest.mark.parametrize(
+    ("patch", "line"),
+    [
+        (
+            {"select": {"maximize": "beauty"}},
+            r"^select\.maximize: unknown metric 'beauty': known are .*reward",
+        ),
+        ({"select": {"keep": {"beauty": -0.1}}}, r"^select\.keep: unknown metric 'beauty'"),
+        (
+            {"evaluate": {"metrics": [*values()["evaluate"]["metrics"], "beauty"]}},
+            r"^evaluate\.metrics: unknown",
+        ),
+        (
+            {"gate": {"objective": "judge_sgp"}},
+            r"^gate\.objective asks for 'judge_sgp', which evaluate does not",
+        ),
+        (
+            {"gate": {"rules": {"reward_kept": {"metric": "beauty"}}}},
+            r"^gate\.rules\.reward_kept asks for 'beauty'",
+        ),
+        ({"quantize": {"gain": "judge_sgp"}}, r"^quantize\.gain asks for 'judge_sgp'"),
+        ({"quantize": {"gain": "diversity"}}, r"^quantize\.gain is 'diversity', which one picture"),
+        ({"quantize": {"num_prompts": 400}}, r"^quantize\.num_prompts is 400, but evaluate\.num_prompts is"),
+        ({"quantize": {"formats": {"q9": next(iter(values()["quantize"]["formats"].values()))}}}, "'q9'"),
+        (
+            {"evaluate": {"seeds_per_prompt": 1}},
+            r"^evaluate\.seeds_per_prompt is 1, but 'diversity' compares",
+        ),
+    ],
+)
+def test_what_would_fail_only_after_training_is_one_line_that_names_the_key(patch, line):
+    with pytest.raises(ConfigError, match=line) as caught:
+        require_consistent(settings(patch))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_release_without_its_reference_format_is_refused():
+    whole = values()
+    del whole["quantize"]["formats"]["bf16"]
+    with pytest.raises(ConfigError, match=r"quantize\.formats lacks bf16"):
+        require_consistent(parse_settings(whole, "the test"))
