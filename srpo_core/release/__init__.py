@@ -6,9 +6,9 @@ transformer in place, the other formats, the evidence (report, decision, proofs)
 dvc.lock>`, so the same run always gives the same version. An alias is a name that moves; every model (`release.name`) has its own.
 """
 
-from srpo_core.release.publishing import CANDIDATE, Published, move_alias, publish, withdraw
+from srpo_core.release.publishing import CANDIDATE, PRODUCTION, Published, move_alias, publish, withdraw
 from srpo_core.release.reading import Release, draw, fetch, list_releases, resolve, verify, verify_aliases
-from srpo_core.release.registry import PRODUCTION, Cleaning, Move, collect, promote, pull, rollback, show
+from srpo_core.release.registry import Cleaning, Move, collect, promote, pull, rollback, show
 
 __all__ = [
     "CANDIDATE",
