@@ -287,7 +287,8 @@ def test_the_command_says_what_makes_it_fit_that_does_not(monkeypatch, capsys):
 
 def test_the_presets_differ_in_what_their_names_say():
     full, lora = (load_settings(ROOT / f"profiles/{name}.yaml") for name in ("flux1_dev", "flux1_dev_lora"))
-    assert full.train.model_copy(update={"tune": "lora"}) == lora.train
+    optimizer = full.train.optimizer.model_copy(update={"learning_rate": lora.train.optimizer.learning_rate})
+    assert full.train.model_copy(update={"tune": "lora", "optimizer": optimizer}) == lora.train
     assert (full.model, full.reward, full.control_words) == (lora.model, lora.reward, lora.control_words)
 
 

@@ -1,0 +1,51 @@
+"""How much of what a full-size preset learns survives bfloat16: its base lies on that grid, and a small change rounds away.
+
+AdamW moves a weight by its rate in a step at most, so `rate · steps` bounds the change; a random walk goes `√steps` far.
+The figures are printed with `-s`; weights of 0.02 are what FLUX.1-dev's blocks have by order of magnitude.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from srpo_core.config import PROFILES_DIR, load_settings
+from srpo_core.quantizers.encodings import bfloat16, bfloat16_values
+from srpo_core.quantizers.flux_checkpoint import Chunk
+
+OUT, IN, SIZE = 512, 3072, 0.02
+PRESETS = ("flux1_dev", "flux1_dev_lora")
+
+
+def rounded(weights):
+    values = bfloat16_values(bfloat16(Chunk(weights.numpy().ravel().astype(np.float32), "F32")))
+    return torch.from_numpy(np.ascontiguousarray(values)).reshape(weights.shape)
+
+
+def change(train, reach):
+    """What moves a matrix when every trained entry goes `reach` steps far, its sign at random."""
+    far = train.optimizer.learning_rate * reach
+    if train.tune == "full":
+        return far * torch.randn(OUT, IN).sign()
+    rank = train.lora.rank
+    a = (2 * torch.rand(rank, IN) - 1) / math.sqrt(IN)  # peft's: uniform, by the number of inputs
+    return train.lora.alpha / rank * far * torch.randn(OUT, rank).sign() @ a
+
+
+def kept(train, reach):
+    """The share of the change that is left in bfloat16: its projection."""
+    torch.manual_seed(0)
+    base = rounded(SIZE * torch.randn(OUT, IN))
+    moved = change(train, reach)
+    return float(((rounded(base + moved) - base) * moved).sum() / moved.square().sum())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_a_preset_can_learn_at_most_survives_in_the_format_that_every_release_has(preset):
+    whole = load_settings(PROFILES_DIR / f"{preset}.yaml")
+    steps = whole.train.steps
+    at_most, at_random = (kept(whole.train, reach) for reach in (steps, math.sqrt(steps)))
+    print(f"{preset}: bf16 keeps {at_most:.2f} of the largest change, {at_random:.2f} of a random walk's")
+    assert at_random < at_most
+    assert at_most >= whole.quantize.formats["bf16"].min_gain_kept
