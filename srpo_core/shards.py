@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import torch
 from torch import Tensor
@@ -71,11 +71,11 @@ class DrawJob:
 
 @dataclass(frozen=True)
 class Shards:
-    """The pictures of a job on disk, which stay there while `lock`, a file descriptor, holds them."""
+    """The pictures of a job on disk, which stay there while `lock` holds them: until `close` or `discard`."""
 
     job: DrawJob
     directory: Path
-    lock: int
+    lock: IO[bytes]
 
     def __iter__(self) -> Iterator[tuple[PictureSet, Drawn]]:
         """Each shard with its pictures, in the set's order, one at a time in memory."""
@@ -93,15 +93,16 @@ class Shards:
                 values.append(drawn.found[name])
         return {name: finish(name, torch.cat(values), self.job.context) for name, values in found.items()}
 
+    def close(self) -> None:
+        """Let go of the files; they stay for the same command, or for another run that reads them."""
+        self.lock.close()
+
     def discard(self) -> None:
         """Let go of the files, once what was made of them is safe; the last run that reads them removes them."""
-        try:
-            with suppress(BlockingIOError):
-                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(self.directory)
-                _lock_file(self.directory).unlink()
-        finally:
-            os.close(self.lock)
+        with self.lock, suppress(BlockingIOError):
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(self.directory)
+            _lock_file(self.directory).unlink()
 
 
 def draw_shards(job: DrawJob, resources: ResourceSettings) -> Shards:
@@ -120,7 +121,7 @@ def draw_shards(job: DrawJob, resources: ResourceSettings) -> Shards:
         directory.mkdir(exist_ok=True)
         _draw_missing(job, directory, resources)
     except BaseException:
-        os.close(lock)
+        lock.close()
         raise
     return Shards(job, directory, lock)
 
@@ -148,17 +149,17 @@ def _lock_file(directory: Path) -> Path:
     return directory.with_suffix(".lock")
 
 
-def _hold(directory: Path) -> int:
-    """Keep other runs from removing a directory of shards while the descriptor that is returned is open."""
+def _hold(directory: Path) -> IO[bytes]:
+    """Keep other runs from removing a directory of shards while the file that is returned is open."""
     path = _lock_file(directory)
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        file = path.open("ab")
         fcntl.flock(file, fcntl.LOCK_SH)
         with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file), path.stat()):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
-        os.close(file)  # the last reader removed it before it was ours
+        file.close()  # the last reader removed it before it was ours
 
 
 def fingerprint(job: DrawJob) -> str:

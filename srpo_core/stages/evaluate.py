@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -117,15 +118,18 @@ def evaluate_models(
     check_metrics(metrics, context, prompts, evaluate.seeds_per_prompt)
     for path in filter(None, transformers.values()):
         artifacts.require(path)
-    shards = {
-        name: draw_shards(DrawJob(name, model, path, pictures, draw, metrics, context), resources)
-        for name, path in transformers.items()
-    }
-    _write_pictures(shards, target / artifacts.EVALUATION.name)
-    figures = {name: own.figures() for name, own in shards.items()}
-    _write_figures(figures, pictures, target / artifacts.FIGURES.name)
-    for own in shards.values():
-        own.discard()
+    with ExitStack() as held:
+        shards = {
+            name: held.enter_context(
+                closing(draw_shards(DrawJob(name, model, path, pictures, draw, metrics, context), resources))
+            )
+            for name, path in transformers.items()
+        }
+        _write_pictures(shards, target / artifacts.EVALUATION.name)
+        figures = {name: own.figures() for name, own in shards.items()}
+        _write_figures(figures, pictures, target / artifacts.FIGURES.name)
+        for own in shards.values():
+            own.discard()
     return _summary(figures, pictures, context)
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Final
@@ -73,14 +74,15 @@ def run(
     transformers = {BASE_STEP: None} | {step: artifacts.step_directory(step) for step in steps}
     shards: dict[int, Shards] = {}
     figures: dict[int, Figures] = {}
-    for step, transformer in transformers.items():
-        job = DrawJob(_name(step), model, transformer, pictures, draw, metrics, context)
-        shards[step] = draw_shards(job, resources)
-        figures[step] = {name: values.tolist() for name, values in shards[step].figures().items()}
-        log.info("%s: %s", _name(step), _in_words(_means(figures[step])))
-    _write(figures, pictures, select)
-    for own in shards.values():
-        own.discard()
+    with ExitStack() as held:
+        for step, transformer in transformers.items():
+            job = DrawJob(_name(step), model, transformer, pictures, draw, metrics, context)
+            shards[step] = held.enter_context(closing(draw_shards(job, resources)))
+            figures[step] = {name: values.tolist() for name, values in shards[step].figures().items()}
+            log.info("%s: %s", _name(step), _in_words(_means(figures[step])))
+        _write(figures, pictures, select)
+        for own in shards.values():
+            own.discard()
 
 
 def choose(means: Mapping[int, Means], select: SelectSettings) -> Choice:
