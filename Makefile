@@ -32,7 +32,7 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP) ## align the tiny model and publish it: the whole road, on a laptop
 	@srpo align --profile tiny
 
-tiny-family: $(STAMP) ## train the demo's models from nothing (2 cores: about an hour with AVX-512, more without), resumable
+tiny-family: $(STAMP) ## train the demo's models from nothing (2 cores: about an hour with AVX-512, two without), resumable
 	@cd assets/tiny/recipe && dvc repro && cd ../../.. && python assets/tiny/make_hpd.py
 	@cat assets/tiny/recipe/out/table.md
 	@echo "assets/tiny now holds the family trained here; 'git checkout assets/tiny' brings back the one that ships." >&2
