@@ -82,8 +82,9 @@ def align(
     result = run_align(profile=profile, patch=_patch(change or []), revision=revision, publish=publish)
     _show_verdict(passed=result.passed, reason=result.reason)
     typer.echo(f"report   {_shortest(result.report)}")
-    stay = " (the checkout holds other settings or files)" if revision is None else ""
-    typer.echo(f"results  {'runs' if result.home else f'{_shortest(result.workspace)}/runs{stay}'}")
+    where = "runs" if result.home else f"{_shortest(result.workspace)}/runs"
+    reason = "" if result.home or revision else " (the checkout holds other settings or files)"
+    typer.echo(f"results  {where}{reason}")
     typer.echo(f"release  {_shortest(Path(result.release)) if result.release else 'none'}")
     if not result.passed:
         raise typer.Exit(REFUSED)

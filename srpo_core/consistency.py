@@ -25,7 +25,8 @@ def require_consistent(settings: Settings) -> None:
             raise ConfigError(f"{key}: {error}") from None
     released_formats(settings.quantize.formats)
     _require_measured(settings)
-    _require_seeds(settings)
+    _require_pictures(settings)
+    _require_single(settings)
     drawn, looked_at = settings.evaluate.num_prompts, settings.quantize.num_prompts
     if looked_at > drawn:
         raise ConfigError(
@@ -57,17 +58,31 @@ def _require_measured(settings: Settings) -> None:
             )
 
 
-def _require_seeds(settings: Settings) -> None:
-    """A metric over several pictures is asked for only where there are several."""
-    select, evaluate, gain = settings.select, settings.evaluate, settings.quantize.gain
-    for key, seeds, names in (
-        ("select.seeds_per_prompt", select.seeds_per_prompt, [select.maximize, *select.keep]),
-        ("evaluate.seeds_per_prompt", evaluate.seeds_per_prompt, evaluate.metrics),
-    ):
+def _require_pictures(settings: Settings) -> None:
+    """A metric over several pictures, or over real ones, is asked for only where there are some."""
+    for place, seeds in _seeds_per_prompt(settings).items():
+        names = [name for key, name in _registered_metrics(settings) if key.startswith(f"{place}.")]
         if OVER_SEEDS in names and seeds == 1:
             raise ConfigError(
-                f"{key} is 1, but {OVER_SEEDS!r} compares the seeds of a prompt: set it to 2 or more, or drop the metric"
+                f"{place}.seeds_per_prompt is 1, but {OVER_SEEDS!r} compares the seeds of a prompt: set it to 2 or more, "
+                "or drop the metric"
             )
+        if OVER_ALL in names and place != "evaluate":
+            raise ConfigError(
+                f"{place} asks for {OVER_ALL!r}, which compares with real pictures that only evaluate reads: drop it"
+            )
+
+
+def _seeds_per_prompt(settings: Settings) -> dict[str, int]:
+    """How many pictures of a prompt each part of the settings draws that names metrics."""
+    seeds = {part: getattr(settings, part).seeds_per_prompt for part in ("select", "evaluate")}
+    early = settings.train.early_stop
+    return seeds if early is None else seeds | {"train.early_stop": early.seeds_per_prompt}
+
+
+def _require_single(settings: Settings) -> None:
+    """The gain that must survive in a format shows in one picture of a prompt."""
+    gain = settings.quantize.gain
     if gain not in METRICS or gain in {OVER_SEEDS, OVER_ALL}:
         raise ConfigError(
             f"quantize.gain is {gain!r}, which one picture of a prompt does not show: choose another entry of the "

@@ -5,6 +5,14 @@ from srpo_core.config import PROFILES_DIR, parse_settings, patched
 from srpo_core.consistency import require_consistent
 from srpo_core.errors import ConfigError
 
+EARLY_STOP = {
+    "metric": "diversity",
+    "objective": "reward",
+    "num_prompts": 4,
+    "seeds_per_prompt": 1,
+    "margin": 0.1,
+    "patience": 1,
+}
 PRESETS = sorted(PROFILES_DIR.glob("*.yaml"))
 
 
@@ -43,6 +51,11 @@ def test_every_shipped_preset_is_consistent(preset):
         ),
         ({"quantize": {"gain": "judge_sgp"}}, r"^quantize\.gain asks for 'judge_sgp'"),
         ({"quantize": {"gain": "diversity"}}, r"^quantize\.gain is 'diversity', which one picture"),
+        ({"select": {"maximize": "kid"}}, r"^select asks for 'kid', which compares with real pictures"),
+        (
+            {"train": {"early_stop": EARLY_STOP}},
+            r"^train\.early_stop\.seeds_per_prompt is 1, but 'diversity'",
+        ),
         ({"quantize": {"num_prompts": 400}}, r"^quantize\.num_prompts is 400, but evaluate\.num_prompts is"),
         ({"quantize": {"formats": {"q9": next(iter(values()["quantize"]["formats"].values()))}}}, "'q9'"),
         (

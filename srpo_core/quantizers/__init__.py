@@ -29,7 +29,8 @@ __all__ = [
     "released_formats",
 ]
 
-REFERENCE: Final = "bf16"  # what the other formats of a release are compared with
+# The format that a release's pipeline loads, and with whose pictures those of the others are compared.
+REFERENCE: Final = "bf16"
 
 QUANTIZERS: Final[Mapping[str, Format]] = MappingProxyType(
     {

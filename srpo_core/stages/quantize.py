@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 2
 
-# The format that the release's pipeline loads, and with whose pictures those of the others are compared.
 LORA: Final = "lora"
 # What single files are called until a release gives them its name.
 STEM: Final = "model"

@@ -48,7 +48,10 @@ def test_single_valued_names_are_choices_from_the_registries():
         kind = next(kind for kind in kinds if kind.get("type") != "null")
         assert tuple(kind.get("enum", [kind.get("const")])) == CHOICES[path]
     assert "open_clip" in CHOICES["reward.scorer"]
-    assert "timm_judge" not in CHOICES["reward.scorer"]
+    assert set(CHOICES["judge.scorer"]) - set(CHOICES["reward.scorer"]) == {
+        "style_subject_judge",
+        "timm_judge",
+    }
 
 
 @pytest.mark.parametrize("profile", sorted(config.PROFILES_DIR.glob("*.yaml")), ids=lambda path: path.stem)

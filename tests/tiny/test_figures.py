@@ -20,7 +20,7 @@ def readme(tiny):
 
 
 def short(value: float) -> str:
-    """As the README writes a share: three digits without the zero, two where the third is a zero."""
+    """As the README writes a share: three digits, without the zero before the point."""
     text = f"{value:.3f}"
     return text if text.startswith("1") else text[1:]
 
