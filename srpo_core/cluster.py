@@ -3,11 +3,12 @@
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import srpo_core
 from srpo_core.config import ResourceSettings
 from srpo_core.errors import ConfigError, SrpoError
 from srpo_core.location import storage
@@ -22,8 +23,10 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def ray_for(workers: int) -> Iterator[None]:
+def ray_for(workers: int, *, least: int, use_gpu: bool) -> Iterator[None]:
     """A Ray with room for this many workers, for as long as the context is open.
+
+    A cluster that has no room yet for the `least` of them, with a GPU each or a CPU, is said: Ray waits for it.
 
     Raises:
         ConfigError: the cluster has several machines and nothing says where they share files.
@@ -33,6 +36,7 @@ def ray_for(workers: int) -> Iterator[None]:
     try:
         ray.init(logging_level=logging.ERROR, log_to_driver=False, **_options(workers))
         require_shared_files(sum(node["Alive"] for node in ray.nodes()))
+        _say_what_is_waited_for(least, "GPU" if use_gpu else "CPU", ray.cluster_resources())
         yield
     finally:
         ray.shutdown()
@@ -96,9 +100,18 @@ def local_device(resources: ResourceSettings) -> "torch.device":
     return torch.device("cpu")
 
 
+def _say_what_is_waited_for(least: int, kind: str, resources: Mapping[str, float]) -> None:
+    """Not an error: a cluster may grow while one waits."""
+    if (there := int(resources.get(kind, 0))) < least:
+        log.warning(
+            "the cluster has %d %ss and %d are needed to begin: waiting until it has them", there, kind, least
+        )
+
+
 def _options(workers: int) -> dict[str, Any]:
-    """A Ray of our own, with room for every worker; or a cluster, whose workers must be told which code is ours."""
+    """A Ray of our own, with room for every worker; or a cluster, whose workers get this code with their job."""
     if "RAY_ADDRESS" in os.environ:
-        return {"runtime_env": {"env_vars": {"PYTHONPATH": str(Path.cwd())}}}
+        code = str(Path(srpo_core.__file__).parent)
+        return {"runtime_env": {"py_modules": [code], "excludes": ["__pycache__"]}}
     cpus = max(os.cpu_count() or 1, workers)
     return {"address": "local", "num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES}

@@ -109,6 +109,9 @@ class DrawSettings(Part):
     steps: Positive = Field(description="denoising steps per picture")
     guidance: float = Field(ge=0, description="guidance given to the model")
     batch_size: Positive = Field(description="pictures drawn at once")
+    autocast: bool = Field(
+        description="forward passes in bfloat16 by torch's autocast, as most draw; off is plain float32"
+    )
 
 
 class IngestSettings(Part):

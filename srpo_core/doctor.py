@@ -12,13 +12,14 @@ from typing import Final
 
 from srpo_core.config import Settings
 from srpo_core.consistency import require_consistent
+from srpo_core.disk import bytes_of_run, count_weights
 from srpo_core.errors import SrpoError
 from srpo_core.models_lock import LOCK, missing_files, read_lock
 from srpo_core.storage import open_store
 
 Found = tuple[bool, str]
 LOCK_FILE: Final = Path("requirements.lock")
-LEAST_FREE_GB: Final = 5
+LEAST_FREE_GB: Final = 5  # for all that is small beside weights
 GB: Final = 1e9
 
 
@@ -117,12 +118,12 @@ def _data(settings: Settings) -> tuple[bool, str]:
     )
 
 
-def _disk(_: Settings) -> tuple[bool, str]:
+def _disk(settings: Settings) -> tuple[bool, str]:
     free = shutil.disk_usage(Path.cwd()).free / GB
-    return (
-        free > LEAST_FREE_GB,
-        f"{free:.0f} GB free here ({LEAST_FREE_GB} GB are needed beside weights and checkpoints)",
-    )
+    weights = count_weights(Path(settings.model.path) / "transformer")
+    needed = LEAST_FREE_GB + sum(bytes_of_run(settings, weights).values()) / GB
+    asked = f"{needed:.0f} GB are needed at most" if weights else "how many a run needs says 'srpo plan'"
+    return free > needed, f"{free:.0f} GB free here ({asked})"
 
 
 def _store(_: Settings) -> tuple[bool, str]:

@@ -57,7 +57,10 @@ class Watch:
         check_metrics([rule.metric, rule.objective], context, pictures.prompts, rule.seeds_per_prompt)
         roll = train.rollout
         draw = DrawSettings(
-            steps=roll.steps, guidance=roll.guidance, batch_size=-(-train.batch_size // world)
+            steps=roll.steps,
+            guidance=roll.guidance,
+            batch_size=-(-train.batch_size // world),
+            autocast=train.compute.autocast,
         )
         return cls(rule, pictures, draw, context)
 

@@ -1,6 +1,7 @@
 """models.lock: which weights come from a hub, from where exactly, and what their bytes must be."""
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from srpo_core.artifacts import replacing, sha256
 from srpo_core.errors import ArtifactError, ConfigError, SrpoError, pick
 
 LOCK: Final = Path("models.lock")
+HUB_NOTES: Final = ".cache"  # where hf_hub_download keeps what it knows of a directory
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,9 @@ def fetch(directory: str) -> Iterator[str]:
             _lock_digest(directory, name, found)
         checked = "as locked" if digest else f"sha256 {found}, now in {LOCK}"
         yield f"{path}: {'here already' if had else 'fetched'}, {checked}"
+    # the hub's notes, of no use once all is here, tell the hour: DVC's digest would be another on each machine
+    if (notes := Path(directory) / HUB_NOTES).is_dir():
+        shutil.rmtree(notes)
 
 
 def _lock_digest(directory: str, name: str, digest: str) -> None:

@@ -93,7 +93,8 @@ def draw_set(
     Raises:
         DivergenceError: the model draws something that is not a finite number.
     """
-    pixels = torch.cat(list(_draw(base, name, pictures, draw)))
+    with base.autocast(enabled=draw.autocast):
+        pixels = torch.cat(list(_draw(base, name, pictures, draw)))
     found: dict[str, list[Tensor]] = {metric: [] for metric in metrics}
     seeds = pictures.seeds_per_prompt
     for index, prompt in enumerate(pictures.prompts if metrics else ()):

@@ -123,26 +123,26 @@ class FormatPictures:
     def _draw(self, base: BaseModel) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) in [0, 1] and the noise levels (B,) of their last latents."""
         images, noise = [], []
-        size, device = self._settings.batch_size, self._context.device
-        for start in range(0, len(self._evaluated.prompts), size):
-            prompts = self._evaluated.prompts[start : start + size]
+        settings, device = self._settings, self._context.device
+        for start in range(0, len(self._evaluated.prompts), settings.batch_size):
+            rows = slice(start, start + settings.batch_size)
             begin = torch.stack(
                 [
                     keyed_noise(base.latent_shape, self._seed, PURPOSE, prompt, SEED_NUMBER)
-                    for prompt in prompts
+                    for prompt in self._evaluated.prompts[rows]
                 ]
             )
-            latents = base.draw_latents(
-                self._condition[start : start + size].to(device),
-                begin.to(device),
-                steps=self._settings.steps,
-                guidance=self._settings.guidance,
-            )
-            if not bool(torch.isfinite(latents).all()):
-                raise DivergenceError(
-                    "a format draws NaN or infinity: look at the checkpoint that select chose"
+            with torch.no_grad(), base.autocast(enabled=settings.autocast):
+                latents = base.draw_latents(
+                    self._condition[rows].to(device),
+                    begin.to(device),
+                    steps=settings.steps,
+                    guidance=settings.guidance,
                 )
-            with torch.no_grad():
+                if not bool(torch.isfinite(latents).all()):
+                    raise DivergenceError(
+                        "a format draws NaN or infinity: look at the checkpoint that select chose"
+                    )
                 images.append(base.decode(latents).clamp(0, 1).cpu())
             noise.append(noise_level(base.spatial(latents).cpu()))
         return torch.cat(images), torch.cat(noise)

@@ -1,6 +1,7 @@
 """What interchangeable parts must offer: the shapes that algorithm, stages and registries agree on."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -52,6 +53,10 @@ class BaseModel(Protocol):
 
     def prepare(self, compute: "ComputeSettings") -> Self:
         """Set up the calls of training, in place: once, with the weights loaded and on their device."""
+        ...
+
+    def autocast(self, *, enabled: bool) -> AbstractContextManager[None]:
+        """While it is open, compute in bfloat16 by torch's autocast or, not enabled, in the weights' own type."""
         ...
 
     def velocity(

@@ -26,10 +26,9 @@ from srpo_core.cluster import local_device, ray_for, require_cluster
 from srpo_core.config import DrawSettings, ModelSettings, ResourceSettings
 from srpo_core.errors import SrpoError
 from srpo_core.location import COMPLETE, Location, by_name, local_copy, share, storage
-from srpo_core.models import load_base, load_transformer
+from srpo_core.models import load_base
 from srpo_core.pictures import Drawn, PictureSet, draw_set
 from srpo_core.progress import with_progress
-from srpo_core.protocols import BaseModel
 from srpo_core.scorers.metrics import MetricContext, finish
 
 PIXELS: Final = "pixels"
@@ -195,20 +194,13 @@ def _draw_some(job: DrawJob, place: Location, numbers: Sequence[int]) -> None:
 
     if not numbers:
         return
-    base = _load(job)
+    base = load_base(job.model, job.transformer).to(job.context.device)
     for number in with_progress(numbers, f"draw {job.name}"):
         drawn = draw_set(
             base, job.name, job.shard(number), draw=job.draw, metrics=job.metrics, context=job.context
         )
         tensors = {PIXELS: drawn.pixels, **{name: found.contiguous() for name, found in drawn.found.items()}}
         (place / _name(number)).write(save(tensors))
-
-
-def _load(job: DrawJob) -> BaseModel:
-    base = load_base(job.model)
-    if job.transformer is not None:
-        base.transformer = load_transformer(job.model, job.transformer)
-    return base.to(job.context.device)
 
 
 @dataclass(frozen=True)
@@ -254,11 +246,15 @@ def _draw_on_ray(job: DrawJob, directory: Path, resources: ResourceSettings) -> 
 
     require_cluster()
     try:
-        with ray_for(resources.draw_workers), _exchange(job, directory) as (shared_job, exchange):
+        with (
+            ray_for(resources.draw_workers, least=1, use_gpu=resources.use_gpu),
+            _exchange(job, directory) as (shared_job, exchange),
+        ):
             numbers = _missing(job, directory)
-            task = ray.remote(_draw_in_task).options(
+            # said here, not by `options`: only so does a task's process end with it and free its GPU
+            task = ray.remote(
                 num_cpus=1, num_gpus=int(resources.use_gpu), max_retries=0, scheduling_strategy="SPREAD"
-            )
+            )(_draw_in_task)
             shared = ray.put(shared_job)
             shares = [numbers[first :: resources.draw_workers] for first in range(resources.draw_workers)]
             waiting = [

@@ -1,9 +1,12 @@
 import logging
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from ray_head import ray_head
 
+import srpo_core
 from srpo_core import cluster
 from srpo_core.config import load_settings
 from srpo_core.errors import ConfigError, SrpoError
@@ -57,3 +60,34 @@ def test_a_machine_without_a_gpu_that_drives_a_cluster_says_that_its_cpu_works(m
     with caplog.at_level(logging.WARNING):
         assert cluster.local_device(on_gpus(True)) == torch.device("cpu")
     assert "this machine has no GPU, so its CPU does what is not sent to the cluster" in caplog.text
+
+
+@pytest.mark.pipeline
+def test_workers_of_a_cluster_run_the_runs_own_code_without_reading_the_checkout(monkeypatch, caplog):
+    import ray
+
+    def code():
+        from hashlib import sha256
+
+        import srpo_core
+
+        root = Path(srpo_core.__file__).parent
+        files = sorted(path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+        return str(root), {
+            str(path.relative_to(root)): sha256(path.read_bytes()).hexdigest() for path in files
+        }
+
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with ray_head(environment, cpus=1) as address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with caplog.at_level(logging.WARNING), cluster.ray_for(2, least=1, use_gpu=False):
+            root, files = ray.get(ray.remote(code).remote(), timeout=300)
+        assert "waiting" not in caplog.text
+        with caplog.at_level(logging.WARNING), cluster.ray_for(32, least=8, use_gpu=True):
+            pass
+    assert "the cluster has 0 GPUs and 8 are needed to begin: waiting until it has them" in caplog.text
+    own, digests = code()
+    assert own == str(Path(srpo_core.__file__).parent)
+    assert not root.startswith(own)
+    assert files == digests

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,19 @@ def test_further_scorers_are_looked_for_too_and_every_directory_once():
     }
     more = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"scorers": further})})
     assert weight_paths(more) == [*weight_paths(settings), "models/third"]
+
+
+def test_the_disk_is_asked_for_what_the_run_will_write(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    settings = load_settings(ROOT / "profiles/tiny.yaml")
+    usage = shutil.disk_usage(ROOT)
+
+    def with_free(gigabytes):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=int(gigabytes * 1e9)))
+        (found,) = (finding for finding in examine(settings) if finding.what == "disk")
+        return found
+
+    assert with_free(10).good
+    short = with_free(4)
+    assert not short.good
+    assert short.detail == "4 GB free here (5 GB are needed at most)"

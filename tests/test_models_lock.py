@@ -70,6 +70,7 @@ def test_missing_files_are_fetched_and_checked_and_those_that_are_there_are_left
         f"models/x/config.json: fetched, sha256 {sha('config.json')}, now in models.lock",
         "models/x/model.safetensors: fetched, as locked",
     ]
+    assert {path.name for path in Path("models/x").iterdir()} == set(FILES), "nothing that tells the hour"
     assert list(fetch("models/x")) == [
         "models/x/config.json: here already, as locked",
         "models/x/model.safetensors: here already, as locked",

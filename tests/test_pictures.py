@@ -1,4 +1,5 @@
 import io
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -21,11 +22,19 @@ class ShowsNoise:
     latent_shape = (4, 3)
 
     def __init__(self):
-        self.batches = []
+        self.batches, self.in_bfloat16_at_each = [], []
+        self._in_bfloat16 = None
         self.transformer = torch.nn.Linear(1, 1)
+
+    @contextmanager
+    def autocast(self, *, enabled):
+        self._in_bfloat16 = enabled
+        yield
+        self._in_bfloat16 = None
 
     def draw(self, condition, noise, *, steps, guidance):
         self.batches.append(len(noise))
+        self.in_bfloat16_at_each.append(self._in_bfloat16)
         images = noise.transpose(1, 2).reshape(-1, 3, 2, 2) / 8 + 0.5
         return images + condition.pooled[:, :1, None, None] * 0
 
@@ -44,7 +53,7 @@ def picture_set(purpose="select", seed=0, seeds_per_prompt=2):
 
 
 def drawn(pictures, batch_size=32, base=None, metrics=()):
-    draw = DrawSettings(steps=1, guidance=1, batch_size=batch_size)
+    draw = DrawSettings(steps=1, guidance=1, batch_size=batch_size, autocast=False)
     return draw_and_measure(
         base or ShowsNoise(), "step 5", pictures, draw=draw, metrics=metrics, context=None
     )
@@ -69,6 +78,14 @@ def test_the_batch_size_changes_no_picture_and_is_not_exceeded(batch_size):
     assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(whole, parts, strict=True))
     assert max(base.batches) == batch_size
     assert sum(base.batches) == 6
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_pictures_are_drawn_in_the_precision_of_the_settings(autocast):
+    base = ShowsNoise()
+    draw = DrawSettings(steps=1, guidance=1, batch_size=6, autocast=autocast)
+    draw_and_measure(base, "base", picture_set(), draw=draw, metrics=(), context=None)
+    assert base.in_bfloat16_at_each == [autocast]
 
 
 def test_the_noise_of_a_picture_is_keyed_by_seed_purpose_prompt_and_number():

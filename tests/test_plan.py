@@ -214,7 +214,23 @@ def test_run_time_and_cost_follow_from_a_step():
     plan = of_flux(train={"batch_size": 8})
     step = plan.compute_seconds + plan.traffic_seconds
     assert plan.hours == pytest.approx(19 * step / 3600)
-    assert plan.cost == pytest.approx(2.5 * 8 * plan.hours)
+    assert plan.device_hours > 8 * plan.hours
+    assert plan.cost == pytest.approx(2.5 * plan.device_hours)
+
+
+def test_the_pictures_that_later_stages_draw_are_counted_for_every_model_and_format():
+    plan = of_flux(8)
+    formats = len(plan.settings.quantize.formats)
+    pictures = {stage: draws.pictures for stage, draws in plan.draws.items()}
+    # the base and checkpoints 5, 10, 15, 19; base and aligned; formats
+    assert pictures == {"select": 5 * 100 * 2, "evaluate": 2 * 200 * 4, "quantize": 16 * formats}
+    assert plan.flops_of_a_picture == pytest.approx(50 / 25 * plan.flops["rollout"] / plan.pictures)
+    with_champion = of_flux(8, champion="flux1-dev-0123456789ab").draws["evaluate"]
+    assert with_champion.pictures == 3 * 200 * 4
+    evaluate, quantize = plan.draws["evaluate"], plan.draws["quantize"]
+    assert (evaluate.devices, quantize.devices) == (8, 1)
+    assert evaluate.hours == pytest.approx(200 * plan.flops_of_a_picture / (0.4 * 989 * TERA) / 3600)
+    assert of_flux(8, draw={"autocast": False}).draws["evaluate"].hours == pytest.approx(15 * evaluate.hours)
 
 
 def test_four_pictures_a_device_are_four_times_the_work():

@@ -1,6 +1,7 @@
 """Figures of a format's pictures, on pictures whose answers are known."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -21,6 +22,9 @@ class PlainBase:
 
     def __init__(self, *, noise=1.0, reward=0.0, gain=0.0):
         self.noise, self.reward, self.gain = noise, reward, gain
+
+    def autocast(self, *, enabled):
+        return nullcontext()
 
     def draw_latents(self, condition, begin, *, steps, guidance):
         return begin * self.noise
@@ -48,7 +52,7 @@ def pictures(monkeypatch):
         Evaluated(["crab", "rose", "owl"], base=0.2, aligned=0.6),
         Condition(torch.zeros(3, 1, 1), torch.zeros(3, 1)),
         0,
-        DrawSettings(steps=1, guidance=1.0, batch_size=2),
+        DrawSettings(steps=1, guidance=1.0, batch_size=2, autocast=False),
         MetricContext(nothing, nothing, ControlWords.of(["Ink"], ["3D"])),
         "judge_wanted",
     )

@@ -34,7 +34,7 @@ def job(tiny_project, tmp_path, monkeypatch):
         settings.model,
         None,
         PictureSet("evaluate", prompts, styles, condition, 2, 0),
-        DrawSettings(steps=2, guidance=3.5, batch_size=4),
+        DrawSettings(steps=2, guidance=3.5, batch_size=4, autocast=False),
         METRICS,
         MetricContext(settings.reward, settings.judge, settings.control_words),
     )
@@ -96,7 +96,7 @@ def test_a_run_that_was_cut_off_draws_only_what_is_missing_and_ends_with_the_sam
 def test_whatever_decides_a_picture_or_a_figure_gives_the_shards_another_name(job, tmp_path):
     context = job.context
     changed = {
-        "draw": DrawSettings(steps=3, guidance=3.5, batch_size=4),
+        "draw": DrawSettings(steps=3, guidance=3.5, batch_size=4, autocast=False),
         "metrics": ["diversity"],
         "transformer": ROOT / "assets/tiny/family/base/transformer",
         "pictures": replace(job.pictures, seed=1),

@@ -29,8 +29,20 @@ if TYPE_CHECKING:
 class PromptEncoder(Protocol):
     """Encodes prompts by the base's text encoders."""
 
-    def __call__(self, settings: ModelSettings, prompts: Sequence[str], *, batch_size: int) -> Condition:
-        """Encode prompts in the order given."""
+    def __call__(
+        self, settings: ModelSettings, prompts: Sequence[str], *, batch_size: int, device: "torch.device"
+    ) -> Condition:
+        """Encode prompts in the order given on a device; the result lies on the CPU."""
+        ...
+
+
+class ImageEncoder(Protocol):
+    """Encodes pictures by the base's VAE."""
+
+    def __call__(
+        self, settings: ModelSettings, batches: "Iterable[Tensor]", *, device: "torch.device"
+    ) -> "Tensor":
+        """Encode batches of images in the order given on a device; the result lies on the CPU."""
         ...
 
 
@@ -52,7 +64,7 @@ class BaseEntry:
     load: "BaseLoader"
     load_transformer: Callable[[Path], Any]
     encode_prompts: PromptEncoder
-    encode_images: "Callable[[ModelSettings, Iterable[Tensor]], Tensor]"
+    encode_images: ImageEncoder
 
 
 BASES: Final[Mapping[str, BaseEntry]] = MappingProxyType(
@@ -60,9 +72,19 @@ BASES: Final[Mapping[str, BaseEntry]] = MappingProxyType(
 )
 
 
-def load_base(settings: ModelSettings) -> BaseModel:
-    """Load the base model that the settings name. Raises `ConfigError` for an unknown one."""
-    return pick(BASES, settings.base, "base model").load(settings)
+def load_base(settings: ModelSettings, transformer: Path | None = None) -> BaseModel:
+    """Load the base model that the settings name, with its own weights or with those of a directory.
+
+    Raises:
+        ConfigError: there is no such base model.
+        ArtifactError: a file is missing or damaged.
+    """
+    base = pick(BASES, settings.base, "base model")
+    if transformer is None:
+        return base.load(settings)
+    model = base.load(settings, empty=True)
+    model.transformer = base.load_transformer(transformer)
+    return model
 
 
 def load_trainable(
@@ -122,11 +144,24 @@ def write_transformer(settings: ModelSettings, train: TrainSettings, shards: Pat
         join_shards(shards, directory / "diffusion_pytorch_model.safetensors")
 
 
-def encode_prompts(settings: ModelSettings, prompts: Sequence[str], *, batch_size: int) -> Condition:
-    """Encode prompts by the text encoders of the settings' base model, in the order given."""
-    return pick(BASES, settings.base, "base model").encode_prompts(settings, prompts, batch_size=batch_size)
+def encode_prompts(
+    settings: ModelSettings, prompts: Sequence[str], *, batch_size: int, device: "torch.device | None" = None
+) -> Condition:
+    """Encode prompts by the text encoders of the settings' base model, in the order given.
+
+    device: where they compute, None for the CPU, on which the result lies in any case.
+    """
+    import torch
+
+    encode = pick(BASES, settings.base, "base model").encode_prompts
+    return encode(settings, prompts, batch_size=batch_size, device=device or torch.device("cpu"))
 
 
-def encode_images(settings: ModelSettings, batches: "Iterable[Tensor]") -> "Tensor":
-    """Packed latents (N, S, C) of batches of images (B, 3, H, W) in [0, 1], by the VAE of the settings' base model."""
-    return pick(BASES, settings.base, "base model").encode_images(settings, batches)
+def encode_images(
+    settings: ModelSettings, batches: "Iterable[Tensor]", *, device: "torch.device"
+) -> "Tensor":
+    """Packed latents (N, S, C) of batches of images (B, 3, H, W) in [0, 1], by the VAE of the settings' base model.
+
+    device: where it computes; the result lies on the CPU.
+    """
+    return pick(BASES, settings.base, "base model").encode_images(settings, batches, device=device)

@@ -99,6 +99,15 @@ class FluxBase:
             self.vae.decoder.compile(dynamic=False)
         return self
 
+    @contextmanager
+    def autocast(self, *, enabled: bool) -> Iterator[None]:
+        """Whether calls compute in bfloat16 while it is open, whatever `prepare` set up; see `BaseModel`."""
+        before, self._autocast = self._autocast, enabled
+        try:
+            yield
+        finally:
+            self._autocast = before
+
     def velocity(self, latents: Tensor, timestep: Tensor, guidance: float, condition: Condition) -> Tensor:
         """Predict velocities (B, S, C); see `VelocityModel`."""
         with self._precision(latents.device):
@@ -301,8 +310,10 @@ def empty_flux_transformer(directory: Path) -> Any:
         return FluxTransformer2DModel.from_config(config)
 
 
-def encode_flux_prompts(settings: ModelSettings, prompts: Sequence[str], *, batch_size: int) -> Condition:
-    """Encode prompts by both text encoders of the pipeline, in float32, in the order given."""
+def encode_flux_prompts(
+    settings: ModelSettings, prompts: Sequence[str], *, batch_size: int, device: torch.device
+) -> Condition:
+    """Encode prompts by both text encoders of the pipeline, in float32, in the order given; the result is on the CPU."""
     from diffusers import FluxPipeline
 
     if not prompts:
@@ -311,7 +322,7 @@ def encode_flux_prompts(settings: ModelSettings, prompts: Sequence[str], *, batc
     with reading(root):
         pipeline = FluxPipeline.from_pretrained(
             root, transformer=None, vae=None, dtype=torch.float32, local_files_only=True
-        )
+        ).to(device)
     rows = []
     with torch.no_grad():
         for start in range(0, len(prompts), batch_size):
@@ -319,15 +330,16 @@ def encode_flux_prompts(settings: ModelSettings, prompts: Sequence[str], *, batc
                 prompt=list(prompts[start : start + batch_size]),
                 prompt_2=None,
                 max_sequence_length=settings.max_sequence_length,
+                device=device,
             )
-            rows.append((embeds.float(), pooled.float()))
+            rows.append((embeds.float().cpu(), pooled.float().cpu()))
     return Condition(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
 
 
-def encode_flux_images(settings: ModelSettings, batches: Iterable[Tensor]) -> Tensor:
-    """Packed latents (N, S, C) of batches of images (B, 3, H, W) in [0, 1], in the order given."""
-    vae = load_flux_vae(settings).eval()
-    return torch.cat([encode_images(vae, images) for images in batches])
+def encode_flux_images(settings: ModelSettings, batches: Iterable[Tensor], *, device: torch.device) -> Tensor:
+    """Packed latents (N, S, C) of batches of images (B, 3, H, W) in [0, 1], in the order given, on the CPU."""
+    vae = load_flux_vae(settings).eval().to(device)
+    return torch.cat([encode_images(vae, images.to(device)).cpu() for images in batches])
 
 
 def existing_pipeline(path: str) -> Path:

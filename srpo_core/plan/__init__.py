@@ -16,6 +16,9 @@ GB: Final = 1e9
 TERA: Final = 1e12
 CONTEXT_BYTES: Final = 2e9  # what a CUDA context, its libraries and NCCL take; an allowance, not measured
 FLOPS_OF_ADAMW: Final = 20  # per parameter
+FLOAT32_SPEED: Final = (
+    1 / 15
+)  # of bfloat16's, by the data sheets of A100 (19.5 / 312) and H100 (67 / 989), dense
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,15 @@ class Sizes:
     trained_of_block: int
     rest: int
     frozen: int
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What a stage draws: how many pictures, on how many devices at once, in how many hours."""
+
+    pictures: int
+    devices: int
+    hours: float
 
 
 @dataclass(frozen=True)
@@ -165,14 +177,46 @@ class Plan:
 
     @property
     def hours(self) -> float:
-        """Of the whole run, with no traffic hidden; without drawing samples and writing checkpoints."""
+        """Of training, with no traffic hidden; without drawing samples and writing checkpoints."""
         return self.settings.train.steps * (self.compute_seconds + self.traffic_seconds) / 3600
 
     @property
+    def flops_of_a_picture(self) -> float:
+        """FLOPs of the model's calls that draw one picture; decoder and scorers are a few in a hundred of them."""
+        return self.settings.draw.steps * self.counted.rollout.flops / self.counted.pictures
+
+    @cached_property
+    def draws(self) -> Mapping[str, Draws]:
+        """What select, evaluate and quantize draw, with every model and format that the settings name."""
+        settings, cluster = self.settings, self.cluster
+        several = min(settings.resources.draw_workers, cluster.gpus)
+        rate = cluster.mfu * cluster.peak_flops * (1 if settings.draw.autocast else FLOAT32_SPEED)
+        models = 2 if settings.champion is None else 3
+        select, evaluate, quantize = settings.select, settings.evaluate, settings.quantize
+        pictures = {
+            "select": (1 + len(settings.train.checkpoint_steps))
+            * select.num_prompts
+            * select.seeds_per_prompt,
+            "evaluate": models * evaluate.num_prompts * evaluate.seeds_per_prompt,
+            "quantize": len(quantize.formats) * quantize.num_prompts,
+        }
+        return {
+            stage: Draws(count, devices, math.ceil(count / devices) * self.flops_of_a_picture / rate / 3600)
+            for stage, count in pictures.items()
+            for devices in [1 if stage == "quantize" else several]
+        }
+
+    @property
+    def device_hours(self) -> float:
+        """Of training and of all pictures that the later stages draw."""
+        drawing = sum(draws.hours * draws.devices for draws in self.draws.values())
+        return self.hours * self.cluster.gpus + drawing
+
+    @property
     def cost(self) -> float | None:
-        """Of the whole run, if a GPU hour has a price."""
+        """Of training and drawing, if a GPU hour has a price."""
         price = self.cluster.price
-        return None if price is None else price * self.hours * self.cluster.gpus
+        return None if price is None else price * self.device_hours
 
 
 def make_plan(settings: Settings, cluster: Cluster) -> Plan:

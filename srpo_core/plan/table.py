@@ -6,13 +6,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from srpo_core.disk import bytes_of_run
 from srpo_core.plan import GB, TERA, Plan, changed, make_plan, remedies
 from srpo_core.plan.counting import Counted
 
 
 def show(plan: Plan) -> Group:
     """Memory, work, time and money of a plan; what makes it fit if it does not; what other settings save."""
-    return Group(_memory(plan), _verdict(plan), _work(plan), _time(plan), _savings(plan))
+    return Group(_memory(plan), _verdict(plan), _work(plan), _time(plan), _disk(plan), _savings(plan))
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -65,8 +66,24 @@ def _time(plan: Plan) -> Table:
     table.add_row(
         f"{train.steps} steps, nothing hidden, without samples and checkpoints", _duration(plan.hours)
     )
+    precision = "" if plan.settings.draw.autocast else ", in float32 (draw.autocast is false)"
+    for stage, draws in plan.draws.items():
+        where = "one device" if draws.devices == 1 else f"{draws.devices} devices"
+        table.add_row(
+            f"{stage} draws {draws.pictures:,} pictures on {where}{precision}", _duration(draws.hours)
+        )
+    table.add_row("device hours, of training and of these pictures", f"{plan.device_hours:.1f}")
     if plan.cost is not None:
-        table.add_row(f"{cluster.gpus} devices at {cluster.price} an hour", f"{plan.cost:.2f}")
+        table.add_row(f"at {cluster.price} an hour", f"{plan.cost:.2f}")
+    return table
+
+
+def _disk(plan: Plan) -> Table:
+    table = _table("\nDisk of the machine that drives the run, at most", "what", "GB")
+    found = bytes_of_run(plan.settings, plan.sizes.all)
+    for what, size in found.items():
+        table.add_row(what, f"{size / GB:.0f}")
+    table.add_row("[bold]all[/bold]", f"[bold]{sum(found.values()) / GB:.0f}[/bold]")
     return table
 
 

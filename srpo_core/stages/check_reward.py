@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from srpo_core import artifacts
+from srpo_core.cluster import local_device
 from srpo_core.config import CheckRewardSettings, ResourceSettings, ScorerSettings
 from srpo_core.data.tables import Pair, read_images, read_pairs
 from srpo_core.errors import DataError, GateError
@@ -34,6 +35,7 @@ def run(*, reward: ScorerSettings, check_reward: CheckRewardSettings, resources:
 
     Raises:
         DataError: the split test has no pair.
+        ConfigError: no GPU where the resources ask for one.
         GateError: the reward agrees with fewer pairs than `check_reward.min_agreement`.
     """
     torch.set_num_threads(resources.threads_per_worker)
@@ -43,7 +45,8 @@ def run(*, reward: ScorerSettings, check_reward: CheckRewardSettings, resources:
             f"{artifacts.PAIRS} has no pair of split test: the reward cannot be checked; "
             "add records to test.json of ingest.source"
         )
-    agreed = list(_agreements(load_reward(reward), pairs))
+    device = local_device(resources)
+    agreed = list(_agreements(load_reward(reward).to(device), pairs, device))
     agreement = sum(agreed) / len(pairs)
     prompts = [pair.prompt for pair in pairs]
     low, high = wilson_interval(agreement, independent_pairs(agreed, prompts))
@@ -95,17 +98,17 @@ def wilson_interval(share: float, trials: float, z: float = Z_95) -> tuple[float
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _agreements(scorer: RewardModel, pairs: Sequence[Pair]) -> Iterator[bool]:
+def _agreements(scorer: RewardModel, pairs: Sequence[Pair], device: torch.device) -> Iterator[bool]:
     """Per pair, whether the preferred picture scores higher; a tie does not count."""
     for start in with_progress(range(0, len(pairs), PAIRS_AT_ONCE), "score pairs"):
-        yield from _agreements_at_once(scorer, pairs[start : start + PAIRS_AT_ONCE])
+        yield from _agreements_at_once(scorer, pairs[start : start + PAIRS_AT_ONCE], device)
 
 
 @torch.no_grad()
-def _agreements_at_once(scorer: RewardModel, pairs: Sequence[Pair]) -> list[bool]:
+def _agreements_at_once(scorer: RewardModel, pairs: Sequence[Pair], device: torch.device) -> list[bool]:
     images = read_images({path for pair in pairs for path in (pair.preferred, pair.rejected)})
     # HPD's pictures have many sizes, so each passes the tower on its own
-    features = {path: scorer.encode_images(_to_tensor(image))[0] for path, image in images.items()}
+    features = {path: scorer.encode_images(_to_tensor(image).to(device))[0] for path, image in images.items()}
     texts = scorer.encode_texts([pair.prompt for pair in pairs])
     return [
         bool((features[pair.preferred] - features[pair.rejected]) @ text > 0)

@@ -4,7 +4,14 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from srpo_core.algorithm.noise import keyed_order
-from srpo_core.config import EvaluateSettings, ModelSettings, SelectSettings, TrainSettings
+from srpo_core.cluster import local_device
+from srpo_core.config import (
+    EvaluateSettings,
+    ModelSettings,
+    ResourceSettings,
+    SelectSettings,
+    TrainSettings,
+)
 from srpo_core.data.tables import Prompt, read_images, read_pairs, read_prompts
 from srpo_core.errors import DataError
 from srpo_core.models import encode_images, encode_prompts
@@ -24,6 +31,7 @@ def run(
     train: TrainSettings,
     select: SelectSettings,
     evaluate: EvaluateSettings,
+    resources: ResourceSettings,
 ) -> None:
     """Encode the prompts of each split and write runs/embed/<split>.safetensors.
 
@@ -33,7 +41,9 @@ def run(
 
     Raises:
         DataError: a training prompt has no preferred picture.
+        ConfigError: no GPU where the resources ask for one.
     """
+    device = local_device(resources)
     counts = {
         "train": train.steps * train.batch_size,
         "validation": select.num_prompts,
@@ -41,12 +51,12 @@ def run(
     }
     chosen = {split: spread(read_prompts(split), count, seed) for split, count in counts.items()}
     texts = [prompt.text for prompts in chosen.values() for prompt in prompts]
-    condition = encode_prompts(model, texts, batch_size=BATCH)
+    condition = encode_prompts(model, texts, batch_size=BATCH, device=device)
     start = 0
     for split, prompts in chosen.items():
         rows = slice(start, start + len(prompts))
         real = split == "train" and train.rollout.source != "online"
-        latents = encode_images(model, pictures(model, texts[rows])) if real else None
+        latents = encode_images(model, pictures(model, texts[rows]), device=device) if real else None
         write_embeddings(split, texts[rows], [prompt.style for prompt in prompts], condition[rows], latents)
         start = rows.stop
 

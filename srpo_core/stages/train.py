@@ -175,7 +175,7 @@ def _fit_once(job: TrainJob, worker: Callable[[TrainJob], None]) -> None:
     resources, name = job.resources, f"{job.state.name}-{job.attempt}"
     most, least = resources.train_workers, resources.min_train_workers
     try:
-        with ray_for(most):
+        with ray_for(most, least=least, use_gpu=resources.use_gpu):
             TorchTrainer(
                 worker,
                 train_loop_config=job,

@@ -61,6 +61,33 @@ def test_our_rollout_draws_what_the_pipeline_draws(base, condition):
     assert float((ours - images).detach().abs().mean()) < 0.01
 
 
+def test_pictures_in_bfloat16_are_nearly_those_in_float32_which_come_back_afterwards(base, condition):
+    noise = torch.stack([keyed_noise(base.latent_shape, 0, "test", row) for row in range(3)])
+
+    def drawn():
+        return base.draw(condition, noise, steps=4, guidance=3.5)
+
+    exact = drawn()
+    with base.autocast(enabled=True):
+        rough = drawn()
+        with base.autocast(enabled=False):
+            assert torch.equal(drawn(), exact)
+    between = float((exact - exact.roll(1, 0)).abs().mean())
+    assert 0 < float((rough - exact).abs().mean()) < between / 5
+    assert torch.equal(drawn(), exact)
+
+
+def test_a_base_takes_the_weights_of_another_directory(settings, base, tmp_path):
+    with torch.no_grad():
+        other = load_base(settings)
+        other.transformer.proj_out.bias.add_(1.0)
+    other.transformer.save_pretrained(tmp_path)
+    found = load_base(settings, tmp_path).transformer.state_dict()
+    given = other.transformer.state_dict()
+    assert found.keys() == given.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in given.items())
+
+
 def test_a_base_without_guidance_such_as_schnell_predicts_whatever_the_setting_says(settings, condition):
     base = load_base(settings)
     config = {**base.transformer.config, "guidance_embeds": False}

@@ -23,7 +23,7 @@ def tiny_parts():
         "select_judge": ScorerSettings(scorer="style_subject_judge", path=str(TINY / "family/judge_b")),
         "judge": ScorerSettings(scorer="timm_judge", path=str(TINY / "family/judge_a")),
         "control_words": ControlWords.of(wanted=["Ink"], unwanted=["3D"]),
-        "draw": DrawSettings(steps=6, guidance=3.5, batch_size=4),
+        "draw": DrawSettings(steps=6, guidance=3.5, batch_size=4, autocast=False),
         "resources": load_settings(TINY.parents[1] / "profiles/tiny.yaml").resources,
     }
 

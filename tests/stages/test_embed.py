@@ -35,7 +35,10 @@ def project(ingested, tmp_path, monkeypatch):
 
 def run(**changes):
     settings = load_settings(ROOT / "profiles/tiny.yaml")
-    parts = {part: getattr(settings, part) for part in ("seed", "model", "train", "select", "evaluate")}
+    parts = {
+        part: getattr(settings, part)
+        for part in ("seed", "model", "train", "select", "evaluate", "resources")
+    }
     embed.run(**{**parts, **{part: parts[part].model_copy(update=new) for part, new in changes.items()}})
 
 

@@ -56,7 +56,7 @@ def run(quantize_settings, seed=0, resources=RESOURCES):
         reward=REWARD,
         judge=JUDGE,
         control_words=ControlWords.of(["Ink"], ["3D"]),
-        draw=DrawSettings(steps=3, guidance=3.5, batch_size=2),
+        draw=DrawSettings(steps=3, guidance=3.5, batch_size=2, autocast=False),
         quantize=quantize_settings,
         resources=resources,
     )
