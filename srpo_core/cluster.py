@@ -2,10 +2,12 @@
 
 import logging
 import os
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 import srpo_core
@@ -34,7 +36,8 @@ def ray_for(workers: int, *, least: int, use_gpu: bool) -> Iterator[None]:
     import ray
 
     try:
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, **_options(workers))
+        with _options(workers) as options:
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
         require_shared_files(sum(node["Alive"] for node in ray.nodes()))
         _say_what_is_waited_for(least, "GPU" if use_gpu else "CPU", ray.cluster_resources())
         yield
@@ -108,10 +111,17 @@ def _say_what_is_waited_for(least: int, kind: str, resources: Mapping[str, float
         )
 
 
-def _options(workers: int) -> dict[str, Any]:
-    """A Ray of our own, with room for every worker; or a cluster, whose workers get this code with their job."""
-    if "RAY_ADDRESS" in os.environ:
-        code = str(Path(srpo_core.__file__).parent)
-        return {"runtime_env": {"py_modules": [code], "excludes": ["__pycache__"]}}
-    cpus = max(os.cpu_count() or 1, workers)
-    return {"address": "local", "num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES}
+@contextmanager
+def _options(workers: int) -> Iterator[dict[str, Any]]:
+    """For a Ray of our own, with room for every worker; or for a cluster, whose workers get this code with their job.
+
+    With a working directory given, Ray does not put the driver's own before it in their path.
+    """
+    if "RAY_ADDRESS" not in os.environ:
+        cpus = max(os.cpu_count() or 1, workers)
+        yield {"address": "local", "num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES}
+        return
+    package = Path(srpo_core.__file__).parent
+    with TemporaryDirectory() as code:
+        shutil.copytree(package, Path(code) / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+        yield {"runtime_env": {"working_dir": code}}
