@@ -185,25 +185,35 @@ class Plan:
         """FLOPs of the model's calls that draw one picture; decoder and scorers are a few in a hundred of them."""
         return self.settings.draw.steps * self.counted.rollout.flops / self.counted.pictures
 
+    @property
+    def seconds_of_a_picture(self) -> float:
+        """Time of drawing one on one device."""
+        speed = 1 if self.settings.draw.autocast else FLOAT32_SPEED
+        return self.flops_of_a_picture / (speed * self.cluster.mfu * self.cluster.peak_flops)
+
     @cached_property
     def draws(self) -> Mapping[str, Draws]:
         """What select, evaluate and quantize draw, with every model and format that the settings name."""
-        settings, cluster = self.settings, self.cluster
-        several = min(settings.resources.draw_workers, cluster.gpus)
-        rate = cluster.mfu * cluster.peak_flops * (1 if settings.draw.autocast else FLOAT32_SPEED)
-        models = 2 if settings.champion is None else 3
-        select, evaluate, quantize = settings.select, settings.evaluate, settings.quantize
-        pictures = {
-            "select": (1 + len(settings.train.checkpoint_steps))
-            * select.num_prompts
-            * select.seeds_per_prompt,
-            "evaluate": models * evaluate.num_prompts * evaluate.seeds_per_prompt,
-            "quantize": len(quantize.formats) * quantize.num_prompts,
+        settings = self.settings
+        models = {
+            "select": 1 + len(settings.train.checkpoint_steps),
+            "evaluate": 2 if settings.champion is None else 3,
+            "quantize": len(settings.quantize.formats),
         }
+        of_each = {
+            "select": settings.select.num_prompts * settings.select.seeds_per_prompt,
+            "evaluate": settings.evaluate.num_prompts * settings.evaluate.seeds_per_prompt,
+            "quantize": settings.quantize.num_prompts,
+        }
+        several = min(settings.resources.draw_workers, self.cluster.gpus)
+        devices = {"select": several, "evaluate": several, "quantize": 1}
         return {
-            stage: Draws(count, devices, math.ceil(count / devices) * self.flops_of_a_picture / rate / 3600)
-            for stage, count in pictures.items()
-            for devices in [1 if stage == "quantize" else several]
+            stage: Draws(
+                pictures=(pictures := models[stage] * of_each[stage]),
+                devices=devices[stage],
+                hours=math.ceil(pictures / devices[stage]) * self.seconds_of_a_picture / 3600,
+            )
+            for stage in models
         }
 
     @property
