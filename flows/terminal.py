@@ -4,9 +4,12 @@ import os
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from flows.environment import prepare_environment
+from srpo_core.consistency import require_consistent
+from srpo_core.workspace import settings_of
 
 if TYPE_CHECKING:
     from flows.align import AlignResult
@@ -25,10 +28,14 @@ def run_align(
         SrpoError: a setting is wrong, a stage failed, or publishing did.
     """
     _prepare()
-    from flows.align import align
     from flows.form import parse_patch
 
     form = parse_patch(patch)
+    if revision is None:  # what is wrong is said before a server starts; the flow looks again, where it runs
+        changes = form.model_dump(mode="json", exclude_none=True)
+        require_consistent(settings_of(Path.cwd(), profile=profile, patch=changes))
+    from flows.align import align
+
     # called directly, a flow gives the data of the state that it returns
     return cast("AlignResult", align(profile=profile, patch=form, revision=revision, publish=publish))
 

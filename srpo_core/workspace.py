@@ -124,17 +124,31 @@ def write_settings(workspace: Path, *, profile: str | None, patch: Mapping[str, 
     Raises:
         ConfigError: the profile is unknown, or a setting is unknown, missing or out of range.
     """
-    target = workspace / config.PARAMS_FILE
-    source = target if profile is None else config.profile_path(profile, workspace)
+    target, source = workspace / config.PARAMS_FILE, _source(workspace, profile)
+    settings = settings_of(workspace, profile=profile, patch=patch)
     values = config.read_values(source)
-    merged = config.patched(values, patch)
-    where = str(source.relative_to(workspace))
-    settings = config.parse_settings(merged, where if merged == values else f"{where} with the patch")
-    if merged != values:
+    if (merged := config.patched(values, patch)) != values:
         target.write_text(yaml.safe_dump(merged, sort_keys=False, allow_unicode=True), encoding="utf-8")
     elif source != target:
         shutil.copyfile(source, target)
     return settings
+
+
+def settings_of(directory: Path, *, profile: str | None, patch: Mapping[str, Any]) -> config.Settings:
+    """The settings that `write_settings` would write for a checkout or workspace, which stays as it is.
+
+    Raises:
+        ConfigError: the profile is unknown, or a setting is unknown, missing or out of range.
+    """
+    source = _source(directory, profile)
+    values = config.read_values(source)
+    merged = config.patched(values, patch)
+    where = str(source.relative_to(directory))
+    return config.parse_settings(merged, where if merged == values else f"{where} with the patch")
+
+
+def _source(directory: Path, profile: str | None) -> Path:
+    return directory / config.PARAMS_FILE if profile is None else config.profile_path(profile, directory)
 
 
 def fetch_data(workspace: Workspace, data: Sequence[str]) -> None:

@@ -1,3 +1,5 @@
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,3 +40,30 @@ def test_ctrl_c_ends_the_run_with_130_at_any_moment(moment, said):
         [sys.executable, "-c", RUN + moment], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (130, said)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--profile", "huge"], "huge"),
+        (["--set", "evaluate.num_prompts=0"], "evaluate.num_prompts"),
+        (["--set", "select.keep={nothing: 0.1}"], "nothing"),
+    ],
+    ids=["profile", "range", "metric"],
+)
+def test_a_wrong_setting_is_one_line_before_a_server_starts(tmp_path, words, said):
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "srpo_core", "align", *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("srpo: error: ")
+    assert said in line
+    assert not list((tmp_path / ".srpo/prefect").glob("*.db")), "no server has made its database"
