@@ -16,9 +16,7 @@ GB: Final = 1e9
 TERA: Final = 1e12
 CONTEXT_BYTES: Final = 2e9  # what a CUDA context, its libraries and NCCL take; an allowance, not measured
 FLOPS_OF_ADAMW: Final = 20  # per parameter
-FLOAT32_SPEED: Final = (
-    1 / 15
-)  # of bfloat16's, by the data sheets of A100 (19.5 / 312) and H100 (67 / 989), dense
+FLOAT32_SPEED: Final = 1 / 15  # of bfloat16's: A100 19.5 / 312, H100 67 / 989 TFLOP/s, dense
 
 
 @dataclass(frozen=True)
