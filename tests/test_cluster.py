@@ -1,5 +1,8 @@
+import json
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,32 +65,51 @@ def test_a_machine_without_a_gpu_that_drives_a_cluster_says_that_its_cpu_works(m
     assert "this machine has no GPU, so its CPU does what is not sent to the cluster" in caplog.text
 
 
+ON_A_CLUSTER = """
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import ray
+
+from srpo_core.cluster import ray_for
+
+
+def code():
+    import srpo_core
+
+    root = Path(srpo_core.__file__).parent
+    files = sorted(path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return str(root), {str(path.relative_to(root)): sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+with ray_for(WORKERS, least=LEAST, use_gpu=USE_GPU):
+    print(json.dumps([code(), None if USE_GPU else ray.get(ray.remote(code).remote(), timeout=300)]))
+"""
+
+
+def run_on_a_cluster(address, workers, *, least, use_gpu):
+    """What a driver says, and its own code and a worker's; in a process of its own: Ray reads RAY_AUTH_MODE once."""
+    values = {"WORKERS": workers, "LEAST": least, "USE_GPU": use_gpu}
+    script = "".join(f"{name} = {value!r}\n" for name, value in values.items()) + ON_A_CLUSTER
+    driver = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return driver.stderr, *json.loads(driver.stdout)
+
+
 @pytest.mark.pipeline
-def test_workers_of_a_cluster_run_the_runs_own_code_without_reading_the_checkout(monkeypatch, caplog):
-    import ray
-
-    def code():
-        from hashlib import sha256
-
-        import srpo_core
-
-        root = Path(srpo_core.__file__).parent
-        files = sorted(path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-        return str(root), {
-            str(path.relative_to(root)): sha256(path.read_bytes()).hexdigest() for path in files
-        }
-
+def test_workers_of_a_cluster_run_the_runs_own_code_without_reading_the_checkout():
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with ray_head(environment, cpus=1) as address:
-        monkeypatch.setenv("RAY_ADDRESS", address)
-        with caplog.at_level(logging.WARNING), cluster.ray_for(2, least=1, use_gpu=False):
-            root, files = ray.get(ray.remote(code).remote(), timeout=300)
-        assert "waiting" not in caplog.text
-        with caplog.at_level(logging.WARNING), cluster.ray_for(32, least=8, use_gpu=True):
-            pass
-    assert "the cluster has 0 GPUs and 8 are needed to begin: waiting until it has them" in caplog.text
-    own, digests = code()
+        said, (own, digests), (root, files) = run_on_a_cluster(address, 2, least=1, use_gpu=False)
+        assert "waiting" not in said
+        said, *_ = run_on_a_cluster(address, 32, least=8, use_gpu=True)
+    assert "the cluster has 0 GPUs and 8 are needed to begin: waiting until it has them" in said
     assert own == str(Path(srpo_core.__file__).parent)
     assert not root.startswith(own)
     assert files == digests

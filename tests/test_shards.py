@@ -24,12 +24,14 @@ def resources(workers=1):
 
 @pytest.fixture
 def job(tiny_project, tmp_path, monkeypatch):
-    """Five prompts with two seeds in batches of four: three shards."""
+    """Five prompts with two seeds in batches of four: three shards. As many threads as a stage has: sums depend on it."""
     monkeypatch.chdir(tiny_project)
     monkeypatch.setenv("SRPO_HOME", str(tmp_path / "home"))
     settings = load_settings(ROOT / "profiles/tiny.yaml")
     prompts, styles, condition = read_embeddings("validation")
-    return DrawJob(
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.resources.threads_per_worker)
+    yield DrawJob(
         "base",
         settings.model,
         None,
@@ -38,6 +40,7 @@ def job(tiny_project, tmp_path, monkeypatch):
         METRICS,
         MetricContext(settings.reward, settings.judge, settings.control_words),
     )
+    torch.set_num_threads(threads)
 
 
 def pixels(shards):
