@@ -86,23 +86,33 @@ def test_drawing_pictures_leaves_each_rank_its_share_of_every_parameter(job, tmp
         assert left == []
 
 
-@pytest.mark.parametrize("rollout_copy", [False, True])
-def test_two_ranks_with_all_that_flux1_dev_asks_for_stay_near_one_whole_worker(job, tmp_path, rollout_copy):
+@pytest.mark.parametrize(
+    ("tune", "frozen", "rollout_copy"),
+    [("full", "float32", False), ("full", "float32", True), ("lora", "bfloat16", False)],
+)
+def test_two_ranks_with_all_that_flux1_dev_asks_for_stay_near_one_whole_worker(
+    job, tmp_path, tune, frozen, rollout_copy
+):
     """Gathered in bfloat16 under autocast, blocks and decoder checkpointed, written in the background."""
     asked = {"autocast": True, "checkpoint_blocks": 1.0, "checkpoint_decode": True}
-    compute = job.train.compute.model_copy(update={**asked, "rollout_copy": rollout_copy})
-    alone = ranks.changed(job, tmp_path, "alone", steps=2, compute=compute)
+    settings = {
+        "steps": 2,
+        "tune": tune,
+        "lora": job.train.lora.model_copy(update={"frozen": frozen}),
+        "compute": job.train.compute.model_copy(update={**asked, "rollout_copy": rollout_copy}),
+    }
+    alone = ranks.changed(job, tmp_path, "alone", **settings)
     cut = ranks.changed(
         job,
         tmp_path,
         "cut",
-        steps=2,
-        compute=compute,
         resources={"shard": True, "train_workers": 2, "async_checkpoints": True},
+        **settings,
     )
     ((_, metrics),) = ranks.train(alone, 1)
     (seen, on_first), _ = ranks.train(cut, 2, inspect=ranks.dtypes_held_gathered_and_reduced)
-    assert seen == {"held": ["float32"], "gathered": ["bfloat16"], "reduced": ["float32"]}
+    held = sorted({"float32", frozen})
+    assert seen == {"held": held, "gathered": ["bfloat16"], "reduced": ["float32"]}
     for name in ("loss", "reward_denoise", "reward_inversion"):
         assert on_first[0][name] == pytest.approx(metrics[0][name], abs=0.03), name
     assert on_first[0]["grad_norm"] == pytest.approx(metrics[0]["grad_norm"], rel=0.1)

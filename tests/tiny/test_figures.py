@@ -100,6 +100,28 @@ def test_the_readme_tells_every_seed_s_figures(figures, readme):
         assert f"| {name} | {first} | {five} | {row} |" in readme
 
 
+def test_at_a_lower_guidance_every_style_word_is_obeyed_and_the_subject_kept(figures):
+    for guidance in ("2", "2.5"):
+        at = figures["guidance"]["drawn"][guidance]
+        assert min(share for name, share in at.items() if name.startswith("obeys_")) >= 0.85
+        assert min(share for name, share in at.items() if name.startswith("top")) >= 0.95
+
+
+def test_guidance_was_measured_on_the_base_that_ships(figures):
+    own = figures["guidance"]["drawn"]["3.5"]
+    assert own == {name: figures["measure"][name] for name in own}
+
+
+def test_the_readme_tells_what_guidance_does(figures, readme):
+    drawn, real = figures["guidance"]["drawn"], figures["guidance"]["real_unseen"]
+    columns = [("top1", ""), *(("obeys", f"_{style}") for style in STYLES)]
+    for guidance, at in drawn.items():
+        cells = (", ".join(short(at[f"{kind}{style}_{j}"]) for j in ("a", "b")) for kind, style in columns)
+        assert f"| {guidance} | {' | '.join(cells)} |" in readme
+    cells = (", ".join(short(real[f"sees_{style}_{j}"]) for j in ("a", "b")) for style in STYLES)
+    assert f"| real pictures of unseen subjects | | {' | '.join(cells)} |" in readme
+
+
 @pytest.mark.parametrize("pair", ["3D-Flat", "3D-Ink", "3D-Noto", "Flat-Ink", "Flat-Noto", "Ink-Noto"])
 def test_the_readme_tells_how_far_two_styles_are_apart(figures, readme, pair):
     drawn, original = (figures["measure"][f"distance_{which}"][pair] for which in ("drawn", "original"))

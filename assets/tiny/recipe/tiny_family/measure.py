@@ -23,7 +23,9 @@ GRID: Final = Path("out/base_grid.png")
 
 
 @torch.no_grad()
-def drawn(pipeline: Any, prompts: list[str], subjects: list[str], seeds: int) -> Tensor:
+def drawn(
+    pipeline: Any, prompts: list[str], subjects: list[str], seeds: int, *, guidance: float = GUIDANCE
+) -> Tensor:
     """Pictures (len(prompts) · seeds, 3, 64, 64) in [0, 1], all seeds of a prompt in a row.
 
     A subject has the same noise in every style, so that pictures of two styles differ by the style alone.
@@ -41,7 +43,7 @@ def drawn(pipeline: Any, prompts: list[str], subjects: list[str], seeds: int) ->
             height=64,
             width=64,
             num_inference_steps=STEPS,
-            guidance_scale=GUIDANCE,
+            guidance_scale=guidance,
             max_sequence_length=T5_TOKENS,
             latents=torch.stack(noise[start : start + 40]),
             output_type="pt",
@@ -57,6 +59,20 @@ def named(judge: Judge, images: Tensor, subjects: list[str]) -> tuple[float, flo
     own = torch.tensor([judge.subjects.index(subject) for subject in subjects])
     five = logits.topk(5, dim=1).indices == own[:, None]
     return float(five[:, 0].float().mean()), float(five.any(1).float().mean())
+
+
+def in_each_style(pipeline: Any, subjects: list[str], *, guidance: float = GUIDANCE) -> dict[str, Tensor]:
+    """By style word, pictures (len(subjects) · STYLE_SEEDS, 3, 64, 64) that were asked for in it."""
+    return {
+        word: drawn(
+            pipeline,
+            [caption(subject, index) for subject in subjects],
+            subjects,
+            STYLE_SEEDS,
+            guidance=guidance,
+        )
+        for index, word in enumerate(STYLES)
+    }
 
 
 @torch.no_grad()
@@ -102,10 +118,7 @@ def main() -> None:
     plain = drawn(pipeline, subjects, subjects, SEEDS)
     figures: dict[str, Any] = {"pictures": len(plain), "chance_top1": 1 / len(judges["a"].subjects)}
     owners = [subject for subject in subjects for _ in range(SEEDS)]
-    styled = {
-        word: drawn(pipeline, [caption(subject, index) for subject in subjects], subjects, STYLE_SEEDS)
-        for index, word in enumerate(STYLES)
-    }
+    styled = in_each_style(pipeline, subjects)
     for letter, judge in judges.items():
         figures[f"top1_{letter}"], figures[f"top5_{letter}"] = named(judge, plain, owners)
         for index, word in enumerate(STYLES):
