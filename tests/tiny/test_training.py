@@ -302,3 +302,13 @@ def test_a_checkpoint_is_gone_on_from_with_the_same_code_settings_and_inputs_alo
     assert fingerprint(data="two", alone=True) != fingerprint(alone=True), (
         "an input may be a file or a directory"
     )
+
+
+@pytest.mark.parametrize("guidance", ["0.5", "5.5", "nan"])
+def test_a_guidance_that_the_base_was_not_distilled_for_is_refused(
+    recipe_module, tiny, monkeypatch, capsys, guidance
+):
+    monkeypatch.chdir(tiny / "recipe")
+    with pytest.raises(SystemExit, match="2"):
+        recipe_module("guidance").main(["2", guidance])
+    assert f"guidance {guidance}: the base was distilled for 1 to 5 (params.yaml)" in capsys.readouterr().err

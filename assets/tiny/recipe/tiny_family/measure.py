@@ -82,6 +82,19 @@ def obeyed(judge: Judge, images: Tensor, style: int) -> float:
     return float((said == style).float().mean())
 
 
+def shares(
+    judges: dict[str, Judge], plain: Tensor, styled: dict[str, Tensor], subjects: list[str]
+) -> dict[str, float]:
+    """By judge: subject named first and among five in `plain` pictures, style obeyed in `styled` ones."""
+    owners = [subject for subject in subjects for _ in range(len(plain) // len(subjects))]
+    figures: dict[str, float] = {}
+    for letter, judge in judges.items():
+        figures[f"top1_{letter}"], figures[f"top5_{letter}"] = named(judge, plain, owners)
+        for index, word in enumerate(STYLES):
+            figures[f"obeys_{word}_{letter}"] = obeyed(judge, styled[word], index)
+    return figures
+
+
 @torch.no_grad()
 def style_distances(images: dict[str, Tensor]) -> dict[str, float]:
     """Root mean square difference between the same subjects in each pair of styles, 0 to 1."""
@@ -103,26 +116,34 @@ def write_grid(images: Tensor, path: Path, columns: int) -> None:
     )
 
 
-def main() -> None:
-    """Draw, judge, write figures/measure.json and the grids."""
+def read_pipeline(base: Path) -> Any:
+    """A base in float32, without progress bars."""
     from diffusers import FluxPipeline
 
-    torch.set_num_threads(2)
-    pipeline = FluxPipeline.from_pretrained(BASE, torch_dtype=torch.float32)
+    pipeline = FluxPipeline.from_pretrained(base, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    judges: dict[str, Judge] = {
-        "a": load_timm_judge(Path("out/judge_a")),
-        "b": load_style_subject_judge(Path("out/judge_b")),
+    return pipeline
+
+
+def read_judges(place: Path) -> dict[str, Judge]:
+    """Both judges, by letter."""
+    return {
+        "a": load_timm_judge(place / "judge_a"),
+        "b": load_style_subject_judge(place / "judge_b"),
     }
+
+
+def main() -> None:
+    """Draw, judge, write figures/measure.json and the grids."""
+    torch.set_num_threads(2)
+    pipeline, judges = read_pipeline(BASE), read_judges(Path("out"))
     subjects = read_subjects()["eval"]
-    plain = drawn(pipeline, subjects, subjects, SEEDS)
-    figures: dict[str, Any] = {"pictures": len(plain), "chance_top1": 1 / len(judges["a"].subjects)}
-    owners = [subject for subject in subjects for _ in range(SEEDS)]
-    styled = in_each_style(pipeline, subjects)
-    for letter, judge in judges.items():
-        figures[f"top1_{letter}"], figures[f"top5_{letter}"] = named(judge, plain, owners)
-        for index, word in enumerate(STYLES):
-            figures[f"obeys_{word}_{letter}"] = obeyed(judge, styled[word], index)
+    plain, styled = drawn(pipeline, subjects, subjects, SEEDS), in_each_style(pipeline, subjects)
+    figures: dict[str, Any] = {
+        "pictures": len(plain),
+        "chance_top1": 1 / len(judges["a"].subjects),
+        **shares(judges, plain, styled, subjects),
+    }
     real = read_pictures("train").of(subjects)
     originals = {word: real.pixels[real.styles == index].float() / 255 for index, word in enumerate(STYLES)}
     figures["distance_drawn"] = style_distances(
