@@ -34,7 +34,8 @@ class AlignResult:
 
     passed, reason: the gate's verdict; report: the page to look at, with formats and cost; release: where it
     was published, if it was; stages: how each stage that ran ended; workspace: where everything lies; home:
-    whether the results were brought to the checkout.
+    whether the results were brought to the checkout; champion: what is in production, where the settings name
+    none and the run drew it beside the base: its settings are then not the checkout's.
     """
 
     passed: bool
@@ -44,6 +45,7 @@ class AlignResult:
     stages: tuple[StageResult, ...]
     workspace: Path
     home: bool
+    champion: str | None = None
 
 
 @flow(name="align", validate_parameters=True)
@@ -65,7 +67,8 @@ def align(
         changes = patch.model_dump(mode="json", exclude_none=True)
         settings = write_settings(workspace.path, profile=profile, patch=changes)
         require_consistent(settings)
-        if settings.champion is None and (champion := in_production(settings.release.name)):
+        champion = in_production(settings.release.name) if settings.champion is None else None
+        if champion:
             write_settings(workspace.path, profile=None, patch={"champion": champion})
         results = run_stages(workspace)
         decision = artifacts.read_json(workspace.path / artifacts.DECISION)
@@ -81,6 +84,7 @@ def align(
             stages=tuple(results),
             workspace=workspace.path,
             home=home,
+            champion=champion,
         )
         show_artifacts(result, decision)
         return Completed(

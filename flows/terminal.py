@@ -89,6 +89,8 @@ def run_clean(*, keep: int, delete: bool) -> "Cleaning":
 
 
 def _moved(move: "Move") -> str:
+    if move.before == move.after:
+        return f"{move.alias}  is {move.after} already: 'srpo show {move.after}' tells since when; 'srpo promote VERSION' moves it"
     return f"{move.alias}  {move.before or 'nothing'} → {move.after}"
 
 

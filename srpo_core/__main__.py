@@ -83,11 +83,17 @@ def align(
     _show_verdict(passed=result.passed, reason=result.reason)
     typer.echo(f"report   {_shortest(result.report)}")
     where = "runs" if result.home else f"{_shortest(result.workspace)}/runs"
-    reason = "" if result.home or revision else " (the checkout holds other settings or files)"
+    reason = "" if result.home or revision else f" ({_why_elsewhere(result.champion)})"
     typer.echo(f"results  {where}{reason}")
     typer.echo(f"release  {_shortest(Path(result.release)) if result.release else 'none'}")
     if not result.passed:
         raise typer.Exit(REFUSED)
+
+
+def _why_elsewhere(champion: str | None) -> str:
+    if champion:
+        return f"drawn beside {champion}, which is in production: with 'champion: {champion}' in params.yaml, 'srpo align' brings them to runs/"
+    return "the checkout holds other settings or files"
 
 
 @app.command(rich_help_panel="The road")

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ SEED_NUMBER: Final = 0
 REWARD: Final = "reward"
 BASE: Final = "base"
 ALIGNED: Final = "aligned"
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Evaluated:
 
 
 def evaluated_pictures(num_prompts: int, metric: str) -> Evaluated:
-    """The first prompts that stage evaluate drew, with the figures of their first seed.
+    """Of the prompts that stage evaluate drew so many, at even distances, with the figures of their first seed.
 
     Raises:
         ConfigError: fewer prompts were evaluated, or not by this metric.
@@ -61,12 +63,13 @@ def evaluated_pictures(num_prompts: int, metric: str) -> Evaluated:
             f"quantize.gain {metric!r} was not evaluated: known are {', '.join(known)}; "
             "add it to evaluate.metrics"
         )
-    prompts = list(dict.fromkeys(row["prompt"] for row in rows))[:num_prompts]
-    if len(prompts) < num_prompts:
+    drawn = list(dict.fromkeys(row["prompt"] for row in rows))
+    if len(drawn) < num_prompts:
         raise ConfigError(
-            f"quantize.num_prompts is {num_prompts}, but evaluate drew {len(prompts)}: lower it, or raise "
+            f"quantize.num_prompts is {num_prompts}, but evaluate drew {len(drawn)}: lower it, or raise "
             "evaluate.num_prompts"
         )
+    prompts = evenly(drawn, num_prompts)
     chosen = [row for row in rows if row["metric"] == metric and row["prompt"] in set(prompts)]
 
     def mean(model: str) -> float:
@@ -74,6 +77,12 @@ def evaluated_pictures(num_prompts: int, metric: str) -> Evaluated:
         return float(sum(values) / len(values))
 
     return Evaluated(prompts, mean(BASE), mean(ALIGNED))
+
+
+def evenly(items: Sequence[T], count: int) -> list[T]:
+    """So many at even distances (all, if fewer): test prompts stand by their style, and its first would be of one."""
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ import yaml
 from srpo_core import config, processes
 from srpo_core.artifacts import replacing
 from srpo_core.errors import ConfigError, SrpoError
+from srpo_core.storage import store_uri
 from srpo_core.telemetry import quiet_environment
 
 KEEP_WORKSPACES: Final = 3
@@ -63,6 +64,7 @@ class Workspace:
             # of other people's libraries; a run's log is for what the stages say
             "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore::FutureWarning"),
             "SRPO_HOME": str(self.home),
+            "SRPO_STORE": store_uri(),  # a stage runs elsewhere, and reads the champion there
         }
 
 

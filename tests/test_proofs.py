@@ -1,13 +1,17 @@
 """Figures of a format's pictures, on pictures whose answers are known."""
 
 import math
+from collections import Counter
 from contextlib import nullcontext
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
-from srpo_core import proofs
+from srpo_core import artifacts, proofs
 from srpo_core.config import ControlWords, DrawSettings, ScorerSettings
+from srpo_core.errors import ConfigError
 from srpo_core.proofs import Evaluated, FormatPictures, _mean_psnr
 from srpo_core.protocols import Condition
 from srpo_core.scorers.metrics import MetricContext
@@ -56,6 +60,34 @@ def pictures(monkeypatch):
         MetricContext(nothing, nothing, ControlWords.of(["Ink"], ["3D"])),
         "judge_wanted",
     )
+
+
+def test_prompts_are_taken_at_even_distances_so_that_every_style_is_among_them(tmp_path, monkeypatch):
+    """Test prompts stand by style, as in HPD."""
+    styles = ["anime"] * 50 + ["concept-art"] * 50 + ["paintings"] * 50 + ["photo"] * 50
+    prompts = [f"{style} {index}" for index, style in enumerate(styles)]
+    rows = [
+        {
+            "seed": seed,
+            "metric": "reward",
+            "prompt": prompt,
+            "model": model,
+            "value": index + (model == "aligned"),
+        }
+        for model in ("base", "aligned")
+        for index, prompt in enumerate(prompts)
+        for seed in (0, 1)
+    ]
+    (tmp_path / artifacts.FIGURES).parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / artifacts.FIGURES)
+    monkeypatch.chdir(tmp_path)
+    found = proofs.evaluated_pictures(16, "reward")
+    assert Counter(prompt.split()[0] for prompt in found.prompts) == dict.fromkeys(dict.fromkeys(styles), 4)
+    assert found.aligned - found.base == pytest.approx(1)
+    assert found.base == pytest.approx(sum(prompts.index(prompt) for prompt in found.prompts) / 16)
+    assert proofs.evaluated_pictures(200, "reward").prompts == prompts
+    with pytest.raises(ConfigError, match="evaluate drew 200"):
+        proofs.evaluated_pictures(201, "reward")
 
 
 def test_latents_with_twice_the_noise_of_the_reference_are_half_complete(pictures):

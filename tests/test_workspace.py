@@ -60,6 +60,30 @@ def checkout(tmp_path, monkeypatch) -> Path:
     return top
 
 
+def test_a_relative_store_is_the_checkouts_also_for_stages_which_run_in_the_workspace(checkout, monkeypatch):
+    ask = "from srpo_core.storage import open_store; print(open_store().uri)"
+    monkeypatch.chdir(checkout)
+    for given, store in (
+        (None, checkout / "store"),
+        ("other", checkout / "other"),
+        ("s3://bucket/prefix", "s3://bucket/prefix"),
+    ):
+        monkeypatch.delenv("SRPO_STORE", raising=False)
+        if given:
+            monkeypatch.setenv("SRPO_STORE", given)
+        with open_workspace(checkout) as workspace:
+            environment = {**workspace.environment(), "PYTHONPATH": str(ROOT)}
+        said = subprocess.run(
+            [sys.executable, "-c", ask],
+            cwd=workspace.path,
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert said.stdout.strip() == str(store)
+
+
 def test_a_workspace_is_the_checkout_as_it_is_and_git_diff_there_is_what_is_uncommitted(checkout):
     (checkout / "kept.txt").write_text("edited\n")
     (checkout / "new.txt").write_text("untracked\n")

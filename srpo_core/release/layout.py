@@ -24,8 +24,15 @@ REPORT: Final = "report.html"
 FIRST_GGUF: Final = "q8_0"
 WHOLE_GGUFS: Final = ("gguf_f16", "gguf_bf16")
 
-# Beside the version's content: they may differ in a comment or a sentence between two publications.
-DESCRIBING: Final = (CARD, GRID, "params.yaml", "dvc.yaml", "LICENSE", "NOTICE")
+WORKFLOW: Final = "workflow.json"
+GGUF_WORKFLOW: Final = "workflow-gguf.json"
+
+_DESCRIBING: Final = (CARD, GRID, WORKFLOW, GGUF_WORKFLOW, "params.yaml", "dvc.yaml")
+
+
+def describing(settings: Settings) -> set[str]:
+    """The files beside a version's content, which dvc.lock does not name: they may differ between two publications."""
+    return {*_DESCRIBING, *(Path(name).name for name in settings.release.license_files)}
 
 
 def format_directory(name: str) -> str:

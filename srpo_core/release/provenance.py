@@ -19,6 +19,7 @@ from srpo_core.release.layout import existing
 
 LOCK: Final = Path("dvc.lock")
 DIGITS: Final = 12
+_UNSEEN: Final = frozenset({".git", ".hg", ".dvc"})  # by DVC, in a directory that was cloned for instance
 LIBRARIES: Final = ("torch", "diffusers", "transformers", "safetensors", "gguf", "ray", "dvc", "numpy")
 
 
@@ -124,8 +125,8 @@ def _dvc_md5(path: Path) -> str:
 
 
 def _files_below(directory: Path) -> Iterator[tuple[str, Path]]:
-    files = (path for path in directory.rglob("*") if path.is_file())
-    yield from sorted((path.relative_to(directory).as_posix(), path) for path in files)
+    files = ((path.relative_to(directory), path) for path in directory.rglob("*") if path.is_file())
+    yield from sorted((name.as_posix(), path) for name, path in files if not _UNSEEN & {*name.parts})
 
 
 def _md5(path: Path) -> str:

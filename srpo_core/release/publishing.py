@@ -17,12 +17,14 @@ from srpo_core.gates import require_passed
 from srpo_core.release.card import model_card, picture_call
 from srpo_core.release.layout import (
     CARD,
-    DESCRIBING,
+    GGUF_WORKFLOW,
     GRID,
     LORA_FORMAT,
     REPORT,
     TRANSFORMER,
+    WORKFLOW,
     checkpoint_file,
+    describing,
     existing,
     format_files,
     gguf_file,
@@ -86,12 +88,31 @@ def publish(
         manifest["cost"] = dict(cost or {})
         require_conditions(store, accepted=settings.release.unconditional_store)
         created = store.publish(version, files, manifest)
+    if not created:
+        _say_what_stays(store.manifest(version)["files"], manifest["files"], version)
     log.info("%s is %s in %s", version, "published" if created else "already", store.uri)
     alias = f"{model_of(version)}/{alias}"
     previous = move_alias(store, alias, version, why=why, who=who)
     local = store.local(version)
     uri = f"{store.uri}/{version_key(version)}" if local is None else str(local)
     return Published(version=version, uri=uri, created=created, alias=alias, previous=previous)
+
+
+def _say_what_stays(
+    published: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]], version: str
+) -> None:
+    """Warn of describing files that would be others by now, so that a mended card is not taken for published."""
+    names = sorted(published.keys() | now.keys())
+    other = [
+        name for name in names if published.get(name, {}).get("sha256") != now.get(name, {}).get("sha256")
+    ]
+    if other:
+        log.warning(
+            "%s stays as it was first published, also in %s, which would differ now: a version never changes. "
+            "To publish it with these, set another release.name",
+            version,
+            ", ".join(other),
+        )
 
 
 def withdraw(store: Store, published: Published) -> None:
@@ -119,10 +140,13 @@ def held_versions(store: Store) -> set[str | None]:
 
 def remove_unheld(store: Store, version: str) -> bool:
     """Remove a version unless an alias holds it by now; returns whether it went."""
-    if version in held_versions(store):
+
+    def held() -> bool:
+        return version in held_versions(store)
+
+    if held() or not store.remove(version, unless=held):
         log.warning("kept %s: an alias has come to it meanwhile", version)
         return False
-    store.remove(version)
     log.info("removed %s", version)
     return True
 
@@ -145,8 +169,23 @@ def move_alias(
         step = step_of(before, version, why=why, who=who)
         history = [*(() if value is None else value["history"]), step]
         if store.write_alias(name, {"version": version, "history": history}, token):
+            if version is not None:
+                require_held(store, name, version, before, who=who)
             return before
     raise StoreError(f"others keep moving the alias {name} in {store.uri}: look at it, then try again")
+
+
+def require_held(store: Store, name: str, version: str, before: str | None, *, who: str | None) -> None:
+    """Look that a version is still there once an alias points to it; if not, the alias goes back to `before`.
+
+    Raises:
+        StoreError: it was removed at the same moment (see `Store.remove`).
+    """
+    try:
+        store.manifest(version)
+    except StoreError:
+        move_alias(store, name, before, why=f"{version} was removed at the same moment", who=who)
+        raise
 
 
 def step_of(before: str | None, after: str | None, *, why: str, who: str | None) -> dict[str, Any]:
@@ -178,7 +217,7 @@ def _assemble(
         "schema_version": SCHEMA_VERSION,
         "version": version,
         "created_at": _now(),
-        "content": content_digest(entries, entries.keys() - set(DESCRIBING)),
+        "content": content_digest(entries, entries.keys() - describing(settings)),
         "files": entries,
         "formats": formats | _lora(proof),
         "git": git_state(root),
@@ -201,13 +240,13 @@ def _workflows(
     grid: Path, formats: Mapping[str, Sequence[str]], call: Mapping[str, Any], scratch: Path
 ) -> dict[str, Path]:
     """ComfyUI's workflows for the released files, and the grid that carries the first."""
-    chosen = {"workflow.json": checkpoint_file(formats)}
+    chosen = {WORKFLOW: checkpoint_file(formats)}
     gguf = gguf_file(formats)
     if gguf is not None:
-        chosen["workflow-gguf.json"] = gguf
+        chosen[GGUF_WORKFLOW] = gguf
     for name, weights in chosen.items():
         (scratch / name).write_text(workflow_text(weights, call), encoding="utf-8")
-    with_workflow(grid, scratch / GRID, chosen["workflow.json"], call)
+    with_workflow(grid, scratch / GRID, chosen[WORKFLOW], call)
     return {name: scratch / name for name in (*chosen, GRID)}
 
 

@@ -1,10 +1,10 @@
 """Find, verify, fetch and use what was published."""
 
+import fcntl
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from srpo_core import artifacts
@@ -118,6 +118,8 @@ def verify_aliases(store: Store) -> list[str]:
 def fetch(store: Store, reference: str, *, cache: Path | None = None) -> Path:
     """The directory of a release on this machine; one from a bucket is downloaded and verified once.
 
+    A download that was killed goes on after the files that it had whole.
+
     cache: where downloads stay, by default below the project's home.
 
     Raises:
@@ -133,13 +135,17 @@ def fetch(store: Store, reference: str, *, cache: Path | None = None) -> Path:
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".fetch-", dir=target.parent) as scratch:
-            partial = Path(scratch) / version
+        with (target.parent / ".fetch.lock").open("a") as lock:
+            fcntl.flock(
+                lock, fcntl.LOCK_EX
+            )  # of two that want the same one downloads, the other finds it done
+            if target.is_dir():
+                return target
+            partial = target.with_name(f".fetch-{target.name}")
             for name, entry in manifest["files"].items():
                 _download(store, version, name, entry, partial / name)
             artifacts.write_json(partial / MANIFEST, manifest)
-            if not target.is_dir():
-                partial.rename(target)
+            partial.rename(target)
     except OSError as error:
         raise StoreError(f"release {version} cannot be kept in {target.parent}: {error}") from error
     return target
@@ -209,6 +215,8 @@ def _intact(store: Store, version: str, name: str, entry: Mapping[str, Any]) -> 
 
 
 def _download(store: Store, version: str, name: str, entry: Mapping[str, Any], target: Path) -> None:
+    if target.is_file() and artifacts.sha256(target) == entry["sha256"]:
+        return
     seen = hashlib.sha256()
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("wb") as file:
@@ -216,4 +224,5 @@ def _download(store: Store, version: str, name: str, entry: Mapping[str, Any], t
             seen.update(block)
             file.write(block)
     if seen.hexdigest() != entry["sha256"]:
+        target.unlink()
         raise StoreError(f"{name} of {version} does not have its SHA-256: run 'srpo verify', then restore it")

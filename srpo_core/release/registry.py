@@ -5,15 +5,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from srpo_core import artifacts
 from srpo_core.errors import ConfigError, GateError, StoreError
-from srpo_core.release.publishing import PRODUCTION, held_versions, move_alias, remove_unheld, step_of
+from srpo_core.release.publishing import (
+    PRODUCTION,
+    held_versions,
+    move_alias,
+    remove_unheld,
+    require_held,
+    step_of,
+)
 from srpo_core.release.reading import find_alias, list_releases, resolve
 from srpo_core.storage import MANIFEST, Store, model_of
 
 PREVIOUS: Final = "previous"
+ROLLBACK: Final = "rollback"  # marks a step of production's history
 PART_SUFFIX: Final = ".part"
 
 log = getLogger(__name__)
@@ -69,9 +78,11 @@ def promote(
 
 
 def rollback(store: Store, *, model: str | None = None, reason: str = "", who: str | None = None) -> Move:
-    """Make the version that production held before its last move production again.
+    """Make the version that production held before its last promotion production again.
 
-    The same command after one that was killed between its two steps ends that one, and does not undo it.
+    Right after a rollback it moves nothing, so that a command that is given again, because it was killed or its
+    end was not seen, never puts the bad release back: further back leads `promote`. One that was killed between
+    its two steps is ended.
 
     model: whose production; needed where the store has that of several.
 
@@ -81,16 +92,15 @@ def rollback(store: Store, *, model: str | None = None, reason: str = "", who: s
     production = find_alias(store, PRODUCTION if model is None else f"{model}/{PRODUCTION}")
     value, token = (None, None) if production is None else store.alias(production)
     last = None if value is None else value["history"][-1]
+    if production is not None and last is not None and last.get(ROLLBACK):
+        return _move(store, production, (value, token), last["to"], why=last["why"], who=who)
     if production is None or last is None or last["from"] is None:
         raise StoreError(
             f"{production or PRODUCTION} in {store.uri} has held no version before: there is nothing to roll back to"
         )
-    why = reason or "rolled back"
-    if why == last["why"] and not _previous_is_noted(store, production):
-        _note_previous(store, production, who=who)
-        return Move(production, last["from"], last["to"])
     store.manifest(last["from"])
-    return _move(store, production, (value, token), last["from"], why=why, who=who)
+    why = reason or "rolled back"
+    return _move(store, production, (value, token), last["from"], why=why, who=who, marks={ROLLBACK: True})
 
 
 def show(store: Store, reference: str) -> tuple[Mapping[str, Any], Mapping[str, list[Mapping[str, Any]]]]:
@@ -156,6 +166,7 @@ def _move(
     *,
     why: str,
     who: str | None,
+    marks: Mapping[str, Any] = MappingProxyType({}),
 ) -> Move:
     """Move production from the state that was read, then note where it stood as `previous`.
 
@@ -166,13 +177,17 @@ def _move(
     if before == version:
         _note_previous(store, production, who=who)
         return Move(production, before, version)
-    history = [*(() if value is None else value["history"]), step_of(before, version, why=why, who=who)]
+    history = [
+        *(() if value is None else value["history"]),
+        step_of(before, version, why=why, who=who) | dict(marks),
+    ]
     if not store.write_alias(production, {"version": version, "history": history}, token):
         now, _ = store.alias(production)
         raise StoreError(
             f"another moved {production} to {None if now is None else now['version']} at the same moment, so "
             f"{version} was not promoted: look with 'srpo releases', and promote again if it still should be"
         )
+    require_held(store, production, version, before, who=who)
     _note_previous(store, production, who=who)
     return Move(production, before, version)
 
@@ -185,13 +200,6 @@ def _note_previous(store: Store, production: str, *, who: str | None) -> None:
         if step["from"] is not None:
             move_alias(store, previous, step["from"], why=f"production moved to {step['to']}", who=who)
         noted = step
-
-
-def _previous_is_noted(store: Store, production: str) -> bool:
-    """Whether whoever moved production last has also noted where it stood, and so was not killed in between."""
-    step = _last_step(store, production)
-    value, _ = store.alias(_previous_of(production))
-    return step is None or step["from"] == (None if value is None else value["version"])
 
 
 def _previous_of(production: str) -> str:

@@ -24,7 +24,7 @@ from srpo_core.gates import require_passed
 from srpo_core.models import load_base, load_transformer
 from srpo_core.models.embeddings import read_embeddings
 from srpo_core.progress import progress_bar
-from srpo_core.proofs import REWARD, FormatPictures, PictureProof, evaluated_pictures
+from srpo_core.proofs import REWARD, FormatPictures, PictureProof, evaluated_pictures, evenly
 from srpo_core.protocols import BaseModel, Condition
 from srpo_core.quantizers import (
     REFERENCE,
@@ -50,7 +50,7 @@ LORA: Final = "lora"
 # What single files are called until a release gives them its name.
 STEM: Final = "model"
 
-# The forward pass of the proof: so many test prompts, at timesteps spread evenly over (0, 1].
+# The forward pass of the proof: so many test prompts at even distances, at timesteps spread evenly over (0, 1].
 PROOF_PROMPTS: Final = 8
 PROOF_GUIDANCE: Final = 3.5
 FIGURE_DIGITS: Final = 6
@@ -100,7 +100,8 @@ def run(
         written = convert(checkpoint, entries, artifacts.QUANTIZED, stem=STEM, advance=advance)
 
     base = load_base(model).to(device)
-    velocity = _forward_pass(base, condition[:PROOF_PROMPTS].to(device), seed, device)
+    rows = evenly(range(len(prompts)), PROOF_PROMPTS)
+    velocity = _forward_pass(base, condition[rows].to(device), seed, device)
     # here and below weights have no name, so that no second copy stays while the next one is read
     exact = velocity(load_transformer(model, source).state_dict())
     proofs: dict[str, dict[str, Any]] = {}
@@ -111,9 +112,8 @@ def run(
         figures = _Figures(written[name], error, pictures.look_at(base))
         proofs[name] = figures.as_proof(quantize.formats[given])
         _say(name, proofs[name])
-    _write_proof(
-        {name: proofs[name] for name in formats}, prompts[:PROOF_PROMPTS], quantize, _lora(model, source)
-    )
+    asked = [prompts[row] for row in rows]
+    _write_proof({name: proofs[name] for name in formats}, asked, quantize, _lora(model, source))
 
 
 def _lora(model: ModelSettings, source: Path) -> dict[str, Any] | None:
@@ -235,7 +235,11 @@ def _say(name: str, proof: Mapping[str, Any]) -> None:
         log.warning("%s: left out: %s", name, "; ".join(proof["refused"]))
         return
     psnr = "" if proof["psnr"] is None else f", {proof['psnr']:.1f} dB to {REFERENCE}"
-    kept = "" if proof["gain_kept"] is None else f", {proof['gain_kept']:.0%} of the gain"
+    kept = (
+        ", no gain on these pictures that it could keep (min_gain_kept is not asked for)"
+        if proof["gain_kept"] is None
+        else f", {proof['gain_kept']:.0%} of the gain"
+    )
     log.info("%s: output error %.2g%s%s", name, proof["relative_error"], psnr, kept)
 
 

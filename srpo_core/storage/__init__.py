@@ -63,8 +63,12 @@ class Store(Protocol):
         """The version's directory when the store keeps it on this machine's file system, else None."""
         ...
 
-    def remove(self, version: str) -> None:
-        """Take a version back, to undo its publication. One that is not there is no error."""
+    def remove(self, version: str, unless: Callable[[], bool] | None = None) -> bool:
+        """Take a version out of sight, ask `unless`, and put it back if that holds; returns whether it went.
+
+        Who points an alias to a version looks at it again afterwards: of the two one sees the other. A version
+        that is not there is no error.
+        """
         ...
 
     def aliases(self) -> list[str]:
@@ -105,13 +109,19 @@ def require_conditions(store: Store, *, accepted: bool) -> None:
 _SCHEMES: Final[Mapping[str, Callable[[str], Store]]] = MappingProxyType({"s3": S3Store})
 
 
+def store_uri(uri: str | None = None) -> str:
+    """What `open_store` opens, the same from every working directory: a URI, or a directory's whole path."""
+    where = uri or os.environ.get("SRPO_STORE") or DEFAULT_STORE
+    return where if "://" in where else str(Path(where).absolute())
+
+
 def open_store(uri: str | None = None) -> Store:
     """The store at `uri`, by default at `SRPO_STORE`, else the directory store/. Nothing is touched yet.
 
     Raises:
         StoreError: the kind of the URI is unknown, or it names no bucket.
     """
-    where = uri or os.environ.get("SRPO_STORE") or DEFAULT_STORE
+    where = store_uri(uri)
     scheme, separator, _ = where.partition("://")
     if not separator:
         return DirectoryStore(Path(where))

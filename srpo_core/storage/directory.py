@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -89,12 +89,16 @@ class DirectoryStore:
         self.manifest(version)
         return self._root / version_key(version)
 
-    def remove(self, version: str) -> None:
-        """Take a version out of sight by one rename, then delete it."""
+    def remove(self, version: str, unless: Callable[[], bool] | None = None) -> bool:
+        """Take a version out of sight by one rename, then delete it, or put it back by another."""
         with self._errors(f"cannot remove {version}"), self._new_directory() as grave:
             directory = self._root / version_key(version)
-            if (directory / MANIFEST).is_file():
-                directory.rename(grave / version)
+            if not (directory / MANIFEST).is_file():
+                return True
+            directory.rename(grave / version)
+            if held := unless is not None and unless():
+                (grave / version).rename(directory)
+            return not held
 
     def aliases(self) -> list[str]:
         """The aliases, each as `<model>/<name>`, sorted."""

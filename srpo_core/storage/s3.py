@@ -10,7 +10,7 @@ What a killed publisher leaves is never visible, and its next attempt goes on fr
 import hashlib
 import os
 from base64 import b64encode
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -50,6 +50,7 @@ CONNECT_SECONDS: Final = 5
 READ_SECONDS: Final = 60
 
 _LOST: Final = ("PreconditionFailed", "412")
+_UNKNOWN: Final = ("NotImplemented", "501")
 _CONFLICT: Final = ("ConditionalRequestConflict", "409")
 _ABSENT: Final = ("NoSuchKey", "404")
 _DENIED: Final = ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken")
@@ -76,6 +77,9 @@ class S3Store:
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self.uri = f"s3://{self._bucket}/{self._prefix}".rstrip("/")
         self._part_bytes = part_bytes
+        self._refused: set[str] = (
+            set()
+        )  # conditions that the store refuses to write under, as the probe found
 
     def versions(self) -> list[str]:
         """The published versions, sorted by name."""
@@ -123,10 +127,17 @@ class S3Store:
         self.manifest(version)
         return None
 
-    def remove(self, version: str) -> None:
+    def remove(self, version: str, unless: Callable[[], bool] | None = None) -> bool:
         """Delete the manifest, so that the version does not exist; its files stay for other versions."""
+        key = self._manifest_key(version)
         with self._errors():
-            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + self._manifest_key(version))
+            found = self._get(key)
+            manifest = b"" if found is None else found["Body"].read()
+            self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
+            held = found is not None and unless is not None and unless()
+            if held:
+                self._put(key, manifest)
+            return not held
 
     def aliases(self) -> list[str]:
         """The aliases, each as `<model>/<name>`, sorted."""
@@ -149,12 +160,26 @@ class S3Store:
             return self._put_if(alias_key(name), encode_sealed(value), **condition)
 
     def ignored_conditions(self) -> Sequence[str]:
-        """If-None-Match and If-Match, where this store writes although they do not hold."""
+        """If-None-Match and If-Match, where this store writes although they do not hold, or does not know them.
+
+        Later writes leave out those that it does not know, as it would take none under them.
+        """
         key, note = "conditional-writes", b"This store was asked whether it honours conditions.\n"
+        asked = {"If-None-Match": {"IfNoneMatch": "*"}, "If-Match": {"IfMatch": f'"{"0" * 32}"'}}
         with self._errors():
-            self._put(key, note, IfNoneMatch="*")
-            asked = {"If-None-Match": {"IfNoneMatch": "*"}, "If-Match": {"IfMatch": f'"{"0" * 32}"'}}
-            return [name for name, condition in asked.items() if self._put(key, note, **condition)]
+            self._put(key, note)
+            return [name for name, condition in asked.items() if self._writes_despite(key, note, condition)]
+
+    def _writes_despite(self, key: str, note: bytes, condition: Mapping[str, str]) -> bool:
+        from botocore.exceptions import ClientError
+
+        try:
+            return self._put(key, note, **condition)
+        except ClientError as error:
+            if _code(error) not in _UNKNOWN:
+                raise
+            self._refused |= condition.keys()
+            return True
 
     def sweep(self, *, without: Collection[str], delete: bool) -> list[str]:
         """Objects that no version but those in `without` names, and unfinished uploads; a day old at least."""
@@ -306,24 +331,26 @@ class S3Store:
 
     def _put(self, key: str, data: bytes, **condition: str) -> bool:
         return self._conditionally(
-            lambda: self._client.put_object(
+            lambda **known: self._client.put_object(
                 Bucket=self._bucket,
                 Key=self._prefix + key,
                 Body=data,
                 # a store may hold what it takes to the one and not to the other
                 ChecksumSHA256=b64encode(hashlib.sha256(data).digest()).decode(),
                 ContentMD5=b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode(),
-                **condition,
-            )
+                **known,
+            ),
+            **condition,
         )
 
-    @staticmethod
-    def _conditionally(request: Any) -> bool:
+    def _conditionally(self, request: Callable[..., Any], **condition: str) -> bool:
+        """Make a request under a condition; False when that does not hold."""
         from botocore.exceptions import ClientError
 
+        known = {name: value for name, value in condition.items() if name not in self._refused}
         for last in (False, False, True):
             try:
-                request()
+                request(**known)
             except ClientError as error:
                 if _code(error) in _LOST:
                     return False
@@ -368,9 +395,10 @@ class S3Store:
             try:
                 parts = {"Parts": self._send_parts(path, upload, sent, digest, name)}
                 self._conditionally(
-                    lambda upload=upload, parts=parts: self._client.complete_multipart_upload(
-                        **upload, MultipartUpload=parts, IfNoneMatch="*"
-                    )
+                    lambda upload=upload, parts=parts, **known: self._client.complete_multipart_upload(
+                        **upload, MultipartUpload=parts, **known
+                    ),
+                    IfNoneMatch="*",
                 )
             except ClientError as error:
                 if _code(error) not in _UPLOAD_GONE:

@@ -93,6 +93,39 @@ def test_nodes_of_one_ray_cluster_are_told_where_they_share_files():
     assert volumes == [{"state"}, {"state"}]
 
 
+def test_a_repository_in_a_volume_is_brought_to_the_images_commit_and_keeps_its_tags(tmp_path):
+    """A volume is filled from an image once; the image's history lies beside it, where the Dockerfile puts it."""
+    (baked,) = (line.split()[-1] for line in instructions("RUN") if line.startswith("git clone"))
+    mine = [shlex.join(command) for command in commands("worker") if command[0] == "git"]
+    assert baked in mine[0]
+
+    def git(where, *arguments):
+        identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+        done = subprocess.run(
+            ["git", *identity, *arguments], cwd=where, check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    git(old, "init", "--quiet", "--initial-branch=main")
+    (old / "code.py").write_text("1")
+    git(old, "add", ".")
+    git(old, "commit", "--quiet", "-m", "old")
+    git(tmp_path, "clone", "--quiet", str(old), str(new))
+    (new / "code.py").write_text("2")
+    git(new, "commit", "--quiet", "--all", "-m", "new")
+    git(tmp_path, "clone", "--quiet", "--bare", str(new), str(tmp_path / "baked.git"))
+    git(old, "tag", "data-1")  # in the volume
+    (old / "code.py").write_text("2")  # of the new image
+    for line in mine:
+        there = line.replace(baked, str(tmp_path / "baked.git"))
+        subprocess.run(shlex.split(there), cwd=old, check=True, capture_output=True)
+    assert git(old, "rev-parse", "HEAD") == git(new, "rev-parse", "HEAD")
+    assert git(old, "status", "--porcelain") == ""
+    assert git(old, "tag") == "data-1"
+
+
 def test_builds_name_files_that_exist():
     for service in SERVICES.values():
         if "build" in service:
@@ -104,6 +137,9 @@ def test_builds_name_files_that_exist():
 @pytest.mark.parametrize("name", SERVICES)
 def test_every_command_of_a_service_exists(name):
     for command in commands(name):
+        if command[0] == "git":
+            assert any("install" in line and " git " in line for line in instructions("RUN"))
+            continue
         ours = name not in FOREIGN
         assert (
             shutil.which(command[0], path=str(Path(sys.executable).parent))

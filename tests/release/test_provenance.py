@@ -26,3 +26,22 @@ def test_every_gpu_has_its_name_and_a_machine_without_one_names_none(tmp_path):
     gpus = environment(tmp_path)["gpus"]
     assert len(gpus) == torch.cuda.device_count()
     assert all(gpus)
+
+
+def test_a_directory_that_was_cloned_has_the_digest_that_dvc_gives_it(tmp_path):
+    """DVC never looks into .git; a model fetched by `git clone` from a hub has one."""
+    from dvc.repo import Repo
+
+    from srpo_core.release.provenance import _dvc_md5
+
+    base = tmp_path / "base"
+    (base / ".git").mkdir(parents=True)
+    (base / ".git/HEAD").write_text("ref: refs/heads/main\n")
+    (base / "config.json").write_text("{}")
+    (base / "transformer").mkdir()
+    (base / "transformer/weights").write_text("1")
+    repo = Repo.init(str(tmp_path), no_scm=True)
+    (stage,) = repo.add(str(base))
+    assert _dvc_md5(base) == stage.outs[0].hash_info.value
+    (base / "config.json").write_text("[]")
+    assert _dvc_md5(base) != stage.outs[0].hash_info.value

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from srpo_core.errors import ArtifactError, ConfigError, GateError, StoreError
@@ -133,6 +134,35 @@ def test_publishing_again_is_a_no_op_even_after_a_commit_or_a_new_comment(projec
     assert second.version == first.version
     assert store.manifest(first.version) == before
     assert len(store.alias("tiny/candidate")[0]["history"]) == 1
+
+
+def test_a_corrected_card_or_licence_is_no_other_version_and_is_said_not_to_be_published(
+    project, store, caplog
+):
+    first = publish(store, root=project)
+    (project / "NOTICE").write_text("Other words.\n")
+    path = project / "params.yaml"
+    settings = yaml.safe_load(path.read_text())
+    settings["release"]["base_model"] = "someone/else"
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    again = publish(store, root=project)
+    assert (again.version, again.created) == (first.version, False)
+    assert "stays as it was first published, also in NOTICE, README.md, params.yaml" in caplog.text
+    assert "release.name" in caplog.text
+
+
+def test_another_way_to_write_workflows_or_a_licence_of_any_name_publishes_the_same_version(
+    project, store, monkeypatch
+):
+    path = project / "params.yaml"
+    settings = yaml.safe_load(path.read_text())
+    (project / "LICENSE").rename(project / "LICENSE.md")
+    settings["release"]["license_files"] = ["LICENSE.md", "NOTICE"]
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    publish(store, root=project)
+    (project / "LICENSE.md").write_text("Other words.\n")
+    monkeypatch.setattr("srpo_core.release.publishing.workflow_text", lambda *_: "{}")
+    assert publish(store, root=project).created is False
 
 
 def test_the_alias_remembers_who_moved_it_when_why_and_from_where(release):

@@ -212,9 +212,22 @@ def test_a_rollback_that_was_killed_half_way_is_ended_by_the_same_command_and_no
         patch.setattr("srpo_core.release.registry.move_alias", killed)
         rollback(store, reason="too sharp")
     move = rollback(store, reason="too sharp")
-    assert (move.before, move.after) == (second, first)
+    assert (move.before, move.after) == (first, first)
     assert (resolve(store, "production"), resolve(store, "previous")) == (first, second)
-    assert rollback(store, reason="too sharp").after == second, "one that came to its end is another command"
+
+
+def test_a_rollback_that_is_given_again_never_puts_the_bad_release_back(store, publish):
+    first, second, third = publish(1), publish(2), publish(3)
+    for version in (first, second, third):
+        promote(store, version)
+    assert rollback(store).after == second
+    steps = store.alias("tiny/production")[0]["history"]
+    for reason in ("", "too sharp"):
+        again = rollback(store, reason=reason)
+        assert (again.before, again.after) == (second, second)
+    assert store.alias("tiny/production")[0]["history"] == steps
+    promote(store, first)
+    assert rollback(store).after == second, "a promotion can be rolled back again"
 
 
 def test_a_rollback_undoes_a_promotion_that_was_killed_half_way(store, publish, monkeypatch):
@@ -436,7 +449,7 @@ def test_a_release_that_cannot_be_read_to_its_end_is_not_called_damaged_and_is_n
         with pytest.raises(StoreError, match="was cut off in the middle of a file") as caught:
             act()
         assert "is damaged" not in str(caught.value)
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert [path for path in (tmp_path / "cache").iterdir() if not path.name.startswith(".fetch")] == []
     proxy.num_bytes = None
     assert verify(store, "tiny-1")["version"] == "tiny-1"
     assert (
@@ -502,9 +515,9 @@ def test_cleaning_keeps_what_is_promoted_while_it_removes_others(store, publish,
     kind = type(store)
     honest = kind.remove
 
-    def promoting(self, version):
+    def promoting(self, version, **options):
         promote(store, versions[1])
-        honest(self, version)
+        return honest(self, version, **options)
 
     monkeypatch.setattr(kind, "remove", promoting)
     assert collect(store, keep=1).versions == tuple(versions[:3])
@@ -517,3 +530,41 @@ def test_cleaning_keeps_every_version_where_there_are_fewer_than_it_is_to_keep(s
     versions = [publish(number) for number in range(1, 4)]
     assert collect(store, keep=5, delete=True).versions == ()
     assert store.versions() == versions
+
+
+def test_a_version_promoted_while_it_is_removed_stays_whoever_comes_first(store, publish, monkeypatch):
+    first, second = publish(1), publish(2)
+    promote(store, first)
+    from srpo_core.release import publishing
+
+    asked = publishing.held_versions
+
+    def promoted_in_between(store):
+        held = asked(store)
+        with monkeypatch.context() as patch:
+            patch.setattr(publishing, "held_versions", asked)
+            promote(store, second)
+        monkeypatch.setattr(publishing, "held_versions", asked)
+        return held
+
+    monkeypatch.setattr(publishing, "held_versions", promoted_in_between)
+    assert publishing.remove_unheld(store, second) is False
+    assert resolve(store, "production") == second
+    assert verify(store, second)
+
+
+def test_a_version_removed_while_it_is_promoted_leaves_production_where_it_was(store, publish, monkeypatch):
+    first, second = publish(1), publish(2)
+    promote(store, first)
+    honest = type(store).write_alias
+
+    def then_removed(self, name, value, token):
+        done = honest(self, name, value, token)
+        monkeypatch.setattr(type(store), "write_alias", honest)
+        self.remove(second)
+        return done
+
+    monkeypatch.setattr(type(store), "write_alias", then_removed)
+    with pytest.raises(StoreError, match=f"no version '{second}'"):
+        promote(store, second)
+    assert resolve(store, "production") == first

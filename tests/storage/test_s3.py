@@ -13,7 +13,7 @@ from botocore.exceptions import EndpointConnectionError
 
 from srpo_core.artifacts import sha256
 from srpo_core.errors import StoreError
-from srpo_core.storage import S3Store, open_store
+from srpo_core.storage import S3Store, open_store, require_conditions
 
 pytestmark = pytest.mark.s3
 
@@ -148,6 +148,32 @@ def test_a_store_that_ignores_a_condition_is_found_out(bucket, monkeypatch, argu
 
     monkeypatch.setattr(BaseClient, "_make_api_call", forgetful)
     assert open_store(f"s3://{bucket}").ignored_conditions() == [header]
+
+
+def test_a_store_that_does_not_know_conditions_says_so_and_takes_writes_without_them(
+    bucket, make_release, monkeypatch
+):
+    from botocore.client import BaseClient
+    from botocore.exceptions import ClientError
+
+    honest = BaseClient._make_api_call
+
+    def without_conditions(self, operation, given):
+        if given.keys() & {"IfMatch", "IfNoneMatch"}:
+            raise ClientError({"Error": {"Code": "NotImplemented", "Message": "no"}}, operation)
+        return honest(self, operation, given)
+
+    monkeypatch.setattr(BaseClient, "_make_api_call", without_conditions)
+    store = open_store(f"s3://{bucket}")
+    with pytest.raises(
+        StoreError, match=r"ignores conditional writes \(If-None-Match, If-Match\).*unconditional_store"
+    ):
+        require_conditions(store, accepted=False)
+    require_conditions(store, accepted=True)
+    assert store.publish("tiny-1", *make_release())
+    assert store.write_alias("tiny/production", {"version": "tiny-1"}, None)
+    _, token = store.alias("tiny/production")
+    assert store.write_alias("tiny/production", {"version": "tiny-2"}, token)
 
 
 def test_what_a_store_damages_without_noticing_is_found_by_reading_back(bucket, make_release, monkeypatch):

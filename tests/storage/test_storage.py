@@ -99,6 +99,22 @@ def test_a_removed_version_is_gone_and_can_be_published_again(any_store, make_re
     assert any_store.publish("tiny-1", *make_release()) is True
 
 
+def test_a_version_that_is_wanted_after_all_is_put_back_as_it_was(any_store, make_release):
+    files, manifest = make_release()
+    any_store.publish("tiny-1", files, manifest)
+    seen = []
+
+    def wanted():
+        seen.append(any_store.versions())
+        return True
+
+    assert any_store.remove("tiny-1", unless=wanted) is False
+    assert seen == [[]], "it is asked once the version is out of sight"
+    assert contents(any_store, "tiny-1") == {name: path.read_bytes() for name, path in files.items()}
+    assert any_store.remove("tiny-1", unless=lambda: False) is True
+    assert any_store.versions() == []
+
+
 def test_an_alias_moves_only_from_the_state_that_was_read(any_store):
     assert any_store.alias("tiny/candidate") == (None, None)
     assert any_store.write_alias("tiny/candidate", {"version": "a"}, None) is True
