@@ -16,13 +16,14 @@ import json
 import logging
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from srpo_core.artifacts import replacing, sha256
 from srpo_core.errors import ArtifactError
@@ -38,6 +39,7 @@ RESUME = "resume"
 OPTIMIZER = f"{RESUME}/optimizer"
 RANDOM = f"{RESUME}/random"
 STATE = "state.json"
+SETTLE: Final = 90.0  # seconds for what another machine wrote to show here
 AT_ONCE = 1 << 30  # bytes of weights held in memory while they are joined
 
 log = logging.getLogger(__name__)
@@ -105,7 +107,9 @@ class CheckpointWriter:
         from concurrent.futures import ThreadPoolExecutor
 
         copies = {part: _copied(group) for part, group in tensors.items()}
-        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        pool = ThreadPoolExecutor(
+            1, thread_name_prefix="checkpoint", initializer=_on_device, initargs=_device()
+        )
         self._pending = pool.submit(self._write, copies, random, description)
         pool.shutdown(wait=False)
 
@@ -169,7 +173,7 @@ class CheckpointWriter:
         target = step_location(self.root, description["step"])
         written = _files_of(target, self.attempt) if target.path is None else Location.of(staging)
         try:
-            _require_files(written, description["sha256"])
+            _await_files(written, description["sha256"])
         except ArtifactError as error:
             raise ArtifactError(f"{error}: workers that share no disk need SRPO_STORAGE") from error
         if target.path is None:
@@ -277,6 +281,18 @@ def _require_files(place: Location, digests: Mapping[str, str]) -> None:
         )
 
 
+def _await_files(place: Location, digests: Mapping[str, str]) -> None:
+    """Require files that other ranks have just written, where they may show late: NFS keeps listings for a while."""
+    until = time.monotonic() + SETTLE
+    while digests.keys() - set(place.files()):
+        if time.monotonic() > until:
+            _require_files(place, digests)
+            return
+        for name in digests:
+            (place / name).exists()  # asks for the name itself, past a listing that is kept
+        time.sleep(0.5)
+
+
 def restore(
     checkpoint: Checkpoint,
     transformer: "torch.nn.Module",
@@ -297,6 +313,21 @@ def restore(
             kept = optimizer.state[parameter][name]
             kept.copy_(tensor.view(kept.shape) if tensor.ndim != kept.ndim else tensor)
         _restore_random(directory / RANDOM / f"rank-{rank:05d}.safetensors")
+
+
+def _device() -> tuple[int] | tuple[()]:
+    """The GPU of this thread, if there is one."""
+    import torch
+
+    return (torch.cuda.current_device(),) if torch.cuda.is_available() else ()
+
+
+def _on_device(*device: int) -> None:
+    """Bind a new thread to the GPU of its process: torch asks for its stream, and would open GPU 0 of every rank."""
+    import torch
+
+    for one in device:
+        torch.cuda.set_device(one)
 
 
 def trained(transformer: "torch.nn.Module") -> dict[str, "Tensor"]:

@@ -38,13 +38,20 @@ class Learner:
         gradients = [p.grad for p in transformer.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         figures["grad_norm"] = whole(norm)
-        # the one place where the host waits for the device: nothing that is not finite may reach the weights
-        metrics = dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
+        metrics = synchronised(figures)  # nothing that is not finite may reach the weights
         require_finite(metrics, transformer, step)  # before clipping spreads one NaN over all of them
         torch.nn.utils.clip_grads_with_norm_(transformer.parameters(), largest, norm)
         self.optimizer.step()
         self.model.weights_changed()
         return metrics
+
+
+def synchronised(figures: Mapping[str, Tensor]) -> dict[str, float]:
+    """Scalars as numbers: the one place of a step where the host waits for its device, and so for other ranks.
+
+    The watchdog knows it by its name: who stands here waits.
+    """
+    return dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
 
 
 def method_of(settings: TrainSettings) -> Method:

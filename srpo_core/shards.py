@@ -6,6 +6,7 @@ run of this machine reads it. Tasks on other machines meet this one below SRPO_S
 """
 
 import fcntl
+import gc
 import hashlib
 import json
 import logging
@@ -131,7 +132,10 @@ def _draw_missing(job: DrawJob, directory: Path, resources: ResourceSettings) ->
         log.info(
             "%s: %d of %d parts are drawn already", job.name, job.num_shards - len(missing), job.num_shards
         )
-    here = resources.draw_workers == 1 or len(missing) <= 1
+    no_gpu = (
+        resources.use_gpu and not torch.cuda.is_available()
+    )  # of this machine: the cluster's may have one
+    here = resources.draw_workers == 1 or not missing or (len(missing) == 1 and not no_gpu)
     if here or "RAY_ADDRESS" not in os.environ:  # a Ray of our own would wait for a GPU for ever
         device = local_device(resources)
     else:
@@ -201,6 +205,8 @@ def _draw_some(job: DrawJob, place: Location, numbers: Sequence[int]) -> None:
         )
         tensors = {PIXELS: drawn.pixels, **{name: found.contiguous() for name, found in drawn.found.items()}}
         (place / _name(number)).write(save(tensors))
+    del base
+    gc.collect()  # diffusers' hooks hold the module in a cycle, and the next model needs its memory
 
 
 @dataclass(frozen=True)

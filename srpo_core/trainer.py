@@ -22,6 +22,7 @@ from srpo_core.algorithm.noise import Draws, epoch_index, keyed_noise, keyed_sha
 from srpo_core.checkpoint import CheckpointWriter, TrainState, open_checkpoint, restore, step_location
 from srpo_core.config import ControlWords, ModelSettings, ResourceSettings, ScorerSettings, TrainSettings
 from srpo_core.early_stop import BASE, Watch, over_trained
+from srpo_core.errors import DivergenceError
 from srpo_core.learner import Learner, adamw, method_of
 from srpo_core.location import Location, local_copy
 from srpo_core.models import load_trainable
@@ -103,7 +104,14 @@ class Worker:
         """Train the steps that are not done yet; save checkpoints, samples and progress on the way."""
         job, writer = self.job, self._writer()
         with Watchdog(job.state, job.attempt, self.rank, self.world, job.resources.stall) as watchdog:
-            self._run(writer, watchdog)
+            try:
+                self._run(writer, watchdog)
+            except (
+                DivergenceError
+            ):  # raised by all ranks alike, so that all are here to end what is being written
+                with watchdog.between_steps():
+                    writer.finish()
+                raise
             with watchdog.between_steps():
                 writer.finish()
 

@@ -20,6 +20,7 @@ from srpo_core.config import StallSettings
 from srpo_core.location import Location
 
 EXIT_CODE: Final = 75
+WAITS: Final = "synchronised"  # the function of the learner that waits for the device
 GRACE_SECONDS: Final = 3.0  # for the other ranks to say where they stand, before this one's end ends them
 
 
@@ -125,7 +126,10 @@ def stalled(state: Location, attempt: str) -> str | None:
 def _standing(thread: int) -> tuple[bool, str]:
     """Whether a thread waits for other ranks, and the innermost line of ours that it stands in."""
     frame = sys._current_frames().get(thread)
-    waiting = frame is not None and "torch/distributed" in frame.f_code.co_filename
+    waiting = frame is not None and (
+        # on GPUs a collective returns at once, and the wait is where its result is read
+        "torch/distributed" in frame.f_code.co_filename or frame.f_code.co_name == WAITS
+    )
     while frame is not None and "srpo_core" not in frame.f_code.co_filename:
         frame = frame.f_back
     if frame is None:

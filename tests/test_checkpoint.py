@@ -206,6 +206,7 @@ def test_only_the_checkpoint_to_go_on_from_is_read_and_one_that_is_altered_gives
 def test_a_checkpoint_without_the_files_of_another_rank_does_not_appear(saved, monkeypatch):
     """As on two machines that write to disks of their own."""
     root, model, optimizer = saved
+    monkeypatch.setattr("srpo_core.checkpoint.SETTLE", 0.0)
     monkeypatch.setattr(
         CheckpointWriter, "_of_all_ranks", lambda _, mine: {**mine, "weights/shard-2": "0"} if mine else mine
     )
@@ -215,6 +216,23 @@ def test_a_checkpoint_without_the_files_of_another_rank_does_not_appear(saved, m
         save(root, 4, model, optimizer)
     assert newest(root).step == 2
     assert not (root / "step-000004").exists()
+
+
+def test_files_of_another_rank_that_show_late_are_waited_for(saved, monkeypatch):
+    """As NFS does, which keeps a listing for half a minute."""
+    root, model, optimizer = saved
+    honest, asked = Location.files, []
+
+    def late(self):
+        found = honest(self)
+        asked.append(self)
+        return [name for name in found if not name.startswith("resume/random")] if len(asked) < 3 else found
+
+    monkeypatch.setattr(Location, "files", late)
+    save(root, 4, model, optimizer)
+    assert len(asked) >= 3
+    monkeypatch.setattr(Location, "files", honest)
+    assert newest(root).step == 4
 
 
 def test_the_newest_can_be_resumed_and_every_one_keeps_its_weights(saved):

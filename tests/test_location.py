@@ -1,5 +1,9 @@
+import os
+
 import pytest
 
+from srpo_core import location
+from srpo_core.artifacts import sha256
 from srpo_core.errors import ArtifactError, ConfigError
 from srpo_core.location import Location, local_copy, storage
 
@@ -52,6 +56,27 @@ def test_a_copy_goes_with_its_last_reader_and_an_altered_or_missing_file_is_name
         pass
     with pytest.raises(ArtifactError, match="runs/y is missing"), local_copy(place, {"y": "0"}):
         pass
+
+
+def test_the_next_reader_of_a_copy_reads_again_only_what_has_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    place = Location("memory://test-location/read-once")
+    for name in ("x", "deep/y"):
+        (place / name).write(b"one")
+    digests = {name: (place / name).sha256() for name in ("x", "deep/y")}
+    read = []
+    monkeypatch.setattr(location, "sha256", lambda path: read.append(path.name) or sha256(path))
+    with local_copy(place, digests) as first:
+        assert read == ["x", "y"]
+        with local_copy(place, digests):
+            assert read == ["x", "y"], "held to its digest by the first"
+        (first / "x").write_bytes(b"two")
+        with local_copy(place, digests) as again:
+            assert (again / "x").read_bytes() == b"one"
+        assert read == ["x", "y", "x", "x"]
+    assert [
+        path.name for path in (tmp_path / f"srpo-{os.getuid()}").iterdir() if path.suffix == ".seen"
+    ] == []
 
 
 def test_a_copy_goes_too_when_its_reader_or_its_download_fails(tmp_path, monkeypatch):

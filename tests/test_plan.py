@@ -174,7 +174,7 @@ def of_flux(gpus=8, memory=80.0, **patch):
         peak_after=int(6.7 * GB),
     )
     whole = 11_901_408_320
-    sizes = Sizes(whole, whole, 339_000_000, 339_000_000, 54_000_000, int(4.28 * GB))
+    sizes = Sizes(whole, whole, 339_000_000, 339_000_000, 54_000_000, int(4.28 * GB), int(3.94 * GB), 0)
     return Plan(settings("flux1_dev", **patch), cluster(gpus, memory), sizes, counted)
 
 
@@ -233,6 +233,21 @@ def test_the_pictures_that_later_stages_draw_are_counted_for_every_model_and_for
     assert of_flux(8, draw={"autocast": False}).draws["evaluate"].hours == pytest.approx(15 * evaluate.hours)
 
 
+def test_drawing_holds_the_whole_model_in_float32_whatever_was_trained(flux):
+    """FLUX.1-dev 11.9 G parameters, HPSv2.1 and the VAE 4.28 GB; judge and CLIP-L taken to be as large as HPSv2.1."""
+    parts = flux.drawing
+    assert parts["parameters"] / GB == pytest.approx(47.6, rel=0.01)
+    assert parts["judge and scorers"] / GB == pytest.approx(2 * 3.94, rel=0.01)
+    passing = {
+        batch: make_plan(
+            settings("flux1_dev", train={"batch_size": 8}, draw={"batch_size": batch}), cluster(8)
+        ).drawing["passing tensors"]
+        for batch in (1, 4)
+    }
+    assert passing[4] / passing[1] == pytest.approx(4, rel=0.05), "the decoder's, at 720 pixels"
+    assert passing[4] == parts["passing tensors"]
+
+
 def test_four_pictures_a_device_are_four_times_the_work():
     assert of_flux(8).flops["rollout"] == pytest.approx(4 * of_flux(32).flops["rollout"])
 
@@ -271,6 +286,7 @@ def test_the_command_prints_every_table(monkeypatch, capsys):
     for word in (
         "optimizer",
         "It fits into 16 GB.",
+        "Drawing 32 pictures at once needs 0.0762 GB",
         "rollout",
         "30 steps",
         "pairs_per_rollout=4",

@@ -1,5 +1,7 @@
 """Shards on the tiny family: what is kept, what is drawn again, what tasks change."""
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,6 +62,40 @@ def test_drawing_by_tasks_says_that_there_is_no_gpu_in_place_of_waiting_for_one(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"resources.use_gpu is true and this machine has no GPU"):
         draw_shards(job, resources(2).model_copy(update={"use_gpu": True}))
+
+
+@pytest.mark.parametrize(("use_gpu", "how"), [(True, "by tasks"), (False, "here")])
+def test_the_last_missing_shard_is_drawn_by_a_task_where_only_the_cluster_has_a_gpu(
+    job, monkeypatch, use_gpu, how
+):
+    called = []
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(module, "_missing", lambda *_: [2])
+    monkeypatch.setattr(module, "_draw_on_ray", lambda *_: called.append("by tasks"))
+    monkeypatch.setattr(module, "_draw_some", lambda *_: called.append("here"))
+    draw_shards(job, resources(2).model_copy(update={"use_gpu": use_gpu}))
+    assert called == [how]
+
+
+def test_a_model_that_was_drawn_leaves_its_memory_to_the_next(job, monkeypatch):
+    """Also where Python collects no garbage meanwhile: diffusers' hooks hold the module in a cycle."""
+    held, honest = [], module.load_base
+
+    def watched(*arguments):
+        base = honest(*arguments)
+        held.append(weakref.ref(base.transformer))
+        return base
+
+    monkeypatch.setattr(module, "load_base", watched)
+    gc.disable()
+    try:
+        for name in ("base", "step 5"):
+            draw_shards(replace(job, name=name), resources())
+            assert [one() for one in held] == [None] * len(held)
+    finally:
+        gc.enable()
+    assert len(held) == 2
 
 
 def test_the_shards_together_are_the_set_drawn_at_once(job):

@@ -201,6 +201,27 @@ def test_a_last_background_checkpoint_that_comes_to_no_end_is_a_stall(job, monke
     assert ended == [EXIT_CODE]
 
 
+def test_a_run_that_diverges_first_ends_the_checkpoint_that_is_being_written(job):
+    ended = []
+
+    class Diverging(Worker):
+        def __init__(self, job):
+            self.job, self.rank, self.world = job, 0, 1
+
+        def _run(self, writer, watchdog):
+            raise DivergenceError("step 16: loss is nan")
+
+        def _writer(self):
+            return self
+
+        def finish(self):
+            ended.append("step 15")
+
+    with pytest.raises(DivergenceError, match="step 16"):
+        Diverging(job).run()
+    assert ended == ["step 15"]
+
+
 def test_what_the_judge_sees_is_no_stalled_step_where_it_takes_longer_than_one(job):
     """A step is ended by the watchdog after 0.2 s, what lies between steps after a second."""
     ended, judged = [], []

@@ -1,11 +1,15 @@
 import json
+import threading
 import time
+from contextlib import suppress
+from functools import partial
 
 import pytest
 
 from srpo_core.config import StallSettings
+from srpo_core.learner import synchronised
 from srpo_core.location import Location
-from srpo_core.watchdog import EXIT_CODE, Watchdog, reports, stalled
+from srpo_core.watchdog import EXIT_CODE, Watchdog, _standing, reports, stalled
 
 QUICK = StallSettings(factor=5, least_seconds=0.2, restarts=1)
 
@@ -80,6 +84,30 @@ def test_the_limit_grows_with_the_median_step_and_never_falls_below_the_least(tm
     assert watchdog.limit == 4
     watchdog._steps += [2.0, 2.0, 2.0]
     assert watchdog.limit == pytest.approx(20)
+
+
+def test_who_reads_the_figures_of_a_step_from_its_device_waits_for_others(monkeypatch):
+    """A collective of GPUs returns at once; the wait is where its result is read, in a call without a frame."""
+    standing = threading.Event()
+
+    class Device:
+        def __init__(self):
+            standing.set()
+            self.tolist = partial(time.sleep, 1)
+
+    monkeypatch.setattr("srpo_core.learner.torch.stack", lambda _: Device())
+
+    def train():
+        with suppress(TypeError):  # what a nap returns is no list
+            synchronised({})
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    standing.wait()
+    time.sleep(0.2)
+    assert _standing(thread.ident)[0] is True
+    thread.join()
+    assert _standing(threading.get_ident())[0] is False
 
 
 def say(tmp_path, *rows, world=3):

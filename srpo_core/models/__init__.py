@@ -73,17 +73,17 @@ BASES: Final[Mapping[str, BaseEntry]] = MappingProxyType(
 
 
 def load_base(settings: ModelSettings, transformer: Path | None = None) -> BaseModel:
-    """Load the base model that the settings name, with its own weights or with those of a directory.
+    """Load the base model that the settings name to draw with, by its own weights or those of a directory.
 
     Raises:
         ConfigError: there is no such base model.
         ArtifactError: a file is missing or damaged.
     """
     base = pick(BASES, settings.base, "base model")
-    if transformer is None:
-        return base.load(settings)
-    model = base.load(settings, empty=True)
-    model.transformer = base.load_transformer(transformer)
+    model = base.load(settings, empty=transformer is not None)
+    if transformer is not None:
+        model.transformer = base.load_transformer(transformer)
+    model.transformer.requires_grad_(False)
     return model
 
 

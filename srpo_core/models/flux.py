@@ -135,8 +135,11 @@ class FluxBase:
             if first or trained.requires_grad:
                 copied.copy_(whole(trained.to(copied.dtype)))  # half the bytes to gather
 
-    def _precision(self, device: torch.device) -> AbstractContextManager[None]:
-        return torch.autocast(device.type, torch.bfloat16) if self._autocast else nullcontext()
+    def _precision(self, device: torch.device, *, cache: bool = True) -> AbstractContextManager[None]:
+        """cache: keep the bfloat16 copy of each weight that asks for a gradient until the context is left."""
+        if not self._autocast:
+            return nullcontext()
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=cache)
 
     def _predict(
         self, transformer: Any, latents: Tensor, timestep: Tensor, guidance: float, condition: Condition
@@ -243,13 +246,17 @@ class FluxBase:
 
     @contextmanager
     def _sampling(self, device: torch.device) -> Iterator[None]:
-        """The precision of training's calls; velocities, and so the pipeline's latents, stay in float32."""
+        """The precision of training's calls; velocities, and so the pipeline's latents, stay in float32.
+
+        Without the cache of casts: one context holds all steps and the decoder, and would keep a copy of every
+        weight (24 GB of FLUX.1-dev) through them.
+        """
         if not self._autocast:
             yield
             return
         hook = self.transformer.register_forward_hook(lambda *call: tuple(v.float() for v in call[2]))
         try:
-            with self._precision(device):
+            with self._precision(device, cache=False):
                 yield
         finally:
             hook.remove()

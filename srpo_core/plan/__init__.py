@@ -7,9 +7,9 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Final
 
-from srpo_core.config import Settings, TrainSettings
+from srpo_core.config import DrawSettings, Settings, TrainSettings
 from srpo_core.errors import ConfigError
-from srpo_core.plan.counting import Counted, count_call
+from srpo_core.plan.counting import Counted, count_call, count_draw
 from srpo_core.plan.parts import MetaParts, meta_parts
 
 GB: Final = 1e9
@@ -40,7 +40,7 @@ class Sizes:
     """Elements of the transformer, and the bytes of what is frozen beside it.
 
     trained_of_block: what is trained of the largest block; rest: what lies outside of the blocks; frozen: VAE and
-    reward, in bytes.
+    reward, in bytes; reward: the latter alone; drawn: bytes that pass while a batch is drawn and decoded.
     """
 
     all: int
@@ -49,6 +49,8 @@ class Sizes:
     trained_of_block: int
     rest: int
     frozen: int
+    reward: int
+    drawn: int
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,22 @@ class Plan:
         """What lies outside of the blocks stays gathered between a call's way there and its way back."""
         width = 2 if self.settings.train.compute.autocast else 4
         return 0.0 if self._shards == 1 else width * self.sizes.rest
+
+    @property
+    def drawing(self) -> Mapping[str, float]:
+        """Bytes by part of a device that draws for evaluate, by one model after the other, whatever was trained.
+
+        Judge and scorers are known by name only: each is taken to be as large as the reward.
+        """
+        settings = self.settings
+        others = {settings.judge.path, *(scorer.path for scorer in settings.evaluate.scorers.values())}
+        return {
+            "parameters": 4.0 * self.sizes.all,
+            "VAE and reward": self.sizes.frozen,
+            "judge and scorers": len(others - {settings.reward.path}) * self.sizes.reward,
+            "passing tensors": self.sizes.drawn,
+            "device's own": CONTEXT_BYTES if settings.resources.use_gpu else 0.0,
+        }
 
     @property
     def peak(self) -> float:
@@ -241,7 +259,7 @@ def make_plan(settings: Settings, cluster: Cluster) -> Plan:
     if train.method not in ("srpo", "direct_align"):
         raise ConfigError(f"train.method {train.method!r} is not counted yet: known are direct_align, srpo")
     parts = meta_parts(settings)
-    sizes = _sizes(parts)
+    sizes = _sizes(parts, settings.draw)
     if settings.resources.shard and train.compute.autocast:
         parts.model.transformer.bfloat16()  # as it is gathered
     branches = len(train.direct_align.branches) if train.batch_branches else 1
@@ -322,7 +340,7 @@ def _frozen_in_half(train: TrainSettings) -> bool:
     return train.tune == "lora" and train.lora.frozen == "bfloat16"
 
 
-def _sizes(parts: MetaParts) -> Sizes:
+def _sizes(parts: MetaParts, draw: DrawSettings) -> Sizes:
     from srpo_core.models.sharding import blocks
 
     transformer = parts.model.transformer
@@ -335,6 +353,8 @@ def _sizes(parts: MetaParts) -> Sizes:
         trained_of_block=_count(largest, trained=True),
         rest=_count(transformer) - inside,
         frozen=4 * (_count(parts.model.vae) + parts.reward_parameters),
+        reward=4 * parts.reward_parameters,
+        drawn=count_draw(parts.model, parts.condition, pictures=draw.batch_size, autocast=draw.autocast),
     )
 
 

@@ -168,6 +168,18 @@ def count_call(model: Any, reward: Any, condition: Any, *, pictures: int, autoca
     return Counted(pictures, rollout, transformer, decode, score_phase, before, meter.peak)
 
 
+def count_draw(model: Any, condition: Any, *, pictures: int, autocast: bool) -> int:
+    """Bytes alive at most, weights apart, while so many pictures are drawn at once and decoded, on the meta device."""
+    with torch.device("meta"):
+        latents = torch.empty(pictures, *model.latent_shape)
+        time = torch.empty(pictures)
+    meter = Meter()
+    with AsOnDevice(autocast=autocast), meter, torch.no_grad():
+        model.velocity(latents, time, 1.0, condition[[0] * pictures])
+        model.decode(latents)
+    return meter.peak
+
+
 def _back(meter: Meter, phase: Phase, output: Tensor, gradient: Tensor | None) -> None:
     """The way back of a phase, by the engine itself: modes see autograd.backward as a call and are off below it."""
     from torch.autograd.graph import _engine_run_backward

@@ -13,7 +13,9 @@ from srpo_core.plan.counting import Counted
 
 def show(plan: Plan) -> Group:
     """Memory, work, time and money of a plan; what makes it fit if it does not; what other settings save."""
-    return Group(_memory(plan), _verdict(plan), _work(plan), _time(plan), _disk(plan), _savings(plan))
+    return Group(
+        _memory(plan), _verdict(plan), _drawing(plan), _work(plan), _time(plan), _disk(plan), _savings(plan)
+    )
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -43,6 +45,15 @@ def _verdict(plan: Plan) -> Text:
         return Text(f"{text} With {', '.join(done)} it does: {better.peak / GB:.3g} GB.", style="yellow")
     least = f" Even with {', '.join(done)} it needs {better.peak / GB:.3g} GB:" if done else ""
     return Text(f"{text}{least} take more devices, or a smaller train.batch_size.", style="red")
+
+
+def _drawing(plan: Plan) -> Text:
+    size, batch = sum(plan.drawing.values()), plan.settings.draw.batch_size
+    parts = ", ".join(f"{part} {found / GB:.3g}" for part, found in plan.drawing.items() if found)
+    text = f"Drawing {batch} pictures at once needs {size / GB:.3g} GB ({parts}; each scorer taken to be as large as the reward)"
+    if size <= plan.cluster.memory:
+        return Text(f"{text}: it fits.", style="green")
+    return Text(f"{text}: it does not fit. Set a smaller draw.batch_size.", style="red")
 
 
 def _work(plan: Plan) -> Table:

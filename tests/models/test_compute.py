@@ -1,17 +1,20 @@
 """What training trades for time and memory must not change what is learned, beyond the stated tolerances."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 
-from srpo_core.config import ComputeSettings
+from srpo_core.config import ComputeSettings, load_settings
 from srpo_core.errors import ConfigError
+from srpo_core.models import load_base
 from srpo_core.models.checkpointing import evenly_spread
 from srpo_core.models.flux import FluxBase
 from srpo_core.protocols import Condition
 
+ROOT = Path(__file__).resolve().parents[2]
 OFF = {
     "autocast": False,
     "rollout_copy": False,
@@ -151,6 +154,28 @@ def test_autocast_stays_near_float32_and_leaves_weights_gradients_and_results_in
         == {torch.float32}
     )
     assert 0 < worst(grads, reference) < BFLOAT16
+
+
+def test_pictures_drawn_under_autocast_keep_no_copy_of_the_weights_between_steps(monkeypatch):
+    """Also those that early stop draws, of weights that ask for a gradient."""
+    monkeypatch.chdir(ROOT)
+    drawing, cached = load_base(load_settings(ROOT / "profiles/tiny.yaml").model), []
+    drawing.transformer.register_forward_hook(lambda *_: cached.append(torch.is_autocast_cache_enabled()))
+    config = drawing.transformer.config
+    condition = Condition(
+        torch.zeros(1, 4, config.joint_attention_dim), torch.zeros(1, config.pooled_projection_dim)
+    )
+    with drawing.autocast(enabled=True):
+        drawing.draw(condition, torch.randn(1, *drawing.latent_shape), steps=2, guidance=3.5)
+    assert cached == [False, False]
+
+
+def test_a_base_to_draw_with_asks_for_no_gradient(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    model = load_settings(ROOT / "profiles/tiny.yaml").model
+    for directory in (None, ROOT / model.path / "transformer"):
+        weights = load_base(model, directory).transformer.parameters()
+        assert not any(parameter.requires_grad for parameter in weights)
 
 
 def test_autocast_keeps_less_for_the_way_back(inputs):
