@@ -24,8 +24,15 @@ from srpo_core.errors import StageError
 from srpo_core.graph import Stage, read_graph
 from srpo_core.report.whole import write_whole
 from srpo_core.reproduction import StageResult, reproduce
-from srpo_core.storage import open_store
-from srpo_core.workspace import Workspace, bring_home, fetch_data, open_workspace, write_settings
+from srpo_core.storage import open_store, require_conditions
+from srpo_core.workspace import (
+    Workspace,
+    bring_home,
+    fetch_data,
+    has_settings_of_checkout,
+    open_workspace,
+    write_settings,
+)
 
 
 @dataclass(frozen=True)
@@ -34,8 +41,8 @@ class AlignResult:
 
     passed, reason: the gate's verdict; report: the page to look at, with formats and cost; release: where it
     was published, if it was; stages: how each stage that ran ended; workspace: where everything lies; home:
-    whether the results were brought to the checkout; champion: what is in production, where the settings name
-    none and the run drew it beside the base: its settings are then not the checkout's.
+    whether the results were brought to the checkout; champion: what is in production and was drawn beside the base,
+    where this alone makes the run's settings others than the checkout's.
     """
 
     passed: bool
@@ -68,6 +75,7 @@ def align(
         settings = write_settings(workspace.path, profile=profile, patch=changes)
         require_consistent(settings)
         champion = in_production(settings.release.name) if settings.champion is None else None
+        plain = has_settings_of_checkout(workspace)
         if champion:
             write_settings(workspace.path, profile=None, patch={"champion": champion})
         results = run_stages(workspace)
@@ -84,7 +92,7 @@ def align(
             stages=tuple(results),
             workspace=workspace.path,
             home=home,
-            champion=champion,
+            champion=champion if plain else None,
         )
         show_artifacts(result, decision)
         return Completed(
@@ -166,7 +174,9 @@ def publish_run(workspace: Workspace, stage_seconds: dict[str, float]) -> releas
 @publish_run.on_rollback
 def withdraw_release(undone: Transaction) -> None:
     """Take back a release that could not be read back."""
-    release.withdraw(open_store(), undone.get("published"))
+    store = open_store()
+    require_conditions(store, accepted=True)  # it was accepted when this was published
+    release.withdraw(store, undone.get("published"))
 
 
 @task(name="verify", task_run_name="verify", cache_policy=NO_CACHE)

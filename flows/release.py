@@ -59,7 +59,7 @@ def promote(version: str, reason: str = "", override: bool = False) -> Move:
 
 @flow(name="rollback")
 def rollback(model: str | None = None, reason: str = "") -> Move:
-    """Make the release production again that was before.
+    """Make the release production again that was before the last promotion; given again it moves nothing.
 
     Args:
         model: whose production; needed where the store has that of several.

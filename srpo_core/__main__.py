@@ -318,7 +318,7 @@ def rollback(
     ] = None,
     reason: Annotated[str, typer.Option(help="kept in the history of production")] = "",
 ) -> None:
-    """Make the release production again that was before."""
+    """Make the release production again that was before the last promotion; given again it moves nothing."""
     from flows.terminal import run_rollback
 
     typer.echo(run_rollback(model=model, reason=reason))

@@ -51,7 +51,7 @@ class Evaluated:
 
 
 def evaluated_pictures(num_prompts: int, metric: str) -> Evaluated:
-    """Of the prompts that stage evaluate drew so many, at even distances, with the figures of their first seed.
+    """`num_prompts` of the prompts that stage evaluate drew, at even distances, with the figures of their first seed.
 
     Raises:
         ConfigError: fewer prompts were evaluated, or not by this metric.

@@ -132,9 +132,8 @@ def _draw_missing(job: DrawJob, directory: Path, resources: ResourceSettings) ->
         log.info(
             "%s: %d of %d parts are drawn already", job.name, job.num_shards - len(missing), job.num_shards
         )
-    no_gpu = (
-        resources.use_gpu and not torch.cuda.is_available()
-    )  # of this machine: the cluster's may have one
+    # of this machine: the cluster's may have one
+    no_gpu = resources.use_gpu and not torch.cuda.is_available()
     here = resources.draw_workers == 1 or not missing or (len(missing) == 1 and not no_gpu)
     if here or "RAY_ADDRESS" not in os.environ:  # a Ray of our own would wait for a GPU for ever
         device = local_device(resources)

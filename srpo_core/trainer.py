@@ -106,11 +106,13 @@ class Worker:
         with Watchdog(job.state, job.attempt, self.rank, self.world, job.resources.stall) as watchdog:
             try:
                 self._run(writer, watchdog)
-            except (
-                DivergenceError
-            ):  # raised by all ranks alike, so that all are here to end what is being written
-                with watchdog.between_steps():
-                    writer.finish()
+            except DivergenceError as diverged:
+                # all ranks raise it alike, so that all are here to end what is being written
+                try:
+                    with watchdog.between_steps():
+                        writer.finish()
+                except Exception as error:
+                    raise diverged from error
                 raise
             with watchdog.between_steps():
                 writer.finish()

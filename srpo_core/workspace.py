@@ -173,10 +173,7 @@ def bring_home(workspace: Workspace, stages: list[str]) -> bool:
     have to, the reason is logged and the checkout's dvc.lock is as it was before.
     """
     top, lock = workspace.checkout, Path("dvc.lock")
-    same_settings = (top / config.PARAMS_FILE).read_bytes() == (
-        workspace.path / config.PARAMS_FILE
-    ).read_bytes()
-    if not same_settings or checkout_snapshot(top) != workspace.snapshot:
+    if not has_settings_of_checkout(workspace) or checkout_snapshot(top) != workspace.snapshot:
         return False
     before = (top / lock).read_bytes() if (top / lock).exists() else None
     environment = {**workspace.environment(), "DVC_SITE_CACHE_DIR": str(workspace.home / "dvc")}
@@ -189,6 +186,12 @@ def bring_home(workspace: Workspace, stages: list[str]) -> bool:
             log.warning("the results stay in %s: %s", workspace.path, error)
             return False
     return True
+
+
+def has_settings_of_checkout(workspace: Workspace) -> bool:
+    """Whether params.yaml is the checkout's, to the byte."""
+    ours, theirs = (top / config.PARAMS_FILE for top in (workspace.path, workspace.checkout))
+    return ours.read_bytes() == theirs.read_bytes()
 
 
 def _write(path: Path, content: bytes | None) -> None:

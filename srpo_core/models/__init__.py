@@ -73,7 +73,7 @@ BASES: Final[Mapping[str, BaseEntry]] = MappingProxyType(
 
 
 def load_base(settings: ModelSettings, transformer: Path | None = None) -> BaseModel:
-    """Load the base model that the settings name to draw with, by its own weights or those of a directory.
+    """Load the named base model for drawing, with its own weights or a directory's; none asks for a gradient.
 
     Raises:
         ConfigError: there is no such base model.

@@ -53,7 +53,10 @@ def _drawing(plan: Plan) -> Text:
     text = f"Drawing {batch} pictures at once needs {size / GB:.3g} GB ({parts}; each scorer taken to be as large as the reward)"
     if size <= plan.cluster.memory:
         return Text(f"{text}: it fits.", style="green")
-    return Text(f"{text}: it does not fit. Set a smaller draw.batch_size.", style="red")
+    one_at_once = size - (1 - 1 / batch) * plan.drawing["passing tensors"]
+    smaller = one_at_once <= plan.cluster.memory
+    advice = "Set a smaller draw.batch_size." if smaller else "Take devices with more memory to draw with."
+    return Text(f"{text}: it does not fit. {advice}", style="red")
 
 
 def _work(plan: Plan) -> Table:

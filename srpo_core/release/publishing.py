@@ -170,22 +170,28 @@ def move_alias(
         history = [*(() if value is None else value["history"]), step]
         if store.write_alias(name, {"version": version, "history": history}, token):
             if version is not None:
-                require_held(store, name, version, before, who=who)
+                require_held(store, name, version, value)
             return before
     raise StoreError(f"others keep moving the alias {name} in {store.uri}: look at it, then try again")
 
 
-def require_held(store: Store, name: str, version: str, before: str | None, *, who: str | None) -> None:
-    """Look that a version is still there once an alias points to it; if not, the alias goes back to `before`.
+def require_held(store: Store, name: str, version: str, before: Mapping[str, Any] | None) -> None:
+    """Look that a version is still there once an alias points to it; if not, the alias is as it was `before`.
 
     Raises:
         StoreError: it was removed at the same moment (see `Store.remove`).
     """
-    try:
-        store.manifest(version)
-    except StoreError:
-        move_alias(store, name, before, why=f"{version} was removed at the same moment", who=who)
-        raise
+    if version in store.versions():
+        return
+    now, token = store.alias(name)
+    if now is not None and now["version"] == version:  # else another has moved it on
+        gone = step_of(version, None, why=f"{version} was removed at the same moment", who=None)
+        nothing = {"version": None, "history": [*now["history"], gone]}
+        store.write_alias(name, nothing if before is None else before, token)
+    raise StoreError(
+        f"{version} was removed from {store.uri} at the same moment, so {name} does not point to it: "
+        "look with 'srpo releases'"
+    )
 
 
 def step_of(before: str | None, after: str | None, *, why: str, who: str | None) -> dict[str, Any]:

@@ -135,13 +135,12 @@ def fetch(store: Store, reference: str, *, cache: Path | None = None) -> Path:
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with (target.parent / ".fetch.lock").open("a") as lock:
-            fcntl.flock(
-                lock, fcntl.LOCK_EX
-            )  # of two that want the same one downloads, the other finds it done
+        partial = target.with_name(f".fetch-{target.name}")
+        with partial.with_suffix(".lock").open("a") as lock:
+            # of two that want the same release one downloads, and the other finds it done
+            fcntl.flock(lock, fcntl.LOCK_EX)
             if target.is_dir():
                 return target
-            partial = target.with_name(f".fetch-{target.name}")
             for name, entry in manifest["files"].items():
                 _download(store, version, name, entry, partial / name)
             artifacts.write_json(partial / MANIFEST, manifest)

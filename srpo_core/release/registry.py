@@ -187,7 +187,7 @@ def _move(
             f"another moved {production} to {None if now is None else now['version']} at the same moment, so "
             f"{version} was not promoted: look with 'srpo releases', and promote again if it still should be"
         )
-    require_held(store, production, version, before, who=who)
+    require_held(store, production, version, value)
     _note_previous(store, production, who=who)
     return Move(production, before, version)
 
@@ -197,7 +197,7 @@ def _note_previous(store: Store, production: str, *, who: str | None) -> None:
     previous = _previous_of(production)
     noted = None
     while (step := _last_step(store, production)) not in (None, noted):
-        if step["from"] is not None:
+        if step["from"] in store.versions():
             move_alias(store, previous, step["from"], why=f"production moved to {step['to']}", who=who)
         noted = step
 

@@ -236,7 +236,7 @@ def _say(name: str, proof: Mapping[str, Any]) -> None:
         return
     psnr = "" if proof["psnr"] is None else f", {proof['psnr']:.1f} dB to {REFERENCE}"
     kept = (
-        ", no gain on these pictures that it could keep (min_gain_kept is not asked for)"
+        ", the aligned model gains nothing on these pictures, so min_gain_kept is not checked"
         if proof["gain_kept"] is None
         else f", {proof['gain_kept']:.0%} of the gain"
     )

@@ -97,7 +97,7 @@ def require_conditions(store: Store, *, accepted: bool) -> None:
     ignored = store.ignored_conditions()
     if not ignored:
         return
-    what = f"the store {store.uri} ignores conditional writes ({', '.join(ignored)})"
+    what = f"the store {store.uri} does not honour conditional writes ({', '.join(ignored)})"
     if not accepted:
         raise StoreError(
             f"{what}, so two writers at once could lose each other's work: use another store, or set "

@@ -96,8 +96,12 @@ class DirectoryStore:
             if not (directory / MANIFEST).is_file():
                 return True
             directory.rename(grave / version)
-            if held := unless is not None and unless():
-                (grave / version).rename(directory)
+            held = True  # also where it cannot be told
+            try:
+                held = unless is not None and unless()
+            finally:
+                if held:
+                    _put_back(grave / version, directory)
             return not held
 
     def aliases(self) -> list[str]:
@@ -257,6 +261,17 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _put_back(grave: Path, directory: Path) -> None:
+    try:
+        grave.rename(directory)
+    except OSError as error:
+        if error.errno not in (
+            errno.ENOTEMPTY,
+            errno.EEXIST,
+        ):  # published again meanwhile, with the same content
+            raise
 
 
 def _read_if_there(path: Path) -> bytes | None:

@@ -77,9 +77,8 @@ class S3Store:
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self.uri = f"s3://{self._bucket}/{self._prefix}".rstrip("/")
         self._part_bytes = part_bytes
-        self._refused: set[str] = (
-            set()
-        )  # conditions that the store refuses to write under, as the probe found
+        # conditions that the store does not know, as `ignored_conditions` found
+        self._refused: set[str] = set()
 
     def versions(self) -> list[str]:
         """The published versions, sorted by name."""
@@ -134,9 +133,12 @@ class S3Store:
             found = self._get(key)
             manifest = b"" if found is None else found["Body"].read()
             self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
-            held = found is not None and unless is not None and unless()
-            if held:
-                self._put(key, manifest)
+            held = found is not None  # also where it cannot be told
+            try:
+                held = held and unless is not None and unless()
+            finally:
+                if held:
+                    self._put(key, manifest)
             return not held
 
     def aliases(self) -> list[str]:

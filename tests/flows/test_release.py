@@ -189,7 +189,7 @@ def test_a_bucket_that_ignores_a_condition_moves_production_only_where_the_setti
 
     monkeypatch.setattr(BaseClient, "_make_api_call", forgetful)
     for act in (lambda: promote("tiny-1"), rollback):
-        with pytest.raises(StoreError, match=rf"ignores conditional writes \({header}\)"):
+        with pytest.raises(StoreError, match=rf"does not honour conditional writes \({header}\)"):
             act()
     assert resolve(store, "production") == "tiny-2"
     settings = (ROOT / "params.yaml").read_text()

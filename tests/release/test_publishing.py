@@ -255,7 +255,7 @@ def test_a_store_that_ignores_conditions_is_refused_unless_the_settings_accept_i
 ):
     monkeypatch.setattr(type(store), "ignored_conditions", lambda _: ["If-Match"])
     with pytest.raises(
-        StoreError, match=r"ignores conditional writes \(If-Match\).*unconditional_store: true"
+        StoreError, match=r"does not honour conditional writes \(If-Match\).*unconditional_store: true"
     ):
         publish(store, root=project)
     assert store.versions() == []

@@ -192,7 +192,7 @@ def test_a_release_in_a_bucket_is_downloaded_once_verified_and_draws(release, bu
     directory = fetch(store, published.version, cache=tmp_path / "cache")
     for name, path in files.items():
         assert (directory / name).read_bytes() == path.read_bytes()
-    assert {path.name for path in (tmp_path / "cache").iterdir()} == {directory.name, ".fetch.lock"}
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == [directory.name]
     here = draw(local, published.version, "tiger face", output=tmp_path / "here.png")
     there = draw(
         store, published.version, "tiger face", output=tmp_path / "there.png", cache=tmp_path / "cache"
@@ -213,9 +213,7 @@ def test_a_damaged_download_is_refused_and_leaves_nothing(release, bucket, tmp_p
     monkeypatch.setattr(type(store), "read", lambda *_: iter([b"other bytes"]))
     with pytest.raises(StoreError, match="does not have its SHA-256"):
         fetch(store, published.version, cache=tmp_path / "cache")
-    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == [
-        tmp_path / "cache/.fetch.lock"
-    ]
+    assert [path.suffix for path in (tmp_path / "cache").rglob("*") if path.is_file()] == [".lock"]
 
 
 @pytest.mark.s3
@@ -242,4 +240,4 @@ def test_a_download_that_was_killed_goes_on_after_the_files_that_it_had_whole(
     assert sorted(asked) == sorted([*files, asked[2]]), "only the one that was cut off is read twice"
     for name, path in files.items():
         assert (directory / name).read_bytes() == path.read_bytes()
-    assert {path.name for path in (tmp_path / "cache").iterdir()} == {directory.name, ".fetch.lock"}
+    assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == [directory.name]

@@ -565,6 +565,51 @@ def test_a_version_removed_while_it_is_promoted_leaves_production_where_it_was(s
         return done
 
     monkeypatch.setattr(type(store), "write_alias", then_removed)
-    with pytest.raises(StoreError, match=f"no version '{second}'"):
+    before = store.alias("tiny/production")[0]
+    with pytest.raises(StoreError, match=f"{second} was removed from .* at the same moment"):
         promote(store, second)
-    assert resolve(store, "production") == first
+    assert store.alias("tiny/production")[0] == before, "no step is left that leads nowhere"
+    assert promote(store, publish(3)).before == first
+    assert rollback(store).after == first
+
+
+def test_a_version_removed_while_it_becomes_the_first_in_production_leaves_none_there(
+    store, publish, monkeypatch
+):
+    first = publish(1)
+    honest = type(store).write_alias
+
+    def then_removed(self, name, value, token):
+        done = honest(self, name, value, token)
+        monkeypatch.setattr(type(store), "write_alias", honest)
+        self.remove(first)
+        return done
+
+    monkeypatch.setattr(type(store), "write_alias", then_removed)
+    with pytest.raises(StoreError, match="was removed from"):
+        promote(store, first)
+    assert store.alias("tiny/production")[0]["version"] is None
+    second = publish(2)
+    assert promote(store, second).before is None
+    assert resolve(store, "production") == second
+
+
+def test_a_store_that_cannot_be_asked_after_a_promotion_leaves_it_as_it_is(store, publish, monkeypatch):
+    first, second = publish(1), publish(2)
+    promote(store, first)
+
+    honest = type(store).write_alias
+
+    def then_unreachable(self, name, value, token):
+        patch.setattr(type(store), "versions", unreachable)
+        return honest(self, name, value, token)
+
+    def unreachable(_):
+        raise StoreError("cannot be reached")
+
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match="cannot be reached"):
+        patch.setattr(type(store), "write_alias", then_unreachable)
+        promote(store, second)
+    assert resolve(store, "production") == second
+    assert promote(store, second).after == second, "the same command ends it"
+    assert resolve(store, "previous") == first

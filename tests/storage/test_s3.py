@@ -166,7 +166,8 @@ def test_a_store_that_does_not_know_conditions_says_so_and_takes_writes_without_
     monkeypatch.setattr(BaseClient, "_make_api_call", without_conditions)
     store = open_store(f"s3://{bucket}")
     with pytest.raises(
-        StoreError, match=r"ignores conditional writes \(If-None-Match, If-Match\).*unconditional_store"
+        StoreError,
+        match=r"does not honour conditional writes \(If-None-Match, If-Match\).*unconditional_store",
     ):
         require_conditions(store, accepted=False)
     require_conditions(store, accepted=True)

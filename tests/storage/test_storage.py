@@ -111,6 +111,13 @@ def test_a_version_that_is_wanted_after_all_is_put_back_as_it_was(any_store, mak
     assert any_store.remove("tiny-1", unless=wanted) is False
     assert seen == [[]], "it is asked once the version is out of sight"
     assert contents(any_store, "tiny-1") == {name: path.read_bytes() for name, path in files.items()}
+
+    def cannot_tell():
+        raise StoreError("cannot be reached")
+
+    with pytest.raises(StoreError, match="cannot be reached"):
+        any_store.remove("tiny-1", unless=cannot_tell)
+    assert any_store.versions() == ["tiny-1"]
     assert any_store.remove("tiny-1", unless=lambda: False) is True
     assert any_store.versions() == []
 
