@@ -70,7 +70,15 @@ def record(workspace: Workspace, name: str, tag: str) -> None:
     _began("record", tag)
     known = dataset.is_tagged(workspace, tag)
     dataset.commit(workspace, name, tag)
-    _ended("record", "known already" if known else "tagged")
+    note = f"known already; with today's code: git checkout {tag} -- data/{name}.dvc, then 'srpo align'"
+    _ended(
+        "record",
+        note
+        if known and not dataset.is_tag_of_head(workspace, tag)
+        else "known already"
+        if known
+        else "tagged",
+    )
 
 
 def _began(name: str, description: str) -> None:

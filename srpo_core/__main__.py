@@ -66,7 +66,9 @@ def align(
     ] = None,
     change: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="a setting, for instance train.steps=20"),
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="a setting, for instance train.steps=20; a mapping is added to"
+        ),
     ] = None,
     revision: Annotated[
         str | None, typer.Option(help="commit, branch or tag to run; default: the checkout as it is")

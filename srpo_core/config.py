@@ -5,7 +5,7 @@ the same names stand under `params:` of that stage in dvc.yaml.
 """
 
 from collections.abc import Iterable, Mapping
-from os.path import normpath
+from os.path import realpath
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -536,7 +536,7 @@ class Settings(Part):
 
 
 def _same_place(one: str, other: str) -> bool:
-    return normpath(one) == normpath(other)
+    return realpath(one) == realpath(other)
 
 
 def parse_settings(values: Mapping[str, Any], where: str) -> Settings:

@@ -5,19 +5,25 @@ from typing import Final
 
 from srpo_core.config import Settings
 from srpo_core.errors import ConfigError, pick
+from srpo_core.gates.bootstrap import Sample, per_rule_confidence, why_no_interval
+from srpo_core.gates.rules import BY_PROOF_OF_BREACH
+from srpo_core.learner import method_of
+from srpo_core.models import BASES
 from srpo_core.quantizers import released_formats
-from srpo_core.scorers.metrics import METRICS, metric_names
+from srpo_core.scorers import SCORERS
+from srpo_core.scorers.metrics import METRICS, OF_STYLES, OF_TEXTS, metric_names, require_free_names
 
 OVER_SEEDS: Final = "diversity"
 OVER_ALL: Final = "kid"
 
 
 def require_consistent(settings: Settings) -> None:
-    """Look at every name of a metric or a format, and at numbers that must fit each other.
+    """Look at every name of a registry, at what kind of judge the metrics need, and at numbers that must fit each other.
 
     Raises:
         ConfigError: a name is unknown, a rule asks what is not measured, or two numbers do not fit; names the keys.
     """
+    _require_known(settings)
     for key, name in _registered_metrics(settings):
         try:
             pick(METRICS, name, "metric")
@@ -27,12 +33,62 @@ def require_consistent(settings: Settings) -> None:
     _require_measured(settings)
     _require_pictures(settings)
     _require_single(settings)
+    _require_judges(settings)
+    _require_interval(settings)
+    if not settings.ingest.validation_share:
+        raise ConfigError(
+            "ingest.validation_share is 0, but select compares the checkpoints on validation prompts: set it above 0"
+        )
     drawn, looked_at = settings.evaluate.num_prompts, settings.quantize.num_prompts
     if looked_at > drawn:
         raise ConfigError(
             f"quantize.num_prompts is {looked_at}, but evaluate.num_prompts is {drawn}: lower it, as formats are looked "
             "at on prompts that evaluate draws"
         )
+
+
+def _require_known(settings: Settings) -> None:
+    """Base, method and scorers are in their registries; what is trained against, and what a gate asks besides, is differentiable."""
+    pick(BASES, settings.model.base, "base model")
+    method_of(settings.train)
+    require_free_names(settings.evaluate.scorers)
+    scorers = {"reward": settings.reward, "judge": settings.judge, "select_judge": settings.select_judge}
+    further = {f"evaluate.scorers.{name}": one for name, one in settings.evaluate.scorers.items()}
+    for key, one in (scorers | further).items():
+        try:
+            entry = pick(SCORERS, one.scorer, "scorer")
+        except ConfigError as error:
+            raise ConfigError(f"{key}: {error}") from None
+        if not entry.differentiable and key not in ("judge", "select_judge"):
+            known = ", ".join(name for name, other in SCORERS.items() if other.differentiable)
+            raise ConfigError(f"{key}: {one.scorer!r} reads no texts, as a reward does: known are {known}")
+
+
+def _require_judges(settings: Settings) -> None:
+    """A metric of styles needs a judge that knows them, one of texts a scorer that reads them."""
+    for key, name in _registered_metrics(settings):
+        role = "judge" if key.startswith("evaluate.") else "select_judge"
+        scorer = getattr(settings, role).scorer
+        reads_texts = SCORERS[scorer].differentiable
+        if (name in OF_STYLES and reads_texts) or (name in OF_TEXTS and not reads_texts):
+            kind = "reads texts and knows no styles" if reads_texts else "knows styles and reads no texts"
+            others = sorted(OF_TEXTS if reads_texts else OF_STYLES)
+            raise ConfigError(
+                f"{key} asks for {name!r}, but the {role} {scorer!r} {kind}: choose of {', '.join(others)}, or another {role}"
+            )
+
+
+def _require_interval(settings: Settings) -> None:
+    """There are prompts and resamples for an interval; without one every model is refused."""
+    gate = settings.gate
+    vetoes = sum(rule.severity in BY_PROOF_OF_BREACH for rule in gate.rules.values())
+    why = why_no_interval(
+        Sample(settings.evaluate.num_prompts, 1),
+        resamples=gate.resamples,
+        confidence=per_rule_confidence(gate.confidence, vetoes),
+    )
+    if why:
+        raise ConfigError(f"the gate could only refuse: {why}")
 
 
 def _registered_metrics(settings: Settings) -> Iterator[tuple[str, str]]:

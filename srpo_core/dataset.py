@@ -120,6 +120,11 @@ def is_tagged(workspace: Workspace, tag: str) -> bool:
     return bool(git(workspace.path, "tag", "--list", tag))
 
 
+def is_tag_of_head(workspace: Workspace, tag: str) -> bool:
+    """Whether a version was made with the code of the workspace's commit, and so is run with it."""
+    return git(workspace.path, "rev-parse", f"{tag}^") == git(workspace.path, "rev-parse", "HEAD")
+
+
 def require_name(name: str) -> None:
     """Raise `ConfigError` unless `name` can be a directory below data/ and a part of a tag."""
     if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():

@@ -8,7 +8,9 @@ from typing import Final
 from srpo_core.config import Settings
 from srpo_core.quantizers import QUANTIZERS, chosen_quantizers
 
-COPIES: Final = 2  # DVC's cache holds one beside the output, unless the file system can share them
+COPIES: Final = (
+    3  # in the run's workspace, DVC's cache and the checkout, unless the file system can share them
+)
 FLOAT32: Final = 4
 MOMENTS: Final = 8  # AdamW's two, of each trained weight
 TYPICAL: Final = (
@@ -20,7 +22,7 @@ TYPICAL: Final = (
 def bytes_of_run(settings: Settings, weights: int) -> Mapping[str, float]:
     """Bytes at most that the stages of a run leave, by what they are; weights: how many the transformer has.
 
-    What is small beside the weights is not counted: adapters, pictures, data.
+    Not counted: the data, earlier runs whose workspaces are kept, and what is small beside the weights.
     """
     train, steps = settings.train, len(settings.train.checkpoint_steps)
     moments = (

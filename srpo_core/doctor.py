@@ -122,7 +122,11 @@ def _disk(settings: Settings) -> tuple[bool, str]:
     free = shutil.disk_usage(Path.cwd()).free / GB
     weights = count_weights(Path(settings.model.path) / "transformer")
     needed = LEAST_FREE_GB + sum(bytes_of_run(settings, weights).values()) / GB
-    asked = f"{needed:.0f} GB are needed at most" if weights else "how many a run needs says 'srpo plan'"
+    asked = (
+        f"{needed:.0f} GB are needed at most, beside earlier runs"
+        if weights
+        else "how many a run needs says 'srpo plan'"
+    )
     return free > needed, f"{free:.0f} GB free here ({asked})"
 
 

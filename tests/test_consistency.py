@@ -56,6 +56,28 @@ def test_every_shipped_preset_is_consistent(preset):
             {"train": {"early_stop": EARLY_STOP}},
             r"^train\.early_stop\.seeds_per_prompt is 1, but 'diversity'",
         ),
+        ({"ingest": {"validation_share": 0}}, r"^ingest\.validation_share is 0"),
+        ({"gate": {"resamples": 10}}, r"^the gate could only refuse: 10 resamples are too few"),
+        (
+            {"evaluate": {"num_prompts": 3}, "quantize": {"num_prompts": 3}},
+            r"^the gate could only refuse: 3 prompts of 1 styles",
+        ),
+        ({"model": {"base": "sdxl"}}, r"unknown base model 'sdxl': known are flux"),
+        ({"train": {"method": "dpo"}}, r"unknown method 'dpo'"),
+        ({"judge": {"scorer": "taste"}}, r"^judge: unknown scorer 'taste': known are "),
+        ({"reward": {"scorer": "timm_judge"}}, r"^reward: 'timm_judge' reads no texts"),
+        (
+            {"evaluate": {"scorers": {"reward": {"scorer": "open_clip", "path": "elsewhere"}}}},
+            r"^evaluate\.scorers: 'reward' is the name of a metric",
+        ),
+        (
+            {"select_judge": {"scorer": "pick_score"}},
+            r"^select\.maximize asks for 'judge_wanted', but the select_judge 'pick_score' reads texts and knows no styles",
+        ),
+        (
+            {"evaluate": {"metrics": [*values()["evaluate"]["metrics"], "judge_sgp"]}},
+            r"^evaluate\.metrics asks for 'judge_sgp', but the judge '\w+' knows styles and reads no texts",
+        ),
         ({"quantize": {"num_prompts": 400}}, r"^quantize\.num_prompts is 400, but evaluate\.num_prompts is"),
         ({"quantize": {"formats": {"q9": next(iter(values()["quantize"]["formats"].values()))}}}, "'q9'"),
         (

@@ -62,4 +62,4 @@ def test_the_disk_is_asked_for_what_the_run_will_write(monkeypatch):
     assert with_free(10).good
     short = with_free(4)
     assert not short.good
-    assert short.detail == "4 GB free here (5 GB are needed at most)"
+    assert short.detail == "4 GB free here (5 GB are needed at most, beside earlier runs)"

@@ -22,6 +22,9 @@ _BLANK: Final = re.compile(r"[ \t\n\r]*")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
+DRAWBENCH: Final = "drawbench"
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """One record: images of one prompt, ranked. The lower rank is preferred; equal ranks are a tie."""
@@ -61,13 +64,15 @@ def read_choices(source: Path, split: str) -> Iterator[Choice]:
 
 
 def read_benchmark(source: Path) -> list[BenchmarkPrompt]:
-    """Read all lists below `benchmark/`, by file name; a prompt that comes again is left out.
+    """Read the lists of styles below `benchmark/`, by file name; a prompt that comes again is left out.
+
+    HPDv2 has DrawBench's list beside them and scores it apart, so that it is no style of the benchmark.
 
     Raises:
         DataError: there is no list, or an entry is not a text with something in it.
     """
     directory = source / "benchmark"
-    paths = sorted(directory.glob("*.json"))
+    paths = sorted(path for path in directory.glob("*.json") if path.stem != DRAWBENCH)
     if not paths:
         raise DataError(f"{directory} holds no list of prompts: put HPDv2's benchmark/*.json there")
     prompts: dict[str, BenchmarkPrompt] = {}

@@ -93,7 +93,9 @@ def _time(plan: Plan) -> Table:
 
 
 def _disk(plan: Plan) -> Table:
-    table = _table("\nDisk of the machine that drives the run, at most", "what", "GB")
+    table = _table(
+        "\nDisk of the machine that drives the run, at most, beside data and earlier runs", "what", "GB"
+    )
     found = bytes_of_run(plan.settings, plan.sizes.all)
     for what, size in found.items():
         table.add_row(what, f"{size / GB:.0f}")

@@ -5,7 +5,7 @@ per picture, (K,). To add one: a function, and a line in `METRICS`. Every scorer
 two metrics by its name: NAME, its plain score, and NAME_sgp, wanted over unwanted.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from types import MappingProxyType
@@ -312,6 +312,11 @@ METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
 )
 
 
+# What the judge must be for: a `Judge` of styles and subjects, or a scorer that reads texts.
+OF_STYLES: Final = frozenset({"judge_wanted", "judge_top1", "judge_top5"})
+OF_TEXTS: Final = frozenset({"judge_score", "judge_sgp"})
+
+
 def metric_names(metrics: Sequence[str], scorers: Sequence[str]) -> list[str]:
     """All metrics that settings ask for, each once: those of the registry, and two of each further scorer."""
     return list(dict.fromkeys([*metrics, *(name for one in scorers for name in (one, one + SGP))]))
@@ -327,6 +332,15 @@ def find_metric(name: str, context: MetricContext) -> Metric:
     return Metric(partial(figures, scorer), (-limit, limit), entry.source, lambda _: entry.licence)
 
 
+def require_free_names(scorers: Collection[str]) -> None:
+    """Raise `ConfigError` when a further scorer, or its metric of both words, is called as another metric is."""
+    for name in scorers:
+        if name in RESERVED or {name, name + SGP} & METRICS.keys() or name + SGP in scorers:
+            raise ConfigError(
+                f"evaluate.scorers: {name!r} is the name of a metric, or {name + SGP!r} is: give the scorer another one"
+            )
+
+
 def check_metrics(
     names: Sequence[str], context: MetricContext, prompts: Sequence[str], num_seeds: int
 ) -> None:
@@ -337,11 +351,7 @@ def check_metrics(
             with a metric's name.
         DataError: a prompt whose subject the judge does not know, too few real pictures.
     """
-    for name in context.scorer_settings:
-        if name in RESERVED or {name, name + SGP} & METRICS.keys() or name + SGP in context.scorer_settings:
-            raise ConfigError(
-                f"evaluate.scorers: {name!r} is the name of a metric, or {name + SGP!r} is: give the scorer another one"
-            )
+    require_free_names(context.scorer_settings)
     for name in names:
         find_metric(name, context).check(context, prompts, num_seeds)
 

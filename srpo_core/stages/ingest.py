@@ -47,15 +47,32 @@ def run(*, seed: int, ingest: IngestSettings) -> None:
 
 
 def _pair_rows(source: Path, named: dict[str, _Named]) -> Iterator[tuple[Any, ...]]:
-    """Rows of the pairs, and on the way a note of every prompt and image that a record names."""
+    """Rows of the pairs, and on the way a note of every prompt and image that a record names.
+
+    A record of test.json whose prompt train.json has too, but for case and blanks, is no held-out one, and is left out.
+    """
     pair_id = count()
+    known: set[str] = set()
     for split, names in named.items():
+        left_out = 0
         for choice in hpd.read_choices(source, split):
+            if split == "test" and _plain(choice.prompt) in known:
+                left_out += 1
+                continue
+            if split == "train":
+                known.add(_plain(choice.prompt))
             names.prompts.setdefault(choice.prompt, choice.record)
             for name in choice.images:
                 names.images.setdefault(name, choice.record)
             for preferred, rejected in choice.pairs():
                 yield next(pair_id), split, choice.prompt, f"{split}/{preferred}", f"{split}/{rejected}", ""
+        if left_out:
+            _log.warning("%d records of test.json left out: train.json has their prompts", left_out)
+
+
+def _plain(prompt: str) -> str:
+    """A prompt without what makes no other prompt of it: case and blanks."""
+    return " ".join(prompt.casefold().split())
 
 
 def _prompt_rows(

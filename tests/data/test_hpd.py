@@ -152,3 +152,10 @@ def test_a_prompt_in_train_and_benchmark_is_refused_with_both_places(write):
     with pytest.raises(DataError, match=re.escape(expected)):
         require_disjoint({"a dog": 0, "a cat": 4}, read_benchmark(source), source)
     require_disjoint({"a dog": 0}, read_benchmark(source), source)
+
+
+def test_the_list_of_drawbench_is_no_style_of_the_benchmark(write):
+    """HPDv2 has it beside the four lists of styles and scores it apart."""
+    write("benchmark/photo.json", ["a cat"])
+    source = write("benchmark/drawbench.json", ["a dog"])
+    assert [(entry.prompt, entry.style) for entry in read_benchmark(source)] == [("a cat", "photo")]

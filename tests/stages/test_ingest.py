@@ -183,6 +183,18 @@ def test_a_prompt_of_the_benchmark_must_not_be_trained_on(broken):
     )
 
 
+def test_a_record_of_test_json_whose_prompt_is_trained_on_is_left_out_and_counted(broken, caplog):
+    caplog.set_level("WARNING")
+    first, *others = records(broken / "test.json")
+    trained = records(broken / "train.json")[0]["prompt"]
+    first["prompt"] = f"  {trained.upper()} "
+    (broken / "test.json").write_text(json.dumps([first, *others]), encoding="utf-8")
+    run(seed=0, ingest=IngestSettings(source="hpd", validation_share=0.2))
+    assert "1 records of test.json left out: train.json has their prompts" in caplog.text
+    prompts = {pair.prompt for pair in read_pairs("test")}
+    assert prompts == {record["prompt"] for record in others}
+
+
 def test_a_source_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert refusal().startswith("hpd/train.json is missing")
