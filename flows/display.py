@@ -13,6 +13,8 @@ from rich.text import Text
 RUN_LOGGERS: Final = ("prefect.flow_runs", "prefect.task_runs")
 # their failures reach the caller as exceptions, which the command line prints
 _ENGINE_MODULES: Final = frozenset({"flow_engine", "task_engine", "engine"})
+# what Prefect warns of when it is asked to end before its last event is sent; it then sends it
+_ON_ITS_WAY_OUT: Final = "Still processing items"
 
 
 def began(name: str, description: str) -> dict[str, Any]:
@@ -79,6 +81,6 @@ def show_on_terminal(console: Console) -> None:
 
 
 def _not_of_a_run(record: logging.LogRecord) -> bool:
-    if record.name.startswith(RUN_LOGGERS):
+    if record.name.startswith(RUN_LOGGERS) or record.getMessage().startswith(_ON_ITS_WAY_OUT):
         return False
     return record.levelno >= logging.WARNING or not record.name.startswith(("prefect", "httpx"))

@@ -28,6 +28,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 REFUSED: Final = errors.GateError.exit_code
@@ -284,7 +285,10 @@ def releases() -> None:
     from srpo_core.storage import open_store
 
     store = open_store()
-    for release in list_releases(store):
+    found = list_releases(store)
+    if not found:
+        typer.echo(f"no release in {store.uri}")
+    for release in found:
         names = f"  ({', '.join(release.aliases)})" if release.aliases else ""
         typer.echo(f"{release.version}  {release.created_at}{names}")
 
@@ -354,6 +358,8 @@ def verify(
 
     store = open_store()
     faults = verify_aliases(store) if every else []
+    if every and not store.versions():
+        typer.echo(f"no release in {store.uri}")
     for version in store.versions() if every else [release]:
         try:
             manifest = verify_release(store, version)
@@ -389,11 +395,11 @@ def gc(
 def draw(
     prompt: Annotated[str, typer.Argument(help="what to draw")],
     release: ReleaseName = "candidate",
-    seed: Annotated[int, typer.Option(help="another seed, another picture")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="another seed, another picture")] = 0,
     weights: Annotated[str, typer.Option(help="one of the release's formats")] = "bf16",
     output: Annotated[Path, typer.Option(help="PNG file to write")] = Path("picture.png"),
 ) -> None:
-    """Draw a picture with a release, as its model card does."""
+    """Draw a picture with a release, as its model card does; of a damaged store 'srpo verify' tells."""
     from srpo_core.release import draw as draw_picture
     from srpo_core.storage import open_store
 

@@ -28,7 +28,7 @@ BranchName = Literal["denoise", "inversion"]
 class Part(BaseModel):
     """A part of the settings: frozen, and an unknown or missing key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ModelSettings(Part):
@@ -566,11 +566,17 @@ def read_values(path: Path) -> Mapping[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if not PROFILES_DIR.is_dir():
+            raise ConfigError(
+                f"{path} is missing, and this is no checkout: change to the clone's top"
+            ) from None
         raise ConfigError(f"{path} is missing: write it with 'srpo profile tiny > {path}'") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping of settings, found {type(values).__name__}")
+        raise ConfigError(
+            f"{path} must hold a mapping of settings, found {'nothing' if values is None else type(values).__name__}"
+        )
     return values
 
 

@@ -165,9 +165,7 @@ def _ggml(name: str) -> Any:
     """
     package = importlib.util.find_spec("libggml")
     if package is None or not package.submodule_search_locations:
-        raise ConfigError(
-            f"type {name} needs ggml: pip install 'srpo-pipeline[gguf]' (package libggml-python)"
-        )
+        raise ConfigError(f"type {name} needs ggml: pip install libggml-python")
     (library,) = sorted(Path(package.submodule_search_locations[0]).glob("lib*/libggml-base.so"))[:1]
     ggml = ctypes.CDLL(str(library))
     ggml.ggml_quantize_chunk.restype = ctypes.c_size_t

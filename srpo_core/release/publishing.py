@@ -195,8 +195,12 @@ def require_held(store: Store, name: str, version: str, before: Mapping[str, Any
 
 
 def step_of(before: str | None, after: str | None, *, why: str, who: str | None) -> dict[str, Any]:
-    """One step of an alias's history: when, who (by default this process's user), why, from where to where."""
-    return {"when": _now(), "who": who or _user(), "why": why, "from": before, "to": after}
+    """One step of an alias's history: when, who (by default this process's user), why, from where to where.
+
+    why: kept in one line, without what would steer a terminal.
+    """
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in why).split())
+    return {"when": _now(), "who": who or _user(), "why": line, "from": before, "to": after}
 
 
 def _assemble(

@@ -94,6 +94,9 @@ def rollback(store: Store, *, model: str | None = None, reason: str = "", who: s
     last = None if value is None else value["history"][-1]
     if production is not None and last is not None and last.get(ROLLBACK):
         return _move(store, production, (value, token), last["to"], why=last["why"], who=who)
+    if model is not None and production is None:
+        known = ", ".join(sorted({name.partition("/")[0] for name in store.aliases()})) or "none"
+        raise StoreError(f"{store.uri} has no production of a model {model!r}: known are {known}")
     if production is None or last is None or last["from"] is None:
         raise StoreError(
             f"{production or PRODUCTION} in {store.uri} has held no version before: there is nothing to roll back to"

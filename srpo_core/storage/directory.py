@@ -47,7 +47,9 @@ class DirectoryStore:
         self._incoming = self._root / ".incoming"
 
     def versions(self) -> list[str]:
-        """The published versions, sorted by name."""
+        """The published versions, sorted by name. Raises `StoreError` where the root is a file."""
+        if self._root.is_file():
+            raise StoreError(f"the store {self.uri} is a file: point SRPO_STORE to a directory")
         with self._errors("cannot be listed"):
             return sorted(path.parent.name for path in self._models.glob(f"*/versions/*/{MANIFEST}"))
 

@@ -257,7 +257,7 @@ def test_a_k_type_without_ggml_names_the_package_to_install(monkeypatch):
     blocks._ggml.cache_clear()
     blocks.encoding_of.cache_clear()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"type Q4_K needs ggml: pip install 'srpo-pipeline\[gguf\]'"):
+    with pytest.raises(ConfigError, match=r"type Q4_K needs ggml: pip install libggml-python"):
         QUANTIZERS["q4_k_m"].encoding("double_blocks.0.img_attn.proj.weight", (64, 256))
     blocks.encoding_of.cache_clear()
 
