@@ -77,7 +77,7 @@ if stage == "train":
         time.sleep(300)
     (out / "weights.txt").write_text(f"{size} pictures on {Path('runs/ingest/numbers.json').read_text()}")
 if stage == "gate":
-    passed = settings["gate"]["resamples"] > 100
+    passed = settings["gate"]["resamples"] > 2000
     decision = {"passed": passed, "verdict": "passed" if passed else "refused", "reason": "as the resamples say."}
     (out / "decision.json").write_text(json.dumps(decision))
 if stage == "report":
