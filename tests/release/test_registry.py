@@ -553,18 +553,23 @@ def test_a_version_promoted_while_it_is_removed_stays_whoever_comes_first(store,
     assert verify(store, second)
 
 
-def test_a_version_removed_while_it_is_promoted_leaves_production_where_it_was(store, publish, monkeypatch):
-    first, second = publish(1), publish(2)
-    promote(store, first)
-    honest = type(store).write_alias
+def remove_after_the_next_move(store, version, monkeypatch):
+    """As `gc` beside a promoter: the version goes once an alias points to it, before that is looked at."""
+    kind, honest = type(store), type(store).write_alias
 
     def then_removed(self, name, value, token):
         done = honest(self, name, value, token)
-        monkeypatch.setattr(type(store), "write_alias", honest)
-        self.remove(second)
+        monkeypatch.setattr(kind, "write_alias", honest)
+        self.remove(version)
         return done
 
-    monkeypatch.setattr(type(store), "write_alias", then_removed)
+    monkeypatch.setattr(kind, "write_alias", then_removed)
+
+
+def test_a_version_removed_while_it_is_promoted_leaves_production_where_it_was(store, publish, monkeypatch):
+    first, second = publish(1), publish(2)
+    promote(store, first)
+    remove_after_the_next_move(store, second, monkeypatch)
     before = store.alias("tiny/production")[0]
     with pytest.raises(StoreError, match=f"{second} was removed from .* at the same moment"):
         promote(store, second)
@@ -577,15 +582,7 @@ def test_a_version_removed_while_it_becomes_the_first_in_production_leaves_none_
     store, publish, monkeypatch
 ):
     first = publish(1)
-    honest = type(store).write_alias
-
-    def then_removed(self, name, value, token):
-        done = honest(self, name, value, token)
-        monkeypatch.setattr(type(store), "write_alias", honest)
-        self.remove(first)
-        return done
-
-    monkeypatch.setattr(type(store), "write_alias", then_removed)
+    remove_after_the_next_move(store, first, monkeypatch)
     with pytest.raises(StoreError, match="was removed from"):
         promote(store, first)
     assert store.alias("tiny/production")[0]["version"] is None
