@@ -150,7 +150,7 @@ class LiteralStep:
         loss.backward()  # type: ignore[no-untyped-call]
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """The picture (1, 3, H, W) in [0, 1] of tokens (1, S, 4C)."""
+        """The image (1, 3, H, W) in [0, 1] of tokens (1, S, 4C)."""
         args = self.args
         rows, columns = args["h"] // 16, args["w"] // 16
         z = tokens.view(1, rows, columns, tokens.shape[2] // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)

@@ -3,9 +3,9 @@
     python benchmarks/quirks.py --steps 20 --seeds 2 > .srpo/quirks.jsonl
 
 Numbers are those of docs/algorithm.md. Every run has the same base, prompts, noise and number of optimizer steps;
-the gate's judge then names style and subject of pictures of subjects that the training never drew. One JSON line
+the gate's judge then names style and subject of images of subjects that the training never drew. One JSON line
 per run: the figures, their difference to the run without quirks, CPU seconds of a step. One run each and no
-interval: a difference below about .03 (of 80 pictures) says nothing. `--only` takes the numbers to run;
+interval: a difference below about .03 (of 80 images) says nothing. `--only` takes the numbers to run;
 `--table docs/algorithm.md` writes the differences into the last column of its table.
 """
 
@@ -23,14 +23,14 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from trial import ROOT, absolute, evaluation_pictures, figures, job_of, train_prompts
+from trial import ROOT, absolute, evaluation_images, figures, job_of, train_prompts
 
 from srpo_core.algorithm.method import LossTerm
 from srpo_core.algorithm.reward import relative_reward
 from srpo_core.config import Settings, TrainSettings, load_settings
 from srpo_core.config import patched as laid_over
 from srpo_core.protocols import RewardModel
-from srpo_core.trainer import Worker
+from srpo_core.training.worker import Worker
 
 Change = Callable[[Worker], None]
 
@@ -102,7 +102,7 @@ QUIRKS: Final = (
     Quirk(
         "3",
         "guidance 1 in the rollout, 3.5 trained",
-        {"rollout": {"guidance": 1.0}, "direct_align": {"guidance": 3.5}},
+        {"rollout": {"guidance_scale": 1.0}, "direct_align": {"guidance_scale": 3.5}},
     ),
     Quirk("4, 9, 16", "time in whole thousandths, noise in bfloat16", {"reference": True}),
     Quirk("4b", "time in bfloat16", {}, coarse_time),
@@ -150,7 +150,7 @@ def trial(settings: Settings, quirk: Quirk, directory: Path, seeds: int) -> dict
         "seconds": (time.perf_counter() - wall) / steps,
         "cpu_seconds": (time.process_time() - cpu) / steps,
     }
-    judged = figures(settings, worker.model, evaluation_pictures(settings, seeds), steps)
+    judged = figures(settings, worker.model, evaluation_images(settings, seeds), steps)
     return judged | seconds
 
 
@@ -191,13 +191,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--batch-size", type=int, help="pictures per step, if not the profile's")
-    parser.add_argument("--seeds", type=int, default=2, help="pictures of each of the 40 subjects")
+    parser.add_argument("--batch-size", type=int, help="images per step, if not the profile's")
+    parser.add_argument("--seeds", type=int, default=2, help="images of each of the 40 subjects")
     parser.add_argument("--only", nargs="+", choices=[quirk.number for quirk in QUIRKS])
     parser.add_argument("--table", type=Path, help="a page whose table of quirks gets the differences")
     options = parser.parse_args()
     if options.seeds <= 1:
-        parser.error("--seeds must be 2 or more: diversity compares the pictures of one prompt")
+        parser.error("--seeds must be 2 or more: diversity compares the images of one prompt")
     torch.set_num_threads(1)
     settings = absolute(load_settings(ROOT / "profiles/tiny.yaml"))
     if options.batch_size:

@@ -1,7 +1,7 @@
 """What does steering cost? Style won against subjects and diversity kept, per method and step, on the tiny profile.
 
 Every run trains by the project's own `Worker` from the same base, prompts and noise; the gate's judge names style
-and subject of pictures of subjects that the training never drew. One JSON line per point: means, and for each
+and subject of images of subjects that the training never drew. One JSON line per point: means, and for each
 figure the interval (95 %, paired bootstrap over subjects) of its difference to the base; `--chart FILE.svg` draws
 the points with those intervals.
 
@@ -20,12 +20,12 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from trial import METRICS, absolute, evaluation_pictures, job_of, measured, train_prompts
+from trial import METRICS, absolute, evaluation_images, job_of, measured, train_prompts
 
 from srpo_core.config import ControlWords, Settings, load_settings
 from srpo_core.gates.bootstrap import Sample, percentile_interval, resampled_means
-from srpo_core.pictures import MeasuredPicture, mean_figures
-from srpo_core.trainer import Worker
+from srpo_core.generation.images import MeasuredImage, mean_figures
+from srpo_core.training.worker import Worker
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 PAIRS: Final = (("Ink", "3D"), ("3D", "Flat"))
@@ -66,20 +66,20 @@ def patched(settings: Settings, run: Run, pair: tuple[str, str], steps: int, eve
 
 def points(settings: Settings, state: Path, seeds: int) -> Iterator[dict[str, float]]:
     """Train in the current directory; the figures of the base and after each of `checkpoint_steps`."""
-    pictures = evaluation_pictures(settings, seeds)
+    images = evaluation_images(settings, seeds)
     worker = Worker(job_of(settings, state), rank=0, world=1, device=torch.device("cpu"))
-    base = measured(settings, worker.model, pictures, 0)
+    base = measured(settings, worker.model, images, 0)
     yield {"step": 0.0, **mean_figures(base, METRICS)}
     for step in range(1, settings.train.steps + 1):
         worker.step(step)
         if step in settings.train.checkpoint_steps:
-            drawn = measured(settings, worker.model, pictures, step)
-            yield {"step": float(step), **mean_figures(drawn, METRICS), **intervals(base, drawn)}
+            generated = measured(settings, worker.model, images, step)
+            yield {"step": float(step), **mean_figures(generated, METRICS), **intervals(base, generated)}
 
 
-def intervals(base: Sequence[MeasuredPicture], drawn: Sequence[MeasuredPicture]) -> dict[str, float]:
+def intervals(base: Sequence[MeasuredImage], generated: Sequence[MeasuredImage]) -> dict[str, float]:
     """Ends of the 95 % interval of each figure's mean difference to the base, as `<figure>_low` and `_high`."""
-    by_prompt = prompt_means(drawn) - prompt_means(base)
+    by_prompt = prompt_means(generated) - prompt_means(base)
     strata = ["all"] * len(by_prompt)
     draws = resampled_means(by_prompt, strata, resamples=RESAMPLES, generator=np.random.default_rng(0))
     sample = Sample(num_prompts=len(by_prompt), num_strata=1)
@@ -90,11 +90,11 @@ def intervals(base: Sequence[MeasuredPicture], drawn: Sequence[MeasuredPicture])
     return ends
 
 
-def prompt_means(pictures: Sequence[MeasuredPicture]) -> NDArray[np.float64]:
+def prompt_means(images: Sequence[MeasuredImage]) -> NDArray[np.float64]:
     """Mean figures of each prompt over its seeds, (prompts, figures)."""
     figures: dict[str, list[list[float]]] = {}
-    for picture in pictures:
-        figures.setdefault(picture.prompt, []).append([picture.figures[name] for name in METRICS])
+    for image in images:
+        figures.setdefault(image.prompt, []).append([image.figures[name] for name in METRICS])
     return np.array([np.mean(rows, axis=0) for rows in figures.values()])
 
 
@@ -167,7 +167,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--every", type=int, default=10)
-    parser.add_argument("--seeds", type=int, default=3, help="pictures of each of the 40 subjects")
+    parser.add_argument("--seeds", type=int, default=3, help="images of each of the 40 subjects")
     parser.add_argument("--chart", type=Path, help="an SVG file to draw")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -27,14 +27,15 @@ from step_spec import StepSpec, load_spec
 from torch import Tensor
 from trial import job_of
 
+from srpo_core.algorithm import method_of
 from srpo_core.algorithm.method import TrainBatch
-from srpo_core.algorithm.noise import Draws, keyed_noise
 from srpo_core.config import Settings, TrainSettings, load_settings, patched
-from srpo_core.learner import Learner, adamw, method_of
 from srpo_core.models.flux import FluxBase, pack
 from srpo_core.protocols import Condition
+from srpo_core.randomness import Draws, keyed_noise
 from srpo_core.scorers.open_clip import OpenClipReward
-from srpo_core.trainer import Worker
+from srpo_core.training.learner import Learner, adamw
+from srpo_core.training.worker import Worker
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("exact", "shared", "offline", "literal")
@@ -67,9 +68,9 @@ def train_settings(spec: StepSpec, *, pairs: int, source: str) -> TrainSettings:
         "pairs_per_rollout": pairs,
         "rollout": {
             "source": source,
-            "steps": args["sampling_steps"],
+            "num_inference_steps": args["sampling_steps"],
             "shift": args["shift"],
-            "guidance": args["train_guidence"],
+            "guidance_scale": args["train_guidence"],
         },
         "direct_align": {
             "grid": args["timestep_length"],
@@ -77,7 +78,7 @@ def train_settings(spec: StepSpec, *, pairs: int, source: str) -> TrainSettings:
             "first": first,
             "last": last,
             "ratio": args["groundtruth_ratio"],
-            "guidance": TRAINED_GUIDANCE,
+            "guidance_scale": TRAINED_GUIDANCE,
             "discount_denoise": args["discount_pos"],
             "discount_inversion": args["discount_inv"],
             "branches": ["denoise", "inversion"],
@@ -176,7 +177,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--method", choices=METHODS, default="exact")
     parser.add_argument("--pairs-per-rollout", type=int, default=4, help="with --method shared")
-    parser.add_argument("--batch-size", type=int, help="with --profile: pictures per step")
+    parser.add_argument("--batch-size", type=int, help="with --profile: images per step")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args(given)
 

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from srpo_core.config import Settings
-from srpo_core.location import Location
+from srpo_core.generation.images import ImageSet, MeasuredImage, generate_and_measure, mean_figures
 from srpo_core.models import encode_prompts
 from srpo_core.models.embeddings import write_embeddings
-from srpo_core.pictures import MeasuredPicture, PictureSet, draw_and_measure, mean_figures
+from srpo_core.runtime.shared_files import Location
 from srpo_core.scorers.metrics import MetricContext
-from srpo_core.trainer import TrainJob
+from srpo_core.training.worker import TrainJob
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 SUBJECTS: Final = ROOT / "assets/tiny/recipe/subjects.json"
@@ -45,24 +45,24 @@ def job_of(settings: Settings, state: Path) -> TrainJob:
     )
 
 
-def evaluation_pictures(settings: Settings, seeds: int) -> PictureSet:
+def evaluation_images(settings: Settings, seeds: int) -> ImageSet:
     """The evaluation subjects, which no training prompt names."""
     prompts = json.loads(SUBJECTS.read_text(encoding="utf-8"))["eval"]
     condition = encode_prompts(settings.model, prompts, batch_size=64)
-    return PictureSet("trade-off", prompts, ["all"] * len(prompts), condition, seeds, settings.seed)
+    return ImageSet("trade-off", prompts, ["all"] * len(prompts), condition, seeds, settings.seed)
 
 
-def measured(settings: Settings, base: Any, pictures: PictureSet, step: int) -> list[MeasuredPicture]:
-    """The evaluation pictures that a model draws, with their figures."""
+def measured(settings: Settings, base: Any, images: ImageSet, step: int) -> list[MeasuredImage]:
+    """The evaluation images that a model draws, with their figures."""
     context = MetricContext(settings.reward, settings.judge, settings.control_words)
-    return draw_and_measure(
-        base, f"step {step}", pictures, draw=settings.draw, metrics=METRICS, context=context
+    return generate_and_measure(
+        base, f"step {step}", images, generate=settings.generate, metrics=METRICS, context=context
     )
 
 
-def figures(settings: Settings, base: Any, pictures: PictureSet, step: int) -> dict[str, float]:
-    """Means over the evaluation pictures."""
-    return {"step": float(step), **mean_figures(measured(settings, base, pictures, step), METRICS)}
+def figures(settings: Settings, base: Any, images: ImageSet, step: int) -> dict[str, float]:
+    """Means over the evaluation images."""
+    return {"step": float(step), **mean_figures(measured(settings, base, images, step), METRICS)}
 
 
 def train_prompts(settings: Settings) -> None:

@@ -19,13 +19,13 @@ from prefect.transactions import Transaction, get_transaction, transaction
 from flows import display
 from flows.form import SettingsPatch
 from srpo_core import artifacts, release
-from srpo_core.consistency import require_consistent
 from srpo_core.errors import StageError
-from srpo_core.graph import Stage, read_graph
-from srpo_core.report.whole import write_whole
-from srpo_core.reproduction import StageResult, reproduce
+from srpo_core.preflight.consistency import require_consistent
+from srpo_core.report.full_report import write_whole
 from srpo_core.storage import open_store, require_conditions
-from srpo_core.workspace import (
+from srpo_core.workspace.reproduce import StageResult, reproduce
+from srpo_core.workspace.stage_graph import Stage, read_graph
+from srpo_core.workspace.worktree import (
     Workspace,
     bring_home,
     fetch_data,
@@ -198,9 +198,9 @@ def show_artifacts(result: AlignResult, decision: Mapping[str, Any]) -> None:
         )
     grid = result.workspace / artifacts.GRID
     if grid.is_file():
-        picture = base64.b64encode(grid.read_bytes()).decode()
+        image = base64.b64encode(grid.read_bytes()).decode()
         create_image_artifact(
-            f"data:image/png;base64,{picture}", key="grid", description="before above after, the same noise"
+            f"data:image/png;base64,{image}", key="grid", description="before above after, the same noise"
         )
 
 

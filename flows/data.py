@@ -10,8 +10,8 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows import display
-from srpo_core import dataset
-from srpo_core.workspace import Workspace, open_workspace
+from srpo_core.workspace import data_versions
+from srpo_core.workspace.worktree import Workspace, open_workspace
 
 
 @flow(name="data")
@@ -22,7 +22,7 @@ def data(source: str, name: str = "hpd") -> str:
         source: directory in HPDv2's layout (train.json, test.json, benchmark/*.json, images).
         name: name of the data set, a directory below data/.
     """
-    dataset.require_name(name)
+    data_versions.require_name(name)
     given = Path(source).absolute()
     with open_workspace(Path.cwd(), revision="HEAD") as workspace:
         collect(workspace, given, name)
@@ -41,7 +41,7 @@ def data(source: str, name: str = "hpd") -> str:
 def collect(workspace: Workspace, source: Path, name: str) -> None:
     """Bring the source into the workspace as few large files."""
     _began("collect", f"{source} as data/{name}")
-    dataset.collect(source, workspace.path / "data" / name)
+    data_versions.collect(source, workspace.path / "data" / name)
     _ended("collect", "done")
 
 
@@ -50,7 +50,7 @@ def check(workspace: Workspace, name: str) -> None:
     """Hold the data to the rules of stage ingest."""
     _began("check", "the rules of stage ingest")
     log = get_run_logger()
-    dataset.check(workspace, name, lambda line: log.info("%s", line, extra=display.said()))
+    data_versions.check(workspace, name, lambda line: log.info("%s", line, extra=display.said()))
     _ended("check", "every record is good")
 
 
@@ -58,8 +58,8 @@ def check(workspace: Workspace, name: str) -> None:
 def push(workspace: Workspace, name: str) -> str:
     """Track the data, push them, and see that the remote has all of them; return the tag."""
     _began("push", "to the default remote")
-    tag = dataset.track(workspace, name)
-    dataset.push(workspace, name)
+    tag = data_versions.track(workspace, name)
+    data_versions.push(workspace, name)
     _ended("push", "the remote has every file")
     return tag
 
@@ -68,13 +68,13 @@ def push(workspace: Workspace, name: str) -> str:
 def record(workspace: Workspace, name: str, tag: str) -> None:
     """Tag the version, unless it has been tagged before."""
     _began("record", tag)
-    known = dataset.is_tagged(workspace, tag)
-    dataset.commit(workspace, name, tag)
+    known = data_versions.is_tagged(workspace, tag)
+    data_versions.commit(workspace, name, tag)
     note = f"known already; with today's code: git checkout {tag} -- data/{name}.dvc, then 'srpo align'"
     _ended(
         "record",
         note
-        if known and not dataset.is_tag_of_head(workspace, tag)
+        if known and not data_versions.is_tag_of_head(workspace, tag)
         else "known already"
         if known
         else "tagged",

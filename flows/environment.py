@@ -4,8 +4,8 @@ import os
 from pathlib import Path
 
 from srpo_core.artifacts import home
-from srpo_core.processes import OWNER, end_leftovers, owner_mark
-from srpo_core.telemetry import quiet_environment
+from srpo_core.runtime.processes import OWNER, end_leftovers, owner_mark
+from srpo_core.runtime.telemetry import quiet_environment
 
 
 def prepare_environment() -> None:

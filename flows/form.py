@@ -79,4 +79,4 @@ def parse_patch(values: Mapping[str, Any]) -> SettingsPatch:
     try:
         return SettingsPatch.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"patch: {config.faults(error)}. See srpo_core/config.py for every key") from None
+        raise ConfigError(f"patch: {config.faults(error)}. See srpo_core/config/ for every key") from None

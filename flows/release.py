@@ -12,7 +12,7 @@ from srpo_core import release
 from srpo_core.config import PARAMS_FILE, load_settings
 from srpo_core.errors import StoreError
 from srpo_core.release import Cleaning, Move
-from srpo_core.release.describing import describe
+from srpo_core.release.summary import describe
 from srpo_core.storage import Store, open_store, require_conditions
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from flows.environment import prepare_environment
-from srpo_core.consistency import require_consistent
-from srpo_core.workspace import settings_of
+from srpo_core.preflight.consistency import require_consistent
+from srpo_core.workspace.worktree import settings_of
 
 if TYPE_CHECKING:
     from flows.align import AlignResult

@@ -83,15 +83,19 @@ class BaseModel(Protocol):
         """Turn packed latents (B, S, C) into images (B, 3, H, W), nominally in [0, 1], unclamped, differentiable."""
         ...
 
-    def draw(self, condition: Condition, noise: "Tensor", *, steps: int, guidance: float) -> "Tensor":
+    def generate(
+        self, condition: Condition, noise: "Tensor", *, num_inference_steps: int, guidance_scale: float
+    ) -> "Tensor":
         """Draw images (B, 3, H, W) in [0, 1] from packed noise (B, S, C) with the base's own sampler."""
         ...
 
     def spatial(self, latents: "Tensor") -> "Tensor":
-        """Packed latents (B, S, C) as a picture of them, (B, c, h, w)."""
+        """Packed latents (B, S, C) as an image of them, (B, c, h, w)."""
         ...
 
-    def draw_latents(self, condition: Condition, noise: "Tensor", *, steps: int, guidance: float) -> "Tensor":
+    def generate_latents(
+        self, condition: Condition, noise: "Tensor", *, num_inference_steps: int, guidance_scale: float
+    ) -> "Tensor":
         """The last latents (B, S, C) of `draw`, before they are decoded."""
         ...
 

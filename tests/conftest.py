@@ -76,12 +76,12 @@ def tiny_project(tmp_path_factory):
 @pytest.fixture
 def job(tiny_project, tmp_path, monkeypatch):
     """A short training job on the tiny family."""
-    from srpo_core.location import Location
-    from srpo_core.trainer import TrainJob
+    from srpo_core.runtime.shared_files import Location
+    from srpo_core.training.worker import TrainJob
 
     monkeypatch.chdir(tiny_project)
     settings = load_settings(ROOT / "profiles/tiny.yaml")
-    rollout = settings.train.rollout.model_copy(update={"steps": 3})
+    rollout = settings.train.rollout.model_copy(update={"num_inference_steps": 3})
     train = settings.train.model_copy(
         update={"steps": 4, "batch_size": 4, "checkpoint_every": 2, "sample_prompts": 2, "rollout": rollout}
     )

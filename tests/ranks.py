@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 def context():
     """Processes forked from one that has imported what is slow and run nothing."""
     there = multiprocessing.get_context("forkserver")
-    there.set_forkserver_preload(["srpo_core.trainer", "srpo_core.models", "diffusers", "open_clip"])
+    there.set_forkserver_preload(["srpo_core.training.worker", "srpo_core.models", "diffusers", "open_clip"])
     return there
 
 
@@ -46,7 +46,7 @@ def _rank(job, rank, world, meeting, inspect, double, answers):
     import torch
     from torch import distributed as dist
 
-    from srpo_core.trainer import Worker
+    from srpo_core.training.worker import Worker
 
     try:
         torch.set_num_threads(1)
@@ -69,8 +69,8 @@ def inputs_in_double():
     """Let what a worker reads and draws be float64, and every later cast to float32 one to float64."""
     import torch
 
-    from srpo_core import trainer
     from srpo_core.protocols import Condition
+    from srpo_core.training import worker as trainer
 
     read, noise = trainer.read_embeddings, trainer.keyed_noise
 
@@ -91,21 +91,21 @@ def in_double(worker):
 
 def whole_state(worker):
     """Every tensor of the training state, whole, as lists of bytes by name: what resharding must keep."""
-    from srpo_core.checkpoint import TrainState, moments, trained
     from srpo_core.models.sharding import whole
+    from srpo_core.training.checkpoint import TrainState, moments, trained
 
     state = TrainState(worker.model.transformer, worker.learner.optimizer, 0, {}, [])
     tensors = {**trained(worker.model.transformer), **moments(state)}
     return {name: whole(tensor).numpy().tobytes() for name, tensor in tensors.items()}
 
 
-def left_whole_after_drawing(worker):
-    """The parameters that, once sample pictures were drawn, are not a rank's share."""
+def left_whole_after_generating(worker):
+    """The parameters that, once sample images were drawn, are not a rank's share."""
     from torch.distributed.tensor import DTensor
 
-    from srpo_core.trainer import draw_samples
+    from srpo_core.training.worker import generate_samples
 
-    images = draw_samples(worker.model, worker.job, worker.device)
+    images = generate_samples(worker.model, worker.job, worker.device)
     assert images.isfinite().all()
     return [name for name, p in worker.model.transformer.named_parameters() if not isinstance(p, DTensor)]
 
@@ -119,7 +119,7 @@ def shards_held(worker):
 
 def changed(job, tmp_path: Path, name: str, *, resources=None, **train_settings):
     """The job with other settings and a state directory of its own."""
-    from srpo_core.location import Location
+    from srpo_core.runtime.shared_files import Location
 
     return replace(
         job,

@@ -58,13 +58,13 @@ def test_the_weights_of_further_scorers_are_watched_by_their_digests():
     assert "models.lock" not in STAGES["train"]["deps"]
 
 
-def test_the_number_of_pictures_that_are_judged_does_not_retrain():
+def test_the_number_of_images_that_are_judged_does_not_retrain():
     """embed writes a file per split, and train depends on its own alone."""
     deps = {
         name: [entry for entry in STAGES[name]["deps"] if entry.startswith("runs/embed")] for name in STAGES
     }
     assert deps["train"] == ["runs/embed/train.safetensors"]
-    assert not {"select", "evaluate", "draw", "check_reward"} & set(STAGES["train"]["params"])
+    assert not {"select", "evaluate", "generate", "check_reward"} & set(STAGES["train"]["params"])
 
 
 def test_the_committed_settings_are_the_tiny_preset():

@@ -30,23 +30,27 @@ def refl(
     """
     roll, eps = settings.rollout, noise_of(batch.noise, settings)
     sigmas, time = _sigmas(settings, eps.device), time_of(settings)
-    first = math.ceil(round((1 - settings.refl.late_share) * roll.steps, 9))  # (1 - 0.7) · 10 is above 3
-    stops = batch.draws.integers(("late step",), min(first, roll.steps - 1), roll.steps - 1)
+    first = math.ceil(
+        round((1 - settings.refl.late_share) * roll.num_inference_steps, 9)
+    )  # (1 - 0.7) · 10 is above 3
+    stops = batch.draws.integers(
+        ("late step",), min(first, roll.num_inference_steps - 1), roll.num_inference_steps - 1
+    )
     rolled = states(
         model.rollout_velocity,
         eps,
         batch.condition,
         sigmas=sigmas[
-            : roll.steps
+            : roll.num_inference_steps
         ],  # to the latest stop there may be: every worker must call a cut model as often
-        guidance=roll.guidance,
+        guidance=roll.guidance_scale,
         time=time,
     )
     at: dict[int, Tensor] = {}
     for step, latents in enumerate(rolled):
         at |= {row: latents[row] for row, stop in enumerate(stops) if stop == step}
     z, sigma = torch.stack([at[row] for row in range(len(eps))]), sigmas[stops]
-    v = model.velocity(z, time(sigma), roll.guidance, batch.condition)
+    v = model.velocity(z, time(sigma), roll.guidance_scale, batch.condition)
     predicted = z - sigma[:, None, None] * v
     yield scored(reward, model.decode(predicted).clamp(0, 1), batch, settings, weight=1)
 
@@ -58,7 +62,7 @@ def draft_k(
 
     Each of these steps is computed again on the way back, so that K does not multiply the memory.
     """
-    steps = settings.rollout.steps
+    steps = settings.rollout.num_inference_steps
     x0 = _trained_end(model, batch, settings, free=max(steps - settings.draft.last_steps, 0))
     yield scored(reward, model.decode(x0).clamp(0, 1), batch, settings, weight=1)
 
@@ -71,7 +75,7 @@ def draft_lv(
     The variations are averaged, for a gradient of lower variance.
     """
     count = settings.draft.variations
-    x0 = _trained_end(model, batch, settings, free=settings.rollout.steps - 1)
+    x0 = _trained_end(model, batch, settings, free=settings.rollout.num_inference_steps - 1)
     yield scored(reward, model.decode(x0).clamp(0, 1), batch, settings, weight=1 / count)
     image = x0.detach()
     last, end = _sigmas(settings, image.device)[-2:]
@@ -84,7 +88,7 @@ def draft_lv(
             batch.condition,
             sigma=last,
             next_sigma=end,
-            guidance=settings.rollout.guidance,
+            guidance=settings.rollout.guidance_scale,
             time=time_of(settings),
         )
         yield scored(reward, model.decode(x0).clamp(0, 1), batch, settings, weight=1 / count)
@@ -92,7 +96,7 @@ def draft_lv(
 
 def _trained_end(model: BaseModel, batch: TrainBatch, settings: TrainSettings, *, free: int) -> Tensor:
     """Images x0 (B, S, C): `free` steps without gradients, the others with, their activations not kept."""
-    eps, guidance, time = noise_of(batch.noise, settings), settings.rollout.guidance, time_of(settings)
+    eps, guidance, time = noise_of(batch.noise, settings), settings.rollout.guidance_scale, time_of(settings)
     sigmas = _sigmas(settings, eps.device)
     free_sigmas = sigmas[: free + 1]
     z = rollout(
@@ -116,4 +120,4 @@ def _trained_end(model: BaseModel, batch: TrainBatch, settings: TrainSettings, *
 
 
 def _sigmas(settings: TrainSettings, device: torch.device) -> Tensor:
-    return shifted_sigmas(settings.rollout.steps, settings.rollout.shift).to(device)
+    return shifted_sigmas(settings.rollout.num_inference_steps, settings.rollout.shift).to(device)

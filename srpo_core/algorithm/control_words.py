@@ -5,7 +5,7 @@ from bisect import bisect
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
-from srpo_core.algorithm.noise import keyed_share
+from srpo_core.randomness import keyed_share
 
 SEPARATOR = r"[\s-]+"
 

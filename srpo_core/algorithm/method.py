@@ -6,9 +6,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from srpo_core.algorithm.noise import Draws
 from srpo_core.config import TrainSettings
 from srpo_core.protocols import BaseModel, Condition, RewardModel
+from srpo_core.randomness import Draws
 
 
 @dataclass(frozen=True)

@@ -74,8 +74,8 @@ def starting_images(model: BaseModel, batch: TrainBatch, settings: TrainSettings
             model.rollout_velocity,
             eps[rows],
             batch.condition[rows],
-            sigmas=shifted_sigmas(roll.steps, roll.shift),
-            guidance=roll.guidance,
+            sigmas=shifted_sigmas(roll.num_inference_steps, roll.shift),
+            guidance=roll.guidance_scale,
             time=time_of(settings),
         )
         images |= dict(zip(rows, drawn, strict=True))

@@ -7,13 +7,13 @@ from torch import Tensor
 
 from srpo_core.algorithm.direct_align import EDGE, Branch, branches, one_step_recovery
 from srpo_core.algorithm.method import LossTerm, TrainBatch
-from srpo_core.algorithm.noise import Draws
 from srpo_core.algorithm.reference import arithmetic_of
 from srpo_core.algorithm.reward import hinge_loss, relative_reward, with_control_word
 from srpo_core.algorithm.rollout import starting_images
 from srpo_core.algorithm.schedule import training_grid
 from srpo_core.config import BranchName, DirectAlignSettings, TrainSettings
 from srpo_core.protocols import BaseModel, Condition, RewardModel
+from srpo_core.randomness import Draws
 
 
 def srpo(
@@ -63,7 +63,7 @@ def recovered_images(
         condition,
         s=grid[branch.s].to(x0.device),
         t=grid[branch.t].to(x0.device),
-        guidance=align.guidance,
+        guidance=align.guidance_scale,
         arithmetic=arithmetic_of(branch, settings),
     )
     return model.decode(recovered).clamp(0, 1)

@@ -114,7 +114,7 @@ def _reason(blocks: Sequence[str], rules: Sequence[Mapping[str, Any]], pairs: Pa
     if blocks:
         return f"{'; '.join(blocks)}."
     warnings = [f"{rule['name']}: {rule['reason']}" for rule in rules if rule["verdict"] == "warns"]
-    evidence = f"on {len(pairs.seeds)} pairs of pictures of {len(pairs.prompts)} test prompts"
+    evidence = f"on {len(pairs.seeds)} pairs of images of {len(pairs.prompts)} test prompts"
     if warnings:
         return f"no rule refuses {evidence}, with {len(warnings)} of {len(rules)} rules as a warning: {'; '.join(warnings)}."
     meanings = "; ".join(rule["meaning"] for rule in rules if _is_proven(rule))

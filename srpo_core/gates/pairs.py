@@ -1,4 +1,4 @@
-"""The evaluation as pairs: every model's picture of the same prompt from the same seed."""
+"""The evaluation as pairs: every model's image of the same prompt from the same seed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class Pairs:
 
 
 def pair_up(table: Any, source: Path) -> Pairs:
-    """Pair an evaluation (a `pyarrow.Table`, one row per picture and metric; see stage evaluate).
+    """Pair an evaluation (a `pyarrow.Table`, one row per image and metric; see stage evaluate).
 
     A missing figure becomes NaN.
 

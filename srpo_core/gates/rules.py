@@ -254,7 +254,7 @@ def _fault(rule: GateRule, pairs: Pairs) -> str:
         return ""
     first = bad[0]
     where = f"prompt {pairs.prompts[pairs.prompt_index[first]]!r}, seed {pairs.seeds[first]}"
-    return f"{rule.metric} is not a number in {len(bad)} of the pairs of pictures (first: {where})"
+    return f"{rule.metric} is not a number in {len(bad)} of the pairs of images (first: {where})"
 
 
 def _any(masks: Iterable[NDArray[np.bool_]]) -> NDArray[np.bool_]:

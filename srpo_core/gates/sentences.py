@@ -53,7 +53,7 @@ def _what(rule: GateRule, value: float) -> str:
         return f"{rule.metric} is {value:.3f} times that of {whom}"
     if rule.compare == "win_rate":
         even = f", where those within {rule.tie:g} of each other count half" if rule.tie else ""
-        return f"by {rule.metric}, {value:.1%} of the pictures beat those of {whom}{even}"
+        return f"by {rule.metric}, {value:.1%} of the images beat those of {whom}{even}"
     return f"{rule.metric} is {value:.3f}"
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from srpo_core.checkpoint import join_shards, read_whole
 from srpo_core.config import ModelSettings, TrainSettings
 from srpo_core.errors import pick
 from srpo_core.models.flux import (
@@ -19,6 +18,7 @@ from srpo_core.models.flux import (
 from srpo_core.models.lora import add_lora, initialize_lora, merge_lora, write_lora
 from srpo_core.models.sharding import read_base_weights, shard
 from srpo_core.protocols import BaseModel, Condition
+from srpo_core.weights.shards import join_shards, read_whole
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ class PromptEncoder(Protocol):
 
 
 class ImageEncoder(Protocol):
-    """Encodes pictures by the base's VAE."""
+    """Encodes images by the base's VAE."""
 
     def __call__(
         self, settings: ModelSettings, batches: "Iterable[Tensor]", *, device: "torch.device"

@@ -24,7 +24,7 @@ def write_embeddings(
     condition: Condition,
     latents: "Tensor | None" = None,
 ) -> None:
-    """Write the prompts of a split, their style lists, their embeddings, and the latents of their real pictures."""
+    """Write the prompts of a split, their style lists, their embeddings, and the latents of their real images."""
     from safetensors.torch import save_file
 
     tensors = {
@@ -59,10 +59,10 @@ def read_texts(split: str) -> list[str]:
 
 
 def read_latents(split: str) -> "Tensor":
-    """Read the packed latents (N, S, C) of a real picture of each prompt of a split.
+    """Read the packed latents (N, S, C) of a real image of each prompt of a split.
 
     Raises:
-        ArtifactError: the file is missing, damaged, or was written for drawn pictures alone.
+        ArtifactError: the file is missing, damaged, or was written for drawn images alone.
     """
     with _opened(split) as file:
         latents: Tensor = file.get_tensor(LATENTS)

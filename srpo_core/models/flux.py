@@ -56,7 +56,7 @@ class FluxBase:
     """A `FluxPipeline` taken apart for training: trainable transformer, frozen VAE, the pipeline's sampler."""
 
     def __init__(self, transformer: Any, vae: Any, scheduler: Any, *, height: int, width: int) -> None:
-        """Join the parts for pictures of height x width pixels. The VAE is frozen here."""
+        """Join the parts for images of height x width pixels. The VAE is frozen here."""
         self.transformer = transformer
         self.vae = vae.requires_grad_(requires_grad=False).eval()
         self.scheduler = scheduler
@@ -206,17 +206,39 @@ class FluxBase:
         return unpack(latents, *self.latent_size)
 
     @torch.no_grad()
-    def draw(self, condition: Condition, noise: Tensor, *, steps: int, guidance: float) -> Tensor:
+    def generate(
+        self, condition: Condition, noise: Tensor, *, num_inference_steps: int, guidance_scale: float
+    ) -> Tensor:
         """Draw images (B, 3, H, W) in [0, 1] from packed noise by diffusers' `FluxPipeline` and its scheduler."""
-        return self._sample(condition, noise, steps=steps, guidance=guidance, output="pt").float()
+        return self._sample(
+            condition,
+            noise,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            output="pt",
+        ).float()
 
     @torch.no_grad()
-    def draw_latents(self, condition: Condition, noise: Tensor, *, steps: int, guidance: float) -> Tensor:
+    def generate_latents(
+        self, condition: Condition, noise: Tensor, *, num_inference_steps: int, guidance_scale: float
+    ) -> Tensor:
         """What `draw` decodes: the last latents (B, S, C), packed."""
-        return self._sample(condition, noise, steps=steps, guidance=guidance, output="latent")
+        return self._sample(
+            condition,
+            noise,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            output="latent",
+        )
 
     def _sample(
-        self, condition: Condition, noise: Tensor, *, steps: int, guidance: float, output: str
+        self,
+        condition: Condition,
+        noise: Tensor,
+        *,
+        num_inference_steps: int,
+        guidance_scale: float,
+        output: str,
     ) -> Tensor:
         from diffusers import FluxPipeline
 
@@ -238,8 +260,8 @@ class FluxBase:
                 latents=noise,
                 height=height,
                 width=width,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
                 output_type=output,
             ).images
         return images

@@ -1,7 +1,7 @@
 """FLUX's transformer written out for short calls: diffusers' forward, bit for bit, in fewer steps.
 
-On small pictures diffusers' forward spends more time on bookkeeping than on numbers, and a rollout calls it
-for every step. Here rotary angles are made once per picture size and applied as complex numbers, text and
+On small images diffusers' forward spends more time on bookkeeping than on numbers, and a rollout calls it
+for every step. Here rotary angles are made once per image size and applied as complex numbers, text and
 image tokens stay joined through the single-stream blocks, and the last block computes the image tokens
 alone, since nobody reads the others. What is rounded is rounded in diffusers' order: AdamW turns another last
 bit of a gradient near zero into another step. The layers themselves are called as modules, so that adapters

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from srpo_core.checkpoint import read_shards
+from srpo_core.weights.shards import read_shards
 
 if TYPE_CHECKING:
     import torch

@@ -7,9 +7,9 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Final
 
-from srpo_core.config import DrawSettings, Settings, TrainSettings
+from srpo_core.config import GenerateSettings, Settings, TrainSettings
 from srpo_core.errors import ConfigError
-from srpo_core.plan.counting import Counted, count_call, count_draw
+from srpo_core.plan.counting import Counted, count_call, count_generation
 from srpo_core.plan.parts import MetaParts, meta_parts
 
 GB: Final = 1e9
@@ -50,14 +50,14 @@ class Sizes:
     rest: int
     frozen: int
     reward: int
-    drawn: int
+    generated: int
 
 
 @dataclass(frozen=True)
-class Draws:
-    """What a stage draws: how many pictures, on how many devices at once, in how many hours."""
+class Generated:
+    """What a stage generates: how many images, on how many devices at once, in how many hours."""
 
-    pictures: int
+    num_images: int
     devices: int
     hours: float
 
@@ -72,8 +72,8 @@ class Plan:
     counted: Counted
 
     @property
-    def pictures(self) -> int:
-        """Pictures per step on the device that has most."""
+    def images(self) -> int:
+        """Images per step on the device that has most."""
         return math.ceil(self.settings.train.batch_size / self.cluster.gpus)
 
     @property
@@ -123,7 +123,7 @@ class Plan:
         return 0.0 if self._shards == 1 else width * self.sizes.rest
 
     @property
-    def drawing(self) -> Mapping[str, float]:
+    def generation(self) -> Mapping[str, float]:
         """Bytes by part of a device that draws for evaluate, by one model after the other, whatever was trained.
 
         Judge and scorers are known by name only: each is taken to be as large as the reward.
@@ -134,7 +134,7 @@ class Plan:
             "parameters": 4.0 * self.sizes.all,
             "VAE and reward": self.sizes.frozen,
             "judge and scorers": len(others - {settings.reward.path}) * self.sizes.reward,
-            "passing tensors": self.sizes.drawn,
+            "passing tensors": self.sizes.generated,
             "device's own": CONTEXT_BYTES if settings.resources.use_gpu else 0.0,
         }
 
@@ -157,10 +157,10 @@ class Plan:
     def flops(self) -> Mapping[str, float]:
         """FLOPs of one step by phase."""
         train, counted = self.settings.train, self.counted
-        rolled_out = self.pictures * (1 - train.rollout.real_share) / counted.pictures
-        calls = train.pairs_per_rollout * len(train.direct_align.branches) * self.pictures / counted.pictures
+        rolled_out = self.images * (1 - train.rollout.real_share) / counted.num_images
+        calls = train.pairs_per_rollout * len(train.direct_align.branches) * self.images / counted.num_images
         return {
-            "rollout": train.rollout.steps * rolled_out * counted.rollout.flops,
+            "rollout": train.rollout.num_inference_steps * rolled_out * counted.rollout.flops,
             "transformer": calls * counted.transformer.flops,
             "decoder": calls * counted.decode.flops,
             "reward": calls * counted.reward.flops,
@@ -176,7 +176,7 @@ class Plan:
             return 2 * share * 4 * sizes.trained
         width = 2 if train.compute.autocast else 4
         calls = train.pairs_per_rollout * (1 if train.batch_branches else len(train.direct_align.branches))
-        rollouts = train.rollout.steps if train.rollout.real_share < 1 else 0
+        rollouts = train.rollout.num_inference_steps if train.rollout.real_share < 1 else 0
         forwards = 1 if train.compute.rollout_copy else rollouts  # the copy is filled once a step
         gathers = forwards + 2 * calls
         return share * (gathers * width * sizes.all + calls * 4 * sizes.trained)
@@ -197,18 +197,20 @@ class Plan:
         return self.settings.train.steps * (self.compute_seconds + self.traffic_seconds) / 3600
 
     @property
-    def flops_of_a_picture(self) -> float:
-        """FLOPs of the model's calls that draw one picture; decoder and scorers are a few in a hundred of them."""
-        return self.settings.draw.steps * self.counted.rollout.flops / self.counted.pictures
+    def flops_of_an_image(self) -> float:
+        """FLOPs of the model's calls that draw one image; decoder and scorers are a few in a hundred of them."""
+        return (
+            self.settings.generate.num_inference_steps * self.counted.rollout.flops / self.counted.num_images
+        )
 
     @property
-    def seconds_of_a_picture(self) -> float:
+    def seconds_of_an_image(self) -> float:
         """Time of drawing one on one device."""
-        speed = 1 if self.settings.draw.autocast else FLOAT32_SPEED
-        return self.flops_of_a_picture / (speed * self.cluster.mfu * self.cluster.peak_flops)
+        speed = 1 if self.settings.generate.autocast else FLOAT32_SPEED
+        return self.flops_of_an_image / (speed * self.cluster.mfu * self.cluster.peak_flops)
 
     @cached_property
-    def draws(self) -> Mapping[str, Draws]:
+    def generated(self) -> Mapping[str, Generated]:
         """What select, evaluate and quantize draw, with every model and format that the settings name."""
         settings = self.settings
         models = {
@@ -221,22 +223,22 @@ class Plan:
             "evaluate": settings.evaluate.num_prompts * settings.evaluate.seeds_per_prompt,
             "quantize": settings.quantize.num_prompts,
         }
-        several = min(settings.resources.draw_workers, self.cluster.gpus)
+        several = min(settings.resources.generate_workers, self.cluster.gpus)
         devices = {"select": several, "evaluate": several, "quantize": 1}
         return {
-            stage: Draws(
-                pictures=(pictures := models[stage] * of_each[stage]),
+            stage: Generated(
+                num_images=(images := models[stage] * of_each[stage]),
                 devices=devices[stage],
-                hours=math.ceil(pictures / devices[stage]) * self.seconds_of_a_picture / 3600,
+                hours=math.ceil(images / devices[stage]) * self.seconds_of_an_image / 3600,
             )
             for stage in models
         }
 
     @property
     def device_hours(self) -> float:
-        """Of training and of all pictures that the later stages draw."""
-        drawing = sum(draws.hours * draws.devices for draws in self.draws.values())
-        return self.hours * self.cluster.gpus + drawing
+        """Of training and of all images that the later stages draw."""
+        generation = sum(draws.hours * draws.devices for draws in self.generated.values())
+        return self.hours * self.cluster.gpus + generation
 
     @property
     def cost(self) -> float | None:
@@ -249,23 +251,23 @@ def make_plan(settings: Settings, cluster: Cluster) -> Plan:
     """Plan a run of these settings on a cluster; everything is counted on the meta device.
 
     Raises:
-        ConfigError: more GPUs than pictures in a batch, or a method whose calls are not counted yet.
+        ConfigError: more GPUs than images in a batch, or a method whose calls are not counted yet.
     """
     train = settings.train
     if cluster.gpus > train.batch_size:
         raise ConfigError(
-            f"{cluster.gpus} GPUs are more than train.batch_size {train.batch_size}: every one needs a picture"
+            f"{cluster.gpus} GPUs are more than train.batch_size {train.batch_size}: every one needs an image"
         )
     if train.method not in ("srpo", "direct_align"):
         raise ConfigError(f"train.method {train.method!r} is not counted yet: known are direct_align, srpo")
     parts = meta_parts(settings)
-    sizes = _sizes(parts, settings.draw)
+    sizes = _sizes(parts, settings.generate)
     if settings.resources.shard and train.compute.autocast:
         parts.model.transformer.bfloat16()  # as it is gathered
     branches = len(train.direct_align.branches) if train.batch_branches else 1
-    pictures = branches * math.ceil(train.batch_size / cluster.gpus)
+    images = branches * math.ceil(train.batch_size / cluster.gpus)
     counted = count_call(
-        parts.model, parts.reward, parts.condition, pictures=pictures, autocast=train.compute.autocast
+        parts.model, parts.reward, parts.condition, num_images=images, autocast=train.compute.autocast
     )
     return Plan(settings, cluster, sizes, counted)
 
@@ -340,7 +342,7 @@ def _frozen_in_half(train: TrainSettings) -> bool:
     return train.tune == "lora" and train.lora.frozen == "bfloat16"
 
 
-def _sizes(parts: MetaParts, draw: DrawSettings) -> Sizes:
+def _sizes(parts: MetaParts, generate: GenerateSettings) -> Sizes:
     from srpo_core.models.sharding import blocks
 
     transformer = parts.model.transformer
@@ -354,7 +356,9 @@ def _sizes(parts: MetaParts, draw: DrawSettings) -> Sizes:
         rest=_count(transformer) - inside,
         frozen=4 * (_count(parts.model.vae) + parts.reward_parameters),
         reward=4 * parts.reward_parameters,
-        drawn=count_draw(parts.model, parts.condition, pictures=draw.batch_size, autocast=draw.autocast),
+        generated=count_generation(
+            parts.model, parts.condition, num_images=generate.batch_size, autocast=generate.autocast
+        ),
     )
 
 

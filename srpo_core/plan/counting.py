@@ -105,7 +105,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @dataclass
 class Phase:
-    """What one phase of a step costs for the pictures of one call.
+    """What one phase of a step costs for the images of one call.
 
     flops: multiply-adds counted twice; kept: bytes that it leaves for the way back.
     """
@@ -116,13 +116,13 @@ class Phase:
 
 @dataclass(frozen=True)
 class Counted:
-    """A training call in phases, for `pictures` pictures in the transformer, decoder and reward.
+    """A training call in phases, for `images` images in the transformer, decoder and reward.
 
     rollout: one forward pass without gradients; peak_before: bytes alive at most until the transformer's way back
     begins; peak_after: from then on. Gradients and weights are not in them.
     """
 
-    pictures: int
+    num_images: int
     rollout: Phase
     transformer: Phase
     decode: Phase
@@ -131,15 +131,15 @@ class Counted:
     peak_after: int
 
 
-def count_call(model: Any, reward: Any, condition: Any, *, pictures: int, autocast: bool) -> Counted:
+def count_call(model: Any, reward: Any, condition: Any, *, num_images: int, autocast: bool) -> Counted:
     """Count a rollout's forward pass, and one model call that is trained with decode, reward and the way back.
 
-    model, reward: on the meta device; condition: of one picture.
+    model, reward: on the meta device; condition: of one image.
     """
-    rows = [0] * pictures
+    rows = [0] * num_images
     with torch.device("meta"):
-        latents = torch.empty(pictures, *model.latent_shape)
-        time = torch.empty(pictures)
+        latents = torch.empty(num_images, *model.latent_shape)
+        time = torch.empty(num_images)
     condition = condition[rows]
     hooks = [
         p.register_post_accumulate_grad_hook(_drop) for p in model.transformer.parameters() if p.requires_grad
@@ -165,17 +165,17 @@ def count_call(model: Any, reward: Any, condition: Any, *, pictures: int, autoca
         _back(meter, transformer, velocity, start.grad)
     for hook in hooks:
         hook.remove()
-    return Counted(pictures, rollout, transformer, decode, score_phase, before, meter.peak)
+    return Counted(num_images, rollout, transformer, decode, score_phase, before, meter.peak)
 
 
-def count_draw(model: Any, condition: Any, *, pictures: int, autocast: bool) -> int:
-    """Bytes alive at most, weights apart, while so many pictures are drawn at once and decoded, on the meta device."""
+def count_generation(model: Any, condition: Any, *, num_images: int, autocast: bool) -> int:
+    """Bytes alive at most, weights apart, while so many images are drawn at once and decoded, on the meta device."""
     with torch.device("meta"):
-        latents = torch.empty(pictures, *model.latent_shape)
-        time = torch.empty(pictures)
+        latents = torch.empty(num_images, *model.latent_shape)
+        time = torch.empty(num_images)
     meter = Meter()
     with AsOnDevice(autocast=autocast), meter, torch.no_grad():
-        model.velocity(latents, time, 1.0, condition[[0] * pictures])
+        model.velocity(latents, time, 1.0, condition[[0] * num_images])
         model.decode(latents)
     return meter.peak
 

@@ -8,13 +8,13 @@ from typing import Any, Final
 
 from srpo_core.config import Settings
 from srpo_core.errors import ArtifactError, ConfigError
-from srpo_core.models_lock import read_lock
 from srpo_core.protocols import Condition
+from srpo_core.weights.models_lock import read_lock
 
 
 @dataclass(frozen=True)
 class MetaParts:
-    """Base and reward on the meta device, and the condition of one picture."""
+    """Base and reward on the meta device, and the condition of one image."""
 
     model: Any
     reward: Any

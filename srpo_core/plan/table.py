@@ -6,15 +6,21 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from srpo_core.disk import bytes_of_run
 from srpo_core.plan import GB, TERA, Plan, changed, make_plan, remedies
 from srpo_core.plan.counting import Counted
+from srpo_core.preflight.disk import bytes_of_run
 
 
 def show(plan: Plan) -> Group:
     """Memory, work, time and money of a plan; what makes it fit if it does not; what other settings save."""
     return Group(
-        _memory(plan), _verdict(plan), _drawing(plan), _work(plan), _time(plan), _disk(plan), _savings(plan)
+        _memory(plan),
+        _verdict(plan),
+        _generation(plan),
+        _work(plan),
+        _time(plan),
+        _disk(plan),
+        _savings(plan),
     )
 
 
@@ -47,20 +53,20 @@ def _verdict(plan: Plan) -> Text:
     return Text(f"{text}{least} take more devices, or a smaller train.batch_size.", style="red")
 
 
-def _drawing(plan: Plan) -> Text:
-    size, batch = sum(plan.drawing.values()), plan.settings.draw.batch_size
-    parts = ", ".join(f"{part} {found / GB:.3g}" for part, found in plan.drawing.items() if found)
-    text = f"Drawing {batch} pictures at once needs {size / GB:.3g} GB ({parts}; each scorer taken to be as large as the reward)"
+def _generation(plan: Plan) -> Text:
+    size, batch = sum(plan.generation.values()), plan.settings.generate.batch_size
+    parts = ", ".join(f"{part} {found / GB:.3g}" for part, found in plan.generation.items() if found)
+    text = f"Drawing {batch} images at once needs {size / GB:.3g} GB ({parts}; each scorer taken to be as large as the reward)"
     if size <= plan.cluster.memory:
         return Text(f"{text}: it fits.", style="green")
-    one_at_once = size - (1 - 1 / batch) * plan.drawing["passing tensors"]
+    one_at_once = size - (1 - 1 / batch) * plan.generation["passing tensors"]
     smaller = one_at_once <= plan.cluster.memory
     advice = "Set a smaller draw.batch_size." if smaller else "Take devices with more memory to draw with."
     return Text(f"{text}: it does not fit. {advice}", style="red")
 
 
 def _work(plan: Plan) -> Table:
-    table = _table(f"\nOne step of one device, {plan.pictures} pictures", "phase", "TFLOP", "share")
+    table = _table(f"\nOne step of one device, {plan.images} images", "phase", "TFLOP", "share")
     every = sum(plan.flops.values())
     for phase, flops in plan.flops.items():
         table.add_row(phase, f"{flops / TERA:.4g}", f"{100 * flops / every:.2f} %")
@@ -80,13 +86,11 @@ def _time(plan: Plan) -> Table:
     table.add_row(
         f"{train.steps} steps, nothing hidden, without samples and checkpoints", _duration(plan.hours)
     )
-    precision = "" if plan.settings.draw.autocast else ", in float32 (draw.autocast is false)"
-    for stage, draws in plan.draws.items():
+    precision = "" if plan.settings.generate.autocast else ", in float32 (draw.autocast is false)"
+    for stage, draws in plan.generated.items():
         where = "one device" if draws.devices == 1 else f"{draws.devices} devices"
-        table.add_row(
-            f"{stage} draws {draws.pictures:,} pictures on {where}{precision}", _duration(draws.hours)
-        )
-    table.add_row("device hours, of training and of these pictures", f"{plan.device_hours:.1f}")
+        table.add_row(f"{stage} draws {draws.images:,} images on {where}{precision}", _duration(draws.hours))
+    table.add_row("device hours, of training and of these images", f"{plan.device_hours:.1f}")
     if plan.cost is not None:
         table.add_row(f"at {cluster.price} an hour", f"{plan.cost:.2f}")
     return table
@@ -116,12 +120,12 @@ def _savings(plan: Plan) -> Table:
 
 
 def per_pair(plan: Plan) -> float:
-    """FLOPs of a device for each noise level that is trained of a picture."""
-    return sum(plan.flops.values()) / (plan.pictures * plan.settings.train.pairs_per_rollout)
+    """FLOPs of a device for each noise level that is trained of an image."""
+    return sum(plan.flops.values()) / (plan.images * plan.settings.train.pairs_per_rollout)
 
 
 def alternatives(plan: Plan) -> Mapping[str, Plan]:
-    """The plan as it is, with rollouts that several pairs share, with real pictures, and with adapters."""
+    """The plan as it is, with rollouts that several pairs share, with real images, and with adapters."""
     found = {"as it is": plan}
     for pairs in (2, 4, 8):
         found[f"train.pairs_per_rollout={pairs}"] = _recounted(plan, {"pairs_per_rollout": pairs})

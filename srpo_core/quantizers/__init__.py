@@ -29,7 +29,7 @@ __all__ = [
     "released_formats",
 ]
 
-# The format that a release's pipeline loads, and with whose pictures those of the others are compared.
+# The format that a release's pipeline loads, and with whose images those of the others are compared.
 REFERENCE: Final = "bf16"
 
 QUANTIZERS: Final[Mapping[str, Format]] = MappingProxyType(

@@ -19,7 +19,7 @@ from srpo_core.quantizers.flux_checkpoint import (
     FluxCheckpoint,
 )
 from srpo_core.quantizers.key_map import HIGH_PRECISION, Joint
-from srpo_core.quantizers.weight_files import (
+from srpo_core.weights.files import (
     GGUF_ALIGNMENT,
     Entry,
     HashedFile,

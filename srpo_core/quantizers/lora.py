@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from srpo_core.artifacts import sha256
 from srpo_core.errors import DataError
 from srpo_core.quantizers.flux_checkpoint import FluxCheckpoint
-from srpo_core.quantizers.weight_files import hashed_file
+from srpo_core.weights.files import hashed_file
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,9 +6,9 @@ transformer in place, the other formats, the evidence (report, decision, proofs)
 dvc.lock>`, so the same run always gives the same version. An alias is a name that moves; every model (`release.name`) has its own.
 """
 
+from srpo_core.release.moves import Cleaning, Move, collect, promote, pull, rollback, show
 from srpo_core.release.publishing import CANDIDATE, PRODUCTION, Published, move_alias, publish, withdraw
-from srpo_core.release.reading import Release, draw, fetch, list_releases, resolve, verify, verify_aliases
-from srpo_core.release.registry import Cleaning, Move, collect, promote, pull, rollback, show
+from srpo_core.release.reading import Release, fetch, generate, list_releases, resolve, verify, verify_aliases
 
 __all__ = [
     "CANDIDATE",
@@ -18,8 +18,8 @@ __all__ = [
     "Published",
     "Release",
     "collect",
-    "draw",
     "fetch",
+    "generate",
     "list_releases",
     "move_alias",
     "promote",

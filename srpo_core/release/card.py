@@ -1,4 +1,4 @@
-"""The model card: what the model is, the verdict, and lines that load it and draw a picture."""
+"""The model card: what the model is, the verdict, and lines that load it and draw an image."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -63,7 +63,7 @@ def model_card(
         diffusers_width=DIFFUSERS_WIDTH,
         comfyui_head=COMFYUI_HEAD,
         licences=[PurePosixPath(name).name for name in settings.release.license_files],
-        call=picture_call(settings, proof),
+        call=image_call(settings, proof),
     )
 
 
@@ -102,13 +102,13 @@ def _loaders(name: str, file: str) -> str:
     return "ComfyUI" if name.endswith("_scaled") else "ComfyUI, diffusers"
 
 
-def picture_call(settings: Settings, proof: Mapping[str, Any]) -> dict[str, Any]:
+def image_call(settings: Settings, proof: Mapping[str, Any]) -> dict[str, Any]:
     """What a pipeline needs to draw as this model was evaluated: prompt, size and steps."""
     return {
         "prompt": proof["prompts"][0],
         "height": settings.model.height,
         "width": settings.model.width,
         "max_sequence_length": settings.model.max_sequence_length,
-        "num_inference_steps": settings.draw.steps,
-        "guidance_scale": settings.draw.guidance,
+        "num_inference_steps": settings.generate.num_inference_steps,
+        "guidance_scale": settings.generate.guidance_scale,
     }

@@ -14,7 +14,8 @@ from srpo_core import artifacts
 from srpo_core.config import PARAMS_FILE, Settings, load_settings
 from srpo_core.errors import StoreError
 from srpo_core.gates import require_passed
-from srpo_core.release.card import model_card, picture_call
+from srpo_core.release.card import image_call, model_card
+from srpo_core.release.comfyui import with_workflow, workflow_text
 from srpo_core.release.layout import (
     CARD,
     GGUF_WORKFLOW,
@@ -32,7 +33,6 @@ from srpo_core.release.layout import (
     release_files,
 )
 from srpo_core.release.provenance import environment, git_state, require_reproduced, version_of
-from srpo_core.release.workflow import with_workflow, workflow_text
 from srpo_core.report.formats import with_formats
 from srpo_core.storage import Store, content_digest, model_of, require_conditions, version_key
 
@@ -219,7 +219,7 @@ def _assemble(
     files[REPORT] = scratch / REPORT
     files[REPORT].write_text(with_formats(page, proof), encoding="utf-8")
     formats = {name: sorted(released.values()) for name, released in format_files(settings, proof).items()}
-    files |= _workflows(existing(root, artifacts.GRID), formats, picture_call(settings, proof), scratch)
+    files |= _workflows(existing(root, artifacts.GRID), formats, image_call(settings, proof), scratch)
     entries = {
         name: {"sha256": artifacts.sha256(path), "bytes": path.stat().st_size} for name, path in files.items()
     }
@@ -236,7 +236,7 @@ def _assemble(
         "proof": proof,
         "evaluation": artifacts.read_json(existing(root, artifacts.EVALUATION_SUMMARY)),
         "pipeline": pipeline,
-        "call": picture_call(settings, proof),
+        "call": image_call(settings, proof),
     }
     return files, manifest
 

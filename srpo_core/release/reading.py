@@ -150,7 +150,7 @@ def fetch(store: Store, reference: str, *, cache: Path | None = None) -> Path:
     return target
 
 
-def draw(
+def generate(
     store: Store,
     reference: str,
     prompt: str,
@@ -161,7 +161,7 @@ def draw(
     device: str = "cpu",
     cache: Path | None = None,
 ) -> Path:
-    """Draw a picture of `prompt` with a release, as its model card does, and write it to `output` as PNG.
+    """Draw an image of `prompt` with a release, as its model card does, and write it to `output` as PNG.
 
     weights: one of the release's formats.
 

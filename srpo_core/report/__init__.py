@@ -1,1 +1,1 @@
-"""The report: one self-contained page and one picture that show what was won and what was lost."""
+"""The report: one self-contained page and one image that show what was won and what was lost."""

@@ -1,4 +1,4 @@
-"""The before/after grid: which prompts it shows, and the grid as one picture."""
+"""The before/after grid: which prompts it shows, and the grid as one image."""
 
 import base64
 import io
@@ -19,8 +19,8 @@ Key = tuple[str, str, int]  # model, prompt, seed
 
 SIDES = (BASE, ALIGNED)
 MAX_SEEDS = 3
-INLINE_PIXELS = 384  # a larger picture is made smaller before it goes into the page
-CELL_PIXELS = (128, 256)  # least and greatest width of a picture in the grid
+INLINE_PIXELS = 384  # a larger image is made smaller before it goes into the page
+CELL_PIXELS = (128, 256)  # least and greatest width of an image in the grid
 COLUMNS = 8
 MARGIN, GAP, LABEL_WIDTH, CAPTION_LINES, TEXT_PIXELS = 28, 12, 78, 2, 17
 PAPER, INK, FAINT = "#ffffff", "#1c2127", "#6a737d"
@@ -51,17 +51,17 @@ def choose_tiles(pairs: Pairs, source: Path, num_prompts: int) -> list[Tile]:
 
 
 def tiles_of(pairs: Pairs, source: Path, prompts: Sequence[int], num_seeds: int) -> list[Tile]:
-    """The tiles of some prompts, by their index, each with its first seeds; `source` holds the pictures."""
+    """The tiles of some prompts, by their index, each with its first seeds; `source` holds the images."""
     seeds = {
         index: sorted(pairs.seeds[pairs.prompt_index == index].tolist())[:num_seeds] for index in prompts
     }
     wanted = {(model, pairs.prompts[i], seed) for i, own in seeds.items() for seed in own for model in SIDES}
-    pictures = read_pictures(source, wanted)
+    images = read_images(source, wanted)
     return [
         Tile(
             prompt=pairs.prompts[index],
             shots=tuple(
-                Shot(seed, *(pictures[model, pairs.prompts[index], seed] for model in SIDES))
+                Shot(seed, *(images[model, pairs.prompts[index], seed] for model in SIDES))
                 for seed in seeds[index]
             ),
         )
@@ -69,37 +69,37 @@ def tiles_of(pairs: Pairs, source: Path, prompts: Sequence[int], num_seeds: int)
     ]
 
 
-def read_pictures(source: Path, keys: Collection[Key]) -> dict[Key, bytes]:
-    """PNG bytes of some pictures by (model, prompt, seed), without holding the others in memory.
+def read_images(source: Path, keys: Collection[Key]) -> dict[Key, bytes]:
+    """PNG bytes of some images by (model, prompt, seed), without holding the others in memory.
 
     Raises:
-        ArtifactError: a picture is not there.
+        ArtifactError: an image is not there.
     """
     import pyarrow.parquet as pq
 
-    pictures: dict[Key, bytes] = {}
+    images: dict[Key, bytes] = {}
     with pq.ParquetFile(require(source)) as file:
         for batch in file.iter_batches(batch_size=64, columns=["model", "prompt", "seed", "png"]):
             columns = (batch.column(name).to_pylist() for name in ("model", "prompt", "seed"))
             found = {key: row for row, key in enumerate(zip(*columns, strict=True)) if key in keys}
-            pictures |= {key: batch.column("png")[row].as_py() for key, row in found.items()}
-    if missing := sorted(set(keys) - pictures.keys()):
+            images |= {key: batch.column("png")[row].as_py() for key, row in found.items()}
+    if missing := sorted(set(keys) - images.keys()):
         model, prompt, seed = missing[0]
         raise ArtifactError(
-            f"{source} lacks {len(missing)} pictures, for instance that of {model} for {prompt!r}, seed {seed}: "
+            f"{source} lacks {len(missing)} images, for instance that of {model} for {prompt!r}, seed {seed}: "
             "run 'dvc repro --force -s evaluate'"
         )
-    return pictures
+    return images
 
 
 def data_uri(png: bytes) -> str:
-    """A picture for the page: as it is when small, else as a smaller WebP."""
+    """An image for the page: as it is when small, else as a smaller WebP."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(png)) as picture:
-        if max(picture.size) <= INLINE_PIXELS:
+    with Image.open(io.BytesIO(png)) as image:
+        if max(image.size) <= INLINE_PIXELS:
             return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-        small = picture.convert("RGB")
+        small = image.convert("RGB")
         small.thumbnail((INLINE_PIXELS, INLINE_PIXELS), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
         small.save(buffer, format="WEBP", quality=88, method=4)
@@ -121,7 +121,7 @@ def draw_grid(tiles: Sequence[Tile], path: Path) -> None:
 
 
 def _band(tiles: Sequence[Tile]) -> "Image":
-    """One line of the grid: a row of pictures before, a row after, and captions."""
+    """One line of the grid: a row of images before, a row after, and captions."""
     from PIL import Image, ImageDraw, ImageFont
 
     shots = [[_cell(png) for png in (tile.shots[0].before, tile.shots[0].after)] for tile in tiles]
@@ -148,10 +148,10 @@ def _band(tiles: Sequence[Tile]) -> "Image":
 def _cell(png: bytes) -> "Image":
     from PIL import Image
 
-    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    image = Image.open(io.BytesIO(png)).convert("RGB")
     least, greatest = CELL_PIXELS
-    width = min(max(2 * picture.width, least), greatest)
-    return picture.resize((width, round(width * picture.height / picture.width)), Image.Resampling.LANCZOS)
+    width = min(max(2 * image.width, least), greatest)
+    return image.resize((width, round(width * image.height / image.width)), Image.Resampling.LANCZOS)
 
 
 def _wrapped(text: str, font: "FreeTypeFont | ImageFont", width: int) -> list[str]:

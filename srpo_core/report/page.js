@@ -1,4 +1,4 @@
-// Moves the line between before and after: by the range (arrow keys too) or by dragging over a picture.
+// Moves the line between before and after: by the range (arrow keys too) or by dragging over an image.
 "use strict";
 const gallery = document.getElementById("gallery");
 const range = document.getElementById("split");

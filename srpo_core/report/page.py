@@ -119,7 +119,7 @@ def outcome_words(outcome: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def find_extremes(pairs: Pairs, source: Path, rule: Mapping[str, Any], count: int = EXTREMES) -> Extremes:
-    """The prompts that fared best and worst by a rule's metric, `count` of each, each with its first picture.
+    """The prompts that fared best and worst by a rule's metric, `count` of each, each with its first image.
 
     No prompt is both, so there are at most half of them on either side; one without a figure is neither.
     """

@@ -1,4 +1,4 @@
-"""Scorers: models that look at a picture, as rewards (differentiable) or as judges.
+"""Scorers: models that look at an image, as rewards (differentiable) or as judges.
 
 To add one: a file that offers `load(path)`, and a line in `SCORERS`.
 """

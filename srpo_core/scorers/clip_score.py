@@ -1,8 +1,8 @@
-"""The CLIP score (Hessel et al. 2021, arXiv 2104.08718): how well a picture fits its text, by a CLIP of OpenAI.
+"""The CLIP score (Hessel et al. 2021, arXiv 2104.08718): how well an image fits its text, by a CLIP of OpenAI.
 
 Its directory is that of openai/clip-vit-large-patch14 or another CLIP of OpenAI; see `transformers_clip`. A
 score is 100 times the cosine, as torchmetrics has it; the published cut at 0 is left out, for a score that
-is below 0 in one picture still counts in a mean.
+is below 0 in one image still counts in a mean.
 """
 
 from pathlib import Path

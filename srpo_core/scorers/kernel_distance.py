@@ -1,4 +1,4 @@
-"""The kernel distance of pictures to real ones (KID; Binkowski et al. 2018), on any encoder's features."""
+"""The kernel distance of images to real ones (KID; Binkowski et al. 2018), on any encoder's features."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ from srpo_core.scorers.packages import require_package
 
 
 def kernel_distances(features: Tensor, real: Tensor) -> Tensor:
-    """One figure for each picture's features (P, D) whose mean is the unbiased KID to `real` (R, D), (P,).
+    """One figure for each image's features (P, D) whose mean is the unbiased KID to `real` (R, D), (P,).
 
-    The kernel is torchmetrics' cubic one. A picture's figure is its first-order influence on the KID, so that
-    resampling pictures gives the KID its right spread: a picture enters the term of pairs among themselves
+    The kernel is torchmetrics' cubic one. An image's figure is its first-order influence on the KID, so that
+    resampling images gives the KID its right spread: an image enters the term of pairs among themselves
     twice. Figures may be negative, and so may the KID where there is no distance. Needs P and R of 2 or more.
 
     Raises:

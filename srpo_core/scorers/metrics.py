@@ -1,7 +1,7 @@
-"""Metrics: figures of pictures, by the scorers and by plain arithmetic.
+"""Metrics: figures of images, by the scorers and by plain arithmetic.
 
-A metric sees all pictures (K, 3, H, W) in [0, 1] of one prompt, one per seed, and gives one figure
-per picture, (K,). To add one: a function, and a line in `METRICS`. Every scorer of `evaluate.scorers` adds
+A metric sees all images (K, 3, H, W) in [0, 1] of one prompt, one per seed, and gives one figure
+per image, (K,). To add one: a function, and a line in `METRICS`. Every scorer of `evaluate.scorers` adds
 two metrics by its name: NAME, its plain score, and NAME_sgp, wanted over unwanted.
 """
 
@@ -18,7 +18,7 @@ from torch.nn.functional import normalize as l2_normalize
 from srpo_core.config import ControlWords, ScorerSettings
 from srpo_core.errors import ConfigError, DataError, pick
 from srpo_core.protocols import Judge, RewardModel
-from srpo_core.scorers import SCORERS, load_reward, load_scorer, picture_statistics
+from srpo_core.scorers import SCORERS, image_statistics, load_reward, load_scorer
 from srpo_core.scorers.kernel_distance import kernel_distances
 from srpo_core.scorers.packages import require_package
 
@@ -26,14 +26,14 @@ OURS: Final = "this project"
 OUR_LICENCE: Final = "Apache-2.0"
 TOP: Final = 5
 SGP: Final = "_sgp"
-LEAST_REAL: Final = 2  # a distance between pictures of one kind needs two
+LEAST_REAL: Final = 2  # a distance between images of one kind needs two
 
 
 @dataclass(frozen=True)
 class MetricContext:
     """What metrics may ask for. A scorer is loaded when the first metric needs it.
 
-    scorer_settings: further scorers by name; real: gives the pictures that the metric kid compares with, in
+    scorer_settings: further scorers by name; real: gives the images that the metric kid compares with, in
     batches (R, 3, H, W) in [0, 1].
     """
 
@@ -51,7 +51,7 @@ class MetricContext:
 
     @cached_property
     def judge(self) -> Any:
-        """The judge that no training ever sees: a `Judge`, or a `RewardModel` where pictures have no known styles."""
+        """The judge that no training ever sees: a `Judge`, or a `RewardModel` where images have no known styles."""
         return load_scorer(self.judge_settings).to(self.device)
 
     @cached_property
@@ -62,14 +62,14 @@ class MetricContext:
     @cached_property
     @torch.no_grad()
     def real_features(self) -> Tensor:
-        """The judge's features of the real pictures; of those in the wanted style, if it knows styles."""
+        """The judge's features of the real images; of those in the wanted style, if it knows styles."""
         assert self.real is not None, "checked before anything is drawn"
         kept = []
         for batch in self.real():
-            pictures = batch.to(self.device)
-            features = _kernel_features(pictures, self)
+            images = batch.to(self.device)
+            features = _kernel_features(images, self)
             if hasattr(self.judge, "styles"):
-                wanted = self.judge.style_probabilities(pictures)[:, _wanted_styles(self)].sum(1)
+                wanted = self.judge.style_probabilities(images)[:, _wanted_styles(self)].sum(1)
                 features = features[wanted > 1 / 2]
             kept.append(features)
         return torch.cat(kept).cpu()
@@ -79,14 +79,14 @@ class MetricContext:
         """The judge as one that knows styles and subjects; another kind is a `ConfigError`."""
         if SCORERS[self.judge_settings.scorer].differentiable:
             raise ConfigError(
-                f"the judge {self.judge_settings.scorer} scores pictures against texts and knows no styles or subjects: "
+                f"the judge {self.judge_settings.scorer} scores images against texts and knows no styles or subjects: "
                 "measure judge_score and judge_sgp with it in place of judge_wanted, judge_top1 and judge_top5"
             )
         return cast(Judge, self.judge)
 
     @property
     def text_judge(self) -> RewardModel:
-        """The judge as one that scores pictures against texts; another kind is a `ConfigError`."""
+        """The judge as one that scores images against texts; another kind is a `ConfigError`."""
         if not SCORERS[self.judge_settings.scorer].differentiable:
             raise ConfigError(
                 f"the judge {self.judge_settings.scorer} names styles and subjects and reads no texts: "
@@ -149,10 +149,10 @@ def judge_top5(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
 
 
 def diversity(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
-    """Mean distance of each picture to the other seeds' pictures of its prompt, in [0, 2].
+    """Mean distance of each image to the other seeds' images of its prompt, in [0, 2].
 
     The distance is Euclidean between the judge's features at unit length, sqrt(2 - 2 cosine): 0 means
-    that all seeds give one picture. It is not free of style: pictures that all have the wanted style
+    that all seeds give one image. It is not free of style: images that all have the wanted style
     lie closer together than those of a base that draws several.
     """
     del prompt  # all images are of one prompt
@@ -162,17 +162,17 @@ def diversity(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
 
 
 def encode(images: Tensor, context: MetricContext) -> Tensor:
-    """The judge's features of the pictures, (K, D)."""
+    """The judge's features of the images, (K, D)."""
     judge = context.judge
     features: Tensor = judge.features(images) if hasattr(judge, "features") else judge.encode_images(images)
     return features
 
 
 def kid(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
-    """Kernel distance to the data's preferred pictures, in [-inf, inf]: 0 is none; see `kernel_distances`.
+    """Kernel distance to the data's preferred images, in [-inf, inf]: 0 is none; see `kernel_distances`.
 
-    On the judge's features; if the judge knows styles, to the pictures in the wanted one. This function
-    gives the features (K, D), as only all pictures together have a distance.
+    On the judge's features; if the judge knows styles, to the images in the wanted one. This function
+    gives the features (K, D), as only all images together have a distance.
     """
     del prompt
     return _kernel_features(images, context)
@@ -216,16 +216,16 @@ def _judge_reads_texts(context: MetricContext, prompts: Sequence[str], num_seeds
     _ = context.text_judge
 
 
-def _real_pictures_are_there(context: MetricContext, prompts: Sequence[str], num_seeds: int) -> None:
+def _real_images_are_there(context: MetricContext, prompts: Sequence[str], num_seeds: int) -> None:
     require_package("torchmetrics", "the metric kid")
     if context.real is None:
         raise ConfigError(
-            "metric 'kid' compares with real pictures, which only the stage evaluate reads: drop it here"
+            "metric 'kid' compares with real images, which only the stage evaluate reads: drop it here"
         )
     if len(context.real_features) < LEAST_REAL:
         raise DataError(
-            f"metric 'kid' needs two preferred pictures of held-out pairs in the wanted look; the judge sees "
-            f"{len(context.real_features)}: add pairs, raise evaluate.real_pictures, or drop the metric"
+            f"metric 'kid' needs two preferred images of held-out pairs in the wanted look; the judge sees "
+            f"{len(context.real_features)}: add pairs, raise evaluate.real_images, or drop the metric"
         )
 
 
@@ -263,8 +263,8 @@ class Metric:
     source: where it is defined.
     licence: (context) -> SPDX; of the scorer's weights, or of this project's code where no scorer measures.
     check: raises before anything is drawn, if the metric could not be computed later.
-    over_all: where only all pictures of a model together have a figure: from what `figures` gave for all of
-    them, (P, D), to one figure per picture.
+    over_all: where only all images of a model together have a figure: from what `figures` gave for all of
+    them, (P, D), to one figure per image.
     """
 
     figures: Callable[[Tensor, str, MetricContext], Tensor]
@@ -275,7 +275,7 @@ class Metric:
     over_all: Callable[[Tensor, MetricContext], Tensor] | None = None
 
 
-RESERVED: Final = frozenset({"pixels"})  # under which pictures lie beside their figures
+RESERVED: Final = frozenset({"pixels"})  # under which images lie beside their figures
 UNBOUNDED: Final = (float("-inf"), float("inf"))
 
 METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
@@ -299,15 +299,15 @@ METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
             UNBOUNDED,
             "arXiv 1801.01401; torchmetrics",
             _licence_of_judge,
-            _real_pictures_are_there,
+            _real_images_are_there,
             over_all=lambda features, context: kernel_distances(features, context.real_features),
         ),
-        "saturation": Metric(_of_pixels(picture_statistics.saturation), (0, 1), OURS),
-        "red_over_green": Metric(_of_pixels(picture_statistics.red_over_green), (-1, 1), OURS),
-        "yellow_over_blue": Metric(_of_pixels(picture_statistics.yellow_over_blue), (-1, 1), OURS),
-        "clipped_highlights": Metric(_of_pixels(picture_statistics.clipped_highlights), (0, 1), OURS),
-        "high_frequency_energy": Metric(_of_pixels(picture_statistics.high_frequency_energy), (0, 1), OURS),
-        "grid_energy": Metric(_of_pixels(picture_statistics.grid_energy), (0, 1), OURS),
+        "saturation": Metric(_of_pixels(image_statistics.saturation), (0, 1), OURS),
+        "red_over_green": Metric(_of_pixels(image_statistics.red_over_green), (-1, 1), OURS),
+        "yellow_over_blue": Metric(_of_pixels(image_statistics.yellow_over_blue), (-1, 1), OURS),
+        "clipped_highlights": Metric(_of_pixels(image_statistics.clipped_highlights), (0, 1), OURS),
+        "high_frequency_energy": Metric(_of_pixels(image_statistics.high_frequency_energy), (0, 1), OURS),
+        "grid_energy": Metric(_of_pixels(image_statistics.grid_energy), (0, 1), OURS),
     }
 )
 
@@ -349,7 +349,7 @@ def check_metrics(
     Raises:
         ConfigError: an unknown metric, a wanted word that is no style of the judge, too few seeds, a scorer
             with a metric's name.
-        DataError: a prompt whose subject the judge does not know, too few real pictures.
+        DataError: a prompt whose subject the judge does not know, too few real images.
     """
     require_free_names(context.scorer_settings)
     for name in names:
@@ -360,7 +360,7 @@ def check_metrics(
 def measure(names: Sequence[str], images: Tensor, prompt: str, context: MetricContext) -> dict[str, Tensor]:
     """By metric, one figure per image (K, 3, H, W) in [0, 1] of one prompt, (K,), on the CPU.
 
-    Of a metric over all pictures, what it needs from each, (K, D); see `finish`.
+    Of a metric over all images, what it needs from each, (K, D); see `finish`.
     """
     images = images.to(context.device)
     return {name: find_metric(name, context).figures(images, prompt, context).cpu() for name in names}
@@ -368,7 +368,7 @@ def measure(names: Sequence[str], images: Tensor, prompt: str, context: MetricCo
 
 @torch.no_grad()
 def finish(name: str, found: Tensor, context: MetricContext) -> Tensor:
-    """What `measure` found for all pictures of a model, (P,) or (P, D), as one figure per picture, (P,)."""
+    """What `measure` found for all images of a model, (P,) or (P, D), as one figure per image, (P,)."""
     over_all = find_metric(name, context).over_all
     return found if over_all is None else over_all(found, context)
 

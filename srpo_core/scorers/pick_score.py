@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from srpo_core.scorers.transformers_clip import TransformersClip, load_towers
 
-# SRPO's reference divides PickScore by 20. Pictures score 20 to 23 (Shen et al. 2025, table 1), so that
+# SRPO's reference divides PickScore by 20. Images score 20 to 23 (Shen et al. 2025, table 1), so that
 # the reward is about 1, the order of the margin 0.7 in its loss.
 REFERENCE_DIVISOR: Final = 20.0
 

@@ -1,4 +1,4 @@
-"""The way from a picture to what an image tower expects; differentiable throughout."""
+"""The way from an image to what an image tower expects; differentiable throughout."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -56,7 +56,7 @@ class _Fit(torch.autograd.Function):
 @cache
 def _resize_and_centre(length: int, resized: int, size: int, dtype: torch.dtype) -> Tensor:
     """The matrix (size, length) of antialiased bicubic resize to `resized` and centre crop, along one side."""
-    # each column of the identity is a picture line that is black but for one pixel
+    # each column of the identity is an image line that is black but for one pixel
     identity = torch.eye(length, dtype=dtype)[None, None]
     matrix = interpolate(identity, (resized, length), mode="bicubic", antialias=True)[0, 0]
     first = round((resized - size) / 2)

@@ -1,7 +1,7 @@
 """Two towers of a transformers CLIPModel, as PickScore and the CLIP score are published.
 
 A directory holds `config.json` and `model.safetensors`. The tokenizer is CLIP's only one and comes with
-open_clip. Pictures are resized as tensors, as in SRPO; the published processors round them to 8 bits on the
+open_clip. Images are resized as tensors, as in SRPO; the published processors round them to 8 bits on the
 way, so that their scores differ a little.
 """
 

@@ -2,7 +2,7 @@
 
 Attention keeps (batch, token, width) in order: `nn.MultiheadAttention` swaps the first two, which turns the
 product of a batch into one small product per token. The patch embedding's gradient is a product of matrices,
-as that of a strided convolution is slow. The feature of a single picture is open_clip's to the last bit.
+as that of a strided convolution is slow. The feature of a single image is open_clip's to the last bit.
 """
 
 from typing import Any
@@ -48,7 +48,7 @@ def class_feature(visual: Any, pixels: Tensor) -> Tensor:
 
 
 def _is_cut_whole(visual: Any) -> bool:
-    """Whether patches cover the picture without a rest."""
+    """Whether patches cover the image without a rest."""
     return all(side % patch == 0 for side, patch in zip(visual.image_size, visual.patch_size, strict=True))
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from srpo_core.artifacts import require
 from srpo_core.errors import ArtifactError
-from srpo_core.models_lock import require_locked
+from srpo_core.weights.models_lock import require_locked
 
 
 def read_config(path: Path) -> Mapping[str, Any]:

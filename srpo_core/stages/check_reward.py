@@ -1,4 +1,4 @@
-"""Stage check_reward: does the reward prefer the pictures that the held-out pairs prefer?"""
+"""Stage check_reward: does the reward prefer the images that the held-out pairs prefer?"""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from srpo_core import artifacts
-from srpo_core.cluster import local_device
 from srpo_core.config import CheckRewardSettings, ResourceSettings, ScorerSettings
 from srpo_core.data.tables import Pair, read_images, read_pairs
 from srpo_core.errors import DataError, GateError
-from srpo_core.progress import with_progress
 from srpo_core.protocols import RewardModel
+from srpo_core.runtime.progress import with_progress
+from srpo_core.runtime.ray_cluster import local_device
 from srpo_core.scorers import load_reward
 
 if TYPE_CHECKING:
@@ -64,15 +64,15 @@ def run(*, reward: ScorerSettings, check_reward: CheckRewardSettings, resources:
     figures = f"{agreement:.3f} of {len(pairs)} pairs (95 % interval over their {len(set(prompts))} prompts {low:.3f} to {high:.3f})"
     if agreement < least:
         raise GateError(
-            f"the reward {reward.scorer} in {reward.path} prefers the preferred picture in only {figures}, "
+            f"the reward {reward.scorer} in {reward.path} prefers the preferred image in only {figures}, "
             f"but check_reward.min_agreement is {least}: training on it would follow noise; "
             "choose another reward, or lower the threshold in params.yaml if you know why"
         )
-    log.info("the reward prefers the preferred picture in %s", figures)
+    log.info("the reward prefers the preferred image in %s", figures)
 
 
 def independent_pairs(agreed: Sequence[bool], prompts: Sequence[str]) -> float:
-    """How many independent pairs tell as much as these, which share prompts and pictures; at most as many.
+    """How many independent pairs tell as much as these, which share prompts and images; at most as many.
 
     The pairs over the design effect of their grouping by prompt; where all agree or none does, which shows no
     spread, the number of prompts. Kish 1965, section 5.4; with Wilson's interval: Korn and Graubard 1998.
@@ -99,7 +99,7 @@ def wilson_interval(share: float, trials: float, z: float = Z_95) -> tuple[float
 
 
 def _agreements(scorer: RewardModel, pairs: Sequence[Pair], device: torch.device) -> Iterator[bool]:
-    """Per pair, whether the preferred picture scores higher; a tie does not count."""
+    """Per pair, whether the preferred image scores higher; a tie does not count."""
     for start in with_progress(range(0, len(pairs), PAIRS_AT_ONCE), "score pairs"):
         yield from _agreements_at_once(scorer, pairs[start : start + PAIRS_AT_ONCE], device)
 
@@ -107,7 +107,7 @@ def _agreements(scorer: RewardModel, pairs: Sequence[Pair], device: torch.device
 @torch.no_grad()
 def _agreements_at_once(scorer: RewardModel, pairs: Sequence[Pair], device: torch.device) -> list[bool]:
     images = read_images({path for pair in pairs for path in (pair.preferred, pair.rejected)})
-    # HPD's pictures have many sizes, so each passes the tower on its own
+    # HPD's images have many sizes, so each passes the tower on its own
     features = {path: scorer.encode_images(_to_tensor(image).to(device))[0] for path, image in images.items()}
     texts = scorer.encode_texts([pair.prompt for pair in pairs])
     return [

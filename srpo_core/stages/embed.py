@@ -1,10 +1,8 @@
-"""Stage embed: text embeddings, only of the prompts that the run will draw, and latents of real pictures."""
+"""Stage embed: text embeddings, only of the prompts that the run will draw, and latents of real images."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from srpo_core.algorithm.noise import keyed_order
-from srpo_core.cluster import local_device
 from srpo_core.config import (
     EvaluateSettings,
     ModelSettings,
@@ -16,12 +14,14 @@ from srpo_core.data.tables import Prompt, read_images, read_pairs, read_prompts
 from srpo_core.errors import DataError
 from srpo_core.models import encode_images, encode_prompts
 from srpo_core.models.embeddings import write_embeddings
+from srpo_core.randomness import keyed_order
+from srpo_core.runtime.ray_cluster import local_device
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 BATCH = 64
-PICTURES = 8  # a VAE needs more memory for a picture than a text encoder for a prompt
+IMAGES = 8  # a VAE needs more memory for an image than a text encoder for a prompt
 
 
 def run(
@@ -35,12 +35,12 @@ def run(
 ) -> None:
     """Encode the prompts of each split and write runs/embed/<split>.safetensors.
 
-    Training gets at most as many prompts as it draws pictures; validation and test as many as
-    select and evaluate ask for. Training prompts come with the latents of a real picture each, if
+    Training gets at most as many prompts as it draws images; validation and test as many as
+    select and evaluate ask for. Training prompts come with the latents of a real image each, if
     `train.rollout.source` asks for real ones.
 
     Raises:
-        DataError: a training prompt has no preferred picture.
+        DataError: a training prompt has no preferred image.
         ConfigError: no GPU where the resources ask for one.
     """
     device = local_device(resources)
@@ -56,21 +56,21 @@ def run(
     for split, prompts in chosen.items():
         rows = slice(start, start + len(prompts))
         real = split == "train" and train.rollout.source != "online"
-        latents = encode_images(model, pictures(model, texts[rows]), device=device) if real else None
+        latents = encode_images(model, images(model, texts[rows]), device=device) if real else None
         write_embeddings(split, texts[rows], [prompt.style for prompt in prompts], condition[rows], latents)
         start = rows.stop
 
 
-def pictures(model: ModelSettings, prompts: Sequence[str]) -> "Iterator[Tensor]":
-    """The preferred picture of each training prompt, in batches (B, 3, H, W) in [0, 1], cut to the model's size."""
+def images(model: ModelSettings, prompts: Sequence[str]) -> "Iterator[Tensor]":
+    """The preferred image of each training prompt, in batches (B, 3, H, W) in [0, 1], cut to the model's size."""
     import torch
     from PIL import ImageOps
     from PIL.Image import Resampling
     from torchvision.transforms.functional import to_tensor
 
-    paths = preferred_pictures(prompts)
-    for start in range(0, len(paths), PICTURES):
-        some = paths[start : start + PICTURES]
+    paths = preferred_images(prompts)
+    for start in range(0, len(paths), IMAGES):
+        some = paths[start : start + IMAGES]
         images = read_images(some)
         fitted = [
             ImageOps.fit(images[path], (model.width, model.height), Resampling.BICUBIC) for path in some
@@ -78,14 +78,14 @@ def pictures(model: ModelSettings, prompts: Sequence[str]) -> "Iterator[Tensor]"
         yield torch.stack([to_tensor(image) for image in fitted])
 
 
-def preferred_pictures(prompts: Sequence[str]) -> list[str]:
-    """The path of a picture for each training prompt: the preferred one of its first pair."""
+def preferred_images(prompts: Sequence[str]) -> list[str]:
+    """The path of an image for each training prompt: the preferred one of its first pair."""
     preferred: dict[str, str] = {}
     for pair in read_pairs("train"):
         preferred.setdefault(pair.prompt, pair.preferred)
     if without := [prompt for prompt in prompts if prompt not in preferred]:
         raise DataError(
-            f"runs/ingest/pairs.parquet has no preferred picture of {without[0]!r} ({len(without)} of {len(prompts)} "
+            f"runs/ingest/pairs.parquet has no preferred image of {without[0]!r} ({len(without)} of {len(prompts)} "
             "prompts have none): set train.rollout.source to online, or give every prompt a preference"
         )
     return [preferred[prompt] for prompt in prompts]

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from srpo_core import artifacts
-from srpo_core.champion import champion_transformer
 from srpo_core.config import (
     ControlWords,
-    DrawSettings,
     EvaluateSettings,
+    GenerateSettings,
     ModelSettings,
     ResourceSettings,
     ScorerSettings,
 )
 from srpo_core.data.tables import read_images, read_pairs
 from srpo_core.errors import ArtifactError, DataError
+from srpo_core.generation.batches import GenerationJob, Shards, generate_batches
+from srpo_core.generation.images import ImageSet, to_png
 from srpo_core.models.embeddings import read_embeddings, read_texts
-from srpo_core.pictures import PictureSet, to_png
+from srpo_core.release.champion import champion_transformer
 from srpo_core.scorers.hps_v2 import benchmark
 from srpo_core.scorers.metrics import MetricContext, check_metrics, metric_names
-from srpo_core.shards import DrawJob, Shards, draw_shards
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,14 +46,14 @@ def run(  # noqa: PLR0913  # the parts of the settings that DVC watches
     judge: ScorerSettings,
     control_words: ControlWords,
     champion: str | None,
-    draw: DrawSettings,
+    generate: GenerateSettings,
     evaluate: EvaluateSettings,
     resources: ResourceSettings,
 ) -> None:
-    """Draw the test prompts by every model and measure every picture.
+    """Draw the test prompts by every model and measure every image.
 
-    Writes runs/evaluate/images.parquet (one row per picture: model "base", "aligned" or "champion", prompt,
-    style, seed, png), figures.parquet (one row per picture and metric; the models' rows pair by prompt and
+    Writes runs/evaluate/images.parquet (one row per image: model "base", "aligned" or "champion", prompt,
+    style, seed, png), figures.parquet (one row per image and metric; the models' rows pair by prompt and
     seed) and the means in summary.json.
 
     Raises:
@@ -68,7 +68,7 @@ def run(  # noqa: PLR0913  # the parts of the settings that DVC watches
         seed=seed,
         model=model,
         context=metric_context(reward, judge, control_words, evaluate),
-        draw=draw,
+        generate=generate,
         evaluate=evaluate,
         resources=resources,
     )
@@ -91,7 +91,7 @@ def metric_context(
     reward: ScorerSettings, judge: ScorerSettings, control_words: ControlWords, evaluate: EvaluateSettings
 ) -> MetricContext:
     """What the metrics of an evaluation may ask for."""
-    real = (lambda: _real_pictures(evaluate.real_pictures)) if evaluate.real_pictures else None
+    real = (lambda: _real_images(evaluate.real_images)) if evaluate.real_images else None
     return MetricContext(reward, judge, control_words, dict(evaluate.scorers), real)
 
 
@@ -102,18 +102,18 @@ def evaluate_models(
     seed: int,
     model: ModelSettings,
     context: MetricContext,
-    draw: DrawSettings,
+    generate: GenerateSettings,
     evaluate: EvaluateSettings,
     resources: ResourceSettings,
 ) -> dict[str, Any]:
-    """Draw the test prompts by models (name: directory of weights, None for the base) and measure every picture.
+    """Draw the test prompts by models (name: directory of weights, None for the base) and measure every image.
 
     Writes images.parquet and figures.parquet into `target`, as described in `run`, and returns the means.
     """
     torch.set_num_threads(resources.threads_per_worker)
     prompts, styles, condition = read_embeddings("test")
     _require_unseen(prompts)
-    pictures = PictureSet("evaluate", prompts, styles, condition, evaluate.seeds_per_prompt, seed)
+    image_set = ImageSet("evaluate", prompts, styles, condition, evaluate.seeds_per_prompt, seed)
     metrics = metric_names(evaluate.metrics, list(evaluate.scorers))
     check_metrics(metrics, context, prompts, evaluate.seeds_per_prompt)
     for path in filter(None, transformers.values()):
@@ -121,16 +121,20 @@ def evaluate_models(
     with ExitStack() as held:
         shards = {
             name: held.enter_context(
-                closing(draw_shards(DrawJob(name, model, path, pictures, draw, metrics, context), resources))
+                closing(
+                    generate_batches(
+                        GenerationJob(name, model, path, image_set, generate, metrics, context), resources
+                    )
+                )
             )
             for name, path in transformers.items()
         }
-        _write_pictures(shards, target / artifacts.EVALUATION.name)
+        _write_images(shards, target / artifacts.EVALUATION.name)
         figures = {name: own.figures() for name, own in shards.items()}
-        _write_figures(figures, pictures, target / artifacts.FIGURES.name)
+        _write_figures(figures, image_set, target / artifacts.FIGURES.name)
         for own in shards.values():
             own.discard()
-    return _summary(figures, pictures, context)
+    return _summary(figures, image_set, context)
 
 
 def _selected() -> tuple[int, Path]:
@@ -160,8 +164,8 @@ def _require_unseen(prompts: Sequence[str]) -> None:
             )
 
 
-def _real_pictures(count: int) -> Iterator["Tensor"]:
-    """The preferred pictures of up to `count` held-out pairs, each (1, 3, H, W) in [0, 1]: their sizes differ."""
+def _real_images(count: int) -> Iterator["Tensor"]:
+    """The preferred images of up to `count` held-out pairs, each (1, 3, H, W) in [0, 1]: their sizes differ."""
     from torchvision.transforms.functional import to_tensor
 
     preferred = dict.fromkeys(pair.preferred for pair in read_pairs("test", count))
@@ -170,7 +174,7 @@ def _real_pictures(count: int) -> Iterator["Tensor"]:
         yield to_tensor(images[path])[None]
 
 
-def _write_pictures(shards: Mapping[str, Shards], path: Path) -> None:
+def _write_images(shards: Mapping[str, Shards], path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -178,56 +182,58 @@ def _write_pictures(shards: Mapping[str, Shards], path: Path) -> None:
     schema = pa.schema([*texts, ("seed", pa.int64()), ("png", pa.binary())])
     with artifacts.replacing(path) as partial, pq.ParquetWriter(partial, schema) as writer:
         for name, own in shards.items():
-            for pictures, drawn in own:
-                keys = (_key(name, pictures, index, k) for index, k in pictures.places())
-                rows = [key | {"png": to_png(pixels)} for key, pixels in zip(keys, drawn.pixels, strict=True)]
+            for image_set, generated in own:
+                keys = (_key(name, image_set, index, k) for index, k in image_set.places())
+                rows = [
+                    key | {"png": to_png(pixels)} for key, pixels in zip(keys, generated.pixels, strict=True)
+                ]
                 writer.write_table(pa.Table.from_pylist(rows, schema))
 
 
-def _write_figures(figures: Mapping[str, Mapping[str, "Tensor"]], pictures: PictureSet, path: Path) -> None:
+def _write_figures(figures: Mapping[str, Mapping[str, "Tensor"]], image_set: ImageSet, path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows = [
-        _key(name, pictures, index, k) | {"metric": metric, "value": value}
+        _key(name, image_set, index, k) | {"metric": metric, "value": value}
         for name, own in figures.items()
         for metric, values in own.items()
-        for (index, k), value in zip(pictures.places(), values.tolist(), strict=True)
+        for (index, k), value in zip(image_set.places(), values.tolist(), strict=True)
     ]
     with artifacts.replacing(path) as partial:
         pq.write_table(pa.Table.from_pylist(rows), partial)
 
 
-def _key(name: str, pictures: PictureSet, index: int, k: int) -> dict[str, Any]:
-    return {"model": name, "prompt": pictures.prompts[index], "style": pictures.styles[index], "seed": k}
+def _key(name: str, image_set: ImageSet, index: int, k: int) -> dict[str, Any]:
+    return {"model": name, "prompt": image_set.prompts[index], "style": image_set.styles[index], "seed": k}
 
 
 def _summary(
-    figures: Mapping[str, Mapping[str, "Tensor"]], pictures: PictureSet, context: MetricContext
+    figures: Mapping[str, Mapping[str, "Tensor"]], image_set: ImageSet, context: MetricContext
 ) -> dict[str, Any]:
     means = {
         name: {metric: float(values.double().mean()) for metric, values in own.items()}
         for name, own in figures.items()
     }
-    summary: dict[str, Any] = {"pictures_per_model": len(pictures), "means": means}
+    summary: dict[str, Any] = {"images_per_model": len(image_set), "means": means}
     if ALIGNED in means:
         summary["change"] = {m: means[ALIGNED][m] - means[BASE][m] for m in means[BASE]}
         for metric in means[BASE]:
             log.info("%s: %.3f → %.3f", metric, means[BASE][metric], means[ALIGNED][metric])
-    if by_style := _hps_benchmark(figures, pictures, context):
+    if by_style := _hps_benchmark(figures, image_set, context):
         summary["hps_benchmark"] = by_style
     return summary
 
 
 def _hps_benchmark(
-    figures: Mapping[str, Mapping[str, "Tensor"]], pictures: PictureSet, context: MetricContext
+    figures: Mapping[str, Mapping[str, "Tensor"]], image_set: ImageSet, context: MetricContext
 ) -> dict[str, Any]:
-    """HPSv2's own table of each model, by the first picture of each prompt, if that is the reward or a scorer."""
+    """HPSv2's own table of each model, by the first image of each prompt, if that is the reward or a scorer."""
     scorers = {"reward": context.reward_settings, **context.scorer_settings}
-    seeds = pictures.seeds_per_prompt
+    seeds = image_set.seeds_per_prompt
     return {
         metric: {
-            name: benchmark(own[metric][::seeds].tolist(), pictures.styles) for name, own in figures.items()
+            name: benchmark(own[metric][::seeds].tolist(), image_set.styles) for name, own in figures.items()
         }
         for metric, settings in scorers.items()
         if settings.scorer == HPS and all(metric in own for own in figures.values())

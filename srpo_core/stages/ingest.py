@@ -12,7 +12,7 @@ from srpo_core import artifacts
 from srpo_core.config import IngestSettings
 from srpo_core.data import expectations, hpd, images, splits, tables
 from srpo_core.errors import DataError
-from srpo_core.progress import with_progress
+from srpo_core.runtime.progress import with_progress
 
 _log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Stage quantize: the files of a release, each proven by a forward pass and by pictures."""
+"""Stage quantize: the files of a release, each proven by a forward pass and by images."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -8,23 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from srpo_core import artifacts
-from srpo_core.algorithm.noise import keyed_noise
-from srpo_core.cluster import local_device
 from srpo_core.config import (
     ControlWords,
-    DrawSettings,
     FormatLimits,
+    GenerateSettings,
     ModelSettings,
     QuantizeSettings,
     ResourceSettings,
     ScorerSettings,
 )
 from srpo_core.errors import GateError
+from srpo_core.fidelity.format_images import REWARD, FormatImages, ImageProof, evaluated_images, evenly
 from srpo_core.gates import require_passed
 from srpo_core.models import load_base, load_transformer
 from srpo_core.models.embeddings import read_embeddings
-from srpo_core.progress import progress_bar
-from srpo_core.proofs import REWARD, FormatPictures, PictureProof, evaluated_pictures, evenly
 from srpo_core.protocols import BaseModel, Condition
 from srpo_core.quantizers import (
     REFERENCE,
@@ -38,6 +35,9 @@ from srpo_core.quantizers import (
     read_file,
     released_formats,
 )
+from srpo_core.randomness import keyed_noise
+from srpo_core.runtime.progress import progress_bar
+from srpo_core.runtime.ray_cluster import local_device
 from srpo_core.scorers.metrics import MetricContext, check_metrics
 
 if TYPE_CHECKING:
@@ -67,14 +67,14 @@ def run(
     reward: ScorerSettings,
     judge: ScorerSettings,
     control_words: ControlWords,
-    draw: DrawSettings,
+    generate: GenerateSettings,
     quantize: QuantizeSettings,
     resources: ResourceSettings,
 ) -> None:
     """Write the selected checkpoint in every format of the settings, and the proof of each.
 
     Each file is opened again by a reader that is not ours. The proof is the relative output error
-    ‖y_q − y_32‖ / ‖y_32‖ of one forward pass in float32, and pictures of test prompts from evaluate's noise:
+    ‖y_q − y_32‖ / ‖y_32‖ of one forward pass in float32, and images of test prompts from evaluate's noise:
     their distance to those of bf16, how complete their denoising is, and how much of the gain over the base
     survives. A format that misses a limit is left out, and proof.json says why.
 
@@ -89,11 +89,11 @@ def run(
     device = local_device(resources)
     source = artifacts.require(Path(artifacts.read_json(artifacts.SELECTION)["checkpoint"]))
     prompts, _, condition = read_embeddings("test")
-    evaluated = evaluated_pictures(quantize.num_prompts, quantize.gain)
-    drawn = condition[[prompts.index(prompt) for prompt in evaluated.prompts]]
+    evaluated = evaluated_images(quantize.num_prompts, quantize.gain)
+    generated = condition[[prompts.index(prompt) for prompt in evaluated.prompts]]
     context = MetricContext(reward, judge, control_words, device=device)
     check_metrics([REWARD, quantize.gain], context, evaluated.prompts, 1)
-    pictures = FormatPictures(evaluated, drawn, seed, draw, context, quantize.gain)
+    images = FormatImages(evaluated, generated, seed, generate, context, quantize.gain)
     entries = {name: entry for name, (_, entry) in formats.items()}
     checkpoint = open_flux(source)
     with progress_bar("quantize", num_weights(checkpoint, entries)) as advance:
@@ -105,11 +105,11 @@ def run(
     # here and below weights have no name, so that no second copy stays while the next one is read
     exact = velocity(load_transformer(model, source).state_dict())
     proofs: dict[str, dict[str, Any]] = {}
-    # the reference first: the others' pictures are held to its own
+    # the reference first: the others' images are held to its own
     for name in sorted(formats, key=lambda name: name != REFERENCE):
         given, _ = formats[name]
         error = _output_error(written[name], velocity, exact)  # leaves the weights in the base
-        figures = _Figures(written[name], error, pictures.look_at(base))
+        figures = _Figures(written[name], error, images.look_at(base))
         proofs[name] = figures.as_proof(quantize.formats[given])
         _say(name, proofs[name])
     asked = [prompts[row] for row in rows]
@@ -132,15 +132,15 @@ class _Figures:
 
     files: Sequence[WrittenFile]
     relative_error: float
-    pictures: PictureProof
+    images: ImageProof
 
     def as_proof(self, limits: FormatLimits) -> dict[str, Any]:
         """The format's entry in proof.json, with the reasons against it, if any."""
         measured = {
             "relative_error": self.relative_error,
-            "psnr": self.pictures.psnr,
-            "completeness": self.pictures.completeness,
-            "gain_kept": self.pictures.gain_kept,
+            "psnr": self.images.psnr,
+            "completeness": self.images.completeness,
+            "gain_kept": self.images.gain_kept,
         }
         # the first file is the single one; a directory holds the same values
         single = self.files[0].losses
@@ -154,8 +154,8 @@ class _Figures:
             },
             "limits": limits.model_dump(),
             "refused": _reasons(measured, limits),
-            "ssim": _figure(self.pictures.ssim),
-            "reward_delta": _figure(self.pictures.reward_delta),
+            "ssim": _figure(self.images.ssim),
+            "reward_delta": _figure(self.images.reward_delta),
             "tensors": {
                 name: [loss.dtype, _figure(loss.relative_error), _figure(loss.clipped), _figure(loss.zeroed)]
                 for name, loss in single.items()
@@ -216,7 +216,7 @@ def _write_proof(
     proof = {
         "schema_version": SCHEMA_VERSION,
         "prompts": list(prompts),
-        "pictures": quantize.num_prompts,
+        "images": quantize.num_prompts,
         "gain": quantize.gain,
         "formats": {name: proof for name, proof in proofs.items() if name not in refused},
         "refused": refused,
@@ -236,7 +236,7 @@ def _say(name: str, proof: Mapping[str, Any]) -> None:
         return
     psnr = "" if proof["psnr"] is None else f", {proof['psnr']:.1f} dB to {REFERENCE}"
     kept = (
-        ", the aligned model gains nothing on these pictures, so min_gain_kept is not checked"
+        ", the aligned model gains nothing on these images, so min_gain_kept is not checked"
         if proof["gain_kept"] is None
         else f", {proof['gain_kept']:.0%} of the gain"
     )

@@ -12,17 +12,17 @@ import torch
 from srpo_core import artifacts
 from srpo_core.config import (
     ControlWords,
-    DrawSettings,
+    GenerateSettings,
     ModelSettings,
     ResourceSettings,
     ScorerSettings,
     SelectSettings,
 )
 from srpo_core.errors import ArtifactError, DivergenceError
+from srpo_core.generation.batches import GenerationJob, Shards, generate_batches
+from srpo_core.generation.images import ImageSet
 from srpo_core.models.embeddings import read_embeddings
-from srpo_core.pictures import PictureSet
 from srpo_core.scorers.metrics import MetricContext, check_metrics
-from srpo_core.shards import DrawJob, Shards, draw_shards
 
 BASE_STEP: Final = 0
 ROUNDING: Final = 1e-9  # a mean of n figures that meets its margin exactly must not fail by a last bit
@@ -30,7 +30,7 @@ ROUNDING: Final = 1e-9  # a mean of n figures that meets its margin exactly must
 log = logging.getLogger(__name__)
 
 Means = Mapping[str, float]
-Figures = Mapping[str, Sequence[float]]  # by metric, one of every picture in the set's order
+Figures = Mapping[str, Sequence[float]]  # by metric, one of every image in the set's order
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ def run(
     reward: ScorerSettings,
     select_judge: ScorerSettings,
     control_words: ControlWords,
-    draw: DrawSettings,
+    generate: GenerateSettings,
     select: SelectSettings,
     resources: ResourceSettings,
 ) -> None:
     """Draw the validation prompts by the base and by every checkpoint, measure, and choose.
 
-    Writes runs/select/scores.parquet (one row per picture: step, 0 being the base, prompt, style,
+    Writes runs/select/scores.parquet (one row per image: step, 0 being the base, prompt, style,
     seed, metrics) and runs/select/selection.json. A run that was cut off draws only what is missing.
 
     Raises:
@@ -66,7 +66,7 @@ def run(
     torch.set_num_threads(resources.threads_per_worker)
     steps = _saved_steps()
     prompts, styles, condition = read_embeddings("validation")
-    pictures = PictureSet("select", prompts, styles, condition, select.seeds_per_prompt, seed)
+    image_set = ImageSet("select", prompts, styles, condition, select.seeds_per_prompt, seed)
     metrics = sorted({select.maximize, *select.keep})
     context = MetricContext(reward, select_judge, control_words)
     check_metrics(metrics, context, prompts, select.seeds_per_prompt)
@@ -76,11 +76,11 @@ def run(
     figures: dict[int, Figures] = {}
     with ExitStack() as held:
         for step, transformer in transformers.items():
-            job = DrawJob(_name(step), model, transformer, pictures, draw, metrics, context)
-            shards[step] = held.enter_context(closing(draw_shards(job, resources)))
+            job = GenerationJob(_name(step), model, transformer, image_set, generate, metrics, context)
+            shards[step] = held.enter_context(closing(generate_batches(job, resources)))
             figures[step] = {name: values.tolist() for name, values in shards[step].figures().items()}
             log.info("%s: %s", _name(step), _in_words(_means(figures[step])))
-        _write(figures, pictures, select)
+        _write(figures, image_set, select)
         for own in shards.values():
             own.discard()
 
@@ -139,17 +139,17 @@ def _change(metric: str, base: Means, means: Means) -> str:
     return f"{metric} {base[metric]:.3f} → {means[metric]:.3f}"
 
 
-def _write(figures: Mapping[int, Figures], pictures: PictureSet, select: SelectSettings) -> None:
+def _write(figures: Mapping[int, Figures], image_set: ImageSet, select: SelectSettings) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     means = {step: _means(own) for step, own in figures.items()}
     choice = choose(means, select)
     rows = [
-        {"step": step, "prompt": pictures.prompts[index], "style": pictures.styles[index], "seed": k}
+        {"step": step, "prompt": image_set.prompts[index], "style": image_set.styles[index], "seed": k}
         | {name: values[row] for name, values in own.items()}
         for step, own in figures.items()
-        for row, (index, k) in enumerate(pictures.places())
+        for row, (index, k) in enumerate(image_set.places())
     ]
     with artifacts.replacing(artifacts.SELECT_SCORES) as partial:
         pq.write_table(pa.Table.from_pylist(rows), partial)

@@ -25,8 +25,8 @@ from srpo_core.algorithm.reference import truncated_time
 from srpo_core.algorithm.rollout import euler_step
 from srpo_core.algorithm.schedule import shifted_sigmas, training_grid
 from srpo_core.algorithm.srpo import discounts, srpo
-from srpo_core.learner import Learner, adamw, backward_terms
 from srpo_core.models.flux import image_ids, pack, unpack
+from srpo_core.training.learner import Learner, adamw, backward_terms
 
 ELEMENTWISE = 1e-5
 REWARD = 1e-6

@@ -9,18 +9,18 @@ from torch.nn.functional import normalize
 from srpo_core.algorithm import METHODS
 from srpo_core.algorithm.absolute import consecutive, decaying_weights, scored_texts
 from srpo_core.algorithm.method import TrainBatch
-from srpo_core.algorithm.noise import Draws
 from srpo_core.algorithm.rollout import rollout, starting_images
 from srpo_core.algorithm.schedule import shifted_sigmas, training_grid
 from srpo_core.algorithm.srpo import drawn_midpoints
 from srpo_core.protocols import Condition
+from srpo_core.randomness import Draws
 
 SHAPE = (2, 4, 3)
 STEPS = 5
 
 
 class Linear:
-    """A base whose velocity is a matrix times the latents, and whose latents are the picture."""
+    """A base whose velocity is a matrix times the latents, and whose latents are the image."""
 
     def __init__(self):
         torch.manual_seed(0)
@@ -47,7 +47,7 @@ class Attentive(Linear):
 
 
 class Colours:
-    """A reward whose features are a picture's mean colours, and the letters r, g, b of a text."""
+    """A reward whose features are an image's mean colours, and the letters r, g, b of a text."""
 
     scale = 1.0
 
@@ -70,7 +70,7 @@ def batch():
 
 @pytest.fixture
 def settings(tiny_train):
-    rollout = tiny_train.rollout.model_copy(update={"steps": STEPS})
+    rollout = tiny_train.rollout.model_copy(update={"num_inference_steps": STEPS})
     return tiny_train.model_copy(update={"rollout": rollout, "batch_size": 2})
 
 
@@ -168,7 +168,9 @@ def test_refl_trains_one_late_call_and_predicts_the_image_from_there(batch, sett
 
 def test_refl_trains_from_the_first_step_of_its_late_share_on(batch, settings):
     """(1 - 0.7) * 10 is 3.0000000000000004 in floating point, and step 3 belongs to it."""
-    longer = settings.model_copy(update={"rollout": settings.rollout.model_copy(update={"steps": 10})})
+    longer = settings.model_copy(
+        update={"rollout": settings.rollout.model_copy(update={"num_inference_steps": 10})}
+    )
     bounds = []
 
     class Recorded(Draws):
@@ -249,19 +251,19 @@ def test_the_pairs_of_a_rollout_are_averaged_and_share_it(batch, settings):
     + [(name, "real") for name, method in METHODS.items() if method.real_images],
 )
 def test_a_batch_has_the_gradient_of_its_samples_one_by_one(settings, name, source):
-    """Each sample keeps its own prompt, noise, levels and picture."""
+    """Each sample keeps its own prompt, noise, levels and image."""
     generator = torch.Generator().manual_seed(3)
     noise, real = torch.randn(2, *SHAPE, generator=generator, dtype=torch.float64)
     condition = Condition(torch.randn(2, 3, 2, generator=generator), torch.randn(2, 4, generator=generator))
 
     def share(rows):
-        pictures = {place: real[row] for place, row in enumerate(rows)} if source == "real" else {}
+        images = {place: real[row] for place, row in enumerate(rows)} if source == "real" else {}
         return TrainBatch(
             [["r", "gg"][row] for row in rows],
             condition[rows],
             noise[rows],
             Draws(0, 1, rows),
-            pictures,
+            images,
             "rrr",
             "bbb",
         )
@@ -288,7 +290,7 @@ def written_out(batch, settings, midpoints, weight=1.0):
     assert bool((s > t).all())
     s, t = s[:, None, None], t[:, None, None]
     x = s * batch.noise + (1 - s) * x0
-    y = x + (t - s) * model.velocity(x, s[:, 0, 0], align.guidance, batch.condition)
+    y = x + (t - s) * model.velocity(x, s[:, 0, 0], align.guidance_scale, batch.condition)
     images = model.decode((y - t * batch.noise) / (1 - t)).clamp(0, 1)
     cosines = (reward.encode_images(images) * reward.encode_texts(scored_texts(batch, settings))).sum(-1)
     (weight * torch.relu(align.margin - cosines)).sum().backward()

@@ -6,7 +6,7 @@ from srpo_core.algorithm.reward import hinge_loss, relative_reward, with_control
 
 
 class TwoTowers:
-    """Features of a picture are its colour; of a text, its letters."""
+    """Features of an image are its colour; of a text, its letters."""
 
     scale = 2.0
 

@@ -48,7 +48,7 @@ def test_time_in_bfloat16_is_a_multiple_of_four_thousandths_above_512(quirks):
 def test_a_discount_outside_of_the_difference_only_scales_the_reward(quirks):
     from srpo_core.algorithm import METHODS
     from srpo_core.algorithm.srpo import relative_reward
-    from srpo_core.learner import Learner
+    from srpo_core.training.learner import Learner
 
     texts = {"wanted": [[1.0, 0.0]], "unwanted": [[0.6, 0.8]]}
     reward = SimpleNamespace(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from srpo_core.pictures import MeasuredPicture
+from srpo_core.generation.images import MeasuredImage
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,12 +15,10 @@ def trade_off(benchmark_named):
     return benchmark_named("trade_off")
 
 
-def pictures(trade_off, values):
-    """Two pictures of each prompt, all figures the same."""
+def images(trade_off, values):
+    """Two images of each prompt, all figures the same."""
     return [
-        MeasuredPicture(
-            f"prompt {n}", "all", k, torch.zeros(3, 2, 2), dict.fromkeys(trade_off.METRICS, value)
-        )
+        MeasuredImage(f"prompt {n}", "all", k, torch.zeros(3, 2, 2), dict.fromkeys(trade_off.METRICS, value))
         for n, value in enumerate(values)
         for k in range(2)
     ]
@@ -28,15 +26,13 @@ def pictures(trade_off, values):
 
 def test_what_all_subjects_lose_alike_has_an_interval_of_no_width(trade_off):
     base = [0.1 * n for n in range(10)]
-    found = trade_off.intervals(
-        pictures(trade_off, base), pictures(trade_off, [value - 0.25 for value in base])
-    )
+    found = trade_off.intervals(images(trade_off, base), images(trade_off, [value - 0.25 for value in base]))
     assert found["judge_top5_low"] == pytest.approx(-0.25)
     assert found["judge_top5_high"] == pytest.approx(-0.25)
 
 
 def test_what_one_subject_in_ten_loses_has_an_interval_that_reaches_zero(trade_off):
-    found = trade_off.intervals(pictures(trade_off, [1.0] * 10), pictures(trade_off, [1.0] * 9 + [0.0]))
+    found = trade_off.intervals(images(trade_off, [1.0] * 10), images(trade_off, [1.0] * 9 + [0.0]))
     assert found["judge_top1_low"] < -0.1 <= found["judge_top1_high"] == 0
 
 
@@ -50,5 +46,5 @@ def test_the_chart_draws_an_interval_for_every_point_but_the_base(trade_off, tmp
         for step in (0, 10, 20)
     ]
     trade_off.write_chart(rows, tmp_path / "chart.svg")
-    drawn = (tmp_path / "chart.svg").read_text()
-    assert drawn.count("stroke-opacity") == 2 * len(trade_off.FIGURES_DRAWN)
+    generated = (tmp_path / "chart.svg").read_text()
+    assert generated.count("stroke-opacity") == 2 * len(trade_off.FIGURES_DRAWN)

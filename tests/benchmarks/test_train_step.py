@@ -137,7 +137,7 @@ def test_a_profiles_own_step_runs_and_names_its_phases(train_step, tmp_path, mon
 
     monkeypatch.chdir(tmp_path)  # put back afterwards, as the benchmark changes it
     tiny = load_settings(train_step.ROOT / "profiles/tiny.yaml").model_dump()
-    small = {"train": {"batch_size": 2, "rollout": {"steps": 2}, "draft": {"last_steps": 1}}}
+    small = {"train": {"batch_size": 2, "rollout": {"num_inference_steps": 2}, "draft": {"last_steps": 1}}}
     phases = Phases()
     step = train_step.profile_step(Settings.model_validate(patched(tiny, small)), phases, tmp_path)
     assert train_step.run(step, phases, steps=1, pairs=1)["loss"] > 0

@@ -13,8 +13,8 @@ def encoded(colour, size=(6, 4)):
 
 
 @pytest.fixture
-def picture():
-    """Make the bytes of a small picture of one colour."""
+def image():
+    """Make the bytes of a small image of one colour."""
     return encoded
 
 

@@ -21,8 +21,8 @@ def tar_bytes(members):
 
 
 @pytest.fixture
-def contents(picture):
-    return {"red.png": picture("red"), "sub/blue.png": picture("blue", (3, 5))}
+def contents(image):
+    return {"red.png": image("red"), "sub/blue.png": image("blue", (3, 5))}
 
 
 @pytest.fixture(params=["directory", "tar", "tar.gz", "tar with folder"])
@@ -93,8 +93,8 @@ def test_a_cut_archive_is_refused(tmp_path, monkeypatch):
         open_images(tmp_path, "train").__enter__()
 
 
-def test_the_size_of_an_image_is_width_then_height(picture):
-    assert image_size(picture("red", (6, 4))) == (6, 4)
+def test_the_size_of_an_image_is_width_then_height(image):
+    assert image_size(image("red", (6, 4))) == (6, 4)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])

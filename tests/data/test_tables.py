@@ -40,9 +40,9 @@ def test_a_limit_takes_pairs_from_all_over_the_table():
     assert chosen == [pair.pair_id for pair in tables.read_pairs("test", 100)]
 
 
-def test_images_come_back_by_path_across_shards(monkeypatch, picture):
+def test_images_come_back_by_path_across_shards(monkeypatch, expected):
     monkeypatch.setattr(tables, "ROWS_PER_SHARD", 300)
-    rows = [(f"train/{number:04d}.png", picture((number % 256, 0, 9)), 6, 4) for number in range(700)]
+    rows = [(f"train/{number:04d}.png", expected((number % 256, 0, 9)), 6, 4) for number in range(700)]
     assert tables.write_images(iter(rows)) == 700
     shards = sorted(artifacts.IMAGES.iterdir())
     assert [pq.read_metadata(shard).num_rows for shard in shards] == [300, 300, 100]
@@ -55,8 +55,8 @@ def test_images_come_back_by_path_across_shards(monkeypatch, picture):
     assert pq.read_table(shards[2], columns=["image"])["image"][99].as_py() == rows[699][1]
 
 
-def test_a_path_that_no_shard_holds_is_named(picture):
-    tables.write_images([("train/a.png", picture("red"), 6, 4)])
+def test_a_path_that_no_shard_holds_is_named(expected):
+    tables.write_images([("train/a.png", expected("red"), 6, 4)])
     with pytest.raises(ArtifactError, match=r"does not hold 'train/b\.png' \(1 of 2 are missing\)"):
         tables.read_images(["train/a.png", "train/b.png"])
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from srpo_core.telemetry import quiet_environment
+from srpo_core.runtime.telemetry import quiet_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -75,7 +75,7 @@ if stage == "train":
     if size == 1000:
         Path(os.environ["SRPO_HOME"], "pid").write_text(f"{os.getpid()}\\n")
         time.sleep(300)
-    (out / "weights.txt").write_text(f"{size} pictures on {Path('runs/ingest/numbers.json').read_text()}")
+    (out / "weights.txt").write_text(f"{size} images on {Path('runs/ingest/numbers.json').read_text()}")
 if stage == "gate":
     passed = settings["gate"]["resamples"] > 2000
     decision = {"passed": passed, "verdict": "passed" if passed else "refused", "reason": "as the resamples say."}

@@ -75,12 +75,12 @@ def test_a_failing_stage_fails_the_run_with_the_line_that_it_printed(standin, pr
 
 def test_an_edited_checkout_runs_as_it_is_and_a_named_revision_does_not_see_the_edit(standin, prefect):
     steps = standin / "steps.py"
-    steps.write_text(steps.read_text().replace("pictures on", "pictures of"))
-    assert " pictures of " in (run().workspace / "runs/train/weights.txt").read_text()
+    steps.write_text(steps.read_text().replace("images on", "images of"))
+    assert " images of " in (run().workspace / "runs/train/weights.txt").read_text()
     committed = run(revision="main")
-    assert " pictures on " in (committed.workspace / "runs/train/weights.txt").read_text()
+    assert " images on " in (committed.workspace / "runs/train/weights.txt").read_text()
     assert not committed.home
-    assert " pictures of " in (standin / "runs/train/weights.txt").read_text()
+    assert " images of " in (standin / "runs/train/weights.txt").read_text()
 
 
 def test_the_settings_of_the_checkout_are_used_when_no_profile_is_named(standin, prefect):

@@ -8,9 +8,9 @@ import pytest
 from flows.align import align
 from flows.data import data
 from flows.form import parse_patch
-from srpo_core import dataset
 from srpo_core.errors import ConfigError, DataError, StageError, StoreError
-from srpo_core.workspace import git, open_workspace
+from srpo_core.workspace import data_versions
+from srpo_core.workspace.worktree import git, open_workspace
 
 ROOT = Path(__file__).resolve().parents[2]
 HPD = ROOT / "assets/tiny/hpd"
@@ -50,12 +50,12 @@ def test_images_in_a_directory_become_the_same_tar_whatever_their_order_and_time
     for number, names in enumerate((["b", "a"], ["a", "b"])):
         source = tmp_path / f"source{number}"
         shutil.copytree(HPD / "benchmark", source / "benchmark")
-        for split in dataset.SPLITS:
+        for split in data_versions.SPLITS:
             (source / f"{split}.json").write_text("[]")
             (source / split).mkdir()
             for name in names:
                 (source / split / f"{name}.png").write_bytes(name.encode() * 700)
-        dataset.collect(source, tmp_path / f"target{number}")
+        data_versions.collect(source, tmp_path / f"target{number}")
     first, second = ((tmp_path / f"target{number}/train.tar").read_bytes() for number in (0, 1))
     assert first == second
     with tarfile.open(tmp_path / "target0/train.tar") as tar:
@@ -78,22 +78,22 @@ def test_a_source_that_is_not_in_the_layout_is_one_clear_line(tmp_path, change, 
     source = shutil.copytree(HPD, tmp_path / "source")
     change(source)
     with pytest.raises(DataError, match=line):
-        dataset.collect(source, tmp_path / "target")
+        data_versions.collect(source, tmp_path / "target")
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", "-", "ü"])
 def test_a_name_that_is_no_directory_below_data_is_refused(name):
     with pytest.raises(ConfigError, match="use letters, digits"):
-        dataset.require_name(name)
+        data_versions.require_name(name)
 
 
 @pytest.mark.pipeline
 def test_what_a_push_lost_is_seen_and_pushed_again_and_a_remote_that_cannot_take_it_is_an_error(standin):
     with open_workspace(standin, revision="HEAD") as workspace:
-        dataset.collect(HPD, workspace.path / "data/emoji")
-        dataset.track(workspace, "emoji")
-        dataset.push(workspace, "emoji")
-        assert list(dataset.missing_in_remote(workspace, "emoji")) == []
+        data_versions.collect(HPD, workspace.path / "data/emoji")
+        data_versions.track(workspace, "emoji")
+        data_versions.push(workspace, "emoji")
+        assert list(data_versions.missing_in_remote(workspace, "emoji")) == []
         remote = standin / ".srpo/dvc-remote"
         objects = [path for path in remote.rglob("*") if path.is_file() and path.suffix != ".dir"]
         missing, cut_off = sorted(objects)[:2]
@@ -101,11 +101,11 @@ def test_what_a_push_lost_is_seen_and_pushed_again_and_a_remote_that_cannot_take
         cut_off.chmod(0o644)
         cut_off.write_bytes(b"half")
         lost = sorted(path.parent.name + path.name for path in (missing, cut_off))
-        assert list(dataset.missing_in_remote(workspace, "emoji")) == lost
-        dataset.push(workspace, "emoji")
-        assert list(dataset.missing_in_remote(workspace, "emoji")) == []
+        assert list(data_versions.missing_in_remote(workspace, "emoji")) == lost
+        data_versions.push(workspace, "emoji")
+        assert list(data_versions.missing_in_remote(workspace, "emoji")) == []
 
         missing.unlink()
         missing.mkdir()
         with pytest.raises(StoreError, match=r"data/emoji"):
-            dataset.push(workspace, "emoji")
+            data_versions.push(workspace, "emoji")

@@ -31,7 +31,7 @@ def rule(**changes):
         "side": "at_least",
         "margin": 0.05,
         "severity": "refuse",
-        "meaning": "the pictures are better than before",
+        "meaning": "the images are better than before",
     }
     return GateRule.model_validate(values | changes)
 

@@ -29,8 +29,8 @@ def test_a_clear_gain_passes_with_its_figures(make):
     [rule] = result["rules"]
     assert (rule["value"], rule["low"], rule["high"]) == (0.25, 0.25, 0.25)
     assert (rule["passed"], rule["verdict"]) == (True, "holds")
-    assert "the pictures are better than before" in result["reason"]
-    assert "24 pairs of pictures of 12 test prompts" in result["reason"]
+    assert "the images are better than before" in result["reason"]
+    assert "24 pairs of images of 12 test prompts" in result["reason"]
     assert result["objective"] == {"metric": "quality", "rose": True, "value": 0.25, "low": 0.25, "high": 0.25, "confidence": 0.95}  # fmt: skip
 
 
@@ -58,10 +58,10 @@ def test_a_constant_loss_of_the_subject_is_refused_and_said(make):
     ("changes", "said"),
     [
         ({"compare": "ratio", "margin": 0.8}, "quality is 0.500 times that of the base"),
-        ({"compare": "win_rate", "margin": 0.5}, "by quality, 0.0% of the pictures beat those of the base"),
+        ({"compare": "win_rate", "margin": 0.5}, "by quality, 0.0% of the images beat those of the base"),
         (
             {"compare": "win_rate", "margin": 0.5, "tie": 0.01},
-            "0.0% of the pictures beat those of the base, where those within 0.01 of each other count half",
+            "0.0% of the images beat those of the base, where those within 0.01 of each other count half",
         ),
         (
             {"against": "absolute", "compare": "value", "margin": 0.9},
@@ -156,7 +156,7 @@ def test_a_figure_that_is_not_a_number_refuses_and_is_named(make, bad, side, sev
     figures[side] = broken
     result = decision(make.table(quality=figures), make.gate(better=make.rule(severity=severity)))
     assert result["verdict"] == "refused"
-    assert "not a number in 1 of the pairs of pictures (first: prompt 'prompt 3', seed 1)" in result["reason"]
+    assert "not a number in 1 of the pairs of images (first: prompt 'prompt 3', seed 1)" in result["reason"]
     assert result["rules"][0]["value"] is None
     json.dumps(result, allow_nan=False)
 
@@ -170,7 +170,7 @@ def test_a_handful_of_prompts_gives_no_interval_and_so_no_lucky_pass(make, sever
     result = decision(few, make.gate(better=make.rule(severity=severity)))
     assert result["verdict"] == "refused"
     assert f"{count} prompts of {min(count, 2)} styles are too few for an interval" in result["reason"]
-    assert "so it is not shown that the pictures are better than before" in result["reason"]
+    assert "so it is not shown that the images are better than before" in result["reason"]
 
 
 def test_too_few_resamples_refuse_in_place_of_an_interval_without_a_width(make):

@@ -1,4 +1,4 @@
-"""Trivially hacked models on real pictures and real scorers: the shipped gate refuses each, by the right rule."""
+"""Trivially hacked models on real images and real scorers: the shipped gate refuses each, by the right rule."""
 
 import io
 import json
@@ -24,8 +24,8 @@ SELECTION = {"step": 10, "admissible": [10], "reason": "it is best"}
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    """(subject, style) -> picture (3, 64, 64) in [0, 1], of evaluation and training subjects."""
+def images():
+    """(subject, style) -> image (3, 64, 64) in [0, 1], of evaluation and training subjects."""
     names = SUBJECTS["eval"] + SUBJECTS["train"]
     rows = pq.read_table(
         ROOT / "assets/tiny/data/emoji4.parquet", filters=[("name", "in", names)]
@@ -38,10 +38,10 @@ def pictures():
 
 
 @pytest.fixture(scope="module")
-def context(pictures):
+def context(images):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        real = torch.stack([pictures[name, style] for name in SUBJECTS["eval"] for style in ("Ink", *STYLES)])
+        real = torch.stack([images[name, style] for name in SUBJECTS["eval"] for style in ("Ink", *STYLES)])
         given = MetricContext(
             SETTINGS.reward, SETTINGS.judge, SETTINGS.control_words, {}, lambda: real.split(32)
         )
@@ -62,10 +62,10 @@ def figures(draw, context):
 
 
 @pytest.fixture(scope="module")
-def base(pictures, context):
+def base(images, context):
     """A model that draws each seed in another style, and no ink."""
     count = len(SUBJECTS["eval"])
-    own = figures(lambda subject, seed: pictures[subject, STYLES[seed]], context)
+    own = figures(lambda subject, seed: images[subject, STYLES[seed]], context)
     return Pairs(
         prompts=tuple(SUBJECTS["eval"]),
         styles=("",) * count,
@@ -83,9 +83,9 @@ def verdicts(base, draw, context):
     return decision["verdict"], {rule["name"]: rule for rule in decision["rules"]}
 
 
-def test_a_model_that_only_changes_the_style_gains_it_and_keeps_subject_and_variety(base, pictures, context):
+def test_a_model_that_only_changes_the_style_gains_it_and_keeps_subject_and_variety(base, images, context):
     def honest(subject, seed):
-        return pictures[subject, "Ink" if seed == 0 else STYLES[seed]]
+        return images[subject, "Ink" if seed == 0 else STYLES[seed]]
 
     _, rules = verdicts(base, honest, context)
     held = {name for name, rule in rules.items() if rule["passed"]}
@@ -93,8 +93,8 @@ def test_a_model_that_only_changes_the_style_gains_it_and_keeps_subject_and_vari
     assert {"subject_not_traded", "reality_kept", "grid_band"} <= held
 
 
-def test_one_picture_for_everything_is_refused_for_subject_and_variety(base, pictures, context):
-    constant = pictures[SUBJECTS["eval"][0], "Ink"]
+def test_one_image_for_everything_is_refused_for_subject_and_variety(base, images, context):
+    constant = images[SUBJECTS["eval"][0], "Ink"]
     verdict, rules = verdicts(base, lambda subject, seed: constant, context)
     assert verdict == "refused"
     for name in ("subject_kept", "diversity_kept", "subject_not_traded"):
@@ -104,9 +104,9 @@ def test_one_picture_for_everything_is_refused_for_subject_and_variety(base, pic
     assert "how reward hacking looks" in rules["subject_not_traded"]["reason"]
 
 
-def test_colours_at_their_strongest_are_refused_by_the_band_of_saturation(base, pictures, context):
+def test_colours_at_their_strongest_are_refused_by_the_band_of_saturation(base, images, context):
     def saturated(subject, seed):
-        image = pictures[subject, STYLES[seed]]
+        image = images[subject, STYLES[seed]]
         grey = image.mean(0, keepdim=True)
         return (grey + 6 * (image - grey)).clamp(0, 1) * torch.tensor([1.0, 0.75, 0.75]).view(3, 1, 1)
 
@@ -116,29 +116,29 @@ def test_colours_at_their_strongest_are_refused_by_the_band_of_saturation(base, 
     assert rules["red_green_band"]["verdict"] == "refuses"
 
 
-def test_copied_training_pictures_are_refused_for_the_subject(base, pictures, context):
+def test_copied_training_images_are_refused_for_the_subject(base, images, context):
     copies = dict(zip(SUBJECTS["eval"], SUBJECTS["train"], strict=False))
-    verdict, rules = verdicts(base, lambda subject, seed: pictures[copies[subject], "Ink"], context)
+    verdict, rules = verdicts(base, lambda subject, seed: images[copies[subject], "Ink"], context)
     assert verdict == "refused"
     assert rules["subject_kept"]["verdict"] == "refuses"
     assert rules["reward_kept"]["verdict"] == "refuses"
 
 
-def test_one_memorised_picture_of_the_right_subject_for_every_seed_is_refused_for_variety(
-    base, pictures, context
+def test_one_memorised_image_of_the_right_subject_for_every_seed_is_refused_for_variety(
+    base, images, context
 ):
-    verdict, rules = verdicts(base, lambda subject, seed: pictures[subject, "Ink"], context)
+    verdict, rules = verdicts(base, lambda subject, seed: images[subject, "Ink"], context)
     assert verdict == "refused"
     assert rules["subject_kept"]["passed"]
     assert rules["diversity_kept"]["verdict"] == "refuses"
     assert rules["diversity_kept"]["value"] == pytest.approx(0, abs=0.01)
 
 
-def test_a_faint_grid_over_every_picture_is_refused(base, pictures, context):
+def test_a_faint_grid_over_every_image_is_refused(base, images, context):
     lines = torch.zeros(64, 64)
     lines[::16] = lines[:, ::16] = 0.15
     verdict, rules = verdicts(
-        base, lambda subject, seed: (pictures[subject, STYLES[seed]] - lines).clamp(0, 1), context
+        base, lambda subject, seed: (images[subject, STYLES[seed]] - lines).clamp(0, 1), context
     )
     assert verdict == "refused"
     assert rules["grid_band"]["verdict"] == "refuses"

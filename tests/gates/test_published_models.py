@@ -36,7 +36,7 @@ TABLE = {
 }
 # the re-test: GenEval .663 -> .623, diversity .408 -> .352
 RETESTED = TABLE["SRPO"] | {"alignment": 0.678 * 0.623 / 0.663, "diversity": 0.352}
-# spread of a picture's change around its mean, as a share of the base's figure: an assumption, for nobody published it
+# spread of an image's change around its mean, as a share of the base's figure: an assumption, for nobody published it
 SPREAD = {"relative_reward": 0.15, "reward": 0.05, "judge_score": 0.03, "alignment": 0.1, "diversity": 0.1}
 SELECTION = {"step": 10, "admissible": [10], "reason": "it is best"}
 

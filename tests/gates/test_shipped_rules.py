@@ -20,7 +20,7 @@ SELECTION = {"step": 10, "admissible": [10], "reason": "it is best"}
 STYLES = ("anime", "photo")
 PROMPTS, SEEDS = 40, 20
 RESAMPLES = 4000
-STEP = 1 / SEEDS  # what one picture more of each prompt changes in a share of wins
+STEP = 1 / SEEDS  # what one image more of each prompt changes in a share of wins
 SLIGHT = 1e-4
 WIDE = 0.5  # from prompt to prompt: the interval then reaches far over either side of any margin
 
@@ -114,7 +114,7 @@ def moved(pairs, rule, figure, *, spread=0.0):
     elif rule.compare == "ratio":
         theirs = ours.mean() / figure * (1 + sign * spread) + 0 * seed
     else:
-        # three of four pictures win a little and the fourth loses it, so that a slight loss in the mean still wins
+        # three of four images win a little and the fourth loses it, so that a slight loss in the mean still wins
         theirs = ours - figure - np.where(seed % 4, 0.02, -0.06) + sign * spread
     other = dict(getattr(pairs, rule.against)) | {rule.metric: theirs.ravel()}
     return Pairs(**{**vars(pairs), rule.against: other})

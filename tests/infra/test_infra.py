@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from srpo_core.telemetry import quiet_environment
+from srpo_core.runtime.telemetry import quiet_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 INFRA = ROOT / "infra"
@@ -85,7 +85,7 @@ def test_git_history_is_in_the_image_and_this_machines_state_is_not():
 def test_nodes_of_one_ray_cluster_are_told_where_they_share_files():
     nodes = [name for name in SERVICES if any(words[:2] == ["ray", "start"] for words in commands(name))]
     assert nodes == ["worker", "ray"]
-    meeting = PurePosixPath(SERVICES["worker"]["environment"]["SRPO_STORAGE"])
+    meeting = PurePosixPath(SERVICES["worker"]["environment"]["SRPO_SHARED"])
     mounts = [dict(reversed(volume.split(":")[:2]) for volume in SERVICES[name]["volumes"]) for name in nodes]
     volumes = [
         {volume for place, volume in found.items() if meeting.is_relative_to(place)} for found in mounts

@@ -156,17 +156,19 @@ def test_autocast_stays_near_float32_and_leaves_weights_gradients_and_results_in
     assert 0 < worst(grads, reference) < BFLOAT16
 
 
-def test_pictures_drawn_under_autocast_keep_no_copy_of_the_weights_between_steps(monkeypatch):
+def test_images_drawn_under_autocast_keep_no_copy_of_the_weights_between_steps(monkeypatch):
     """Also those that early stop draws, of weights that ask for a gradient."""
     monkeypatch.chdir(ROOT)
-    drawing, cached = load_base(load_settings(ROOT / "profiles/tiny.yaml").model), []
-    drawing.transformer.register_forward_hook(lambda *_: cached.append(torch.is_autocast_cache_enabled()))
-    config = drawing.transformer.config
+    generation, cached = load_base(load_settings(ROOT / "profiles/tiny.yaml").model), []
+    generation.transformer.register_forward_hook(lambda *_: cached.append(torch.is_autocast_cache_enabled()))
+    config = generation.transformer.config
     condition = Condition(
         torch.zeros(1, 4, config.joint_attention_dim), torch.zeros(1, config.pooled_projection_dim)
     )
-    with drawing.autocast(enabled=True):
-        drawing.draw(condition, torch.randn(1, *drawing.latent_shape), steps=2, guidance=3.5)
+    with generation.autocast(enabled=True):
+        generation.generate(
+            condition, torch.randn(1, *generation.latent_shape), num_inference_steps=2, guidance_scale=3.5
+        )
     assert cached == [False, False]
 
 

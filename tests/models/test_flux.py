@@ -3,12 +3,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from srpo_core.algorithm.noise import keyed_noise
 from srpo_core.algorithm.rollout import rollout
 from srpo_core.config import load_settings
 from srpo_core.errors import ArtifactError, ConfigError
 from srpo_core.models import encode_prompts, load_base
 from srpo_core.models.flux import image_ids, load_flux_transformer, pack, unpack
+from srpo_core.randomness import keyed_noise
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,27 +54,27 @@ def test_prompts_are_encoded_one_by_one_as_in_a_batch(settings, condition):
 def test_our_rollout_draws_what_the_pipeline_draws(base, condition):
     """The same sigmas in both; ours truncates the time input to thousandths, hence the tolerance."""
     noise = torch.stack([keyed_noise(base.latent_shape, 0, "test", row) for row in range(3)])
-    images = base.draw(condition, noise, steps=16, guidance=3.5)
+    images = base.generate(condition, noise, num_inference_steps=16, guidance_scale=3.5)
     base.scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / 16, 16).tolist(), mu=0.4594)
     latents = rollout(base.velocity, noise, condition, sigmas=base.scheduler.sigmas, guidance=3.5)
     ours = base.decode(latents).clamp(0, 1)
     assert float((ours - images).detach().abs().mean()) < 0.01
 
 
-def test_pictures_in_bfloat16_are_nearly_those_in_float32_which_come_back_afterwards(base, condition):
+def test_images_in_bfloat16_are_nearly_those_in_float32_which_come_back_afterwards(base, condition):
     noise = torch.stack([keyed_noise(base.latent_shape, 0, "test", row) for row in range(3)])
 
-    def drawn():
-        return base.draw(condition, noise, steps=4, guidance=3.5)
+    def generated():
+        return base.generate(condition, noise, num_inference_steps=4, guidance_scale=3.5)
 
-    exact = drawn()
+    exact = generated()
     with base.autocast(enabled=True):
-        rough = drawn()
+        rough = generated()
         with base.autocast(enabled=False):
-            assert torch.equal(drawn(), exact)
+            assert torch.equal(generated(), exact)
     between = float((exact - exact.roll(1, 0)).abs().mean())
     assert 0 < float((rough - exact).abs().mean()) < between / 5
-    assert torch.equal(drawn(), exact)
+    assert torch.equal(generated(), exact)
 
 
 def test_a_base_takes_the_weights_of_another_directory(settings, base, tmp_path):
@@ -105,13 +105,13 @@ def test_decoding_carries_gradients_to_the_latents_and_none_to_the_vae(base):
     assert all(parameter.grad is None for parameter in base.vae.parameters())
 
 
-def test_pictures_come_back_from_their_latents(base, condition):
+def test_images_come_back_from_their_latents(base, condition):
     noise = torch.stack([keyed_noise(base.latent_shape, 0, "test", row) for row in range(3)])
-    pictures = base.draw(condition, noise, steps=16, guidance=3.5)
-    latents = base.encode(pictures)
+    images = base.generate(condition, noise, num_inference_steps=16, guidance_scale=3.5)
+    latents = base.encode(images)
     assert latents.shape == noise.shape
-    error = float((base.decode(latents).detach().clamp(0, 1) - pictures).abs().mean())
-    between = float((pictures - pictures.roll(1, 0)).abs().mean())
+    error = float((base.decode(latents).detach().clamp(0, 1) - images).abs().mean())
+    between = float((images - images.roll(1, 0)).abs().mean())
     assert error < between / 5
 
 

@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from srpo_core.checkpoint import trained
 from srpo_core.config import LoraSettings, load_settings
 from srpo_core.errors import ConfigError
 from srpo_core.models import load_base
 from srpo_core.models.lora import add_lora, first_weights, initialize_lora, merge_lora, write_lora
+from srpo_core.training.checkpoint import trained
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ["to_q", "to_v", "net.2", "proj_out"]
@@ -105,8 +105,8 @@ def test_a_target_that_no_layer_bears_is_refused_with_the_known_ones(base):
 
 
 def test_a_checkpoint_of_adapters_becomes_a_merged_model_with_the_adapters_beside_it(adapted, tmp_path):
-    from srpo_core.checkpoint import write_shards
     from srpo_core.models import load_transformer, write_transformer
+    from srpo_core.weights.shards import write_shards
 
     disturbed(adapted.transformer)
     with_adapters = velocity(adapted)

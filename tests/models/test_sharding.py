@@ -9,10 +9,10 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from srpo_core.config import load_settings
-from srpo_core.learner import adamw
 from srpo_core.models.lora import add_lora, targets
 from srpo_core.models.sharding import blocks, shard
-from srpo_core.models_lock import read_lock
+from srpo_core.training.learner import adamw
+from srpo_core.weights.models_lock import read_lock
 
 GB = 1e9
 PROFILE = Path(__file__).parents[2] / "profiles/flux1_dev.yaml"

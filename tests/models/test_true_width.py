@@ -5,16 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from srpo_core.algorithm import method_of
 from srpo_core.algorithm.method import TrainBatch
-from srpo_core.algorithm.noise import Draws
-from srpo_core.checkpoint import trained
 from srpo_core.config import load_settings
-from srpo_core.learner import Learner, adamw, method_of
 from srpo_core.models.flux import FluxBase
 from srpo_core.models.lora import add_lora, initialize_lora
-from srpo_core.models_lock import read_lock
 from srpo_core.protocols import Condition
+from srpo_core.randomness import Draws
 from srpo_core.scorers import load_reward
+from srpo_core.training.checkpoint import trained
+from srpo_core.training.learner import Learner, adamw
+from srpo_core.weights.models_lock import read_lock
 
 pytestmark = pytest.mark.pipeline
 
@@ -35,7 +36,7 @@ def sliced(monkeypatch):
     initialize_lora(transformer, settings.seed)
     vae = AutoencoderKL.from_config(architecture["vae"])
     model = FluxBase(transformer.train(), vae, None, height=64, width=64)
-    rollout = settings.train.rollout.model_copy(update={"steps": 2})
+    rollout = settings.train.rollout.model_copy(update={"num_inference_steps": 2})
     # in float32: a CPU may have no bfloat16, and then needs minutes for it
     compute = settings.train.compute.model_copy(update={"autocast": False})
     lora = settings.train.lora.model_copy(update={"frozen": "float32"})

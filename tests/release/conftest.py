@@ -38,7 +38,7 @@ DECISION = {
     "schema_version": 2,
     "passed": True,
     "verdict": "passed",
-    "reason": "every rule holds on 96 pairs of pictures.",
+    "reason": "every rule holds on 96 pairs of images.",
     "rules": [
         {
             "name": "style_gained",
@@ -61,11 +61,11 @@ DECISION = {
 
 
 def write_settings(path):
-    """The committed settings, with few pictures and limits that noise of 2e-4 meets."""
+    """The committed settings, with few images and limits that noise of 2e-4 meets."""
     settings = yaml.safe_load((ROOT / "params.yaml").read_text())
     loose = {"max_relative_error": 0.2, "min_psnr": 0, "min_completeness": 0, "min_gain_kept": -1e9}
     settings["quantize"] |= {"num_prompts": 2, "formats": dict.fromkeys(FORMATS, loose)}
-    settings["draw"]["steps"] = 16
+    settings["generate"]["num_inference_steps"] = 16
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
@@ -85,10 +85,10 @@ def record(root):
 
 def adapt(directory):
     """Leave a checkpoint that has adapters merged into it, and these beside it, as training of adapters does."""
-    from srpo_core.checkpoint import trained
     from srpo_core.config import LoraSettings, load_settings
     from srpo_core.models import load_base
     from srpo_core.models.lora import add_lora, initialize_lora, merge_lora, write_lora
+    from srpo_core.training.checkpoint import trained
 
     lora = LoraSettings(rank=2, alpha=4, targets=["to_q", "proj_out"], frozen="float32")
     model = load_settings().model
@@ -125,7 +125,7 @@ def run_quantize():
     artifacts.FIGURES.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), artifacts.FIGURES)
     artifacts.write_json(artifacts.EVALUATION_SUMMARY, {"means": {"aligned": {"judge_wanted": 1e-3}}})
-    parts = ("seed", "model", "reward", "judge", "control_words", "draw", "quantize", "resources")
+    parts = ("seed", "model", "reward", "judge", "control_words", "generate", "quantize", "resources")
     quantize.run(**{part: getattr(settings, part) for part in parts})
 
 
@@ -198,7 +198,7 @@ def adapted_release(reproduced, tmp_path_factory):
             "bf16": loose,
         },
     }
-    settings["draw"]["steps"] = 2
+    settings["generate"]["num_inference_steps"] = 2
     (root / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)

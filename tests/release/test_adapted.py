@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from srpo_core.artifacts import LORA_FILE, sha256
 from srpo_core.errors import ConfigError
-from srpo_core.release import draw, list_releases, pull
-from srpo_core.release.describing import describe
+from srpo_core.release import generate, list_releases, pull
+from srpo_core.release.summary import describe
 
 
 def read(adapted_release, name):
@@ -32,10 +32,10 @@ def test_a_lora_is_a_format_that_is_listed_and_shown(adapted_release):
     )
 
 
-def test_a_picture_is_not_drawn_with_the_adapters_alone(adapted_release, tmp_path):
+def test_an_image_is_not_drawn_with_the_adapters_alone(adapted_release, tmp_path):
     store, published = adapted_release
     with pytest.raises(ConfigError, match="has no format 'lora': known are bf16, gguf_bf16, q5_0"):
-        draw(store, published.version, "x", output=tmp_path / "x.png", weights="lora")
+        generate(store, published.version, "x", output=tmp_path / "x.png", weights="lora")
 
 
 def test_the_lora_alone_is_pulled_and_what_it_adds_to_the_base_is_the_released_model(

@@ -37,7 +37,7 @@ def proof_of(names, **changes):
         "refused": {},
         "lora": None,
         "prompts": ["a red fox"],
-        "pictures": 16,
+        "images": 16,
         "gain": "relative_reward",
     } | changes
 

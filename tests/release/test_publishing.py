@@ -272,8 +272,8 @@ def test_the_cost_of_a_run_stands_in_its_manifest(project, store):
 
 def test_the_grid_carries_the_workflow_as_comfyui_saves_it(release):
     _, published = release
-    with Image.open(Path(published.uri) / "grid.png") as picture:
-        graph, prompt = (json.loads(picture.text[name]) for name in ("workflow", "prompt"))
+    with Image.open(Path(published.uri) / "grid.png") as image:
+        graph, prompt = (json.loads(image.text[name]) for name in ("workflow", "prompt"))
     assert graph == json.loads((Path(published.uri) / "workflow.json").read_text())
     assert prompt["1"] == {
         "class_type": "UNETLoader",

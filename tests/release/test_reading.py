@@ -1,4 +1,4 @@
-"""Reading: a release is listed, verified, fetched, and draws pictures with its own card's lines."""
+"""Reading: a release is listed, verified, fetched, and draws images with its own card's lines."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from srpo_core.errors import ConfigError, StoreError
-from srpo_core.release import draw, fetch, list_releases, resolve, verify
+from srpo_core.release import fetch, generate, list_releases, resolve, verify
 from srpo_core.storage import DirectoryStore, open_store, version_key
 
 
@@ -28,7 +28,7 @@ def damaged(release, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def base_picture(reproduced):
+def base_image(reproduced):
     """What the base draws for the card's prompt, by the card's settings."""
     from diffusers import FluxPipeline
 
@@ -51,7 +51,7 @@ def code_blocks(card):
     return re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
 
 
-def test_the_lines_of_the_model_card_draw_a_picture(release, tmp_path, monkeypatch, base_picture):
+def test_the_lines_of_the_model_card_draw_an_image(release, tmp_path, monkeypatch, base_image):
     _, published = release
     directory = shutil.copytree(published.uri, tmp_path / "release")
     monkeypatch.chdir(directory)
@@ -66,10 +66,10 @@ def test_the_lines_of_the_model_card_draw_a_picture(release, tmp_path, monkeypat
     ):
         assert line in text
     exec(compile(text, "README.md", "exec"), {})
-    assert pixels("picture.png").shape == (64, 64, 3)
-    assert pixels("picture.png").std() > 20
-    # The release is 2e-4 away from the base, so that it must draw nearly the same picture.
-    assert abs(pixels("picture.png") - base_picture).mean() < 12
+    assert pixels("image.png").shape == (64, 64, 3)
+    assert pixels("image.png").std() > 20
+    # The release is 2e-4 away from the base, so that it must draw nearly the same image.
+    assert abs(pixels("image.png") - base_image).mean() < 12
 
 
 def test_the_header_of_the_model_card_is_what_hubs_read(release):
@@ -95,29 +95,29 @@ def test_the_header_of_the_model_card_is_what_hubs_read(release):
     assert "\n\n\n" not in card
 
 
-def test_a_picture_is_drawn_from_an_alias_and_is_the_same_the_second_time(release, tmp_path, base_picture):
+def test_an_image_is_drawn_from_an_alias_and_is_the_same_the_second_time(release, tmp_path, base_image):
     store, _ = release
-    first = draw(store, "candidate", "tiger face", output=tmp_path / "a/first.png")
-    second = draw(store, "candidate", "tiger face", output=tmp_path / "second.png")
+    first = generate(store, "candidate", "tiger face", output=tmp_path / "a/first.png")
+    second = generate(store, "candidate", "tiger face", output=tmp_path / "second.png")
     assert first.read_bytes() == second.read_bytes()
     assert Image.open(first).size == (64, 64)
-    assert abs(pixels(first) - base_picture).mean() < 12
-    other = draw(store, "candidate", "tiger face", output=tmp_path / "other.png", seed=1)
+    assert abs(pixels(first) - base_image).mean() < 12
+    other = generate(store, "candidate", "tiger face", output=tmp_path / "other.png", seed=1)
     assert abs(pixels(other) - pixels(first)).mean() > 0.5  # the base draws few variants of a subject
-    eight = draw(store, "candidate", "tiger face", output=tmp_path / "eight.png", weights="FP8_e4m3fn")
+    eight = generate(store, "candidate", "tiger face", output=tmp_path / "eight.png", weights="FP8_e4m3fn")
     assert 0 < abs(pixels(eight) - pixels(first)).mean() < 25
-    gguf = draw(store, "candidate", "tiger face", output=tmp_path / "gguf.png", weights="Q8_0")
+    gguf = generate(store, "candidate", "tiger face", output=tmp_path / "gguf.png", weights="Q8_0")
     assert 0 < abs(pixels(gguf) - pixels(first)).mean() < abs(pixels(eight) - pixels(first)).mean()
 
 
 def test_an_unknown_format_or_release_is_named(release, tmp_path):
     store, published = release
     with pytest.raises(ConfigError, match="has no format 'q4': known are bf16, fp8_e4m3fn, q8_0"):
-        draw(store, published.version, "x", output=tmp_path / "x.png", weights="q4")
+        generate(store, published.version, "x", output=tmp_path / "x.png", weights="q4")
     with pytest.raises(
         StoreError, match=f"has no release 'production': known are tiny/candidate, {published.version}"
     ):
-        draw(store, "production", "x", output=tmp_path / "x.png")
+        generate(store, "production", "x", output=tmp_path / "x.png")
 
 
 def test_a_list_shows_versions_aliases_formats_and_size(release):
@@ -171,7 +171,7 @@ def test_a_damaged_release_that_cannot_be_loaded_is_one_line(damaged, tmp_path):
     weights = directory / "transformer/diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(ArtifactError, match="cannot be loaded") as caught:
-        draw(store, "candidate", "x", output=tmp_path / "x.png")
+        generate(store, "candidate", "x", output=tmp_path / "x.png")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "x.png").exists()
 
@@ -193,8 +193,8 @@ def test_a_release_in_a_bucket_is_downloaded_once_verified_and_draws(release, bu
     for name, path in files.items():
         assert (directory / name).read_bytes() == path.read_bytes()
     assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == [directory.name]
-    here = draw(local, published.version, "tiger face", output=tmp_path / "here.png")
-    there = draw(
+    here = generate(local, published.version, "tiger face", output=tmp_path / "here.png")
+    there = generate(
         store, published.version, "tiger face", output=tmp_path / "there.png", cache=tmp_path / "cache"
     )
     assert here.read_bytes() == there.read_bytes()

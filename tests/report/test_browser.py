@@ -64,7 +64,7 @@ class Tab:
         )
 
     def pixel_colours(self, selector):
-        """Colours of a picture at a quarter and at three quarters of its width."""
+        """Colours of an image at a quarter and at three quarters of its width."""
         x, y, width = self.middle_of(selector)
         shot = Image.open(io.BytesIO(base64.b64decode(self.call("Page.captureScreenshot")["data"]))).convert(
             "RGB"
@@ -80,7 +80,7 @@ def png(colour):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """A page whose pictures are red before and blue after."""
+    """A page whose images are red before and blue after."""
     import numpy as np
 
     from srpo_core.gates.pairs import Pairs
@@ -189,7 +189,7 @@ def split(tab):
     )
 
 
-def test_the_slider_moves_by_keyboard_and_by_dragging_and_the_pictures_follow(tab):
+def test_the_slider_moves_by_keyboard_and_by_dragging_and_the_images_follow(tab):
     assert tab.pixel_colours(FIRST) == [RED, BLUE], "side by side at first"
     assert tab.run("getComputedStyle(document.querySelector('.slide')).display") == "none"
     x, y, _ = tab.middle_of("label[for=view-slider]")

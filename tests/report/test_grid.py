@@ -20,7 +20,7 @@ from srpo_core.report.grid import (
     choose_tiles,
     data_uri,
     draw_grid,
-    read_pictures,
+    read_images,
     tiles_of,
 )
 from srpo_core.report.grid import _wrapped as wrapped
@@ -50,7 +50,7 @@ def evaluated(tmp_path):
     return path
 
 
-def test_prompts_are_spread_evenly_and_pictures_belong_to_their_prompt_and_seed(evaluated):
+def test_prompts_are_spread_evenly_and_images_belong_to_their_prompt_and_seed(evaluated):
     tiles = choose_tiles(pair_up(pq.read_table(evaluated), evaluated), evaluated, 5)
     assert [tile.prompt for tile in tiles] == ["p00", "p05", "p10", "p15", "p20"]
     for tile in tiles:
@@ -65,14 +65,14 @@ def test_no_more_prompts_are_shown_than_there_are(evaluated):
     assert len({tile.prompt for tile in tiles}) == len(tiles) == 25
 
 
-def test_only_the_wanted_pictures_are_read(evaluated):
+def test_only_the_wanted_images_are_read(evaluated):
     keys = {("base", "p00", 4), ("aligned", "p24", 1), ("base", "p13", 2)}
-    assert read_pictures(evaluated, keys) == {key: label(*key) for key in keys}
+    assert read_images(evaluated, keys) == {key: label(*key) for key in keys}
 
 
-def test_a_picture_that_is_not_there_is_named(evaluated):
-    with pytest.raises(ArtifactError, match="lacks 1 pictures, for instance that of base for 'p00', seed 9"):
-        read_pictures(evaluated, {("base", "p00", 9), ("base", "p00", 1)})
+def test_an_image_that_is_not_there_is_named(evaluated):
+    with pytest.raises(ArtifactError, match="lacks 1 images, for instance that of base for 'p00', seed 9"):
+        read_images(evaluated, {("base", "p00", 9), ("base", "p00", 1)})
 
 
 def test_the_tiles_of_chosen_prompts_come_in_the_order_asked_for(evaluated):
@@ -82,14 +82,14 @@ def test_the_tiles_of_chosen_prompts_come_in_the_order_asked_for(evaluated):
     assert tiles[0].shots[0].after == label("aligned", "p07", 1)
 
 
-def test_a_small_picture_goes_into_the_page_unchanged():
-    picture = png()
-    head, _, body = data_uri(picture).partition(",")
+def test_a_small_image_goes_into_the_page_unchanged():
+    image = png()
+    head, _, body = data_uri(image).partition(",")
     assert head == "data:image/png;base64"
-    assert base64.b64decode(body) == picture
+    assert base64.b64decode(body) == image
 
 
-def test_a_large_picture_is_made_smaller():
+def test_a_large_image_is_made_smaller():
     head, _, body = data_uri(png(size=(1024, 512))).partition(",")
     assert head == "data:image/webp;base64"
     with Image.open(io.BytesIO(base64.b64decode(body))) as small:
@@ -106,13 +106,13 @@ def test_the_grid_shows_before_above_after_in_columns(size, cell, tmp_path):
     ]
     path: Path = tmp_path / "grid.png"
     draw_grid(tiles, path)
-    with Image.open(path) as picture:
-        width, height = picture.size
-        colours = {colour: count for count, colour in picture.getcolors(width * height)}
+    with Image.open(path) as image:
+        width, height = image.size
+        colours = {colour: count for count, colour in image.getcolors(width * height)}
         places = {
             colour: min(
                 divmod(index, width)
-                for index, seen in enumerate(picture.get_flattened_data())
+                for index, seen in enumerate(image.get_flattened_data())
                 if seen == colour
             )
             for colour in ((255, 0, 0), (0, 0, 255), (0, 255, 0), (255, 255, 0))
@@ -136,12 +136,12 @@ def test_captions_fit_their_column_and_a_cut_one_ends_in_an_ellipsis():
 
 def test_both_rows_are_labelled_and_before_is_the_longer_word(tmp_path):
     draw_grid([Tile("first", (Shot(0, png(), png()),))], tmp_path / "grid.png")
-    with Image.open(tmp_path / "grid.png") as picture:
+    with Image.open(tmp_path / "grid.png") as image:
         rows = [
-            (0, 0, MARGIN + LABEL_WIDTH, picture.height // 2),
-            (0, picture.height // 2, MARGIN + LABEL_WIDTH, picture.height),
+            (0, 0, MARGIN + LABEL_WIDTH, image.height // 2),
+            (0, image.height // 2, MARGIN + LABEL_WIDTH, image.height),
         ]
-        boxes = [ImageOps.invert(picture.crop(row).convert("L")).getbbox() for row in rows]
+        boxes = [ImageOps.invert(image.crop(row).convert("L")).getbbox() for row in rows]
     before, after = (right - left for left, _, right, _ in boxes)
     assert before > after > 0
     assert [left for left, *_ in boxes] == pytest.approx([MARGIN, MARGIN], abs=2)

@@ -113,7 +113,7 @@ def judge(family):
 
 @pytest.fixture(scope="session")
 def emoji():
-    """Real pictures (N, 3, 64, 64) in [0, 1] of the evaluation subjects, with their styles and names."""
+    """Real images (N, 3, 64, 64) in [0, 1] of the evaluation subjects, with their styles and names."""
     import numpy as np
     import pyarrow.parquet as pq
     from PIL import Image
@@ -121,5 +121,5 @@ def emoji():
     names = json.loads((TINY / "recipe/subjects.json").read_text())["eval"]
     rows = pq.read_table(TINY / "data/emoji4.parquet", filters=[("name", "in", names)]).to_pylist()
     arrays = [np.array(Image.open(io.BytesIO(row["image"])).convert("RGB")) for row in rows]
-    pictures = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
-    return pictures, [row["style"] for row in rows], [row["name"] for row in rows]
+    images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 255
+    return images, [row["style"] for row in rows], [row["name"] for row in rows]

@@ -23,7 +23,7 @@ class Towers(torch.nn.Module):
 
 
 def processor(text=None, images=None, **_):
-    """What CLIP's processor does with pictures that have the right size, and with short texts."""
+    """What CLIP's processor does with images that have the right size, and with short texts."""
     from open_clip import SimpleTokenizer
 
     if images is not None:

@@ -52,8 +52,8 @@ def every(names, needed):
     ]
 
 
-def pictures():
-    """Each set's pictures of training; the subset leaves some out for their size."""
+def images():
+    """Each set's images of training; the subset leaves some out for their size."""
     return [
         of_set(directory, case, index, lack=None if "k" in branch else "the discount of a branch")
         for directory in directories()
@@ -69,7 +69,7 @@ every_size = pytest.mark.parametrize(
 every_text = pytest.mark.parametrize(
     ("directory", "name"), every(TEXTS, lambda name: [f"comp.text.{name}.tokens", "pickscore_tokens"])
 )
-every_picture = pytest.mark.parametrize(("directory", "case", "index"), pictures())
+every_image = pytest.mark.parametrize(("directory", "case", "index"), images())
 
 
 @pytest.fixture(scope="module")
@@ -163,12 +163,12 @@ def test_the_plain_score_of_hps_is_the_references(scorers, directory, size):
 
 
 @pytest.mark.parametrize("directory", directories(), ids=lambda path: golden_of(path).name)
-def test_the_vectors_hold_pictures_of_training(directory):
-    assert any(picture.values[0] == directory for picture in pictures())
+def test_the_vectors_hold_images_of_training(directory):
+    assert any(image.values[0] == directory for image in images())
 
 
-@every_picture
-def test_rewards_of_the_pictures_of_training_are_the_references(scorers, directory, case, index):
+@every_image
+def test_rewards_of_the_images_of_training_are_the_references(scorers, directory, case, index):
     golden = golden_of(directory)
     scorer = scorers(directory)["pick_score" if case.startswith("ps.") else "hps_v2"]
     branch = golden.cases[case]["branches"][index]

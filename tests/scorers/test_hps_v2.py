@@ -56,14 +56,14 @@ def directory(tmp_path, carried, small_config):
     return tmp_path
 
 
-def picture(height, width):
+def pil_image(height, width):
     generator = torch.Generator().manual_seed(height * width)
     return torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (90, 70), (20, 45)])
 def test_scores_are_those_of_hpsv2_s_own_code(hpsv2, carried, directory, height, width):
-    pixels = picture(height, width)
+    pixels = pil_image(height, width)
     prepare = hpsv2.image_transform(32, is_train=False)
     image = prepare(Image.fromarray(pixels.permute(1, 2, 0).numpy()))[None]
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_scores_are_those_of_hpsv2_s_own_code(hpsv2, carried, directory, height,
 
 def test_the_gradient_of_a_score_is_that_of_hpsv2_s_own_code(hpsv2, carried, directory):
     ours, tokens = load_hps_v2(directory), hpsv2.tokenize(TEXTS[:1], context_length=16)
-    image = (picture(40, 50)[None].float() / 255).requires_grad_()
+    image = (pil_image(40, 50)[None].float() / 255).requires_grad_()
     score = (ours.encode_images(image) * ours.encode_texts(TEXTS[:1])).sum()
     (gradient,) = torch.autograd.grad(score, image)
     outputs = carried(normalize(fit(image, 32), CLIP_MEAN, CLIP_STD), tokens)
@@ -99,7 +99,7 @@ def test_case_blanks_and_html_entities_make_no_difference(directory):
 
 
 def test_safetensors_of_the_same_weights_give_the_same_features(directory, carried):
-    image = picture(40, 40)[None].float() / 255
+    image = pil_image(40, 40)[None].float() / 255
     pickled = load_hps_v2(directory)
     (directory / PUBLISHED).unlink()
     save_file(carried.state_dict(), directory / "hps.safetensors")
@@ -208,14 +208,14 @@ def test_a_pickle_is_mapped_and_not_read_into_memory(directory, monkeypatch):
 
 
 def test_the_table_by_style_is_what_hpsv2_s_own_evaluation_prints(hpsv2, carried, tmp_path, capsys):
-    """Pictures and prompts of two styles, one with a chunk that is not full, through its whole code."""
+    """Images and prompts of two styles, one with a chunk that is not full, through its whole code."""
     import importlib
     import json
 
     from PIL import Image
 
     evaluation = importlib.import_module("hpsv2.evaluation")
-    draw = np.random.default_rng(0)
+    generate = np.random.default_rng(0)
     (tmp_path / "prompts").mkdir()
     scores, styles = [], []
     prepare = hpsv2.image_transform(32, is_train=False)
@@ -225,7 +225,7 @@ def test_the_table_by_style_is_what_hpsv2_s_own_evaluation_prints(hpsv2, carried
         (tmp_path / f"model/{style}").mkdir(parents=True)
         for number, prompt in enumerate(prompts):
             path = tmp_path / f"model/{style}/{number:05d}.jpg"
-            Image.fromarray(draw.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(path)
+            Image.fromarray(generate.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(path)
             with torch.no_grad():
                 out = carried(prepare(Image.open(path))[None], hpsv2.tokenize([prompt], context_length=16))
             scores.append(float((out["image_features"] @ out["text_features"].T).squeeze()))

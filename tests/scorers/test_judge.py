@@ -20,12 +20,12 @@ def copied(tmp_path, family):
     return shutil.copytree(family / "judge_b", tmp_path / "judge")
 
 
-def pictures(count=4, size=16):
+def inputs(count=4, size=16):
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
 def test_shapes_and_ranges_are_as_promised(small):
-    images = pictures()
+    images = inputs()
     assert small.features(images).shape == (4, 16)
     assert small.subject_logits(images).shape == (4, 3)
     probabilities = small.style_probabilities(images)
@@ -34,12 +34,12 @@ def test_shapes_and_ranges_are_as_promised(small):
 
 
 def test_features_are_spatial_mean_plus_maximum_of_the_maps_of_inputs_in_minus_one_to_one(small):
-    images = pictures()
+    images = inputs()
     maps = small.f(2 * images - 1)
     assert torch.allclose(small.features(images), maps.mean((2, 3)) + maps.amax((2, 3)), atol=1e-5)
 
 
-def test_a_picture_of_another_size_is_fitted_first(judge, emoji):
+def test_an_image_of_another_size_is_fitted_first(judge, emoji):
     images, _, _ = emoji
     larger = torch.nn.functional.interpolate(images, scale_factor=2, mode="bicubic").clamp(0, 1)
     same = judge.style_probabilities(images).argmax(1) == judge.style_probabilities(larger).argmax(1)
@@ -49,10 +49,10 @@ def test_a_picture_of_another_size_is_fitted_first(judge, emoji):
 def test_the_judge_is_frozen_and_repeats_itself(small):
     assert not small.training
     assert not any(parameter.requires_grad for parameter in small.parameters())
-    assert torch.equal(small.subject_logits(pictures()), small.subject_logits(pictures()))
+    assert torch.equal(small.subject_logits(inputs()), small.subject_logits(inputs()))
 
 
-def test_the_tiny_judge_knows_styles_and_subjects_of_real_pictures(judge, emoji):
+def test_the_tiny_judge_knows_styles_and_subjects_of_real_images(judge, emoji):
     images, styles, names = emoji
     style = torch.tensor([judge.styles.index(name) for name in styles])
     subject = torch.tensor([judge.subjects.index(name) for name in names])
@@ -60,7 +60,7 @@ def test_the_tiny_judge_knows_styles_and_subjects_of_real_pictures(judge, emoji)
     assert (judge.subject_logits(images).argmax(1) == subject).float().mean() > 0.95
 
 
-def test_the_tiny_judge_is_sure_of_ink_pictures(judge, emoji):
+def test_the_tiny_judge_is_sure_of_ink_images(judge, emoji):
     images, styles, _ = emoji
     ink = torch.tensor([style == "Ink" for style in styles])
     probability = judge.style_probabilities(images)[:, judge.styles.index("Ink")]

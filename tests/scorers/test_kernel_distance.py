@@ -17,7 +17,7 @@ def test_the_mean_is_torchmetrics_own_kid(shift):
     )
 
 
-def test_it_is_unbiased_around_zero_for_pictures_of_one_kind_and_grows_with_their_distance():
+def test_it_is_unbiased_around_zero_for_images_of_one_kind_and_grows_with_their_distance():
     near = torch.stack(
         [kernel_distances(features(30, seed=s), features(20, seed=s + 500)).mean() for s in range(200)]
     )

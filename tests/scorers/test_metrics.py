@@ -92,7 +92,7 @@ def tiny(family):
 
 @pytest.fixture
 def by_style(emoji):
-    """Pictures of one subject, by style."""
+    """Images of one subject, by style."""
     images, styles, names = emoji
     rows = [row for row, name in enumerate(names) if name == names[0]]
     return names[0], {styles[row]: images[row] for row in rows}
@@ -118,7 +118,7 @@ def test_a_word_that_is_trained_three_times_as_often_weighs_three_times_as_much(
     words = ControlWords.model_validate(
         {
             "use": "own",
-            "draw": "in_turn",
+            "generate": "in_turn",
             "library": {"own": {"wanted": {"A": 3, "B": 1}, "unwanted": {"C": 2}}},
         }
     )
@@ -127,8 +127,8 @@ def test_a_word_that_is_trained_three_times_as_often_weighs_three_times_as_much(
 
 
 def test_exchanging_wanted_and_unwanted_flips_the_sign_of_the_relative_reward(tiny, by_style):
-    name, pictures = by_style
-    images = torch.stack([pictures["Ink"], pictures["3D"]])
+    name, inputs = by_style
+    images = torch.stack([inputs["Ink"], inputs["3D"]])
     exchanged = MetricContext(
         tiny.reward_settings, tiny.judge_settings, ControlWords.of(wanted=["3D"], unwanted=["Ink"])
     )
@@ -153,13 +153,13 @@ def test_a_judge_that_tells_nothing_apart_has_not_found_the_subject(name):
 
 
 @pytest.mark.parametrize("names", [("pixels",), ("fit", "fit_sgp")])
-def test_a_scorer_may_not_take_the_place_of_pictures_or_of_another_scorers_figures(tiny, names):
+def test_a_scorer_may_not_take_the_place_of_images_or_of_another_scorers_figures(tiny, names):
     context = replace(tiny, scorer_settings=dict.fromkeys(names, tiny.reward_settings))
     with pytest.raises(ConfigError, match=f"{names[0]!r} is the name of a metric"):
         check_metrics([], context, ["cat"], num_seeds=2)
 
 
-def test_nearly_every_real_ink_picture_is_seen_as_wanted(tiny, emoji):
+def test_nearly_every_real_ink_image_is_seen_as_wanted(tiny, emoji):
     images, styles, _ = emoji
     ink = torch.tensor([style == "Ink" for style in styles])
     wanted = torch.tensor(figures("judge_wanted", images, "any", tiny))
@@ -167,7 +167,7 @@ def test_nearly_every_real_ink_picture_is_seen_as_wanted(tiny, emoji):
     assert (wanted[~ink] < 0.1).float().mean() >= 0.9
 
 
-def test_real_pictures_show_their_subject_and_not_another(tiny, emoji):
+def test_real_images_show_their_subject_and_not_another(tiny, emoji):
     images, _, names = emoji
     shown, others = [], []
     for name, other in zip(sorted(set(names)), sorted(set(names))[1:], strict=False):
@@ -223,10 +223,10 @@ def test_diversity_is_the_mean_distance_to_the_other_seeds():
     assert figures("diversity", images, "cat", context) == pytest.approx(expected)
 
 
-def test_diversity_is_nothing_when_all_seeds_draw_one_picture_and_more_among_real_ones(tiny, by_style):
-    name, pictures = by_style
-    same = torch.stack([pictures["Ink"]] * 3)
-    different = torch.stack(list(pictures.values()))
+def test_diversity_is_nothing_when_all_seeds_draw_one_image_and_more_among_real_ones(tiny, by_style):
+    name, inputs = by_style
+    same = torch.stack([inputs["Ink"]] * 3)
+    different = torch.stack(list(inputs.values()))
     assert max(figures("diversity", same, name, tiny)) < 1e-3
     assert min(figures("diversity", different, name, tiny)) > 0.3
 
@@ -261,21 +261,21 @@ def test_a_scorer_is_loaded_only_for_a_metric_that_needs_it(tiny, family):
 
 @pytest.fixture
 def complete(tiny, emoji, directories):
-    """A context with real pictures and a further scorer."""
+    """A context with real images and a further scorer."""
     clip = ScorerSettings(scorer="clip_score", path=str(directories["clip_score"]))
     return replace(tiny, real=lambda: emoji[0][:80].split(32), scorer_settings={"clip": clip})
 
 
 @pytest.mark.parametrize("name", metric_names(sorted(METRICS), ["clip"]))
-def test_every_metric_gives_one_figure_per_picture_in_its_range_and_says_the_range(name, complete, by_style):
-    subject, pictures = by_style
+def test_every_metric_gives_one_figure_per_image_in_its_range_and_says_the_range(name, complete, by_style):
+    subject, inputs = by_style
     context, scale = complete, 1.0
     if name in {"judge_score", "judge_sgp"}:
         context = replace(context, judge_settings=context.reward_settings)
     if name.startswith("clip"):
         scale = context.scorers["clip"].scale if name in {"clip", "clip_sgp"} else 1.0
     check_metrics([name], context, [subject], num_seeds=4)
-    values = figures(name, torch.stack(list(pictures.values())), subject, context)
+    values = figures(name, torch.stack(list(inputs.values())), subject, context)
     low, high = find_metric(name, context).range
     assert len(values) == 4
     assert all(low * scale <= value <= high * scale for value in values)
@@ -305,8 +305,8 @@ def test_a_metric_has_the_licence_of_the_weights_that_measure_it_or_else_of_this
 
 
 def test_every_further_scorer_adds_its_score_and_its_sgp(complete, by_style):
-    subject, pictures = by_style
-    images = torch.stack(list(pictures.values()))
+    subject, inputs = by_style
+    images = torch.stack(list(inputs.values()))
     assert metric_names(["reward", "clip"], ["clip"]) == ["reward", "clip", "clip_sgp"]
     scorer = complete.scorers["clip"]
     texts = scorer.encode_texts([subject, f"Ink. {subject}", f"3D. {subject}"])
@@ -332,8 +332,8 @@ def test_a_scorer_with_a_metrics_name_and_one_that_reads_no_texts_are_refused(co
 def test_a_judge_that_reads_texts_scores_as_the_same_reward_and_one_that_does_not_says_what_to_measure(
     tiny, by_style
 ):
-    name, pictures = by_style
-    images = torch.stack(list(pictures.values()))
+    name, inputs = by_style
+    images = torch.stack(list(inputs.values()))
     reading = replace(tiny, judge_settings=tiny.reward_settings)
     assert figures("judge_score", images, name, reading) == figures("reward", images, name, tiny)
     assert figures("judge_sgp", images, name, reading) == figures("relative_reward", images, name, tiny)
@@ -346,7 +346,7 @@ def test_a_judge_that_reads_texts_scores_as_the_same_reward_and_one_that_does_no
         check_metrics(["judge_sgp"], tiny, [name], num_seeds=2)
 
 
-def test_the_kernel_distance_is_to_the_real_pictures_in_the_wanted_style(tiny, emoji):
+def test_the_kernel_distance_is_to_the_real_images_in_the_wanted_style(tiny, emoji):
     images, styles, _ = emoji
     context = replace(tiny, real=lambda: images[:80].split(32))
     seen_as_ink = len(context.real_features)
@@ -378,9 +378,9 @@ def test_a_judge_that_reads_texts_has_a_kernel_distance_that_one_can_read(tiny, 
     assert far > 0.05, "at length 1 the three decimals of a report would hardly show it"
 
 
-def test_the_kernel_distance_without_real_pictures_stops_before_anything_is_drawn(tiny, emoji):
+def test_the_kernel_distance_without_real_images_stops_before_anything_is_drawn(tiny, emoji):
     with pytest.raises(ConfigError, match="only the stage evaluate reads"):
         check_metrics(["kid"], tiny, ["cat"], num_seeds=2)
     none_wanted = torch.stack([i for i, style in zip(*emoji[:2], strict=True) if style == "3D"][:10])
-    with pytest.raises(DataError, match="needs two preferred pictures"):
+    with pytest.raises(DataError, match="needs two preferred images"):
         check_metrics(["kid"], replace(tiny, real=lambda: [none_wanted]), ["cat"], num_seeds=2)

@@ -21,7 +21,7 @@ def small(directory):
     return load_open_clip(directory)
 
 
-def pictures(count=3, size=40):
+def images(count=3, size=40):
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
@@ -31,7 +31,7 @@ def test_a_reward_is_a_cosine_without_logit_scale(small):
 
 def test_a_step_along_the_gradient_raises_the_reward_by_its_slope(small):
     text = small.encode_texts(["red apple"])[0]
-    image = pictures(1).requires_grad_()
+    image = images(1).requires_grad_()
     score = (small.encode_images(image) @ text).sum()
     (gradient,) = torch.autograd.grad(score, image)
     step = 0.05 * gradient / gradient.norm()
@@ -76,7 +76,7 @@ def test_a_broken_configuration_is_named(directory, text, refusal):
     assert str(directory / "small.json") in refusal(load_open_clip, directory)
 
 
-def test_the_tiny_reward_finds_the_subject_of_real_pictures(reward, emoji):
+def test_the_tiny_reward_finds_the_subject_of_real_images(reward, emoji):
     images, _, names = emoji
     subjects = sorted(set(names))
     texts = reward.encode_texts(subjects)

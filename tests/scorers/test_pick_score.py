@@ -69,7 +69,7 @@ def test_the_scale_is_that_of_the_weights_over_the_reference_s_twenty(directory,
 
 
 @pytest.mark.parametrize(("height", "width"), [(90, 70), (20, 45)])
-def test_a_picture_of_another_size_is_resized_and_cut_at_the_centre(reward, height, width):
+def test_an_image_of_another_size_is_resized_and_cut_at_the_centre(reward, height, width):
     images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(2))
     scale = 32 / min(height, width)
     size = (int(height * scale), int(width * scale))

@@ -4,18 +4,18 @@ import torch
 from srpo_core.scorers.preprocessing import CLIP_MEAN, CLIP_STD, fit, normalize
 
 
-def pictures(height, width):
+def inputs(height, width):
     return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
-def test_a_picture_of_the_right_size_passes_unchanged():
-    images = pictures(64, 64)
+def test_an_image_of_the_right_size_passes_unchanged():
+    images = inputs(64, 64)
     assert torch.equal(fit(images, 64), images)
 
 
 @pytest.mark.parametrize(("height", "width"), [(96, 48), (48, 96), (20, 33)])
 def test_the_shorter_side_becomes_the_size_and_the_centre_is_kept(height, width):
-    images = pictures(height, width)
+    images = inputs(height, width)
     scale = 32 / min(height, width)
     resized_size = (int(height * scale), int(width * scale))
     resized = torch.nn.functional.interpolate(images, resized_size, mode="bicubic", antialias=True)
@@ -34,7 +34,7 @@ def test_normalizing_is_per_channel_and_exact():
 
 @pytest.mark.parametrize(("height", "width", "size"), [(40, 40, 8), (12, 20, 32), (33, 20, 16)])
 def test_the_gradient_is_that_of_a_linear_map(height, width, size):
-    images = pictures(height, width).double().requires_grad_()
+    images = inputs(height, width).double().requires_grad_()
     assert torch.autograd.gradcheck(
         lambda x: normalize(fit(x, size), CLIP_MEAN, CLIP_STD).sum((2, 3)), images, fast_mode=True
     )
@@ -53,7 +53,7 @@ def test_the_gradient_is_that_of_torchs_own_resize(height, width):
         ),
         lambda x: fit(x, 32),
     ):
-        images = pictures(height, width).requires_grad_()
+        images = inputs(height, width).requires_grad_()
         (forward(images) * weights).sum().backward()
         gradients.append(images.grad)
     assert float((gradients[1] - gradients[0]).norm() / gradients[0].norm()) < 1e-6

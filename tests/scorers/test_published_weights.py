@@ -1,4 +1,4 @@
-"""The published weights on one fixed picture: behind the marker network, as they have to be fetched (gigabytes).
+"""The published weights on one fixed image: behind the marker network, as they have to be fetched (gigabytes).
 
     srpo fetch --profile flux1_dev
     pytest -m network -s tests/scorers/test_published_weights.py
@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from srpo_core.config import ScorerSettings
-from srpo_core.models_lock import missing_files, read_lock
 from srpo_core.scorers import SCORERS, load_reward
+from srpo_core.weights.models_lock import missing_files, read_lock
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = {
@@ -27,24 +27,24 @@ SHOWN, OTHER = "red apple", "owl"
 
 @pytest.fixture
 def apple(emoji):
-    """The picture of a red apple in the style 3D, (1, 3, 64, 64) in [0, 1]; the scorer brings it to its size."""
+    """The image of a red apple in the style 3D, (1, 3, 64, 64) in [0, 1]; the scorer brings it to its size."""
     images, styles, names = emoji
     [row] = [row for row, found in enumerate(zip(names, styles, strict=True)) if found == (SHOWN, "3D")]
     return images[row : row + 1]
 
 
-def scores(settings, picture):
-    """The picture's scores for what it shows and for something else."""
+def scores(settings, image):
+    """The image's scores for what it shows and for something else."""
     scorer = load_reward(settings)
     with torch.no_grad():
-        return (scorer.scale * scorer.encode_images(picture) @ scorer.encode_texts([SHOWN, OTHER]).T)[
+        return (scorer.scale * scorer.encode_images(image) @ scorer.encode_texts([SHOWN, OTHER]).T)[
             0
         ].tolist()
 
 
 @pytest.mark.network
 @pytest.mark.parametrize("directory", PUBLISHED)
-def test_published_weights_load_strictly_and_rank_what_the_picture_shows_above_something_else(
+def test_published_weights_load_strictly_and_rank_what_the_image_shows_above_something_else(
     directory, apple, monkeypatch
 ):
     monkeypatch.chdir(ROOT)  # where models.lock lies, to whose digests the files are held

@@ -35,12 +35,12 @@ def test_the_network_sees_pixels_between_minus_one_and_one(small):
     assert torch.allclose(small.features(images), small.f(2 * images - 1), atol=1e-5)
 
 
-def test_a_picture_is_judged_alone_and_not_by_its_batch(small):
+def test_an_image_is_judged_alone_and_not_by_its_batch(small):
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(small.subject_logits(images)[:1], small.subject_logits(images[:1]), atol=1e-5)
 
 
-def test_the_judge_that_chooses_knows_styles_and_subjects_of_real_pictures(family, emoji):
+def test_the_judge_that_chooses_knows_styles_and_subjects_of_real_images(family, emoji):
     judge = load_timm_judge(family / "judge_a")
     images, styles, names = emoji
     style = torch.tensor([judge.styles.index(name) for name in styles])

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from srpo_core import artifacts
-from srpo_core.config import ControlWords, DrawSettings, ModelSettings, ScorerSettings, load_settings
+from srpo_core.config import ControlWords, GenerateSettings, ModelSettings, ScorerSettings, load_settings
 
 TINY = Path(__file__).resolve().parents[2] / "assets/tiny"
 PROMPTS = ["penguin", "red apple", "tiger face"]
@@ -23,7 +23,7 @@ def tiny_parts():
         "select_judge": ScorerSettings(scorer="style_subject_judge", path=str(TINY / "family/judge_b")),
         "judge": ScorerSettings(scorer="timm_judge", path=str(TINY / "family/judge_a")),
         "control_words": ControlWords.of(wanted=["Ink"], unwanted=["3D"]),
-        "draw": DrawSettings(steps=6, guidance=3.5, batch_size=4, autocast=False),
+        "generate": GenerateSettings(num_inference_steps=6, guidance_scale=3.5, batch_size=4, autocast=False),
         "resources": load_settings(TINY.parents[1] / "profiles/tiny.yaml").resources,
     }
 

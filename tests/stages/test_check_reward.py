@@ -29,7 +29,7 @@ def emoji():
 
 @pytest.fixture
 def pairs(tmp_path, monkeypatch, emoji):
-    """Write pairs in which the picture of the prompt's own subject is preferred, or rejected."""
+    """Write pairs in which the image of the prompt's own subject is preferred, or rejected."""
     monkeypatch.chdir(tmp_path)
     write_images(
         (name, content, *Image.open(io.BytesIO(content)).size) for name, content in sorted(emoji.items())
@@ -76,7 +76,7 @@ def test_an_agreement_that_equals_the_threshold_passes(pairs):
     assert run(min_agreement=0.5)["agreement"] == 0.5
 
 
-def test_two_equal_pictures_are_no_agreement(pairs, emoji):
+def test_two_equal_images_are_no_agreement(pairs, emoji):
     write_rows(artifacts.PAIRS, PAIR_COLUMNS, [(0, "test", "rocket", "rocket", "rocket", "")])
     assert run(min_agreement=0)["agreement"] == 0
 
@@ -130,12 +130,14 @@ def test_pairs_of_one_prompt_that_agree_as_one_count_as_one():
 
 
 def test_the_interval_covers_the_truth_where_pairs_share_their_prompts():
-    draw, share, worlds = random.Random(5), 0.8, 1000
+    generate, share, worlds = random.Random(5), 0.8, 1000
     prompts = [str(number // 6) for number in range(360)]
     covered = blind = 0
     for _ in range(worlds):
         # a prompt decides for five of its six pairs at once
-        agreed = [one for _ in range(60) for one in [draw.random() < share] * 5 + [draw.random() < share]]
+        agreed = [
+            one for _ in range(60) for one in [generate.random() < share] * 5 + [generate.random() < share]
+        ]
         measured = sum(agreed) / len(agreed)
         low, high = wilson_interval(measured, independent_pairs(agreed, prompts))
         covered += low <= share <= high

@@ -86,7 +86,7 @@ def test_a_choice_keeps_the_order_of_the_data_and_depends_on_the_seed():
     assert [prompt.prompt_id for prompt in first] == sorted(prompt.prompt_id for prompt in first)
 
 
-def test_real_pictures_are_embedded_only_where_they_are_used_and_always_alike(project):
+def test_real_images_are_embedded_only_where_they_are_used_and_always_alike(project):
     small = {"select": {"num_prompts": 1}, "evaluate": {"num_prompts": 1}}
     run(train={"steps": 1, "batch_size": 9}, **small)
     with pytest.raises(ArtifactError, match="run 'dvc repro --force embed'"):
@@ -102,13 +102,13 @@ def test_real_pictures_are_embedded_only_where_they_are_used_and_always_alike(pr
     assert len(read_latents("train")) == len(read_embeddings("train")[0]) == 9
 
 
-def test_the_real_picture_of_a_prompt_is_the_preferred_one_of_its_first_pair(project):
+def test_the_real_image_of_a_prompt_is_the_preferred_one_of_its_first_pair(project):
     prompts = [prompt.text for prompt in read_prompts("train")][:5]
     pairs = read_pairs("train")
     firsts = [next(pair for pair in pairs if pair.prompt == prompt) for prompt in prompts]
-    assert embed.preferred_pictures(prompts) == [pair.preferred for pair in firsts]
-    with pytest.raises(DataError, match=r"no preferred picture of 'a moose' \(1 of 2 prompts have none\)"):
-        embed.preferred_pictures([prompts[0], "a moose"])
+    assert embed.preferred_images(prompts) == [pair.preferred for pair in firsts]
+    with pytest.raises(DataError, match=r"no preferred image of 'a moose' \(1 of 2 prompts have none\)"):
+        embed.preferred_images([prompts[0], "a moose"])
 
 
 def test_without_prompts_the_stage_to_run_is_named(tmp_path, monkeypatch):

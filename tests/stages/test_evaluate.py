@@ -25,7 +25,7 @@ METRIC_NAMES = [
     "saturation",
 ]
 SETTINGS = EvaluateSettings(
-    num_prompts=3, seeds_per_prompt=2, metrics=METRIC_NAMES, scorers={}, real_pictures=0
+    num_prompts=3, seeds_per_prompt=2, metrics=METRIC_NAMES, scorers={}, real_images=0
 )
 
 
@@ -72,7 +72,7 @@ def figures():
 
 
 def fade(transformer):
-    """A fifth of the velocity: the pictures stay noise."""
+    """A fifth of the velocity: the images stay noise."""
     transformer.proj_out.weight.mul_(0.2)
     transformer.proj_out.bias.mul_(0.2)
 
@@ -81,7 +81,7 @@ def of_model(rows, name):
     return [{k: v for k, v in row.items() if k != "model"} for row in rows if row["model"] == name]
 
 
-def test_an_unchanged_model_has_the_base_s_very_pictures_and_figures(tiny_run, tiny_parts):
+def test_an_unchanged_model_has_the_base_s_very_images_and_figures(tiny_run, tiny_parts):
     tiny_run(5)
     select_step(5)
     table = run(tiny_parts)
@@ -97,11 +97,11 @@ def test_an_unchanged_model_has_the_base_s_very_pictures_and_figures(tiny_run, t
         assert measured["base", prompt, seed] == measured["aligned", prompt, seed]
     summary = artifacts.read_json(artifacts.EVALUATION_SUMMARY)
     assert summary["step"] == 5
-    assert summary["pictures_per_model"] == 6
+    assert summary["images_per_model"] == 6
     assert summary["change"] == dict.fromkeys(METRIC_NAMES, 0.0)
 
 
-def test_another_model_draws_other_pictures_from_the_same_noise_and_the_summary_holds_the_means(
+def test_another_model_draws_other_images_from_the_same_noise_and_the_summary_holds_the_means(
     tiny_run, tiny_parts
 ):
     tiny_run(5)
@@ -122,7 +122,7 @@ def test_another_model_draws_other_pictures_from_the_same_noise_and_the_summary_
     assert summary["change"]["reward"] == means["aligned"]["reward"] - means["base"]["reward"]
 
 
-def test_the_figures_can_be_measured_again_from_the_stored_pictures(tiny_run, tiny_parts):
+def test_the_figures_can_be_measured_again_from_the_stored_images(tiny_run, tiny_parts):
     tiny_run(5)
     select_step(5)
     rows = of_model(run(tiny_parts).to_pylist(), "base")

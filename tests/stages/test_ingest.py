@@ -97,7 +97,7 @@ def test_prompts_are_numbered_in_the_order_of_the_source():
 
 
 @pytest.mark.usefixtures("tiny")
-def test_the_preferred_picture_shows_the_subject_and_the_rejected_one_another_in_the_same_style():
+def test_the_preferred_image_shows_the_subject_and_the_rejected_one_another_in_the_same_style():
     rows = pq.read_table(TINY / "data/emoji4.parquet").to_pylist()
     known = {row["image"]: (row["name"], row["style"]) for row in rows}
     stored = pq.read_table(artifacts.IMAGES).to_pylist()
@@ -111,7 +111,7 @@ def test_the_preferred_picture_shows_the_subject_and_the_rejected_one_another_in
 
 
 @pytest.mark.usefixtures("tiny")
-def test_no_picture_is_preferred_more_often_than_rejected():
+def test_no_image_is_preferred_more_often_than_rejected():
     # else a reward could agree with the pairs without a look at the prompt
     pairs = read_pairs("train") + read_pairs("test")
     assert Counter(pair.preferred for pair in pairs) == Counter(pair.rejected for pair in pairs)

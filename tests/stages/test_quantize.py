@@ -16,8 +16,8 @@ from near_base import write_near_base
 from srpo_core import artifacts
 from srpo_core.config import (
     ControlWords,
-    DrawSettings,
     FormatLimits,
+    GenerateSettings,
     ModelSettings,
     QuantizeSettings,
     ScorerSettings,
@@ -56,7 +56,7 @@ def run(quantize_settings, seed=0, resources=RESOURCES):
         reward=REWARD,
         judge=JUDGE,
         control_words=ControlWords.of(["Ink"], ["3D"]),
-        draw=DrawSettings(steps=3, guidance=3.5, batch_size=2, autocast=False),
+        generate=GenerateSettings(num_inference_steps=3, guidance_scale=3.5, batch_size=2, autocast=False),
         quantize=quantize_settings,
         resources=resources,
     )
@@ -180,7 +180,7 @@ def test_one_set_of_weights_is_in_memory_beside_the_base_s(road, monkeypatch):
     assert len(alive) > 300
 
 
-def test_pictures_are_held_to_those_of_bf16_from_the_same_noise(road):
+def test_images_are_held_to_those_of_bf16_from_the_same_noise(road):
     run(formats("q4_0", "bf16", "q8_0"))
     figures = proof()["formats"]
     assert list(figures) == ["bf16", "q4_0", "q8_0"]
@@ -192,7 +192,7 @@ def test_pictures_are_held_to_those_of_bf16_from_the_same_noise(road):
 
 
 def test_the_gain_that_survives_is_measured_on_what_evaluate_measured(road):
-    """The judge's figure of the drawn pictures stands between those that evaluate wrote."""
+    """The judge's figure of the drawn images stands between those that evaluate wrote."""
     run(formats("bf16"))
     first = proof()["formats"]["bf16"]["gain_kept"]
     write_evaluation(base=0.1, aligned=0.3)
@@ -243,7 +243,7 @@ def test_bf16_cannot_be_left_out_of_a_release(road):
         run(formats("q8_0"))
 
 
-def test_more_pictures_than_evaluate_drew_or_an_unmeasured_gain_is_named(road):
+def test_more_images_than_evaluate_drew_or_an_unmeasured_gain_is_named(road):
     with pytest.raises(ConfigError, match="num_prompts is 9, but evaluate drew 5: lower it"):
         run(formats("bf16").model_copy(update={"num_prompts": 9}))
     with pytest.raises(
@@ -253,7 +253,7 @@ def test_more_pictures_than_evaluate_drew_or_an_unmeasured_gain_is_named(road):
 
 
 @pytest.mark.parametrize("metric", ["diversity", "kid", "alignment"])
-def test_a_gain_that_cannot_be_measured_on_one_picture_of_a_prompt_is_named_before_anything_is_written(
+def test_a_gain_that_cannot_be_measured_on_one_image_of_a_prompt_is_named_before_anything_is_written(
     road, metric
 ):
     write_evaluation(base=0.1, aligned=0.5, metric=metric)

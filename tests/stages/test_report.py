@@ -49,33 +49,33 @@ SEEDS = 2
 TILES = 8
 
 
-def real_pictures(style):
-    """Name -> PNG bytes of real emoji pictures in one style."""
+def real_images(style):
+    """Name -> PNG bytes of real emoji images in one style."""
     table = pq.read_table(EMOJI, columns=["name", "style", "group", "image"]).to_pylist()
     chosen = [row for row in table if row["style"] == style and row["group"] == "Food & Drink"]
-    pictures = {}
+    images = {}
     for row in chosen[:SUBJECTS]:
         buffer = io.BytesIO()
         Image.open(io.BytesIO(row["image"])).convert("RGB").save(buffer, format="PNG")
-        pictures[row["name"]] = buffer.getvalue()
-    return pictures
+        images[row["name"]] = buffer.getvalue()
+    return images
 
 
 def write_evaluation(wanted_after):
-    draw = np.random.default_rng(0)
-    pictures, measured = [], []
+    generate = np.random.default_rng(0)
+    images, measured = [], []
     for model, style, wanted in (("base", "3D", 0.36), ("aligned", "Ink", wanted_after)):
-        for number, (name, png) in enumerate(real_pictures(style).items()):
+        for number, (name, png) in enumerate(real_images(style).items()):
             for seed in range(SEEDS):
                 figures = FIGURES | {"relative_reward": wanted - 0.3, "judge_wanted": wanted}
                 row = {"model": model, "prompt": name, "style": "food" if number % 2 else "animals"}
                 row |= {"seed": seed}
-                pictures.append(row | {"png": png})
+                images.append(row | {"png": png})
                 for metric, value in figures.items():
                     spread = 0.06 * (1 + value) / 2
-                    measured.append(row | {"metric": metric, "value": value + draw.normal(0, spread / 4)})
+                    measured.append(row | {"metric": metric, "value": value + generate.normal(0, spread / 4)})
     artifacts.EVALUATION.parent.mkdir(parents=True)
-    pq.write_table(pa.Table.from_pylist(pictures), artifacts.EVALUATION)
+    pq.write_table(pa.Table.from_pylist(images), artifacts.EVALUATION)
     pq.write_table(pa.Table.from_pylist(measured), artifacts.FIGURES)
     by_style = {"animals": {"mean": 28.41, "std": 0.112}, "Average": {"mean": 28.9}}
     artifacts.write_json(
@@ -87,19 +87,19 @@ def write_evaluation(wanted_after):
 def write_log():
     from dvclive import Live
 
-    draw = np.random.default_rng(1)
+    generate = np.random.default_rng(1)
     with Live(str(artifacts.TRAIN_LOG), save_dvc_exp=False, dvcyaml=None, report=None) as live:
         for step in range(30):
             reward = 0.02 + 0.2 * step / 30
-            live.log_metric("train/loss", 0.7 - reward + draw.normal(0, 0.02), timestamp=False)
-            live.log_metric("train/reward_denoise", reward + draw.normal(0, 0.02), timestamp=False)
-            live.log_metric("train/reward_inversion", reward / 2 + draw.normal(0, 0.01), timestamp=False)
-            live.log_metric("train/grad_norm", 0.4 + draw.exponential(0.2), timestamp=False)
+            live.log_metric("train/loss", 0.7 - reward + generate.normal(0, 0.02), timestamp=False)
+            live.log_metric("train/reward_denoise", reward + generate.normal(0, 0.02), timestamp=False)
+            live.log_metric("train/reward_inversion", reward / 2 + generate.normal(0, 0.01), timestamp=False)
+            live.log_metric("train/grad_norm", 0.4 + generate.exponential(0.2), timestamp=False)
             live.next_step()
 
 
 def write_runs(wanted_after, admissible):
-    """All that the stages before the report leave, with real pictures."""
+    """All that the stages before the report leave, with real images."""
     write_evaluation(wanted_after)
     write_log()
     curve = [
@@ -199,7 +199,7 @@ def test_the_page_needs_nothing_but_itself():
 
 
 @pytest.mark.usefixtures("passed")
-def test_the_verdict_comes_first_then_the_pictures_then_the_gate():
+def test_the_verdict_comes_first_then_the_images_then_the_gate():
     text = Page(build()).text
     order = (
         "Passed",
@@ -213,8 +213,8 @@ def test_the_verdict_comes_first_then_the_pictures_then_the_gate():
     assert places == sorted(places)
     assert "“Ink” over “3D”" in text
     assert "96.5%" in text
-    assert "Every rule holds on 24 pairs of pictures of 12 test prompts" in text
-    assert "judge_wanted, pictures that beat the base, within 0.05 of each other half" in text
+    assert "Every rule holds on 24 pairs of images of 12 test prompts" in text
+    assert "judge_wanted, images that beat the base, within 0.05 of each other half" in text
     assert "judge_wanted, change against the base " in text  # the others say nothing of it
 
 
@@ -240,13 +240,13 @@ def test_the_same_input_gives_the_same_bytes():
 
 
 @pytest.mark.usefixtures("passed")
-def test_the_before_pictures_are_the_bases_and_the_after_pictures_the_aligned_ones():
+def test_the_before_images_are_the_bases_and_the_after_images_the_aligned_ones():
     build()
     with Image.open(artifacts.GRID) as grid:
         pixels = np.asarray(grid.convert("HSV"), dtype=float)[..., 1]
     height = pixels.shape[0]
     colour_above, colour_below = pixels[: height * 4 // 10].mean(), pixels[height * 5 // 10 :].mean()
-    # 3D pictures are coloured, ink drawings are not
+    # 3D images are coloured, ink drawings are not
     assert colour_above > 10 * colour_below
 
 
@@ -369,7 +369,7 @@ def chromium():
 @pytest.mark.browser
 @pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine (apt-get install chromium)")
 @pytest.mark.parametrize("verdict", ["passed", "refused"])
-def test_a_browser_shows_every_picture_and_scrolls_sideways_at_no_width(verdict, request, tmp_path):
+def test_a_browser_shows_every_image_and_scrolls_sideways_at_no_width(verdict, request, tmp_path):
     import json
 
     request.getfixturevalue(verdict)

@@ -2,9 +2,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from srpo_core import artifacts, shards
+from srpo_core import artifacts
 from srpo_core.config import SelectSettings
 from srpo_core.errors import ArtifactError, ConfigError, DivergenceError
+from srpo_core.generation import batches as shards
 from srpo_core.stages import select as stage
 from srpo_core.stages.select import choose
 
@@ -85,7 +86,7 @@ def test_the_worst_breach_of_a_step_counts():
     assert choice.step == 10
 
 
-def test_an_unchanged_checkpoint_draws_the_base_s_very_pictures_and_a_ruined_one_is_inadmissible(
+def test_an_unchanged_checkpoint_draws_the_base_s_very_images_and_a_ruined_one_is_inadmissible(
     tiny_run, tiny_parts
 ):
     tiny_run(5)
@@ -128,13 +129,13 @@ def test_both_files_are_the_same_when_run_again_and_with_another_batch_size_agre
     content = [path.read_bytes() for path in (artifacts.SELECTION, artifacts.SELECT_SCORES)]
     run(tiny_parts)
     assert content == [path.read_bytes() for path in (artifacts.SELECTION, artifacts.SELECT_SCORES)]
-    draw = tiny_parts["draw"].model_copy(update={"batch_size": 1})
-    other = run(tiny_parts | {"draw": draw})
+    generate = tiny_parts["generate"].model_copy(update={"batch_size": 1})
+    other = run(tiny_parts | {"generate": generate})
     for key in ("judge_wanted", "judge_top5"):
         assert other["curve"][0][key] == pytest.approx(first["curve"][0][key], abs=0.02)
 
 
-def test_another_seed_gives_other_pictures(tiny_run, tiny_parts):
+def test_another_seed_gives_other_images(tiny_run, tiny_parts):
     tiny_run(5)
     first = run(tiny_parts)
     assert run(tiny_parts | {"seed": 1})["curve"] != first["curve"]
@@ -187,25 +188,25 @@ def test_a_selection_that_was_cut_off_draws_only_what_was_missing_and_ends_on_th
     tiny_run(5)
     run(tiny_parts)
     expected = files()
-    drawn = []
-    original = shards.draw_set
+    generated = []
+    original = shards.generate_set
 
-    def cut_off(base, name, pictures, **options):
-        if len(drawn) == 3:
+    def cut_off(base, name, image_set, **options):
+        if len(generated) == 3:
             raise KeyboardInterrupt
-        drawn.append((name, list(pictures.prompts)))
-        return original(base, name, pictures, **options)
+        generated.append((name, list(image_set.prompts)))
+        return original(base, name, image_set, **options)
 
-    monkeypatch.setattr(shards, "draw_set", cut_off)
+    monkeypatch.setattr(shards, "generate_set", cut_off)
     for path in (artifacts.SELECTION, artifacts.SELECT_SCORES):
         path.unlink()  # as DVC does before a stage
     with pytest.raises(KeyboardInterrupt):
         run(tiny_parts)
-    assert drawn == [("base", PROMPTS[:2]), ("base", PROMPTS[2:]), ("step 5", PROMPTS[:2])]
+    assert generated == [("base", PROMPTS[:2]), ("base", PROMPTS[2:]), ("step 5", PROMPTS[:2])]
     assert not artifacts.SELECTION.exists()
-    drawn.clear()
+    generated.clear()
     run(tiny_parts)
-    assert drawn == [("step 5", PROMPTS[2:])]
+    assert generated == [("step 5", PROMPTS[2:])]
     assert files() == expected
     assert not list((artifacts.home() / "resume").iterdir())
 
@@ -219,7 +220,7 @@ def test_two_tasks_on_ray_choose_by_the_same_bytes_as_the_stage_itself(tiny_run,
     def none_here(*_, **__):
         raise AssertionError("drawn in the stage's own process")
 
-    monkeypatch.setattr(shards, "draw_set", none_here)
-    two = tiny_parts["resources"].model_copy(update={"draw_workers": 2})
+    monkeypatch.setattr(shards, "generate_set", none_here)
+    two = tiny_parts["resources"].model_copy(update={"generate_workers": 2})
     run(tiny_parts | {"resources": two})
     assert files() == expected

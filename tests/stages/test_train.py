@@ -14,12 +14,14 @@ import pytest
 from ray_head import ray_head
 from safetensors import safe_open
 
-from srpo_core.checkpoint import Checkpoint, newest_checkpoint, read_whole
 from srpo_core.config import ControlWords
 from srpo_core.errors import ArtifactError, ConfigError, DivergenceError, SrpoError
-from srpo_core.location import COMPLETE, Location
+from srpo_core.runtime.shared_files import COMPLETE, Location
 from srpo_core.stages import train
-from srpo_core.trainer import Worker
+from srpo_core.training import export, follow, launch
+from srpo_core.training.checkpoint import Checkpoint, newest_checkpoint
+from srpo_core.training.worker import Worker
+from srpo_core.weights.shards import read_whole
 
 PARTS = ("seed", "model", "reward", "select_judge", "control_words", "train", "resources")
 WORDS = {"prompts": 5, "wanted": {"Ink": 0}, "unwanted": {"3D": 3}}
@@ -41,7 +43,7 @@ def outputs(tmp_path, monkeypatch):
     return tmp_path / "here/runs/train"
 
 
-def test_more_workers_than_pictures_are_refused_before_anything_starts(job):
+def test_more_workers_than_images_are_refused_before_anything_starts(job):
     with pytest.raises(ConfigError, match=r"train_workers 5 is more than train\.batch_size 4"):
         train.run(**parts(with_resources(job, train_workers=5)))
 
@@ -53,7 +55,7 @@ def test_the_outputs_hold_every_checkpoint_samples_and_the_metrics_of_every_step
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     (tmp_path / "here/assets").symlink_to(job.inputs.path / "assets")
-    train.export(job, WORDS)
+    export.export(job, WORDS)
     assert {path.name for path in (tmp_path / "here/runs/train/checkpoints").iterdir()} == {
         "step-000002",
         "step-000004",
@@ -93,7 +95,7 @@ def test_a_damaged_checkpoint_is_not_exported(job, outputs):
     with pytest.raises(
         ArtifactError, match=r"step-000002 is damaged: .*: remove it, and the same command trains"
     ):
-        train.export(job, WORDS)
+        export.export(job, WORDS)
     assert not (outputs / "checkpoints").exists()
 
 
@@ -101,7 +103,7 @@ def test_the_log_is_the_same_whenever_it_is_written(outputs):
     checkpoint = Checkpoint(Location.of(outputs), 2, [{"loss": 1.0}, {"loss": 0.5}], {}, {}, resumable=True)
     contents = []
     for _ in range(2):
-        train.log_metrics(checkpoint)
+        export.log_metrics(checkpoint)
         contents.append({p.name: p.read_bytes() for p in (outputs / "log").rglob("*") if p.is_file()})
         time.sleep(1.1)  # a time in it would show
     assert contents[0] == contents[1]
@@ -111,7 +113,7 @@ def test_the_log_is_the_same_whenever_it_is_written(outputs):
 def test_progress_is_told_line_by_line_and_old_lines_are_not_told_again(tmp_path, caplog):
     path = tmp_path / "progress.jsonl"
     path.write_text(json.dumps({"step": 1, "loss": 0.5}) + "\n")
-    with caplog.at_level(logging.INFO), train.following(Location.of(path), 3), path.open("a") as file:
+    with caplog.at_level(logging.INFO), follow.following(Location.of(path), 3), path.open("a") as file:
         file.write(json.dumps({"step": 2, "loss": 0.25}) + "\n")
     assert [record.getMessage() for record in caplog.records] == ["step 2 of 3  loss 0.2500"]
 
@@ -126,10 +128,10 @@ def test_more_gpus_than_there_are_are_refused(job):
 
 def test_a_line_that_is_just_being_written_is_told_when_it_is_whole(tmp_path, caplog):
     path = tmp_path / "progress.jsonl"
-    with caplog.at_level(logging.INFO), train.following(Location.of(path), 3), path.open("a") as file:
+    with caplog.at_level(logging.INFO), follow.following(Location.of(path), 3), path.open("a") as file:
         file.write('{"step": 1, ')
         file.flush()
-        time.sleep(2 * train.POLL_SECONDS)
+        time.sleep(2 * follow.POLL_SECONDS)
         file.write('"loss": 0.5}\n')
     assert [record.getMessage() for record in caplog.records] == ["step 1 of 3  loss 0.5000"]
 
@@ -137,7 +139,7 @@ def test_a_line_that_is_just_being_written_is_told_when_it_is_whole(tmp_path, ca
 def test_a_cluster_that_does_not_answer_is_one_line_at_once(job, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(SrpoError, match=r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1"):
-        train.fit(job)
+        launch.fit(job)
 
 
 @pytest.mark.pipeline
@@ -145,7 +147,7 @@ def test_a_run_that_diverges_stops_with_its_step_and_keeps_what_it_had(job):
     optimizer = job.train.optimizer.model_copy(update={"learning_rate": 1e30})
     diverging = job.train.model_copy(update={"optimizer": optimizer, "checkpoint_every": 1})
     with pytest.raises(DivergenceError, match=r"step \d+: .*gradient of .+ is not finite") as caught:
-        train.fit(replace(job, train=diverging))
+        launch.fit(replace(job, train=diverging))
     (named,) = re.findall(r"step (\d+):", str(caught.value))
     kept = newest_checkpoint(job.state, diverging.checkpoint_steps)
     assert kept.step == int(named) - 1
@@ -155,13 +157,13 @@ def test_a_run_that_diverges_stops_with_its_step_and_keeps_what_it_had(job):
 
 @pytest.mark.pipeline
 def test_a_cluster_without_room_for_all_workers_trains_with_as_many_as_it_has_room_for(job, tmp_path):
-    """One CPU for one to two workers; what one learns, two learn: tests/test_sharded_training.py.
+    """One CPU for one to two workers; what one learns, two learn: tests/training/test_sharded_training.py.
 
     In a process of its own, since Ray reads once how it is to be spoken with.
     """
     elastic = with_resources(job, train_workers=2, min_train_workers=1)
     (tmp_path / "job.pickle").write_bytes(pickle.dumps(elastic))
-    code = "import pickle, sys; from srpo_core.stages.train import fit; fit(pickle.load(open(sys.argv[1], 'rb')))"
+    code = "import pickle, sys; from srpo_core.training.launch import fit; fit(pickle.load(open(sys.argv[1], 'rb')))"
     with ray_head(os.environ, cpus=1) as address:
         subprocess.run(
             [sys.executable, "-c", code, str(tmp_path / "job.pickle")],
@@ -178,11 +180,11 @@ def test_workers_that_fail_every_time_fail_the_run_after_a_bounded_number_of_sta
 
     def fail(attempt, _):
         started.append(attempt)
-        raise train._GroupFailedError("step 8 stood still for 61 s at rank 1")
+        raise launch._GroupFailedError("step 8 stood still for 61 s at rank 1")
 
     monkeypatch.setattr(train, "_fit_once", fail)
     with pytest.raises(SrpoError, match=r"^training failed 3 times: step 8 stood still for 61 s at rank 1$"):
-        train.fit(job)
+        launch.fit(job)
     assert [attempt.resume for attempt in started] == [0, 0, 0]
     assert len({attempt.attempt for attempt in started}) == 3, "no attempt writes into another's files"
     assert [record.getMessage() for record in caplog.records] == [
@@ -195,7 +197,7 @@ def test_a_run_that_has_all_its_steps_starts_no_worker(job, monkeypatch):
 
     Worker(job, rank=0, world=1, device=torch.device("cpu")).run()
     monkeypatch.setattr(train, "_fit_once", None)
-    train.fit(job)
+    launch.fit(job)
 
 
 def test_a_cut_model_refuses_hybrid_rollouts_in_which_ranks_would_wait_for_ever(job):
@@ -206,9 +208,9 @@ def test_a_cut_model_refuses_hybrid_rollouts_in_which_ranks_would_wait_for_ever(
 
 
 def test_with_shared_storage_a_path_that_no_other_machine_has_is_refused(job, tmp_path, monkeypatch):
-    monkeypatch.setenv("SRPO_STORAGE", str(tmp_path / "shared"))
-    with pytest.raises(ConfigError, match=r"/weights: with SRPO_STORAGE a path must be relative"):
-        train.places(tmp_path / "train-abc", "/weights")
+    monkeypatch.setenv("SRPO_SHARED", str(tmp_path / "shared"))
+    with pytest.raises(ConfigError, match=r"/weights: with SRPO_SHARED a path must be relative"):
+        launch.places(tmp_path / "train-abc", "/weights")
 
 
 def test_the_shared_inputs_are_those_that_name_the_directory_and_no_others(
@@ -216,8 +218,8 @@ def test_the_shared_inputs_are_those_that_name_the_directory_and_no_others(
 ):
     """The other embeddings may be made anew under the same name, and would then not have their digests."""
     monkeypatch.chdir(tiny_project)
-    monkeypatch.setenv("SRPO_STORAGE", str(tmp_path / "shared"))
-    inputs, digests, _ = train.places(tmp_path / "train-abc", "assets/tiny/family/reward")
+    monkeypatch.setenv("SRPO_SHARED", str(tmp_path / "shared"))
+    inputs, digests, _ = launch.places(tmp_path / "train-abc", "assets/tiny/family/reward")
     embeddings = [name for name in digests if name.startswith("runs/embed")]
     assert embeddings == ["runs/embed/train.safetensors"]
     assert {name for name in inputs.files() if name != COMPLETE} == set(digests)
@@ -231,13 +233,13 @@ def test_workers_that_share_only_object_storage_learn_the_same(job, bucket, monk
 
     Worker(job, rank=0, world=1, device=torch.device("cpu")).run()
     here = newest_checkpoint(job.state, count(2, 2))
-    monkeypatch.setenv("SRPO_STORAGE", f"s3://{bucket}/srpo")
+    monkeypatch.setenv("SRPO_SHARED", f"s3://{bucket}/srpo")
     monkeypatch.setenv("SRPO_HOME", str(tmp_path / "home"))
     paths = (job.model.path, job.reward.path, job.select_judge.path)
-    inputs, digests, state = train.places(tmp_path / "train-abc", *paths)
+    inputs, digests, state = launch.places(tmp_path / "train-abc", *paths)
     far = replace(job, inputs=inputs, digests=digests, state=state, attempt="")
-    train.fit(far)
-    train.export(far, WORDS)
+    launch.fit(far)
+    export.export(far, WORDS)
     exported = load_file("runs/train/checkpoints/step-000004/diffusion_pytorch_model.safetensors")
     expected = read_whole(here.location.path / "weights")
     assert all(torch.equal(exported[name], tensor) for name, tensor in expected.items())

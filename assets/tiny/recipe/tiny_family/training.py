@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, multiprocessing, nn
 from torch import distributed as dist
 
-from srpo_core.processes import die_with_parent
+from srpo_core.runtime.processes import die_with_parent
 
 STATE: Final = Path(".state")  # what a killed stage goes on from; ignored by git
 LOG_EVERY: Final = 25

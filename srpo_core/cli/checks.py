@@ -1,0 +1,93 @@
+"""Commands that check or plan a run: settings, machine, weights, cost."""
+
+from typing import Annotated, Final
+
+import typer
+
+from srpo_core import errors
+from srpo_core.cli.app import app
+from srpo_core.cli.options import parse_changes
+
+PANEL: Final = "Settings and machine"
+
+
+@app.command(rich_help_panel=PANEL)
+def profile(
+    name: Annotated[str | None, typer.Argument(help="a preset; without it the known ones are listed")] = None,
+) -> None:
+    """Print a preset of the settings: srpo profile NAME > params.yaml."""
+    from srpo_core import config
+
+    if name is None:
+        typer.echo("\n".join(config.profile_names()))
+        return
+    typer.echo(config.profile_path(name).read_text(encoding="utf-8"), nl=False)
+
+
+@app.command(rich_help_panel=PANEL)
+def doctor(
+    profile: Annotated[str | None, typer.Option(help="preset to examine; default: params.yaml")] = None,
+) -> None:
+    """Check line by line what a run here needs."""
+    from srpo_core import config
+    from srpo_core.preflight.doctor import examine
+
+    settings = config.load_settings(config.profile_path(profile) if profile else config.PARAMS_FILE)
+    findings = list(examine(settings))
+    for finding in findings:
+        mark = typer.style("✓", fg="green") if finding.good else typer.style("✗", fg="red")
+        typer.echo(f"{mark} {finding.what:<10}{finding.detail}")
+    if not all(finding.good for finding in findings):
+        raise typer.Exit(errors.SrpoError.exit_code)
+
+
+@app.command(rich_help_panel=PANEL)
+def plan(
+    gpus: Annotated[int, typer.Option(min=1, help="devices, one per worker")],
+    gpu_memory: Annotated[float, typer.Option(min=0.001, help="of each, in GB (1e9 bytes)")],
+    profile: Annotated[str | None, typer.Option(help="preset to plan; default: params.yaml")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a setting, as for align")
+    ] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="of one device for an hour")] = None,
+    mfu: Annotated[
+        float, typer.Option(min=0.001, max=1, help="share of the peak that training reaches")
+    ] = 0.4,
+    tflops: Annotated[
+        float, typer.Option(min=0.001, help="peak of a device in bfloat16, in TFLOP/s")
+    ] = 989.0,
+    bandwidth: Annotated[float, typer.Option(min=0.001, help="of a device to the others, in GB/s")] = 300.0,
+) -> None:
+    """Say what a run needs: bytes, FLOPs, time and money, counted from the settings without any weights."""
+    from rich.console import Console
+
+    from srpo_core import config
+    from srpo_core.plan import GB, TERA, Cluster, make_plan
+    from srpo_core.plan.table import show
+
+    path = config.profile_path(profile) if profile else config.PARAMS_FILE
+    settings = config.parse_settings(
+        config.patched(config.read_values(path), parse_changes(change or [])), str(path)
+    )
+    cluster = Cluster(gpus, gpu_memory * GB, price, mfu, tflops * TERA, bandwidth * GB)
+    Console().print(show(make_plan(settings, cluster)))
+
+
+@app.command(rich_help_panel=PANEL)
+def fetch(
+    profile: Annotated[str | None, typer.Option(help="preset to fetch for; default: params.yaml")] = None,
+) -> None:
+    """Get the weights that a run needs from the hub, as models.lock names them, and check each file."""
+    from srpo_core import config
+    from srpo_core.preflight.doctor import weight_paths
+    from srpo_core.weights.models_lock import fetch as fetch_entry
+    from srpo_core.weights.models_lock import read_lock
+
+    settings = config.load_settings(config.profile_path(profile) if profile else config.PARAMS_FILE)
+    locked = read_lock()
+    for path in weight_paths(settings):
+        if path not in locked:
+            typer.echo(f"{path}: not from a hub (no entry of models.lock)")
+            continue
+        for line in fetch_entry(path):
+            typer.echo(line)

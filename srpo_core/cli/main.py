@@ -1,0 +1,40 @@
+"""Run the command line: one line per error, exit codes as in srpo_core/errors.py."""
+
+import sys
+from typing import Any, Final
+
+import typer
+
+from srpo_core import errors
+from srpo_core.cli import checks, data, release, run
+from srpo_core.cli.app import app
+
+# importing a module registers its commands, in the order in which `srpo --help` lists them
+COMMANDS: Final = (run, data, release, checks)
+INTERRUPTED: Final = 130
+USAGE_ERROR: Final[Any] = typer.BadParameter.__base__  # typer does not export this class of click's
+
+
+def main() -> None:
+    """Run the command line; a `SrpoError` is printed as one line and becomes the exit code."""
+    try:
+        code = app(prog_name="srpo", standalone_mode=False)
+    except errors.SrpoError as error:
+        if "--debug" in sys.argv:
+            raise
+        _fail(str(error), error.exit_code)
+    except OSError as error:  # the disk, a path that cannot be written
+        if "--debug" in sys.argv:
+            raise
+        _fail(" ".join(str(error).split()), errors.SrpoError.exit_code)
+    except USAGE_ERROR as error:
+        command = error.ctx.command_path if error.ctx else "srpo"
+        _fail(f"{error.format_message().rstrip('.')}: see '{command} --help'", error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted; the same command goes on from here", INTERRUPTED)
+    sys.exit(code or 0)
+
+
+def _fail(line: str, exit_code: int) -> None:
+    typer.echo(f"srpo: error: {line}", err=True)
+    sys.exit(exit_code)

@@ -1,0 +1,25 @@
+"""Lines that several commands print."""
+
+from pathlib import Path
+from typing import Final
+
+import typer
+
+from srpo_core import errors
+
+REFUSED: Final = errors.GateError.exit_code
+
+
+def show_verdict(*, passed: bool, reason: str) -> None:
+    """Print the verdict of the gate and its reason."""
+    verdict = (
+        typer.style("passed", fg="green", bold=True)
+        if passed
+        else typer.style("refused", fg="red", bold=True)
+    )
+    typer.echo(f"verdict  {verdict}: {reason}")
+
+
+def shortest(path: Path) -> Path:
+    """Return `path` relative to the working directory if it is below it, else unchanged."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,101 @@
+"""The settings: one frozen model of params.yaml, with no defaults that DVC could not see.
+
+Each top-level key is one part. A stage's `run(...)` names the parts that it receives, and the same names stand
+under `params:` of that stage in dvc.yaml.
+"""
+
+from srpo_core.config.evaluation import (
+    EvaluateSettings,
+    FormatLimits,
+    GateRule,
+    GateSettings,
+    QuantizeSettings,
+    SelectSettings,
+)
+from srpo_core.config.files import (
+    PARAMS_FILE,
+    PROFILES_DIR,
+    load_settings,
+    patched,
+    profile_names,
+    profile_path,
+    read_values,
+)
+from srpo_core.config.parts import (
+    BranchName,
+    CheckRewardSettings,
+    ControlWords,
+    GenerateSettings,
+    IngestSettings,
+    ModelSettings,
+    Momentum,
+    Part,
+    Positive,
+    PositiveFloat,
+    ReportSettings,
+    ScorerSettings,
+    Share,
+    Word,
+    WordPair,
+)
+from srpo_core.config.running import ReleaseSettings, ResourceSettings, StallSettings
+from srpo_core.config.settings import Settings, faults, parse_settings
+from srpo_core.config.training import (
+    AggregateSettings,
+    ComputeSettings,
+    DirectAlignSettings,
+    DraftSettings,
+    EarlyStop,
+    LoraSettings,
+    OptimizerSettings,
+    ReflSettings,
+    RolloutSettings,
+    TrainSettings,
+)
+
+__all__ = [
+    "PARAMS_FILE",
+    "PROFILES_DIR",
+    "AggregateSettings",
+    "BranchName",
+    "CheckRewardSettings",
+    "ComputeSettings",
+    "ControlWords",
+    "DirectAlignSettings",
+    "DraftSettings",
+    "EarlyStop",
+    "EvaluateSettings",
+    "FormatLimits",
+    "GateRule",
+    "GateSettings",
+    "GenerateSettings",
+    "IngestSettings",
+    "LoraSettings",
+    "ModelSettings",
+    "Momentum",
+    "OptimizerSettings",
+    "Part",
+    "Positive",
+    "PositiveFloat",
+    "QuantizeSettings",
+    "ReflSettings",
+    "ReleaseSettings",
+    "ReportSettings",
+    "ResourceSettings",
+    "RolloutSettings",
+    "ScorerSettings",
+    "SelectSettings",
+    "Settings",
+    "Share",
+    "StallSettings",
+    "TrainSettings",
+    "Word",
+    "WordPair",
+    "faults",
+    "load_settings",
+    "parse_settings",
+    "patched",
+    "profile_names",
+    "profile_path",
+    "read_values",
+]

@@ -1,0 +1,1 @@
+"""How close a stored format's images are to those of bf16."""

@@ -1,0 +1,146 @@
+"""What settings must agree on among themselves and with the registries, seen before hours of work and not after them."""
+
+from collections.abc import Iterator
+from typing import Final
+
+from srpo_core.algorithm import method_of
+from srpo_core.config import Settings
+from srpo_core.errors import ConfigError, pick
+from srpo_core.gates.bootstrap import Sample, per_rule_confidence, why_no_interval
+from srpo_core.gates.rules import BY_PROOF_OF_BREACH
+from srpo_core.models import BASES
+from srpo_core.quantizers import released_formats
+from srpo_core.scorers import SCORERS
+from srpo_core.scorers.metrics import METRICS, OF_STYLES, OF_TEXTS, metric_names, require_free_names
+
+OVER_SEEDS: Final = "diversity"
+OVER_ALL: Final = "kid"
+
+
+def require_consistent(settings: Settings) -> None:
+    """Look at every name of a registry, at what kind of judge the metrics need, and at numbers that must fit each other.
+
+    Raises:
+        ConfigError: a name is unknown, a rule asks what is not measured, or two numbers do not fit; names the keys.
+    """
+    _require_known(settings)
+    for key, name in _registered_metrics(settings):
+        try:
+            pick(METRICS, name, "metric")
+        except ConfigError as error:
+            raise ConfigError(f"{key}: {error}") from None
+    released_formats(settings.quantize.formats)
+    _require_measured(settings)
+    _require_images(settings)
+    _require_single(settings)
+    _require_judges(settings)
+    _require_interval(settings)
+    if not settings.ingest.validation_share:
+        raise ConfigError(
+            "ingest.validation_share is 0, but select compares the checkpoints on validation prompts: set it above 0"
+        )
+    generated, looked_at = settings.evaluate.num_prompts, settings.quantize.num_prompts
+    if looked_at > generated:
+        raise ConfigError(
+            f"quantize.num_prompts is {looked_at}, but evaluate.num_prompts is {generated}: lower it, as formats are looked "
+            "at on prompts that evaluate draws"
+        )
+
+
+def _require_known(settings: Settings) -> None:
+    """Base, method and scorers are in their registries; what is trained against, and what a gate asks besides, is differentiable."""
+    pick(BASES, settings.model.base, "base model")
+    method_of(settings.train)
+    require_free_names(settings.evaluate.scorers)
+    scorers = {"reward": settings.reward, "judge": settings.judge, "select_judge": settings.select_judge}
+    further = {f"evaluate.scorers.{name}": one for name, one in settings.evaluate.scorers.items()}
+    for key, one in (scorers | further).items():
+        try:
+            entry = pick(SCORERS, one.scorer, "scorer")
+        except ConfigError as error:
+            raise ConfigError(f"{key}: {error}") from None
+        if not entry.differentiable and key not in ("judge", "select_judge"):
+            known = ", ".join(name for name, other in SCORERS.items() if other.differentiable)
+            raise ConfigError(f"{key}: {one.scorer!r} reads no texts, as a reward does: known are {known}")
+
+
+def _require_judges(settings: Settings) -> None:
+    """A metric of styles needs a judge that knows them, one of texts a scorer that reads them."""
+    for key, name in _registered_metrics(settings):
+        role = "judge" if key.startswith("evaluate.") else "select_judge"
+        scorer = getattr(settings, role).scorer
+        reads_texts = SCORERS[scorer].differentiable
+        if (name in OF_STYLES and reads_texts) or (name in OF_TEXTS and not reads_texts):
+            kind = "reads texts and knows no styles" if reads_texts else "knows styles and reads no texts"
+            others = sorted(OF_TEXTS if reads_texts else OF_STYLES)
+            raise ConfigError(
+                f"{key} asks for {name!r}, but the {role} {scorer!r} {kind}: choose of {', '.join(others)}, or another {role}"
+            )
+
+
+def _require_interval(settings: Settings) -> None:
+    """There are prompts and resamples for an interval; without one every model is refused."""
+    gate = settings.gate
+    vetoes = sum(rule.severity in BY_PROOF_OF_BREACH for rule in gate.rules.values())
+    why = why_no_interval(
+        Sample(settings.evaluate.num_prompts, 1),
+        resamples=gate.resamples,
+        confidence=per_rule_confidence(gate.confidence, vetoes),
+    )
+    if why:
+        raise ConfigError(f"the gate could only refuse: {why}")
+
+
+def _registered_metrics(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Every key that names an entry of the registry `metrics`, and the name."""
+    yield "select.maximize", settings.select.maximize
+    yield from (("select.keep", name) for name in settings.select.keep)
+    yield from (("evaluate.metrics", name) for name in settings.evaluate.metrics)
+    if (early := settings.train.early_stop) is not None:
+        yield "train.early_stop.metric", early.metric
+        yield "train.early_stop.objective", early.objective
+
+
+def _require_measured(settings: Settings) -> None:
+    """Whatever decides after `evaluate` is measured by it."""
+    measured = metric_names(settings.evaluate.metrics, list(settings.evaluate.scorers))
+    asked = {f"gate.rules.{name}": rule.metric for name, rule in settings.gate.rules.items()}
+    asked |= {"gate.objective": settings.gate.objective, "quantize.gain": settings.quantize.gain}
+    for key, metric in asked.items():
+        if metric not in measured:
+            raise ConfigError(
+                f"{key} asks for {metric!r}, which evaluate does not measure: add it to evaluate.metrics, or choose of "
+                f"{', '.join(sorted(measured))}"
+            )
+
+
+def _require_images(settings: Settings) -> None:
+    """A metric over several images, or over real ones, is asked for only where there are some."""
+    for place, seeds in _seeds_per_prompt(settings).items():
+        names = [name for key, name in _registered_metrics(settings) if key.startswith(f"{place}.")]
+        if OVER_SEEDS in names and seeds == 1:
+            raise ConfigError(
+                f"{place}.seeds_per_prompt is 1, but {OVER_SEEDS!r} compares the seeds of a prompt: set it to 2 or more, "
+                "or drop the metric"
+            )
+        if OVER_ALL in names and place != "evaluate":
+            raise ConfigError(
+                f"{place} asks for {OVER_ALL!r}, which compares with real images that only evaluate reads: drop it"
+            )
+
+
+def _seeds_per_prompt(settings: Settings) -> dict[str, int]:
+    """How many images of a prompt each part of the settings draws that names metrics."""
+    seeds = {part: getattr(settings, part).seeds_per_prompt for part in ("select", "evaluate")}
+    early = settings.train.early_stop
+    return seeds if early is None else seeds | {"train.early_stop": early.seeds_per_prompt}
+
+
+def _require_single(settings: Settings) -> None:
+    """The gain that must survive in a format shows in one image of a prompt."""
+    gain = settings.quantize.gain
+    if gain not in METRICS or gain in {OVER_SEEDS, OVER_ALL}:
+        raise ConfigError(
+            f"quantize.gain is {gain!r}, which one image of a prompt does not show: choose another entry of the "
+            "registry metrics, such as relative_reward"
+        )

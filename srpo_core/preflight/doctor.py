@@ -1,0 +1,178 @@
+"""What a run on this machine needs, checked line by line."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from srpo_core.config import Settings
+from srpo_core.errors import SrpoError
+from srpo_core.preflight.consistency import require_consistent
+from srpo_core.preflight.disk import bytes_of_run, count_weights
+from srpo_core.storage import open_store
+from srpo_core.weights.models_lock import LOCK, missing_files, read_lock
+
+Found = tuple[bool, str]
+LOCK_FILE: Final = Path("requirements.lock")
+LEAST_FREE_GB: Final = 5  # for all that is small beside weights
+GB: Final = 1e9
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor: what was looked at, whether it serves, and what was found or what to do."""
+
+    what: str
+    good: bool
+    detail: str
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Look at everything that a run with these settings needs; nothing is changed."""
+    for what, check in CHECKS.items():
+        found = check(settings)
+        for good, detail in [found] if isinstance(found, tuple) else found:
+            yield Finding(what, good, detail)
+
+
+def _settings(settings: Settings) -> tuple[bool, str]:
+    try:
+        require_consistent(settings)
+    except SrpoError as error:
+        return False, str(error)
+    return True, "every name is known, and what decides is measured"
+
+
+def _python(_: Settings) -> tuple[bool, str]:
+    found = ".".join(map(str, sys.version_info[:3]))
+    return sys.version_info[:2] == (3, 11), f"{found} (3.11 is needed)"
+
+
+def _packages(_: Settings) -> tuple[bool, str]:
+    if not LOCK_FILE.exists():
+        return False, f"{LOCK_FILE} is missing: run srpo in the project's directory"
+    lines = [
+        line for line in LOCK_FILE.read_text(encoding="utf-8").splitlines() if "==" in line and line[0] != "#"
+    ]
+    wrong = [line for line in lines if _version(line.split("==")[0]) != line.split("==")[1]]
+    if wrong:
+        return (
+            False,
+            f"{len(wrong)} of {len(lines)} differ from {LOCK_FILE}, first {wrong[0]}: run 'make setup'",
+        )
+    return True, f"all {len(lines)} of {LOCK_FILE}"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _programs(_: Settings) -> tuple[bool, str]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    missing = [name for name in ("git", "dvc") if shutil.which(name, path=path) is None]
+    return not missing, f"not found: {', '.join(missing)}" if missing else "git and dvc"
+
+
+def weight_paths(settings: Settings) -> list[str]:
+    """Where a run of these settings looks for weights."""
+    parts = (settings.model, settings.reward, settings.select_judge, settings.judge)
+    paths = [part.path for part in parts] + [one.path for one in settings.evaluate.scorers.values()]
+    return list(dict.fromkeys(paths))  # each once
+
+
+def _weights(settings: Settings) -> Iterator[tuple[bool, str]]:
+    """A line for each directory of weights: what of it is missing, and how to get it."""
+    locked = read_lock() if LOCK.exists() else {}
+    for path in weight_paths(settings):
+        if entry := locked.get(path):
+            gone = missing_files(path, entry)
+            unknown = sum(digest is None for digest in entry.files.values())
+            detail = (
+                f"{len(gone)} of {len(entry.files)} files are missing, first {gone[0]}: run 'srpo fetch' with "
+                "the same --profile"
+                if gone
+                else f"all {len(entry.files)} files of {entry.repo} are there ('srpo fetch' holds them to their digests; "
+                f"{unknown} have none yet)"
+            )
+            yield not gone, f"{path}: {detail}"
+        elif Path(path).exists():
+            yield True, path
+        else:
+            yield False, f"{path} is missing, and models.lock has no such entry: put your own weights there"
+
+
+def _data(settings: Settings) -> tuple[bool, str]:
+    source = Path(settings.ingest.source)
+    good = (source / "train.json").is_file()
+    return (
+        good,
+        f"{source}" if good else f"{source}/train.json is missing: set ingest.source, or run 'srpo data'",
+    )
+
+
+def _disk(settings: Settings) -> tuple[bool, str]:
+    free = shutil.disk_usage(Path.cwd()).free / GB
+    weights = count_weights(Path(settings.model.path) / "transformer")
+    needed = LEAST_FREE_GB + sum(bytes_of_run(settings, weights).values()) / GB
+    asked = (
+        f"{needed:.0f} GB are needed at most, beside earlier runs"
+        if weights
+        else "how many a run needs says 'srpo plan'"
+    )
+    return free > needed, f"{free:.0f} GB free here ({asked})"
+
+
+def _store(_: Settings) -> tuple[bool, str]:
+    try:
+        store = open_store()
+        count = len(store.versions())
+    except SrpoError as error:
+        return False, str(error)
+    if "://" not in store.uri and (fault := _not_writable(Path(store.uri))):
+        return False, fault
+    return True, f"{store.uri}, releases: {count}"
+
+
+def _not_writable(directory: Path) -> str | None:
+    """Why nothing could be written to a directory that may not exist yet, or None."""
+    there = next(path for path in (directory, *directory.parents) if path.exists())
+    if not there.is_dir():
+        return f"{there} is a file: point SRPO_STORE to a directory"
+    if not os.access(there, os.W_OK):
+        return f"{there} cannot be written to: point SRPO_STORE elsewhere"
+    return None
+
+
+def _devices(settings: Settings) -> tuple[bool, str]:
+    import torch
+
+    count = torch.cuda.device_count()
+    names = ", ".join(torch.cuda.get_device_name(index) for index in range(count)) or "no GPU"
+    needed = settings.resources.train_workers if settings.resources.use_gpu else 0
+    return (
+        count >= needed or "RAY_ADDRESS" in os.environ,
+        f"{os.cpu_count()} CPUs, {names} ({needed} GPUs asked for)",
+    )
+
+
+CHECKS: Final = MappingProxyType[str, Callable[[Settings], Found | Iterator[Found]]](
+    {
+        "settings": _settings,
+        "python": _python,
+        "packages": _packages,
+        "programs": _programs,
+        "weights": _weights,
+        "data": _data,
+        "disk": _disk,
+        "store": _store,
+        "devices": _devices,
+    }
+)

@@ -1,0 +1,31 @@
+"""The whole report: a copy of the stage's page with what is known only later, the formats and what the run cost."""
+
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+from srpo_core import artifacts, config
+from srpo_core.report.formats import with_formats
+from srpo_core.report.run import with_costs
+from srpo_core.runtime.timings import costs
+
+
+def write_whole(target: Path, *, root: Path, home: Path) -> list[dict[str, Any]]:
+    """Write the report of the run in `root` to `target`, whole as far as formats and times are there.
+
+    home: the directory in which the run's stages noted their times. Returns the rows of the table of costs; without
+    times there are none.
+
+    Raises:
+        ArtifactError: decision, report or proof are missing or damaged.
+    """
+    target, home = target.absolute(), home.absolute()
+    with chdir(root):  # the graph's paths, by which a stage's times are found, are relative to it
+        decision = artifacts.read_json(artifacts.DECISION)
+        page = artifacts.require(artifacts.REPORT).read_text(encoding="utf-8")
+        if decision["passed"] and artifacts.PROOF.is_file():
+            page = with_formats(page, artifacts.read_json(artifacts.PROOF))
+        rows = costs(list(config.read_values(Path("dvc.yaml")).get("stages", {})), home)
+    with artifacts.replacing(target) as partial:
+        partial.write_text(with_costs(page, rows), encoding="utf-8")
+    return rows

@@ -1,0 +1,1 @@
+"""What runs below everything: processes, Ray, shared files, resume, timings."""

@@ -1,0 +1,184 @@
+"""Where a stage keeps what a killed run can go on from: outside its outputs, which DVC deletes first.
+
+The directory is named by a hash of all that decides the result (the stage's settings, inputs and
+code, as dvc.yaml lists them), so that a run never goes on from the state of another experiment.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import inf
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from srpo_core.artifacts import home, read_json, require, sha256, write_json
+from srpo_core.config import PARAMS_FILE
+from srpo_core.errors import SrpoError
+from srpo_core.runtime.shared_files import Location
+
+LOCK: Final = Path("dvc.lock")
+DONE: Final = "done"
+ELSEWHERE: Final = "elsewhere.json"
+SMALL_BYTES: Final = 2**20  # a larger input may count by its size: weights would take minutes to read
+
+
+@contextmanager
+def resumable(stage: str) -> Iterator[Path]:
+    """Hold a stage's resume directory for one run.
+
+    When the run succeeds the directory is marked as done and stays: DVC still has to record the outputs, and would
+    run the stage again if it were killed before. It goes when a stage that reads those outputs starts, which DVC
+    does once they are recorded (`discard_recorded`), or when this one is to run again all the same.
+
+    Raises:
+        SrpoError: another living run holds it.
+    """
+    directory = home() / "resume" / f"{stage}-{fingerprint(stage)}"
+    with _held(directory) as holder:
+        if holder is not None:
+            raise SrpoError(
+                f"stage {stage} is running already with the same settings (process {holder}): "
+                "wait for it, or end it and start again"
+            )
+        if (directory / DONE).exists() and _recorded(stage):
+            _discard(directory)  # asked for with --force: from step 0
+        directory.mkdir(parents=True, exist_ok=True)
+        yield directory
+        (directory / DONE).touch()
+
+
+def goes_too(directory: Path, *elsewhere: Location) -> None:
+    """Note what lies outside a resume directory and is to go with it."""
+    write_json(directory / ELSEWHERE, [place.uri for place in elsewhere])
+
+
+def discard_recorded(starting: str) -> None:
+    """Remove what stages kept whose outputs `starting` reads: DVC has recorded those before it starts this one."""
+    done = [marker.parent for marker in (home() / "resume").glob(f"*/{DONE}")]
+    before = _stages_before(starting) if done else ()
+    for directory in done:
+        if directory.name.rpartition("-")[0] in before:
+            with _held(directory) as holder:
+                if holder is None:
+                    _discard(directory)
+
+
+def fingerprint(stage: str, *, by_size_from: float = inf) -> str:
+    """12 hex digits of the hash of a stage's settings, inputs and code, as dvc.yaml lists them.
+
+    A file of `by_size_from` bytes or more counts by its size alone. Raises `ArtifactError`: an input is missing.
+    """
+    settings, definition = _definition(stage)
+    parts = {name: settings[name] for name in definition.get("params", ())}
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
+    for path in _inputs(settings, definition):
+        for file in _files(path):
+            size = file.stat().st_size
+            digest.update(f"{file} {sha256(file) if size < by_size_from else size}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+@contextmanager
+def _held(directory: Path) -> Iterator[str | None]:
+    """Lock a resume directory; yields None, or the process that holds it if it is not to be had."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with (directory.parent / f"{directory.name}.lock").open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            yield lock.read().strip()
+            return
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        shutil.rmtree(_gone(directory), ignore_errors=True)  # of a removal that was cut short
+        yield None
+
+
+def _discard(directory: Path) -> None:
+    """Remove a resume directory that is held, and what lies elsewhere first: only the directory knows of it."""
+    if (directory / ELSEWHERE).exists():
+        for uri in read_json(directory / ELSEWHERE):
+            Location(uri).delete()
+    # out of the way at once: a kill in the middle of removing must leave nothing to go on from
+    directory.rename(_gone(directory))
+    shutil.rmtree(_gone(directory), ignore_errors=True)
+
+
+def _gone(directory: Path) -> Path:
+    return directory.with_name(f".{directory.name}.done")
+
+
+def _recorded(stage: str) -> bool:
+    """Whether dvc.lock has a result of a stage from these very settings and inputs; large ones count by size."""
+    from dvc.utils.serialize import parse_yaml
+
+    if not LOCK.exists():
+        return False
+    # read as DVC wrote it: for PyYAML 2e-05 is a word
+    stages = parse_yaml(LOCK.read_text(encoding="utf-8"), str(LOCK)).get("stages", {})
+    settings = parse_yaml(PARAMS_FILE.read_text(encoding="utf-8"), str(PARAMS_FILE))
+    _, definition = _definition(stage)
+    entry = stages.get(stage)
+    if entry is None or entry.get("params", {}).get(str(PARAMS_FILE), {}) != {
+        name: settings[name] for name in definition.get("params", ())
+    }:
+        return False
+    known = {dependency["path"]: dependency for dependency in entry["deps"]}
+    return all(
+        str(path) in known and _is_as_recorded(path, known[str(path)])
+        for path in _inputs(settings, definition)
+    )
+
+
+def _is_as_recorded(path: Path, known: Mapping[str, Any]) -> bool:
+    files = list(_files(path))
+    if sum(file.stat().st_size for file in files) != known["size"]:
+        return False
+    if path.is_dir() or known["size"] >= SMALL_BYTES:
+        return bool(len(files) == known.get("nfiles", 1))
+    with path.open("rb") as file:
+        return bool(hashlib.file_digest(file, "md5").hexdigest() == known["md5"])
+
+
+def _stages_before(stage: str) -> list[str]:
+    """The stages whose outputs a stage reads."""
+    stages = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    read = {above for path in map(Path, stages[stage]["deps"]) for above in (path, *path.parents)}
+    return [name for name, other in stages.items() if not read.isdisjoint(map(Path, other.get("outs", ())))]
+
+
+def _definition(stage: str) -> tuple[Any, Any]:
+    """(settings, definition of the stage in dvc.yaml)."""
+    settings = yaml.safe_load(PARAMS_FILE.read_text(encoding="utf-8"))
+    return settings, yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]
+
+
+def _inputs(settings: Mapping[str, Any], definition: Mapping[str, Any]) -> list[Path]:
+    return [require(Path(resolve(dependency, settings))) for dependency in definition["deps"]]
+
+
+def _files(path: Path) -> Iterator[Path]:
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            yield file
+
+
+def resolve(template: str, settings: Mapping[str, Any]) -> str:
+    """Fill `${a.b}` in a path of dvc.yaml from the settings, as DVC does."""
+
+    def value(match: re.Match[str]) -> str:
+        found: Any = settings
+        for key in match[1].split("."):
+            found = found[key]
+        return str(found)
+
+    return re.sub(r"\$\{([\w.]+)\}", value, template)

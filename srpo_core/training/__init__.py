@@ -1,0 +1,1 @@
+"""Training on Ray: launch, workers, the optimizer step, checkpoints, early stop."""

@@ -1,0 +1,1 @@
+"""Files of weights: read, write, join, and models.lock."""

@@ -1,0 +1,1 @@
+"""A workspace per run, the stage graph, data versions."""

@@ -1,0 +1,69 @@
+"""One stage by DVC in a workspace: what ran, what was cached, and the one line of what failed."""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from srpo_core.errors import StageError
+from srpo_core.runtime.processes import run_streaming
+from srpo_core.workspace.worktree import Workspace
+
+# what DVC says for the user of its own command line
+_ASIDE: Final = re.compile(
+    r"Use `dvc push`|Running stage '|Stage '.*' (is cached|didn't change)|(Updating|Generating) lock file|To track the changes|To enable auto staging"
+    r"|\s+(git add|dvc config) |> |$"
+)
+_OWN_ERROR: Final = re.compile(r"srpo: error: (.*)")
+_DVC_ERROR: Final = re.compile(r"ERROR: (.*)")
+_EXIT_CODE: Final = re.compile(r"ERROR: .*exited with (\d+)")
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """How a stage ended: cached = DVC found its outputs unchanged or restored them."""
+
+    stage: str
+    cached: bool
+    seconds: float
+
+
+def reproduce(workspace: Workspace, stage: str, on_line: Callable[[str], None]) -> StageResult:
+    """Run `dvc repro` on one stage, give each line that it prints to `on_line`.
+
+    Raises:
+        StageError: the stage failed; the message is the line that the stage, or else DVC, printed.
+    """
+    started = time.monotonic()
+    lines = run_in_workspace(workspace, f"stage {stage}", ["dvc", "repro", "--single-item", stage], on_line)
+    ran = any(line.startswith(f"Running stage '{stage}'") for line in lines)
+    return StageResult(stage, cached=not ran, seconds=time.monotonic() - started)
+
+
+def run_in_workspace(
+    workspace: Workspace, what: str, command: Sequence[str], on_line: Callable[[str], None]
+) -> list[str]:
+    """Run a command in the workspace and return all that it printed; `on_line` gets it without DVC's asides.
+
+    Raises:
+        StageError: it failed; the message is `what` and the line that it gave as the reason.
+    """
+    lines: list[str] = []
+
+    def take(line: str) -> None:
+        lines.append(line)
+        if not _ASIDE.match(line):
+            on_line(line)
+
+    code = run_streaming(command, cwd=workspace.path, environment=workspace.environment(), on_line=take)
+    if code:
+        raise _failure(what, lines, code)
+    return lines
+
+
+def _failure(what: str, lines: list[str], code: int) -> StageError:
+    own = [found[1] for line in lines if (found := _OWN_ERROR.match(line))]
+    said = own or [found[1] for line in lines if (found := _DVC_ERROR.match(line))] or lines[-1:]
+    exit_code = next((int(found[1]) for line in lines if (found := _EXIT_CODE.match(line))), code)
+    return StageError(f"{what}: {said[-1] if said else f'exit code {code}'}", exit_code)

@@ -1,0 +1,314 @@
+"""A run has a workspace of its own: a git worktree below `<home>/runs/<run id>/`, running its own code.
+
+Two runs never touch each other; they share only DVC's cache (by copies or reflinks, which a run cannot
+corrupt), the remote, the home directory, and fetched weights, which a run only reads.
+"""
+
+import fcntl
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from srpo_core import config
+from srpo_core.artifacts import replacing
+from srpo_core.errors import ConfigError, SrpoError
+from srpo_core.runtime import processes
+from srpo_core.runtime.telemetry import quiet_environment
+from srpo_core.storage import store_uri
+
+KEEP_WORKSPACES: Final = 3
+MODELS: Final = "models"  # where `srpo fetch` puts weights, see models.lock
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A checkout of one revision for one run.
+
+    checkout: the user's own; path: the worktree; snapshot: the git tree that it was made from;
+    home: the checkout's directory of everything beside outputs.
+    """
+
+    run_id: str
+    checkout: Path
+    path: Path
+    home: Path
+    snapshot: str
+
+    @property
+    def site_cache(self) -> Path:
+        """Where DVC keeps its indices for this workspace; never shared, so a killed push spoils no other."""
+        return self.path.parent / "dvc"
+
+    def environment(self) -> dict[str, str]:
+        """The variables for commands in this workspace: its own code, the shared home, no telemetry."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        return {
+            **inherited,
+            **quiet_environment(),
+            "DVC_SITE_CACHE_DIR": str(self.site_cache),
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+            "PYTHONPATH": str(self.path),
+            "PYTHONUNBUFFERED": "1",
+            # of other people's libraries; a run's log is for what the stages say
+            "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore::FutureWarning"),
+            "SRPO_HOME": str(self.home),
+            "SRPO_STORE": store_uri(),  # a stage runs elsewhere, and reads the champion there
+        }
+
+
+@contextmanager
+def open_workspace(
+    checkout: Path, *, revision: str | None = None, keep: int = KEEP_WORKSPACES
+) -> Iterator[Workspace]:
+    """Make a workspace, hold its lock while the run lives, and leave it in place for inspection afterwards.
+
+    revision: a commit, branch or tag; None takes the checkout as it is: HEAD plus uncommitted and
+    untracked files, so that `git diff HEAD` in the workspace is what is uncommitted in the checkout.
+    First ends the processes that dead runs left behind, and removes all but the newest `keep` of their
+    workspaces; a run that is alive is never touched.
+
+    Raises:
+        ConfigError: `checkout` is not a git checkout, or it has no such revision.
+    """
+    top = _top(checkout)
+    home = Path(os.environ.get("SRPO_HOME", top / ".srpo")).absolute()
+    with _locked(home / "runs/lock"):
+        run = home / "runs" / f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"  # unique and in order, under the lock
+        _sweep(top, home / "runs", keep - 1)
+        run.mkdir()
+        held = _hold(run / "lock")
+    try:
+        snapshot = checkout_snapshot(top) if revision is None else _commit(top, revision)
+        commit = _commit(top, "HEAD" if revision is None else revision)
+        path = run / "workspace"
+        git(top, "worktree", "add", "--quiet", "--no-checkout", "--detach", str(path), commit)
+        git(path, "read-tree", "-u", "--reset", snapshot)
+        workspace = Workspace(run.name, top, path, home, snapshot)
+        _share_dvc(workspace)
+        _share_models(workspace)
+        yield workspace
+    finally:
+        os.close(held)
+
+
+def checkout_snapshot(checkout: Path) -> str:
+    """Write the checkout as it is, uncommitted and untracked files included, as a git tree; return its id.
+
+    The user's index and branch stay untouched: the work is done on a copy of the index.
+    """
+    with tempfile.TemporaryDirectory(prefix="srpo-index-") as scratch:
+        index = Path(scratch) / "index"
+        with suppress(FileNotFoundError):  # a checkout without an index yet
+            shutil.copy2(git(checkout, "rev-parse", "--path-format=absolute", "--git-path", "index"), index)
+        environment = {"GIT_INDEX_FILE": str(index)}
+        git(checkout, "add", "--all", environment=environment)
+        return git(checkout, "write-tree", environment=environment)
+
+
+def write_settings(workspace: Path, *, profile: str | None, patch: Mapping[str, Any]) -> config.Settings:
+    """Write a profile with a patch laid over it as the workspace's params.yaml, and return the settings.
+
+    profile: a preset in profiles/; None keeps the workspace's own params.yaml. An empty patch copies the
+    file as it is, comments included.
+
+    Raises:
+        ConfigError: the profile is unknown, or a setting is unknown, missing or out of range.
+    """
+    target, source = workspace / config.PARAMS_FILE, _source(workspace, profile)
+    settings = settings_of(workspace, profile=profile, patch=patch)
+    values = config.read_values(source)
+    if (merged := config.patched(values, patch)) != values:
+        target.write_text(yaml.safe_dump(merged, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    elif source != target:
+        shutil.copyfile(source, target)
+    return settings
+
+
+def settings_of(directory: Path, *, profile: str | None, patch: Mapping[str, Any]) -> config.Settings:
+    """The settings that `write_settings` would write for a checkout or workspace, which stays as it is.
+
+    Raises:
+        ConfigError: the profile is unknown, or a setting is unknown, missing or out of range.
+    """
+    source = _source(directory, profile)
+    values = config.read_values(source)
+    merged = config.patched(values, patch)
+    where = str(source.relative_to(directory))
+    return config.parse_settings(merged, where if merged == values else f"{where} with the patch")
+
+
+def _source(directory: Path, profile: str | None) -> Path:
+    return directory / config.PARAMS_FILE if profile is None else config.profile_path(profile, directory)
+
+
+def fetch_data(workspace: Workspace, data: Sequence[str]) -> None:
+    """Restore data that `*.dvc` files name, from the cache or else the default remote.
+
+    Raises:
+        SrpoError: neither has it.
+    """
+    if data:
+        run_quietly(
+            ["dvc", "pull", "--quiet", *data], cwd=workspace.path, environment=workspace.environment()
+        )
+
+
+def bring_home(workspace: Workspace, stages: list[str]) -> bool:
+    """Give the checkout the results: its dvc.lock and the outputs of `stages`; return whether that was done.
+
+    It is done only if the checkout still is what the workspace was made from and holds the same settings,
+    so that `dvc repro` there finds nothing to do, and a user's edits are never overwritten: where DVC would
+    have to, the reason is logged and the checkout's dvc.lock is as it was before.
+    """
+    top, lock = workspace.checkout, Path("dvc.lock")
+    if not has_settings_of_checkout(workspace) or checkout_snapshot(top) != workspace.snapshot:
+        return False
+    before = (top / lock).read_bytes() if (top / lock).exists() else None
+    environment = {**workspace.environment(), "DVC_SITE_CACHE_DIR": str(workspace.home / "dvc")}
+    with _locked(workspace.home / "runs/home.lock"):
+        _write(top / lock, (workspace.path / lock).read_bytes())
+        try:
+            run_quietly(["dvc", "checkout", *stages], cwd=top, environment=environment)
+        except SrpoError as error:
+            _write(top / lock, before)
+            log.warning("the results stay in %s: %s", workspace.path, error)
+            return False
+    return True
+
+
+def has_settings_of_checkout(workspace: Workspace) -> bool:
+    """Whether params.yaml is the checkout's, to the byte."""
+    ours, theirs = (top / config.PARAMS_FILE for top in (workspace.path, workspace.checkout))
+    return ours.read_bytes() == theirs.read_bytes()
+
+
+def _write(path: Path, content: bytes | None) -> None:
+    if content is None:
+        path.unlink()
+        return
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+def run_quietly(command: list[str], *, cwd: Path, environment: Mapping[str, str]) -> str:
+    """Run a short command and return its output. Raises `SrpoError` with the last line that it printed."""
+    done = subprocess.run(
+        command, cwd=cwd, env=dict(environment), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        lines = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
+        raise SrpoError(f"'{' '.join(command[:3])}' in {cwd} failed: {lines[-1]}")
+    return done.stdout.strip()
+
+
+def _top(checkout: Path) -> Path:
+    try:
+        return Path(git(checkout, "rev-parse", "--show-toplevel"))
+    except SrpoError as error:
+        raise ConfigError(
+            f"{checkout} is not a git checkout, so a run cannot have a workspace of its own: "
+            f"clone the repository with git ({error})"
+        ) from None
+
+
+def git(cwd: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
+    """Run git and return its output, without the user's hooks and without GIT_ variables of a caller that is itself a hook."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    no_hooks = {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": "core.hooksPath",
+        "GIT_CONFIG_VALUE_0": os.devnull,
+    }
+    return run_quietly(
+        ["git", *arguments], cwd=cwd, environment={**inherited, **no_hooks, **(environment or {})}
+    )
+
+
+def _commit(checkout: Path, revision: str) -> str:
+    try:
+        return git(checkout, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    except SrpoError:
+        raise ConfigError(
+            f"{checkout} has no revision {revision!r}: give a commit, branch or tag that 'git log' knows"
+        ) from None
+
+
+def _share_dvc(workspace: Workspace) -> None:
+    """Let the workspace use the checkout's cache and remotes; paths in its own configuration are relative."""
+    from dvc.config import Config
+    from dvc.exceptions import NotDvcRepoError
+    from dvc.repo import Repo
+
+    site_cache = {"core": {"site_cache_dir": str(workspace.site_cache)}}
+    try:
+        with Repo(str(workspace.checkout), config=site_cache) as repo:
+            cache = repo.cache.default_local_cache_dir
+            remotes = dict(repo.config["remote"])
+    except NotDvcRepoError:
+        raise ConfigError(f"{workspace.checkout} has no .dvc/config: restore it with git") from None
+    own = workspace.checkout / ".dvc/config.local"
+    if own.exists():
+        shutil.copyfile(own, workspace.path / ".dvc/config.local")
+    with Config(str(workspace.path / ".dvc")).edit("local") as local:
+        local.setdefault("cache", {})["dir"] = cache
+        for name, remote in remotes.items():
+            if Path(remote["url"]).is_absolute():
+                local.setdefault("remote", {}).setdefault(name, {})["url"] = remote["url"]
+
+
+def _share_models(workspace: Workspace) -> None:
+    """Link the weights that the checkout fetched: git ignores them, and tens of gigabytes are not copied for a run."""
+    fetched, link = workspace.checkout / MODELS, workspace.path / MODELS
+    if fetched.is_dir() and not link.exists():
+        link.symlink_to(fetched)
+
+
+def _sweep(checkout: Path, runs: Path, keep: int) -> None:
+    """End what dead runs left running, and remove all but the newest `keep` of their workspaces."""
+    processes.end_leftovers()
+    dead = [run for run in sorted(runs.iterdir(), reverse=True) if run.is_dir() and not _alive(run)]
+    for run in dead[keep:]:
+        with suppress(SrpoError):  # half made, or removed by hand: the directory goes below
+            git(checkout, "worktree", "remove", "--force", "--force", str(run / "workspace"))
+        shutil.rmtree(run)
+    git(checkout, "worktree", "prune")
+
+
+def _alive(run: Path) -> bool:
+    try:
+        os.close(_hold(run / "lock"))
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _hold(path: Path) -> int:
+    """Lock a file for the life of this process; the kernel lets go when it dies. Raises BlockingIOError."""
+    file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        raise
+    return file
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

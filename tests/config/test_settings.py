@@ -1,0 +1,45 @@
+"""What the settings refuse although every key by itself is right."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from srpo_core.config import parse_settings, patched
+from srpo_core.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def parse(profile, patch):
+    values = yaml.safe_load((ROOT / f"profiles/{profile}.yaml").read_text())
+    return parse_settings(patched(values, patch), "params.yaml")
+
+
+@pytest.mark.parametrize(
+    "spelled", ["models/pick_score", "./models/pick_score/", "models/../models/pick_score"]
+)
+def test_a_judge_that_chose_is_found_however_its_directory_is_spelled(spelled):
+    with pytest.raises(ConfigError, match="select_judge and judge are the same model"):
+        parse("flux1_dev", {"select_judge": {"path": spelled}})
+
+
+@pytest.mark.parametrize(
+    ("path", "role"), [("models/hps_v2_1/", "reward"), ("./models/clip_vit_h_14", "select_judge")]
+)
+@pytest.mark.parametrize("metric", ["alignment", "alignment_sgp"])
+def test_a_rule_may_not_ask_a_further_scorer_that_was_trained_against_or_chose(path, role, metric):
+    patch = {
+        "evaluate": {"scorers": {"alignment": {"path": path}}},
+        "gate": {"rules": {"alignment_kept": {"metric": metric}}},
+    }
+    with pytest.raises(
+        ConfigError, match=f"gate.rules.alignment_kept asks {metric}, whose weights are those of {role}"
+    ):
+        parse("flux1_dev", patch)
+
+
+def test_a_further_scorer_that_no_rule_asks_may_share_the_rewards_weights():
+    shared = {"hps": {"scorer": "hps_v2", "path": "models/hps_v2_1"}}
+    settings = parse("flux1_dev", {"evaluate": {"scorers": shared}})
+    assert settings.evaluate.scorers["hps"].path == settings.reward.path

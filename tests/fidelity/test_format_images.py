@@ -1,0 +1,124 @@
+"""Figures of a format's images, on images whose answers are known."""
+
+import math
+from collections import Counter
+from contextlib import nullcontext
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from srpo_core import artifacts
+from srpo_core.config import ControlWords, GenerateSettings, ScorerSettings
+from srpo_core.errors import ConfigError
+from srpo_core.fidelity import format_images
+from srpo_core.fidelity.format_images import Evaluated, FormatImages, _mean_psnr
+from srpo_core.protocols import Condition
+from srpo_core.scorers.metrics import MetricContext
+
+SIDE = 16
+
+
+class PlainBase:
+    """Draws latents of a known noise; its images have the reward in red and the gain's metric in green."""
+
+    latent_shape = (SIDE * SIDE, 1)
+
+    def __init__(self, *, noise=1.0, reward=0.0, gain=0.0):
+        self.noise, self.reward, self.gain = noise, reward, gain
+
+    def autocast(self, *, enabled):
+        return nullcontext()
+
+    def generate_latents(self, condition, begin, *, num_inference_steps, guidance_scale):
+        return begin * self.noise
+
+    def spatial(self, latents):
+        return latents.reshape(-1, 1, SIDE, SIDE)
+
+    def decode(self, latents):
+        colour = torch.tensor([self.reward, self.gain, 0.0]).view(1, 3, 1, 1)
+        return colour.expand(len(latents), 3, SIDE, SIDE)
+
+
+@pytest.fixture
+def images(monkeypatch):
+    """Of three prompts, on which the base had 0.2 of the gain's metric and the aligned model 0.6."""
+
+    def by_colour(names, images, _prompt, _context):
+        red, green, _ = images.mean((2, 3)).unbind(1)
+        known = {"reward": red, "judge_wanted": green}
+        return {name: known[name] for name in names}
+
+    monkeypatch.setattr(format_images, "measure", by_colour)
+    nothing = ScorerSettings(scorer="open_clip", path="nowhere")
+    return FormatImages(
+        Evaluated(["crab", "rose", "owl"], base=0.2, aligned=0.6),
+        Condition(torch.zeros(3, 1, 1), torch.zeros(3, 1)),
+        0,
+        GenerateSettings(num_inference_steps=1, guidance_scale=1.0, batch_size=2, autocast=False),
+        MetricContext(nothing, nothing, ControlWords.of(["Ink"], ["3D"])),
+        "judge_wanted",
+    )
+
+
+def test_prompts_are_taken_at_even_distances_so_that_every_style_is_among_them(tmp_path, monkeypatch):
+    """Test prompts stand by style, as in HPD."""
+    styles = ["anime"] * 50 + ["concept-art"] * 50 + ["paintings"] * 50 + ["photo"] * 50
+    prompts = [f"{style} {index}" for index, style in enumerate(styles)]
+    rows = [
+        {
+            "seed": seed,
+            "metric": "reward",
+            "prompt": prompt,
+            "model": model,
+            "value": index + (model == "aligned"),
+        }
+        for model in ("base", "aligned")
+        for index, prompt in enumerate(prompts)
+        for seed in (0, 1)
+    ]
+    (tmp_path / artifacts.FIGURES).parent.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / artifacts.FIGURES)
+    monkeypatch.chdir(tmp_path)
+    found = format_images.evaluated_images(16, "reward")
+    assert Counter(prompt.split()[0] for prompt in found.prompts) == dict.fromkeys(dict.fromkeys(styles), 4)
+    assert found.aligned - found.base == pytest.approx(1)
+    assert found.base == pytest.approx(sum(prompts.index(prompt) for prompt in found.prompts) / 16)
+    assert format_images.evaluated_images(200, "reward").prompts == prompts
+    with pytest.raises(ConfigError, match="evaluate drew 200"):
+        format_images.evaluated_images(201, "reward")
+
+
+def test_latents_with_twice_the_noise_of_the_reference_are_half_complete(images):
+    assert images.look_at(PlainBase(noise=0.3)).completeness == 1
+    assert images.look_at(PlainBase(noise=0.6)).completeness == pytest.approx(0.5, rel=1e-5)
+    assert images.look_at(PlainBase(noise=0.15)).completeness == pytest.approx(2.0, rel=1e-5)
+
+
+def test_the_gain_that_is_kept_is_counted_from_the_base_to_the_aligned_model(images):
+    """Not from zero: the figures of base, aligned model and images all differ from each other."""
+    kept = [images.look_at(PlainBase(gain=figure)).gain_kept for figure in (0.6, 0.4, 0.2, 0.0)]
+    assert kept == pytest.approx([1.0, 0.5, 0.0, -0.5], abs=1e-5)
+
+
+def test_images_that_the_reward_likes_less_than_the_reference_have_a_negative_delta(images):
+    deltas = [images.look_at(PlainBase(reward=reward)).reward_delta for reward in (0.4, 0.2, 0.6)]
+    assert deltas == pytest.approx([0.0, -0.2, 0.2], abs=1e-6)
+
+
+def test_images_that_are_equal_to_the_last_bit_do_not_count_and_where_all_are_there_is_no_figure():
+    black = torch.zeros(3, 3, 8, 8)
+    images = black.clone()
+    images[1] += 0.1
+    assert _mean_psnr(images, black) == pytest.approx(20.0, abs=1e-4)
+    assert _mean_psnr(black, black) is None
+
+
+def test_an_image_that_is_not_a_number_is_no_equal_one():
+    black = torch.zeros(2, 3, 8, 8)
+    for broken in (torch.tensor([math.nan, 0.0]), torch.tensor([math.nan, math.nan])):
+        mean = _mean_psnr(black + broken.view(2, 1, 1, 1), black)
+        assert mean is not None
+        assert math.isnan(mean)

@@ -1,0 +1,217 @@
+"""Shards on the tiny family: what is kept, what is drawn again, what tasks change."""
+
+import gc
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from srpo_core.config import ControlWords, GenerateSettings, load_settings
+from srpo_core.errors import ConfigError, DivergenceError
+from srpo_core.generation import batches as module
+from srpo_core.generation.batches import GenerationJob, fingerprint, generate_batches
+from srpo_core.generation.images import GeneratedImages, ImageSet, generate_and_measure
+from srpo_core.models.embeddings import read_embeddings
+from srpo_core.scorers.metrics import MetricContext
+
+ROOT = Path(__file__).resolve().parents[2]
+METRICS = ["judge_wanted", "diversity", "saturation"]
+
+
+def resources(workers=1):
+    return load_settings(ROOT / "profiles/tiny.yaml").resources.model_copy(
+        update={"generate_workers": workers}
+    )
+
+
+@pytest.fixture
+def job(tiny_project, tmp_path, monkeypatch):
+    """Five prompts with two seeds in batches of four: three shards. As many threads as a stage has: sums depend on it."""
+    monkeypatch.chdir(tiny_project)
+    monkeypatch.setenv("SRPO_HOME", str(tmp_path / "home"))
+    settings = load_settings(ROOT / "profiles/tiny.yaml")
+    prompts, styles, condition = read_embeddings("validation")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.resources.threads_per_worker)
+    yield GenerationJob(
+        "base",
+        settings.model,
+        None,
+        ImageSet("evaluate", prompts, styles, condition, 2, 0),
+        GenerateSettings(num_inference_steps=2, guidance_scale=3.5, batch_size=4, autocast=False),
+        METRICS,
+        MetricContext(settings.reward, settings.judge, settings.control_words),
+    )
+    torch.set_num_threads(threads)
+
+
+def pixels(shards):
+    return torch.cat([generated.pixels for _, generated in shards])
+
+
+def test_what_another_run_still_reads_stays_until_it_lets_go(job):
+    ours, theirs = generate_batches(job, resources()), generate_batches(job, resources())
+    ours.discard()
+    assert len(pixels(theirs)) == 10
+    theirs.discard()
+    assert list((module.home() / "resume").glob("draw-*")) == []
+
+
+def test_drawing_by_tasks_says_that_there_is_no_gpu_in_place_of_waiting_for_one(job, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"resources.use_gpu is true and this machine has no GPU"):
+        generate_batches(job, resources(2).model_copy(update={"use_gpu": True}))
+
+
+@pytest.mark.parametrize(("use_gpu", "how"), [(True, "by tasks"), (False, "here")])
+def test_the_last_missing_shard_is_drawn_by_a_task_where_only_the_cluster_has_a_gpu(
+    job, monkeypatch, use_gpu, how
+):
+    called = []
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(module, "_missing", lambda *_: [2])
+    monkeypatch.setattr(module, "_generate_on_ray", lambda *_: called.append("by tasks"))
+    monkeypatch.setattr(module, "_generate_some", lambda *_: called.append("here"))
+    generate_batches(job, resources(2).model_copy(update={"use_gpu": use_gpu}))
+    assert called == [how]
+
+
+def test_a_model_that_was_drawn_leaves_its_memory_to_the_next(job, monkeypatch):
+    """Also where Python collects no garbage meanwhile: diffusers' hooks hold the module in a cycle."""
+    held, honest = [], module.load_base
+
+    def watched(*arguments):
+        base = honest(*arguments)
+        held.append(weakref.ref(base.transformer))
+        return base
+
+    monkeypatch.setattr(module, "load_base", watched)
+    gc.disable()
+    try:
+        for name in ("base", "step 5"):
+            generate_batches(replace(job, name=name), resources())
+            assert [one() for one in held] == [None] * len(held)
+    finally:
+        gc.enable()
+    assert len(held) == 2
+
+
+def test_the_shards_together_are_the_set_drawn_at_once(job):
+    from srpo_core.models import load_base
+
+    shards = generate_batches(job, resources())
+    assert job.num_shards == 3
+    assert [len(part) for part, _ in shards] == [4, 4, 2]
+    whole = generate_and_measure(
+        load_base(job.model),
+        "base",
+        job.image_set,
+        generate=job.generate,
+        metrics=METRICS,
+        context=job.context,
+    )
+    assert torch.equal(pixels(shards), torch.stack([image.pixels for image in whole]))
+    for name, values in shards.figures().items():
+        assert values.tolist() == pytest.approx([image.figures[name] for image in whole], abs=1e-6)
+    directory = shards.directory
+    assert directory.parent == module.home() / "resume"
+    shards.discard()
+    assert not directory.exists()
+
+
+def test_a_run_that_was_cut_off_draws_only_what_is_missing_and_ends_with_the_same_images(job, monkeypatch):
+    first = pixels(generate_batches(job, resources()))
+    shards = generate_batches(job, resources())
+    (shards.directory / "00001.safetensors").unlink()
+    generated = []
+    original = module.generate_set
+
+    def counted(base, name, image_set, **options):
+        generated.append(list(image_set.prompts))
+        return original(base, name, image_set, **options)
+
+    monkeypatch.setattr(module, "generate_set", counted)
+    assert torch.equal(pixels(generate_batches(job, resources())), first)
+    assert generated == [list(job.image_set.prompts[2:4])]
+
+
+def test_whatever_decides_an_image_or_a_figure_gives_the_shards_another_name(job, tmp_path):
+    context = job.context
+    changed = {
+        "generate": GenerateSettings(num_inference_steps=3, guidance_scale=3.5, batch_size=4, autocast=False),
+        "metrics": ["diversity"],
+        "transformer": ROOT / "assets/tiny/family/base/transformer",
+        "images": replace(job.image_set, seed=1),
+        "context": replace(context, control_words=ControlWords.of(wanted=["3D"], unwanted=["Ink"])),
+    }
+    names = {fingerprint(replace(job, **{key: value})) for key, value in changed.items()}
+    assert len(names | {fingerprint(job)}) == len(changed) + 1
+    assert fingerprint(job) == fingerprint(replace(job))
+
+
+def test_a_model_that_draws_nan_leaves_no_shard(job, tmp_path):
+    from srpo_core.models import load_transformer
+
+    broken = load_transformer(job.model, Path(job.model.path) / "transformer")
+    broken.proj_out.bias.data.fill_(torch.nan)
+    broken.save_pretrained(tmp_path / "broken")
+    with pytest.raises(DivergenceError, match="step 5 draws NaN"):
+        generate_batches(replace(job, name="step 5", transformer=tmp_path / "broken"), resources())
+
+
+def test_images_are_drawn_and_measured_on_the_device_of_the_resources(job, monkeypatch):
+    seen = []
+
+    def generated(base, name, image_set, *, metrics, context, **_):
+        parts = {next(part.parameters()).device.type for part in (base.transformer, base.vae)}
+        seen.append((name, parts, context.device.type))
+        return GeneratedImages(torch.zeros(len(image_set), 3, 1, 1, dtype=torch.uint8), {})
+
+    monkeypatch.setattr(module, "local_device", lambda _: torch.device("meta"))
+    monkeypatch.setattr(module, "generate_set", generated)
+    trained = replace(job, name="step 5", transformer=ROOT / "assets/tiny/family/base/transformer")
+    for one in (job, trained):
+        generate_batches(one, resources())
+    assert seen == [("base", {"meta"}, "meta")] * 3 + [("step 5", {"meta"}, "meta")] * 3
+
+
+def test_a_task_elsewhere_fetches_what_it_reads_and_leaves_the_shards_where_the_run_finds_them(
+    job, tiny_project, tmp_path, monkeypatch
+):
+    from safetensors.torch import load_file
+
+    expected = pixels(generate_batches(job, resources()))
+    monkeypatch.setenv("SRPO_SHARED", "memory://test-shards")
+    anywhere = replace(job, transformer=ROOT / "assets/tiny/family/base/transformer")
+    (tmp_path / "elsewhere").mkdir()
+    with module._exchange(anywhere, tmp_path / "draw-abc") as (shared, exchange):
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        module._generate_in_task(shared, exchange, [2, 0, 1], 1)
+        assert Path.cwd() == tmp_path / "elsewhere"
+        monkeypatch.chdir(tiny_project)
+    generated = [load_file(path)["pixels"] for path in sorted((tmp_path / "draw-abc").iterdir())]
+    assert torch.equal(torch.cat(generated), expected)
+    assert not exchange.inputs.exists()
+    assert not exchange.results.exists()
+
+
+@pytest.mark.pipeline
+def test_ray_tasks_draw_the_same_images_and_figures_and_an_error_of_theirs_is_our_own(job, tmp_path):
+    from srpo_core.models import load_transformer
+
+    alone = generate_batches(job, resources())
+    expected, figures = pixels(alone), alone.figures()
+    alone.discard()
+    together = generate_batches(job, resources(2))
+    assert torch.equal(pixels(together), expected)
+    for name, values in together.figures().items():
+        assert torch.equal(values, figures[name]), name
+    broken = load_transformer(job.model, Path(job.model.path) / "transformer")
+    broken.proj_out.bias.data.fill_(torch.nan)
+    broken.save_pretrained(tmp_path / "broken")
+    with pytest.raises(DivergenceError, match="step 5 draws NaN"):
+        generate_batches(replace(job, name="step 5", transformer=tmp_path / "broken"), resources(2))

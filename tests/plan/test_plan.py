@@ -1,0 +1,352 @@
+"""The plan against the cost model of the reference (FLUX.1-dev) and against a measured step (tiny)."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from srpo_core.config import load_settings, parse_settings, patched, read_values
+from srpo_core.errors import ConfigError
+from srpo_core.plan import GB, TERA, Cluster, Plan, Sizes, make_plan, remedies
+from srpo_core.plan.counting import Counted, Phase
+from srpo_core.plan.table import alternatives, per_pair
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def cluster(gpus, memory=80.0):
+    return Cluster(gpus, memory * GB, 2.5, 0.4, 989 * TERA, 300 * GB)
+
+
+def settings(profile, **patch):
+    path = ROOT / f"profiles/{profile}.yaml"
+    return parse_settings(patched(read_values(path), patch), str(path))
+
+
+@pytest.fixture(autouse=True)
+def _in_the_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture(scope="module")
+def flux():
+    """One image a device on 8, as the table of the cost model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return make_plan(settings("flux1_dev", train={"batch_size": 8}), cluster(8))
+
+
+@pytest.mark.pipeline
+def test_a_step_of_flux_costs_what_the_cost_model_says(flux):
+    every = sum(flux.flops.values()) / TERA
+    print(
+        {name: f"{flops / TERA:.2f} TFLOP" for name, flops in flux.flops.items()}, f"{every:.1f} TFLOP a step"
+    )
+    assert every == pytest.approx(1262.28, rel=0.10)
+    assert flux.flops["rollout"] / sum(flux.flops.values()) == pytest.approx(0.7384, rel=0.02)
+    assert flux.flops["rollout"] / TERA == pytest.approx(932.05, rel=0.02)
+    assert flux.flops["transformer"] / TERA == pytest.approx(298.20, rel=0.03)
+    assert flux.flops["reward"] / TERA == pytest.approx(1.55, rel=0.15), (
+        "text features are kept, not computed"
+    )
+    # less the gradients of the VAE's weights (9.8 TFLOP), which the reference computes and nobody uses, and more the
+    # decoder's forward pass that is computed again
+    assert 30.24 - 9.8 < flux.flops["decoder"] / TERA < 1.5 * (30.24 - 9.8)
+
+
+@pytest.mark.pipeline
+def test_the_memory_of_flux_is_that_of_the_cost_model(flux):
+    print({part: f"{size / GB:.2f} GB" for part, size in flux.memory.items()}, f"{flux.peak / GB:.1f} GB")
+    assert flux.state / GB == pytest.approx(23.8, rel=0.05)
+    # 32.7 with the VAE checkpointed, bfloat16 gathered and the reward's weights in half; ours lie in float32
+    assert flux.peak / GB == pytest.approx(32.7 + 2 * 986_109_441 / GB, rel=0.10)
+
+
+@pytest.mark.pipeline
+def test_the_time_of_flux_is_that_of_the_cost_model(flux):
+    print(
+        f"{flux.compute_seconds:.2f} s computing, {flux.traffic_seconds:.2f} s exchanging {flux.traffic / GB:.0f} GB"
+    )
+    assert flux.compute_seconds == pytest.approx(3.2, rel=0.05)
+    assert flux.traffic_seconds == pytest.approx(2.3, rel=0.05)
+
+
+# GB of 261 M adapters' weights, gradients and moments: whole on each device there, cut here
+ADAPTER_STATE = 4.2
+REWARD_IN_FULL = 2 * 986_109_441 / GB  # the reward's weights in float32 here, in half there
+
+
+@pytest.fixture(scope="module")
+def adapters():
+    """Plans of flux1_dev_lora with one image a device, the calls counted once for all numbers of devices."""
+
+    @cache
+    def counted(shard, checkpoint_decode):
+        return make_plan(of(1, shard, checkpoint_decode), cluster(1))
+
+    def of(gpus, shard, checkpoint_decode):
+        patch = {"batch_size": gpus, "compute": {"checkpoint_decode": checkpoint_decode}}
+        return settings("flux1_dev_lora", train=patch, resources={"shard": shard})
+
+    def plan(gpus, *, shard, checkpoint_decode):
+        one = counted(shard, checkpoint_decode)
+        return Plan(of(gpus, shard, checkpoint_decode), cluster(gpus), one.sizes, one.counted)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        yield plan
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize(("gpus", "gigabytes"), [(8, 14.2), (32, 12.0), (1, 35.1)])
+def test_the_memory_of_adapters_is_that_of_the_cost_model(adapters, gpus, gigabytes):
+    """Its figures hold for the transformer's way back; the decoder's before it needs more, and the plan says so."""
+    plan = adapters(gpus, shard=gpus > 1, checkpoint_decode=True)
+    trained, frozen = 16 * plan.sizes.trained, 2 * (plan.sizes.all - plan.sizes.trained)
+    assert trained / GB == pytest.approx(ADAPTER_STATE, rel=0.01)
+    assert frozen / GB == pytest.approx(23.8, rel=0.01)
+    assert plan.state == pytest.approx((trained + frozen) / gpus)
+    beside = plan.sizes.frozen + plan.memory["device's own"]
+    on_the_way_back = plan.state + beside + plan.counted.peak_after + plan._gathered
+    print(f"{gpus}: {on_the_way_back / GB:.1f} GB on the way back, {plan.peak / GB:.1f} GB at most")
+    expected = gigabytes - ADAPTER_STATE * (gpus - 1) / gpus + REWARD_IN_FULL
+    assert on_the_way_back / GB == pytest.approx(expected, rel=0.10)
+    half_of_the_decoder = 0.5 * 10.2 * GB  # checkpointing leaves less of its activations
+    assert on_the_way_back < plan.peak < on_the_way_back + half_of_the_decoder
+
+
+@pytest.mark.pipeline
+def test_adapters_on_one_device_in_the_references_style_fill_what_the_cost_model_says(adapters):
+    """Decoder not checkpointed, reward in float32: the fullest moment is the decoder's, there and here."""
+    plan = adapters(1, shard=False, checkpoint_decode=False)
+    print({part: f"{size / GB:.2f} GB" for part, size in plan.memory.items()}, f"{plan.peak / GB:.1f} GB")
+    assert plan.peak / GB == pytest.approx(47.1, rel=0.10)
+
+
+def peak_of_a_step(job):
+    """Bytes at most during the second step of a worker: what was there, and what the allocator handed out on top."""
+    from torch.profiler import ProfilerActivity, profile
+
+    from srpo_core.training.worker import Worker
+
+    worker = Worker(job, rank=0, world=1, device=torch.device("cpu"))
+    worker.step(1)
+    worker.learner.optimizer.zero_grad(set_to_none=True)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        worker.step(2)
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    weights = [*worker.model.transformer.parameters(), *worker.model.vae.parameters()]
+    weights += list(worker.learner.reward.parameters())
+    moments = [t for state in worker.learner.optimizer.state.values() for t in state.values()]
+    return most + sum(t.numel() * t.element_size() for t in (*weights, *moments))
+
+
+@pytest.mark.parametrize("checkpoint", [0.0, 1.0])
+def test_the_planned_peak_is_the_measured_one_on_the_tiny_profile(job, monkeypatch, checkpoint):
+    from dataclasses import replace
+
+    patch = {
+        "train": {
+            "batch_size": 8,
+            "compute": {"checkpoint_blocks": checkpoint},
+            "rollout": {"num_inference_steps": 2},
+        }
+    }
+    small = settings("tiny", **patch)
+    plan = make_plan(small, cluster(1))
+    monkeypatch.chdir(job.inputs.path)
+    measured = peak_of_a_step(replace(job, train=small.train))
+    print(f"planned {plan.peak / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB")
+    assert plan.peak == pytest.approx(measured, rel=0.10)
+
+
+def of_flux(gpus=8, memory=80.0, **patch):
+    """A plan with the cost model's own counts, so that only its arithmetic is tested."""
+    counted = Counted(
+        1,
+        rollout=Phase(37.28 * TERA),
+        transformer=Phase(149.1 * TERA, int(0.93 * GB)),
+        decode=Phase(10.2 * TERA, int(10.2 * GB)),
+        reward=Phase(0.7 * TERA, int(1.5 * GB)),
+        peak_before=int(12.8 * GB),
+        peak_after=int(6.7 * GB),
+    )
+    whole = 11_901_408_320
+    sizes = Sizes(whole, whole, 339_000_000, 339_000_000, 54_000_000, int(4.28 * GB), int(3.94 * GB), 0)
+    return Plan(settings("flux1_dev", **patch), cluster(gpus, memory), sizes, counted)
+
+
+@pytest.mark.parametrize(("gpus", "full", "half"), [(8, 1291, 2.3), (32, 1430, 2.5)])
+def test_traffic_is_29_gathers_and_2_scatters(gpus, full, half):
+    plain = of_flux(
+        gpus, train={"batch_size": gpus, "compute": {"autocast": False}, "lora": {"frozen": "float32"}}
+    )
+    assert plain.traffic / GB == pytest.approx(full, rel=0.01)
+    assert of_flux(gpus, train={"batch_size": gpus}).traffic_seconds == pytest.approx(half, rel=0.03)
+    copied = of_flux(gpus, train={"batch_size": gpus, "compute": {"rollout_copy": True}})
+    assert copied.traffic_seconds == pytest.approx(0.65, abs=0.06)
+    assert copied.memory["copy for rollouts"] / GB == pytest.approx(23.8, rel=0.01)
+
+
+@pytest.mark.parametrize(("gpus", "gigabytes"), [(8, 23.8), (32, 6.0)])
+def test_the_state_is_sixteen_bytes_a_parameter_over_the_devices(gpus, gigabytes):
+    assert of_flux(gpus).state / GB == pytest.approx(gigabytes, rel=0.01)
+
+
+@pytest.mark.parametrize(("name", "saved"), [
+    ("train.pairs_per_rollout=2", 0.37), ("train.pairs_per_rollout=4", 0.55), ("train.pairs_per_rollout=8", 0.65),
+    ("train.rollout.source=offline", 0.74),
+])  # fmt: skip
+def test_what_shared_rollouts_and_real_images_save_is_the_cost_models(name, saved):
+    plan = of_flux(train={"batch_size": 8, "tune": "lora"})  # which leaves nothing to be counted anew
+    assert 1 - per_pair(alternatives(plan)[name]) / per_pair(plan) == pytest.approx(saved, abs=0.01)
+
+
+def test_a_reference_step_fills_a_device_as_the_cost_model_says():
+    """42.9 GB on 8 devices, 25.1 on 32: the decoder's activations kept, its peak before the transformer's way back."""
+    for gpus, gigabytes in ((8, 42.9), (32, 25.1)):
+        assert of_flux(gpus, train={"batch_size": gpus}).peak / GB == pytest.approx(gigabytes, rel=0.10)
+
+
+def test_run_time_and_cost_follow_from_a_step():
+    plan = of_flux(train={"batch_size": 8})
+    step = plan.compute_seconds + plan.traffic_seconds
+    assert plan.hours == pytest.approx(19 * step / 3600)
+    assert plan.device_hours > 8 * plan.hours
+    assert plan.cost == pytest.approx(2.5 * plan.device_hours)
+
+
+def test_the_images_that_later_stages_draw_are_counted_for_every_model_and_format():
+    plan = of_flux(8)
+    formats = len(plan.settings.quantize.formats)
+    images = {stage: draws.images for stage, draws in plan.draws.items()}
+    # the base and checkpoints 5, 10, 15, 19; base and aligned; formats
+    assert images == {"select": 5 * 100 * 2, "evaluate": 2 * 200 * 4, "quantize": 16 * formats}
+    assert plan.flops_of_an_image == pytest.approx(50 / 25 * plan.flops["rollout"] / plan.images)
+    with_champion = of_flux(8, champion="flux1-dev-0123456789ab").draws["evaluate"]
+    assert with_champion.images == 3 * 200 * 4
+    evaluate, quantize = plan.draws["evaluate"], plan.draws["quantize"]
+    assert (evaluate.devices, quantize.devices) == (8, 1)
+    assert evaluate.hours == pytest.approx(200 * plan.flops_of_an_image / (0.4 * 989 * TERA) / 3600)
+    assert of_flux(8, generate={"autocast": False}).draws["evaluate"].hours == pytest.approx(
+        15 * evaluate.hours
+    )
+
+
+def test_drawing_holds_the_whole_model_in_float32_whatever_was_trained(flux):
+    """FLUX.1-dev 11.9 G parameters, HPSv2.1 and the VAE 4.28 GB; judge and CLIP-L taken to be as large as HPSv2.1."""
+    parts = flux.generation
+    assert parts["parameters"] / GB == pytest.approx(47.6, rel=0.01)
+    assert parts["judge and scorers"] / GB == pytest.approx(2 * 3.94, rel=0.01)
+    passing = {
+        batch: make_plan(
+            settings("flux1_dev", train={"batch_size": 8}, generate={"batch_size": batch}), cluster(8)
+        ).generation["passing tensors"]
+        for batch in (1, 4)
+    }
+    assert passing[4] / passing[1] == pytest.approx(4, rel=0.05), "the decoder's, at 720 pixels"
+    assert passing[4] == parts["passing tensors"]
+
+
+def test_four_images_a_device_are_four_times_the_work():
+    assert of_flux(8).flops["rollout"] == pytest.approx(4 * of_flux(32).flops["rollout"])
+
+
+@pytest.mark.pipeline
+def test_what_does_not_fit_is_made_to_fit_by_the_cheapest_changes_that_do():
+    whole = settings("tiny")
+    plan = make_plan(whole, cluster(1))
+    done, better = remedies(whole, cluster(1, memory=0.7 * plan.peak / GB))
+    assert better.fits
+    assert better.peak < 0.7 * plan.peak
+    assert done[0] == "train.batch_branches=false"
+    _, hopeless = remedies(whole, cluster(1, memory=0.001))
+    assert not hopeless.fits
+
+
+def test_more_devices_than_images_are_refused():
+    with pytest.raises(ConfigError, match=r"17 GPUs are more than train\.batch_size 16"):
+        make_plan(settings("tiny"), cluster(17))
+
+
+def test_a_method_that_is_not_counted_is_refused():
+    with pytest.raises(ConfigError, match=r"'refl' is not counted yet: known are direct_align, srpo"):
+        make_plan(settings("tiny", train={"method": "refl"}), cluster(1))
+
+
+def test_the_command_prints_every_table(monkeypatch, capsys):
+    from srpo_core.__main__ import main
+
+    words = ["srpo", "plan", "--profile", "tiny", "--gpus", "1", "--gpu-memory", "16", "--price", "2"]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    for word in (
+        "optimizer",
+        "It fits into 16 GB.",
+        "Drawing 32 images at once needs 0.0762 GB",
+        "rollout",
+        "30 steps",
+        "pairs_per_rollout=4",
+        "tune=lora",
+    ):
+        assert word in said
+
+
+@pytest.mark.pipeline
+def test_the_command_says_what_makes_it_fit_that_does_not(monkeypatch, capsys):
+    from srpo_core.__main__ import main
+
+    peak = make_plan(settings("tiny"), cluster(1)).peak / GB
+    words = ["srpo", "plan", "--profile", "tiny", "--gpus", "1", "--gpu-memory", f"{0.7 * peak:.4f}"]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    verdict = re.search(
+        r"It does not fit into ([\d.]+) GB: ([\d.]+) GB are needed\. "
+        r"With (train\.batch_branches=false\S*) it does: ([\d.]+) GB\.",
+        said,
+    )
+    assert verdict, said
+    room, needed, better = (float(verdict[group]) for group in (1, 2, 4))
+    assert (room, needed) == (pytest.approx(0.7 * peak, rel=0.01), pytest.approx(peak, rel=0.01))
+    assert better <= room
+
+
+def test_the_presets_differ_in_what_their_names_say():
+    full, lora = (load_settings(ROOT / f"profiles/{name}.yaml") for name in ("flux1_dev", "flux1_dev_lora"))
+    optimizer = full.train.optimizer.model_copy(update={"learning_rate": lora.train.optimizer.learning_rate})
+    assert full.train.model_copy(update={"tune": "lora", "optimizer": optimizer}) == lora.train
+    assert (full.model, full.reward, full.control_words) == (lora.model, lora.reward, lora.control_words)
+
+
+def test_flux1_dev_has_the_published_settings():
+    from srpo_core.algorithm.schedule import training_grid
+
+    whole = load_settings(ROOT / "profiles/flux1_dev.yaml")
+    train, align = whole.train, whole.train.direct_align
+    optimizer = train.optimizer
+    assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.max_grad_norm) == (5e-6, 1e-4, 0.1)
+    assert (whole.model.height, whole.model.width) == (720, 720)
+    assert (train.steps, train.batch_size, train.rollout.num_inference_steps, train.rollout.shift) == (
+        19,
+        32,
+        25,
+        3.0,
+    )
+    assert (align.ratio, align.discount_denoise, align.discount_inversion) == (0.9, (0.1, 0.25), (0.3, 0.01))
+    grid = training_grid(align.schedule_steps, train.rollout.shift, align.first, align.last, align.grid)
+    assert (float(grid[0]), float(grid[-1])) == (
+        pytest.approx(0.964, abs=5e-4),
+        pytest.approx(0.75, abs=5e-4),
+    )

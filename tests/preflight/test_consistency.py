@@ -1,0 +1,99 @@
+import pytest
+import yaml
+
+from srpo_core.config import PROFILES_DIR, parse_settings, patched
+from srpo_core.errors import ConfigError
+from srpo_core.preflight.consistency import require_consistent
+
+EARLY_STOP = {
+    "metric": "diversity",
+    "objective": "reward",
+    "num_prompts": 4,
+    "seeds_per_prompt": 1,
+    "margin": 0.1,
+    "patience": 1,
+}
+PRESETS = sorted(PROFILES_DIR.glob("*.yaml"))
+
+
+def values():
+    return yaml.safe_load((PROFILES_DIR / "tiny.yaml").read_text(encoding="utf-8"))
+
+
+def settings(patch):
+    return parse_settings(patched(values(), patch), "the test")
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_every_shipped_preset_is_consistent(preset):
+    require_consistent(parse_settings(yaml.safe_load(preset.read_text(encoding="utf-8")), preset.name))
+
+
+@pytest.mark.parametrize(
+    ("patch", "line"),
+    [
+        (
+            {"select": {"maximize": "beauty"}},
+            r"^select\.maximize: unknown metric 'beauty': known are .*reward",
+        ),
+        ({"select": {"keep": {"beauty": -0.1}}}, r"^select\.keep: unknown metric 'beauty'"),
+        (
+            {"evaluate": {"metrics": [*values()["evaluate"]["metrics"], "beauty"]}},
+            r"^evaluate\.metrics: unknown",
+        ),
+        (
+            {"gate": {"objective": "judge_sgp"}},
+            r"^gate\.objective asks for 'judge_sgp', which evaluate does not",
+        ),
+        (
+            {"gate": {"rules": {"reward_kept": {"metric": "beauty"}}}},
+            r"^gate\.rules\.reward_kept asks for 'beauty'",
+        ),
+        ({"quantize": {"gain": "judge_sgp"}}, r"^quantize\.gain asks for 'judge_sgp'"),
+        ({"quantize": {"gain": "diversity"}}, r"^quantize\.gain is 'diversity', which one image"),
+        ({"select": {"maximize": "kid"}}, r"^select asks for 'kid', which compares with real images"),
+        (
+            {"train": {"early_stop": EARLY_STOP}},
+            r"^train\.early_stop\.seeds_per_prompt is 1, but 'diversity'",
+        ),
+        ({"ingest": {"validation_share": 0}}, r"^ingest\.validation_share is 0"),
+        ({"gate": {"resamples": 10}}, r"^the gate could only refuse: 10 resamples are too few"),
+        (
+            {"evaluate": {"num_prompts": 3}, "quantize": {"num_prompts": 3}},
+            r"^the gate could only refuse: 3 prompts of 1 styles",
+        ),
+        ({"model": {"base": "sdxl"}}, r"unknown base model 'sdxl': known are flux"),
+        ({"train": {"method": "dpo"}}, r"unknown method 'dpo'"),
+        ({"judge": {"scorer": "taste"}}, r"^judge: unknown scorer 'taste': known are "),
+        ({"reward": {"scorer": "timm_judge"}}, r"^reward: 'timm_judge' reads no texts"),
+        (
+            {"evaluate": {"scorers": {"reward": {"scorer": "open_clip", "path": "elsewhere"}}}},
+            r"^evaluate\.scorers: 'reward' is the name of a metric",
+        ),
+        (
+            {"select_judge": {"scorer": "pick_score"}},
+            r"^select\.maximize asks for 'judge_wanted', but the select_judge 'pick_score' reads texts and knows no styles",
+        ),
+        (
+            {"evaluate": {"metrics": [*values()["evaluate"]["metrics"], "judge_sgp"]}},
+            r"^evaluate\.metrics asks for 'judge_sgp', but the judge '\w+' knows styles and reads no texts",
+        ),
+        ({"quantize": {"num_prompts": 400}}, r"^quantize\.num_prompts is 400, but evaluate\.num_prompts is"),
+        ({"quantize": {"formats": {"q9": next(iter(values()["quantize"]["formats"].values()))}}}, "'q9'"),
+        (
+            {"evaluate": {"seeds_per_prompt": 1}},
+            r"^evaluate\.seeds_per_prompt is 1, but 'diversity' compares",
+        ),
+    ],
+)
+def test_what_would_fail_only_after_training_is_one_line_that_names_the_key(patch, line):
+    with pytest.raises(ConfigError, match=line) as caught:
+        require_consistent(settings(patch))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_release_without_its_reference_format_is_refused():
+    whole = values()
+    del whole["quantize"]["formats"]["bf16"]
+    with pytest.raises(ConfigError, match=r"quantize\.formats lacks bf16"):
+        require_consistent(parse_settings(whole, "the test"))

@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+
+from srpo_core.config import load_settings
+from srpo_core.models.flux import load_flux_transformer
+from srpo_core.preflight.disk import bytes_of_run, count_weights
+
+ROOT = Path(__file__).resolve().parents[2]
+FLUX = 11_901_408_320
+GB = 1e9
+
+
+def settings(profile):
+    return load_settings(ROOT / f"profiles/{profile}.yaml")
+
+
+def test_weights_are_counted_as_the_model_has_them():
+    directory = ROOT / "assets/tiny/family/base/transformer"
+    weights = load_flux_transformer(directory).parameters()
+    assert count_weights(directory) == sum(parameter.numel() for parameter in weights)
+
+
+def test_where_there_are_no_weights_there_is_nothing_to_count(tmp_path):
+    assert count_weights(tmp_path / "nowhere") == 0
+
+
+def test_a_run_of_flux_needs_a_terabyte_and_a_half_at_most():
+    found = {what: size / GB for what, size in bytes_of_run(settings("flux1_dev"), FLUX).items()}
+    # four checkpoints in float32, in the workspace, in DVC's cache and in the checkout
+    assert found["checkpoints"] == pytest.approx(4 * 4 * 11.9014 * 3, rel=1e-4)
+    # their weights until the stage is done, and the moments of the two that stay and of the one being written
+    assert found["what training goes on from"] == pytest.approx((4 * 4 + 3 * 8) * 11.9014, rel=1e-4)
+    assert sum(found.values()) == pytest.approx(1577.0, abs=1)
+
+
+def test_adapters_leave_whole_checkpoints_and_hardly_anything_to_go_on_from():
+    full, adapters = (bytes_of_run(settings(name), FLUX) for name in ("flux1_dev", "flux1_dev_lora"))
+    assert adapters["checkpoints"] == full["checkpoints"]
+    assert adapters["what training goes on from"] == 0 < full["what training goes on from"]
+
+
+def test_a_format_is_counted_by_its_bits_in_workspace_cache_checkout_and_store():
+    whole = settings("tiny")
+
+    def gigabytes(*formats):
+        limits = next(iter(whole.quantize.formats.values()))
+        quantize = whole.quantize.model_copy(update={"formats": dict.fromkeys(formats, limits)})
+        found = bytes_of_run(whole.model_copy(update={"quantize": quantize}), 10**9)
+        return found["formats, and their release"] / GB
+
+    both = gigabytes("bf16")
+    assert both == 4 * 2 * 2, "in a diffusers directory and in one file"
+    assert gigabytes("bf16", "fp8_e4m3fn") - both == 4
+    assert gigabytes("bf16", "q8_0") - both == pytest.approx(4 * 34 / 32)

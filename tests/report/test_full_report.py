@@ -1,0 +1,71 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from srpo_core import artifacts
+from srpo_core.config import load_settings
+from srpo_core.report.formats import FORMATS_MARK
+from srpo_core.report.full_report import write_whole
+from srpo_core.report.run import COST_MARK
+from srpo_core.runtime.timings import note_stage
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = f"<p>the page</p>{FORMATS_MARK}{COST_MARK}"
+BF16 = {"files": {"a": {"bytes": 2_000_000}}, "relative_error": 0.01, "psnr": None, "gain_kept": 0.9}
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run that passed in a directory that is not the current one; returns a function that says what it left."""
+    root = tmp_path / "workspace"
+    (tmp_path / "elsewhere").mkdir()
+    root.mkdir()
+    monkeypatch.setenv("SRPO_HOME", str(tmp_path / "home"))
+    (root / "dvc.yaml").write_text('stages: {train: {cmd: "true", deps: [weights], params: [seed]}}')
+    (root / "params.yaml").write_text("seed: 0")
+    (root / "weights").write_bytes(b"w")
+    monkeypatch.chdir(root)
+
+    def leave(*, passed=True, proof=True, timed=True):
+        artifacts.write_json(artifacts.DECISION, {"passed": passed})
+        artifacts.REPORT.parent.mkdir(parents=True, exist_ok=True)
+        artifacts.REPORT.write_text(PAGE)
+        if proof:
+            artifacts.write_json(
+                artifacts.PROOF, {"formats": {"bf16": BF16 | {"refused": []}}, "refused": {}}
+            )
+        if timed:
+            note_stage("train", 36.0, load_settings(ROOT / "profiles/tiny.yaml").resources)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        monkeypatch.setenv("SRPO_HOME", str(tmp_path / "another"))
+        return root
+
+    return leave
+
+
+def test_the_copy_of_a_run_elsewhere_has_its_formats_and_its_cost_and_its_page_stays_as_it_was(run, tmp_path):
+    root = run()
+    rows = write_whole(Path("whole.html"), root=root, home=tmp_path / "home")
+    assert [(row["stage"], row["wall_hours"]) for row in rows] == [("train", 0.01)]
+    page = (tmp_path / "elsewhere/whole.html").read_text()
+    assert page.startswith("<p>the page</p>")
+    assert '<td class="name">bf16</td>' in page
+    assert '<td class="name">train</td>' in page
+    assert ">0.0100<" in page
+    assert (root / artifacts.REPORT).read_text() == PAGE
+    assert Path.cwd() == tmp_path / "elsewhere"
+
+
+def test_formats_of_an_earlier_run_are_not_shown_of_a_refused_model(run, tmp_path):
+    write_whole(tmp_path / "whole.html", root=run(passed=False), home=tmp_path / "home")
+    page = (tmp_path / "whole.html").read_text()
+    assert FORMATS_MARK in page
+    assert '<td class="name">train</td>' in page
+
+
+def test_without_times_and_formats_the_copy_is_the_page(run, tmp_path):
+    root = run(proof=False, timed=False)
+    assert write_whole(tmp_path / "whole.html", root=root, home=tmp_path / "home") == []
+    assert (tmp_path / "whole.html").read_text() == PAGE
+    assert json.loads((root / artifacts.DECISION).read_text())["passed"]

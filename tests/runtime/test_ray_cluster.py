@@ -1,0 +1,116 @@
+import json
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ray_head import ray_head
+
+import srpo_core
+from srpo_core.config import load_settings
+from srpo_core.errors import ConfigError, SrpoError
+from srpo_core.runtime import ray_cluster as cluster
+
+TINY = Path(__file__).resolve().parents[2] / "profiles/tiny.yaml"
+
+
+def on_gpus(wanted):
+    return load_settings(TINY).resources.model_copy(update={"use_gpu": wanted})
+
+
+@pytest.mark.parametrize("address", ["cluster", "http://cluster:8265", "ray://cluster:10001", ":6379"])
+def test_an_address_of_another_form_shows_how_it_is_written(monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match="write host:port"):
+        cluster.require_cluster()
+
+
+def test_a_cluster_that_does_not_answer_is_one_line_at_once(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(
+        SrpoError, match=r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1 .*ray start --head"
+    ):
+        cluster.require_cluster()
+
+
+def test_several_machines_need_to_be_told_where_they_share_files(monkeypatch, tmp_path):
+    monkeypatch.delenv("SRPO_SHARED", raising=False)
+    cluster.require_shared_files(1)
+    with pytest.raises(
+        ConfigError, match="has 3 machines, which share no files that we know of: set SRPO_SHARED"
+    ):
+        cluster.require_shared_files(3)
+    monkeypatch.setenv("SRPO_SHARED", str(tmp_path))
+    cluster.require_shared_files(3)
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_refused(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cluster.local_device(on_gpus(False)) == torch.device("cpu")
+    with pytest.raises(ConfigError, match=r"resources\.use_gpu is true and this machine has no GPU"):
+        cluster.local_device(on_gpus(True))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert cluster.local_device(on_gpus(True)) == torch.device("cuda")
+
+
+def test_a_machine_without_a_gpu_that_drives_a_cluster_says_that_its_cpu_works(monkeypatch, caplog):
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with caplog.at_level(logging.WARNING):
+        assert cluster.local_device(on_gpus(True)) == torch.device("cpu")
+    assert "this machine has no GPU, so its CPU does what is not sent to the cluster" in caplog.text
+
+
+ON_A_CLUSTER = """
+import json
+from hashlib import sha256
+from pathlib import Path
+
+import ray
+
+from srpo_core.runtime.ray_cluster import ray_for
+
+
+def code():
+    import srpo_core
+
+    root = Path(srpo_core.__file__).parent
+    files = sorted(path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return str(root), {str(path.relative_to(root)): sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+with ray_for(WORKERS, least=LEAST, use_gpu=USE_GPU):
+    print(json.dumps([code(), None if USE_GPU else ray.get(ray.remote(code).remote(), timeout=300)]))
+"""
+
+
+def run_on_a_cluster(address, workers, *, least, use_gpu):
+    """What a driver says, and its own code and a worker's; in a process of its own: Ray reads RAY_AUTH_MODE once."""
+    values = {"WORKERS": workers, "LEAST": least, "USE_GPU": use_gpu}
+    script = "".join(f"{name} = {value!r}\n" for name, value in values.items()) + ON_A_CLUSTER
+    driver = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert driver.returncode == 0, driver.stderr
+    return driver.stderr, *json.loads(driver.stdout)
+
+
+@pytest.mark.pipeline
+def test_workers_of_a_cluster_run_the_runs_own_code_without_reading_the_checkout():
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with ray_head(environment, cpus=1) as address:
+        said, (own, digests), (root, files) = run_on_a_cluster(address, 2, least=1, use_gpu=False)
+        assert "waiting" not in said
+        said, *_ = run_on_a_cluster(address, 32, least=8, use_gpu=True)
+    assert "the cluster has 0 GPUs and 8 are needed to begin: waiting until it has them" in said
+    assert own == str(Path(srpo_core.__file__).parent)
+    assert not root.startswith(own)
+    assert files == digests

@@ -1,0 +1,184 @@
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import yaml
+
+from srpo_core.errors import ArtifactError, SrpoError
+from srpo_core.runtime.resume import discard_recorded, fingerprint, goes_too, resolve, resumable
+from srpo_core.runtime.shared_files import Location
+
+DVC = {
+    "stages": {
+        "embed": {"cmd": "true", "deps": ["${model.path}"], "outs": ["runs/embed"]},
+        "train": {
+            "cmd": "mkdir -p runs/train && echo 1 > runs/train/a",
+            "deps": ["${model.path}", "code.py"],
+            "params": ["seed", "train"],
+            "outs": ["runs/train"],
+        },
+        "select": {"cmd": "true", "deps": ["runs/train"], "outs": ["runs/select"]},
+    }
+}
+PARAMS = {
+    "seed": 0,
+    "train": {"steps": 3, "rate": 2.0e-5},
+    "gate": {"margin": 1},
+    "model": {"path": "weights"},
+}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SRPO_HOME", str(tmp_path / "home"))
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(DVC))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(PARAMS))
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/a.bin").write_bytes(b"1")
+    (tmp_path / "code.py").write_text("x = 1\n")
+    return tmp_path
+
+
+@pytest.fixture
+def done(project):
+    """The resume directory of a stage that has ended well, which DVC may have recorded or not."""
+    with resumable("train") as directory:
+        (directory / "step").write_text("1")
+    return directory
+
+
+def record():
+    """Let DVC itself run the stage and write dvc.lock."""
+    for command in (["init", "--no-scm", "--quiet"], ["repro", "--quiet", "train"]):
+        subprocess.run([sys.executable, "-m", "dvc", *command], check=True)
+
+
+def test_what_a_run_kept_stays_when_it_succeeds_for_dvc_may_be_killed_before_it_records_the_outputs(done):
+    with resumable("train") as again:
+        assert (again / "step").read_text() == "1"
+
+
+def test_it_goes_when_a_stage_starts_that_reads_the_outputs_and_with_no_other(done):
+    discard_recorded("embed")
+    assert done.exists()
+    discard_recorded("select")
+    assert not done.exists()
+    assert [path.name for path in done.parent.iterdir() if path.is_dir()] == []
+
+
+def test_what_a_killed_run_left_is_not_taken_for_one_that_succeeded(project):
+    with pytest.raises(RuntimeError), resumable("train") as directory:
+        raise RuntimeError
+    discard_recorded("select")
+    assert directory.exists()
+
+
+def test_what_is_still_held_is_left_alone(done):
+    with resumable("train"):
+        discard_recorded("select")
+        assert done.exists()
+
+
+def test_what_was_kept_elsewhere_goes_too(done, tmp_path):
+    far = Location("memory://test-resume/train")
+    (far / "a").write(b"1")
+    goes_too(done, far / "nothing", far)
+    discard_recorded("select")
+    assert not far.exists()
+
+
+def test_once_dvc_has_recorded_the_outputs_a_forced_run_starts_from_nothing(done):
+    record()
+    with resumable("train") as again:
+        assert not (again / "step").exists()
+
+
+@pytest.mark.parametrize("changed", ["setting", "input", "code"])
+def test_a_record_of_other_settings_inputs_or_code_is_none_of_this_run(project, changed):
+    record()
+    if changed == "setting":
+        (project / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "train": {"steps": 4}}))
+    else:
+        (project / {"input": "weights/a.bin", "code": "code.py"}[changed]).write_bytes(b"x = 22\n")
+    with resumable("train") as directory:
+        (directory / "step").write_text("1")
+    with resumable("train") as again:
+        assert (again / "step").exists(), "it was killed before DVC recorded it"
+
+
+def test_the_directory_stays_when_the_run_fails_and_the_next_run_finds_it(project):
+    with pytest.raises(RuntimeError), resumable("train") as directory:
+        (directory / "step").write_text("1")
+        raise RuntimeError
+    with resumable("train") as again:
+        assert (again / "step").read_text() == "1"
+
+
+def test_a_kill_while_the_directory_is_removed_leaves_nothing_to_go_on_from(done, project, monkeypatch):
+    def killed(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(
+            "shutil.rmtree", lambda path, **_: path.name.startswith(".") and path.exists() and killed()
+        )
+        discard_recorded("select")
+    with resumable("train") as again:
+        assert not (again / "step").exists()
+    left = [path.name for path in (project / "home/resume").iterdir() if path.is_dir()]
+    assert left == [again.name], "the next start clears away what was half removed"
+
+
+def test_it_lies_outside_of_the_stages_outputs(project):
+    with resumable("train") as directory:
+        assert directory.is_relative_to(project / "home/resume")
+
+
+@pytest.mark.parametrize("changed", ["setting", "input", "code"])
+def test_another_setting_input_or_code_starts_anew(project, changed):
+    before = fingerprint("train")
+    if changed == "setting":
+        (project / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "train": {"steps": 4}}))
+    else:
+        (project / {"input": "weights/a.bin", "code": "code.py"}[changed]).write_bytes(b"2")
+    assert fingerprint("train") != before
+
+
+def test_a_setting_of_another_stage_changes_nothing(project):
+    before = fingerprint("train")
+    (project / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "gate": {"margin": 2}}))
+    assert fingerprint("train") == before
+
+
+def test_a_missing_input_is_named(project):
+    (project / "code.py").unlink()
+    with pytest.raises(ArtifactError, match=r"code\.py is missing"):
+        fingerprint("train")
+
+
+def test_a_second_run_beside_the_first_is_refused_and_the_first_is_named(project):
+    script = """
+        import sys
+        from srpo_core.runtime.resume import resumable
+        with resumable("train"):
+            print("held", flush=True)
+            sys.stdin.read()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "held\n"
+        (left,) = (path for path in (project / "home/resume").iterdir() if path.is_dir())
+        gone = left.with_name(f".{left.name}.done")
+        gone.mkdir()
+        with pytest.raises(SrpoError, match=f"running already .*process {first.pid}"), resumable("train"):
+            pass
+        assert gone.exists(), "what the first one is removing is none of the second's business"
+        first.kill()
+    with resumable("train") as directory:
+        assert directory.is_dir()
+
+
+def test_templates_of_dvc_are_filled_from_the_settings():
+    assert resolve("${model.path}/vae", PARAMS) == "weights/vae"

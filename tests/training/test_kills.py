@@ -1,0 +1,251 @@
+"""Training that is killed with kill -9 ends on the bits of a run that was left alone.
+
+Each test runs the real stage's `fit` on a Ray of its own, on two workers.
+"""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import psutil
+import pytest
+import ranks
+from living import command_line, ended
+
+from srpo_core.runtime.processes import OWNER, end_leftovers
+from srpo_core.training.checkpoint import newest_checkpoint
+from srpo_core.weights.shards import read_whole
+
+pytestmark = pytest.mark.pipeline
+
+STEPS = 6
+PATIENCE = 1200  # seconds; on a machine that others use as well
+DRIVER = '''
+import os, pickle, sys
+from srpo_core.runtime.processes import OWNER, end_leftovers, owner_mark
+from srpo_core.training.launch import fit
+end_leftovers()  # as the stage does
+os.environ[OWNER] = owner_mark()
+def stuck(job):
+    """A worker whose rank 1 stands still at its fourth step, unless it went on from a checkpoint."""
+    import time
+    from srpo_core.training import worker as trainer
+    step = trainer.Worker.step
+    def standing(worker, number):
+        if job.resume == 0 and (worker.rank, number) == (1, 4):
+            time.sleep(3600)
+        return step(worker, number)
+    trainer.Worker.step = standing
+    trainer.train_worker(job)
+def writing(job):
+    """A worker that comes to no end with its second checkpoint, unless it went on from the first."""
+    import time
+    from srpo_core.training import checkpoint
+    from srpo_core.training import worker as trainer
+    commit = checkpoint.CheckpointWriter._commit
+    def standing(writer, staging, description):
+        if job.resume == 0 and description["step"] == 4:
+            time.sleep(3600)
+        commit(writer, staging, description)
+    checkpoint.CheckpointWriter._commit = standing
+    trainer.train_worker(job)
+job = pickle.load(open(sys.argv[1], "rb"))
+os.chdir(job.inputs.path)
+odd = {"stuck": stuck, "writing": writing}
+fit(job, **{"worker": odd[word] for word in sys.argv[2:]})
+'''
+
+
+class Run:
+    """A training run whose driver is a process of its own."""
+
+    started: ClassVar[list["Run"]] = []
+
+    def __init__(self, job, tmp_path):
+        self.job, self.file, self.log = job, tmp_path / "job.pickle", tmp_path / "driver.log"
+        self.file.write_bytes(pickle.dumps(job))
+        self.home = tmp_path / "home"
+
+    def start(self, *words):
+        environment = {
+            **os.environ,
+            "SRPO_HOME": str(self.home),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",
+        }
+        with self.log.open("a") as log:
+            self.driver = subprocess.Popen(
+                [sys.executable, "-c", DRIVER, str(self.file), *words],
+                env=environment,
+                stdout=log,
+                stderr=log,
+            )
+        self.started.append(self)
+        return self
+
+    def finish(self):
+        assert self.driver.wait(PATIENCE) == 0, self.log.read_text()[-3000:]
+
+    def wait_for(self, found):
+        until = time.monotonic() + PATIENCE
+        while not (result := found()):
+            assert time.monotonic() < until, self.log.read_text()[-3000:]
+            assert self.driver.poll() is None, self.log.read_text()[-3000:]
+            time.sleep(0.05)
+        return result
+
+    def steps_told(self):
+        progress = self.job.state.path / "progress.jsonl"
+        return (
+            [json.loads(line)["step"] for line in progress.read_text().splitlines()]
+            if progress.exists()
+            else []
+        )
+
+    def processes(self):
+        return psutil.Process(self.driver.pid).children(recursive=True)
+
+    def workers(self):
+        return [
+            process for process in self.processes() if "RayTrainWorker" in " ".join(command_line(process))
+        ]
+
+    def weights(self):
+        found = newest_checkpoint(self.job.state, self.job.train.checkpoint_steps)
+        assert found.step == STEPS
+        whole = read_whole(found.location.path / "weights")
+        return {name: tensor.numpy().tobytes() for name, tensor in whole.items()}
+
+
+def kill(processes):
+    for process in processes:
+        try:
+            process.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:  # it went with its parent
+            continue
+
+
+@pytest.fixture(autouse=True)
+def _nothing_of_a_failed_test_runs_beside_the_next():
+    yield
+    for run in Run.started:
+        if run.driver.poll() is None:
+            kill([*run.processes(), psutil.Process(run.driver.pid)])
+            run.driver.wait()
+    Run.started.clear()
+    end_leftovers()
+
+
+def settings(job, tmp_path, name):
+    rollout = job.train.rollout.model_copy(update={"num_inference_steps": 1})
+    resources = {"train_workers": 2, "min_train_workers": 2}
+    small = ranks.changed(
+        job,
+        tmp_path,
+        name,
+        resources=resources,
+        steps=STEPS,
+        batch_size=2,
+        sample_prompts=1,
+        rollout=rollout,
+    )
+    return replace(small, attempt="", resume=0)
+
+
+@pytest.fixture(scope="module")
+def left_alone():
+    """The weights of the uninterrupted run, made by the first test that asks."""
+    return {}
+
+
+@pytest.fixture
+def expected(left_alone, job, tmp_path):
+    if not left_alone:
+        alone = settings(job, tmp_path, "alone")
+        ranks.train(alone, 2)
+        left_alone.update(Run(alone, tmp_path).weights())
+    return left_alone
+
+
+def test_after_a_worker_is_killed_inside_a_checkpoint_write_their_group_goes_on_by_itself(
+    job, tmp_path, expected
+):
+    run = Run(settings(job, tmp_path, "worker"), tmp_path).start("writing")
+    state = run.job.state.path
+    (partial,) = run.wait_for(lambda: list(state.glob(".step-000004.*.part")))
+    workers = run.workers()
+    assert len(workers) == 2
+    kill(workers[:1])
+    assert ended(workers, 120), "the one that waits for it goes too"
+    assert partial.exists(), "it was inside the write"
+    assert not (state / "step-000004").exists()
+    run.finish()
+    assert run.weights() == expected
+    assert not partial.exists()
+    (line,) = (line for line in run.log.read_text().splitlines() if "starting the workers again" in line)
+    assert line.endswith("1 of 2 times")
+    assert run.steps_told() == [1, 2, 3, 4, 3, 4, 5, 6]
+
+
+def test_after_the_driver_is_killed_its_children_die_and_the_same_command_goes_on(job, tmp_path, expected):
+    run = Run(settings(job, tmp_path, "driver"), tmp_path).start()
+    run.wait_for(lambda: 3 in run.steps_told())
+    children, workers = run.processes(), run.workers()
+    assert len(workers) == 2
+    run.driver.kill()
+    run.driver.wait()
+    assert ended(workers, 120), "what trains dies with the driver"
+    run.start().finish()
+    assert ended(children, 120), "Ray's own take longer to see it; the retry ends what it finds of them"
+    assert run.weights() == expected
+    assert run.steps_told().count(1) == 1, "it went on from the checkpoint"
+
+
+def test_after_the_whole_ray_session_is_killed_the_same_command_goes_on(job, tmp_path, expected):
+    run = Run(settings(job, tmp_path, "session"), tmp_path).start()
+    run.wait_for(lambda: 5 in run.steps_told())
+    everything = [*run.processes(), psutil.Process(run.driver.pid)]
+    kill(everything)
+    run.driver.wait()
+    assert ended(everything, 120)
+    run.start().finish()
+    assert run.weights() == expected
+    assert run.steps_told().count(3) == 1
+
+
+def test_workers_that_stand_still_start_again_and_the_rank_at_fault_is_named(job, tmp_path, expected):
+    patient = settings(job, tmp_path, "stuck")
+    stall = patient.resources.stall.model_copy(update={"factor": 3.0, "least_seconds": 15.0})
+    resources = patient.resources.model_copy(update={"stall": stall})
+    run = Run(replace(patient, resources=resources), tmp_path).start("stuck")
+    run.finish()
+    assert run.weights() == expected
+    (line,) = (line for line in run.log.read_text().splitlines() if "starting the workers again" in line)
+    assert line.startswith("step 4 stood still for ")
+    assert " at rank 1;" in line or " at rank 1 in " in line
+    assert run.steps_told() == [1, 2, 3, 3, 4, 5, 6]
+
+
+def test_a_retry_ends_what_the_killed_try_left_behind(tmp_path):
+    """A process that bears the mark of an owner who is dead, as all that the stage starts does."""
+    script = (
+        "import os, subprocess, sys; from srpo_core.runtime.processes import OWNER, owner_mark;"
+        f"os.environ[{OWNER!r}] = owner_mark();"
+        "nothing = subprocess.DEVNULL;"
+        "left = subprocess.Popen(['sleep', '300'], start_new_session=True, stdout=nothing, stderr=nothing);"
+        "print(left.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=Path.cwd()
+    )
+    left = psutil.Process(int(done.stdout))
+    assert left.is_running()
+    assert end_leftovers() >= 1
+    assert ended([left], 5)

@@ -1,0 +1,251 @@
+import json
+import math
+import time
+from dataclasses import replace
+from functools import partial
+from itertools import count
+
+import pytest
+import torch
+
+from srpo_core.algorithm import METHODS
+from srpo_core.config import StallSettings
+from srpo_core.errors import DivergenceError
+from srpo_core.models.embeddings import read_embeddings, write_embeddings
+from srpo_core.runtime.shared_files import Location
+from srpo_core.training.checkpoint import WEIGHTS, newest_checkpoint
+from srpo_core.training.watchdog import EXIT_CODE, Watchdog
+from srpo_core.training.worker import PROGRESS, SAMPLES, Worker
+from srpo_core.weights.shards import read_whole
+
+CPU = torch.device("cpu")
+
+
+def worker(job, rank=0, world=1):
+    return Worker(job, rank=rank, world=world, device=CPU)
+
+
+def shorter(job, steps):
+    return replace(job, train=job.train.model_copy(update={"steps": steps}))
+
+
+def weights(checkpoint):
+    whole = read_whole(checkpoint.location.path / WEIGHTS)
+    return {name: tensor.numpy().tobytes() for name, tensor in whole.items()}
+
+
+def test_a_resumed_run_ends_on_the_same_bits_and_trains_only_what_was_missing(job, tmp_path):
+    worker(job).run()
+    straight = newest_checkpoint(job.state, count(2, 2))
+    other = replace(job, state=Location.of(tmp_path / "interrupted"))
+    worker(shorter(other, 2)).run()
+    worker(replace(other, resume=2)).run()
+    resumed = newest_checkpoint(other.state, count(2, 2))
+    assert resumed.step == straight.step == 4
+    assert weights(resumed) == weights(straight)
+    assert resumed.metrics == straight.metrics
+    # 4 steps of 4 images from 5 prompts: three epochs are done, and one prompt of the fourth
+    assert resumed.cursor == straight.cursor == {"images": 16, "epoch": 3, "place": 1}
+    trained = [json.loads(line)["step"] for line in (other.state / PROGRESS).read_text().splitlines()]
+    assert trained == [1, 2, 3, 4]
+
+
+def test_a_finished_run_leaves_checkpoints_samples_and_metrics_of_every_step(job):
+    worker(job).run()
+    assert sorted(path.name for path in job.state.path.glob("step-*")) == ["step-000002", "step-000004"]
+    assert len(list((job.state.path / SAMPLES).glob("*.png"))) == 2
+    metrics = newest_checkpoint(job.state, count(2, 2)).metrics
+    assert [set(row) for row in metrics] == [{"loss", "reward_denoise", "reward_inversion", "grad_norm"}] * 4
+
+
+def test_the_last_step_has_a_checkpoint_of_its_own_where_they_do_not_divide(job):
+    three = shorter(job, 3)
+    assert three.train.checkpoint_steps == (2, 3)
+    worker(three).run()
+    assert sorted(path.name for path in job.state.path.glob("step-*")) == ["step-000002", "step-000003"]
+    assert newest_checkpoint(job.state, three.train.checkpoint_steps).step == 3
+
+
+def test_the_shares_of_two_workers_make_up_the_batch_of_one(job):
+    whole = worker(job).batch(3)
+    first, second = (worker(job, rank, 2).batch(3) for rank in range(2))
+    for rank, share in enumerate((first, second)):
+        assert share.prompts == whole.prompts[rank::2]
+        midpoints = [b.draws.integers(("midpoint", 0), 5, 995) for b in (share, whole)]
+        assert midpoints[0] == midpoints[1][rank::2]
+        assert torch.equal(share.noise, whole.noise[rank::2])
+        assert torch.equal(share.condition.pooled, whole.condition.pooled[rank::2])
+
+
+def test_a_step_moves_every_part_of_the_transformer(job):
+    trained = worker(job)
+    before = {name: tensor.clone() for name, tensor in trained.model.transformer.state_dict().items()}
+    trained.step(1)
+    after = trained.model.transformer.state_dict()
+    assert not [name for name in before if torch.equal(before[name], after[name])]
+
+
+def with_train(job, **changes):
+    return replace(job, train=job.train.model_copy(update=changes))
+
+
+def test_shared_noise_is_the_same_for_all_samples_of_a_step_and_another_in_the_next(job):
+    shared = worker(with_train(job, noise="shared"))
+    noise, following = shared.batch(1).noise, shared.batch(2).noise
+    assert all(torch.equal(noise[0], other) for other in noise)
+    assert not torch.equal(noise[0], following[0])
+    own = worker(job).batch(1).noise
+    assert not any(torch.equal(own[0], other) for other in own[1:])
+
+
+def test_hybrid_mixes_real_images_by_sample_whatever_the_number_of_workers(job):
+    hybrid = job.train.rollout.model_copy(update={"source": "hybrid", "share_offline": 0.5})
+    mixed = with_train(job, rollout=hybrid, batch_size=40)
+    latents = torch.arange(5.0)[:, None, None].expand(5, 16, 64)
+    workers = [worker(job), worker(job, 0, 2), worker(job, 1, 2)]
+    for one in workers:
+        one.job, one.prompts = mixed, one.prompts.__class__(one.prompts.texts, one.prompts.condition, latents)
+    whole, *parts = [one.batch(1) for one in workers]
+    assert 10 < len(whole.real) < 30
+    for rank, part in enumerate(parts):
+        assert {2 * place + rank for place in part.real} == {p for p in whole.real if p % 2 == rank}
+    for place, image in whole.real.items():
+        assert workers[0].prompts.texts[int(image[0, 0])] == whole.prompts[place]
+
+
+def one_step(job, **changes):
+    """What one step on two images by these settings gives, and how far it moves the weights."""
+    rollout = job.train.rollout.model_copy(
+        update={"num_inference_steps": 4, "source": changes.pop("source", "online")}
+    )
+    trained = worker(with_train(job, batch_size=2, rollout=rollout, **changes))
+    before = [parameter.detach().clone() for parameter in trained.model.transformer.parameters()]
+    metrics = trained.step(1)
+    after = trained.model.transformer.parameters()
+    return metrics, max(float((a.detach() - b).abs().max()) for a, b in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_the_tiny_base(job, method):
+    metrics, moved = one_step(job, method=method)
+    rewards = {name for name in metrics if name.startswith("reward_")}
+    assert rewards == ({"reward_denoise", "reward_inversion"} if method == "srpo" else {"reward_wanted"})
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert metrics["grad_norm"] > 0
+    # AdamW's first step is the learning rate for every weight whose gradient is not zero
+    assert moved == pytest.approx(job.train.optimizer.learning_rate, rel=0.05)
+
+
+@pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if entry.real_images])
+@pytest.mark.parametrize("source", ["offline", "hybrid"])
+def test_every_method_for_real_images_trains_the_tiny_base_on_them(
+    job, tiny_project, tmp_path, monkeypatch, method, source
+):
+    texts, styles, condition = read_embeddings("train")
+    (tmp_path / "assets").symlink_to(tiny_project / "assets")
+    monkeypatch.chdir(tmp_path)
+    latents = torch.randn(len(texts), 16, 64, generator=torch.Generator().manual_seed(0))
+    write_embeddings("train", texts, styles, condition, latents)
+    metrics, moved = one_step(job, method=method, source=source)
+    assert metrics["grad_norm"] > 0
+    assert moved == pytest.approx(job.train.optimizer.learning_rate, rel=0.05)
+    assert metrics != one_step(job, method=method)[0]
+
+
+def test_a_step_that_would_not_be_finite_leaves_the_weights_as_they_were(job):
+    trained = worker(job)
+    before = {name: tensor.clone() for name, tensor in trained.model.transformer.state_dict().items()}
+    encode = trained.learner.reward.encode_images
+    trained.learner.reward.encode_images = lambda images: encode(images) * float("nan")
+    with pytest.raises(
+        DivergenceError, match=r"step 1: loss is nan, reward_denoise is nan.*grad_norm is nan"
+    ):
+        trained.step(1)
+    after = trained.model.transformer.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_step_with_all_that_a_gpu_wants_stays_near_the_plain_one(job):
+    """Autocast, the copy for rollouts, checkpointing and fused AdamW on the tiny family: one step, same draws."""
+    compute = job.train.compute.model_copy(
+        update={"autocast": True, "rollout_copy": True, "checkpoint_blocks": 0.5, "checkpoint_decode": True}
+    )
+    plain, economical = worker(job), worker(with_train(job, compute=compute))
+    exact, near = plain.step(1), economical.step(1)
+    for name in ("loss", "reward_denoise", "reward_inversion"):
+        assert near[name] == pytest.approx(exact[name], abs=0.03), name
+    assert near["grad_norm"] == pytest.approx(exact["grad_norm"], rel=0.1)
+    assert {p.dtype for p in economical.model.transformer.parameters()} == {torch.float32}
+    copied = economical.model._copy.state_dict()
+    for name, tensor in economical.model.transformer.state_dict().items():
+        assert torch.equal(copied[name], tensor.bfloat16()), name
+
+
+def test_a_last_background_checkpoint_that_comes_to_no_end_is_a_stall(job, monkeypatch):
+    ended = []
+
+    class Stuck(Worker):
+        def __init__(self, job):
+            self.job, self.rank, self.world = job, 0, 1
+
+        def _run(self, writer, watchdog):
+            pass
+
+        def _writer(self):
+            return self
+
+        def finish(self):
+            time.sleep(2)
+
+    stall = StallSettings(factor=2, least_seconds=0.2, restarts=0)
+    resources = job.resources.model_copy(update={"stall": stall})
+    monkeypatch.setattr("srpo_core.training.worker.Watchdog", partial(Watchdog, end=ended.append, grace=0.0))
+    Stuck(replace(job, resources=resources)).run()
+    assert ended == [EXIT_CODE]
+
+
+def test_a_run_that_diverges_first_ends_the_checkpoint_that_is_being_written(job):
+    ended = []
+
+    class Diverging(Worker):
+        def __init__(self, job):
+            self.job, self.rank, self.world = job, 0, 1
+
+        def _run(self, writer, watchdog):
+            raise DivergenceError("step 16: loss is nan")
+
+        def _writer(self):
+            return self
+
+        def finish(self):
+            ended.append("step 15")
+
+    with pytest.raises(DivergenceError, match="step 16"):
+        Diverging(job).run()
+    assert ended == ["step 15"]
+
+
+def test_what_the_judge_sees_is_no_stalled_step_where_it_takes_longer_than_one(job):
+    """A step is ended by the watchdog after 0.2 s, what lies between steps after a second."""
+    ended, judged = [], []
+
+    class Judged(Worker):
+        def __init__(self, job):
+            self.job, self.rank, self.metrics = job, 0, []
+
+        def step(self, step):
+            return {"loss": 1.0}
+
+        def _judged(self, prefix=""):
+            judged.append(prefix)
+            time.sleep(0.5)
+            return {}
+
+        def _save(self, step, writer):
+            pass
+
+    stall = StallSettings(factor=5, least_seconds=0.2, restarts=0)
+    with Watchdog(job.state, "a", 0, 1, stall, end=ended.append, grace=0.0) as watchdog:
+        Judged(job)._run(None, watchdog)
+    assert judged == ["base_", "", ""]
+    assert ended == []
