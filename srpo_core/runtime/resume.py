@@ -4,10 +4,8 @@ The directory is named by a hash of all that decides the result (the stage's set
 code, as dvc.yaml lists them), so that a run never goes on from the state of another experiment.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -21,6 +19,7 @@ import yaml
 from srpo_core.artifacts import home, read_json, require, sha256, write_json
 from srpo_core.config import PARAMS_FILE
 from srpo_core.errors import SrpoError
+from srpo_core.runtime import file_lock
 from srpo_core.runtime.shared_files import Location
 
 LOCK: Final = Path("dvc.lock")
@@ -87,18 +86,14 @@ def fingerprint(stage: str, *, by_size_from: float = inf) -> str:
 
 @contextmanager
 def _held(directory: Path) -> Iterator[str | None]:
-    """Lock a resume directory; yields None, or the process that holds it if it is not to be had."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with (directory.parent / f"{directory.name}.lock").open("a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            yield lock.read().strip()
-            return
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+    """Lock a resume directory; yields None, or the id of the process that holds it."""
+    path = directory.parent / f"{directory.name}.lock"
+    lock = file_lock.try_acquire(path)
+    if lock is None:
+        yield file_lock.read_holder(path)
+        return
+    with lock:
+        lock.write_holder()
         shutil.rmtree(_gone(directory), ignore_errors=True)  # of a removal that was cut short
         yield None
 

@@ -4,7 +4,6 @@ Two runs never touch each other; they share only DVC's cache (by copies or refli
 corrupt), the remote, the home directory, and fetched weights, which a run only reads.
 """
 
-import fcntl
 import logging
 import os
 import shutil
@@ -23,7 +22,7 @@ import yaml
 from srpo_core import config
 from srpo_core.artifacts import replacing
 from srpo_core.errors import ConfigError, SrpoError
-from srpo_core.runtime import processes
+from srpo_core.runtime import file_lock, processes
 from srpo_core.runtime.telemetry import quiet_environment
 from srpo_core.storage import store_uri
 
@@ -85,12 +84,12 @@ def open_workspace(
     """
     top = _top(checkout)
     home = Path(os.environ.get("SRPO_HOME", top / ".srpo")).absolute()
-    with _locked(home / "runs/lock"):
+    with file_lock.acquire(home / "runs/lock"):
         run = home / "runs" / f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"  # unique and in order, under the lock
         _sweep(top, home / "runs", keep - 1)
         run.mkdir()
-        held = _hold(run / "lock")
-    try:
+        held = file_lock.acquire(run / "lock")
+    with held:
         snapshot = checkout_snapshot(top) if revision is None else _commit(top, revision)
         commit = _commit(top, "HEAD" if revision is None else revision)
         path = run / "workspace"
@@ -100,8 +99,6 @@ def open_workspace(
         _share_dvc(workspace)
         _share_models(workspace)
         yield workspace
-    finally:
-        os.close(held)
 
 
 def checkout_snapshot(checkout: Path) -> str:
@@ -178,7 +175,7 @@ def bring_home(workspace: Workspace, stages: list[str]) -> bool:
         return False
     before = (top / lock).read_bytes() if (top / lock).exists() else None
     environment = {**workspace.environment(), "DVC_SITE_CACHE_DIR": str(workspace.home / "dvc")}
-    with _locked(workspace.home / "runs/home.lock"):
+    with file_lock.acquire(workspace.home / "runs/home.lock"):
         _write(top / lock, (workspace.path / lock).read_bytes())
         try:
             run_quietly(["dvc", "checkout", *stages], cwd=top, environment=environment)
@@ -279,7 +276,7 @@ def _share_models(workspace: Workspace) -> None:
 def _sweep(checkout: Path, runs: Path, keep: int) -> None:
     """End what dead runs left running, and remove all but the newest `keep` of their workspaces."""
     processes.end_leftovers()
-    dead = [run for run in sorted(runs.iterdir(), reverse=True) if run.is_dir() and not _alive(run)]
+    dead = [run for run in sorted(runs.iterdir(), reverse=True) if run.is_dir() and not _is_alive(run)]
     for run in dead[keep:]:
         with suppress(SrpoError):  # half made, or removed by hand: the directory goes below
             git(checkout, "worktree", "remove", "--force", "--force", str(run / "workspace"))
@@ -287,28 +284,9 @@ def _sweep(checkout: Path, runs: Path, keep: int) -> None:
     git(checkout, "worktree", "prune")
 
 
-def _alive(run: Path) -> bool:
-    try:
-        os.close(_hold(run / "lock"))
-    except BlockingIOError:
+def _is_alive(run: Path) -> bool:
+    lock = file_lock.try_acquire(run / "lock")
+    if lock is None:
         return True
+    lock.release()
     return False
-
-
-def _hold(path: Path) -> int:
-    """Lock a file for the life of this process; the kernel lets go when it dies. Raises BlockingIOError."""
-    file = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(file)
-        raise
-    return file
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
