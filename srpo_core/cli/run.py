@@ -5,6 +5,7 @@ import inspect
 import os
 import pkgutil
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -115,9 +116,28 @@ def report() -> None:
     rows = write_whole(whole, root=Path.cwd(), home=artifacts.home())
     show_verdict(passed=decision["passed"], reason=decision["reason"])
     typer.echo(f"report   {shortest(whole)}")
+    for line in win_counts(decision["rules"]):
+        typer.echo(line)
     if rows:
         hours = sum(row["device_hours"] for row in rows)
         typer.echo(f"cost     {hours:.3f} device hours in {len(rows)} stages timed here")
+
+
+def win_counts(rules: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield, for each rule of the gate that compares by win rate, in how many test images its metric rose and fell."""
+    from srpo_core.gates.pairs import CHAMPION, count_wins, pair_up
+
+    compared = [rule for rule in rules if rule["compare"] == "win_rate" and rule["value"] is not None]
+    if not compared:
+        return
+    pairs = pair_up(artifacts.read_table(artifacts.FIGURES), artifacts.FIGURES)
+    for rule in compared:
+        theirs = pairs.champion if rule["against"] == CHAMPION else pairs.base
+        assert theirs is not None, "a rule against the champion has a figure only if there is a champion"
+        metric, tie = rule["metric"], rule["tie"]
+        won, lost, even = count_wins(pairs.aligned[metric], theirs[metric], tie=tie)
+        within = f"within {tie:g} of each other" if tie else "unchanged"
+        yield f"wins     {metric} against the {rule['against']}: {won} of {len(pairs.seeds)} images gained, {lost} lost, {even} {within}"
 
 
 def _stage_function(name: str) -> Any:

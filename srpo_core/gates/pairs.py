@@ -47,6 +47,12 @@ class Pairs:
         return sums / np.bincount(self.prompt_index, minlength=len(self.prompts))
 
 
+def count_wins(ours: Floats, theirs: Floats, *, tie: float) -> tuple[int, int, int]:
+    """Count the pairs that `ours` wins, loses and ties; figures that differ by at most `tie` are a tie."""
+    ties = np.abs(ours - theirs) <= tie
+    return int(np.sum((ours > theirs) & ~ties)), int(np.sum((ours < theirs) & ~ties)), int(np.sum(ties))
+
+
 def pair_up(table: Any, source: Path) -> Pairs:
     """Pair an evaluation (a `pyarrow.Table`, one row per image and metric; see stage evaluate).
 

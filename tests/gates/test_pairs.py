@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from srpo_core.errors import ArtifactError
-from srpo_core.gates.pairs import pair_up
+from srpo_core.gates.pairs import count_wins, pair_up
 
 SOURCE = Path("runs/evaluate/figures.parquet")
 
@@ -90,3 +90,9 @@ def test_a_table_that_cannot_be_paired_is_named(rows, fault):
 def test_an_empty_table_is_no_evidence():
     with pytest.raises(ArtifactError, match="has 0 rows of the base"):
         pair_up(table(ROWS).slice(0, 0), SOURCE)
+
+
+def test_wins_losses_and_ties_are_counted_and_a_difference_as_large_as_the_tie_is_one():
+    ours, theirs = np.array([0.9, 0.1, 0.5, 0.5, np.nan]), np.array([0.2, 0.8, 0.5, 0.25, 0.5])
+    assert count_wins(ours, theirs, tie=0.25) == (1, 1, 2)
+    assert count_wins(ours, theirs, tie=0.0) == (2, 1, 1)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -59,6 +60,11 @@ def test_a_copy_of_the_report_has_the_formats_and_what_the_run_cost(checkout, fi
     assert '<td class="name">bf16</td>' not in (checkout.path / "runs/report/report.html").read_text()
     said = checkout.srpo("report").stdout
     assert "report   .srpo/report.html" in said
+    assert re.search(
+        r"^wins     judge_wanted against the base: \d+ of 120 images gained, \d+ lost, \d+ within 0.05",
+        said,
+        re.M,
+    )
     assert f"device hours in {len(STAGES)} stages timed here" in said
     assert whole.read_text() == page
 
