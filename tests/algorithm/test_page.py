@@ -1,4 +1,4 @@
-"""docs/algorithm.md leads from each equation to its function, and has a section for every method."""
+"""docs/algorithm.md names the function of each equation and has a section for every method."""
 
 import importlib
 import re
@@ -7,25 +7,25 @@ from pathlib import Path
 from srpo_core.algorithm import METHODS
 
 PAGE = (Path(__file__).parents[2] / "docs/algorithm.md").read_text(encoding="utf-8")
-FLOORS = ("srpo_core.algorithm", "srpo_core")
+PACKAGES = ("srpo_core.algorithm", "srpo_core.training")
 
 
 def find(module, name):
-    """An attribute such as Learner.step of a module of the algorithm, or of a floor above it."""
-    for floor in FLOORS:
+    """Return an attribute such as Learner.step of a module of the algorithm or of training."""
+    for package in PACKAGES:
         try:
-            found = importlib.import_module(f"{floor}.{module}")
+            found = importlib.import_module(f"{package}.{module}")
         except ModuleNotFoundError:
             continue
         for part in name.split("."):
             found = getattr(found, part)
         return found
-    raise AssertionError(f"{module} is no module")
+    raise AssertionError(f"no module {module} in {', '.join(PACKAGES)}")
 
 
-def test_every_equation_leads_to_a_function_that_exists():
+def test_every_equation_names_a_function_that_exists():
     table = PAGE[
-        PAGE.index("| what | formula | where |") : PAGE.index("\n\n", PAGE.index("| what | formula"))
+        PAGE.index("| what | formula | function |") : PAGE.index("\n\n", PAGE.index("| what | formula"))
     ]
     rows = table.splitlines()[2:]
     for row in rows:
@@ -36,7 +36,7 @@ def test_every_equation_leads_to_a_function_that_exists():
     assert len(rows) >= 15
 
 
-def test_every_method_has_a_section_with_the_file_that_holds_it():
+def test_every_method_has_a_section_that_names_its_file():
     for name, entry in METHODS.items():
         section = PAGE[PAGE.index(f"\n### {name}\n") :]
         file = entry.run.__module__.rsplit(".", 1)[1] + ".py"
