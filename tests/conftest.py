@@ -1,4 +1,4 @@
-"""Fixtures that several parts of the tests share."""
+"""Share fixtures between the tests, and distribute the tests over pytest-xdist's workers."""
 
 import os
 import sys
@@ -10,6 +10,30 @@ from srpo_core.config import load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = ["red apple", "crab", "tiger face", "penguin", "rose"]
+
+# The tests of a group run on one worker, in order: they share a Prefect server, a run of the pipeline, a Ray
+# cluster. Every other file is a group. Groups start in the order given here, the longest first, so that no worker
+# runs alone at the end.
+GROUPS = {
+    "pipeline": "flows",
+    "flows": "flows",
+    "training/test_kills.py": "kills",
+}
+
+
+def group_of(path: Path) -> str:
+    """Return the group of a test file: that of its path in `GROUPS`, or of its directory, or the file alone."""
+    name = path.relative_to(ROOT / "tests").as_posix()
+    return GROUPS.get(name) or GROUPS.get(name.split("/")[0]) or name
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Keep the tests of a group together, and start the long groups first."""
+    order = list(dict.fromkeys(GROUPS.values()))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item.path)))
+    items.sort(key=lambda item: order.index(name) if (name := group_of(item.path)) in order else len(order))
 
 
 @pytest.fixture(scope="session", autouse=True)

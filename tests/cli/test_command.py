@@ -1,21 +1,54 @@
+"""The command line: its exit codes, and errors of one line.
+
+`srpo` runs in the test's own process; `srpo_process` starts one, where the start or the end of a process is tested.
+"""
+
+import logging
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
+
+from srpo_core.cli.app import OURS
+from srpo_core.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 
 
-def srpo(*arguments, cwd=ROOT, **environment):
-    """Run the command line as a user does."""
-    import os
+@pytest.fixture
+def srpo(monkeypatch, capsys):
+    """A function that runs the command line as a user does, without a new process."""
+    levels = {name: logging.getLogger(name).level for name in OURS}
+    # a stage ends with its parent; this process is no stage
+    monkeypatch.setattr("srpo_core.runtime.processes.die_with_parent", lambda: None)
 
+    def run(*arguments, cwd=ROOT, **environment):
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["srpo", *arguments])
+        capsys.readouterr()
+        with (
+            mock.patch.dict(os.environ, {"NO_COLOR": "1", **environment}),
+            pytest.raises(SystemExit) as ended,
+        ):
+            main()
+        printed = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, ended.value.code, printed.out, printed.err)
+
+    yield run
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def srpo_process(*arguments, cwd=ROOT):
+    """Start the command line as a process."""
     return subprocess.run(
         [sys.executable, "-m", "srpo_core", *arguments],
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -31,13 +64,13 @@ def fails_in_one_line(done, code):
 
 @pytest.fixture
 def project(tmp_path):
-    """A directory with settings alone."""
+    """A directory that contains only the settings."""
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     return tmp_path
 
 
 def test_help_names_every_command():
-    done = srpo("--help")
+    done = srpo_process("--help")
     assert done.returncode == 0
     for command in [
         "align",
@@ -55,46 +88,46 @@ def test_help_names_every_command():
         assert f" {command} " in done.stdout
 
 
-def test_without_a_command_the_help_is_shown():
+def test_without_a_command_the_help_is_shown(srpo):
     assert srpo().stdout == srpo("--help").stdout
 
 
-def test_an_unknown_command_is_one_line():
-    assert "No such command 'fly'" in fails_in_one_line(srpo("fly"), 2)
+def test_an_unknown_command_is_an_error_of_one_line():
+    assert "No such command 'fly'" in fails_in_one_line(srpo_process("fly"), 2)
 
 
-def test_a_missing_argument_is_one_line():
-    assert "see 'srpo draw --help'" in fails_in_one_line(srpo("generate"), 2)
+def test_a_missing_argument_is_an_error_of_one_line(srpo):
+    assert "see 'srpo generate --help'" in fails_in_one_line(srpo("generate"), 2)
 
 
-def test_an_unknown_stage_lists_the_known_ones():
+def test_an_unknown_stage_lists_the_known_ones(srpo):
     assert "known are check_reward, embed, evaluate" in fails_in_one_line(srpo("stage", "fly"), 2)
 
 
-def test_an_unknown_key_in_the_settings_is_named(project):
+def test_an_unknown_key_in_the_settings_is_named(srpo, project):
     with (project / "params.yaml").open("a") as file:
         file.write("speed: 3\n")
     assert "params.yaml: unknown key 'speed'" in fails_in_one_line(srpo("stage", "gate", cwd=project), 2)
 
 
-def test_a_missing_key_in_the_settings_is_named(project):
+def test_a_missing_key_in_the_settings_is_named(srpo, project):
     text = re.sub(r"(train:\n(?:.*\n)*?)  batch_size: .*\n", r"\1", (project / "params.yaml").read_text())
     (project / "params.yaml").write_text(text)
     assert "missing key 'train.batch_size'" in fails_in_one_line(srpo("stage", "train", cwd=project), 2)
 
 
-def test_settings_that_are_not_yaml_are_named(project):
+def test_a_settings_file_that_is_not_yaml_is_named(srpo, project):
     (project / "params.yaml").write_text("seed: [0\n")
     assert "params.yaml is not YAML" in fails_in_one_line(srpo("stage", "train", cwd=project), 2)
 
 
-def test_a_missing_output_names_the_stage_to_run(project):
+def test_a_missing_output_names_the_stage_to_run(srpo, project):
     line = fails_in_one_line(srpo("stage", "gate", cwd=project), 1)
     assert "is missing: run 'dvc repro" in line
 
 
-def test_debug_shows_the_trace(project):
-    done = srpo("--debug", "stage", "gate", cwd=project)
+def test_debug_shows_the_traceback(project):
+    done = srpo_process("--debug", "stage", "gate", cwd=project)
     assert done.returncode != 0
     assert "Traceback" in done.stderr
 
@@ -113,27 +146,27 @@ def test_the_code_of_another_checkout_is_refused(project):
     assert "has code of its own" in fails_in_one_line(done, 2)
 
 
-def test_profiles_are_listed_and_printed():
+def test_profiles_are_listed_and_printed(srpo):
     assert "tiny" in srpo("profile").stdout.split()
     assert srpo("profile", "tiny").stdout == (ROOT / "profiles/tiny.yaml").read_text()
 
 
-def test_an_unknown_profile_lists_the_known_ones():
+def test_an_unknown_profile_lists_the_known_ones(srpo):
     assert "unknown profile 'giant': known are" in fails_in_one_line(srpo("profile", "giant"), 2)
 
 
-def test_a_setting_without_a_value_shows_how_it_is_written():
+def test_a_setting_without_a_value_shows_the_syntax(srpo):
     assert "write KEY=VALUE" in fails_in_one_line(srpo("align", "--set", "train.steps"), 2)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [("train.steps=[", "is not a YAML value"), ("train.steps=", "no value")]
+    ("change", "message"), [("train.steps=[", "is not a YAML value"), ("train.steps=", "no value")]
 )
-def test_a_setting_without_a_sound_value_is_one_line(change, said):
-    assert said in fails_in_one_line(srpo("align", "--set", change), 2)
+def test_a_setting_with_an_invalid_value_is_an_error_of_one_line(srpo, change, message):
+    assert message in fails_in_one_line(srpo("align", "--set", change), 2)
 
 
-def test_the_doctor_sees_a_store_that_is_a_file(tmp_path):
+def test_the_doctor_reports_a_store_that_is_a_file(srpo, tmp_path):
     (tmp_path / "store").write_text("")
     done = srpo("doctor", SRPO_STORE=str(tmp_path / "store"))
     assert done.returncode == 1
@@ -141,22 +174,22 @@ def test_the_doctor_sees_a_store_that_is_a_file(tmp_path):
 
 
 def test_an_unknown_setting_on_the_command_line_is_named():
-    assert "unknown key 'train.stes'" in fails_in_one_line(srpo("align", "--set", "train.stes=3"), 2)
+    assert "unknown key 'train.stes'" in fails_in_one_line(srpo_process("align", "--set", "train.stes=3"), 2)
 
 
-def test_the_doctor_names_what_is_missing(project):
+def test_the_doctor_lists_what_is_missing(srpo, project):
     done = srpo("doctor", cwd=project, SRPO_STORE=str(project / "store"))
     assert done.returncode == 1
     assert "✗ weights   assets/tiny/family/base is missing, and models.lock has no such entry" in done.stdout
     assert "✗ packages  requirements.lock is missing" in done.stdout
 
 
-def test_the_doctor_is_content_in_the_project(tmp_path):
+def test_the_doctor_reports_no_problem_in_the_project(srpo, tmp_path):
     done = srpo("doctor", SRPO_STORE=str(tmp_path / "store"))
     assert done.returncode == 0, done.stdout
     assert "✗" not in done.stdout
 
 
-def test_an_unknown_release_is_one_line(tmp_path):
+def test_an_unknown_release_is_an_error_of_one_line(srpo, tmp_path):
     line = fails_in_one_line(srpo("verify", "none-such", SRPO_STORE=str(tmp_path / "store")), 1)
     assert "none-such" in line

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import road
+import short_pipeline
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,7 +80,7 @@ def stop(worker):
 
 def test_a_run_started_over_the_api_with_a_changed_seed_finishes(prefect_server, tmp_path):
     """The real road, with the short settings."""
-    checkout = road.make_checkout(tmp_path / "checkout")
+    checkout = short_pipeline.make_checkout(tmp_path / "checkout")
     worker_environment = deploy(prefect_server, checkout.path)
     align = prefect_server.call("/deployments/name/align/align")
     run = prefect_server.call(

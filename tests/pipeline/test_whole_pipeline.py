@@ -9,7 +9,7 @@ import time
 
 import psutil
 import pytest
-import road
+import short_pipeline
 import yaml
 from ray_head import ray_head
 
@@ -19,7 +19,7 @@ REPRODUCED = ["ingest", "embed", "train", "select", "quantize"]
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
-    return road.make_checkout(tmp_path_factory.mktemp("road") / "checkout")
+    return short_pipeline.make_checkout(tmp_path_factory.mktemp("road") / "checkout")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def first(checkout):
     return done
 
 
-@pytest.mark.road
+@pytest.mark.whole_run
 def test_the_road_ends_with_a_verdict_a_report_and_a_release(checkout, first):
     assert "verdict  passed" in first.stdout
     assert "report   .srpo/report.html" in first.stdout
@@ -42,14 +42,14 @@ def test_the_road_ends_with_a_verdict_a_report_and_a_release(checkout, first):
     assert checkout.steps_trained() == [4]
 
 
-@pytest.mark.road
+@pytest.mark.whole_run
 def test_every_stage_shows_its_start_and_its_end(first):
     for stage in STAGES:
         assert f"▸ {stage}" in first.stderr
         assert f"✓ {stage}" in first.stderr
 
 
-@pytest.mark.road
+@pytest.mark.whole_run
 def test_a_copy_of_the_report_has_the_formats_and_what_the_run_cost(checkout, first):
     whole = checkout.path / next(
         line.split()[1] for line in first.stdout.splitlines() if line.startswith("report")
@@ -69,14 +69,14 @@ def test_a_copy_of_the_report_has_the_formats_and_what_the_run_cost(checkout, fi
     assert whole.read_text() == page
 
 
-@pytest.mark.road
+@pytest.mark.whole_run
 def test_the_release_is_whole_and_draws_an_image(checkout, first):
     assert "files are as they were published" in checkout.srpo("verify", "candidate").stdout
     checkout.srpo("generate", "--release", "candidate", "red apple", "--output", ".srpo/apple.png")
     assert (checkout.path / ".srpo/apple.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.road
+@pytest.mark.whole_run
 def test_a_second_run_with_nothing_changed_runs_nothing(checkout, first):
     again = checkout.srpo("align", "--profile", "tiny")
     for stage in STAGES:
@@ -85,14 +85,14 @@ def test_a_second_run_with_nothing_changed_runs_nothing(checkout, first):
     assert first.stdout.splitlines()[-1] == again.stdout.splitlines()[-1]
 
 
-@pytest.mark.road
+@pytest.mark.whole_run
 def test_dvc_repro_after_it_is_a_no_op(checkout, first):
     done = checkout.run("dvc", "repro")
     assert "Running stage" not in done.stdout
     assert "up to date" in done.stdout
 
 
-@pytest.mark.road
+@pytest.mark.whole_run
 def test_dvc_exp_show_lists_the_figures_of_every_rule_of_the_gate(checkout, first):
     shown = json.loads(checkout.run("dvc", "exp", "show", "--json").stdout)
     (here,) = (row["data"] for row in shown if row["rev"] == "workspace")
@@ -109,12 +109,12 @@ def test_dvc_exp_show_lists_the_figures_of_every_rule_of_the_gate(checkout, firs
         }
 
 
-@pytest.mark.road
+@pytest.mark.whole_run
 def test_a_run_leaves_the_checkout_as_it_was_but_for_the_lock(checkout, first):
     assert checkout.git("status", "--porcelain").split() in ([], ["??", "dvc.lock"], ["M", "dvc.lock"])
 
 
-@pytest.mark.road
+@pytest.mark.whole_run
 def test_a_refusal_is_a_result_and_nothing_is_published(checkout, first):
     before = checkout.srpo("releases").stdout
     refused = checkout.srpo("align", "--set", "gate.rules.style_gained.margin=2", check=False)
@@ -206,7 +206,7 @@ def commands_of(path):
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     """A checkout whose run was killed with kill -9 after its first checkpoint, in the middle of training."""
-    checkout = road.make_checkout(tmp_path_factory.mktemp("killed") / "checkout")
+    checkout = short_pipeline.make_checkout(tmp_path_factory.mktemp("killed") / "checkout")
     resume = checkout.path / ".srpo/resume"
     with subprocess.Popen(
         checkout.command("align", "--set", "train.steps=8"),

@@ -94,6 +94,7 @@ def place_of(store):
     return name, prefix
 
 
+@pytest.mark.serial  # spreads its kills over a time that it has measured
 def test_twenty_kills_leave_no_half_version(any_store, source):
     # how long one takes here, on a store of its own
     whole = publisher(f"{any_store.uri}-of-its-own", source)

@@ -220,6 +220,7 @@ def test_after_the_whole_ray_session_is_killed_the_same_command_goes_on(job, tmp
     assert run.steps_told().count(3) == 1
 
 
+@pytest.mark.serial  # the watchdog waits 15 s: on a busy machine a slow step would count as a stall
 def test_workers_that_stand_still_start_again_and_the_rank_at_fault_is_named(job, tmp_path, expected):
     patient = settings(job, tmp_path, "stuck")
     stall = patient.resources.stall.model_copy(update={"factor": 3.0, "least_seconds": 15.0})
@@ -233,6 +234,7 @@ def test_workers_that_stand_still_start_again_and_the_rank_at_fault_is_named(job
     assert run.steps_told() == [1, 2, 3, 3, 4, 5, 6]
 
 
+@pytest.mark.serial  # a neighbour's run may end the same process
 def test_a_retry_ends_what_the_killed_try_left_behind(tmp_path):
     """A process that bears the mark of an owner who is dead, as all that the stage starts does."""
     script = (

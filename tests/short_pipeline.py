@@ -1,4 +1,4 @@
-"""A clone of this repository in which a test runs the road, with settings that make it short."""
+"""Clone this repository and run the whole pipeline in the clone, with settings that keep it short."""
 
 import json
 import os
