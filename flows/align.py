@@ -19,6 +19,7 @@ from prefect.transactions import Transaction, get_transaction, transaction
 from flows import display
 from flows.form import SettingsPatch
 from srpo_core import artifacts, release
+from srpo_core.config import write_settings
 from srpo_core.errors import StageError
 from srpo_core.preflight.consistency import require_consistent
 from srpo_core.report.full_report import write_whole
@@ -31,7 +32,6 @@ from srpo_core.workspace.worktree import (
     fetch_data,
     has_settings_of_checkout,
     open_workspace,
-    write_settings,
 )
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from flows.environment import prepare_environment
+from srpo_core.config import patched_settings
 from srpo_core.preflight.consistency import require_consistent
-from srpo_core.workspace.worktree import settings_of
 
 if TYPE_CHECKING:
     from flows.align import AlignResult
@@ -33,7 +33,7 @@ def run_align(
     form = parse_patch(patch)
     if revision is None:  # what is wrong is said before a server starts; the flow looks again, where it runs
         changes = form.model_dump(mode="json", exclude_none=True)
-        require_consistent(settings_of(Path.cwd(), profile=profile, patch=changes))
+        require_consistent(patched_settings(Path.cwd(), profile=profile, patch=changes))
     from flows.align import align
 
     # called directly, a flow gives the data of the state that it returns

@@ -17,9 +17,11 @@ from srpo_core.config.files import (
     PROFILES_DIR,
     load_settings,
     patched,
+    patched_settings,
     profile_names,
     profile_path,
     read_values,
+    write_settings,
 )
 from srpo_core.config.parts import (
     BranchName,
@@ -95,7 +97,9 @@ __all__ = [
     "load_settings",
     "parse_settings",
     "patched",
+    "patched_settings",
     "profile_names",
     "profile_path",
     "read_values",
+    "write_settings",
 ]

@@ -1,5 +1,6 @@
 """Read params.yaml and the presets in profiles/; merge changes into them."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,3 +64,48 @@ def patched(values: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, An
         old = merged.get(key)
         merged[key] = patched(old, new) if isinstance(old, Mapping) and isinstance(new, Mapping) else new
     return merged
+
+
+def patched_settings(directory: Path, *, profile: str | None, patch: Mapping[str, Any]) -> Settings:
+    """Return the settings of a checkout with a patch applied; nothing is written.
+
+    profile: a preset in profiles/ of `directory`; None takes its params.yaml.
+
+    Raises:
+        ConfigError: the profile is unknown, or a setting is unknown, missing or out of range.
+    """
+    settings, _ = _patched(_source(directory, profile), directory, patch)
+    return settings
+
+
+def write_settings(directory: Path, *, profile: str | None, patch: Mapping[str, Any]) -> Settings:
+    """Write what `patched_settings` returns as params.yaml of a checkout, and return it.
+
+    A patch that changes nothing copies the file byte by byte, comments included.
+
+    Raises:
+        ConfigError: the profile is unknown, or a setting is unknown, missing or out of range.
+    """
+    source, target = _source(directory, profile), directory / PARAMS_FILE
+    settings, values = _patched(source, directory, patch)
+    if values is not None:
+        target.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    elif source != target:
+        shutil.copyfile(source, target)
+    return settings
+
+
+def _source(directory: Path, profile: str | None) -> Path:
+    return directory / PARAMS_FILE if profile is None else profile_path(profile, directory)
+
+
+def _patched(
+    source: Path, directory: Path, patch: Mapping[str, Any]
+) -> tuple[Settings, dict[str, Any] | None]:
+    """Return the patched settings, and their values if the patch changes any."""
+    values = read_values(source)
+    merged = patched(values, patch)
+    where = str(source.relative_to(directory))
+    if merged == values:
+        return parse_settings(values, where), None
+    return parse_settings(merged, f"{where} with the patch"), merged

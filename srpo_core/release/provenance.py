@@ -4,8 +4,7 @@ import hashlib
 import json
 import os
 import platform
-import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +15,7 @@ from srpo_core.artifacts import sha256
 from srpo_core.config import PARAMS_FILE, load_settings, parse_settings, read_values
 from srpo_core.errors import ArtifactError
 from srpo_core.release.layout import existing
+from srpo_core.workspace.git import try_git
 
 LOCK: Final = Path("dvc.lock")
 DIGITS: Final = 12
@@ -60,14 +60,14 @@ def git_state(root: Path) -> dict[str, Any]:
     Of files that the commit lacks only names are told, whether git was told to add them or not: a run's workspace holds
     whatever lies untracked in the checkout, and that may be a password. All are None outside of a git checkout.
     """
-    revision = _git(root, "rev-parse", "HEAD")
+    revision = try_git(root, "rev-parse", "HEAD")
     if revision is None:
         return {"revision": None, "diff": None, "untracked": None}
     place = ("HEAD", "--", ".", f":(exclude){LOCK}")
     changes = ("diff", "--no-ext-diff", "--no-color", "--no-renames")
-    diff = _git(root, *changes, "--binary", "--diff-filter=a", *place)
-    added = _git(root, *changes, "--name-only", "-z", "--diff-filter=A", *place) or ""
-    untracked = _git(root, "ls-files", "--others", "--exclude-standard", "-z") or ""
+    diff = try_git(root, *changes, "--binary", "--diff-filter=a", *place)
+    added = try_git(root, *changes, "--name-only", "-z", "--diff-filter=A", *place) or ""
+    untracked = try_git(root, "ls-files", "--others", "--exclude-standard", "-z") or ""
     names = {*added.split("\0"), *untracked.split("\0")} - {"", str(LOCK)}
     return {"revision": revision.strip(), "diff": diff or None, "untracked": sorted(names)}
 
@@ -132,15 +132,3 @@ def _files_below(directory: Path) -> Iterator[tuple[str, Path]]:
 def _md5(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    """What git prints, or None where there is no git checkout."""
-    environment: Mapping[str, str] = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
-    try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=root, env=environment, capture_output=True, check=False
-        )
-    except FileNotFoundError:
-        return None
-    return done.stdout.decode(errors="replace") if done.returncode == 0 else None

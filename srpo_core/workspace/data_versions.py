@@ -14,11 +14,12 @@ from typing import Any, Final
 
 import yaml
 
-from srpo_core import config
+from srpo_core.config import PARAMS_FILE, write_settings
 from srpo_core.data.images import find_images
 from srpo_core.errors import ConfigError, DataError, SrpoError, StoreError
+from srpo_core.workspace.git import git, run_command
 from srpo_core.workspace.reproduce import run_in_workspace
-from srpo_core.workspace.worktree import Workspace, git, run_quietly, write_settings
+from srpo_core.workspace.worktree import Workspace
 
 SPLITS: Final = ("train", "test")
 
@@ -58,7 +59,7 @@ def check(workspace: Workspace, name: str, on_line: Callable[[str], None]) -> No
         workspace, "the data are not taken", [sys.executable, "-m", "srpo_core", "stage", "ingest"], on_line
     )
     shutil.rmtree(workspace.path / "runs/ingest", ignore_errors=True)
-    git(workspace.path, "checkout", "--quiet", "HEAD", "--", str(config.PARAMS_FILE))
+    git(workspace.path, "checkout", "--quiet", "HEAD", "--", str(PARAMS_FILE))
 
 
 def track(workspace: Workspace, name: str) -> str:
@@ -176,7 +177,7 @@ def _directory_hash(workspace: Workspace, name: str) -> str:
 
 
 def _dvc(workspace: Workspace, *arguments: str) -> None:
-    run_quietly(["dvc", *arguments], cwd=workspace.path, environment=workspace.environment())
+    run_command(["dvc", *arguments], cwd=workspace.path, environment=workspace.environment())
 
 
 def _identity(workspace: Workspace) -> Mapping[str, str]:

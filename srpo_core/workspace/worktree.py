@@ -7,24 +7,22 @@ corrupt), the remote, the home directory, and fetched weights, which a run only 
 import logging
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import yaml
-
-from srpo_core import config
 from srpo_core.artifacts import replacing
+from srpo_core.config import PARAMS_FILE
 from srpo_core.errors import ConfigError, SrpoError
 from srpo_core.runtime import file_lock, processes
 from srpo_core.runtime.telemetry import quiet_environment
 from srpo_core.storage import store_uri
+from srpo_core.workspace.git import git, run_command, without_git_variables
 
 KEEP_WORKSPACES: Final = 3
 MODELS: Final = "models"  # where `srpo fetch` puts weights, see models.lock
@@ -53,9 +51,8 @@ class Workspace:
 
     def environment(self) -> dict[str, str]:
         """The variables for commands in this workspace: its own code, the shared home, no telemetry."""
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
         return {
-            **inherited,
+            **without_git_variables(),
             **quiet_environment(),
             "DVC_SITE_CACHE_DIR": str(self.site_cache),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
@@ -115,42 +112,6 @@ def checkout_snapshot(checkout: Path) -> str:
         return git(checkout, "write-tree", environment=environment)
 
 
-def write_settings(workspace: Path, *, profile: str | None, patch: Mapping[str, Any]) -> config.Settings:
-    """Write a profile with a patch laid over it as the workspace's params.yaml, and return the settings.
-
-    profile: a preset in profiles/; None keeps the workspace's own params.yaml. An empty patch copies the
-    file as it is, comments included.
-
-    Raises:
-        ConfigError: the profile is unknown, or a setting is unknown, missing or out of range.
-    """
-    target, source = workspace / config.PARAMS_FILE, _source(workspace, profile)
-    settings = settings_of(workspace, profile=profile, patch=patch)
-    values = config.read_values(source)
-    if (merged := config.patched(values, patch)) != values:
-        target.write_text(yaml.safe_dump(merged, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    elif source != target:
-        shutil.copyfile(source, target)
-    return settings
-
-
-def settings_of(directory: Path, *, profile: str | None, patch: Mapping[str, Any]) -> config.Settings:
-    """The settings that `write_settings` would write for a checkout or workspace, which stays as it is.
-
-    Raises:
-        ConfigError: the profile is unknown, or a setting is unknown, missing or out of range.
-    """
-    source = _source(directory, profile)
-    values = config.read_values(source)
-    merged = config.patched(values, patch)
-    where = str(source.relative_to(directory))
-    return config.parse_settings(merged, where if merged == values else f"{where} with the patch")
-
-
-def _source(directory: Path, profile: str | None) -> Path:
-    return directory / config.PARAMS_FILE if profile is None else config.profile_path(profile, directory)
-
-
 def fetch_data(workspace: Workspace, data: Sequence[str]) -> None:
     """Restore data that `*.dvc` files name, from the cache or else the default remote.
 
@@ -158,7 +119,7 @@ def fetch_data(workspace: Workspace, data: Sequence[str]) -> None:
         SrpoError: neither has it.
     """
     if data:
-        run_quietly(
+        run_command(
             ["dvc", "pull", "--quiet", *data], cwd=workspace.path, environment=workspace.environment()
         )
 
@@ -178,7 +139,7 @@ def bring_home(workspace: Workspace, stages: list[str]) -> bool:
     with file_lock.acquire(workspace.home / "runs/home.lock"):
         _write(top / lock, (workspace.path / lock).read_bytes())
         try:
-            run_quietly(["dvc", "checkout", *stages], cwd=top, environment=environment)
+            run_command(["dvc", "checkout", *stages], cwd=top, environment=environment)
         except SrpoError as error:
             _write(top / lock, before)
             log.warning("the results stay in %s: %s", workspace.path, error)
@@ -188,7 +149,7 @@ def bring_home(workspace: Workspace, stages: list[str]) -> bool:
 
 def has_settings_of_checkout(workspace: Workspace) -> bool:
     """Whether params.yaml is the checkout's, to the byte."""
-    ours, theirs = (top / config.PARAMS_FILE for top in (workspace.path, workspace.checkout))
+    ours, theirs = (top / PARAMS_FILE for top in (workspace.path, workspace.checkout))
     return ours.read_bytes() == theirs.read_bytes()
 
 
@@ -200,17 +161,6 @@ def _write(path: Path, content: bytes | None) -> None:
         partial.write_bytes(content)
 
 
-def run_quietly(command: list[str], *, cwd: Path, environment: Mapping[str, str]) -> str:
-    """Run a short command and return its output. Raises `SrpoError` with the last line that it printed."""
-    done = subprocess.run(
-        command, cwd=cwd, env=dict(environment), capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        lines = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()
-        raise SrpoError(f"'{' '.join(command[:3])}' in {cwd} failed: {lines[-1]}")
-    return done.stdout.strip()
-
-
 def _top(checkout: Path) -> Path:
     try:
         return Path(git(checkout, "rev-parse", "--show-toplevel"))
@@ -219,19 +169,6 @@ def _top(checkout: Path) -> Path:
             f"{checkout} is not a git checkout, so a run cannot have a workspace of its own: "
             f"clone the repository with git ({error})"
         ) from None
-
-
-def git(cwd: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
-    """Run git and return its output, without the user's hooks and without GIT_ variables of a caller that is itself a hook."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    no_hooks = {
-        "GIT_CONFIG_COUNT": "1",
-        "GIT_CONFIG_KEY_0": "core.hooksPath",
-        "GIT_CONFIG_VALUE_0": os.devnull,
-    }
-    return run_quietly(
-        ["git", *arguments], cwd=cwd, environment={**inherited, **no_hooks, **(environment or {})}
-    )
 
 
 def _commit(checkout: Path, revision: str) -> str:

@@ -10,7 +10,8 @@ from flows.data import data
 from flows.form import parse_patch
 from srpo_core.errors import ConfigError, DataError, StageError, StoreError
 from srpo_core.workspace import data_versions
-from srpo_core.workspace.worktree import git, open_workspace
+from srpo_core.workspace.git import git
+from srpo_core.workspace.worktree import open_workspace
 
 ROOT = Path(__file__).resolve().parents[2]
 HPD = ROOT / "assets/tiny/hpd"

@@ -8,12 +8,12 @@ import pytest
 import yaml
 from dvc.config import Config
 
-from srpo_core.config import load_settings
+from srpo_core.config import load_settings, write_settings
 from srpo_core.errors import ConfigError, StageError
 from srpo_core.runtime.processes import OWNER
 from srpo_core.workspace import worktree
 from srpo_core.workspace.reproduce import reproduce
-from srpo_core.workspace.worktree import bring_home, checkout_snapshot, open_workspace, write_settings
+from srpo_core.workspace.worktree import bring_home, checkout_snapshot, open_workspace
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,0 +1,64 @@
+"""Run git, DVC and other short commands and return what they print."""
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from srpo_core.errors import SrpoError
+
+# what this project does in a checkout must not start the user's own hooks
+_NO_HOOKS = {
+    "GIT_CONFIG_COUNT": "1",
+    "GIT_CONFIG_KEY_0": "core.hooksPath",
+    "GIT_CONFIG_VALUE_0": os.devnull,
+}
+
+
+def run_command(command: Sequence[str], *, cwd: Path, environment: Mapping[str, str]) -> str:
+    """Run a command and return its output, stripped.
+
+    Raises:
+        SrpoError: it failed; the message has the last line that it printed.
+    """
+    done = _run(command, cwd, environment)
+    if done.returncode:
+        printed = (done.stderr.strip() or done.stdout.strip()).decode(errors="replace")
+        reason = (printed or f"exit code {done.returncode}").splitlines()[-1]
+        raise SrpoError(f"'{' '.join(command[:3])}' in {cwd} failed: {reason}")
+    return done.stdout.decode(errors="replace").strip()
+
+
+def git(cwd: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
+    """Run git without the user's hooks and return its output, stripped.
+
+    `GIT_*` variables of this process are ignored: a git hook that calls this project sets some of them.
+
+    Raises:
+        SrpoError: git failed; the message has the last line that it printed.
+    """
+    return run_command(["git", *arguments], cwd=cwd, environment=_git_environment() | dict(environment or {}))
+
+
+def try_git(cwd: Path, *arguments: str) -> str | None:
+    """Run git as `git` does and return its output unstripped, or None if it failed or is not installed."""
+    try:
+        done = _run(["git", *arguments], cwd, _git_environment())
+    except FileNotFoundError:
+        return None
+    return None if done.returncode else done.stdout.decode(errors="replace")
+
+
+def without_git_variables() -> dict[str, str]:
+    """Return this process's environment without `GIT_*`."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+
+def _git_environment() -> dict[str, str]:
+    return without_git_variables() | _NO_HOOKS
+
+
+def _run(
+    command: Sequence[str], cwd: Path, environment: Mapping[str, str]
+) -> "subprocess.CompletedProcess[bytes]":
+    return subprocess.run(command, cwd=cwd, env=dict(environment), capture_output=True, check=False)
