@@ -66,7 +66,7 @@ def test_the_reward_ranks_unseen_subjects_above_chance(figures):
 def test_the_readme_s_table_tells_the_figures_of_the_recipe(figures, readme):
     vae, measured, reward = figures["vae"], figures["measure"], figures["reward"]
     assert f"{vae['psnr_unseen_db']:.1f} dB on unseen subjects in all styles" in readme
-    assert f"{vae['psnr_seen_db']:.1f} dB on the 3D pictures of seen ones" in readme
+    assert f"{vae['psnr_seen_db']:.1f} dB on the 3D images of seen ones" in readme
     assert f"squared error of the velocity {short(figures['base']['loss'])}" in readme
     assert f"judge A names all right, B {short(measured['top1_b'])}" in readme
     assert measured["top1_a"] == measured["top5_a"] == measured["top5_b"] == 1
@@ -119,7 +119,7 @@ def test_the_readme_tells_what_guidance_does(figures, readme):
         cells = (", ".join(short(at[f"{kind}{style}_{j}"]) for j in ("a", "b")) for kind, style in columns)
         assert f"| {guidance} | {' | '.join(cells)} |" in readme
     cells = (", ".join(short(real[f"sees_{style}_{j}"]) for j in ("a", "b")) for style in STYLES)
-    assert f"| real pictures of unseen subjects | | {' | '.join(cells)} |" in readme
+    assert f"| real images of unseen subjects | | {' | '.join(cells)} |" in readme
 
 
 @pytest.mark.parametrize("pair", ["3D-Flat", "3D-Ink", "3D-Noto", "Flat-Ink", "Flat-Noto", "Ink-Noto"])
