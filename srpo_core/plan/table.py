@@ -89,7 +89,9 @@ def _time(plan: Plan) -> Table:
     precision = "" if plan.settings.generate.autocast else ", in float32 (draw.autocast is false)"
     for stage, draws in plan.generated.items():
         where = "one device" if draws.devices == 1 else f"{draws.devices} devices"
-        table.add_row(f"{stage} draws {draws.images:,} images on {where}{precision}", _duration(draws.hours))
+        table.add_row(
+            f"{stage} draws {draws.num_images:,} images on {where}{precision}", _duration(draws.hours)
+        )
     table.add_row("device hours, of training and of these images", f"{plan.device_hours:.1f}")
     if plan.cost is not None:
         table.add_row(f"at {cluster.price} an hour", f"{plan.cost:.2f}")

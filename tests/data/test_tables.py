@@ -40,23 +40,23 @@ def test_a_limit_takes_pairs_from_all_over_the_table():
     assert chosen == [pair.pair_id for pair in tables.read_pairs("test", 100)]
 
 
-def test_images_come_back_by_path_across_shards(monkeypatch, expected):
+def test_images_come_back_by_path_across_shards(monkeypatch, image):
     monkeypatch.setattr(tables, "ROWS_PER_SHARD", 300)
-    rows = [(f"train/{number:04d}.png", expected((number % 256, 0, 9)), 6, 4) for number in range(700)]
+    rows = [(f"train/{number:04d}.png", image((number % 256, 0, 9)), 6, 4) for number in range(700)]
     assert tables.write_images(iter(rows)) == 700
     shards = sorted(artifacts.IMAGES.iterdir())
     assert [pq.read_metadata(shard).num_rows for shard in shards] == [300, 300, 100]
     images = tables.read_images(["train/0650.png", "train/0001.png", "train/0650.png"])
-    assert {path: image.getpixel((5, 3)) for path, image in images.items()} == {
+    assert {path: found.getpixel((5, 3)) for path, found in images.items()} == {
         "train/0001.png": (1, 0, 9),
         "train/0650.png": (650 % 256, 0, 9),
     }
-    assert all((image.mode, image.size) == ("RGB", (6, 4)) for image in images.values())
+    assert all((found.mode, found.size) == ("RGB", (6, 4)) for found in images.values())
     assert pq.read_table(shards[2], columns=["image"])["image"][99].as_py() == rows[699][1]
 
 
-def test_a_path_that_no_shard_holds_is_named(expected):
-    tables.write_images([("train/a.png", expected("red"), 6, 4)])
+def test_a_path_that_no_shard_holds_is_named(image):
+    tables.write_images([("train/a.png", image("red"), 6, 4)])
     with pytest.raises(ArtifactError, match=r"does not hold 'train/b\.png' \(1 of 2 are missing\)"):
         tables.read_images(["train/a.png", "train/b.png"])
 

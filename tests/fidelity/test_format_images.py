@@ -87,7 +87,7 @@ def test_prompts_are_taken_at_even_distances_so_that_every_style_is_among_them(t
     assert found.aligned - found.base == pytest.approx(1)
     assert found.base == pytest.approx(sum(prompts.index(prompt) for prompt in found.prompts) / 16)
     assert format_images.evaluated_images(200, "reward").prompts == prompts
-    with pytest.raises(ConfigError, match="evaluate drew 200"):
+    with pytest.raises(ConfigError, match="evaluate generated 200"):
         format_images.evaluated_images(201, "reward")
 
 

@@ -145,7 +145,7 @@ def test_whatever_decides_an_image_or_a_figure_gives_the_shards_another_name(job
         "generate": GenerateSettings(num_inference_steps=3, guidance_scale=3.5, batch_size=4, autocast=False),
         "metrics": ["diversity"],
         "transformer": ROOT / "assets/tiny/family/base/transformer",
-        "images": replace(job.image_set, seed=1),
+        "image_set": replace(job.image_set, seed=1),
         "context": replace(context, control_words=ControlWords.of(wanted=["3D"], unwanted=["Ink"])),
     }
     names = {fingerprint(replace(job, **{key: value})) for key, value in changed.items()}

@@ -225,16 +225,16 @@ def test_run_time_and_cost_follow_from_a_step():
 def test_the_images_that_later_stages_draw_are_counted_for_every_model_and_format():
     plan = of_flux(8)
     formats = len(plan.settings.quantize.formats)
-    images = {stage: draws.images for stage, draws in plan.draws.items()}
+    images = {stage: generated.num_images for stage, generated in plan.generated.items()}
     # the base and checkpoints 5, 10, 15, 19; base and aligned; formats
     assert images == {"select": 5 * 100 * 2, "evaluate": 2 * 200 * 4, "quantize": 16 * formats}
     assert plan.flops_of_an_image == pytest.approx(50 / 25 * plan.flops["rollout"] / plan.images)
-    with_champion = of_flux(8, champion="flux1-dev-0123456789ab").draws["evaluate"]
-    assert with_champion.images == 3 * 200 * 4
-    evaluate, quantize = plan.draws["evaluate"], plan.draws["quantize"]
+    with_champion = of_flux(8, champion="flux1-dev-0123456789ab").generated["evaluate"]
+    assert with_champion.num_images == 3 * 200 * 4
+    evaluate, quantize = plan.generated["evaluate"], plan.generated["quantize"]
     assert (evaluate.devices, quantize.devices) == (8, 1)
     assert evaluate.hours == pytest.approx(200 * plan.flops_of_an_image / (0.4 * 989 * TERA) / 3600)
-    assert of_flux(8, generate={"autocast": False}).draws["evaluate"].hours == pytest.approx(
+    assert of_flux(8, generate={"autocast": False}).generated["evaluate"].hours == pytest.approx(
         15 * evaluate.hours
     )
 

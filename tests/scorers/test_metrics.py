@@ -118,7 +118,7 @@ def test_a_word_that_is_trained_three_times_as_often_weighs_three_times_as_much(
     words = ControlWords.model_validate(
         {
             "use": "own",
-            "generate": "in_turn",
+            "choice": "in_turn",
             "library": {"own": {"wanted": {"A": 3, "B": 1}, "unwanted": {"C": 2}}},
         }
     )

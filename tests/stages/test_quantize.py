@@ -244,7 +244,7 @@ def test_bf16_cannot_be_left_out_of_a_release(road):
 
 
 def test_more_images_than_evaluate_drew_or_an_unmeasured_gain_is_named(road):
-    with pytest.raises(ConfigError, match="num_prompts is 9, but evaluate drew 5: lower it"):
+    with pytest.raises(ConfigError, match="num_prompts is 9, but evaluate generated 5: lower it"):
         run(formats("bf16").model_copy(update={"num_prompts": 9}))
     with pytest.raises(
         ConfigError, match=r"quantize\.gain 'diversity' was not evaluated: known are judge_wanted"

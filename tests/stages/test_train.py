@@ -182,7 +182,7 @@ def test_workers_that_fail_every_time_fail_the_run_after_a_bounded_number_of_sta
         started.append(attempt)
         raise launch._GroupFailedError("step 8 stood still for 61 s at rank 1")
 
-    monkeypatch.setattr(train, "_fit_once", fail)
+    monkeypatch.setattr(launch, "_fit_once", fail)
     with pytest.raises(SrpoError, match=r"^training failed 3 times: step 8 stood still for 61 s at rank 1$"):
         launch.fit(job)
     assert [attempt.resume for attempt in started] == [0, 0, 0]
@@ -196,7 +196,7 @@ def test_a_run_that_has_all_its_steps_starts_no_worker(job, monkeypatch):
     import torch
 
     Worker(job, rank=0, world=1, device=torch.device("cpu")).run()
-    monkeypatch.setattr(train, "_fit_once", None)
+    monkeypatch.setattr(launch, "_fit_once", None)
     launch.fit(job)
 
 
