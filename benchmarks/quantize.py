@@ -22,9 +22,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from srpo_core.quantizers.flux_checkpoint import CONFIG, WEIGHTS
 from srpo_core.quantizers.key_map import Architecture
-from srpo_core.weights.files import Entry, HashedFile, safetensors_head
+from srpo_core.weights.files import CONFIG, WEIGHTS, Entry, HashedFile, safetensors_head
 
 HIDDEN, HEAD, JOINT, POOLED, CHANNELS, TIME = 3072, 128, 4096, 768, 64, 256
 # gigabytes in bfloat16 of a double block, a single block and the rest

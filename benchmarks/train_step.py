@@ -30,7 +30,8 @@ from trial import job_of
 from srpo_core.algorithm import method_of
 from srpo_core.algorithm.method import TrainBatch
 from srpo_core.config import Settings, TrainSettings, load_settings, patched
-from srpo_core.models.flux import FluxBase, pack
+from srpo_core.models.base import Base
+from srpo_core.models.flux import POOLED_EMBEDS, PROMPT_EMBEDS, Flux, pack
 from srpo_core.protocols import Condition
 from srpo_core.randomness import Draws, keyed_noise
 from srpo_core.scorers.open_clip import OpenClipReward
@@ -98,7 +99,7 @@ def train_settings(spec: StepSpec, *, pairs: int, source: str) -> TrainSettings:
 
 def learner_of(spec: StepSpec, settings: TrainSettings) -> Learner:
     """The project's learner on the specification's models."""
-    model = FluxBase(spec.flux, spec.vae, None, height=spec.args["h"], width=spec.args["w"])
+    model = Base(Flux(spec.vae, None, height=spec.args["h"], width=spec.args["w"]), spec.flux, spec.vae)
     reward = OpenClipReward(spec.clip, spec.image_size, spec.context_length)
     return Learner(model, reward, adamw(spec.flux, settings), settings, method_of(settings))
 
@@ -107,7 +108,7 @@ def batch_of(spec: StepSpec, step: int, *, real: Tensor | None = None) -> TrainB
     """The batch of a step, on the same noise, texts and midpoint as the literal step."""
     return TrainBatch(
         prompts=[spec.caption],
-        condition=Condition(spec.prompt_embeds, spec.pooled),
+        condition=Condition({PROMPT_EMBEDS: spec.prompt_embeds, POOLED_EMBEDS: spec.pooled}),
         noise=pack(spec.noise(step)).float(),
         draws=SpecDraws(0, step, [0], spec.mid_timestep),
         real={} if real is None else {0: real},

@@ -1,6 +1,6 @@
 """What interchangeable parts must offer: the shapes that algorithm, stages and registries agree on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -14,21 +14,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Condition:
-    """Encoded prompts of one batch.
+    """Encoded prompts of one batch, as a bundle of named tensors.
 
-    prompt_embeds: (B, L, D) of the T5 encoder; pooled: (B, P) of the CLIP text encoder.
+    tensors: (B, ...) by name, one row per prompt. The base model defines the names: FLUX has `prompt_embeds` and
+    `pooled_prompt_embeds`.
     """
 
-    prompt_embeds: "Tensor"
-    pooled: "Tensor"
+    tensors: Mapping[str, "Tensor"]
 
-    def __getitem__(self, rows: Any) -> "Condition":
-        """Select rows of the batch."""
-        return Condition(self.prompt_embeds[rows], self.pooled[rows])
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """Join batches of prompts in the order given; all parts hold the same names."""
+        import torch
 
-    def to(self, device: "torch.device") -> "Condition":
-        """The same on a device."""
-        return Condition(self.prompt_embeds.to(device), self.pooled.to(device))
+        return cls({name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors})
+
+    def __len__(self) -> int:
+        """Number of prompts."""
+        return len(next(iter(self.tensors.values())))
+
+    def __getitem__(self, rows: Any) -> Self:
+        """Select rows of the batch by a slice or a list of indices."""
+        return type(self)({name: tensor[rows] for name, tensor in self.tensors.items()})
+
+    def to(self, target: "torch.device | torch.dtype") -> Self:
+        """Move all tensors to a device, or cast the floating-point ones to a type."""
+        import torch
+
+        return type(self)(
+            {
+                name: tensor
+                if isinstance(target, torch.dtype) and not tensor.is_floating_point()
+                else tensor.to(target)
+                for name, tensor in self.tensors.items()
+            }
+        )
 
 
 class VelocityModel(Protocol):
@@ -73,10 +93,6 @@ class BaseModel(Protocol):
 
     def weights_changed(self) -> None:
         """Bring the copy for rollouts, if there is one, to the trained weights; after every optimizer step."""
-        ...
-
-    def encode(self, images: "Tensor") -> "Tensor":
-        """Turn images (B, 3, H, W) in [0, 1] into packed latents (B, S, C), without gradients or draws."""
         ...
 
     def decode(self, latents: "Tensor") -> "Tensor":

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from srpo_core.algorithm.method import TrainBatch
 from srpo_core.config import TrainSettings, load_settings, patched
-from srpo_core.models.flux import FluxBase, pack
+from srpo_core.models.base import Base
+from srpo_core.models.flux import POOLED_EMBEDS, PROMPT_EMBEDS, Flux, pack
 from srpo_core.protocols import Condition
 
 ROOT = Path(__file__).parents[1]
@@ -101,7 +102,7 @@ class Golden:
         missing, unexpected = vae.load_state_dict(self.state("model.vae."), strict=False)
         assert not unexpected
         assert not [name for name in missing if not name.startswith("encoder.")]  # no step encodes
-        return FluxBase(transformer.train(), vae, None, height=height, width=width)
+        return Base(Flux(vae, None, height=height, width=width), transformer.train(), vae)
 
     @cached_property
     def rewards(self):
@@ -183,8 +184,10 @@ class Golden:
         return TrainBatch(
             prompts=[self.json["captions"][caption]],
             condition=Condition(
-                self["input.encoder_hidden_states"][caption : caption + 1],
-                self["input.pooled_prompt_embeds"][caption : caption + 1],
+                {
+                    PROMPT_EMBEDS: self["input.encoder_hidden_states"][caption : caption + 1],
+                    POOLED_EMBEDS: self["input.pooled_prompt_embeds"][caption : caption + 1],
+                }
             ),
             noise=pack(noise).float(),
             draws=OneMidpoint(midpoint),

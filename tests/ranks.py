@@ -69,14 +69,13 @@ def inputs_in_double():
     """Let what a worker reads and draws be float64, and every later cast to float32 one to float64."""
     import torch
 
-    from srpo_core.protocols import Condition
     from srpo_core.training import worker as trainer
 
     read, noise = trainer.read_embeddings, trainer.keyed_noise
 
     def read_double(split):
         texts, styles, condition = read(split)
-        return texts, styles, Condition(condition.prompt_embeds.double(), condition.pooled.double())
+        return texts, styles, condition.to(torch.float64)
 
     trainer.read_embeddings = read_double
     trainer.keyed_noise = lambda *key: noise(*key).double()

@@ -178,7 +178,8 @@ def fingerprint(job: GenerationJob) -> str:
         [image_set.purpose, list(image_set.prompts), image_set.seeds_per_prompt, image_set.seed],
     ]
     digest = hashlib.sha256(json.dumps(parts).encode())
-    for tensor in (image_set.condition.prompt_embeds, image_set.condition.pooled):
+    for name, tensor in sorted(image_set.condition.tensors.items()):
+        digest.update(name.encode())
         digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     roots = [
         Path(job.model.path),

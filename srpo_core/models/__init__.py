@@ -1,23 +1,20 @@
 """Base models. To add one: a module beside `flux.py` and a line in `BASES`."""
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from srpo_core.config import ModelSettings, TrainSettings
-from srpo_core.errors import pick
-from srpo_core.models.flux import (
-    encode_flux_images,
-    encode_flux_prompts,
-    load_flux,
-    load_flux_transformer,
-)
+from srpo_core.errors import DataError, pick
+from srpo_core.models import loading
+from srpo_core.models.architecture import BaseEntry
+from srpo_core.models.flux import FLUX
 from srpo_core.models.lora import add_lora, initialize_lora, merge_lora, write_lora
 from srpo_core.models.sharding import read_base_weights, shard
 from srpo_core.protocols import BaseModel, Condition
+from srpo_core.weights.files import CONFIG, WEIGHTS
 from srpo_core.weights.shards import join_shards, read_whole
 
 if TYPE_CHECKING:
@@ -25,64 +22,25 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed.device_mesh import DeviceMesh
 
-
-class PromptEncoder(Protocol):
-    """Encodes prompts by the base's text encoders."""
-
-    def __call__(
-        self, settings: ModelSettings, prompts: Sequence[str], *, batch_size: int, device: "torch.device"
-    ) -> Condition:
-        """Encode prompts in the order given on a device; the result lies on the CPU."""
-        ...
+BASES: Final[Mapping[str, BaseEntry]] = MappingProxyType({"flux": FLUX})
 
 
-class ImageEncoder(Protocol):
-    """Encodes images by the base's VAE."""
-
-    def __call__(
-        self, settings: ModelSettings, batches: "Iterable[Tensor]", *, device: "torch.device"
-    ) -> "Tensor":
-        """Encode batches of images in the order given on a device; the result lies on the CPU."""
-        ...
-
-
-class BaseLoader(Protocol):
-    """Loads a base model."""
-
-    def __call__(self, settings: ModelSettings, *, empty: bool = False) -> BaseModel:
-        """Load it, or leave its transformer without weights on the meta device."""
-        ...
-
-
-@dataclass(frozen=True)
-class BaseEntry:
-    """One entry of the registry `bases`: how to load it, its transformer alone, and how to encode inputs.
-
-    load: with `empty`, the transformer is left on the meta device.
-    """
-
-    load: "BaseLoader"
-    load_transformer: Callable[[Path], Any]
-    encode_prompts: PromptEncoder
-    encode_images: ImageEncoder
-
-
-BASES: Final[Mapping[str, BaseEntry]] = MappingProxyType(
-    {"flux": BaseEntry(load_flux, load_flux_transformer, encode_flux_prompts, encode_flux_images)}
-)
+def base_entry(settings: ModelSettings) -> BaseEntry:
+    """Return the registry entry of the settings' base model. Raises `ConfigError` if there is none."""
+    return pick(BASES, settings.base, "base model")
 
 
 def load_base(settings: ModelSettings, transformer: Path | None = None) -> BaseModel:
-    """Load the named base model for drawing, with its own weights or a directory's; none asks for a gradient.
+    """Load the base model for generation, with its own weights or a directory's; no parameter requires a gradient.
 
     Raises:
         ConfigError: there is no such base model.
         ArtifactError: a file is missing or damaged.
     """
-    base = pick(BASES, settings.base, "base model")
-    model = base.load(settings, empty=transformer is not None)
+    entry = base_entry(settings)
+    model = loading.load_base(entry, settings, empty=transformer is not None)
     if transformer is not None:
-        model.transformer = base.load_transformer(transformer)
+        model.transformer = loading.load_transformer(entry, transformer)
     model.transformer.requires_grad_(False)
     return model
 
@@ -95,15 +53,14 @@ def load_trainable(
     device: "torch.device",
     mesh: "DeviceMesh | None" = None,
 ) -> BaseModel:
-    """Load the base model to be trained on a device: all of it or adapters, whole or cut over `mesh` (FSDP2).
+    """Load the base model for training on a device: all weights or adapters, replicated or sharded over `mesh` (FSDP2).
 
-    Cut, it is never whole in memory: each worker reads its share of each tensor.
+    A sharded model is never whole in memory: each worker reads its share of each tensor.
     """
     import torch
 
-    base = pick(BASES, settings.base, "base model")
-    model = base.load(settings, empty=mesh is not None)
-    transformer: Any = model.transformer
+    model = loading.load_base(base_entry(settings), settings, empty=mesh is not None)
+    transformer = model.transformer
     if train.tune == "lora":
         transformer.to(getattr(torch, train.lora.frozen))
         add_lora(transformer, train.lora)
@@ -111,7 +68,7 @@ def load_trainable(
         if train.tune == "lora":
             initialize_lora(transformer, seed)
         return model.to(device).prepare(train.compute)
-    model.prepare(train.compute)  # blocks are compiled, and the copy for rollouts made, before they are cut
+    model.prepare(train.compute)  # compiles blocks and makes the rollout copy before the blocks are sharded
     shard(transformer, mesh, gather=torch.bfloat16 if train.compute.autocast else None)
     transformer.to_empty(device=device)
     read_base_weights(transformer, Path(settings.path) / "transformer")
@@ -121,15 +78,32 @@ def load_trainable(
     return model
 
 
+def meta_trainable(
+    settings: ModelSettings, train: TrainSettings, *, transformer: Mapping[str, Any], vae: Mapping[str, Any]
+) -> tuple[BaseModel, Condition]:
+    """Create the model that `load_trainable` would load, and a condition of one prompt, on the meta device.
+
+    transformer, vae: configurations of the two parts. Nothing is compiled or copied, and autocast is off.
+    """
+    model, condition = loading.meta_base(base_entry(settings), settings, transformer=transformer, vae=vae)
+    if train.tune == "lora":
+        add_lora(model.transformer, train.lora)
+    plain = {"autocast": False, "compile": False, "rollout_copy": False}
+    model.prepare(train.compute.model_copy(update=plain))
+    model.transformer.train()
+    return model, condition
+
+
 def load_transformer(settings: ModelSettings, directory: Path) -> Any:
     """Load a transformer that training saved, in the class of the settings' base model."""
-    return pick(BASES, settings.base, "base model").load_transformer(directory)
+    return loading.load_transformer(base_entry(settings), directory)
 
 
 def write_transformer(settings: ModelSettings, train: TrainSettings, shards: Path, directory: Path) -> None:
-    """Write what training saved in `shards` as a diffusers directory with one `diffusion_pytorch_model.safetensors`.
+    """Write the weights that training saved in `shards` as a diffusers directory with one safetensors file.
 
-    Adapters are merged into the base, and lie beside it in the form that diffusers' `load_lora_weights` reads.
+    Adapters are merged into the base and are also written beside it, in the form that diffusers' `load_lora_weights`
+    reads.
     """
     base = Path(settings.path) / "transformer"
     directory.mkdir(parents=True, exist_ok=True)
@@ -140,28 +114,49 @@ def write_transformer(settings: ModelSettings, train: TrainSettings, shards: Pat
         transformer.save_pretrained(directory, max_shard_size="1TB")
         write_lora(adapters, train.lora, directory)
     else:
-        shutil.copyfile(base / "config.json", directory / "config.json")
-        join_shards(shards, directory / "diffusion_pytorch_model.safetensors")
+        shutil.copyfile(base / CONFIG, directory / CONFIG)
+        join_shards(shards, directory / WEIGHTS)
 
 
 def encode_prompts(
     settings: ModelSettings, prompts: Sequence[str], *, batch_size: int, device: "torch.device | None" = None
 ) -> Condition:
-    """Encode prompts by the text encoders of the settings' base model, in the order given.
+    """Encode prompts with the text encoders of the settings' base model, in float32 and in the order given.
 
-    device: where they compute, None for the CPU, on which the result lies in any case.
+    device: where the encoders run, None for the CPU; the result is on the CPU in any case.
+
+    Raises:
+        DataError: there are no prompts.
+        ArtifactError: a file of the text encoders is missing or damaged.
     """
     import torch
 
-    encode = pick(BASES, settings.base, "base model").encode_prompts
-    return encode(settings, prompts, batch_size=batch_size, device=device or torch.device("cpu"))
+    if not prompts:
+        raise DataError("no prompts to encode: check the splits that 'srpo stage ingest' wrote")
+    entry, cpu = base_entry(settings), torch.device("cpu")
+    pipeline = loading.load_text_encoders(entry, settings).to(device or cpu)
+    batches = []
+    with torch.no_grad():
+        for start in range(0, len(prompts), batch_size):
+            condition = entry.encode_prompt(
+                pipeline,
+                prompts[start : start + batch_size],
+                max_sequence_length=settings.max_sequence_length,
+            )
+            batches.append(condition.to(torch.float32).to(cpu))
+    return Condition.concatenate(batches)
 
 
 def encode_images(
     settings: ModelSettings, batches: "Iterable[Tensor]", *, device: "torch.device"
 ) -> "Tensor":
-    """Packed latents (N, S, C) of batches of images (B, 3, H, W) in [0, 1], by the VAE of the settings' base model.
+    """Encode batches of images (B, 3, H, W) in [0, 1] to packed latents (N, S, C) with the base model's VAE.
 
-    device: where it computes; the result lies on the CPU.
+    device: where the VAE runs; the result is on the CPU.
     """
-    return pick(BASES, settings.base, "base model").encode_images(settings, batches, device=device)
+    import torch
+
+    entry = base_entry(settings)
+    vae = loading.load_vae(entry, settings).eval().to(device)
+    architecture = entry.architecture(vae, None, height=settings.height, width=settings.width)
+    return torch.cat([architecture.encode(vae, images.to(device)).cpu() for images in batches])

@@ -1,4 +1,4 @@
-"""Encoded prompts on disk: what the stage embed leaves for the stages that draw."""
+"""Encoded prompts on disk: the output of stage embed, read by the stages that generate images."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -27,13 +27,11 @@ def write_embeddings(
     """Write the prompts of a split, their style lists, their embeddings, and the latents of their real images."""
     from safetensors.torch import save_file
 
-    tensors = {
-        "prompt_embeds": condition.prompt_embeds.contiguous(),
-        "pooled_prompt_embeds": condition.pooled.contiguous(),
-    }
+    assert LATENTS not in condition.tensors, "the name is taken by the latents of real images"
+    tensors = {name: tensor.contiguous() for name, tensor in condition.tensors.items()}
     if latents is not None:
         tensors[LATENTS] = latents.contiguous()
-    # one entry: safetensors writes several in an order that changes from run to run
+    # a single entry: safetensors writes several in an order that changes from run to run
     metadata = {TEXTS: json.dumps({"prompts": list(prompts), "styles": list(styles)})}
     with replacing(_path(split)) as partial:
         save_file(tensors, partial, metadata)
@@ -47,7 +45,7 @@ def read_embeddings(split: str) -> tuple[list[str], list[str], Condition]:
     """
     with _opened(split) as file:
         texts = json.loads(file.metadata()[TEXTS])
-        condition = Condition(file.get_tensor("prompt_embeds"), file.get_tensor("pooled_prompt_embeds"))
+        condition = Condition({name: file.get_tensor(name) for name in file.keys() if name != LATENTS})  # noqa: SIM118
         return texts["prompts"], texts["styles"], condition
 
 
@@ -59,10 +57,10 @@ def read_texts(split: str) -> list[str]:
 
 
 def read_latents(split: str) -> "Tensor":
-    """Read the packed latents (N, S, C) of a real image of each prompt of a split.
+    """Read the packed latents (N, S, C) of one real image per prompt of a split.
 
     Raises:
-        ArtifactError: the file is missing, damaged, or was written for drawn images alone.
+        ArtifactError: the file is missing, damaged, or holds no latents because `train.rollout.source` was online.
     """
     with _opened(split) as file:
         latents: Tensor = file.get_tensor(LATENTS)

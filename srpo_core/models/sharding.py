@@ -1,4 +1,4 @@
-"""A transformer cut over the workers: FSDP2, one block gathered at a time."""
+"""Shard a transformer across workers with FSDP2, gathering one block at a time."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def shard(transformer: Any, mesh: "DeviceMesh", *, gather: "torch.dtype | None") -> None:
-    """Cut weights, gradients and with them the optimizer's state of each block, and of the rest, over `mesh`.
+    """Shard weights, gradients and so the optimizer's state over `mesh`: each block, then the rest.
 
-    Weights keep their type where they lie and are gathered in `gather`, or in their own, for each block's forward
-    and backward; gradients are summed over the workers in the type of the weights. In place: parameters become
-    DTensors.
+    Works in place: parameters become DTensors. Shards keep the type of the weights. A block's weights are gathered
+    as `gather`, or in their own type, for its forward and backward pass; gradients are summed over the workers in
+    the type of the weights.
     """
     import torch
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -24,11 +24,12 @@ def shard(transformer: Any, mesh: "DeviceMesh", *, gather: "torch.dtype | None")
     policy = MixedPrecisionPolicy(
         param_dtype=gather,
         reduce_dtype=None if gather is None else torch.float32,
-        cast_forward_inputs=False,  # autocast casts what a matrix product reads; positions stay in float32
+        cast_forward_inputs=False,  # autocast casts the inputs of matrix products; positions stay in float32
     )
     for block in blocks(transformer):
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    # the outermost too: left gathered after a forward pass alone, its parameters are not those that the optimizer knows
+    # Reshard the outermost module too: parameters that stay gathered after a forward pass without a backward pass
+    # are not those that the optimizer holds.
     fully_shard(transformer, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     for module in transformer.modules():
         if isinstance(module, FSDPModule):
@@ -37,20 +38,20 @@ def shard(transformer: Any, mesh: "DeviceMesh", *, gather: "torch.dtype | None")
 
 
 def whole(tensor: "Tensor") -> "Tensor":
-    """A tensor as a rank's own, whether it is cut over the workers or not; then every worker must ask for it."""
+    """Return a tensor in full on every rank. If it is sharded, all ranks must call this."""
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def blocks(transformer: Any) -> "list[torch.nn.Module]":
-    """The blocks of a diffusers transformer: what its class says must not be cut further."""
+    """List the blocks of a diffusers transformer in order of depth: the modules named in `_no_split_modules`."""
     names = set(transformer._no_split_modules or [])
     return [module for module in transformer.modules() if type(module).__name__ in names]
 
 
 def read_base_weights(transformer: Any, directory: Path) -> None:
-    """Fill a transformer, cut or whole, with a diffusers directory's weights; adapters beside them stay as they are.
+    """Fill a transformer, sharded or not, with the weights of a diffusers directory; adapters keep theirs.
 
     Raises:
         ArtifactError: the directory cannot be read, or lacks a tensor.

@@ -32,30 +32,15 @@ def meta_parts(settings: Settings) -> MetaParts:
         ConfigError: the reward is of a kind whose architecture is not known here.
     """
     import torch
-    from diffusers import AutoencoderKL, FluxTransformer2DModel
 
-    from srpo_core.models.checkpointing import checkpoint_blocks
-    from srpo_core.models.flux import FluxBase
-    from srpo_core.models.lora import add_lora
+    from srpo_core.models import meta_trainable
 
-    train, size = settings.train, settings.model
+    path = settings.model.path
+    model, condition = meta_trainable(
+        settings.model, settings.train, transformer=_config(path, "transformer"), vae=_config(path, "vae")
+    )
     with torch.device("meta"):
-        transformer = FluxTransformer2DModel.from_config(_config(size.path, "transformer"))
-        vae = AutoencoderKL.from_config(_config(size.path, "vae"))
         reward = _reward(settings)
-    if train.tune == "lora":
-        add_lora(transformer, train.lora)
-    model = FluxBase(transformer, vae, None, height=size.height, width=size.width)
-    checkpoint_blocks(transformer, train.compute.checkpoint_blocks)
-    if train.compute.checkpoint_decode:
-        vae.enable_gradient_checkpointing()
-    transformer.train()
-    config = transformer.config
-    with torch.device("meta"):
-        condition = Condition(
-            torch.empty(1, size.max_sequence_length, config.joint_attention_dim),
-            torch.empty(1, config.pooled_projection_dim),
-        )
     parameters = sum(p.numel() for p in reward.parameters())
     return MetaParts(model, reward, parameters, condition)
 

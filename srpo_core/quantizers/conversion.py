@@ -12,15 +12,15 @@ from srpo_core.errors import ConfigError
 from srpo_core.quantizers.encodings import Encoding
 from srpo_core.quantizers.flux_checkpoint import (
     CHUNK,
-    CONFIG,
     CONFIG_METADATA,
-    WEIGHTS,
     Chunk,
     FluxCheckpoint,
 )
 from srpo_core.quantizers.key_map import HIGH_PRECISION, Joint
 from srpo_core.weights.files import (
+    CONFIG,
     GGUF_ALIGNMENT,
+    WEIGHTS,
     Entry,
     HashedFile,
     gguf_head,

@@ -25,12 +25,11 @@ from srpo_core.quantizers.key_map import (
     diffusers_names,
     require_exact,
 )
+from srpo_core.weights.files import CONFIG, WEIGHTS
 
 if TYPE_CHECKING:
     import numpy as np
 
-CONFIG: Final = "config.json"
-WEIGHTS: Final = "diffusion_pytorch_model.safetensors"
 INDEX: Final = f"{WEIGHTS}.index.json"
 TRANSFORMER: Final = "transformer"
 # Under this key of a file's metadata our own single files carry the model's config.json.

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from srpo_core.artifacts import require
 from srpo_core.errors import ArtifactError
-from srpo_core.quantizers.flux_checkpoint import CONFIG
 from srpo_core.quantizers.key_map import diffusers_names
+from srpo_core.weights.files import CONFIG
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,8 +10,8 @@ import yaml
 
 from srpo_core.artifacts import LORA_FILE
 from srpo_core.config import Settings
-from srpo_core.quantizers import WEIGHTS
 from srpo_core.release.layout import checkpoint_file, format_files, gguf_file
+from srpo_core.weights.files import WEIGHTS
 
 PIPELINE_TAG: Final = "text-to-image"
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from srpo_core import artifacts
 from srpo_core.config import Settings
 from srpo_core.errors import ArtifactError, ConfigError
-from srpo_core.quantizers import WEIGHTS
+from srpo_core.weights.files import WEIGHTS
 
 # The format that the release's own pipeline loads.
 PIPELINE_FORMAT: Final = "bf16"

@@ -25,7 +25,6 @@ from srpo_core.models.embeddings import read_embeddings
 from srpo_core.protocols import BaseModel, Condition
 from srpo_core.quantizers import (
     REFERENCE,
-    WEIGHTS,
     WrittenFile,
     carry_lora,
     convert,
@@ -39,6 +38,7 @@ from srpo_core.randomness import keyed_noise
 from srpo_core.runtime.progress import progress_bar
 from srpo_core.runtime.ray_cluster import local_device
 from srpo_core.scorers.metrics import MetricContext, check_metrics
+from srpo_core.weights.files import WEIGHTS
 
 if TYPE_CHECKING:
     import torch
@@ -177,7 +177,7 @@ def _forward_pass(base: BaseModel, condition: Condition, seed: int, device: "tor
     """One velocity prediction (B, S, C) in float32, as a function of the transformer's weights."""
     import torch
 
-    count = len(condition.pooled)
+    count = len(condition)
     latents = keyed_noise((count, *base.latent_shape), seed, "quantize").to(device)
     timestep = (torch.arange(count, 0, -1) / count).to(device)
 

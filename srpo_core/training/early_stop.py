@@ -12,7 +12,7 @@ import torch
 from srpo_core.config import ControlWords, EarlyStop, GenerateSettings, ScorerSettings, TrainSettings
 from srpo_core.generation.images import ImageSet, generate_and_measure, mean_figures
 from srpo_core.models.embeddings import read_embeddings
-from srpo_core.protocols import BaseModel, Condition
+from srpo_core.protocols import BaseModel
 from srpo_core.scorers.metrics import MetricContext, check_metrics
 
 BASE: Final = "base_"  # the first step's row also holds what the judge said of the base
@@ -51,8 +51,9 @@ class Watch:
             return None
         texts, styles, condition = read_embeddings("train")
         rows = slice(min(rule.num_prompts, len(texts)))
-        condition = Condition(condition.prompt_embeds[rows].to(device), condition.pooled[rows].to(device))
-        image_set = ImageSet("early stop", texts[rows], styles[rows], condition, rule.seeds_per_prompt, seed)
+        image_set = ImageSet(
+            "early stop", texts[rows], styles[rows], condition[rows].to(device), rule.seeds_per_prompt, seed
+        )
         context = MetricContext(reward, judge, words, device=device)
         check_metrics([rule.metric, rule.objective], context, image_set.prompts, rule.seeds_per_prompt)
         roll = train.rollout

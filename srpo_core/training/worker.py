@@ -169,7 +169,7 @@ class Worker:
         noise = [keyed_noise(self.model.latent_shape, job.seed, *key) for key in keys]
         return TrainBatch(
             prompts=[self.prompts.texts[row] for row in rows],
-            condition=_to(self.prompts.condition[rows], self.device),
+            condition=self.prompts.condition[rows].to(self.device),
             noise=torch.stack(noise).to(self.device),
             draws=Draws(job.seed, step, samples),
             real=self._real_images(step, samples, rows),
@@ -226,7 +226,7 @@ def generate_samples(model: BaseModel, job: TrainJob, device: torch.device) -> T
     count = min(job.train.sample_prompts, len(texts))
     noise = torch.stack([keyed_noise(model.latent_shape, job.seed, "sample", text) for text in texts[:count]])
     return model.generate(
-        _to(condition[slice(count)], device),
+        condition[slice(count)].to(device),
         noise.to(device),
         num_inference_steps=job.train.rollout.num_inference_steps,
         guidance_scale=job.train.rollout.guidance_scale,
@@ -275,7 +275,3 @@ def _load_model(job: TrainJob, device: torch.device) -> BaseModel:
     model = load_trainable(job.model, job.train, seed=job.seed, device=device, mesh=mesh)
     model.transformer.train()
     return model
-
-
-def _to(condition: Condition, device: torch.device) -> Condition:
-    return Condition(condition.prompt_embeds.to(device), condition.pooled.to(device))

@@ -16,6 +16,9 @@ from srpo_core.artifacts import replacing
 if TYPE_CHECKING:
     import numpy as np
 
+CONFIG: Final = "config.json"
+WEIGHTS: Final = "diffusion_pytorch_model.safetensors"  # diffusers' name of a model's weights
+
 GGUF_ALIGNMENT: Final = 32
 GGUF_ARCHITECTURE: Final = "flux"
 

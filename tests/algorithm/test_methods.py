@@ -42,7 +42,9 @@ class Attentive(Linear):
     """A base whose velocity depends on all that it is told: the prompt, its pooled form and the guidance."""
 
     def velocity(self, latents, time, guidance, condition):
-        told = condition.prompt_embeds.mean((1, 2)) + 2 * condition.pooled.mean(1) + 0.1 * guidance
+        told = (
+            condition.tensors["text"].mean((1, 2)) + 2 * condition.tensors["pooled"].mean(1) + 0.1 * guidance
+        )
         return super().velocity(latents, time, guidance, condition) * (1 + told[:, None, None])
 
 
@@ -64,7 +66,7 @@ class Colours:
 @pytest.fixture
 def batch():
     noise = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    condition = Condition(torch.zeros(2, 1, 1), torch.zeros(2, 1))
+    condition = Condition({"text": torch.zeros(2, 1, 1), "pooled": torch.zeros(2, 1)})
     return TrainBatch(["r", "gg"], condition, noise, Draws(0, 1, [0, 1]), {}, "rrr", "bbb")
 
 
@@ -254,7 +256,12 @@ def test_a_batch_has_the_gradient_of_its_samples_one_by_one(settings, name, sour
     """Each sample keeps its own prompt, noise, levels and image."""
     generator = torch.Generator().manual_seed(3)
     noise, real = torch.randn(2, *SHAPE, generator=generator, dtype=torch.float64)
-    condition = Condition(torch.randn(2, 3, 2, generator=generator), torch.randn(2, 4, generator=generator))
+    condition = Condition(
+        {
+            "text": torch.randn(2, 3, 2, generator=generator),
+            "pooled": torch.randn(2, 4, generator=generator),
+        }
+    )
 
     def share(rows):
         images = {place: real[row] for place, row in enumerate(rows)} if source == "real" else {}

@@ -55,7 +55,7 @@ def images(monkeypatch):
     nothing = ScorerSettings(scorer="open_clip", path="nowhere")
     return FormatImages(
         Evaluated(["crab", "rose", "owl"], base=0.2, aligned=0.6),
-        Condition(torch.zeros(3, 1, 1), torch.zeros(3, 1)),
+        Condition({"pooled": torch.zeros(3, 1)}),
         0,
         GenerateSettings(num_inference_steps=1, guidance_scale=1.0, batch_size=2, autocast=False),
         MetricContext(nothing, nothing, ControlWords.of(["Ink"], ["3D"])),

@@ -36,7 +36,7 @@ class ShowsNoise:
         self.batches.append(len(noise))
         self.in_bfloat16_at_each.append(self._in_bfloat16)
         images = noise.transpose(1, 2).reshape(-1, 3, 2, 2) / 8 + 0.5
-        return images + condition.pooled[:, :1, None, None] * 0
+        return images + condition.tensors["pooled"][:, :1, None, None] * 0
 
 
 class GeneratesNan(ShowsNoise):
@@ -44,13 +44,13 @@ class GeneratesNan(ShowsNoise):
         images = super().generate(
             condition, noise, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
         )
-        images[condition.pooled[:, 0] == 1] = torch.nan
+        images[condition.tensors["pooled"][:, 0] == 1] = torch.nan
         return images
 
 
 def image_set(purpose="select", seed=0, seeds_per_prompt=2):
     numbers = torch.arange(3.0)
-    condition = Condition(numbers[:, None, None], numbers[:, None])
+    condition = Condition({"pooled": numbers[:, None]})
     return ImageSet(purpose, PROMPTS, ["a", "b", "b"], condition, seeds_per_prompt, seed)
 
 

@@ -10,8 +10,9 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from srpo_core.config import ComputeSettings, load_settings
 from srpo_core.errors import ConfigError
 from srpo_core.models import load_base
-from srpo_core.models.checkpointing import evenly_spread
-from srpo_core.models.flux import FluxBase
+from srpo_core.models.base import Base
+from srpo_core.models.checkpointing import evenly_spaced_share
+from srpo_core.models.flux import POOLED_EMBEDS, PROMPT_EMBEDS, Flux
 from srpo_core.protocols import Condition
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +51,7 @@ def base(*, layers=2, single_layers=4, channels=(8, 16), **changes):
         shift_factor=0.1,
     )
     side = 8 * 2 ** (len(channels) - 1)  # 8 latents a side, 16 tokens
-    made = FluxBase(transformer.train(), vae, None, height=side, width=side)
+    made = Base(Flux(vae, None, height=side, width=side), transformer.train(), vae)
     return made.prepare(ComputeSettings(**{**OFF, **changes}))
 
 
@@ -61,7 +62,12 @@ def inputs():
     def noise(*shape):
         return torch.randn(shape, generator=generator)
 
-    return noise(2, 16, 16), torch.tensor([0.835, 0.278]), 3.5, Condition(noise(2, 5, 12), noise(2, 10))
+    return (
+        noise(2, 16, 16),
+        torch.tensor([0.835, 0.278]),
+        3.5,
+        Condition({PROMPT_EMBEDS: noise(2, 5, 12), POOLED_EMBEDS: noise(2, 10)}),
+    )
 
 
 def gradients(model, inputs):
@@ -130,13 +136,13 @@ def test_diffusers_own_forward_computes_the_chosen_blocks_again_too(inputs):
         assert all(torch.equal(actual[name], results[0][0][name]) for name in actual)
 
 
-def test_the_chosen_share_of_blocks_is_evenly_spread():
+def test_the_chosen_share_of_blocks_is_evenly_spaced_share():
     blocks = list(range(12))
-    assert evenly_spread(blocks, 0) == []
-    assert evenly_spread(blocks, 0.25) == [3, 7, 11]
-    assert evenly_spread(blocks, 0.5) == [1, 3, 5, 7, 9, 11]
-    assert evenly_spread(blocks, 1) == blocks
-    assert [len(evenly_spread(range(100), n / 100)) for n in range(101)] == list(range(101))
+    assert evenly_spaced_share(blocks, 0) == []
+    assert evenly_spaced_share(blocks, 0.25) == [3, 7, 11]
+    assert evenly_spaced_share(blocks, 0.5) == [1, 3, 5, 7, 9, 11]
+    assert evenly_spaced_share(blocks, 1) == blocks
+    assert [len(evenly_spaced_share(range(100), n / 100)) for n in range(101)] == list(range(101))
 
 
 def test_autocast_stays_near_float32_and_leaves_weights_gradients_and_results_in_it(inputs):
@@ -163,7 +169,10 @@ def test_images_drawn_under_autocast_keep_no_copy_of_the_weights_between_steps(m
     generation.transformer.register_forward_hook(lambda *_: cached.append(torch.is_autocast_cache_enabled()))
     config = generation.transformer.config
     condition = Condition(
-        torch.zeros(1, 4, config.joint_attention_dim), torch.zeros(1, config.pooled_projection_dim)
+        {
+            PROMPT_EMBEDS: torch.zeros(1, 4, config.joint_attention_dim),
+            POOLED_EMBEDS: torch.zeros(1, config.pooled_projection_dim),
+        }
     )
     with generation.autocast(enabled=True):
         generation.generate(

@@ -11,15 +11,15 @@ PROMPTS, STYLES = ["red apple", 'a "quoted" crab', "猫"], ["food", "nature", ""
 @pytest.fixture
 def condition(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return Condition(torch.randn(3, 4, 8), torch.randn(3, 5))
+    return Condition({"prompt_embeds": torch.randn(3, 4, 8), "pooled_prompt_embeds": torch.randn(3, 5)})
 
 
 def test_what_is_written_is_read_again(condition):
     write_embeddings("train", PROMPTS, STYLES, condition)
     prompts, styles, again = read_embeddings("train")
     assert (prompts, styles) == (PROMPTS, STYLES)
-    assert torch.equal(again.prompt_embeds, condition.prompt_embeds)
-    assert torch.equal(again.pooled, condition.pooled)
+    assert again.tensors.keys() == condition.tensors.keys()
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in condition.tensors.items())
 
 
 def test_the_same_embeddings_give_the_same_bytes(condition, tmp_path):

@@ -6,8 +6,8 @@ import torch
 from srpo_core.algorithm.rollout import rollout
 from srpo_core.config import load_settings
 from srpo_core.errors import ArtifactError, ConfigError
-from srpo_core.models import encode_prompts, load_base
-from srpo_core.models.flux import image_ids, load_flux_transformer, pack, unpack
+from srpo_core.models import encode_images, encode_prompts, load_base, load_transformer
+from srpo_core.models.flux import image_ids, pack, unpack
 from srpo_core.randomness import keyed_noise
 
 ROOT = Path(__file__).parents[2]
@@ -47,16 +47,19 @@ def test_position_ids_count_rows_and_columns():
 
 def test_prompts_are_encoded_one_by_one_as_in_a_batch(settings, condition):
     alone = encode_prompts(settings, ["tiger face"], batch_size=1)
-    assert torch.allclose(alone.prompt_embeds, condition.prompt_embeds[2:], atol=1e-5)
-    assert torch.allclose(alone.pooled, condition.pooled[2:], atol=1e-5)
+    assert alone.tensors.keys() == {"prompt_embeds", "pooled_prompt_embeds"}
+    for name, tensor in alone.tensors.items():
+        assert torch.allclose(tensor, condition.tensors[name][2:], atol=1e-5)
 
 
 def test_our_rollout_draws_what_the_pipeline_draws(base, condition):
     """The same sigmas in both; ours truncates the time input to thousandths, hence the tolerance."""
     noise = torch.stack([keyed_noise(base.latent_shape, 0, "test", row) for row in range(3)])
     images = base.generate(condition, noise, num_inference_steps=16, guidance_scale=3.5)
-    base.scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / 16, 16).tolist(), mu=0.4594)
-    latents = rollout(base.velocity, noise, condition, sigmas=base.scheduler.sigmas, guidance=3.5)
+    base.architecture.scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / 16, 16).tolist(), mu=0.4594)
+    latents = rollout(
+        base.velocity, noise, condition, sigmas=base.architecture.scheduler.sigmas, guidance=3.5
+    )
     ours = base.decode(latents).clamp(0, 1)
     assert float((ours - images).detach().abs().mean()) < 0.01
 
@@ -105,10 +108,10 @@ def test_decoding_carries_gradients_to_the_latents_and_none_to_the_vae(base):
     assert all(parameter.grad is None for parameter in base.vae.parameters())
 
 
-def test_images_come_back_from_their_latents(base, condition):
+def test_images_come_back_from_their_latents(settings, base, condition):
     noise = torch.stack([keyed_noise(base.latent_shape, 0, "test", row) for row in range(3)])
     images = base.generate(condition, noise, num_inference_steps=16, guidance_scale=3.5)
-    latents = base.encode(images)
+    latents = encode_images(settings, [images[:2], images[2:]], device=torch.device("cpu"))
     assert latents.shape == noise.shape
     error = float((base.decode(latents).detach().clamp(0, 1) - images).abs().mean())
     between = float((images - images.roll(1, 0)).abs().mean())
@@ -131,5 +134,5 @@ def test_damaged_weights_are_named_in_one_line(settings, tmp_path):
     whole = (source / "diffusion_pytorch_model.safetensors").read_bytes()
     (tmp_path / "diffusion_pytorch_model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ArtifactError, match="cannot be read as model weights") as caught:
-        load_flux_transformer(tmp_path)
+        load_transformer(settings, tmp_path)
     assert "\n" not in str(caught.value)

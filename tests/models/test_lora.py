@@ -41,8 +41,10 @@ def velocity(base):
     from srpo_core.protocols import Condition
 
     condition = Condition(
-        torch.randn(2, 12, config.joint_attention_dim, generator=generator),
-        torch.randn(2, config.pooled_projection_dim, generator=generator),
+        {
+            "prompt_embeds": torch.randn(2, 12, config.joint_attention_dim, generator=generator),
+            "pooled_prompt_embeds": torch.randn(2, config.pooled_projection_dim, generator=generator),
+        }
     )
     latents = torch.randn(2, *base.latent_shape, generator=generator)
     with torch.no_grad():

@@ -8,7 +8,8 @@ import torch
 from srpo_core.algorithm import method_of
 from srpo_core.algorithm.method import TrainBatch
 from srpo_core.config import load_settings
-from srpo_core.models.flux import FluxBase
+from srpo_core.models.base import Base
+from srpo_core.models.flux import POOLED_EMBEDS, PROMPT_EMBEDS, Flux
 from srpo_core.models.lora import add_lora, initialize_lora
 from srpo_core.protocols import Condition
 from srpo_core.randomness import Draws
@@ -35,7 +36,7 @@ def sliced(monkeypatch):
     add_lora(transformer, settings.train.lora)
     initialize_lora(transformer, settings.seed)
     vae = AutoencoderKL.from_config(architecture["vae"])
-    model = FluxBase(transformer.train(), vae, None, height=64, width=64)
+    model = Base(Flux(vae, None, height=64, width=64), transformer.train(), vae)
     rollout = settings.train.rollout.model_copy(update={"num_inference_steps": 2})
     # in float32: a CPU may have no bfloat16, and then needs minutes for it
     compute = settings.train.compute.model_copy(update={"autocast": False})
@@ -56,7 +57,7 @@ def test_one_step_at_true_width_moves_the_adapters_and_nothing_else(sliced):
     learner = Learner(model, reward, adamw(model.transformer, train), train, method_of(train))
     batch = TrainBatch(
         prompts=["red apple"],
-        condition=Condition(torch.randn(1, 16, 4096), torch.randn(1, 768)),
+        condition=Condition({PROMPT_EMBEDS: torch.randn(1, 16, 4096), POOLED_EMBEDS: torch.randn(1, 768)}),
         noise=torch.randn(1, *model.latent_shape),
         draws=Draws(0, 1, [0]),
         real={},

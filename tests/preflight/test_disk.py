@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from srpo_core.config import load_settings
-from srpo_core.models.flux import load_flux_transformer
+from srpo_core.models import load_transformer
 from srpo_core.preflight.disk import bytes_of_run, count_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,7 +17,7 @@ def settings(profile):
 
 def test_weights_are_counted_as_the_model_has_them():
     directory = ROOT / "assets/tiny/family/base/transformer"
-    weights = load_flux_transformer(directory).parameters()
+    weights = load_transformer(settings("tiny").model, directory).parameters()
     assert count_weights(directory) == sum(parameter.numel() for parameter in weights)
 
 

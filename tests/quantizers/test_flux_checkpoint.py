@@ -9,8 +9,9 @@ from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
 from srpo_core.errors import ConfigError, DataError
-from srpo_core.quantizers import QUANTIZERS, WEIGHTS, convert, open_flux
+from srpo_core.quantizers import QUANTIZERS, convert, open_flux
 from srpo_core.quantizers.key_map import bfl_names
+from srpo_core.weights.files import WEIGHTS
 
 BF16 = {"bf16": QUANTIZERS["bf16"]}
 

@@ -7,8 +7,9 @@ from safetensors.torch import load_file, save_file
 
 from srpo_core.artifacts import LORA_FILE, sha256
 from srpo_core.errors import DataError
-from srpo_core.quantizers import WEIGHTS, open_flux
+from srpo_core.quantizers import open_flux
 from srpo_core.quantizers.lora import carry_lora
+from srpo_core.weights.files import WEIGHTS
 
 LAYERS = ("transformer_blocks.1.attn.to_q", "single_transformer_blocks.0.proj_mlp")
 

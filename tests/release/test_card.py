@@ -9,8 +9,9 @@ import yaml
 from python_blocks import python_blocks, unbound_names
 
 from srpo_core.config import load_settings
-from srpo_core.quantizers import QUANTIZERS, WEIGHTS
+from srpo_core.quantizers import QUANTIZERS
 from srpo_core.release.card import model_card
+from srpo_core.weights.files import WEIGHTS
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = {"relative_error": 0.01, "psnr": 31.0, "ssim": 0.97, "completeness": 1.0, "gain_kept": 0.95}

@@ -64,8 +64,9 @@ def test_every_row_is_the_embedding_of_its_own_prompt(project):
     for split in ("train", "validation", "test"):
         texts, _, condition = read_embeddings(split)
         alone = encode_prompts(model, texts[-1:], batch_size=1)
-        assert torch.allclose(condition.pooled[-1:], alone.pooled, atol=1e-5)
-        assert torch.allclose(condition.prompt_embeds[-1:], alone.prompt_embeds, atol=1e-5)
+        assert condition.tensors.keys() == alone.tensors.keys()
+        for name, tensor in alone.tensors.items():
+            assert torch.allclose(condition.tensors[name][-1:], tensor, atol=1e-5)
 
 
 def test_the_splits_share_no_prompt(project):

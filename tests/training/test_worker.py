@@ -74,7 +74,8 @@ def test_the_shares_of_two_workers_make_up_the_batch_of_one(job):
         midpoints = [b.draws.integers(("midpoint", 0), 5, 995) for b in (share, whole)]
         assert midpoints[0] == midpoints[1][rank::2]
         assert torch.equal(share.noise, whole.noise[rank::2])
-        assert torch.equal(share.condition.pooled, whole.condition.pooled[rank::2])
+        for name, tensor in share.condition.tensors.items():
+            assert torch.equal(tensor, whole.condition.tensors[name][rank::2])
 
 
 def test_a_step_moves_every_part_of_the_transformer(job):

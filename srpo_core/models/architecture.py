@@ -1,0 +1,84 @@
+"""What a base model defines itself. `base.py` adds precision, rollout copy, compilation and checkpointing."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from srpo_core.protocols import Condition
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Architecture(Protocol):
+    """The functions in which base models differ. The weights are passed in, so that a copy of them works as well.
+
+    latent_shape: (S, C), the packed latents of one image.
+    """
+
+    latent_shape: tuple[int, int]
+
+    def predict(
+        self, transformer: Any, latents: "Tensor", timestep: "Tensor", guidance: float, condition: Condition
+    ) -> "Tensor":
+        """Predict velocities (B, S, C) at packed latents (B, S, C) and timesteps (B,) in [0, 1]."""
+        ...
+
+    def decode(self, vae: Any, latents: "Tensor") -> "Tensor":
+        """Decode packed latents to float32 images (B, 3, H, W), nominally in [0, 1], unclamped, differentiable."""
+        ...
+
+    def encode(self, vae: Any, images: "Tensor") -> "Tensor":
+        """Encode images (B, 3, H, W) in [0, 1] to packed latents, without gradients or random numbers."""
+        ...
+
+    def unpack(self, latents: "Tensor") -> "Tensor":
+        """Arrange packed latents (B, S, C) as an image (B, c, h, w)."""
+        ...
+
+    def sample(
+        self,
+        transformer: Any,
+        vae: Any,
+        condition: Condition,
+        noise: "Tensor",
+        *,
+        num_inference_steps: int,
+        guidance_scale: float,
+    ) -> "Tensor":
+        """Denoise packed noise (B, S, C) with the base's own sampler; returns the last packed latents."""
+        ...
+
+
+class ArchitectureFactory(Protocol):
+    """Creates an `Architecture`, usually its class."""
+
+    def __call__(self, vae: Any, scheduler: Any, *, height: int, width: int) -> Architecture:
+        """Create it for images of `height` x `width` pixels; scheduler: None if nothing is sampled."""
+        ...
+
+
+class PromptEncoder(Protocol):
+    """Encodes prompts."""
+
+    def __call__(self, pipeline: Any, prompts: Sequence[str], *, max_sequence_length: int) -> Condition:
+        """Encode a batch of prompts with the text encoders of a diffusers pipeline, on the pipeline's device."""
+        ...
+
+
+@dataclass(frozen=True)
+class BaseEntry:
+    """One entry of the registry `BASES`.
+
+    pipeline, transformer, vae, scheduler: names of diffusers classes; encode_prompt: prompts to `Condition`;
+    condition_shapes: from the transformer's configuration and `max_sequence_length` to the shape of each tensor of a
+    one-prompt `Condition`, by name.
+    """
+
+    pipeline: str
+    transformer: str
+    vae: str
+    scheduler: str
+    architecture: ArchitectureFactory
+    encode_prompt: PromptEncoder
+    condition_shapes: Callable[[Mapping[str, Any], int], Mapping[str, tuple[int, ...]]]

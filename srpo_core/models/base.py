@@ -1,0 +1,164 @@
+"""A base model as training and generation use it, written once for all architectures."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from srpo_core.config import ComputeSettings
+from srpo_core.errors import ConfigError
+from srpo_core.models.architecture import Architecture
+from srpo_core.models.checkpointing import checkpoint_blocks
+from srpo_core.models.sharding import blocks, whole
+from srpo_core.protocols import Condition
+
+
+class Base:
+    """A trainable transformer with a frozen VAE; implements `BaseModel` for any `Architecture`."""
+
+    def __init__(self, architecture: Architecture, transformer: Any, vae: Any) -> None:
+        """Combine the parts and freeze the VAE."""
+        self.architecture = architecture
+        self.transformer = transformer
+        self.vae = vae.requires_grad_(requires_grad=False).eval()
+        self.latent_shape = architecture.latent_shape
+        self._autocast = False
+        self._copy: Any = None
+
+    def to(self, device: torch.device) -> Self:
+        """Move transformer and VAE to a device, in place."""
+        self.transformer.to(device)
+        self.vae.to(device)
+        return self
+
+    def prepare(self, compute: ComputeSettings) -> Self:
+        """Apply the settings of `train.compute`; see `BaseModel`.
+
+        Raises:
+            ConfigError: `compile` is set, and there is no C++ compiler.
+        """
+        self._autocast = compute.autocast
+        if compute.rollout_copy:
+            self._copy = (
+                deepcopy(self.transformer).requires_grad_(requires_grad=False).to(torch.bfloat16).eval()
+            )
+        checkpoint_blocks(self.transformer, compute.checkpoint_blocks)
+        if compute.checkpoint_decode:
+            self.vae.enable_gradient_checkpointing()
+        if compute.compile:
+            require_compiler()
+            for transformer in filter(None, (self.transformer, self._copy)):
+                for block in blocks(transformer):
+                    block.compile(dynamic=False)
+            self.vae.decoder.compile(dynamic=False)
+        return self
+
+    @contextmanager
+    def autocast(self, *, enabled: bool) -> Iterator[None]:
+        """Override the precision that `prepare` set; see `BaseModel`."""
+        before, self._autocast = self._autocast, enabled
+        try:
+            yield
+        finally:
+            self._autocast = before
+
+    def velocity(self, latents: Tensor, timestep: Tensor, guidance: float, condition: Condition) -> Tensor:
+        """Predict velocities (B, S, C); see `VelocityModel`."""
+        with self._precision(latents.device):
+            return self.architecture.predict(self.transformer, latents, timestep, guidance, condition)
+
+    @torch.no_grad()
+    def rollout_velocity(
+        self, latents: Tensor, timestep: Tensor, guidance: float, condition: Condition
+    ) -> Tensor:
+        """Predict velocities (B, S, C) without gradients; see `BaseModel`."""
+        if self._copy is None:
+            return self.velocity(latents, timestep, guidance, condition)
+        condition = condition.to(torch.bfloat16)
+        return self.architecture.predict(self._copy, latents.bfloat16(), timestep, guidance, condition)
+
+    @torch.no_grad()
+    def weights_changed(self) -> None:
+        """Update the rollout copy from the trained weights, whole or sharded; see `BaseModel`."""
+        if self._copy is None:
+            return
+        first = next(self._copy.parameters()).is_meta  # the copy was made before the weights were loaded
+        if first:
+            self._copy.to_empty(device=self.vae.device)
+        for copied, trained in zip(self._copy.parameters(), self.transformer.parameters(), strict=True):
+            if first or trained.requires_grad:
+                copied.copy_(whole(trained.to(copied.dtype)))  # cast first: half the bytes to gather
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode packed latents (B, S, C) to images (B, 3, H, W); see `BaseModel`."""
+        with self._precision(latents.device):
+            return self.architecture.decode(self.vae, latents)
+
+    def spatial(self, latents: Tensor) -> Tensor:
+        """Arrange packed latents (B, S, C) as images (B, c, h, w)."""
+        return self.architecture.unpack(latents)
+
+    @torch.no_grad()
+    def generate(
+        self, condition: Condition, noise: Tensor, *, num_inference_steps: int, guidance_scale: float
+    ) -> Tensor:
+        """Generate images (B, 3, H, W) in [0, 1] from packed noise with the base's own sampler."""
+        latents = self.generate_latents(
+            condition, noise, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
+        )
+        return self.decode(latents).clamp(0, 1)
+
+    @torch.no_grad()
+    def generate_latents(
+        self, condition: Condition, noise: Tensor, *, num_inference_steps: int, guidance_scale: float
+    ) -> Tensor:
+        """Generate the last latents (B, S, C), which `generate` decodes."""
+        with self._sampling(noise.device):
+            return self.architecture.sample(
+                self.transformer,
+                self.vae,
+                condition,
+                noise,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+            )
+
+    def _precision(self, device: torch.device, *, cache: bool = True) -> AbstractContextManager[None]:
+        """cache: keep the bfloat16 copy of each weight that requires a gradient until the context exits."""
+        if not self._autocast:
+            return nullcontext()
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=cache)
+
+    @contextmanager
+    def _sampling(self, device: torch.device) -> Iterator[None]:
+        """The precision of training's calls, with velocities, and so the sampler's latents, in float32.
+
+        The cache of casts is off: one context spans all steps, and would keep a bfloat16 copy of every weight (24 GB
+        of FLUX.1-dev) through them.
+        """
+        if not self._autocast:
+            yield
+            return
+        hook = self.transformer.register_forward_hook(
+            lambda _module, _inputs, output: tuple(value.float() for value in output)
+        )
+        try:
+            with self._precision(device, cache=False):
+                yield
+        finally:
+            hook.remove()
+
+
+def require_compiler() -> None:
+    """Require the C++ compiler that torch.compile will call. Raises `ConfigError`."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise ConfigError(
+            f"train.compute.compile needs a C++ compiler and {compiler} is not found: install it, point CXX to "
+            "another, or set train.compute.compile to false"
+        )

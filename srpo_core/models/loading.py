@@ -1,0 +1,117 @@
+"""Load the parts of a diffusers pipeline directory by the classes of a registry entry."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from srpo_core.config import ModelSettings
+from srpo_core.errors import ArtifactError
+from srpo_core.models.architecture import BaseEntry
+from srpo_core.models.base import Base
+from srpo_core.protocols import Condition
+
+
+def load_base(entry: BaseEntry, settings: ModelSettings, *, empty: bool = False) -> Base:
+    """Load transformer, VAE and scheduler of a pipeline directory in float32.
+
+    empty: leave the transformer without weights on the meta device.
+
+    Raises:
+        ArtifactError: the directory is missing, incomplete or damaged.
+    """
+    root = existing_pipeline(settings.path)
+    vae = load_vae(entry, settings)
+    with reading(root):
+        scheduler = diffusers_class(entry.scheduler).from_pretrained(
+            root, subfolder="scheduler", local_files_only=True
+        )
+    directory = root / "transformer"
+    transformer = empty_transformer(entry, directory) if empty else load_transformer(entry, directory)
+    architecture = entry.architecture(vae, scheduler, height=settings.height, width=settings.width)
+    return Base(architecture, transformer, vae)
+
+
+def load_vae(entry: BaseEntry, settings: ModelSettings) -> Any:
+    """Load the VAE of a pipeline directory. Raises `ArtifactError` as `load_base` does."""
+    root = existing_pipeline(settings.path)
+    with reading(root):
+        return diffusers_class(entry.vae).from_pretrained(root, subfolder="vae", local_files_only=True)
+
+
+def load_transformer(entry: BaseEntry, directory: Path) -> Any:
+    """Load a transformer from a diffusers directory, in float32.
+
+    Raises:
+        ArtifactError: the directory is missing or damaged.
+    """
+    with reading(directory):
+        return diffusers_class(entry.transformer).from_pretrained(
+            directory, dtype=torch.float32, local_files_only=True
+        )
+
+
+def empty_transformer(entry: BaseEntry, directory: Path) -> Any:
+    """Create the transformer of a diffusers directory's configuration on the meta device.
+
+    Raises:
+        ArtifactError: the directory is missing or its configuration damaged.
+    """
+    kind = diffusers_class(entry.transformer)
+    with reading(directory), torch.device("meta"):
+        return kind.from_config(kind.load_config(directory, local_files_only=True))
+
+
+def load_text_encoders(entry: BaseEntry, settings: ModelSettings) -> Any:
+    """Load the pipeline without transformer and VAE, in float32. Raises `ArtifactError`."""
+    root = existing_pipeline(settings.path)
+    with reading(root):
+        return diffusers_class(entry.pipeline).from_pretrained(
+            root, transformer=None, vae=None, dtype=torch.float32, local_files_only=True
+        )
+
+
+def meta_base(
+    entry: BaseEntry, settings: ModelSettings, *, transformer: Mapping[str, Any], vae: Mapping[str, Any]
+) -> tuple[Base, Condition]:
+    """Create a base, and a condition of one prompt, on the meta device from the configurations of its parts."""
+    with torch.device("meta"):
+        model = diffusers_class(entry.transformer).from_config(transformer)
+        autoencoder = diffusers_class(entry.vae).from_config(vae)
+        shapes = entry.condition_shapes(model.config, settings.max_sequence_length)
+        condition = Condition({name: torch.empty(shape) for name, shape in shapes.items()})
+    architecture = entry.architecture(autoencoder, None, height=settings.height, width=settings.width)
+    return Base(architecture, model, autoencoder), condition
+
+
+def existing_pipeline(path: str) -> Path:
+    """Return the pipeline's directory. Raises `ArtifactError` if it does not exist."""
+    root = Path(path)
+    if not (root / "model_index.json").is_file():
+        raise ArtifactError(
+            f"model.path {path}: no model_index.json there; a diffusers pipeline directory is needed"
+        )
+    return root
+
+
+def diffusers_class(name: str) -> Any:
+    """Return the diffusers class called `name`."""
+    import diffusers
+
+    return getattr(diffusers, name)
+
+
+@contextmanager
+def reading(directory: Path) -> Iterator[None]:
+    """Raise one `ArtifactError` for whatever libraries raise on missing or damaged weights."""
+    from diffusers.utils import logging
+    from safetensors import SafetensorError
+
+    logging.disable_progress_bar()  # one per part of the pipeline, each visible for a moment
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"{directory} cannot be read as model weights: {cause}") from error
