@@ -1,7 +1,6 @@
 """What settings must agree on among themselves and with the registries, seen before hours of work and not after them."""
 
 from collections.abc import Iterator
-from typing import Final
 
 from srpo_core.algorithm import method_of
 from srpo_core.config import Settings
@@ -11,10 +10,7 @@ from srpo_core.gates.rules import BY_PROOF_OF_BREACH
 from srpo_core.models import BASES
 from srpo_core.quantizers import released_formats
 from srpo_core.scorers import SCORERS
-from srpo_core.scorers.metrics import METRICS, OF_STYLES, OF_TEXTS, metric_names, require_free_names
-
-OVER_SEEDS: Final = "diversity"
-OVER_ALL: Final = "kid"
+from srpo_core.scorers.metrics import METRICS, metric_names, require_fitting_judge, require_free_names
 
 
 def require_consistent(settings: Settings) -> None:
@@ -65,17 +61,13 @@ def _require_known(settings: Settings) -> None:
 
 
 def _require_judges(settings: Settings) -> None:
-    """A metric of styles needs a judge that knows them, one of texts a scorer that reads them."""
+    """Check that each metric gets the kind of judge that it needs."""
     for key, name in _registered_metrics(settings):
         role = "judge" if key.startswith("evaluate.") else "select_judge"
-        scorer = getattr(settings, role).scorer
-        reads_texts = SCORERS[scorer].differentiable
-        if (name in OF_STYLES and reads_texts) or (name in OF_TEXTS and not reads_texts):
-            kind = "reads texts and knows no styles" if reads_texts else "knows styles and reads no texts"
-            others = sorted(OF_TEXTS if reads_texts else OF_STYLES)
-            raise ConfigError(
-                f"{key} asks for {name!r}, but the {role} {scorer!r} {kind}: choose of {', '.join(others)}, or another {role}"
-            )
+        try:
+            require_fitting_judge(name, METRICS[name], getattr(settings, role).scorer)
+        except ConfigError as error:
+            raise ConfigError(f"{key}, {role}: {error}") from None
 
 
 def _require_interval(settings: Settings) -> None:
@@ -115,18 +107,18 @@ def _require_measured(settings: Settings) -> None:
 
 
 def _require_images(settings: Settings) -> None:
-    """A metric over several images, or over real ones, is asked for only where there are some."""
+    """Check that a metric over several images, or one that needs real images, gets them."""
     for place, seeds in _seeds_per_prompt(settings).items():
-        names = [name for key, name in _registered_metrics(settings) if key.startswith(f"{place}.")]
-        if OVER_SEEDS in names and seeds == 1:
-            raise ConfigError(
-                f"{place}.seeds_per_prompt is 1, but {OVER_SEEDS!r} compares the seeds of a prompt: set it to 2 or more, "
-                "or drop the metric"
-            )
-        if OVER_ALL in names and place != "evaluate":
-            raise ConfigError(
-                f"{place} asks for {OVER_ALL!r}, which compares with real images that only evaluate reads: drop it"
-            )
+        for name in (name for key, name in _registered_metrics(settings) if key.startswith(f"{place}.")):
+            if METRICS[name].needs_seeds and seeds == 1:
+                raise ConfigError(
+                    f"{place}.seeds_per_prompt is 1, but {name!r} compares the images of a prompt: set it to 2 or "
+                    "more, or drop the metric"
+                )
+            if METRICS[name].needs_real_images and place != "evaluate":
+                raise ConfigError(
+                    f"{place} asks for {name!r}, which compares with real images that only evaluate reads: drop it"
+                )
 
 
 def _seeds_per_prompt(settings: Settings) -> dict[str, int]:
@@ -137,10 +129,10 @@ def _seeds_per_prompt(settings: Settings) -> dict[str, int]:
 
 
 def _require_single(settings: Settings) -> None:
-    """The gain that must survive in a format shows in one image of a prompt."""
+    """Check that a single image shows the gain that must survive in a format."""
     gain = settings.quantize.gain
-    if gain not in METRICS or gain in {OVER_SEEDS, OVER_ALL}:
+    if gain not in METRICS or not METRICS[gain].measures_single_images:
         raise ConfigError(
-            f"quantize.gain is {gain!r}, which one image of a prompt does not show: choose another entry of the "
+            f"quantize.gain is {gain!r}, which a single image of a prompt does not show: choose another entry of the "
             "registry metrics, such as relative_reward"
         )

@@ -18,7 +18,7 @@ from srpo_core.report.charts import Mark, Series, interval_bar, line_chart
 from srpo_core.report.curves import checkpoint_panels
 from srpo_core.report.formats import FORMATS_MARK
 from srpo_core.report.grid import Tile, data_uri, tiles_of
-from srpo_core.report.notes import METRIC_NOTES
+from srpo_core.report.notes import TRAINING_NOTES
 from srpo_core.report.numbers import finite, percent, plain, signed
 from srpo_core.report.run import COST_MARK, Difference
 
@@ -52,6 +52,7 @@ class Evidence:
     data: Mapping[str, str]
     preset: str
     differences: Sequence[Difference]
+    metric_notes: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def render_page(evidence: Evidence) -> str:
         cost_mark=Markup(COST_MARK),  # noqa: S704  # a comment of ours
         formats_mark=Markup(FORMATS_MARK),  # noqa: S704  # a comment of ours
         pairs=evidence.pairs,
-        changes=metric_changes(evidence.pairs),
+        changes=metric_changes(evidence.pairs, evidence.metric_notes),
         checkpoints=_checkpoint_charts(evidence),
         training=_training_charts(evidence),
         outcome=evidence.outcome,
@@ -139,7 +140,7 @@ def find_extremes(pairs: Pairs, source: Path, rule: Mapping[str, Any], count: in
     )
 
 
-def metric_changes(pairs: Pairs) -> list[dict[str, Any]]:
+def metric_changes(pairs: Pairs, notes: Mapping[str, str]) -> list[dict[str, Any]]:
     """Before, after and difference of every metric over all prompts; before and after by benchmark list."""
     lists = sorted(set(pairs.styles))
     changes = []
@@ -150,7 +151,7 @@ def metric_changes(pairs: Pairs) -> list[dict[str, Any]]:
         changes.append(
             {
                 "name": name,
-                "note": METRIC_NOTES.get(name, ""),
+                "note": notes.get(name, ""),
                 "before": _mean(before),
                 "after": _mean(after),
                 "difference": _mean(after - before),
@@ -168,18 +169,28 @@ def _checkpoint_charts(evidence: Evidence) -> list[dict[str, Any]]:
     selection = evidence.selection
     mark = Mark(float(selection["step"]), f"step {selection['step']}:")
     panels = checkpoint_panels(selection["curve"], evidence.pairs.metrics)
-    return [_panel(name, lines, "checkpoint after step", mark) for name, lines in panels.items()]
+    notes = evidence.metric_notes
+    return [
+        _panel(name, lines, notes.get(name, ""), x_label="checkpoint after step", mark=mark)
+        for name, lines in panels.items()
+    ]
 
 
 def _training_charts(evidence: Evidence) -> list[dict[str, Any]]:
-    return [_panel(name, lines, "optimizer step", None) for name, lines in evidence.training.items()]
+    notes = {**evidence.metric_notes, **TRAINING_NOTES}
+    return [
+        _panel(name, lines, notes.get(name, ""), x_label="optimizer step")
+        for name, lines in evidence.training.items()
+    ]
 
 
-def _panel(name: str, lines: Sequence[Series], x_label: str, mark: Mark | None) -> dict[str, Any]:
+def _panel(
+    name: str, lines: Sequence[Series], note: str, *, x_label: str, mark: Mark | None = None
+) -> dict[str, Any]:
+    """A chart for the template; several lines need a legend instead of the note."""
     svg: Markup = line_chart(lines, label=f"{name} by {x_label}", x_label=x_label, mark=mark)
     names = [line.name for line in lines] if len(lines) > 1 else []
-    notes = [METRIC_NOTES.get(name, "")] if not names else []
-    return {"name": name, "note": "".join(notes), "names": names, "svg": svg}
+    return {"name": name, "note": "" if names else note, "names": names, "svg": svg}
 
 
 def _inlined(tiles: Sequence[Tile]) -> list[dict[str, Any]]:

@@ -1,22 +1,33 @@
-"""The CLIP score (Hessel et al. 2021, arXiv 2104.08718): how well an image fits its text, by a CLIP of OpenAI.
+"""The CLIP score (Hessel et al. 2021, arXiv 2104.08718): how well an image fits its text, by OpenAI's CLIP.
 
-Its directory is that of openai/clip-vit-large-patch14 or another CLIP of OpenAI; see `transformers_clip`. A
-score is 100 times the cosine, as torchmetrics has it; the published cut at 0 is left out, for a score that
-is below 0 in one image still counts in a mean.
+The directory is that of openai/clip-vit-large-patch14 or of another CLIP by OpenAI; see `transformers_clip`. A
+score is 100 times the cosine, as in torchmetrics. Unlike the published score it is not clamped at 0, because a
+negative score of one image must still count in a mean.
 """
 
 from pathlib import Path
 from typing import Final
 
-from srpo_core.scorers.transformers_clip import TransformersClip, load_towers
+from srpo_core.scorers.entry import ScorerEntry
+from srpo_core.scorers.transformers_clip import TransformersClip, build_towers, load_towers
 
 SCALE: Final = 100.0
 
 
 def load_clip_score(path: Path) -> TransformersClip:
-    """Load the towers from their directory; they compute in fp32.
+    """Load the towers from their directory, in fp32.
 
     Raises:
         ArtifactError: a file is missing, damaged or of another architecture.
     """
     return load_towers(path, lambda _: SCALE)
+
+
+CLIP_SCORE: Final = ScorerEntry(
+    load_clip_score,
+    differentiable=True,
+    range=(-100, 100),
+    licence="MIT",
+    source="openai/clip-vit-large-patch14, arXiv 2104.08718",
+    build=build_towers,
+)

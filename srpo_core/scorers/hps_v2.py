@@ -1,12 +1,12 @@
 """HPSv2 and HPSv2.1 (Wu et al. 2023, arXiv 2306.09341): the reward that SRPO was published with.
 
-Its directory holds one file of weights and, for anything but the published size, its configuration:
+The directory contains one weights file and, for any size but the published one, a configuration:
 
-    HPS_v2.1_compressed.pt   as published (a pickled {"state_dict": ...}), or any *.pt of that form,
-                             or *.safetensors with the same names
-    NAME.json                optional: an open_clip model configuration; without it ViT-H-14
+    HPS_v2.1_compressed.pt   as published (a pickled {"state_dict": ...}), any other *.pt of that form,
+                             or *.safetensors with the same tensor names
+    NAME.json                optional: an open_clip model configuration; the default is ViT-H-14
 
-A score of HPSv2 is a plain cosine, without the logit scale that the weights carry as well.
+A score of HPSv2 is a plain cosine. The weights contain a logit scale, which the score does not use.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,20 +16,21 @@ from typing import Any, Final
 import numpy as np
 
 from srpo_core.errors import ArtifactError
-from srpo_core.scorers.open_clip import OpenClipReward, assemble
+from srpo_core.scorers.entry import ScorerEntry
+from srpo_core.scorers.open_clip import OpenClipReward, build_towers, load_towers
 from srpo_core.scorers.packages import require_package
 from srpo_core.scorers.weights import read_config, read_pickle, read_safetensors
 
-CHUNK: Final = 80  # prompts; the benchmark has ten chunks for each style
+CHUNK: Final = 80  # prompts; the benchmark has ten chunks per style
 ARCHITECTURE: Final = "ViT-H-14"
 READERS: Final = {".pt": read_pickle, ".safetensors": read_safetensors}
 
 
 def load_hps_v2(path: Path) -> OpenClipReward:
-    """Load HPSv2 from a directory as described above; it computes in fp32.
+    """Load HPSv2 from a directory as described above, in fp32.
 
     Raises:
-        ArtifactError: a file is missing, damaged, of another architecture, or one of several.
+        ArtifactError: a file is missing, damaged or of another architecture, or there is more than one of a kind.
         ConfigError: the package open_clip is not installed.
     """
     files = sorted(path.iterdir()) if path.is_dir() else []
@@ -38,20 +39,30 @@ def load_hps_v2(path: Path) -> OpenClipReward:
     if len(weights) != 1 or len(configs) > 1:
         found = ", ".join(file.name for file in weights + configs) or "neither"
         raise ArtifactError(
-            f"{path} must hold one file of weights (HPS_v2.1_compressed.pt, or another *.pt or *.safetensors) "
-            f"and at most one open_clip configuration *.json; found {found}: check reward.path in params.yaml"
+            f"{path} must contain one weights file (HPS_v2.1_compressed.pt, or another *.pt or *.safetensors) "
+            f"and at most one open_clip configuration *.json, but contains {found}: check reward.path in params.yaml"
         )
-    config = read_config(configs[0]) if configs else _published_config(path)
-    return assemble(
-        config, configs[0] if configs else path, READERS[weights[0].suffix](weights[0]), weights[0]
-    )
+    config, config_path = _config(path, configs)
+    return load_towers(config, config_path, READERS[weights[0].suffix](weights[0]), weights[0])
+
+
+def build_hps_v2(path: Path) -> OpenClipReward:
+    """Build HPSv2 with random weights on torch's default device; without a configuration, in the published size.
+
+    The directory may be missing, so that a run can be planned before the weights are downloaded.
+
+    Raises:
+        ArtifactError: the configuration is damaged.
+        ConfigError: the package open_clip is not installed.
+    """
+    return build_towers(*_config(path, sorted(path.glob("*.json"))))
 
 
 def benchmark(scores: Sequence[float], styles: Sequence[str]) -> dict[str, dict[str, float]]:
-    """HPSv2's own table from one score per prompt, in the benchmark's order: by style its mean and its std.
+    """Compute HPSv2's own table from one score per prompt, in the benchmark's order: mean and std by style.
 
-    Both are of the means of consecutive chunks of 80 prompts, times 100, as hpsv2's evaluation prints them;
-    a last chunk that is shorter weighs as much as the others. "Average" is the mean of all scores, as printed there.
+    Mean and std are taken over the means of consecutive chunks of 80 prompts, times 100, as hpsv2's evaluation
+    prints them. A shorter last chunk has the same weight as the others. "Average" is the mean of all scores.
     """
     table = {"Average": {"mean": float(100 * np.mean(scores))}}
     for style in sorted(set(styles)):
@@ -61,9 +72,21 @@ def benchmark(scores: Sequence[float], styles: Sequence[str]) -> dict[str, dict[
     return table
 
 
-def _published_config(path: Path) -> Mapping[str, Any]:
+def _config(path: Path, files: Sequence[Path]) -> tuple[Mapping[str, Any], Path]:
+    """The configuration in the first of `files`, else the published one, and the path that errors should name."""
+    if files:
+        return read_config(files[0]), files[0]
     require_package("open_clip", f"the scorer in {path}")
     from open_clip import get_model_config
 
-    config: Mapping[str, Any] = get_model_config(ARCHITECTURE)
-    return config
+    return get_model_config(ARCHITECTURE), path / f"{ARCHITECTURE} of open_clip"
+
+
+HPS_V2: Final = ScorerEntry(
+    load_hps_v2,
+    differentiable=True,
+    range=(-1, 1),
+    licence="Apache-2.0",
+    source="xswu/HPSv2 (HPS_v2.1_compressed.pt), arXiv 2306.09341",
+    build=build_hps_v2,
+)

@@ -1,4 +1,4 @@
-"""The reward of SRPO: an open_clip model with frozen towers, differentiable in the image."""
+"""The reward of SRPO: an open_clip model with frozen towers, differentiable with respect to the image."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize as l2_normalize
 
 from srpo_core.errors import ArtifactError
+from srpo_core.scorers.entry import ScorerEntry
 from srpo_core.scorers.packages import require_package
 from srpo_core.scorers.preprocessing import CLIP_MEAN, CLIP_STD, fit, normalize
 from srpo_core.scorers.text_memory import TextMemory
@@ -21,7 +22,7 @@ PUBLISHED_WEIGHTS: Final = "open_clip_pytorch_model.bin"
 class OpenClipReward(nn.Module):
     """A `RewardModel` of two frozen open_clip towers; features are L2-normalised, (B, D).
 
-    `scale` is 1, as HPS uses no logit scale: a reward is a cosine in [-1, 1].
+    `scale` is 1 because HPS uses no logit scale: a reward is a cosine in [-1, 1].
     """
 
     scale: float = 1.0
@@ -36,14 +37,14 @@ class OpenClipReward(nn.Module):
         self._memory = TextMemory()
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Features (B, D) of images (B, 3, H, W) in [0, 1]; gradients flow to the images."""
+        """Compute features (B, D) of images (B, 3, H, W) in [0, 1]; gradients flow to the images."""
         pixels = normalize(fit(images.float(), self.image_size), CLIP_MEAN, CLIP_STD)
         visual = self.clip.visual
         features = class_feature(visual, pixels) if is_plain(visual) else visual(pixels)  # type: ignore[operator]
         return l2_normalize(features, dim=-1)
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Features (B, D) of texts, kept by text since the towers are frozen; no gradients."""
+        """Compute features (B, D) of texts, without gradients; cached by text, since the towers are frozen."""
         return self._memory.recall(texts, self._encode_text, next(self.clip.parameters()).device)
 
     def _encode_text(self, text: str) -> Tensor:
@@ -53,33 +54,45 @@ class OpenClipReward(nn.Module):
 
 
 def load_open_clip(path: Path) -> OpenClipReward:
-    """Load a reward from one open_clip configuration `NAME.json` beside `NAME.safetensors`; it computes in fp32.
+    """Load a reward, in fp32, from one open_clip configuration `NAME.json` and `NAME.safetensors` beside it.
 
-    Or from a directory as open_clip publishes it: `open_clip_config.json` beside `open_clip_pytorch_model.bin`.
+    A directory as open_clip publishes it works, too: `open_clip_config.json` and `open_clip_pytorch_model.bin`.
 
     Raises:
         ArtifactError: a file is missing, damaged or of another architecture.
         ConfigError: the package open_clip is not installed.
     """
-    configs = sorted(path.glob("*.json")) if path.is_dir() else []
-    if len(configs) != 1:
-        raise ArtifactError(
-            f"{path} must hold one open_clip configuration NAME.json beside NAME.safetensors; "
-            f"found {len(configs)} configurations: check reward.path in params.yaml"
-        )
-    config = read_config(configs[0])
+    file, config = _read_one_config(path)
     published = path / PUBLISHED_WEIGHTS
-    if configs[0].name == PUBLISHED_CONFIG and published.exists():
-        return assemble(config.get("model_cfg", {}), configs[0], read_pickle(published), published)
-    weights = configs[0].with_suffix(".safetensors")
-    return assemble(config, configs[0], read_safetensors(weights), weights)
+    is_published = file.name == PUBLISHED_CONFIG and published.exists()
+    weights = published if is_published else file.with_suffix(".safetensors")
+    tensors = read_pickle(weights) if is_published else read_safetensors(weights)
+    return load_towers(config, file, tensors, weights)
 
 
-def assemble(
+def build_open_clip(path: Path) -> OpenClipReward:
+    """Build a reward by the configuration in a directory, with random weights on torch's default device.
+
+    Raises:
+        ArtifactError: the configuration is missing or damaged.
+        ConfigError: the package open_clip is not installed.
+    """
+    file, config = _read_one_config(path)
+    return build_towers(config, file)
+
+
+def load_towers(
     config: Mapping[str, Any], config_path: Path, tensors: Mapping[str, Tensor], weights_path: Path
 ) -> OpenClipReward:
-    """Build the towers of `config` and fill them with `tensors`; the paths are for the errors."""
-    require_package("open_clip", f"the scorer in {weights_path.parent}")
+    """Build the towers of `config` and load `tensors` into them; errors name the paths."""
+    reward = build_towers(config, config_path)
+    load_strictly(reward.clip, tensors, weights_path)
+    return reward
+
+
+def build_towers(config: Mapping[str, Any], config_path: Path) -> OpenClipReward:
+    """Build the towers of `config`, in fp32, with random weights; errors name `config_path`."""
+    require_package("open_clip", f"the scorer in {config_path.parent}")
     from open_clip import CLIP
 
     try:
@@ -88,5 +101,26 @@ def assemble(
         context_length = int(config["text_cfg"]["context_length"])
     except (TypeError, KeyError, ValueError) as error:
         raise damaged(config_path, f"not a configuration of open_clip's CLIP: {error!r}") from None
-    load_strictly(clip, tensors, weights_path)
     return OpenClipReward(clip.float(), image_size, context_length)
+
+
+def _read_one_config(path: Path) -> tuple[Path, Mapping[str, Any]]:
+    """Read the only configuration in a directory; a published one has it under `model_cfg`."""
+    files = sorted(path.glob("*.json")) if path.is_dir() else []
+    if len(files) != 1:
+        raise ArtifactError(
+            f"{path} must contain one open_clip configuration NAME.json, with NAME.safetensors beside it, but "
+            f"contains {len(files)} configurations: check reward.path in params.yaml"
+        )
+    config = read_config(files[0])
+    return files[0], config.get("model_cfg", config) if files[0].name == PUBLISHED_CONFIG else config
+
+
+OPEN_CLIP: Final = ScorerEntry(
+    load_open_clip,
+    differentiable=True,
+    range=(-1, 1),
+    licence="MIT",
+    source="open_clip, any configuration with a text and a vision tower",
+    build=build_open_clip,
+)

@@ -1,8 +1,8 @@
-"""Two towers of a transformers CLIPModel, as PickScore and the CLIP score are published.
+"""The two towers of a transformers CLIPModel, the form in which PickScore and the CLIP score are published.
 
-A directory holds `config.json` and `model.safetensors`. The tokenizer is CLIP's only one and comes with
-open_clip. Images are resized as tensors, as in SRPO; the published processors round them to 8 bits on the
-way, so that their scores differ a little.
+A directory contains `config.json` and `model.safetensors`. All CLIP models share one tokenizer, which comes with
+open_clip. Images are resized as tensors, as in SRPO. The published processors round them to 8 bits after resizing,
+so their scores differ slightly.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from srpo_core.scorers.preprocessing import CLIP_MEAN, CLIP_STD, fit, normalize
 from srpo_core.scorers.text_memory import TextMemory
 from srpo_core.scorers.weights import damaged, load_strictly, read_config, read_safetensors
 
-# Counted positions, which transformers before 4.31 saved among the weights.
+# Position indices, which transformers before 4.31 saved among the weights.
 POSITIONS: Final = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
 
 
@@ -34,13 +34,13 @@ class TransformersClip(nn.Module):
         self._memory = TextMemory()
 
     def encode_images(self, images: Tensor) -> Tensor:
-        """Features (B, D) of images (B, 3, H, W) in [0, 1]; gradients flow to the images."""
+        """Compute features (B, D) of images (B, 3, H, W) in [0, 1]; gradients flow to the images."""
         pixels = normalize(fit(images.float(), self.image_size), CLIP_MEAN, CLIP_STD)
         features: Tensor = self.clip.get_image_features(pixels).pooler_output  # type: ignore[operator]
         return l2_normalize(features, dim=-1)
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Features (B, D) of texts, kept by text since the towers are frozen; no gradients."""
+        """Compute features (B, D) of texts, without gradients; cached by text, since the towers are frozen."""
         return self._memory.recall(texts, self._encode_text, next(self.clip.parameters()).device)
 
     def _encode_text(self, text: str) -> Tensor:
@@ -54,24 +54,37 @@ def load_towers(path: Path, scale: Callable[[Any], float]) -> TransformersClip:
 
     Raises:
         ArtifactError: a file is missing, damaged or of another architecture.
-        ConfigError: the package transformers or open_clip, whose vocabulary it is, is not installed.
+        ConfigError: the package transformers or open_clip, which has the vocabulary, is not installed.
     """
-    for package in ("transformers", "open_clip"):
-        require_package(package, f"the scorer in {path}")
-    config_path, weights = path / "config.json", path / "model.safetensors"
-    clip = _build(read_config(config_path), config_path)
+    clip, weights = _new_clip(path), path / "model.safetensors"
     tensors = {name: tensor for name, tensor in read_safetensors(weights).items() if name not in POSITIONS}
     load_strictly(clip, tensors, weights)
-    return TransformersClip(
-        clip.float(),
-        clip.config.vision_config.image_size,
-        clip.config.text_config.max_position_embeddings,
-        scale(clip),
-    )
+    return _towers(clip, scale(clip))
 
 
-def _build(config: Mapping[str, Any], path: Path) -> Any:
-    """A transformers CLIPModel of `config`, which was read from `path`; its weights are random."""
+def build_towers(path: Path) -> TransformersClip:
+    """Build both towers of a directory's configuration, with random weights on torch's default device.
+
+    Only shapes are meant to be used: the score's scale is a weight, so `scale` is 1. Raises as `load_towers`.
+    """
+    return _towers(_new_clip(path), 1.0)
+
+
+def _towers(clip: Any, scale: float) -> TransformersClip:
+    sizes = clip.config.vision_config.image_size, clip.config.text_config.max_position_embeddings
+    return TransformersClip(clip.float(), *sizes, scale)
+
+
+def _new_clip(path: Path) -> Any:
+    """Make a transformers CLIPModel by the configuration in a directory; its weights are random."""
+    for package in ("transformers", "open_clip"):
+        require_package(package, f"the scorer in {path}")
+    config_path = path / "config.json"
+    return _make_clip(read_config(config_path), config_path)
+
+
+def _make_clip(config: Mapping[str, Any], path: Path) -> Any:
+    """Make a transformers CLIPModel by `config`, which was read from `path`; its weights are random."""
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CLIPConfig, CLIPModel
 
@@ -84,7 +97,7 @@ def _build(config: Mapping[str, Any], path: Path) -> Any:
 
 
 def _clip_tokenizer(context_length: int) -> Any:
-    """CLIP's tokenizer as transformers cleans texts: unlike open_clip's it leaves HTML entities alone."""
+    """Make CLIP's tokenizer with transformers' text cleaning, which, unlike open_clip's, keeps HTML entities."""
     from functools import partial
 
     from open_clip import SimpleTokenizer

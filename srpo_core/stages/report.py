@@ -22,6 +22,7 @@ from srpo_core.report.curves import training_panels
 from srpo_core.report.grid import choose_tiles, draw_grid
 from srpo_core.report.page import Evidence, find_extremes, render_page
 from srpo_core.report.run import data_version, nearest_preset
+from srpo_core.scorers.metrics import metric_notes
 
 log = getLogger(__name__)
 
@@ -67,6 +68,7 @@ def run(  # noqa: PLR0913  # the parts of the settings that DVC watches: those t
         data=data_version(),
         preset=preset,
         differences=differences,
+        metric_notes=metric_notes(evaluate.scorers),
     )
     with artifacts.replacing(artifacts.REPORT) as partial:
         partial.write_text(render_page(evidence), encoding="utf-8")

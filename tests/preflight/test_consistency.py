@@ -50,7 +50,7 @@ def test_every_shipped_preset_is_consistent(preset):
             r"^gate\.rules\.reward_kept asks for 'beauty'",
         ),
         ({"quantize": {"gain": "judge_sgp"}}, r"^quantize\.gain asks for 'judge_sgp'"),
-        ({"quantize": {"gain": "diversity"}}, r"^quantize\.gain is 'diversity', which one image"),
+        ({"quantize": {"gain": "diversity"}}, r"^quantize\.gain is 'diversity', which a single image"),
         ({"select": {"maximize": "kid"}}, r"^select asks for 'kid', which compares with real images"),
         (
             {"train": {"early_stop": EARLY_STOP}},
@@ -72,11 +72,13 @@ def test_every_shipped_preset_is_consistent(preset):
         ),
         (
             {"select_judge": {"scorer": "pick_score"}},
-            r"^select\.maximize asks for 'judge_wanted', but the select_judge 'pick_score' reads texts and knows no styles",
+            r"^select\.maximize , select_judge: metric 'judge_wanted' needs a judge that classifies styles and subjects, but "
+            r"'pick_score' scores images against texts: measure judge_score, judge_sgp instead, or set another judge$",
         ),
         (
             {"evaluate": {"metrics": [*values()["evaluate"]["metrics"], "judge_sgp"]}},
-            r"^evaluate\.metrics asks for 'judge_sgp', but the judge '\w+' knows styles and reads no texts",
+            r"^evaluate\.metrics, judge: metric 'judge_sgp' needs a judge that scores images against texts, but '\w+' "
+            r"classifies styles and subjects: measure judge_wanted, judge_top1, judge_top5 instead",
         ),
         ({"quantize": {"num_prompts": 400}}, r"^quantize\.num_prompts is 400, but evaluate\.num_prompts is"),
         ({"quantize": {"formats": {"q9": next(iter(values()["quantize"]["formats"].values()))}}}, "'q9'"),

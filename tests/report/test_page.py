@@ -26,7 +26,8 @@ def pairs(styles, aligned):
 
 
 def test_a_change_is_after_less_before_and_each_list_has_its_own_before_and_after():
-    [change] = metric_changes(pairs(["food", "food", "animals"], [0.6, 0.8, 0.2]))
+    [change] = metric_changes(pairs(["food", "food", "animals"], [0.6, 0.8, 0.2]), {"quality": "how good"})
+    assert change["note"] == "how good"
     assert change["before"] == pytest.approx(0.5)
     assert change["after"] == pytest.approx(1.6 / 3)
     assert change["difference"] == pytest.approx(0.1 / 3)
@@ -37,11 +38,11 @@ def test_a_change_is_after_less_before_and_each_list_has_its_own_before_and_afte
 
 
 def test_one_list_needs_no_columns_of_its_own():
-    assert metric_changes(pairs(["food", "food"], [0.6, 0.8]))[0]["by_list"] == {}
+    assert metric_changes(pairs(["food", "food"], [0.6, 0.8]), {})[0]["by_list"] == {}
 
 
 def test_a_figure_that_is_not_a_number_is_none():
-    [change] = metric_changes(pairs(["food", "animals"], [float("nan"), 0.8]))
+    [change] = metric_changes(pairs(["food", "animals"], [float("nan"), 0.8]), {})
     assert change["after"] is None
     assert change["by_list"]["food"] == (pytest.approx(0.5), None)
     assert change["by_list"]["animals"] == pytest.approx((0.5, 0.8))

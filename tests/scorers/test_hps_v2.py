@@ -121,7 +121,7 @@ def test_weights_alone_are_read_as_the_published_vit_h_14(directory, monkeypatch
     from open_clip import CLIP
 
     asked = []
-    monkeypatch.setattr(module, "assemble", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(module, "load_towers", lambda *arguments: asked.append(arguments))
     (directory / "small.json").unlink()
     load_hps_v2(directory)
     ((config, _, _, weights),) = asked
@@ -136,13 +136,13 @@ def test_weights_alone_are_read_as_the_published_vit_h_14(directory, monkeypatch
 def test_two_files_of_weights_are_ambiguous_and_both_are_named(directory, refusal, name):
     (directory / name).touch()
     line = refusal(load_hps_v2, directory)
-    assert PUBLISHED in line.partition("found")[2]
-    assert name in line.partition("found")[2]
+    assert PUBLISHED in line.partition("but contains")[2]
+    assert name in line.partition("but contains")[2]
 
 
 def test_two_configurations_are_ambiguous_and_both_are_named(directory, refusal):
     (directory / "other.json").write_text("{}")
-    assert "small.json" in refusal(load_hps_v2, directory).partition("found")[2]
+    assert "small.json" in refusal(load_hps_v2, directory).partition("but contains")[2]
 
 
 @pytest.mark.parametrize("where", ["nowhere", "."])
@@ -150,7 +150,7 @@ def test_a_directory_without_weights_is_named_with_what_it_must_hold(tmp_path, r
     line = refusal(load_hps_v2, tmp_path / where)
     assert str(tmp_path / where) in line
     assert PUBLISHED in line
-    assert "found neither" in line
+    assert "contains neither" in line
 
 
 @pytest.mark.parametrize("fault", ["missing", "surplus"])

@@ -63,6 +63,9 @@ class Given:
     scorers: object = None
     scorer_settings: dict = field(default_factory=dict)
     device: str = "cpu"
+    judge_settings: ScorerSettings = field(
+        default_factory=lambda: ScorerSettings(scorer="style_subject_judge", path="nowhere")
+    )
 
     @property
     def classifier(self):
@@ -236,7 +239,7 @@ def test_a_wanted_word_that_is_no_style_is_an_error_that_lists_the_styles(tiny):
         tiny.reward_settings, tiny.judge_settings, ControlWords.of(wanted=["Watercolour"], unwanted=["3D"])
     )
     with pytest.raises(
-        ConfigError, match="Watercolour is no style of the judge: known are 3D, Flat, Ink, Noto"
+        ConfigError, match="Watercolour is not a style of the judge: known are 3D, Flat, Ink, Noto"
     ):
         check_metrics(["judge_wanted"], watercolour, ["cat"], num_seeds=2)
 
@@ -276,13 +279,14 @@ def test_every_metric_gives_one_figure_per_image_in_its_range_and_says_the_range
         scale = context.scorers["clip"].scale if name in {"clip", "clip_sgp"} else 1.0
     check_metrics([name], context, [subject], num_seeds=4)
     values = figures(name, torch.stack(list(inputs.values())), subject, context)
-    low, high = find_metric(name, context).range
+    low, high = find_metric(name, context.scorer_settings).range
     assert len(values) == 4
     assert all(low * scale <= value <= high * scale for value in values)
-    assert find_metric(name, context).source
-    assert find_metric(name, context).licence(context) in {"Apache-2.0", "MIT"}
+    assert find_metric(name, context.scorer_settings).source
+    assert find_metric(name, context.scorer_settings).licence(context) in {"Apache-2.0", "MIT"}
     if name in METRICS:
         documentation = METRICS[name].figures.__doc__
+        assert METRICS[name].note
         assert "[" in documentation or "1 where" in documentation
 
 
@@ -297,7 +301,8 @@ def test_a_metric_has_the_licence_of_the_weights_that_measure_it_or_else_of_this
     further = {"clip": given["clip_score"], "timm": given["timm_judge"]}
     context = MetricContext(given[reward], given[judge], INK_OVER_3D, further)
     found = {
-        name: find_metric(name, context).licence(context) for name in metric_names(sorted(METRICS), further)
+        name: find_metric(name, context.scorer_settings).licence(context)
+        for name in metric_names(sorted(METRICS), further)
     }
     of_scorers = dict.fromkeys(BY_REWARD, licences[reward]) | dict.fromkeys(BY_JUDGE, licences[judge])
     of_scorers |= {"clip": "MIT", "clip_sgp": "MIT", "timm": "Apache-2.0", "timm_sgp": "Apache-2.0"}
@@ -325,7 +330,7 @@ def test_a_scorer_with_a_metrics_name_and_one_that_reads_no_texts_are_refused(co
     with pytest.raises(ConfigError, match="'kid' is the name of a metric"):
         check_metrics(["reward"], replace(complete, scorer_settings={"kid": reward}), ["cat"], num_seeds=2)
     judge = replace(complete, scorer_settings={"j": complete.judge_settings})
-    with pytest.raises(ConfigError, match="cannot serve as a reward"):
+    with pytest.raises(ConfigError, match="'style_subject_judge' is not differentiable: a reward is one of"):
         measure(["j"], torch.rand(2, 3, 64, 64), "cat", judge)
 
 
@@ -339,10 +344,11 @@ def test_a_judge_that_reads_texts_scores_as_the_same_reward_and_one_that_does_no
     assert figures("judge_sgp", images, name, reading) == figures("relative_reward", images, name, tiny)
     assert min(figures("diversity", images, name, reading)) > 0.1
     with pytest.raises(
-        ConfigError, match="measure judge_score and judge_sgp with it in place of judge_wanted"
+        ConfigError,
+        match=r"'judge_wanted' needs a judge that classifies .*: measure judge_score, judge_sgp instead",
     ):
         check_metrics(["judge_wanted"], reading, [name], num_seeds=2)
-    with pytest.raises(ConfigError, match="measure judge_wanted, judge_top1 and judge_top5 with it"):
+    with pytest.raises(ConfigError, match="measure judge_wanted, judge_top1, judge_top5 instead"):
         check_metrics(["judge_sgp"], tiny, [name], num_seeds=2)
 
 
@@ -382,5 +388,5 @@ def test_the_kernel_distance_without_real_images_stops_before_anything_is_drawn(
     with pytest.raises(ConfigError, match="only the stage evaluate reads"):
         check_metrics(["kid"], tiny, ["cat"], num_seeds=2)
     none_wanted = torch.stack([i for i, style in zip(*emoji[:2], strict=True) if style == "3D"][:10])
-    with pytest.raises(DataError, match="needs two preferred images"):
+    with pytest.raises(DataError, match="'kid' needs 2 preferred images"):
         check_metrics(["kid"], replace(tiny, real=lambda: [none_wanted]), ["cat"], num_seeds=2)

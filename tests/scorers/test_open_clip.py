@@ -48,7 +48,7 @@ def test_two_configurations_are_ambiguous(directory, refusal):
     (directory / "other.json").write_text("{}")
     line = refusal(load_open_clip, directory)
     assert str(directory) in line
-    assert "found 2" in line
+    assert "contains 2" in line
 
 
 def test_missing_weights_are_named(directory, refusal):

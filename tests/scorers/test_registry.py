@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from srpo_core.config import ScorerSettings
 from srpo_core.errors import ArtifactError, ConfigError
-from srpo_core.scorers import SCORERS, load_judge, load_reward, load_scorer
+from srpo_core.scorers import SCORERS, build_reward, load_reward, load_scorer
 
 REWARDS = sorted(name for name, entry in SCORERS.items() if entry.differentiable)
 TEXT_TOWERS = {
@@ -114,13 +115,30 @@ def test_a_text_that_is_too_long_is_cut_and_still_has_features(reward_model):
     assert torch.equal(long, longer)
 
 
-def test_only_a_differentiable_entry_serves_as_reward_and_only_another_as_judge(settings):
-    right, wrong = (
-        (load_reward, load_judge) if SCORERS[settings.scorer].differentiable else (load_judge, load_reward)
+def test_only_a_differentiable_entry_is_loaded_as_a_reward(settings):
+    if SCORERS[settings.scorer].differentiable:
+        assert load_reward(settings).scale > 0
+        return
+    for load in (load_reward, build_reward):
+        with pytest.raises(ConfigError, match=r"is not differentiable: a reward is one of .*open_clip"):
+            load(settings)
+
+
+def test_every_reward_is_built_without_weights_in_the_shape_of_the_loaded_one(reward_settings, reward_model):
+    with torch.device("meta"):
+        built = build_reward(reward_settings)
+        features = built.encode_images(torch.empty(2, 3, 64, 64))
+    assert features.shape == reward_model.encode_images(torch.rand(2, 3, 64, 64)).shape
+    built_shapes, loaded_shapes = (
+        {name: parameter.shape for name, parameter in one.named_parameters()} for one in (built, reward_model)
     )
-    right(settings)
-    with pytest.raises(ConfigError, match="cannot serve as"):
-        wrong(settings)
+    assert built_shapes == loaded_shapes
+    assert all(parameter.is_meta for parameter in built.parameters())
+
+
+def test_a_reward_without_a_way_to_build_it_is_a_defect_of_its_entry():
+    with pytest.raises(AssertionError, match="needs `build`"):
+        replace(SCORERS["open_clip"], build=None)
 
 
 @pytest.mark.parametrize("fault", ["missing", "surplus"])
@@ -146,7 +164,7 @@ def test_every_entry_names_weights_that_are_missing(settings, tmp_path):
         load_scorer(settings.model_copy(update={"path": str(tmp_path)}))
 
 
-@pytest.mark.parametrize("load", [load_scorer, load_reward, load_judge])
+@pytest.mark.parametrize("load", [load_scorer, load_reward, build_reward])
 def test_an_unknown_scorer_is_a_configuration_error_that_lists_the_known(load):
     with pytest.raises(ConfigError, match=f"known are {', '.join(sorted(SCORERS))}"):
         load(ScorerSettings(scorer="hps_v3", path="nowhere"))

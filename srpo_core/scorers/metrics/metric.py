@@ -1,0 +1,70 @@
+"""What an entry of the registry `metrics` carries."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from torch import Tensor
+
+from srpo_core.errors import pick
+from srpo_core.scorers.metrics.context import MetricContext
+from srpo_core.scorers.registry import SCORERS
+
+THIS_PROJECT: Final = "this project"
+PROJECT_LICENCE: Final = "Apache-2.0"
+
+JudgeKind = Literal["any", "styles", "texts"]
+
+
+def project_licence(context: MetricContext) -> str:
+    """The licence of a metric that needs no scorer."""
+    del context
+    return PROJECT_LICENCE
+
+
+def reward_licence(context: MetricContext) -> str:
+    """The licence of a metric of the reward."""
+    return pick(SCORERS, context.reward_settings.scorer, "scorer").licence
+
+
+def judge_licence(context: MetricContext) -> str:
+    """The licence of a metric of the judge."""
+    return pick(SCORERS, context.judge_settings.scorer, "scorer").licence
+
+
+def no_check(context: MetricContext, prompts: Sequence[str]) -> None:
+    """Check nothing: the metric can be computed for any prompts."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One entry of the registry `metrics`.
+
+    figures: (images of one prompt, the prompt, context) -> one figure per image.
+    range: lowest and highest figure, in units of the scorer's scale if there is one.
+    source: where it is defined.
+    note: what it measures, in words for the report.
+    licence: (context) -> SPDX identifier of the scorer's weights, or of this project if no scorer measures.
+    judge: the judge it needs: one that classifies styles and subjects, one that reads texts, or any (or none).
+    needs_seeds: whether it compares the images of a prompt, so that one seed per prompt is not enough.
+    needs_real_images: whether it compares with real images, which only the stage evaluate reads.
+    check: raises before images are generated if the metric cannot be computed for these prompts.
+    over_all: for a metric that is defined only over all images of a model: from the results of `figures` for all
+        of them, (P, D), to one figure per image.
+    """
+
+    figures: Callable[[Tensor, str, MetricContext], Tensor]
+    range: tuple[float, float]
+    source: str
+    note: str
+    licence: Callable[[MetricContext], str] = project_licence
+    judge: JudgeKind = "any"
+    needs_seeds: bool = False
+    needs_real_images: bool = False
+    check: Callable[[MetricContext, Sequence[str]], None] = no_check
+    over_all: Callable[[Tensor, MetricContext], Tensor] | None = None
+
+    @property
+    def measures_single_images(self) -> bool:
+        """Whether one image of a prompt has a figure of its own."""
+        return not self.needs_seeds and self.over_all is None

@@ -1,0 +1,63 @@
+"""The registry `scorers`, and the functions that load an entry by the settings."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, cast
+
+from srpo_core.config import ScorerSettings
+from srpo_core.errors import ConfigError, pick
+from srpo_core.protocols import RewardModel
+from srpo_core.scorers.clip_score import CLIP_SCORE
+from srpo_core.scorers.entry import ScorerEntry
+from srpo_core.scorers.hps_v2 import HPS_V2
+from srpo_core.scorers.judge import STYLE_SUBJECT_JUDGE
+from srpo_core.scorers.open_clip import OPEN_CLIP
+from srpo_core.scorers.pick_score import PICK_SCORE
+from srpo_core.scorers.timm_judge import TIMM_JUDGE
+
+SCORERS: Final[Mapping[str, ScorerEntry]] = MappingProxyType(
+    {
+        "hps_v2": HPS_V2,
+        "pick_score": PICK_SCORE,
+        "clip_score": CLIP_SCORE,
+        "open_clip": OPEN_CLIP,
+        "style_subject_judge": STYLE_SUBJECT_JUDGE,
+        "timm_judge": TIMM_JUDGE,
+    }
+)
+
+
+def load_scorer(settings: ScorerSettings) -> Any:
+    """Load the scorer that `settings` name: a `RewardModel` if it is differentiable, else a `Judge`.
+
+    Raises:
+        ConfigError: the registry has no such scorer.
+        ArtifactError: its files are missing or damaged.
+    """
+    return pick(SCORERS, settings.scorer, "scorer").load(Path(settings.path))
+
+
+def load_reward(settings: ScorerSettings) -> RewardModel:
+    """Load a differentiable scorer. Another kind is a `ConfigError`. See `load_scorer`."""
+    return cast(RewardModel, _pick_reward(settings).load(Path(settings.path)))
+
+
+def build_reward(settings: ScorerSettings) -> RewardModel:
+    """Build a differentiable scorer with random weights on torch's default device. See `ScorerEntry.build`.
+
+    Raises:
+        ConfigError: the registry has no such scorer, or it is not differentiable.
+        ArtifactError: its configuration is missing or damaged.
+    """
+    entry = _pick_reward(settings)
+    assert entry.build is not None, "every differentiable scorer has one"
+    return entry.build(Path(settings.path))
+
+
+def _pick_reward(settings: ScorerSettings) -> ScorerEntry:
+    entry = pick(SCORERS, settings.scorer, "scorer")
+    if not entry.differentiable:
+        known = ", ".join(name for name, other in SCORERS.items() if other.differentiable)
+        raise ConfigError(f"scorer {settings.scorer!r} is not differentiable: a reward is one of {known}")
+    return entry
