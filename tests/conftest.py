@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -123,3 +124,18 @@ def job(tiny_project, tmp_path, monkeypatch):
         resume=0,
         attempt="test",
     )
+
+
+@pytest.fixture
+def register(monkeypatch):
+    """Add an entry to a registry for the length of a test, in every module that has imported the registry."""
+
+    def add(registry, name, entry):
+        extended = MappingProxyType({**registry, name: entry})
+        for path, module in list(sys.modules.items()):
+            if path.partition(".")[0] in ("srpo_core", "flows"):
+                for attribute in [key for key, value in vars(module).items() if value is registry]:
+                    monkeypatch.setattr(module, attribute, extended)
+        return extended
+
+    return add

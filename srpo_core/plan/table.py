@@ -56,12 +56,15 @@ def _verdict(plan: Plan) -> Text:
 def _generation(plan: Plan) -> Text:
     size, batch = sum(plan.generation.values()), plan.settings.generate.batch_size
     parts = ", ".join(f"{part} {found / GB:.3g}" for part, found in plan.generation.items() if found)
-    text = f"Drawing {batch} images at once needs {size / GB:.3g} GB ({parts}; each scorer taken to be as large as the reward)"
+    text = (
+        f"Generating {batch} images at once needs {size / GB:.3g} GB ({parts}; each scorer is assumed to be as large "
+        "as the reward)"
+    )
     if size <= plan.cluster.memory:
         return Text(f"{text}: it fits.", style="green")
     one_at_once = size - (1 - 1 / batch) * plan.generation["passing tensors"]
     smaller = one_at_once <= plan.cluster.memory
-    advice = "Set a smaller draw.batch_size." if smaller else "Take devices with more memory to draw with."
+    advice = "Lower generate.batch_size." if smaller else "Use devices with more memory."
     return Text(f"{text}: it does not fit. {advice}", style="red")
 
 
@@ -86,11 +89,12 @@ def _time(plan: Plan) -> Table:
     table.add_row(
         f"{train.steps} steps, nothing hidden, without samples and checkpoints", _duration(plan.hours)
     )
-    precision = "" if plan.settings.generate.autocast else ", in float32 (draw.autocast is false)"
-    for stage, draws in plan.generated.items():
-        where = "one device" if draws.devices == 1 else f"{draws.devices} devices"
+    precision = "" if plan.settings.generate.autocast else ", in float32 (generate.autocast is false)"
+    for stage, generated in plan.generated.items():
+        where = "one device" if generated.devices == 1 else f"{generated.devices} devices"
         table.add_row(
-            f"{stage} draws {draws.num_images:,} images on {where}{precision}", _duration(draws.hours)
+            f"{stage} generates {generated.num_images:,} images on {where}{precision}",
+            _duration(generated.hours),
         )
     table.add_row("device hours, of training and of these images", f"{plan.device_hours:.1f}")
     if plan.cost is not None:

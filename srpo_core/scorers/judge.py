@@ -35,6 +35,7 @@ def load_style_subject_judge(path: Path) -> StyleSubjectJudge:
     """Load a judge from its directory. See `load_two_head_judge`."""
     return load_two_head_judge(
         path,
+        "style and subject judge",
         lambda config: StyleSubjectJudge(
             config["channels"], config["styles"], config["names"], int(config["image_size"])
         ),

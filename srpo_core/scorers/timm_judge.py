@@ -35,6 +35,7 @@ def load_timm_judge(path: Path) -> TimmJudge:
     require_package("timm", f"the scorer in {path}")
     return load_two_head_judge(
         path,
+        "timm judge",
         lambda config: TimmJudge(
             config["model"],
             config["model_args"],

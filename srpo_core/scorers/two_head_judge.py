@@ -53,10 +53,10 @@ class TwoHeadJudge(nn.Module):
 J = TypeVar("J", bound=TwoHeadJudge)
 
 
-def load_two_head_judge(path: Path, make: Callable[[Mapping[str, Any]], J]) -> J:
+def load_two_head_judge(path: Path, kind: str, make: Callable[[Mapping[str, Any]], J]) -> J:
     """Load a judge from config.json and judge.safetensors (fp16 on disk, fp32 in memory).
 
-    make: makes the judge, with random weights, from the configuration.
+    kind: what errors call it; make: makes the judge, with random weights, from the configuration.
 
     Raises:
         ArtifactError: a file is missing, damaged or of another architecture.
@@ -66,6 +66,6 @@ def load_two_head_judge(path: Path, make: Callable[[Mapping[str, Any]], J]) -> J
     try:
         judge = make(config)
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
-        raise damaged(config_path, f"not a configuration of this judge: {error!r}") from None
+        raise damaged(config_path, f"not a configuration of a {kind}: {error!r}") from None
     load_strictly(judge, read_safetensors(weights), weights)
     return judge

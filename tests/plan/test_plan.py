@@ -222,7 +222,7 @@ def test_run_time_and_cost_follow_from_a_step():
     assert plan.cost == pytest.approx(2.5 * plan.device_hours)
 
 
-def test_the_images_that_later_stages_draw_are_counted_for_every_model_and_format():
+def test_the_images_that_later_stages_generate_are_counted_for_every_model_and_format():
     plan = of_flux(8)
     formats = len(plan.settings.quantize.formats)
     images = {stage: generated.num_images for stage, generated in plan.generated.items()}
@@ -239,7 +239,7 @@ def test_the_images_that_later_stages_draw_are_counted_for_every_model_and_forma
     )
 
 
-def test_drawing_holds_the_whole_model_in_float32_whatever_was_trained(flux):
+def test_generation_holds_the_whole_model_in_float32_whatever_was_trained(flux):
     """FLUX.1-dev 11.9 G parameters, HPSv2.1 and the VAE 4.28 GB; judge and CLIP-L taken to be as large as HPSv2.1."""
     parts = flux.generation
     assert parts["parameters"] / GB == pytest.approx(47.6, rel=0.01)
@@ -292,7 +292,7 @@ def test_the_command_prints_every_table(monkeypatch, capsys):
     for word in (
         "optimizer",
         "It fits into 16 GB.",
-        "Drawing 32 images at once needs 0.0762 GB",
+        "Generating 32 images at once needs 0.0762 GB",
         "rollout",
         "30 steps",
         "pairs_per_rollout=4",

@@ -68,11 +68,11 @@ def test_every_shipped_preset_is_consistent(preset):
         ({"reward": {"scorer": "timm_judge"}}, r"^reward: 'timm_judge' reads no texts"),
         (
             {"evaluate": {"scorers": {"reward": {"scorer": "open_clip", "path": "elsewhere"}}}},
-            r"^evaluate\.scorers: 'reward' is the name of a metric",
+            r"^evaluate\.scorers: 'reward' or 'reward_sgp' is the name of a metric",
         ),
         (
             {"select_judge": {"scorer": "pick_score"}},
-            r"^select\.maximize , select_judge: metric 'judge_wanted' needs a judge that classifies styles and subjects, but "
+            r"^select\.maximize, select_judge: metric 'judge_wanted' needs a judge that classifies styles and subjects, but "
             r"'pick_score' scores images against texts: measure judge_score, judge_sgp instead, or set another judge$",
         ),
         (
