@@ -150,7 +150,16 @@ def _prepare(work: Path, values: Mapping[str, Any]) -> None:
     """A directory with these settings in which stages run on this checkout's code, data and first stages."""
     (work / "runs").mkdir(parents=True, exist_ok=True)
     (work / PARAMS_FILE).write_text(yaml.safe_dump(dict(values), sort_keys=False))
-    for name in ("assets", "srpo_core", "dvc.yaml", "profiles", "runs/ingest", "runs/check_reward"):
+    linked = (
+        "assets",
+        "srpo_core",
+        "dvc.yaml",
+        "requirements.lock",
+        "profiles",
+        "runs/ingest",
+        "runs/check_reward",
+    )
+    for name in linked:
         if not (work / name).is_symlink():
             (work / name).symlink_to(ROOT / name)
 

@@ -23,9 +23,10 @@ from srpo_core.config import write_settings
 from srpo_core.errors import StageError
 from srpo_core.preflight.consistency import require_consistent
 from srpo_core.report.full_report import write_whole
+from srpo_core.runtime.dvc_yaml import Stage
 from srpo_core.storage import open_store, require_conditions
 from srpo_core.workspace.reproduce import StageResult, reproduce
-from srpo_core.workspace.stage_graph import Stage, read_graph
+from srpo_core.workspace.stage_graph import read_graph
 from srpo_core.workspace.worktree import (
     Workspace,
     bring_home,
@@ -113,7 +114,7 @@ def in_production(model: str) -> str | None:
 
 def run_stages(workspace: Workspace) -> list[StageResult]:
     """Run the stages of the workspace's dvc.yaml in order; a refused model skips those that need a passed one."""
-    graph = read_graph(workspace.path, workspace.site_cache)
+    graph = read_graph(workspace.path)
     fetch_data(workspace, graph.data)
     results: list[StageResult] = []
     for stage in graph.stages:

@@ -1,52 +1,137 @@
 """Which code each stage of dvc.yaml depends on, from the import graph.
 
 python tests/stage_deps.py      rewrite the code among the `deps:` of dvc.yaml
+
+The rule: a stage depends on the code that it imports, directly or through other modules, except for the code that
+cannot change its result (`WITHOUT_EFFECT`). A package is listed as its directory if the stage imports more than half of
+its modules, so that a new module needs no edit of dvc.yaml; otherwise its modules are listed. A stage that imports a
+library depends on requirements.lock.
 """
 
+import ast
+import sys
+from functools import cache
 from pathlib import Path
 
 import grimp
 from ruamel.yaml import YAML
 
 ROOT = Path(__file__).parents[1]
-STAGES = "srpo_core.stages"
+PACKAGE = "srpo_core"
+REQUIREMENTS = "requirements.lock"
+
+# Code that cannot change a result. What only such a module imports is no dependency either.
+WITHOUT_EFFECT = {
+    "srpo_core.errors": "raises: an error ends a stage without a result",
+    "srpo_core.protocols": "declares types",
+    "srpo_core.artifacts": "declares the files of stages, and reads and writes them without computing",
+    "srpo_core.config": "declares which settings exist; DVC watches their values",
+    "srpo_core.runtime": "decides where, when and how often code runs: devices, Ray, locks, resume, progress, times",
+    "srpo_core.storage": "moves files whose digests are checked",
+    "srpo_core.release": "hands the champion's files to evaluate, whose digests are checked",
+}
 
 
 def code_of_stages(names: list[str]) -> dict[str, list[str]]:
-    """Files that each stage imports, directly or through others, relative to the root and sorted."""
-    graph = grimp.build_graph("srpo_core", cache_dir=None)
-    return {name: sorted(_files(graph, f"{STAGES}.{name}")) for name in names}
+    """Return the files and directories of code that each stage depends on, relative to the root, sorted."""
+    return {name: _compact(modules_of_stage(name)) for name in names}
+
+
+def stages_with_libraries(names: list[str]) -> list[str]:
+    """Return the stages whose code imports a library, at any depth."""
+    return [name for name in names if any(_libraries(module) for module in modules_of_stage(name))]
 
 
 def is_code(dependency: str) -> bool:
-    """Whether an entry of `deps:` is a file of the package."""
-    return dependency.startswith("srpo_core/")
+    """Whether an entry of `deps:` is code of the package, or the list of libraries."""
+    return dependency.startswith(f"{PACKAGE}/") or dependency == REQUIREMENTS
 
 
-def _files(graph: grimp.ImportGraph, stage: str) -> set[str]:
-    modules = graph.find_upstream_modules(stage) | {stage}
-    # importing a.b.c runs a and a.b as well, and what those import
-    packages = {
-        ".".join(module.split(".")[:depth]) for module in modules for depth in range(1, module.count(".") + 1)
-    }
-    while missing := packages - modules:
-        modules |= missing.union(*(graph.find_upstream_modules(package) for package in missing))
-        packages = {".".join(m.split(".")[:depth]) for m in modules for depth in range(1, m.count(".") + 1)}
-    files = {_file(module) for module in modules}
-    return files | {str(data) for file in files for data in _templates(file)}
+def modules_of_stage(name: str) -> set[str]:
+    """Return the modules that a stage imports and that can change its result."""
+    found: set[str] = set()
+    waiting = {f"{PACKAGE}.stages.{name}"}
+    while waiting:
+        module = waiting.pop()
+        if module in found or _is_without_effect(module):
+            continue
+        found.add(module)
+        waiting |= {
+            one for one in graph().find_modules_directly_imported_by(module) if one.startswith(PACKAGE)
+        }
+        waiting |= {module.rpartition(".")[0]} - {""}  # importing a.b runs a as well
+    return {module for module in found if not _only_documents(module)}
 
 
-def _file(module: str) -> str:
+def modules_without_effect() -> list[str]:
+    """Return every module that `WITHOUT_EFFECT` names, directly or as a part of a package."""
+    return sorted(module for module in graph().modules if _is_without_effect(module))
+
+
+@cache
+def graph() -> grimp.ImportGraph:
+    """Return the import graph; what is imported for type checkers alone does not count."""
+    return grimp.build_graph(
+        PACKAGE, cache_dir=None, include_external_packages=True, exclude_type_checking_imports=True
+    )
+
+
+def file_of(module: str) -> str:
+    """Return a module's file, relative to the root."""
     path = Path(*module.split("."))
     return str(path / "__init__.py" if (ROOT / path).is_dir() else path.with_suffix(".py"))
 
 
-def _templates(file: str) -> list[Path]:
-    """Templates and scripts that lie beside a package's code are code, too."""
-    if not file.endswith("__init__.py"):
-        return []
-    directory = (ROOT / file).parent
-    return [path.relative_to(ROOT) for kind in ("*.j2", "*.js") for path in directory.glob(kind)]
+def _is_without_effect(module: str) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in WITHOUT_EFFECT)
+
+
+def _libraries(module: str) -> set[str]:
+    imported = {one.partition(".")[0] for one in graph().find_modules_directly_imported_by(module)}
+    return imported - {PACKAGE} - sys.stdlib_module_names
+
+
+@cache
+def _only_documents(module: str) -> bool:
+    """Whether a package's __init__ holds nothing but a docstring or the version."""
+    file = ROOT / file_of(module)
+    body = ast.parse(file.read_text()).body if file.name == "__init__.py" else [ast.Pass()]
+    return all(
+        (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        or (isinstance(node, ast.Assign) and node.targets[0].id == "__version__")
+        for node in body
+    )
+
+
+def _compact(modules: set[str]) -> list[str]:
+    """Return the files of modules; a package of which most modules are used is its directory."""
+    entries: set[str] = set()
+    for module in modules:
+        package = ".".join(module.split(".")[:2])
+        path = Path(*package.split("."))
+        own = {one for one in modules if one == package or one.startswith(f"{package}.")}
+        every = {package, *graph().find_descendants(package)}
+        computing = {one for one in every if not _only_documents(one)}
+        if (ROOT / path).is_dir() and package != f"{PACKAGE}.stages" and 2 * len(own) > len(computing):
+            entries.add(str(path))
+        else:
+            entries |= {file_of(module), *_templates(module)}
+    return sorted(entries)
+
+
+def _templates(module: str) -> set[str]:
+    """Templates and scripts in the directory of a package are code, too."""
+    directory = (ROOT / file_of(module)).parent
+    return {str(path.relative_to(ROOT)) for kind in ("*.j2", "*.js") for path in directory.glob(kind)}
+
+
+def dependencies(names: list[str]) -> dict[str, list[str]]:
+    """Return all code among the `deps:` of each stage, with the list of libraries."""
+    with_libraries = stages_with_libraries(names)
+    return {
+        name: [*code, REQUIREMENTS] if name in with_libraries else code
+        for name, code in code_of_stages(names).items()
+    }
 
 
 def main() -> None:
@@ -55,10 +140,10 @@ def main() -> None:
     yaml.width = 120
     path = ROOT / "dvc.yaml"
     document = yaml.load(path)
-    for name, code in code_of_stages(list(document["stages"])).items():
-        dependencies = document["stages"][name]["deps"]
-        kept = [entry for entry in dependencies if not is_code(entry)]
-        dependencies[:] = kept + code
+    for name, code in dependencies(list(document["stages"])).items():
+        entries = document["stages"][name]["deps"]
+        kept = [entry for entry in entries if not is_code(entry)]
+        entries[:] = kept + code
     yaml.dump(document, path)
 
 

@@ -6,6 +6,7 @@ import os
 import pkgutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -62,6 +63,7 @@ def _why_elsewhere(champion: str | None) -> str:
 def stage(name: Annotated[str, typer.Argument(help="a stage of dvc.yaml")]) -> None:
     """Run one stage on params.yaml in this directory; 'dvc repro' calls this."""
     from srpo_core import config
+    from srpo_core.runtime.dvc_yaml import argument_name, read_stages
     from srpo_core.runtime.processes import die_with_parent
     from srpo_core.runtime.resume import discard_recorded
     from srpo_core.runtime.timings import note_stage
@@ -71,10 +73,16 @@ def stage(name: Annotated[str, typer.Argument(help="a stage of dvc.yaml")]) -> N
     settings = config.load_settings()
     # before torch is imported: sums depend on the number of threads
     os.environ["OMP_NUM_THREADS"] = str(settings.resources.threads_per_worker)
-    run = _stage_function(name)
+    from srpo_core.preflight.consistency import require_consistent
+
+    run, definition = _stage_function(name), errors.pick(read_stages(), name, "stage")
+    require_consistent(settings)  # of all stages: a fault of a late one must not cost the training before it
     discard_recorded(name)
+    arguments = {argument_name(key): attrgetter(key)(settings) for key in definition.params}
+    if "resources" in inspect.signature(run).parameters:
+        arguments["resources"] = settings.resources
     started = time.monotonic()
-    run(**{part: getattr(settings, part) for part in inspect.signature(run).parameters})
+    run(**arguments)
     note_stage(name, time.monotonic() - started, settings.resources)
 
 

@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import reduce
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +16,7 @@ from srpo_core.artifacts import sha256
 from srpo_core.config import PARAMS_FILE, load_settings, parse_settings, read_values
 from srpo_core.errors import ArtifactError
 from srpo_core.release.layout import existing
+from srpo_core.runtime.dvc_yaml import read_stages
 from srpo_core.workspace.git import try_git
 
 LOCK: Final = Path("dvc.lock")
@@ -50,8 +52,16 @@ def require_reproduced(root: Path, paths: Iterable[Path]) -> None:
     settings = load_settings(root / PARAMS_FILE)
     for name, stage in stages.items():
         locked = stage.get("params", {}).get(str(PARAMS_FILE), {})
-        if parse_settings({**values, **locked}, str(LOCK)) != settings:
+        recorded_values: Mapping[str, Any] = reduce(_replaced, locked.items(), values)
+        if parse_settings(recorded_values, str(LOCK)) != settings:
             raise ArtifactError(f"{PARAMS_FILE} is not what stage {name} was run with: {advice}")
+
+
+def _replaced(values: Mapping[str, Any], setting: tuple[str, Any]) -> Mapping[str, Any]:
+    """Return settings with one of them, a dotted key and its value, replaced."""
+    key, value = setting
+    first, _, rest = key.partition(".")
+    return {**values, first: _replaced(values[first], (rest, value)) if rest else value}
 
 
 def git_state(root: Path) -> dict[str, Any]:
@@ -107,8 +117,7 @@ def _locked_stages(root: Path) -> dict[str, Any]:
     path = existing(root, LOCK)
     try:
         locked = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
-        current = yaml.safe_load(existing(root, Path("dvc.yaml")).read_text(encoding="utf-8"))["stages"]
-        return {name: locked[name] for name in current}
+        return {name: locked[name] for name in read_stages(root)}
     except KeyError as error:
         raise ArtifactError(f"{LOCK} does not record {error}: run 'dvc repro' first") from None
     except (yaml.YAMLError, TypeError, ValueError) as error:

@@ -4,9 +4,10 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
-from srpo_core import artifacts, config
+from srpo_core import artifacts
 from srpo_core.report.formats import with_formats
 from srpo_core.report.run import with_costs
+from srpo_core.runtime.dvc_yaml import read_stages
 from srpo_core.runtime.timings import costs
 
 
@@ -25,7 +26,7 @@ def write_whole(target: Path, *, root: Path, home: Path) -> list[dict[str, Any]]
         page = artifacts.require(artifacts.REPORT).read_text(encoding="utf-8")
         if decision["passed"] and artifacts.PROOF.is_file():
             page = with_formats(page, artifacts.read_json(artifacts.PROOF))
-        rows = costs(list(config.read_values(Path("dvc.yaml")).get("stages", {})), home)
+        rows = costs(list(read_stages()), home)
     with artifacts.replacing(target) as partial:
         partial.write_text(with_costs(page, rows), encoding="utf-8")
     return rows

@@ -6,7 +6,6 @@ code, as dvc.yaml lists them), so that a run never goes on from the state of ano
 
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,12 +13,11 @@ from math import inf
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from srpo_core.artifacts import home, read_json, require, sha256, write_json
-from srpo_core.config import PARAMS_FILE
+from srpo_core.config import PARAMS_FILE, read_values
 from srpo_core.errors import SrpoError
 from srpo_core.runtime import file_lock
+from srpo_core.runtime.dvc_yaml import Stage, files_below, read_stages
 from srpo_core.runtime.shared_files import Location
 
 LOCK: Final = Path("dvc.lock")
@@ -75,10 +73,9 @@ def fingerprint(stage: str, *, by_size_from: float = inf) -> str:
     A file of `by_size_from` bytes or more counts by its size alone. Raises `ArtifactError`: an input is missing.
     """
     settings, definition = _definition(stage)
-    parts = {name: settings[name] for name in definition.get("params", ())}
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-    for path in _inputs(settings, definition):
-        for file in _files(path):
+    digest = hashlib.sha256(json.dumps(definition.watched(settings), sort_keys=True).encode())
+    for path in _inputs(definition, settings):
+        for file in files_below(path):
             size = file.stat().st_size
             digest.update(f"{file} {sha256(file) if size < by_size_from else size}\n".encode())
     return digest.hexdigest()[:12]
@@ -123,19 +120,17 @@ def _recorded(stage: str) -> bool:
     settings = parse_yaml(PARAMS_FILE.read_text(encoding="utf-8"), str(PARAMS_FILE))
     _, definition = _definition(stage)
     entry = stages.get(stage)
-    if entry is None or entry.get("params", {}).get(str(PARAMS_FILE), {}) != {
-        name: settings[name] for name in definition.get("params", ())
-    }:
+    if entry is None or entry.get("params", {}).get(str(PARAMS_FILE), {}) != definition.watched(settings):
         return False
     known = {dependency["path"]: dependency for dependency in entry["deps"]}
     return all(
         str(path) in known and _is_as_recorded(path, known[str(path)])
-        for path in _inputs(settings, definition)
+        for path in _inputs(definition, settings)
     )
 
 
 def _is_as_recorded(path: Path, known: Mapping[str, Any]) -> bool:
-    files = list(_files(path))
+    files = list(files_below(path))
     if sum(file.stat().st_size for file in files) != known["size"]:
         return False
     if path.is_dir() or known["size"] >= SMALL_BYTES:
@@ -144,36 +139,16 @@ def _is_as_recorded(path: Path, known: Mapping[str, Any]) -> bool:
         return bool(hashlib.file_digest(file, "md5").hexdigest() == known["md5"])
 
 
-def _stages_before(stage: str) -> list[str]:
-    """The stages whose outputs a stage reads."""
-    stages = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    read = {above for path in map(Path, stages[stage]["deps"]) for above in (path, *path.parents)}
-    return [name for name, other in stages.items() if not read.isdisjoint(map(Path, other.get("outs", ())))]
+def _stages_before(name: str) -> list[str]:
+    """Return the names of the stages whose outputs a stage reads."""
+    stages = read_stages()
+    return [other.name for other in stages.values() if stages[name].reads(other)]
 
 
-def _definition(stage: str) -> tuple[Any, Any]:
-    """(settings, definition of the stage in dvc.yaml)."""
-    settings = yaml.safe_load(PARAMS_FILE.read_text(encoding="utf-8"))
-    return settings, yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"][stage]
+def _definition(stage: str) -> tuple[Mapping[str, Any], Stage]:
+    """Return the settings and the stage as dvc.yaml defines it."""
+    return read_values(PARAMS_FILE), read_stages()[stage]
 
 
-def _inputs(settings: Mapping[str, Any], definition: Mapping[str, Any]) -> list[Path]:
-    return [require(Path(resolve(dependency, settings))) for dependency in definition["deps"]]
-
-
-def _files(path: Path) -> Iterator[Path]:
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            yield file
-
-
-def resolve(template: str, settings: Mapping[str, Any]) -> str:
-    """Fill `${a.b}` in a path of dvc.yaml from the settings, as DVC does."""
-
-    def value(match: re.Match[str]) -> str:
-        found: Any = settings
-        for key in match[1].split("."):
-            found = found[key]
-        return str(found)
-
-    return re.sub(r"\$\{([\w.]+)\}", value, template)
+def _inputs(stage: Stage, settings: Mapping[str, Any]) -> list[Path]:
+    return [require(path) for path in stage.inputs(settings)]

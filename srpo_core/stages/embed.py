@@ -3,13 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from srpo_core.config import (
-    EvaluateSettings,
-    ModelSettings,
-    ResourceSettings,
-    SelectSettings,
-    TrainSettings,
-)
+from srpo_core.config import ModelSettings, ResourceSettings
 from srpo_core.data.tables import Prompt, read_images, read_pairs, read_prompts
 from srpo_core.errors import DataError
 from srpo_core.models import encode_images, encode_prompts
@@ -28,16 +22,17 @@ def run(
     *,
     seed: int,
     model: ModelSettings,
-    train: TrainSettings,
-    select: SelectSettings,
-    evaluate: EvaluateSettings,
+    train_steps: int,
+    train_batch_size: int,
+    train_rollout_source: str,
+    select_num_prompts: int,
+    evaluate_num_prompts: int,
     resources: ResourceSettings,
 ) -> None:
     """Encode the prompts of each split and write runs/embed/<split>.safetensors.
 
-    Training gets at most as many prompts as it draws images; validation and test as many as
-    select and evaluate ask for. Training prompts come with the latents of a real image each, if
-    `train.rollout.source` asks for real ones.
+    Training gets at most as many prompts as it generates images; validation and test as many as select and evaluate
+    ask for. Training prompts come with the latents of a real image each, if `train.rollout.source` asks for real ones.
 
     Raises:
         DataError: a training prompt has no preferred image.
@@ -45,9 +40,9 @@ def run(
     """
     device = local_device(resources)
     counts = {
-        "train": train.steps * train.batch_size,
-        "validation": select.num_prompts,
-        "test": evaluate.num_prompts,
+        "train": train_steps * train_batch_size,
+        "validation": select_num_prompts,
+        "test": evaluate_num_prompts,
     }
     chosen = {split: spread(read_prompts(split), count, seed) for split, count in counts.items()}
     texts = [prompt.text for prompts in chosen.values() for prompt in prompts]
@@ -55,7 +50,7 @@ def run(
     start = 0
     for split, prompts in chosen.items():
         rows = slice(start, start + len(prompts))
-        real = split == "train" and train.rollout.source != "online"
+        real = split == "train" and train_rollout_source != "online"
         latents = encode_images(model, images(model, texts[rows]), device=device) if real else None
         write_embeddings(split, texts[rows], [prompt.style for prompt in prompts], condition[rows], latents)
         start = rows.stop

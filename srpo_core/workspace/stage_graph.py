@@ -1,66 +1,63 @@
-"""The stage graph, read from dvc.yaml by DVC itself: the project keeps no second list of stages."""
+"""The stages of dvc.yaml in the order in which they run, and the data versions that they read."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any, Final
 
+from srpo_core.config import PARAMS_FILE, read_values
 from srpo_core.errors import ConfigError
-
-NEEDS_PASSED: Final = "a passed decision"
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of dvc.yaml: its name, what it is for, and its free-form `meta`."""
-
-    name: str
-    description: str
-    meta: Mapping[str, Any]
-
-    @property
-    def needs_passed(self) -> bool:
-        """Whether the stage may run only on a model that the gate let through (`meta: {needs: ...}`)."""
-        return self.meta.get("needs") == NEEDS_PASSED
+from srpo_core.runtime.dvc_yaml import DVC_FILE, Stage, read_stages
 
 
 @dataclass(frozen=True)
 class StageGraph:
-    """The stages, each after those that it needs, and the `*.dvc` files of the data that they read."""
+    """The stages, each after those whose outputs it reads, and the `*.dvc` files of the data that they read."""
 
     stages: tuple[Stage, ...]
     data: tuple[str, ...]
 
 
-def read_graph(root: Path, site_cache: Path) -> StageGraph:
-    """Read the stage graph of the project at `root`; stages of equal rank keep their order in dvc.yaml.
-
-    DVC keeps its own notes in `site_cache`.
+def read_graph(root: Path) -> StageGraph:
+    """Read the stage graph of the project at `root`; stages that do not depend on each other keep the file's order.
 
     Raises:
-        ConfigError: dvc.yaml or a settings file that it names is missing or wrong; DVC's words, one line.
+        ConfigError: dvc.yaml or params.yaml is missing or wrong, or stages read each other's outputs in a circle.
     """
-    import networkx as nx
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-    from dvc.stage import PipelineStage
+    stages = read_stages(root)
+    return StageGraph(_in_order(stages, root), _data(stages, root))
 
-    try:
-        with Repo(str(root), config={"core": {"site_cache_dir": str(site_cache)}}) as repo:
-            graph = repo.index.graph
-    except DvcException as error:
-        raise ConfigError(f"dvc.yaml in {root} cannot be used: {' '.join(str(error).split())}") from None
-    stages = [node for node in graph if isinstance(node, PipelineStage)]
-    if not stages:
-        raise ConfigError(f"{root} has no stages: dvc.yaml is missing or empty")
-    place = {stage: number for number, stage in enumerate(graph)}
-    ordered = nx.lexicographical_topological_sort(graph.reverse(), key=place.__getitem__)
-    needed = set().union(*(nx.descendants(graph, stage) for stage in stages))
-    return StageGraph(
-        stages=tuple(
-            Stage(node.name, node.desc or node.name, dict(node.meta or {}))
-            for node in ordered
-            if isinstance(node, PipelineStage)
-        ),
-        data=tuple(sorted(node.path_in_repo for node in needed if not isinstance(node, PipelineStage))),
+
+def _in_order(stages: dict[str, Stage], root: Path) -> tuple[Stage, ...]:
+    """Sort stages topologically; of those that could run next, the first of the file does."""
+    sorter = TopologicalSorter(
+        {
+            name: [other.name for other in stages.values() if stage.reads(other)]
+            for name, stage in stages.items()
+        }
     )
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        raise ConfigError(
+            f"{root / DVC_FILE} has a circle of stages ({' -> '.join(error.args[1])}): restore it with git"
+        ) from None
+    place = {name: number for number, name in enumerate(stages)}
+    ready: list[str] = []
+    ordered: list[Stage] = []
+    while sorter.is_active():
+        ready = sorted([*ready, *sorter.get_ready()], key=place.__getitem__)
+        name = ready.pop(0)
+        ordered.append(stages[name])
+        sorter.done(name)
+    return tuple(ordered)
+
+
+def _data(stages: dict[str, Stage], root: Path) -> tuple[str, ...]:
+    """Find the `*.dvc` file, as `dvc add` names it, of each input or of a directory above it."""
+    deps = {dependency for stage in stages.values() for dependency in stage.deps}
+    settings = read_values(root / PARAMS_FILE) if any("${" in dependency for dependency in deps) else {}
+    inputs = {path for stage in stages.values() for path in stage.inputs(settings)}
+    pointers = {
+        path.with_name(f"{path.name}.dvc") for one in inputs for path in (one, *one.parents) if path.name
+    }
+    return tuple(sorted(str(pointer) for pointer in pointers if (root / pointer).is_file()))

@@ -34,12 +34,20 @@ def project(ingested, tmp_path, monkeypatch):
 
 
 def run(**changes):
+    """Run the stage on the tiny preset; `changes` replaces arguments of its `run`."""
     settings = load_settings(ROOT / "profiles/tiny.yaml")
-    parts = {
-        part: getattr(settings, part)
-        for part in ("seed", "model", "train", "select", "evaluate", "resources")
+    arguments = {
+        "seed": settings.seed,
+        "model": settings.model,
+        "train_steps": settings.train.steps,
+        "train_batch_size": settings.train.batch_size,
+        "train_rollout_source": settings.train.rollout.source,
+        "select_num_prompts": settings.select.num_prompts,
+        "evaluate_num_prompts": settings.evaluate.num_prompts,
+        "resources": settings.resources,
     }
-    embed.run(**{**parts, **{part: parts[part].model_copy(update=new) for part, new in changes.items()}})
+    assert set(changes) <= set(arguments)
+    embed.run(**{**arguments, **changes})
 
 
 def prompts(*styles):
@@ -47,7 +55,7 @@ def prompts(*styles):
 
 
 def test_each_split_holds_as_many_prompts_as_the_run_will_draw(project):
-    run(train={"steps": 2, "batch_size": 5}, select={"num_prompts": 3}, evaluate={"num_prompts": 4})
+    run(train_steps=2, train_batch_size=5, select_num_prompts=3, evaluate_num_prompts=4)
     sizes = {split: len(read_embeddings(split)[0]) for split in ("train", "validation", "test")}
     assert sizes == {"train": 10, "validation": 3, "test": 4}
 
@@ -59,7 +67,7 @@ def test_when_there_are_fewer_prompts_all_are_taken_in_their_order(project):
 
 
 def test_every_row_is_the_embedding_of_its_own_prompt(project):
-    run(train={"steps": 1, "batch_size": 3}, select={"num_prompts": 2}, evaluate={"num_prompts": 2})
+    run(train_steps=1, train_batch_size=3, select_num_prompts=2, evaluate_num_prompts=2)
     model = load_settings(ROOT / "profiles/tiny.yaml").model
     for split in ("train", "validation", "test"):
         texts, _, condition = read_embeddings(split)
@@ -88,16 +96,18 @@ def test_a_choice_keeps_the_order_of_the_data_and_depends_on_the_seed():
 
 
 def test_real_images_are_embedded_only_where_they_are_used_and_always_alike(project):
-    small = {"select": {"num_prompts": 1}, "evaluate": {"num_prompts": 1}}
-    run(train={"steps": 1, "batch_size": 9}, **small)
+    small = {
+        "train_steps": 1,
+        "train_batch_size": 9,
+        "select_num_prompts": 1,
+        "evaluate_num_prompts": 1,
+    }
+    run(**small)
     with pytest.raises(ArtifactError, match="run 'dvc repro --force embed'"):
         read_latents("train")
-    offline = load_settings(ROOT / "profiles/tiny.yaml").train.rollout.model_copy(
-        update={"source": "offline"}
-    )
     contents = []
     for _ in range(2):
-        run(train={"steps": 1, "batch_size": 9, "rollout": offline}, **small)
+        run(**small, train_rollout_source="offline")
         contents.append((project / "runs/embed/train.safetensors").read_bytes())
     assert contents[0] == contents[1]
     assert len(read_latents("train")) == len(read_embeddings("train")[0]) == 9
