@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from srpo_core.errors import ArtifactError, SrpoError
-from srpo_core.runtime.resume import discard_recorded, fingerprint, goes_too, resolve, resumable
+from srpo_core.runtime.resume import discard_recorded, fingerprint, goes_too, resumable
 from srpo_core.runtime.shared_files import Location
 
 DVC = {
@@ -180,5 +180,40 @@ def test_a_second_run_beside_the_first_is_refused_and_the_first_is_named(project
         assert directory.is_dir()
 
 
-def test_templates_of_dvc_are_filled_from_the_settings():
-    assert resolve("${model.path}/vae", PARAMS) == "weights/vae"
+def test_a_dotted_setting_counts_and_its_neighbours_do_not(project):
+    graph = yaml.safe_load((project / "dvc.yaml").read_text())
+    graph["stages"]["train"]["params"] = ["train.steps"]
+    (project / "dvc.yaml").write_text(yaml.safe_dump(graph))
+    before = fingerprint("train")
+    (project / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "train": {"steps": 3, "rate": 1.0}}))
+    assert fingerprint("train") == before
+    (project / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "train": {"steps": 4, "rate": 1.0}}))
+    assert fingerprint("train") != before
+
+
+def test_dvc_s_record_of_a_dotted_setting_and_of_a_package_is_recognized(project):
+    graph = yaml.safe_load((project / "dvc.yaml").read_text())
+    graph["stages"]["train"] |= {"params": ["train.rate"], "deps": ["${model.path}", "package"]}
+    (project / "dvc.yaml").write_text(yaml.safe_dump(graph))
+    (project / ".dvcignore").write_text("__pycache__\n")
+    (project / "package/__pycache__").mkdir(parents=True)
+    (project / "package/code.py").write_text("x = 1\n")
+    with resumable("train") as directory:
+        (directory / "step").write_text("1")
+    record()
+    (project / "package/__pycache__/code.pyc").write_bytes(b"compiled")
+    with resumable("train") as again:
+        assert not (again / "step").exists(), "DVC has recorded the result, so this run was forced"
+
+
+def test_compiled_files_of_a_package_do_not_count(project):
+    graph = yaml.safe_load((project / "dvc.yaml").read_text())
+    graph["stages"]["train"]["deps"] = ["package"]
+    (project / "dvc.yaml").write_text(yaml.safe_dump(graph))
+    (project / "package/__pycache__").mkdir(parents=True)
+    (project / "package/code.py").write_text("x = 1\n")
+    before = fingerprint("train")
+    (project / "package/__pycache__/code.pyc").write_bytes(b"compiled")
+    assert fingerprint("train") == before
+    (project / "package/new.py").write_text("y = 1\n")
+    assert fingerprint("train") != before

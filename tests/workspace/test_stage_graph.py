@@ -4,21 +4,20 @@ import pytest
 import yaml
 
 from srpo_core.errors import ConfigError
+from srpo_core.runtime.dvc_yaml import read_stages
 from srpo_core.workspace.stage_graph import read_graph
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def project(path: Path, stages: dict) -> Path:
-    (path / ".dvc").mkdir()
-    (path / ".dvc/config").write_text("[core]\n    no_scm = true\n")
     (path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
     return path
 
 
 def test_the_graph_holds_every_stage_of_dvc_yaml_once_after_those_it_needs(tmp_path):
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    graph = read_graph(ROOT, tmp_path)
+    graph = read_graph(ROOT)
     names = [stage.name for stage in graph.stages]
     assert sorted(names) == sorted(stages)
     outs = {
@@ -35,7 +34,7 @@ def test_the_graph_holds_every_stage_of_dvc_yaml_once_after_those_it_needs(tmp_p
 
 
 def test_the_project_marks_only_quantize_as_needing_a_passed_decision(tmp_path):
-    assert [stage.name for stage in read_graph(ROOT, tmp_path).stages if stage.needs_passed] == ["quantize"]
+    assert [stage.name for stage in read_graph(ROOT).stages if stage.needs_passed] == ["quantize"]
 
 
 def test_stages_of_equal_rank_keep_their_order_in_dvc_yaml(tmp_path):
@@ -47,8 +46,7 @@ def test_stages_of_equal_rank_keep_their_order_in_dvc_yaml(tmp_path):
                 "z": {"cmd": "true", "outs": ["z.out"], "desc": "the last letter"},
                 "a": {"cmd": "true", "outs": ["a.out"]},
             },
-        ),
-        tmp_path / "site",
+        )
     )
     assert [stage.name for stage in graph.stages] == ["z", "a", "last"]
     assert [stage.description for stage in graph.stages] == ["the last letter", "a", "last"]
@@ -59,15 +57,23 @@ def test_only_data_that_a_stage_reads_is_named(tmp_path):
     (root / "data").mkdir()
     for name in ("cats", "dogs"):
         (root / f"data/{name}.dvc").write_text(yaml.safe_dump({"outs": [{"path": name, "md5": "0" * 32}]}))
-    assert read_graph(root, tmp_path / "site").data == ("data/cats.dvc",)
+    assert read_graph(root).data == ("data/cats.dvc",)
 
 
-def test_a_directory_without_stages_is_one_clear_error(tmp_path):
-    (tmp_path / "plain").mkdir()
-    with pytest.raises(ConfigError, match=r"dvc.yaml in .*plain cannot be used"):
-        read_graph(tmp_path / "plain", tmp_path / "site")
-    with pytest.raises(ConfigError, match=r"has no stages: dvc.yaml is missing or empty"):
-        read_graph(project(tmp_path, {}), tmp_path / "site")
+def test_an_input_below_a_data_version_or_of_a_setting_names_its_file(tmp_path):
+    root = project(tmp_path, {"ingest": {"cmd": "true", "deps": ["${ingest.source}/train.json"]}})
+    (root / "params.yaml").write_text("ingest: {source: data/cats}")
+    (root / "data").mkdir()
+    (root / "data/cats.dvc").touch()
+    assert read_graph(root).data == ("data/cats.dvc",)
+
+
+@pytest.mark.parametrize(("dependency", "out"), [("a", "a/b"), ("a/b", "a"), ("a", "a")])
+def test_a_stage_runs_after_one_whose_output_contains_its_input_or_is_contained_in_it(
+    tmp_path, dependency, out
+):
+    stages = {"reads": {"cmd": "true", "deps": [dependency]}, "writes": {"cmd": "true", "outs": [out]}}
+    assert [stage.name for stage in read_graph(project(tmp_path, stages)).stages] == ["writes", "reads"]
 
 
 def test_a_circle_is_one_clear_line(tmp_path):
@@ -78,6 +84,20 @@ def test_a_circle_is_one_clear_line(tmp_path):
             "two": {"cmd": "true", "deps": ["a"], "outs": ["b"]},
         },
     )
-    with pytest.raises(ConfigError) as caught:
-        read_graph(root, tmp_path / "site")
-    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"circle of stages \((one -> two -> one|two -> one -> two)\)"):
+        read_graph(root)
+
+
+def test_the_order_is_one_in_which_dvc_runs_the_stages():
+    """DVC's own graph has the same edges."""
+    from dvc.repo import Repo
+    from dvc.stage import PipelineStage
+
+    with Repo(str(ROOT)) as repo:
+        edges = {
+            (one.name, other.name)
+            for one, other in repo.index.graph.edges
+            if isinstance(one, PipelineStage) and isinstance(other, PipelineStage)
+        }
+    stages = read_stages(ROOT).values()
+    assert edges == {(one.name, other.name) for one in stages for other in stages if one.reads(other)}
