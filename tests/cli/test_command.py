@@ -12,6 +12,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import yaml
 
 from srpo_core.cli.app import OURS
 from srpo_core.cli.main import main
@@ -64,8 +65,9 @@ def fails_in_one_line(done, code):
 
 @pytest.fixture
 def project(tmp_path):
-    """A directory that contains only the settings."""
-    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    """A directory that contains only the settings and the stage graph."""
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     return tmp_path
 
 
@@ -124,6 +126,16 @@ def test_a_settings_file_that_is_not_yaml_is_named(srpo, project):
 def test_a_missing_output_names_the_stage_to_run(srpo, project):
     line = fails_in_one_line(srpo("stage", "gate", cwd=project), 1)
     assert "is missing: run 'dvc repro" in line
+
+
+def test_the_first_stage_of_dvc_repro_refuses_settings_that_a_later_stage_cannot_use(srpo, project):
+    """Before any work: without this check the fault would show after the training."""
+    values = yaml.safe_load((project / "params.yaml").read_text())
+    values["quantize"]["gain"] = "beauty"
+    (project / "params.yaml").write_text(yaml.safe_dump(values))
+    line = fails_in_one_line(srpo("stage", "ingest", cwd=project), 2)
+    assert "quantize.gain asks for 'beauty', which evaluate does not measure" in line
+    assert not (project / "runs").exists()
 
 
 def test_debug_shows_the_traceback(project):
