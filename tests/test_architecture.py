@@ -118,7 +118,7 @@ def test_an_edited_reward_retrains_and_an_edited_report_gate_or_quantizer_does_n
         for name in ("scorers/open_clip.py", "report/page.py", "gates/rules.py", "quantizers/gguf.py")
     }
     assert edits == {
-        "scorers/open_clip.py": {"check_reward", "train", "select", "evaluate", "quantize"},
+        "scorers/open_clip.py": {"check_reward", "train", "select", "evaluate", "quantize", "report"},
         "report/page.py": {"report"},
         "gates/rules.py": {"gate", "report", "quantize"},
         "quantizers/gguf.py": {"quantize"},
