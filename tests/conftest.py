@@ -83,6 +83,15 @@ def bucket(s3_environment, request):
 
 
 @pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory):
+    """One Prefect server for all tests of a worker."""
+    from prefect_server import running_server
+
+    with running_server(tmp_path_factory.mktemp("prefect")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def tiny_project(tmp_path_factory):
     """A directory with the tiny family and a few encoded prompts."""
     from srpo_core.models import encode_prompts

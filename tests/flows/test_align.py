@@ -9,6 +9,7 @@ import psutil
 import pytest
 import yaml
 from living import ended, runs
+from standin import keep_stages
 
 from flows.align import align, in_production, markdown
 from flows.form import parse_patch
@@ -84,6 +85,7 @@ def test_an_edited_checkout_runs_as_it_is_and_a_named_revision_does_not_see_the_
 
 
 def test_the_settings_of_the_checkout_are_used_when_no_profile_is_named(standin, prefect):
+    keep_stages(standin, "ingest", "gate", "report")
     params = standin / "params.yaml"
     params.write_text(params.read_text().replace("seed: 0", "seed: 5"))
     result = run(profile=None)
@@ -130,6 +132,7 @@ def test_what_is_in_production_of_the_model_becomes_the_champion_unless_the_sett
 ):
     from srpo_core.storage import open_store
 
+    keep_stages(standin, "gate", "report")
     monkeypatch.setenv("SRPO_STORE", str(standin / "store"))
     assert in_production("tiny") is None
     open_store().write_alias("other/production", {"version": "other-0123"}, None)
@@ -146,6 +149,7 @@ def test_what_is_in_production_of_the_model_becomes_the_champion_unless_the_sett
 
 def test_the_gates_rules_the_verdict_and_the_grid_are_artifacts_in_the_ui(standin, prefect):
     """The stand-in's gate has no rules and its report no grid: both are added here."""
+    keep_stages(standin, "gate", "report")
     steps = standin / "steps.py"
     text = steps.read_text()
     rules = [

@@ -16,6 +16,8 @@ from srpo_core.storage import open_store
 
 ROOT = Path(__file__).resolve().parents[2]
 
+pytestmark = pytest.mark.pipeline
+
 
 @pytest.fixture
 def store(tmp_path, monkeypatch, prefect):
@@ -131,7 +133,6 @@ def srpo(prefect_server, tmp_path):
     return run
 
 
-@pytest.mark.pipeline
 def test_the_commands_take_a_release_from_its_list_to_production_and_back(store, srpo, tmp_path):
     # the server's environment was made before SRPO_STORE was set: the commands take store/ below them
     assert Path(store.uri) == tmp_path / "store"

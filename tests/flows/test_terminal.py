@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import subprocess
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SAID = "\nsrpo: error: interrupted; the same command goes on from here\n"
+INTERRUPTED = "\nsrpo: error: interrupted; the same command goes on from here\n"
 
 RUN = """
 import io, os, signal, sys
@@ -31,39 +32,58 @@ CLOSED = "os.close(2); interrupt()"
 
 
 @pytest.mark.parametrize(
-    ("moment", "said"),
-    [(ANYWHERE, SAID), (IN_A_WRITE, SAID), (CLOSED, "")],
+    ("moment", "message"),
+    [(ANYWHERE, INTERRUPTED), (IN_A_WRITE, INTERRUPTED), (CLOSED, "")],
     ids=["anywhere", "in a write to the terminal", "with a closed terminal"],
 )
-def test_ctrl_c_ends_the_run_with_130_at_any_moment(moment, said):
+def test_ctrl_c_ends_the_run_with_130_at_any_moment(moment, message):
     done = subprocess.run(
         [sys.executable, "-c", RUN + moment], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stderr) == (130, said)
+    assert (done.returncode, done.stderr) == (130, message)
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--profile", "huge"], "huge"),
-        (["--set", "evaluate.num_prompts=0"], "evaluate.num_prompts"),
-        (["--set", "select.keep={nothing: 0.1}"], "nothing"),
-    ],
-    ids=["profile", "range", "metric"],
-)
-def test_a_wrong_setting_is_one_line_before_a_server_starts(tmp_path, words, said):
-    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
-    shutil.copy(ROOT / "params.yaml", tmp_path)
+WRONG = {
+    "profile": (["--profile", "huge"], "huge"),
+    "range": (["--set", "evaluate.num_prompts=0"], "evaluate.num_prompts"),
+    "metric": (["--set", "select.keep={nothing: 0.1}"], "nothing"),
+}
+EACH = """
+import json, sys
+from srpo_core.__main__ import main
+for words in json.loads(sys.argv[1]):
+    sys.argv[1:] = ["align", *words]
+    try:
+        main()
+    except SystemExit as ended:
+        print("exit code", ended.code, file=sys.stderr, flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def wrong_settings(tmp_path_factory):
+    """Run `srpo align` with each of the wrong settings, in one process; return what it printed and its directory."""
+    directory = tmp_path_factory.mktemp("wrong")
+    shutil.copytree(ROOT / "profiles", directory / "profiles")
+    shutil.copy(ROOT / "params.yaml", directory)
     done = subprocess.run(
-        [sys.executable, "-m", "srpo_core", "align", *words],
-        cwd=tmp_path,
+        [sys.executable, "-c", EACH, json.dumps([words for words, _ in WRONG.values()])],
+        cwd=directory,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        check=False,
+        check=True,
     )
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("srpo: error: ")
-    assert said in line
-    assert not list((tmp_path / ".srpo/prefect").glob("*.db")), "no server has made its database"
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2 * len(WRONG), "one line of error and one of exit code each"
+    return dict(zip(WRONG, zip(lines[::2], lines[1::2], strict=True), strict=True)), directory
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_wrong_setting_is_an_error_of_one_line_before_a_server_starts(wrong_settings, kind):
+    printed, directory = wrong_settings
+    error, exit_code = printed[kind]
+    assert exit_code == "exit code 2"
+    assert error.startswith("srpo: error: ")
+    assert WRONG[kind][1] in error
+    assert not list((directory / ".srpo/prefect").glob("*.db")), "no server has created its database"
