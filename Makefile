@@ -13,7 +13,7 @@ WORKERS ?= 2
 # One thread in each process: threads that wait for each other more than double the CPU time of the tests.
 # tests/conftest.py assigns each test to a worker, and starts the longest groups first.
 PYTEST := OMP_NUM_THREADS=1 pytest
-PARALLEL := $(PYTEST) -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations=40
+PARALLEL := $(PYTEST) -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DO_NOT_TRACK := 1
@@ -58,7 +58,7 @@ coverage: $(STAMP) ## the same with coverage
 	$(PYTEST) -m "$(QUICK) and serial" --cov --cov-append --cov-report=term:skip-covered
 
 test-all: $(STAMP) ## adds the slow ones: stages, servers, kills, browser, S3
-	$(PARALLEL) -m "$(ALL) and not serial"
+	$(PARALLEL) -m "$(ALL) and not serial" --durations=40
 	$(PYTEST) -m "$(ALL) and serial" --durations=0
 
 test-nightly: $(STAMP) ## tests that take too long for every change
