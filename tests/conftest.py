@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def _commands_of_this_environment():
-    """dvc, prefect and srpo are found although nobody has activated the environment."""
+    """Put dvc, prefect and srpo on PATH, so that the environment need not be activated."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
         yield
@@ -58,7 +58,7 @@ def moto_endpoint():
 
 @pytest.fixture
 def s3_environment(monkeypatch, moto_endpoint):
-    """Dummy credentials, and no way to any real cloud."""
+    """Set dummy credentials, and block the way to any real cloud."""
     for name, value in {
         "AWS_ENDPOINT_URL": moto_endpoint,
         "AWS_ACCESS_KEY_ID": "dummy",
@@ -74,7 +74,7 @@ def s3_environment(monkeypatch, moto_endpoint):
 
 @pytest.fixture
 def bucket(s3_environment, request):
-    """A bucket of this test's own."""
+    """Create a bucket for this test."""
     import boto3
 
     name = f"releases-{abs(hash(request.node.nodeid)):x}"
@@ -93,7 +93,7 @@ def prefect_server(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_project(tmp_path_factory):
-    """A directory with the tiny family and a few encoded prompts."""
+    """Create a directory with the tiny family and a few encoded prompts."""
     from srpo_core.models import encode_prompts
     from srpo_core.models.embeddings import write_embeddings
 

@@ -1,4 +1,4 @@
-"""Processes whose end a test waits for."""
+"""Wait for the end of processes."""
 
 import time
 from collections.abc import Iterable
@@ -7,15 +7,15 @@ import psutil
 
 
 def runs(process: psutil.Process) -> bool:
-    """Whether a process is still at work; one that nobody has reaped yet is not, nor is the next with its number."""
+    """Return whether a process is still running; a zombie is not, nor is a later process with the same PID."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:  # it ended between the two questions
+    except psutil.NoSuchProcess:  # it ended between the two calls
         return False
 
 
 def runs_by_number(pid: int) -> bool:
-    """The same where only the number is known, as of a process that may be gone already."""
+    """Return the same from a PID, for a process that may have ended already."""
     try:
         return runs(psutil.Process(pid))
     except psutil.NoSuchProcess:
@@ -23,7 +23,7 @@ def runs_by_number(pid: int) -> bool:
 
 
 def ended(processes: Iterable[psutil.Process], seconds: float) -> bool:
-    """Wait until none of them runs, `seconds` at most; whether they have all ended."""
+    """Wait at most `seconds` for all processes to end; return whether they have."""
     waiting, until = list(processes), time.monotonic() + seconds
     while (waiting := [process for process in waiting if runs(process)]) and time.monotonic() < until:
         time.sleep(0.05)
@@ -31,7 +31,7 @@ def ended(processes: Iterable[psutil.Process], seconds: float) -> bool:
 
 
 def command_line(process: psutil.Process) -> list[str]:
-    """The words of its command; none when it has ended or is another user's."""
+    """Return the words of a process's command; none if it has ended or belongs to another user."""
     try:
         return process.cmdline()
     except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):

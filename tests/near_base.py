@@ -1,4 +1,4 @@
-"""A checkpoint as training leaves it: float32, a little away from the tiny base."""
+"""Write a checkpoint like one of training: float32, close to the tiny base."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ BASE = Path(__file__).resolve().parents[1] / "assets/tiny/family/base"
 
 
 def write_near_base(directory: Path) -> None:
-    """Write it as a diffusers directory; the same weights each time."""
+    """Write it to a diffusers directory, with the same weights each time."""
     from diffusers import FluxTransformer2DModel
 
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The blocks of Python in a Markdown page, and what they name without having it."""
+"""Find the Python blocks of a Markdown page, and the names in them that are not defined."""
 
 import ast
 import builtins
@@ -6,12 +6,12 @@ import re
 
 
 def python_blocks(text: str) -> list[str]:
-    """The source of each block, in order."""
+    """Return the source of each block, in order."""
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
 def unbound_names(source: str) -> set[str]:
-    """The names that a block uses and neither imports nor makes."""
+    """Return the names that a block uses but neither imports nor assigns."""
     nodes = list(ast.walk(ast.parse(source)))
     bound = set(dir(builtins)) | {node.arg for node in nodes if isinstance(node, ast.arg)}
     for node in nodes:

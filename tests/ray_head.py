@@ -1,4 +1,4 @@
-"""A Ray cluster of one machine that is started apart from any run, as an owner of a cluster would."""
+"""Start a Ray cluster of one machine outside any run."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def ray_head(environment: Mapping[str, str], *, cpus: int) -> Iterator[str]:
-    """Start it in another directory; yields its address for RAY_ADDRESS (with RAY_AUTH_MODE=disabled)."""
+    """Start a head node in another directory; yield its address, for RAY_ADDRESS with RAY_AUTH_MODE=disabled."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

@@ -13,7 +13,7 @@ from srpo_core.config import patched
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# No figure of a run this short means anything, so the gate's thresholds let it pass.
+# The figures of so short a run mean nothing, so the gate's thresholds let it pass.
 SHORT = {
     "train": {
         "steps": 4,
@@ -48,7 +48,7 @@ SHORT = {
 
 
 class Checkout:
-    """A clone with short settings committed, and how to run things in it as a user would."""
+    """A clone with the short settings committed, and methods that run commands in it as a user would."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -93,7 +93,7 @@ class Checkout:
         return json.loads((self.path / name).read_text())
 
     def outputs(self) -> dict[str, dict[str, str]]:
-        """Per stage, the hash of each output as dvc.lock records it."""
+        """Return the hash of each output by stage, as recorded in dvc.lock."""
         lock = yaml.safe_load((self.path / "dvc.lock").read_text())
         return {
             stage: {out["path"]: out["md5"] for out in entry["outs"]}
@@ -101,7 +101,7 @@ class Checkout:
         }
 
     def steps_trained(self) -> list[int]:
-        """How many optimizer steps each run of the stage train has made."""
+        """Return the number of optimizer steps of each run of the stage train."""
         timings = self.path / ".srpo/timings/train.jsonl"
         return [json.loads(line)["steps"] for line in timings.read_text().splitlines()]
 

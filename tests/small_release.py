@@ -1,4 +1,4 @@
-"""A release of a few kilobytes, for tests of what becomes of releases."""
+"""Publish a release of a few kilobytes, for tests of what happens to releases later."""
 
 import hashlib
 from pathlib import Path
@@ -18,9 +18,9 @@ def publish_small(
     model: str = "tiny",
     repeats: int = 1000,
 ) -> str:
-    """Publish the version `<model>-<number>`; the number is also its age. Its files are written below `sources`.
+    """Publish the version `<model>-<number>`, dated by its number. Its files are written to a directory in `sources`.
 
-    repeats: times some 20 bytes, the size of each file.
+    repeats: size of each file, in units of about 20 bytes.
     """
     version = f"{model}-{number}"
     source = sources / f"source-{version}"

@@ -1,4 +1,4 @@
-"""What happens to releases after they are published, as flows on a server."""
+"""Flows on published releases, on a Prefect server."""
 
 import re
 import shutil
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.pipeline
 
 @pytest.fixture
 def store(tmp_path, monkeypatch, prefect):
-    """The store of `SRPO_STORE` with three versions, and flows that run on the server."""
+    """Publish three versions to the store of `SRPO_STORE`; flows run on the server."""
     monkeypatch.setenv("SRPO_STORE", str(tmp_path / "store"))
     monkeypatch.chdir(tmp_path)
     store = open_store()
@@ -31,7 +31,7 @@ def store(tmp_path, monkeypatch, prefect):
 
 
 def artifact(server, key):
-    """The text of the newest artifact under `key`."""
+    """Return the text of the newest artifact with this key."""
     found = server.call("/artifacts/latest/filter", {"artifacts": {"key": {"any_": [key]}}})
     return found[0]["data"]
 
@@ -113,7 +113,7 @@ def test_the_flow_that_cleans_lists_first_and_removes_when_told(store):
 
 @pytest.fixture
 def srpo(prefect_server, tmp_path):
-    """A function that runs the command line in an empty directory and returns what it printed."""
+    """Return a function that runs the command line in an empty directory and returns its output."""
 
     def run(*arguments, code=0):
         done = subprocess.run(
@@ -134,7 +134,7 @@ def srpo(prefect_server, tmp_path):
 
 
 def test_the_commands_take_a_release_from_its_list_to_production_and_back(store, srpo, tmp_path):
-    # the server's environment was made before SRPO_STORE was set: the commands take store/ below them
+    # the environment of the server was created before SRPO_STORE was set: the commands use store/ in their directory
     assert Path(store.uri) == tmp_path / "store"
     listed = [line.split()[0] for line in srpo("releases").splitlines()]
     assert listed == ["tiny-1", "tiny-2", "tiny-3"]

@@ -14,7 +14,7 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def make_hpd():
-    """The script assets/tiny/make_hpd.py as a module."""
+    """Import the script assets/tiny/make_hpd.py as a module."""
     spec = importlib.util.spec_from_file_location("make_hpd", TINY / "make_hpd.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
@@ -23,12 +23,12 @@ def make_hpd():
 
 @pytest.fixture
 def recipe_module(monkeypatch):
-    """Imports a module of the recipe by its name."""
+    """Return a function that imports a module of the recipe by name."""
     monkeypatch.syspath_prepend(str(TINY / "recipe"))
     return lambda name: importlib.import_module(f"tiny_family.{name}")
 
 
 @pytest.fixture
 def data(recipe_module):
-    """The recipe's module that rebuilds the pictures."""
+    """Import the module of the recipe that rebuilds the images."""
     return recipe_module("data")

@@ -1,4 +1,4 @@
-"""Every part of the family has a card in the hub's form with the figures that the recipe measured."""
+"""Every model of the family has a model card for the hub with the figures that the recipe measured."""
 
 import json
 
@@ -12,7 +12,7 @@ def measured(tiny):
 
 
 @pytest.mark.parametrize("part", ["base", "reward", "judge_a", "judge_b"])
-def test_a_card_says_licence_loader_and_what_was_measured(
+def test_a_card_states_licence_loader_and_measurements(
     recipe_module, monkeypatch, tiny, measured, tmp_path, part
 ):
     monkeypatch.chdir(tiny / "recipe")
@@ -28,7 +28,7 @@ def test_a_card_says_licence_loader_and_what_was_measured(
         assert f"| {name} | {values[name]:.3f} |" in text
 
 
-def test_the_cards_that_ship_are_those_of_the_recorded_figures(recipe_module, monkeypatch, tiny, measured):
+def test_the_shipped_cards_contain_the_recorded_figures(recipe_module, monkeypatch, tiny, measured):
     monkeypatch.chdir(tiny / "recipe")
     cards = recipe_module("cards")
     for name, part in cards.CARDS.items():

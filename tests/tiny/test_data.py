@@ -40,7 +40,7 @@ def encoded(colour, size=64, form="WEBP"):
 
 @pytest.fixture
 def packages():
-    """Two subjects that all styles draw, one that is left out by its group, one that no SVG package has."""
+    """Two subjects that exist in all styles, one that its group excludes, one that no SVG package has."""
     clear = encoded((0, 0, 0, 0), 256)
     iconify = {"icons.json": json.dumps(ICONS).encode(), "chars.json": json.dumps(CHARS).encode()}
     return {
@@ -52,7 +52,7 @@ def packages():
 
 @pytest.fixture
 def resvg(monkeypatch):
-    """Stands in for the renderer; keeps what it was asked for."""
+    """Replace the renderer; record its arguments."""
     asked = []
 
     def svg_to_bytes(**options):
@@ -65,7 +65,7 @@ def resvg(monkeypatch):
 
 @pytest.fixture
 def npm(tmp_path, monkeypatch):
-    """Put a command npm that runs these lines of shell before all others."""
+    """Return a function that replaces the command npm by a shell script."""
 
     def install(script):
         commands = tmp_path / "commands"
@@ -91,7 +91,7 @@ def row(**change):
     return {**shared, "image": encoded(WHITE), **change}
 
 
-def test_the_splits_of_the_shipped_table_are_the_rule_s(data, tiny):
+def test_the_splits_of_the_shipped_table_follow_the_rule(data, tiny):
     table = pq.read_table(tiny / "data/emoji4.parquet", columns=["emoji", "split"]).to_pylist()
     shipped = {entry["emoji"]: entry["split"] for entry in table}
     assert data.splits(list(shipped)) == shipped
@@ -100,7 +100,7 @@ def test_the_splits_of_the_shipped_table_are_the_rule_s(data, tiny):
     assert data.splits(order) != shipped
 
 
-def test_subjects_that_all_styles_draw_become_rows_and_the_others_do_not(data, packages, resvg):
+def test_only_subjects_that_exist_in_all_styles_become_rows(data, packages, resvg):
     rows = data.build(packages)
     assert [(entry["name"], entry["style"]) for entry in rows] == [
         (name, style) for name in ("bell's", "studio microphone") for style in ("3D", "Flat", "Ink", "Noto")
@@ -117,7 +117,7 @@ def test_subjects_that_all_styles_draw_become_rows_and_the_others_do_not(data, p
     assert ['viewBox="0 0 32 40"' in options["svg_string"] for options in resvg] == [False] * 3 + [True] * 3
 
 
-def test_of_two_pictures_of_an_emoji_the_first_name_in_the_alphabet_counts(data):
+def test_of_two_images_of_an_emoji_the_alphabetically_first_is_used(data):
     files = {"assets/1f399.webp": encoded(RED), "assets/1f399-fe0f.webp": encoded(WHITE)}
     assert data.drawn_by_pixels(files)(STUDIO).getpixel((0, 0)) == WHITE
     files = {
@@ -127,14 +127,14 @@ def test_of_two_pictures_of_an_emoji_the_first_name_in_the_alphabet_counts(data)
     assert data.drawn_by_pixels(files)("\U0001f441\ufe0f\u200d\U0001f5e8").getpixel((0, 0)) == WHITE
 
 
-def test_a_table_comes_back_as_it_was_written_and_leaves_no_part_behind(data, tmp_path):
+def test_a_table_is_read_as_written_and_leaves_no_partial_file(data, tmp_path):
     rows = [row(), row(style="Ink")]
     data.write(rows, tmp_path / "new/table.parquet")
     assert data.read(tmp_path / "new/table.parquet") == rows
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["table.parquet"]
 
 
-def test_the_comparison_counts_equal_pictures_and_tells_how_far_the_others_are(data):
+def test_the_comparison_counts_equal_images_and_measures_the_others(data):
     theirs = [row(), row(emoji="🚀"), row(style="Ink", split="eval"), row(style="Noto")]
     ours = [row(), row(emoji="🚀", image=encoded((0, 0, 0))), row(style="Ink")]
     lines = list(data.compare(ours, theirs))
@@ -145,7 +145,7 @@ def test_the_comparison_counts_equal_pictures_and_tells_how_far_the_others_are(d
     assert lines[-1] == "rows: 1 in one table only, 1 with another name, group or split"
 
 
-def test_a_package_of_npm_is_read_when_its_digest_is_the_pinned_one(data, npm, tmp_path):
+def test_an_npm_package_is_read_if_its_digest_matches_the_pinned_one(data, npm, tmp_path):
     integrity = archive(tmp_path / "ready.tgz", {"assets/a.webp": b"picture"})
     npm(f'[ "$1 $2" = "pack @set/a@1.0.0" ] && /bin/cp "{tmp_path}/ready.tgz" "$5/a.tgz"')
     assert data.read_packages({"3D": data.Source("@set/a", "1.0.0", integrity)}) == {
@@ -157,7 +157,7 @@ def test_a_package_of_npm_is_read_when_its_digest_is_the_pinned_one(data, npm, t
         data.read_packages({"3D": data.Source("@set/a", "1.0.0", "sha512-other")})
 
 
-def test_what_npm_says_when_it_fails_is_one_line(data, npm, tmp_path):
+def test_a_failure_of_npm_is_an_error_of_one_line(data, npm, tmp_path):
     npm("echo 'npm error code E404' >&2; echo 'npm error more' >&2; exit 1")
     with pytest.raises(SystemExit) as caught:
         data.fetch(data.Source("a", "1.0.0", ""), tmp_path)
@@ -170,7 +170,7 @@ def test_a_missing_npm_is_named(data, monkeypatch, tmp_path):
         data.fetch(data.Source("a", "1.0.0", ""), tmp_path)
 
 
-def test_a_missing_renderer_is_named_with_its_command_before_anything_is_fetched(
+def test_a_missing_renderer_is_named_with_its_install_command_before_any_download(
     data, npm, monkeypatch, tmp_path
 ):
     npm(f"echo > {tmp_path}/asked; exit 1")
@@ -181,7 +181,7 @@ def test_a_missing_renderer_is_named_with_its_command_before_anything_is_fetched
     assert not (tmp_path / "asked").exists()
 
 
-def test_an_existing_table_is_never_written_over(data, resvg, monkeypatch, tmp_path):
+def test_an_existing_table_is_never_overwritten(data, resvg, monkeypatch, tmp_path):
     target = tmp_path / "table.parquet"
     target.write_bytes(b"precious")
     monkeypatch.setattr(sys, "argv", ["data", "--target", str(target)])
@@ -190,7 +190,7 @@ def test_an_existing_table_is_never_written_over(data, resvg, monkeypatch, tmp_p
     assert target.read_bytes() == b"precious"
 
 
-def test_a_table_to_compare_with_that_is_none_is_one_line(data, tmp_path):
+def test_an_invalid_table_to_compare_with_is_an_error_of_one_line(data, tmp_path):
     (tmp_path / "text").write_text("no table")
     for path in (tmp_path / "text", tmp_path / "missing"):
         with pytest.raises(SystemExit, match="cannot be read as a table of pictures") as caught:

@@ -1,4 +1,4 @@
-"""What ships looks like FLUX.1-dev, only smaller: its classes and shapes; and its files are safe and small."""
+"""The shipped family has the classes and shapes of FLUX.1-dev at a smaller size; its files are safe and small."""
 
 import json
 
@@ -10,7 +10,7 @@ LARGEST, ALL = 10_000_000, 40_000_000
 
 @pytest.fixture(scope="module")
 def pipeline(tiny):
-    """As the family's README loads it."""
+    """Load the pipeline as the README of the family does."""
     from diffusers import FluxPipeline
 
     pipe = FluxPipeline.from_pretrained(tiny / "family/base")
@@ -18,7 +18,7 @@ def pipeline(tiny):
     return pipe
 
 
-def test_the_base_is_made_of_flux_s_own_classes(pipeline):
+def test_the_base_consists_of_the_classes_of_flux(pipeline):
     names = {name: type(part).__name__ for name, part in pipeline.components.items() if part is not None}
     assert names["transformer"] == "FluxTransformer2DModel"
     assert names["vae"] == "AutoencoderKL"
@@ -27,7 +27,7 @@ def test_the_base_is_made_of_flux_s_own_classes(pipeline):
     assert names["scheduler"] == "FlowMatchEulerDiscreteScheduler"
 
 
-def test_it_is_close_to_flux_dev_in_what_the_algorithm_sees(pipeline):
+def test_the_base_matches_flux_dev_in_what_the_algorithm_uses(pipeline):
     vae, scheduler = pipeline.vae.config, pipeline.scheduler.config
     assert (vae.latent_channels, pipeline.vae_scale_factor) == (16, 8)
     assert pipeline.transformer.config.guidance_embeds
@@ -49,7 +49,7 @@ def test_the_pipeline_needs_no_argument_beyond_size_and_sequence_length(pipeline
     assert float(images.float().std()) > 0.05
 
 
-def test_the_shipped_tokenizers_are_those_that_the_recipe_makes(pipeline, recipe_module, tiny, monkeypatch):
+def test_the_shipped_tokenizers_equal_those_that_the_recipe_makes(pipeline, recipe_module, tiny, monkeypatch):
     monkeypatch.chdir(tiny / "recipe")
     captions = recipe_module("captions")
     subjects = json.loads((tiny / "family/subjects.json").read_text())
@@ -63,7 +63,7 @@ def test_the_shipped_tokenizers_are_those_that_the_recipe_makes(pipeline, recipe
     assert not (captions.token_ids(t5, texts, captions.T5_TOKENS) == t5.unk_token_id).any()
 
 
-def test_no_file_is_a_pickle_or_above_ten_megabytes_and_all_are_below_forty(tiny):
+def test_no_file_is_a_pickle_or_over_ten_megabytes_and_all_together_are_under_forty(tiny):
     files = [
         path for part in ("data", "family", "hpd") for path in (tiny / part).rglob("*") if path.is_file()
     ]
@@ -73,7 +73,7 @@ def test_no_file_is_a_pickle_or_above_ten_megabytes_and_all_are_below_forty(tiny
     assert kinds <= {".safetensors", ".json", ".md", ".parquet", ".tar"}
 
 
-def test_weights_are_of_half_precision(tiny):
+def test_weights_have_half_precision(tiny):
     from safetensors import safe_open
 
     found = set()
@@ -83,7 +83,7 @@ def test_weights_are_of_half_precision(tiny):
     assert found <= {"BF16", "F16", "I64"}
 
 
-def test_there_are_as_many_subjects_as_owed_and_none_is_trained_and_evaluated(tiny):
+def test_there_are_enough_subjects_and_none_is_in_both_splits(tiny):
     subjects = json.loads((tiny / "family/subjects.json").read_text())
     train, held_out = set(subjects["train"]), set(subjects["eval"])
     assert len(train | held_out) >= 150
@@ -91,7 +91,7 @@ def test_there_are_as_many_subjects_as_owed_and_none_is_trained_and_evaluated(ti
     assert not train & held_out
 
 
-def test_the_spread_over_seeds_begins_with_the_base_that_ships(tiny):
+def test_the_spread_over_seeds_starts_with_the_shipped_base(tiny):
     spread, measured = (
         json.loads((tiny / f"recipe/figures/{name}.json").read_text()) for name in ("spread", "measure")
     )

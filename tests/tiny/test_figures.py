@@ -1,4 +1,4 @@
-"""The family that ships is as good as is asked of it, by the figures of its own recipe; its README tells those figures."""
+"""The shipped family meets its requirements by the figures of its recipe, and its README contains those figures."""
 
 import json
 
@@ -9,7 +9,7 @@ STYLES = ("3D", "Flat", "Ink", "Noto")
 
 @pytest.fixture
 def figures(tiny):
-    """What each stage of the recipe measured, by stage."""
+    """The figures of each stage of the recipe, by stage."""
     return {path.stem: json.loads(path.read_text()) for path in (tiny / "recipe/figures").glob("*.json")}
 
 
@@ -20,13 +20,13 @@ def readme(tiny):
 
 
 def short(value: float) -> str:
-    """As the README writes a share: three digits, without the zero before the point."""
+    """Format a fraction as the README does: three digits, no zero before the point."""
     text = f"{value:.3f}"
     return text if text.startswith("1") else text[1:]
 
 
 @pytest.mark.parametrize("judge", ["a", "b"])
-def test_either_judge_recognises_the_subjects_that_alignment_never_sees(figures, judge):
+def test_both_judges_recognise_the_subjects_that_alignment_never_sees(figures, judge):
     measured = figures["measure"]
     assert measured["pictures"] >= 400
     assert measured[f"top1_{judge}"] >= 0.85
@@ -34,7 +34,7 @@ def test_either_judge_recognises_the_subjects_that_alignment_never_sees(figures,
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_style_words_are_obeyed_but_for_flat_which_the_readme_admits(figures, readme, style):
+def test_the_base_follows_style_words_except_flat_as_the_readme_states(figures, readme, style):
     obeyed = {judge: figures["measure"][f"obeys_{style}_{judge}"] for judge in ("a", "b")}
     missed = {judge: share for judge, share in obeyed.items() if share < 0.85}
     assert set(missed) <= ({"b"} if style == "Flat" else set())
@@ -55,7 +55,7 @@ def test_the_vae_keeps_twenty_six_decibels_on_unseen_subjects(figures):
 
 
 @pytest.mark.parametrize("judge", ["judge_a", "judge_b"])
-def test_a_judge_names_the_style_of_nine_in_ten_real_pictures_that_it_never_saw(figures, judge):
+def test_a_judge_names_the_style_of_nine_in_ten_unseen_real_images(figures, judge):
     assert figures[judge]["style_unseen"] >= 0.9
 
 
@@ -63,7 +63,7 @@ def test_the_reward_ranks_unseen_subjects_above_chance(figures):
     assert figures["reward"]["unseen_subject_of_10"] >= 0.3
 
 
-def test_the_readme_s_table_tells_the_figures_of_the_recipe(figures, readme):
+def test_the_table_in_the_readme_contains_the_figures_of_the_recipe(figures, readme):
     vae, measured, reward = figures["vae"], figures["measure"], figures["reward"]
     assert f"{vae['psnr_unseen_db']:.1f} dB on unseen subjects in all styles" in readme
     assert f"{vae['psnr_seen_db']:.1f} dB on the 3D images of seen ones" in readme
@@ -81,7 +81,7 @@ def test_the_readme_s_table_tells_the_figures_of_the_recipe(figures, readme):
     assert f"their style, given the right name, {reward['unseen_style']:.2f}".replace("0.", ".") in readme
 
 
-def test_the_readme_s_table_tells_the_cpu_minutes_of_every_stage(figures, readme):
+def test_the_table_in_the_readme_contains_the_cpu_minutes_of_every_stage(figures, readme):
     stages = ("vae", "base", "distill", "reward", "judge_a", "judge_b")
     minutes = {stage: figures[stage]["cpu_seconds"] / 60 for stage in stages}
     for spent in minutes.values():
@@ -89,7 +89,7 @@ def test_the_readme_s_table_tells_the_cpu_minutes_of_every_stage(figures, readme
     assert f"| all | {sum(minutes.values()):.1f} |" in readme
 
 
-def test_the_readme_tells_every_seed_s_figures(figures, readme):
+def test_the_readme_contains_the_figures_of_every_seed(figures, readme):
     for seed, figure in figures["spread"]["per_seed"].items():
         obeyed = (f"{figure[f'obeys_{style}_{judge}']:.2f}" for style in STYLES for judge in ("a", "b"))
         pairs = [", ".join(pair) for pair in zip(*[iter(obeyed)] * 2, strict=True)]
@@ -100,19 +100,19 @@ def test_the_readme_tells_every_seed_s_figures(figures, readme):
         assert f"| {name} | {first} | {five} | {row} |" in readme
 
 
-def test_at_a_lower_guidance_every_style_word_is_obeyed_and_the_subject_kept(figures):
+def test_at_a_lower_guidance_the_base_follows_every_style_word_and_keeps_the_subject(figures):
     for guidance in ("2", "2.5"):
         at = figures["guidance"]["drawn"][guidance]
         assert min(share for name, share in at.items() if name.startswith("obeys_")) >= 0.85
         assert min(share for name, share in at.items() if name.startswith("top")) >= 0.95
 
 
-def test_guidance_was_measured_on_the_base_that_ships(figures):
+def test_guidance_was_measured_on_the_shipped_base(figures):
     own = figures["guidance"]["drawn"]["3.5"]
     assert own == {name: figures["measure"][name] for name in own}
 
 
-def test_the_readme_tells_what_guidance_does(figures, readme):
+def test_the_readme_describes_the_effect_of_guidance(figures, readme):
     drawn, real = figures["guidance"]["drawn"], figures["guidance"]["real_unseen"]
     columns = [("top1", ""), *(("obeys", f"_{style}") for style in STYLES)]
     for guidance, at in drawn.items():
@@ -123,6 +123,6 @@ def test_the_readme_tells_what_guidance_does(figures, readme):
 
 
 @pytest.mark.parametrize("pair", ["3D-Flat", "3D-Ink", "3D-Noto", "Flat-Ink", "Flat-Noto", "Ink-Noto"])
-def test_the_readme_tells_how_far_two_styles_are_apart(figures, readme, pair):
+def test_the_readme_states_the_distance_between_two_styles(figures, readme, pair):
     drawn, original = (figures["measure"][f"distance_{which}"][pair] for which in ("drawn", "original"))
     assert f"{pair.replace('-', '–')} {short(drawn)} and {short(original)}" in readme

@@ -25,7 +25,7 @@ def test_every_source_is_named_with_its_version_in_notice_and_readme(sources, te
             assert entry.search(text), f"{name} does not name {source['package']} {source['version']}"
 
 
-def test_every_source_has_its_licence_text_and_no_text_is_without_a_source(tiny, sources, texts):
+def test_sources_and_licence_texts_match_one_to_one(tiny, sources, texts):
     named = {licence for source in sources.values() for licence in source["licences"]}
     assert named == {path.name for path in (tiny / "licences").iterdir()}
     for licence in named:
@@ -34,11 +34,11 @@ def test_every_source_has_its_licence_text_and_no_text_is_without_a_source(tiny,
         assert f"assets/tiny/licences/{licence}" in texts["NOTICE"]
 
 
-def test_every_style_of_the_pictures_has_a_source(sources, data):
+def test_every_style_of_the_images_has_a_source(sources, data):
     assert sources.keys() == {*data.STYLES, "names"}
 
 
-def test_the_versions_and_digests_are_pinned_completely(sources):
+def test_all_versions_and_digests_are_pinned(sources):
     for source in sources.values():
         assert re.fullmatch(r"\d+\.\d+\.\d+", source["version"])
         assert re.fullmatch(r"sha512-[A-Za-z0-9+/]{86}==", source["integrity"])

@@ -14,7 +14,7 @@ def recipe(tiny):
 
 @pytest.fixture(scope="module")
 def made(tiny, make_hpd, tmp_path_factory):
-    """The set of the recipe's subjects."""
+    """Build the set from the subjects of the recipe."""
     target = tmp_path_factory.mktemp("hpd")
     make_hpd.make(target, tiny / "recipe/subjects.json")
     return target
@@ -34,7 +34,7 @@ def files(directory):
     return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*.*")}
 
 
-def test_the_script_makes_the_shipped_set_again(tiny, make_hpd, tmp_path):
+def test_the_script_reproduces_the_shipped_set(tiny, make_hpd, tmp_path):
     make_hpd.make(tmp_path)
     assert files(tmp_path) == files(tiny / "hpd")
 
@@ -47,7 +47,7 @@ def test_every_subject_of_the_recipe_is_preferred_once_in_each_style(made, recip
         assert Counter(better for better, _ in pairs) == Counter(worse for _, worse in pairs)
 
 
-def test_the_benchmarks_hold_each_evaluation_subject_of_the_recipe_once_below_its_group(tiny, made, recipe):
+def test_the_benchmarks_contain_each_evaluation_subject_once_in_its_group(tiny, made, recipe):
     table = pq.read_table(tiny / "data/emoji4.parquet", columns=["name", "group"]).to_pylist()
     groups = {row["name"]: row["group"] for row in table}
     prompts = read_benchmark(made)
@@ -62,7 +62,7 @@ def test_the_benchmarks_hold_each_evaluation_subject_of_the_recipe_once_below_it
     assert of_list["objects"] == {"Activities", "Objects", "Travel & Places"}
 
 
-def test_a_benchmark_without_a_subject_is_no_file_even_when_an_earlier_run_wrote_it(
+def test_a_benchmark_without_subjects_is_removed_even_if_an_earlier_run_wrote_it(
     make_hpd, subjects_file, tmp_path
 ):
     target = tmp_path / "set"
@@ -80,7 +80,7 @@ def test_a_benchmark_without_a_subject_is_no_file_even_when_an_earlier_run_wrote
         (["lion"], None, 'must be JSON with the lists "train" and "eval"'),
     ],
 )
-def test_subjects_that_make_no_set_are_refused_in_one_line_before_a_file_is_written(
+def test_invalid_subjects_are_an_error_of_one_line_before_a_file_is_written(
     make_hpd, subjects_file, tmp_path, train, held_out, line
 ):
     with pytest.raises(SystemExit) as caught:

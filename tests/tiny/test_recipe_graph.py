@@ -1,4 +1,4 @@
-"""The recipe's graph watches all that a stage reads, and the lock tells what ships."""
+"""The graph of the recipe lists everything that a stage reads; its lock records the shipped files."""
 
 import ast
 import hashlib
@@ -19,7 +19,7 @@ def graph(tiny):
 
 
 def imported(recipe, module):
-    """A module of the recipe and all of the recipe's that it imports, with theirs."""
+    """Return a module of the recipe and all modules of the recipe that it imports, directly or not."""
     found, waiting = set(), [module]
     while waiting:
         name = waiting.pop()
@@ -33,7 +33,7 @@ def imported(recipe, module):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_depends_on_exactly_the_recipe_s_code_that_it_imports(graph, tiny, stage):
+def test_a_stage_depends_on_exactly_the_modules_of_the_recipe_that_it_imports(graph, tiny, stage):
     listed = {entry for entry in graph[stage]["deps"] if entry.startswith(PACKAGE)}
     modules = imported(tiny / "recipe", MODULE.get(stage, stage))
     assert listed == {f"{PACKAGE}/{name}.py" for name in modules}
@@ -44,14 +44,14 @@ def test_every_stage_is_in_the_graph(graph):
 
 
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("measure", "family")])
-def test_a_training_depends_on_its_settings_and_on_those_that_all_share(graph, tiny, stage):
+def test_a_training_stage_depends_on_its_own_and_the_shared_settings(graph, tiny, stage):
     code = (tiny / f"recipe/{PACKAGE}/{MODULE.get(stage, stage)}.py").read_text()
     compiles = {"compile"} if "compiled(" in code else set()
     assert set(graph[stage]["params"]) == {"seed", "processes", stage} | compiles
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_that_reads_pictures_depends_on_them(graph, tiny, stage):
+def test_a_stage_that_reads_images_depends_on_them(graph, tiny, stage):
     reads = "read_pictures(" in "".join(
         (tiny / f"recipe/{PACKAGE}/{name}.py").read_text()
         for name in imported(tiny / "recipe", MODULE.get(stage, stage)) - {"pictures"}
@@ -60,8 +60,8 @@ def test_a_stage_that_reads_pictures_depends_on_them(graph, tiny, stage):
 
 
 @pytest.mark.parametrize(("source", "part"), SHIPPED.items())
-def test_what_ships_is_what_the_lock_records(tiny, source, part):
-    """DVC's digest of a directory: the MD5 of its list of files and their MD5s. Cards are written afterwards."""
+def test_the_shipped_files_match_the_lock(tiny, source, part):
+    """Compare by DVC's digest of a directory: the MD5 of its list of files and their MD5s. Cards are written later."""
     stages = yaml.safe_load((tiny / "recipe/dvc.lock").read_text())["stages"]
     (recorded,) = (
         out["md5"] for stage in stages.values() for out in stage["outs"] if out["path"] == f"out/{source}"

@@ -34,7 +34,7 @@ def test_an_orthogonalized_matrix_keeps_its_singular_vectors_and_has_singular_va
     assert core.diag().median() > 0.6
 
 
-def test_a_step_of_muon_is_torchs_own_but_for_its_bfloat16(training):
+def test_a_step_of_muon_equals_that_of_torch_up_to_bfloat16(training):
     torch.manual_seed(0)
     ours, theirs = nn.Parameter(torch.randn(24, 40)), nn.Parameter(torch.zeros(24, 40))
     theirs.data.copy_(ours.data)
@@ -52,7 +52,7 @@ def test_a_step_of_muon_is_torchs_own_but_for_its_bfloat16(training):
     assert (ours - theirs).norm() < 0.02 * (ours - before).norm()
 
 
-def test_muon_moves_a_kernel_as_the_matrix_that_it_is(training):
+def test_muon_updates_a_convolution_kernel_as_a_matrix(training):
     torch.manual_seed(0)
     kernel = nn.Parameter(torch.randn(8, 4, 3, 3))
     matrix = nn.Parameter(kernel.detach().reshape(8, 36).clone())
@@ -65,13 +65,13 @@ def test_muon_moves_a_kernel_as_the_matrix_that_it_is(training):
     assert torch.equal(kernel.reshape(8, 36), matrix)
 
 
-def test_the_spread_over_seeds_is_least_mean_and_greatest_of_each_figure(spread):
-    told = spread.spread({"0": {"top1": 0.9}, "1": {"top1": 1.0}, "2": {"top1": 0.8}})
+def test_the_spread_over_seeds_is_minimum_mean_and_maximum_of_each_figure(spread):
+    result = spread.spread({"0": {"top1": 0.9}, "1": {"top1": 1.0}, "2": {"top1": 0.8}})
 
-    assert told == {"top1": {"least": 0.8, "mean": pytest.approx(0.9), "greatest": 1.0}}
+    assert result == {"top1": {"least": 0.8, "mean": pytest.approx(0.9), "greatest": 1.0}}
 
 
-def test_another_seed_shares_all_but_the_base(spread, tmp_path, monkeypatch):
+def test_another_seed_shares_every_model_but_the_base(spread, tmp_path, monkeypatch):
     recipe = tmp_path / "recipe"
     recipe.mkdir()
     for source in spread.SHARED.values():
@@ -101,7 +101,7 @@ Path(f"figures/{name}.json").write_text(json.dumps({"top1_a": 0.9 + seed / 100, 
 """
 
 
-def test_another_seed_is_trained_by_the_recipe_s_own_stages_and_only_once(spread, tmp_path, monkeypatch):
+def test_another_seed_runs_the_stages_of_the_recipe_only_once(spread, tmp_path, monkeypatch):
     recipe = tmp_path / "recipe"
     for place in ("tiny_family", "figures"):
         (recipe / place).mkdir(parents=True)
@@ -114,12 +114,12 @@ def test_another_seed_is_trained_by_the_recipe_s_own_stages_and_only_once(spread
         (recipe / f"tiny_family/{stage}.py").write_text(STAGE_OF_A_STUB)
     monkeypatch.chdir(recipe)
 
-    for seeds in (["2"], ["2", "4"], ["4"]):  # what an earlier call told of is kept
+    for seeds in (["2"], ["2", "4"], ["4"]):  # the figures of an earlier call are kept
         spread.main(seeds)
 
-    told = json.loads((recipe / "figures/spread.json").read_text())
-    assert list(told["per_seed"]) == ["0", "2", "4"]
-    assert told["spread"]["top1_a"] == {
+    written = json.loads((recipe / "figures/spread.json").read_text())
+    assert list(written["per_seed"]) == ["0", "2", "4"]
+    assert written["spread"]["top1_a"] == {
         "least": pytest.approx(0.92),
         "mean": pytest.approx((1 + 0.92 + 0.94) / 3),
         "greatest": 1.0,
@@ -128,17 +128,17 @@ def test_another_seed_is_trained_by_the_recipe_s_own_stages_and_only_once(spread
     assert orders == [list(spread.STAGES)] * 2
 
 
-def test_seeds_told_of_beside_another_base_are_forgotten(spread, tmp_path, monkeypatch):
+def test_figures_of_seeds_are_discarded_if_the_base_has_changed(spread, tmp_path, monkeypatch):
     (tmp_path / "figures").mkdir()
-    told = {"per_seed": {"0": {"top1_a": 0.5}, "1": {"top1_a": 0.4}}}
-    (tmp_path / "figures/spread.json").write_text(json.dumps(told))
+    written = {"per_seed": {"0": {"top1_a": 0.5}, "1": {"top1_a": 0.4}}}
+    (tmp_path / "figures/spread.json").write_text(json.dumps(written))
     monkeypatch.chdir(tmp_path)
-    assert spread.told_before("0", {"top1_a": 0.5}) == told["per_seed"]
+    assert spread.told_before("0", {"top1_a": 0.5}) == written["per_seed"]
     assert spread.told_before("0", {"top1_a": 0.9}) == {"0": {"top1_a": 0.9}}
 
 
 @pytest.mark.parametrize("words", [[], ["0"], ["x"]], ids=["none", "that of the settings", "no number"])
-def test_seeds_that_cannot_be_trained_are_refused(spread, tmp_path, monkeypatch, capsys, words):
+def test_seeds_that_cannot_be_trained_are_rejected(spread, tmp_path, monkeypatch, capsys, words):
     (tmp_path / "params.yaml").write_text("seed: 0\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
@@ -165,7 +165,7 @@ torch.save([weight.detach() for weight in weights], target)
 """
 
 
-def test_processes_that_share_muon_s_work_take_the_very_steps_of_one(tiny, tmp_path):
+def test_muon_on_two_processes_takes_exactly_the_steps_of_one(tiny, tmp_path):
     def start(rank, world):
         command = [sys.executable, "-c", MUON_OF_A_PROCESS, str(rank), str(world), str(tmp_path / "meeting")]
         path = os.pathsep.join([str(tiny / "recipe"), str(tiny.parents[1])])
@@ -199,7 +199,7 @@ def recipe_path(tiny):
 
 
 def test_two_processes_make_the_same_tokenizers(tiny):
-    def told():
+    def digest():
         done = subprocess.run(
             [sys.executable, "-c", IDS_OF_A_PROCESS],
             cwd=tiny / "recipe",
@@ -210,7 +210,7 @@ def test_two_processes_make_the_same_tokenizers(tiny):
         )
         return done.stdout.splitlines()[-1]
 
-    assert told() == told()
+    assert digest() == digest()
 
 
 TRAINED = """
@@ -246,7 +246,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_training_goes_on_to_the_very_weights_of_one_that_was_not(tiny, tmp_path):
+def test_a_killed_training_resumes_to_exactly_the_weights_of_an_uninterrupted_one(tiny, tmp_path):
     def run(place, **more):
         place.mkdir(exist_ok=True)
         (place / "toy.py").write_text(TRAINED)
@@ -273,10 +273,10 @@ def test_a_killed_training_goes_on_to_the_very_weights_of_one_that_was_not(tiny,
 
 @pytest.fixture
 def fingerprint(training, tmp_path):
-    """Of a toy stage with its own code, settings and data."""
+    """Return a function that computes the fingerprint of a toy stage with its own code, settings and data."""
     plan = training.Plan("toy", 0, 1, 0.01, 0.5, 2, 1, 0.9, 1.0, 0.01)
 
-    def told(code="def build(settings): ...", settings=None, data="one", alone=False):
+    def compute(code="def build(settings): ...", settings=None, data="one", alone=False):
         stage, read = tmp_path / "toy.py", tmp_path / "data/part/weights"
         stage.write_text(code)
         read.parent.mkdir(parents=True, exist_ok=True)
@@ -288,10 +288,10 @@ def fingerprint(training, tmp_path):
             module.build, settings or {}, plan, [read if alone else tmp_path / "data"]
         )
 
-    return told
+    return compute
 
 
-def test_a_checkpoint_is_gone_on_from_with_the_same_code_settings_and_inputs_alone(fingerprint):
+def test_training_resumes_only_with_the_same_code_settings_and_inputs(fingerprint):
     assert fingerprint() == fingerprint()
     others = [
         fingerprint(code="def build(settings): return 1"),
@@ -305,7 +305,7 @@ def test_a_checkpoint_is_gone_on_from_with_the_same_code_settings_and_inputs_alo
 
 
 @pytest.mark.parametrize("guidance", ["0.5", "5.5", "nan"])
-def test_a_guidance_that_the_base_was_not_distilled_for_is_refused(
+def test_a_guidance_that_the_base_was_not_distilled_for_is_rejected(
     recipe_module, tiny, monkeypatch, capsys, guidance
 ):
     monkeypatch.chdir(tiny / "recipe")
