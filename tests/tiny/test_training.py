@@ -147,50 +147,26 @@ def test_seeds_that_cannot_be_trained_are_rejected(spread, tmp_path, monkeypatch
     assert "error: " in capsys.readouterr().err
 
 
-MUON_OF_A_PROCESS = """
-import sys, torch
-from torch import distributed as dist, nn
+STEPS_OF_MUON = """
+import torch
+from torch import nn
 from tiny_family.training import Muon
-rank, world, meeting, target = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-torch.manual_seed(0)
-weights = [nn.Parameter(torch.randn(shape)) for shape in [(8, 12), (6, 3, 3, 3), (12, 4)]]
-if world > 1:
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
-optimizer = Muon(weights, 0.02, 0.01)
-for _ in range(3):
-    for weight in weights:
-        weight.grad = torch.randn(weight.shape)
-    optimizer.step()
-torch.save([weight.detach() for weight in weights], target)
+def steps():
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(shape)) for shape in [(8, 12), (6, 3, 3, 3), (12, 4)]]
+    optimizer = Muon(weights, 0.02, 0.01)
+    for _ in range(3):
+        for weight in weights:
+            weight.grad = torch.randn(weight.shape)
+        optimizer.step()
+    return [weight.detach() for weight in weights]
 """
-
-
-def test_muon_on_two_processes_takes_exactly_the_steps_of_one(tiny, tmp_path):
-    def start(rank, world):
-        command = [sys.executable, "-c", MUON_OF_A_PROCESS, str(rank), str(world), str(tmp_path / "meeting")]
-        path = os.pathsep.join([str(tiny / "recipe"), str(tiny.parents[1])])
-        return subprocess.Popen(
-            [*command, str(tmp_path / f"{rank}-of-{world}.pt")], env={**os.environ, "PYTHONPATH": path}
-        )
-
-    for process in [start(0, 1), start(0, 2), start(1, 2)]:
-        assert process.wait(timeout=120) == 0
-    alone = torch.load(tmp_path / "0-of-1.pt")
-    for name in ("0-of-2.pt", "1-of-2.pt"):
-        assert all(
-            torch.equal(mine, other) for mine, other in zip(torch.load(tmp_path / name), alone, strict=True)
-        )
-
-
-IDS_OF_A_PROCESS = """
-import hashlib
-from tiny_family.base import tokenizers
-from tiny_family.captions import CLIP_TOKENS, T5_TOKENS, token_ids
-texts = ["tiger face", "3D. red apple", "Ink. hot beverage", "zorro"]
-clip, t5 = tokenizers()
-ids = [token_ids(clip, texts, CLIP_TOKENS), token_ids(t5, texts, T5_TOKENS)]
-vocabularies = sorted(clip.get_vocab().items()), t5.backend_tokenizer.to_str()
-print(hashlib.sha256(repr((vocabularies, [part.tolist() for part in ids])).encode()).hexdigest())
+IN_A_PROCESS = """
+import sys
+from torch import distributed
+rank, meeting, target = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+torch.save(steps(), target)
 """
 
 
@@ -198,19 +174,53 @@ def recipe_path(tiny):
     return os.pathsep.join([str(tiny / "recipe"), str(tiny.parents[1])])
 
 
-def test_two_processes_make_the_same_tokenizers(tiny):
-    def digest():
-        done = subprocess.run(
-            [sys.executable, "-c", IDS_OF_A_PROCESS],
-            cwd=tiny / "recipe",
+def test_muon_on_two_processes_takes_exactly_the_steps_of_one(tiny, training, tmp_path):
+    targets = [tmp_path / f"{rank}.pt" for rank in range(2)]
+    processes = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                STEPS_OF_MUON + IN_A_PROCESS,
+                str(rank),
+                str(tmp_path / "meeting"),
+                str(target),
+            ],
             env={**os.environ, "PYTHONPATH": recipe_path(tiny)},
-            capture_output=True,
-            text=True,
-            check=True,
         )
-        return done.stdout.splitlines()[-1]
+        for rank, target in enumerate(targets)
+    ]
+    exec(STEPS_OF_MUON, alone := {})  # in this process
+    expected = alone["steps"]()
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    for target in targets:
+        assert all(torch.equal(mine, other) for mine, other in zip(torch.load(target), expected, strict=True))
 
-    assert digest() == digest()
+
+DIGEST_OF_TOKENS = """
+import hashlib
+from tiny_family.base import tokenizers
+from tiny_family.captions import CLIP_TOKENS, T5_TOKENS, token_ids
+texts = ["tiger face", "3D. red apple", "Ink. hot beverage", "zorro"]
+clip, t5 = tokenizers()
+ids = [token_ids(clip, texts, CLIP_TOKENS), token_ids(t5, texts, T5_TOKENS)]
+vocabularies = sorted(clip.get_vocab().items()), t5.backend_tokenizer.to_str()
+digest = hashlib.sha256(repr((vocabularies, [part.tolist() for part in ids])).encode()).hexdigest()
+"""
+
+
+def test_two_processes_make_the_same_tokenizers(tiny, recipe_module, monkeypatch):
+    done = subprocess.run(
+        [sys.executable, "-c", DIGEST_OF_TOKENS + "print(digest)"],
+        cwd=tiny / "recipe",
+        env={**os.environ, "PYTHONPATH": recipe_path(tiny)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    monkeypatch.chdir(tiny / "recipe")
+    exec(DIGEST_OF_TOKENS, here := {})
+    assert done.stdout.splitlines()[-1] == here["digest"]
 
 
 TRAINED = """
