@@ -17,15 +17,19 @@ from pathlib import Path
 from typing import Final
 
 from srpo_core.artifacts import replacing
-from srpo_core.config import PARAMS_FILE
+from srpo_core.config import PARAMS_FILE, read_values
 from srpo_core.errors import ConfigError, SrpoError
 from srpo_core.runtime import file_lock, processes
+from srpo_core.runtime.dvc_yaml import read_stages
 from srpo_core.runtime.telemetry import quiet_environment
 from srpo_core.storage import store_uri
 from srpo_core.workspace.git import git, run_command, without_git_variables
 
 KEEP_WORKSPACES: Final = 3
 MODELS: Final = "models"  # where `srpo fetch` puts weights, see models.lock
+
+_DIFFERENCE: Final = ("diff-tree", "-r", "-z", "--name-only", "--no-renames")
+_FILES_OF_COMMIT: Final = ("ls-tree", "-r", "-z", "--name-only", "HEAD")
 
 log = logging.getLogger(__name__)
 
@@ -127,12 +131,12 @@ def fetch_data(workspace: Workspace, data: Sequence[str]) -> None:
 def bring_home(workspace: Workspace, stages: list[str]) -> bool:
     """Give the checkout the results: its dvc.lock and the outputs of `stages`; return whether that was done.
 
-    It is done only if the checkout still is what the workspace was made from and holds the same settings,
-    so that `dvc repro` there finds nothing to do, and a user's edits are never overwritten: where DVC would
-    have to, the reason is logged and the checkout's dvc.lock is as it was before.
+    It is done only if the checkout has the same settings and `has_changed` finds nothing, so that `dvc repro` there
+    finds nothing to do. A user's edits are never overwritten: where DVC would have to, the reason is logged and the
+    checkout's dvc.lock stays as it was.
     """
     top, lock = workspace.checkout, Path("dvc.lock")
-    if not has_settings_of_checkout(workspace) or checkout_snapshot(top) != workspace.snapshot:
+    if not has_settings_of_checkout(workspace) or has_changed(workspace):
         return False
     before = (top / lock).read_bytes() if (top / lock).exists() else None
     environment = {**workspace.environment(), "DVC_SITE_CACHE_DIR": str(workspace.home / "dvc")}
@@ -145,6 +149,31 @@ def bring_home(workspace: Workspace, stages: list[str]) -> bool:
             log.warning("the results stay in %s: %s", workspace.path, error)
             return False
     return True
+
+
+def has_changed(workspace: Workspace) -> bool:
+    """Whether the checkout differs from what the workspace was made from, in a file that matters to its stages.
+
+    Tracked files matter, and of untracked ones those that a stage reads. A log that is written beside them does not.
+    """
+    top = workspace.checkout
+    changed = _names(git(top, *_DIFFERENCE, workspace.snapshot, checkout_snapshot(top)))
+    if not changed:
+        return False
+    tracked = _names(git(top, "ls-files", "-z")) | _names(git(workspace.path, *_FILES_OF_COMMIT))
+    settings = read_values(workspace.path / PARAMS_FILE)
+    inputs = [path for stage in read_stages(workspace.path).values() for path in stage.inputs(settings)]
+    return any(name in tracked or _is_input(name, inputs) for name in changed)
+
+
+def _names(listed: str) -> set[str]:
+    return set(listed.split("\0")) - {""}
+
+
+def _is_input(name: str, inputs: Sequence[Path]) -> bool:
+    """Whether an untracked file is an input of a stage, is below one, or is the `*.dvc` file of one."""
+    path = Path(name.removesuffix(".dvc"))
+    return any(path.is_relative_to(one) or one.is_relative_to(path) for one in inputs)
 
 
 def has_settings_of_checkout(workspace: Workspace) -> bool:

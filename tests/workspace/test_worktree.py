@@ -13,7 +13,7 @@ from srpo_core.errors import ConfigError, StageError
 from srpo_core.runtime.processes import OWNER
 from srpo_core.workspace import worktree
 from srpo_core.workspace.reproduce import reproduce
-from srpo_core.workspace.worktree import bring_home, checkout_snapshot, open_workspace
+from srpo_core.workspace.worktree import bring_home, checkout_snapshot, has_changed, open_workspace
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -206,6 +206,46 @@ def test_results_stay_away_from_a_checkout_with_other_settings_or_edits(checkout
         assert not bring_home(run, ["double"])
     assert not (checkout / "dvc.lock").exists()
     assert not (checkout / "runs").exists()
+
+
+@pytest.mark.pipeline
+def test_results_come_home_beside_an_untracked_log_that_no_stage_reads(checkout):
+    """As `make demo | tee demo.log` writes one while the run lives."""
+    (checkout / "demo.log").write_text("begins\n")
+    with open_workspace(checkout) as run:
+        reproduce(run, "double", str)
+        (checkout / "demo.log").write_text("begins\nand goes on\n")
+        (checkout / "notes.txt").write_text("made during the run")
+        assert bring_home(run, ["double"])
+    assert (checkout / "runs/double.txt").read_text() == "0"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "a tracked file is edited",
+        "a tracked file is removed",
+        "a new file is added",
+        "an input is new",
+        "an input is edited",
+    ],
+)
+def test_a_checkout_has_changed_by_a_tracked_file_or_an_untracked_input(checkout, change):
+    (checkout / "dvc.yaml").write_text(DVC_YAML.replace("[double.py]", "[double.py, words]"))
+    (checkout / "words").mkdir()
+    (checkout / "words/a.txt").write_text("untracked input")
+    with open_workspace(checkout) as run:
+        assert not has_changed(run)
+        if change == "a tracked file is edited":
+            (checkout / "kept.txt").write_text("edited meanwhile\n")
+        elif change == "a tracked file is removed":
+            git(checkout, "rm", "--quiet", "kept.txt")
+        elif change == "a new file is added":
+            (checkout / "new.txt").write_text("added to the index")
+            git(checkout, "add", "new.txt")
+        else:
+            (checkout / "words" / ("b.txt" if change == "an input is new" else "a.txt")).write_text("other")
+        assert has_changed(run)
 
 
 @pytest.mark.pipeline
