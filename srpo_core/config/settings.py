@@ -17,6 +17,7 @@ from srpo_core.config.parts import (
     ReportSettings,
     ScorerSettings,
 )
+from srpo_core.config.renamed import new_names
 from srpo_core.config.running import ReleaseSettings, ResourceSettings
 from srpo_core.config.training import TrainSettings
 from srpo_core.errors import ConfigError
@@ -97,7 +98,7 @@ def faults(error: ValidationError) -> str:
 def _describe(fault: Any) -> str:
     key = ".".join(str(step) for step in fault["loc"]) or "settings"
     if fault["type"] == "extra_forbidden":
-        return f"unknown key {key!r}"
+        return f"unknown key {key!r}{new_names(key, fault['input'])}"
     if fault["type"] == "missing":
         return f"missing key {key!r}"
     given = "" if isinstance(fault["input"], Mapping) else f" (got {fault['input']!r})"

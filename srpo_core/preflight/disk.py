@@ -1,4 +1,4 @@
-"""How many bytes a run leaves on this machine's disk, from its settings and the size of its model."""
+"""Estimate the bytes that a run leaves on this machine's disk, from its settings and the size of its model."""
 
 from collections.abc import Mapping
 from math import prod
@@ -8,30 +8,27 @@ from typing import Final
 from srpo_core.config import Settings
 from srpo_core.quantizers import QUANTIZERS, chosen_quantizers
 
-COPIES: Final = (
-    3  # in the run's workspace, DVC's cache and the checkout, unless the file system can share them
-)
+# in the run's workspace, in DVC's cache and in the checkout, unless the file system shares them
+COPIES: Final = 3
 FLOAT32: Final = 4
-MOMENTS: Final = 8  # AdamW's two, of each trained weight
-TYPICAL: Final = (
-    "double_blocks.0.img_mlp.0.weight",
-    (12288, 3072),
-)  # nearly all weights are in matrices of blocks
+MOMENTS: Final = 8  # AdamW's two moments of each trained weight
+# nearly all weights are in matrices of this kind
+TYPICAL: Final = ("double_blocks.0.img_mlp.0.weight", (12288, 3072))
 
 
 def bytes_of_run(settings: Settings, weights: int) -> Mapping[str, float]:
-    """Bytes at most that the stages of a run leave, by what they are; weights: how many the transformer has.
+    """Return an upper bound of the bytes that a run writes, by kind of file.
 
-    Not counted: the data, earlier runs whose workspaces are kept, and what is small beside the weights.
+    weights: number of weights of the transformer. Not counted: the data, the kept workspaces of earlier runs, and files
+    that are small beside the weights.
     """
     train, steps = settings.train, len(settings.train.checkpoint_steps)
-    moments = (
-        settings.resources.keep_checkpoints + 1
-    ) * MOMENTS  # the oldest goes when the newest is complete
+    # the oldest state is deleted when the newest is complete
+    moments = (settings.resources.keep_checkpoints + 1) * MOMENTS
     files = sum(_bytes_per_weight(name) for name in chosen_quantizers(settings.quantize.formats))
     return {
         "checkpoints": FLOAT32 * steps * weights * COPIES,
-        "what training goes on from": 0.0 if train.tune == "lora" else (FLOAT32 * steps + moments) * weights,
+        "state to resume training": 0.0 if train.tune == "lora" else (FLOAT32 * steps + moments) * weights,
         "formats, and their release": files * weights * (COPIES + 1),
     }
 
@@ -43,7 +40,7 @@ def _bytes_per_weight(name: str) -> float:
 
 
 def count_weights(directory: Path) -> int:
-    """How many weights the safetensors files of a directory hold, by their headers alone; 0 where there is none."""
+    """Count the weights in the safetensors files of a directory, from their headers; 0 if there is no file."""
     from safetensors import safe_open
 
     found = 0

@@ -1,4 +1,4 @@
-"""What a run on this machine needs, checked line by line."""
+"""Check what a run on this machine needs: `srpo doctor`."""
 
 import os
 import shutil
@@ -14,18 +14,19 @@ from srpo_core.config import Settings
 from srpo_core.errors import SrpoError
 from srpo_core.preflight.consistency import require_consistent
 from srpo_core.preflight.disk import bytes_of_run, count_weights
+from srpo_core.runtime.shared_files import storage
 from srpo_core.storage import open_store
 from srpo_core.weights.models_lock import LOCK, missing_files, read_lock
 
 Found = tuple[bool, str]
 LOCK_FILE: Final = Path("requirements.lock")
-LEAST_FREE_GB: Final = 5  # for all that is small beside weights
+LEAST_FREE_GB: Final = 5  # for everything but weights
 GB: Final = 1e9
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor: what was looked at, whether it serves, and what was found or what to do."""
+    """One line of `srpo doctor`: what was checked, whether it is good, and what was found or what to do."""
 
     what: str
     good: bool
@@ -33,7 +34,7 @@ class Finding:
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Look at everything that a run with these settings needs; nothing is changed."""
+    """Run every check of `CHECKS` and yield its findings; nothing is changed."""
     for what, check in CHECKS.items():
         found = check(settings)
         for good, detail in [found] if isinstance(found, tuple) else found:
@@ -45,7 +46,7 @@ def _settings(settings: Settings) -> tuple[bool, str]:
         require_consistent(settings)
     except SrpoError as error:
         return False, str(error)
-    return True, "every name is known, and what decides is measured"
+    return True, "consistent"
 
 
 def _python(_: Settings) -> tuple[bool, str]:
@@ -63,9 +64,9 @@ def _packages(_: Settings) -> tuple[bool, str]:
     if wrong:
         return (
             False,
-            f"{len(wrong)} of {len(lines)} differ from {LOCK_FILE}, first {wrong[0]}: run 'make setup'",
+            f"{len(wrong)} of {len(lines)} packages differ from {LOCK_FILE}, first {wrong[0]}: run 'make setup'",
         )
-    return True, f"all {len(lines)} of {LOCK_FILE}"
+    return True, f"all {len(lines)} packages of {LOCK_FILE}"
 
 
 def _version(package: str) -> str | None:
@@ -82,14 +83,14 @@ def _programs(_: Settings) -> tuple[bool, str]:
 
 
 def weight_paths(settings: Settings) -> list[str]:
-    """Where a run of these settings looks for weights."""
+    """Return the directories of weights that a run with these settings reads, each once."""
     parts = (settings.model, settings.reward, settings.select_judge, settings.judge)
     paths = [part.path for part in parts] + [one.path for one in settings.evaluate.scorers.values()]
-    return list(dict.fromkeys(paths))  # each once
+    return list(dict.fromkeys(paths))
 
 
 def _weights(settings: Settings) -> Iterator[tuple[bool, str]]:
-    """A line for each directory of weights: what of it is missing, and how to get it."""
+    """Yield a finding for each directory of weights: what is missing, and how to get it."""
     locked = read_lock() if LOCK.exists() else {}
     for path in weight_paths(settings):
         if entry := locked.get(path):
@@ -99,14 +100,14 @@ def _weights(settings: Settings) -> Iterator[tuple[bool, str]]:
                 f"{len(gone)} of {len(entry.files)} files are missing, first {gone[0]}: run 'srpo fetch' with "
                 "the same --profile"
                 if gone
-                else f"all {len(entry.files)} files of {entry.repo} are there ('srpo fetch' holds them to their digests; "
-                f"{unknown} have none yet)"
+                else f"all {len(entry.files)} files of {entry.repo} are there ('srpo fetch' checks their digests; "
+                f"{unknown} have no digest yet)"
             )
             yield not gone, f"{path}: {detail}"
         elif Path(path).exists():
             yield True, path
         else:
-            yield False, f"{path} is missing, and models.lock has no such entry: put your own weights there"
+            yield False, f"{path} is missing and has no entry in models.lock: put your own weights there"
 
 
 def _data(settings: Settings) -> tuple[bool, str]:
@@ -123,9 +124,9 @@ def _disk(settings: Settings) -> tuple[bool, str]:
     weights = count_weights(Path(settings.model.path) / "transformer")
     needed = LEAST_FREE_GB + sum(bytes_of_run(settings, weights).values()) / GB
     asked = (
-        f"{needed:.0f} GB are needed at most, beside earlier runs"
+        f"a run needs at most {needed:.0f} GB more than earlier runs take"
         if weights
-        else "how many a run needs says 'srpo plan'"
+        else "run 'srpo plan' to see how much a run needs"
     )
     return free > needed, f"{free:.0f} GB free here ({asked})"
 
@@ -141,13 +142,21 @@ def _store(_: Settings) -> tuple[bool, str]:
     return True, f"{store.uri}, releases: {count}"
 
 
+def _shared(_: Settings) -> tuple[bool, str]:
+    try:
+        shared = storage()
+    except SrpoError as error:
+        return False, str(error)
+    return True, f"{shared or 'SRPO_SHARED is not set: workers share the disk of this machine'}"
+
+
 def _not_writable(directory: Path) -> str | None:
-    """Why nothing could be written to a directory that may not exist yet, or None."""
+    """Return why a directory, which may not exist yet, cannot be written to; None if it can."""
     there = next(path for path in (directory, *directory.parents) if path.exists())
     if not there.is_dir():
         return f"{there} is a file: point SRPO_STORE to a directory"
     if not os.access(there, os.W_OK):
-        return f"{there} cannot be written to: point SRPO_STORE elsewhere"
+        return f"{there} is not writable: point SRPO_STORE elsewhere"
     return None
 
 
@@ -159,7 +168,7 @@ def _devices(settings: Settings) -> tuple[bool, str]:
     needed = settings.resources.train_workers if settings.resources.use_gpu else 0
     return (
         count >= needed or "RAY_ADDRESS" in os.environ,
-        f"{os.cpu_count()} CPUs, {names} ({needed} GPUs asked for)",
+        f"{os.cpu_count()} CPUs, {names} (the settings ask for {needed} GPUs)",
     )
 
 
@@ -173,6 +182,7 @@ CHECKS: Final = MappingProxyType[str, Callable[[Settings], Found | Iterator[Foun
         "data": _data,
         "disk": _disk,
         "store": _store,
+        "shared": _shared,
         "devices": _devices,
     }
 )

@@ -20,6 +20,7 @@ from srpo_core.artifacts import replacing, sha256
 from srpo_core.errors import ArtifactError, ConfigError
 
 CHUNK = 8 << 20
+OLD_VARIABLE = "SRPO_STORAGE"
 COMPLETE = "complete"  # written when all that is shared is there, removed before the first of it goes
 
 
@@ -147,7 +148,13 @@ class Location:
 
 
 def storage() -> Location | None:
-    """Where workers keep what they share, as `SRPO_SHARED` says; None for this machine's disk."""
+    """Return the location that `SRPO_SHARED` names; None for this machine's disk.
+
+    Raises:
+        ConfigError: the variable's old name is set, or no file system of this kind is known.
+    """
+    if OLD_VARIABLE in os.environ:
+        raise ConfigError(f"the variable {OLD_VARIABLE} is now SRPO_SHARED: rename it in the environment")
     where = os.environ.get("SRPO_SHARED")
     return Location.of(where) if where else None
 

@@ -1,12 +1,16 @@
 """What the settings refuse although every key by itself is right."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
+from flows.form import parse_patch
 from srpo_core.config import parse_settings, patched
+from srpo_core.config.renamed import RENAMED
 from srpo_core.errors import ConfigError
+from srpo_core.runtime.dvc_yaml import value_at
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,3 +47,20 @@ def test_a_further_scorer_that_no_rule_asks_may_share_the_rewards_weights():
     shared = {"hps": {"scorer": "hps_v2", "path": "models/hps_v2_1"}}
     settings = parse("flux1_dev", {"evaluate": {"scorers": shared}})
     assert settings.evaluate.scorers["hps"].path == settings.reward.path
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_an_old_key_gets_an_error_that_names_the_new_one(old, new):
+    patch = 5
+    for part in reversed(old.split(".")):
+        patch = {part: patch}
+    with pytest.raises(ConfigError, match=re.escape(f"{old} is now {new}")):
+        parse("tiny", patch)
+    with pytest.raises(ConfigError, match=re.escape(f"{old} is now {new}")):
+        parse_patch(patch)  # as --set and the form of Prefect do
+
+
+def test_every_new_name_is_a_setting():
+    values = yaml.safe_load((ROOT / "profiles/tiny.yaml").read_text())
+    for new in RENAMED.values():
+        assert value_at(values, new) is not None

@@ -30,14 +30,14 @@ def test_a_run_of_flux_needs_a_terabyte_and_a_half_at_most():
     # four checkpoints in float32, in the workspace, in DVC's cache and in the checkout
     assert found["checkpoints"] == pytest.approx(4 * 4 * 11.9014 * 3, rel=1e-4)
     # their weights until the stage is done, and the moments of the two that stay and of the one being written
-    assert found["what training goes on from"] == pytest.approx((4 * 4 + 3 * 8) * 11.9014, rel=1e-4)
+    assert found["state to resume training"] == pytest.approx((4 * 4 + 3 * 8) * 11.9014, rel=1e-4)
     assert sum(found.values()) == pytest.approx(1577.0, abs=1)
 
 
 def test_adapters_leave_whole_checkpoints_and_hardly_anything_to_go_on_from():
     full, adapters = (bytes_of_run(settings(name), FLUX) for name in ("flux1_dev", "flux1_dev_lora"))
     assert adapters["checkpoints"] == full["checkpoints"]
-    assert adapters["what training goes on from"] == 0 < full["what training goes on from"]
+    assert adapters["state to resume training"] == 0 < full["what training goes on from"]
 
 
 def test_a_format_is_counted_by_its_bits_in_workspace_cache_checkout_and_store():

@@ -27,7 +27,7 @@ def test_each_directory_of_weights_has_a_line(weights):
     ]
 
 
-def test_what_is_missing_of_flux1_dev_is_said_model_by_model_with_the_next_step(weights):
+def test_missing_weights_of_flux1_dev_are_reported_model_by_model_with_the_next_step(weights):
     base, reward, select_judge, judge, alignment = weights("flux1_dev")
     assert not any(finding.good for finding in (base, reward, select_judge, judge))
     assert base.detail == (
@@ -39,7 +39,7 @@ def test_what_is_missing_of_flux1_dev_is_said_model_by_model_with_the_next_step(
     assert "models/clip_vit_l_14: 2 of 2 files are missing" in alignment.detail
 
 
-def test_further_scorers_are_looked_for_too_and_every_directory_once():
+def test_the_directories_of_weights_include_further_scorers_each_once():
     settings = load_settings(ROOT / "profiles/tiny.yaml")
     further = {
         "second": settings.reward,
@@ -49,7 +49,7 @@ def test_further_scorers_are_looked_for_too_and_every_directory_once():
     assert weight_paths(more) == [*weight_paths(settings), "models/third"]
 
 
-def test_the_disk_is_asked_for_what_the_run_will_write(monkeypatch):
+def test_the_free_disk_space_is_compared_with_what_the_run_writes(monkeypatch):
     monkeypatch.chdir(ROOT)
     settings = load_settings(ROOT / "profiles/tiny.yaml")
     usage = shutil.disk_usage(ROOT)
@@ -62,4 +62,18 @@ def test_the_disk_is_asked_for_what_the_run_will_write(monkeypatch):
     assert with_free(10).good
     short = with_free(4)
     assert not short.good
-    assert short.detail == "4 GB free here (5 GB are needed at most, beside earlier runs)"
+    assert short.detail == "4 GB free here (a run needs at most 5 GB more than earlier runs take)"
+
+
+def test_the_old_name_of_the_variable_srpo_shared_is_reported(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    settings = load_settings(ROOT / "profiles/tiny.yaml")
+
+    def shared():
+        return next(finding for finding in examine(settings) if finding.what == "shared")
+
+    monkeypatch.delenv("SRPO_SHARED", raising=False)
+    assert shared().good
+    monkeypatch.setenv("SRPO_STORAGE", "s3://bucket")
+    assert not shared().good
+    assert shared().detail == "the variable SRPO_STORAGE is now SRPO_SHARED: rename it in the environment"
