@@ -37,7 +37,7 @@ def test_a_run_of_flux_needs_a_terabyte_and_a_half_at_most():
 def test_adapters_leave_whole_checkpoints_and_hardly_anything_to_go_on_from():
     full, adapters = (bytes_of_run(settings(name), FLUX) for name in ("flux1_dev", "flux1_dev_lora"))
     assert adapters["checkpoints"] == full["checkpoints"]
-    assert adapters["state to resume training"] == 0 < full["what training goes on from"]
+    assert adapters["state to resume training"] == 0 < full["state to resume training"]
 
 
 def test_a_format_is_counted_by_its_bits_in_workspace_cache_checkout_and_store():
