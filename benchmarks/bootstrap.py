@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from srpo_core.artifacts import ALIGNED, BASE
 from srpo_core.config import GateRule, GateSettings
 from srpo_core.gates.decision import decide
-from srpo_core.gates.pairs import ALIGNED, BASE, pair_up
+from srpo_core.gates.pairs import pair_up
 from srpo_core.gates.rules import measure_rules
 
 STYLES = ("anime", "concept-art", "paintings", "photo")

@@ -20,7 +20,8 @@ from statistics import fmean, stdev
 from typing import Any, Final
 
 from srpo_core.errors import ArtifactError, SrpoError
-from srpo_core.gates.rules import BY_PROOF_OF_BREACH, COMPARISONS
+from srpo_core.gates.comparisons import COMPARISONS
+from srpo_core.gates.rules import BY_PROOF_OF_BREACH
 
 LEAST_RUNS: Final = 2
 DIGITS: Final = 3

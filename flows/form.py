@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from srpo_core import config
 from srpo_core.algorithm import METHODS
 from srpo_core.errors import ConfigError
+from srpo_core.gates.comparisons import COMPARISONS
 from srpo_core.models import BASES
 from srpo_core.scorers import SCORERS
 from srpo_core.scorers.metrics import METRICS
@@ -23,6 +24,7 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "train.method": tuple(METHODS),
         "select.maximize": tuple(METRICS),
         "evaluate.metrics": tuple(METRICS),
+        "gate.rules.compare": tuple(COMPARISONS),
     }
 )
 

@@ -10,12 +10,18 @@ import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 from srpo_core.errors import ArtifactError
 
 RUNS = Path("runs")
+
+# names of the models in the tables of stage evaluate
+BASE: Final = "base"
+ALIGNED: Final = "aligned"
+CHAMPION: Final = "champion"
+MODELS: Final = (BASE, ALIGNED, CHAMPION)
 
 PROMPTS = RUNS / "ingest/prompts.parquet"
 PAIRS = RUNS / "ingest/pairs.parquet"

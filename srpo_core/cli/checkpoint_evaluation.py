@@ -9,7 +9,6 @@ from srpo_core.config import Settings
 from srpo_core.errors import ArtifactError
 from srpo_core.gates.decision import decide
 from srpo_core.gates.pairs import pair_up
-from srpo_core.gates.sentences import WHOM
 from srpo_core.stages.evaluate import evaluate_models, metric_context, models_to_compare
 
 # The gate asks what select found; a checkpoint that was named by hand was not selected.
@@ -65,8 +64,8 @@ def rule_table(decision: Mapping[str, Any]) -> list[str]:
         figure = "-" if value is None else f"{value:+.3f}"
         side = rule["side"].replace("_", " ")
         asked = f"{rule['severity']}: {rule['metric']} {rule['compare']} {side} {rule['margin']:g}"
-        whom = WHOM.get(rule["against"])
-        rows.append((rule["name"], rule["verdict"], figure, *ends, f"{asked} of {whom}" if whom else asked))
+        model = "" if rule["against"] == "absolute" else f" against the {rule['against']}"
+        rows.append((rule["name"], rule["verdict"], figure, *ends, asked + model))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -133,7 +133,8 @@ def report() -> None:
 
 def win_counts(rules: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield, for each rule of the gate that compares by win rate, in how many test images its metric rose and fell."""
-    from srpo_core.gates.pairs import CHAMPION, count_wins, pair_up
+    from srpo_core.artifacts import CHAMPION
+    from srpo_core.gates.pairs import count_wins, pair_up
 
     compared = [rule for rule in rules if rule["compare"] == "win_rate" and rule["value"] is not None]
     if not compared:

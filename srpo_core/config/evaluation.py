@@ -1,8 +1,8 @@
 """The parts `select`, `evaluate`, `gate` and `quantize` of the settings."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from srpo_core.config.parts import Part, Positive, PositiveFloat, ScorerSettings
 
@@ -33,39 +33,32 @@ class EvaluateSettings(Part):
 
 
 class GateRule(Part):
-    """One rule of the gate: a figure, what it is held against, and how far it may go. See docs/gates.md."""
+    """One rule of the gate: a figure, what it is compared with, and its limit. See docs/gates.md."""
 
     metric: str = Field(description="a metric of the evaluation")
     against: Literal["base", "champion", "absolute"] = Field(
-        description="the base, the model now in production, or nothing"
+        description="the base, the model in production, or no model"
     )
-    compare: Literal["difference", "ratio", "win_rate", "value"] = Field(
-        description="change, ratio of the means, share of images that win, or (absolute) the figure itself"
+    compare: str = Field(
+        description="entry of the registry `comparisons`: difference, ratio of the means, win_rate (share of images that "
+        "win), or, against absolute, value (the figure itself)"
     )
     side: Literal["at_least", "at_most", "within"] = Field(
-        description="on which side of the margin the rule holds; within: no further than it from no change"
+        description="side of the margin on which the rule holds; within: at most the margin away from no change"
     )
-    margin: float = Field(description="the least, the greatest, or the farthest that the rule allows")
+    margin: float = Field(
+        description="the limit: lowest figure, highest figure, or largest distance from no change"
+    )
     severity: Literal["refuse", "warn", "veto", "hacking"] = Field(
-        description="refuse and warn ask for proof that the rule holds, veto and hacking refuse on proof that it "
-        "is broken; hacking only while gate.objective rises"
+        description="refuse and warn require proof that the rule holds; veto and hacking refuse on proof that it is "
+        "broken, hacking only if gate.objective rises"
     )
     tie: float = Field(
         default=0.0,
         ge=0,
-        description="for win_rate: two images whose figures differ by no more are even, each has half a win",
+        description="for win_rate: figures of two images that differ by at most this much count as half a win",
     )
-    meaning: str = Field(description="what holds if the rule holds, in words that a newcomer understands")
-
-    @model_validator(mode="after")
-    def _comparable(self) -> Self:
-        if self.tie and self.compare != "win_rate":
-            raise ValueError("tie is for compare win_rate alone")
-        if (self.against == "absolute") != (self.compare == "value"):
-            raise ValueError("compare is value if and only if against is absolute")
-        if self.side == "within" and (self.compare == "value" or self.margin < 0):
-            raise ValueError("side within needs a comparison and a margin of 0 or more")
-        return self
+    meaning: str = Field(description="what is true if the rule holds, in words for the report")
 
 
 class GateSettings(Part):

@@ -1,4 +1,4 @@
-"""The gate: may this model be released? Paired figures, intervals, rules, a decision."""
+"""The gate decides whether a model may be released: paired figures, intervals, rules, a decision."""
 
 from srpo_core.gates.decision import decide, require_passed
 

@@ -1,8 +1,8 @@
-"""The paired bootstrap over prompts: every column of figures on the same resamples, stratified by style.
+"""The paired bootstrap over prompts: all columns of figures on the same resamples, stratified by style.
 
-The unit that is resampled is the prompt, so that several seeds of one prompt are not taken for
-independent evidence; each style keeps its number of prompts, since scores differ among styles by more
-than models do. Efron and Tibshirani 1993, chapters 6 and 13.
+Prompts are resampled, not images, because several seeds of one prompt are not independent evidence. Each style keeps
+its number of prompts, because scores differ more between styles than between models. Efron and Tibshirani 1993,
+chapters 6 and 13.
 """
 
 import math
@@ -18,30 +18,32 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 DRAWS_AT_ONCE: Final = 2**22
-LEAST_FREEDOM: Final = 5  # with fewer, no percentile of the draws lies far enough out
-LEAST_BEYOND: Final = 5  # resamples past an end of an interval, for that end to be a figure and not a draw
+MIN_FREEDOM: Final = 5  # with fewer, no percentile of the draws is far enough out
+MIN_BEYOND: Final = (
+    5  # resamples beyond a bound of an interval; with fewer, the bound depends on single draws
+)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """How many prompts were resampled, over how many styles."""
+    """Number of resampled prompts, and of the styles that they belong to."""
 
     num_prompts: int
     num_strata: int
 
     @property
     def freedom(self) -> int:
-        """Degrees of freedom of the spread within the styles."""
+        """Degrees of freedom of the variance within the styles."""
         return self.num_prompts - self.num_strata
 
 
 def resampled_means(
     columns: Floats, strata: Sequence[str], *, resamples: int, generator: Generator
 ) -> Floats:
-    """Means of the columns (N, C) over `resamples` samples of the N prompts, (resamples, C).
+    """Compute the means of the columns (N, C) over `resamples` samples of the N prompts, (resamples, C).
 
-    A sample draws as many prompts of each stratum (N,) as there are, with replacement; all columns see the
-    same samples, so their means stay paired.
+    A sample draws, with replacement, as many prompts of each stratum (N,) as there are. All columns use the same
+    samples, so their means stay paired.
     """
     names, codes = np.unique(np.asarray(strata), return_inverse=True)
     sums = np.zeros((resamples, columns.shape[1]))
@@ -55,11 +57,11 @@ def resampled_means(
 
 
 def percentile_interval(draws: Floats, sample: Sample, *, confidence: float) -> tuple[float, float]:
-    """Ends of the two-sided interval of a statistic whose bootstrap draws are given, (R,).
+    """Compute the bounds of the two-sided interval of a statistic from its bootstrap draws (R,).
 
-    The percentiles are taken further out than their nominal places, as the plain ones are too narrow by
-    sqrt((N-S)/N) and by the normal in place of Student's t. Hesterberg 2015, section 4.1, "expanded
-    percentile". Where `why_no_interval` has a reason, the interval is (NaN, NaN).
+    The percentiles are further out than the nominal ones, because plain percentile intervals are too narrow: by
+    sqrt((N-S)/N), and by using the normal distribution instead of Student's t. Hesterberg 2015, section 4.1,
+    "expanded percentile". The interval is (NaN, NaN) if `why_no_interval` returns a reason.
     """
     from scipy.special import stdtrit
 
@@ -73,14 +75,14 @@ def percentile_interval(draws: Floats, sample: Sample, *, confidence: float) -> 
 
 
 def why_no_interval(sample: Sample, *, resamples: int, confidence: float) -> str:
-    """Why so few prompts or resamples give no interval that can be trusted, in words; nothing if they do."""
-    if sample.freedom < LEAST_FREEDOM:
+    """Why there are too few prompts or resamples for a reliable interval, in words; empty if there are enough."""
+    if sample.freedom < MIN_FREEDOM:
         return (
             f"{sample.num_prompts} prompts of {sample.num_strata} styles are too few for an interval: raise "
-            f"evaluate.num_prompts to {sample.num_strata + LEAST_FREEDOM} or more"
+            f"evaluate.num_prompts to {sample.num_strata + MIN_FREEDOM} or more"
         )
     beyond = (1 - confidence) / 2
-    least = math.ceil(round(LEAST_BEYOND / beyond, 6))
+    least = math.ceil(round(MIN_BEYOND / beyond, 6))
     if resamples < least:
         return (
             f"{resamples} resamples are too few for an interval of {100 * confidence:.3g}%: raise gate.resamples "
@@ -90,16 +92,16 @@ def why_no_interval(sample: Sample, *, resamples: int, confidence: float) -> str
 
 
 def per_rule_confidence(confidence: float, num_rules: int) -> float:
-    """Confidence of each of `num_rules` intervals if any one of them may decide. Bonferroni.
+    """Confidence of each of `num_rules` intervals if any one of them may decide (Bonferroni).
 
-    The chance that one or more of them misses its truth is then at most 1 - confidence. Rules that must
-    all hold need no such correction: a wrong model passes only if the hardest rule errs.
+    The chance that at least one of them misses the true value is then at most 1 - confidence. Rules that must all
+    hold need no correction: a bad model passes only if the strictest rule errs.
     """
     return 1 - (1 - confidence) / max(1, num_rules)
 
 
 def _drawn_counts(size: int, rows: int, generator: Generator) -> Floats:
-    """How often each of `size` prompts is drawn in each of `rows` samples of that size, (rows, size)."""
+    """Count how often each of `size` prompts is drawn in each of `rows` samples of that size, (rows, size)."""
     drawn = generator.integers(0, size, size=(rows, size))
     drawn += np.arange(rows)[:, None] * size
     counts = np.bincount(drawn.ravel(), minlength=rows * size)

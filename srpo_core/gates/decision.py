@@ -1,4 +1,4 @@
-"""The decision: passed or refused, with every rule's figure and a reason in words."""
+"""The decision: passed or refused, with the figure of every rule and a reason in words."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,16 +24,16 @@ OBJECTIVE: Final = "objective"
 
 
 def decide(pairs: Pairs, selection: Mapping[str, Any], *, seed: int, gate: GateSettings) -> dict[str, Any]:
-    """Hold the evaluation to the gate's rules; the result is what `decision.json` holds.
+    """Check the evaluation against the gate's rules; the result is the content of `decision.json`.
 
-    `selection` is select's result: with no admissible checkpoint the model is refused whatever it scores.
+    selection: select's result. Without an admissible checkpoint the model is refused, whatever it scores.
 
     Raises:
         ConfigError: a rule's metric, or the objective, was not measured.
     """
     objective = measure_rules({OBJECTIVE: objective_rule(gate)}, pairs, seed=seed, gate=gate)[OBJECTIVE]
     rose = None if objective.fault else objective.low > 0
-    armed = rose is not False  # an objective that is not known disarms nothing
+    armed = rose is not False  # an unknown objective disarms nothing
     measured = measure_rules(gate.rules, pairs, seed=seed, gate=gate)
     held = rules_that_hold(gate.rules, measured, armed=armed)
     rules = [
@@ -58,7 +58,7 @@ def decide(pairs: Pairs, selection: Mapping[str, Any], *, seed: int, gate: GateS
 
 
 def rule_figures(decision: Mapping[str, Any]) -> dict[str, Any]:
-    """A decision's figures as a tree of numbers, as DVC compares experiments by them."""
+    """Extract a decision's figures as a tree of numbers, which DVC compares between experiments."""
     return {
         "passed": decision["passed"],
         "rules": {
@@ -69,11 +69,11 @@ def rule_figures(decision: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_passed(decision: Mapping[str, Any]) -> None:
-    """Let a passed decision through.
+    """Require that the decision is passed.
 
     Raises:
-        GateError: it did not pass; the message gives its reason.
-        ArtifactError: it passed under another schema, whose words may not mean what they mean here.
+        GateError: the model was refused; the message gives the reason.
+        ArtifactError: it passed under another schema version, whose keys may have another meaning.
     """
     if decision.get("passed") is not True:
         reason = decision.get("reason", "the decision gives no reason.")
@@ -112,15 +112,18 @@ def _interval(measured: Measurement | None) -> dict[str, float | None]:
 
 def _reason(blocks: Sequence[str], rules: Sequence[Mapping[str, Any]], pairs: Pairs) -> str:
     if blocks:
-        return f"{'; '.join(blocks)}."
+        return f"{'. '.join(blocks)}."
     warnings = [f"{rule['name']}: {rule['reason']}" for rule in rules if rule["verdict"] == "warns"]
-    evidence = f"on {len(pairs.seeds)} pairs of images of {len(pairs.prompts)} test prompts"
+    evidence = f"on {len(pairs.seeds)} image pairs of {len(pairs.prompts)} test prompts"
     if warnings:
-        return f"no rule refuses {evidence}, with {len(warnings)} of {len(rules)} rules as a warning: {'; '.join(warnings)}."
+        return (
+            f"no rule refuses the model {evidence}, but {len(warnings)} of {len(rules)} rules warn: "
+            f"{'. '.join(warnings)}."
+        )
     meanings = "; ".join(rule["meaning"] for rule in rules if _is_proven(rule))
     vetoes = sum(rule["severity"] in BY_PROOF_OF_BREACH for rule in rules)
-    signs = f"; none of {vetoes} signs of hacking is seen" if vetoes else ""
-    return f"every rule holds {evidence}: {meanings}{signs}."
+    signs = f". None of {vetoes} signs of reward hacking was found" if vetoes else ""
+    return f"all rules hold {evidence}: {meanings}{signs}."
 
 
 def _is_proven(rule: Mapping[str, Any]) -> bool:

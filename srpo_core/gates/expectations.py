@@ -1,4 +1,4 @@
-"""The rules as a Great Expectations suite over a table of one row: the ends of each rule's interval."""
+"""The rules as a Great Expectations suite over a table with one row: the bounds of each rule's interval."""
 
 import os
 from collections.abc import Mapping
@@ -17,11 +17,12 @@ LOW, HIGH = "low", "high"
 def rules_that_hold(
     rules: Mapping[str, GateRule], measured: Mapping[str, Measurement], *, armed: bool
 ) -> dict[str, bool]:
-    """Hold the ends of each measured rule's interval to its limits; a figure that is not finite holds none.
+    """Check the bounds of each measured rule's interval against its limits; a figure that is not finite fails.
 
-    armed: whether the training objective rose, or may have; if not, a rule of severity hacking only needs its figures.
+    armed: whether the training objective rose or may have risen. If not, a rule of severity hacking only needs finite
+    figures.
     """
-    # read by the library when it is imported
+    # the library reads this variable on import
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations as gx
 
@@ -36,7 +37,7 @@ def rules_that_hold(
     for result in outcome.results:
         name, _, _ = result.expectation_config.kwargs["column"].rpartition(" ")
         results[name].append(bool(result.success))
-    # a rule without all of its results does not hold
+    # a rule with missing results does not hold
     return {name: all(found) and len(found) == len(asked[name]) for name, found in results.items()}
 
 
@@ -44,14 +45,14 @@ def _expectations(name: str, rule: GateRule, *, armed: bool) -> list[Any]:
     from great_expectations import expectations as gxe
 
     severity = SEVERITIES[rule.severity]
-    # a bound alone passes over a missing figure
+    # a limit alone ignores a missing figure
     asked = [
         gxe.ExpectColumnValuesToNotBeNull(column=f"{name} {end}", severity=severity) for end in (LOW, HIGH)
     ]
     if rule.severity == "hacking" and not armed:
         return asked
     least, greatest = limits(rule)
-    # holding is shown by the end of the interval that is nearer to the limit, a breach by the other one
+    # the bound nearer to the limit must show that the rule holds, the other one that it is broken
     near, far = (HIGH, LOW) if rule.severity in BY_PROOF_OF_BREACH else (LOW, HIGH)
     if least is not None:
         asked.append(

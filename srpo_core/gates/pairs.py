@@ -8,12 +8,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from srpo_core.artifacts import ALIGNED, BASE, CHAMPION, MODELS
 from srpo_core.errors import ArtifactError
 
-BASE: Final = "base"
-ALIGNED: Final = "aligned"
-CHAMPION: Final = "champion"
-MODELS: Final = (BASE, ALIGNED, CHAMPION)
 COLUMNS: Final = ("model", "prompt", "style", "seed", "metric", "value")
 
 Floats = NDArray[np.float64]
@@ -24,8 +21,8 @@ Integers = NDArray[np.int64]
 class Pairs:
     """P pairs over N prompts.
 
-    prompts, styles: (N,) in the order of the evaluation; prompt_index: (P,) into them; seeds: (P,);
-    base, aligned, champion: metric -> (P,); there may be no champion.
+    prompts, styles: (N,) in the order of the evaluation; prompt_index: (P,) indices into them; seeds: (P,);
+    base, aligned, champion: metric -> (P,); champion is None if there is none.
     """
 
     prompts: tuple[str, ...]
@@ -38,7 +35,7 @@ class Pairs:
 
     @property
     def metrics(self) -> list[str]:
-        """Names of the metrics, in the order of the table."""
+        """Names of the metrics in the order of the table."""
         return list(self.aligned)
 
     def by_prompt(self, figures: Floats) -> Floats:
@@ -59,29 +56,29 @@ def pair_up(table: Any, source: Path) -> Pairs:
     A missing figure becomes NaN.
 
     Raises:
-        ArtifactError: a column is missing, a model is unknown, or a figure lacks its partner or is doubled.
+        ArtifactError: a column is missing, a model is unknown, or a figure has no partner or is repeated.
     """
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
-        raise _broken(source, f"has no column {', '.join(missing)}")
+        raise _damaged(source, f"has no column {', '.join(missing)}")
     frame = table.select(list(COLUMNS)).to_pandas()
     unknown = sorted(set(frame["model"]) - set(MODELS))
     if unknown:
-        raise _broken(source, f"has rows of model {unknown[0]!r}, known are {', '.join(MODELS)}")
+        raise _damaged(source, f"has rows of model {unknown[0]!r}, known are {', '.join(MODELS)}")
     of_base = frame[frame["model"] == BASE]
     places = of_base[["prompt", "style", "seed"]].drop_duplicates(["prompt", "seed"])
     prompts = of_base.drop_duplicates("prompt")
     if places.empty:
-        raise _broken(source, "has 0 rows of the base")
+        raise _damaged(source, "has 0 rows of the base")
     index = {prompt: number for number, prompt in enumerate(prompts["prompt"])}
     keys = list(zip(places["prompt"], places["seed"], strict=True))
     figures = {model: _figures(rows, keys, source, model) for model, rows in frame.groupby("model")}
     if ALIGNED not in figures:
-        raise _broken(source, "has 0 rows of the aligned model")
+        raise _damaged(source, "has 0 rows of the aligned model")
     for model, found in figures.items():
         if found.keys() != figures[BASE].keys():
             odd = sorted(found.keys() ^ figures[BASE].keys())
-            raise _broken(source, f"has metric {odd[0]} of only one of base and {model}")
+            raise _damaged(source, f"has metric {odd[0]} of only one of base and {model}")
     order = list(dict.fromkeys(of_base["metric"]))
     ordered = {model: {name: found[name] for name in order} for model, found in figures.items()}
     return Pairs(
@@ -96,7 +93,7 @@ def pair_up(table: Any, source: Path) -> Pairs:
 
 
 def _figures(rows: Any, keys: list[tuple[str, int]], source: Path, model: str) -> dict[str, Floats]:
-    """Metric -> figures in the order of `keys`, each of which every metric must have exactly once."""
+    """Metric -> figures in the order of `keys`; every metric must have each key exactly once."""
     import pandas as pd
 
     wanted = pd.MultiIndex.from_tuples(keys)
@@ -106,11 +103,11 @@ def _figures(rows: Any, keys: list[tuple[str, int]], source: Path, model: str) -
         where = f"of model {model}, metric {metric}"
         if at.has_duplicates:
             prompt, seed = at[at.duplicated()][0]
-            raise _broken(source, f"repeats prompt {prompt!r}, seed {seed} {where}")
+            raise _damaged(source, f"repeats prompt {prompt!r}, seed {seed} {where}")
         alone = wanted.symmetric_difference(at)
         if len(alone):
             prompt, seed = alone[0]
-            raise _broken(
+            raise _damaged(
                 source,
                 f"has {len(alone)} rows {where} without a partner, for instance prompt {prompt!r} seed {seed}",
             )
@@ -119,5 +116,5 @@ def _figures(rows: Any, keys: list[tuple[str, int]], source: Path, model: str) -
     return found
 
 
-def _broken(source: Path, fault: str) -> ArtifactError:
-    return ArtifactError(f"{source} {fault}: run 'dvc repro --force -s evaluate' to write it anew")
+def _damaged(source: Path, fault: str) -> ArtifactError:
+    return ArtifactError(f"{source} {fault}: run 'dvc repro --force -s evaluate' to write it again")

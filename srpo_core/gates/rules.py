@@ -1,14 +1,14 @@
-"""What a rule measures: one statistic of the pairs, with its interval, all rules on the same resamples."""
+"""Measuring rules: one statistic of the pairs with its interval, all rules on the same resamples."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from srpo_core.artifacts import ALIGNED, BASE, CHAMPION
 from srpo_core.config import GateRule, GateSettings
 from srpo_core.errors import ConfigError
 from srpo_core.gates.bootstrap import (
@@ -19,23 +19,22 @@ from srpo_core.gates.bootstrap import (
     resampled_means,
     why_no_interval,
 )
-from srpo_core.gates.pairs import ALIGNED, BASE, CHAMPION, Pairs
+from srpo_core.gates.comparisons import COMPARISONS, WINS, Column, require_valid_rules
+from srpo_core.gates.pairs import Pairs
 
-WINS: Final = "wins against "
 TIE: Final = 0.5  # of a win
-ROUNDING: Final = 1e-9  # a change of a mean's last bits is no gain
-# By severity: whether the rule refuses (or warns) unless it is shown to hold, or only if shown to be broken.
+ROUNDING: Final = 1e-9  # a change in the last bits of a mean is no gain
+# Rules of these severities refuse only if they are shown to be broken; the others, unless they are shown to hold.
 BY_PROOF_OF_BREACH: Final = frozenset({"veto", "hacking"})
 
-Column = tuple[str, str, float]  # (model, metric, 0), or ("wins against <model>", metric, tie)
 Means = Mapping[Column, Floats]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A statistic with its interval; NaN where it could not be measured, `fault` then says why.
+    """A statistic with its interval; NaN if it could not be measured, and `fault` is the reason.
 
-    draws: the statistic on every resample, (R,); confidence: of the interval.
+    draws: the statistic of every resample, (R,); confidence: of the interval.
     """
 
     value: float
@@ -46,47 +45,10 @@ class Measurement:
     fault: str = ""
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One way to hold a model against another.
-
-    columns: what has to be averaged; statistic: from those averages to the figure; neutral: the figure of
-    two equal models.
-    """
-
-    columns: Callable[[GateRule], list[Column]]
-    statistic: Callable[[list[Floats]], Floats]
-    neutral: float
-
-
-COMPARISONS: Final[Mapping[str, Comparison]] = MappingProxyType(
-    {
-        "difference": Comparison(
-            lambda rule: [(ALIGNED, rule.metric, 0.0), (rule.against, rule.metric, 0.0)],
-            lambda means: means[0] - means[1],
-            neutral=0.0,
-        ),
-        "ratio": Comparison(
-            lambda rule: [(ALIGNED, rule.metric, 0.0), (rule.against, rule.metric, 0.0)],
-            lambda means: np.where(means[1] > 0, means[0] / np.where(means[1] > 0, means[1], 1), np.nan),
-            neutral=1.0,
-        ),
-        "win_rate": Comparison(
-            lambda rule: [(f"{WINS}{rule.against}", rule.metric, rule.tie)],
-            lambda means: means[0],
-            neutral=0.5,
-        ),
-        "value": Comparison(
-            lambda rule: [(ALIGNED, rule.metric, 0.0)], lambda means: means[0], neutral=math.nan
-        ),
-    }
-)
-
-
 def limits(rule: GateRule) -> tuple[float | None, float | None]:
-    """The least and the greatest figure that the rule allows; None where it sets no limit.
+    """The lowest and the highest figure that the rule allows; None for no limit.
 
-    Of a rule that asks for a gain the margin itself is not allowed, for a model equal to the other meets it.
+    A rule that asks for a gain does not allow the margin itself, because a model equal to the other one meets it.
     """
     neutral = COMPARISONS[rule.compare].neutral
     beyond = ROUNDING if asks_for_gain(rule) else 0.0
@@ -98,21 +60,21 @@ def limits(rule: GateRule) -> tuple[float | None, float | None]:
 
 
 def asks_for_gain(rule: GateRule) -> bool:
-    """Whether a rule to be shown has the figure of two equal models for its margin: any change, but a change."""
+    """Whether the rule must be shown to hold and its margin is the figure of two equal models: any gain will do."""
     neutral = COMPARISONS[rule.compare].neutral
     return rule.severity not in BY_PROOF_OF_BREACH and rule.side != "within" and rule.margin == neutral
 
 
 def applies(rule: GateRule, pairs: Pairs) -> bool:
-    """Whether there is something to compare with: the first model of all has no champion before it."""
+    """Whether there is a model to compare with: the first release has no champion."""
     return rule.against != CHAMPION or pairs.champion is not None
 
 
 def objective_rule(gate: GateSettings) -> GateRule:
-    """The question that arms the rules of severity hacking: did the training objective rise?"""
+    """The rule that arms the rules of severity hacking: the training objective rose."""
     return GateRule(
         metric=gate.objective,
-        against="base",
+        against=BASE,
         compare="difference",
         side="at_least",
         margin=0.0,
@@ -126,12 +88,13 @@ def measure_rules(
 ) -> dict[str, Measurement]:
     """Measure every rule that applies.
 
-    The rules of severity veto and hacking share one error: any of them may refuse, so each gets a wider
-    interval (`per_rule_confidence`).
+    Any rule of severity veto or hacking may refuse, so they share one error rate and each gets a wider interval
+    (`per_rule_confidence`).
 
     Raises:
-        ConfigError: a rule's metric was not measured.
+        ConfigError: a rule's metric was not measured, or its parts do not fit each other.
     """
+    require_valid_rules(rules)
     for rule in rules.values():
         if rule.metric not in pairs.aligned:
             raise ConfigError(
@@ -173,7 +136,7 @@ def _measure(
     value = float(comparison.statistic([point[column] for column in columns])[0])
     draws = comparison.statistic([means[column] for column in columns])
     if fault or not math.isfinite(value) or not np.isfinite(draws).all():
-        why = fault or f"the mean of {rule.metric} it is divided by is not above 0"
+        why = fault or f"the mean of {rule.metric} that it is divided by is not above 0"
         return Measurement(math.nan, math.nan, math.nan, confidence, draws, why)
     low, high = percentile_interval(draws, sample, confidence=confidence)
     why = why_no_interval(sample, resamples=len(draws), confidence=confidence)
@@ -183,13 +146,12 @@ def _measure(
 def chance_of_refusing_an_equal(
     rules: Mapping[str, GateRule], measured: Mapping[str, Measurement]
 ) -> float | None:
-    """The chance in [0, 1] that a model equal to the base fails a rule which equality satisfies; None without any.
+    """Estimate the chance in [0, 1] that a model equal to the base fails a rule that equality satisfies.
 
-    From the spread of these pairs: the resampled statistics, moved to where they would lie if nothing had
-    changed, are taken for outcomes of equal models, each with an interval as wide as the one measured.
-    Rules that ask for a gain are left out, since an equal model ought to fail them; a rule of severity
-    hacking counts as armed, so the figure is a little high. None as well where a rule that counts has a fault,
-    for what it would do is not known.
+    It is estimated from the spread of these pairs: the resampled statistics, shifted so that their centre is no change,
+    serve as outcomes of equal models, each with an interval as wide as the measured one. Rules that ask for a gain are
+    left out, because an equal model should fail them. Rules of severity hacking count as armed, so the figure is
+    slightly too high. None if no rule counts, or if one that counts has a fault, because its outcome is unknown.
     """
     counted = [
         name
@@ -210,11 +172,11 @@ def chance_of_refusing_an_equal(
 
 
 def _fails(rule: GateRule, outcomes: Floats, measured: Measurement) -> NDArray[np.bool_]:
-    """Which outcomes (R,) the rule would refuse if each had an interval of the measured width."""
+    """Which outcomes (R,) fail the rule if each has an interval of the measured width."""
     low = outcomes + (measured.low - measured.value)
     high = outcomes + (measured.high - measured.value)
     least, greatest = limits(rule)
-    # a breach must be shown by the far end of the interval, holding by the near one
+    # the far bound of the interval must show a breach, the near bound that the rule holds
     near, far = (high, low) if rule.severity in BY_PROOF_OF_BREACH else (low, high)
     failed = np.zeros(len(outcomes), dtype=bool)
     if least is not None:
@@ -247,14 +209,14 @@ def _figures(pairs: Pairs, model: str) -> Mapping[str, Floats]:
 
 
 def _fault(rule: GateRule, pairs: Pairs) -> str:
-    """What makes the rule's figures unusable, in words, or nothing."""
-    models = [ALIGNED] if rule.compare == "value" else [ALIGNED, rule.against]
+    """Why the rule's figures cannot be used, in words; empty if they can."""
+    models = [ALIGNED, rule.against] if COMPARISONS[rule.compare].needs_model else [ALIGNED]
     bad = np.flatnonzero(_any(~np.isfinite(_figures(pairs, model)[rule.metric]) for model in models))
     if not len(bad):
         return ""
     first = bad[0]
     where = f"prompt {pairs.prompts[pairs.prompt_index[first]]!r}, seed {pairs.seeds[first]}"
-    return f"{rule.metric} is not a number in {len(bad)} of the pairs of images (first: {where})"
+    return f"{rule.metric} is not a finite number in {len(bad)} image pairs (first: {where})"
 
 
 def _any(masks: Iterable[NDArray[np.bool_]]) -> NDArray[np.bool_]:

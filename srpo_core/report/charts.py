@@ -1,22 +1,21 @@
-"""Small charts as inline SVG; colours come from the page's style sheet, so both colour schemes work."""
+"""Small charts as inline SVG. Colours come from the page's style sheet, so both colour schemes work."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from markupsafe import Markup
 
+from srpo_core.gates.comparisons import COMPARISONS
 from srpo_core.report.numbers import plain
+from srpo_core.report.templates import render
 
 WIDTH, HEIGHT = 340.0, 190.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 16.0, 36.0
 INSET = 8.0
 DOTTED_UP_TO = 24
 BAR_WIDTH, BAR_HEIGHT, BAR_EDGE = 220.0, 30.0, 8.0
-
-# the figure of two equal models, by comparison
-NEUTRAL = {"difference": 0.0, "ratio": 1.0, "win_rate": 0.5}
 
 Scale = Callable[[float], float]
 
@@ -30,15 +29,27 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One SVG element: its tag, its class, its lengths by attribute, and the points or the words that it has."""
+
+    tag: str
+    name: str
+    lengths: Mapping[str, float] = field(default_factory=dict)
+    points: Sequence[tuple[float, float]] = ()
+    words: str | None = None
+    anchor: str = ""
+
+
+@dataclass(frozen=True)
 class Mark:
-    """A vertical line at x, with a word for it."""
+    """A vertical line at x, with a label."""
 
     x: float
     label: str
 
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """About `count` round numbers (1, 2 or 5 times a power of ten apart) that span low to high."""
+    """Choose about `count` round numbers, 1, 2 or 5 times a power of ten apart, that span low to high."""
     if low == high:
         pad = abs(low) / 10 or 1.0
         low, high = low - pad, high + pad
@@ -50,7 +61,7 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
 
 
 def line_chart(series: Sequence[Series], *, label: str, x_label: str, mark: Mark | None = None) -> Markup:
-    """Draw lines over a common axis; `mark` points one x out and writes the first line's value there."""
+    """Draw lines over a common axis; `mark` marks one x and labels it with the first line's value."""
     points = [point for line in series for point in line.points]
     xs, ys = [x for x, _ in points], [y for _, y in points]
     y_ticks = nice_ticks(min(ys), max(ys))
@@ -69,9 +80,9 @@ def line_chart(series: Sequence[Series], *, label: str, x_label: str, mark: Mark
 
 
 def interval_bar(rule: Mapping[str, Any]) -> Markup:
-    """Draw one gate rule: its interval, its value, the range that it allows, and a dotted line at "no change"."""
+    """Draw one gate rule: its interval, its value, the range that it allows, and a dotted line at no change."""
     known = [rule[key] for key in ("low", "value", "high") if rule[key] is not None]
-    neutral = NEUTRAL.get(rule["compare"])
+    neutral = _neutral(rule)
     edges = _edges(rule, neutral)
     span = [*known, *([] if neutral is None else [neutral]), *edges]
     pad = (max(span) - min(span)) * 0.12 or 0.1
@@ -82,22 +93,32 @@ def interval_bar(rule: Mapping[str, Any]) -> Markup:
     end = BAR_WIDTH if rule["side"] == "at_least" else places[-1]
     state = "good" if rule["passed"] else "bad"
     parts = [
-        _element("rect", "allowed", x=start, y=2.0, width=end - start, height=BAR_HEIGHT - 4, rx=2.0),
+        Part(
+            "rect",
+            "allowed",
+            {"x": start, "y": 2.0, "width": end - start, "height": BAR_HEIGHT - 4, "rx": 2.0},
+        ),
         *([] if neutral is None else [_line("zero", across(neutral), 2, across(neutral), BAR_HEIGHT - 2)]),
         *(_line("threshold", place, 2, place, BAR_HEIGHT - 2) for place in places),
     ]
     if rule["low"] is not None:
         parts.append(_line(f"interval {state}", across(rule["low"]), middle, across(rule["high"]), middle))
     if rule["value"] is not None:
-        parts.append(_element("circle", f"value {state}", cx=across(rule["value"]), cy=middle, r=4.5))
+        parts.append(Part("circle", f"value {state}", {"cx": across(rule["value"]), "cy": middle, "r": 4.5}))
     return _svg("bar", BAR_WIDTH, BAR_HEIGHT, f"{rule['name']}: {rule['reason']}", parts)
 
 
+def _neutral(rule: Mapping[str, Any]) -> float | None:
+    """The figure of two equal models; None if the rule compares with no model."""
+    neutral = COMPARISONS[rule["compare"]].neutral
+    return None if math.isnan(neutral) else neutral
+
+
 def _edges(rule: Mapping[str, Any], neutral: float | None) -> list[float]:
-    """Where the allowed range begins or ends."""
+    """The figures at which the allowed range begins or ends."""
     if rule["side"] != "within":
         return [rule["margin"]]
-    assert neutral is not None, "within is a comparison's side"
+    assert neutral is not None, "the side within needs a comparison with a model"
     return [neutral - rule["margin"], neutral + rule["margin"]]
 
 
@@ -106,7 +127,7 @@ def _scale(low: float, high: float, start: float, end: float) -> Scale:
     return lambda value: start + (value - low) / width * (end - start)
 
 
-def _horizontal_axis(ticks: Sequence[float], across: Scale, label: str) -> list[Markup]:
+def _horizontal_axis(ticks: Sequence[float], across: Scale, label: str) -> list[Part]:
     base = HEIGHT - BOTTOM
     middle = (LEFT + WIDTH - RIGHT) / 2
     return [
@@ -116,7 +137,7 @@ def _horizontal_axis(ticks: Sequence[float], across: Scale, label: str) -> list[
     ]
 
 
-def _vertical_axis(ticks: Sequence[float], upward: Scale) -> list[Markup]:
+def _vertical_axis(ticks: Sequence[float], upward: Scale) -> list[Part]:
     digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
     return [
         part
@@ -128,28 +149,27 @@ def _vertical_axis(ticks: Sequence[float], upward: Scale) -> list[Markup]:
     ]
 
 
-def _curve(line: Series, number: int, across: Scale, upward: Scale) -> list[Markup]:
+def _curve(line: Series, number: int, across: Scale, upward: Scale) -> list[Part]:
     places = [(across(x), upward(y)) for x, y in line.points]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    parts = [Markup('<polyline class="line line-{}" points="{}"/>').format(number, path)]
+    parts = [Part("polyline", f"line line-{number}", points=places)]
     if len(places) <= DOTTED_UP_TO:
-        parts += [_element("circle", f"dot dot-{number}", cx=x, cy=y, r=2.6) for x, y in places]
+        parts += [Part("circle", f"dot dot-{number}", {"cx": x, "cy": y, "r": 2.6}) for x, y in places]
     return parts
 
 
-def _marked_point(mark: Mark, line: Series, across: Scale, upward: Scale) -> list[Markup]:
+def _marked_point(mark: Mark, line: Series, across: Scale, upward: Scale) -> list[Part]:
     values = dict(line.points)
     if mark.x not in values:
         return []
     x, y = across(mark.x), upward(values[mark.x])
     left = x > WIDTH / 2
-    # the words stand on the side of the line that it does not cross
+    # put the label on the side that the line does not cross
     above = _rises_at(mark.x, line) == left
     place = (x - 8 if left else x + 8, max(y - 8, TOP) if above else min(y + 17, HEIGHT - BOTTOM - 4))
-    words = f"{mark.label} {plain(values[mark.x])}"
+    label = f"{mark.label} {plain(values[mark.x])}"
     return [
-        _element("circle", "chosen", cx=x, cy=y, r=5.0),
-        _text("chosen-value", *place, "end" if left else "start", words),
+        Part("circle", "chosen", {"cx": x, "cy": y, "r": 5.0}),
+        _text("chosen-value", *place, "end" if left else "start", label),
     ]
 
 
@@ -158,20 +178,13 @@ def _rises_at(x: float, line: Series) -> bool:
     return ys[1][-1] >= ys[0][0]
 
 
-def _line(name: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
-    return _element("line", name, x1=x1, y1=y1, x2=x2, y2=y2)
+def _line(name: str, x1: float, y1: float, x2: float, y2: float) -> Part:
+    return Part("line", name, {"x1": x1, "y1": y1, "x2": x2, "y2": y2})
 
 
-def _text(name: str, x: float, y: float, anchor: str, words: str) -> Markup:
-    template = Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>')
-    return template.format(name, x, y, anchor, words)
+def _text(name: str, x: float, y: float, anchor: str, words: str) -> Part:
+    return Part("text", name, {"x": x, "y": y}, words=words, anchor=anchor)
 
 
-def _element(tag: str, name: str, **lengths: float) -> Markup:
-    places = Markup(" ").join(Markup('{}="{:.1f}"').format(key, length) for key, length in lengths.items())
-    return Markup('<{} class="{}" {}/>').format(tag, name, places)
-
-
-def _svg(name: str, width: float, height: float, label: str, parts: Sequence[Markup]) -> Markup:
-    head = Markup('<svg class="{}" viewBox="0 0 {:.0f} {:.0f}" role="img" aria-label="{}">')
-    return head.format(name, width, height, label) + Markup("").join(parts) + Markup("</svg>")
+def _svg(name: str, width: float, height: float, label: str, parts: Sequence[Part]) -> Markup:
+    return render("svg.html.j2", name=name, width=width, height=height, label=label, parts=parts)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from srpo_core.artifacts import require
+from srpo_core.artifacts import ALIGNED, BASE, require
 from srpo_core.errors import ArtifactError
-from srpo_core.gates.pairs import ALIGNED, BASE, Pairs
+from srpo_core.gates.pairs import Pairs
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -11,7 +11,8 @@ from typing import Any, Final
 import numpy as np
 from markupsafe import Markup
 
-from srpo_core.config import ControlWords
+from srpo_core.config import ControlWords, GateRule
+from srpo_core.gates.comparisons import COMPARISONS
 from srpo_core.gates.pairs import Floats, Pairs
 from srpo_core.gates.rules import BY_PROOF_OF_BREACH
 from srpo_core.report.charts import Mark, Series, interval_bar, line_chart
@@ -19,8 +20,9 @@ from srpo_core.report.curves import checkpoint_panels
 from srpo_core.report.formats import FORMATS_MARK
 from srpo_core.report.grid import Tile, data_uri, tiles_of
 from srpo_core.report.notes import TRAINING_NOTES
-from srpo_core.report.numbers import finite, percent, plain, signed
+from srpo_core.report.numbers import MINUS, MISSING, finite
 from srpo_core.report.run import COST_MARK, Difference
+from srpo_core.report.templates import render
 
 TEMPLATE = "page.html.j2"
 SCRIPT = "page.js"
@@ -70,19 +72,10 @@ class Extremes:
 
 def render_page(evidence: Evidence) -> str:
     """One HTML page that needs nothing but itself; the same evidence gives the same text."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("srpo_core.report", package_path=""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     script = (Path(__file__).parent / SCRIPT).read_text(encoding="utf-8")
-    rules = [rule | {"bar": interval_bar(rule)} for rule in evidence.decision["rules"]]
-    environment.filters |= {"plain": plain, "signed": signed, "percent": percent, "capital": _capital}
-    return environment.get_template(TEMPLATE).render(
+    rules = [rule | rule_texts(rule) for rule in evidence.decision["rules"]]
+    return render(
+        TEMPLATE,
         words=evidence.control_words,
         decision=evidence.decision,
         selection=evidence.selection,
@@ -107,6 +100,26 @@ def render_page(evidence: Evidence) -> str:
         outcome=evidence.outcome,
         shown=outcome_words(evidence.outcome),
     )
+
+
+def rule_texts(rule: Mapping[str, Any]) -> dict[str, Any]:
+    """The bar of a rule of decision.json, its label, and its figures as texts."""
+    comparison = COMPARISONS[rule["compare"]]
+
+    def text(figure: float | None) -> str:
+        if figure is None:
+            return MISSING
+        written = comparison.format(figure)
+        if not any(digit in written for digit in "123456789"):
+            written = comparison.format(0.0)  # no minus sign before a rounded zero
+        return written.replace("-", MINUS)
+
+    keys = ("against", "compare", "margin", "meaning", "metric", "severity", "side", "tie")
+    return {
+        "bar": interval_bar(rule),
+        "label": comparison.label(GateRule(**{key: rule[key] for key in keys})),
+        "texts": {key: text(rule[key]) for key in ("value", "low", "high", "margin")},
+    }
 
 
 def outcome_words(outcome: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -219,9 +232,3 @@ def _inlined_extremes(extremes: Extremes) -> dict[str, Any]:
         "best": sides(extremes.best),
         "worst": sides(extremes.worst),
     }
-
-
-def _capital(text: str) -> str:
-    """Begin with a capital letter, unless the first word is a name that is written small."""
-    first = text.partition(" ")[0]
-    return text if "_" in first or first.endswith(":") else text[:1].upper() + text[1:]

@@ -1,4 +1,4 @@
-"""What a run was: the data it saw, how its settings differ from a preset, and the table of its cost."""
+"""What a run used: its data, how its settings differ from a preset, and its cost."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,15 +8,15 @@ from typing import Any, Final
 
 from srpo_core import config
 from srpo_core.artifacts import PAIRS, PROMPTS, require, sha256
+from srpo_core.report.templates import render
 
 DIGITS: Final = 12
 COST_MARK: Final = "<!-- cost -->"
-LAST_PART: Final = "Of a stage that was killed and went on, only the last part is counted; of one that ran again, the last time."
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One setting that is not the preset's."""
+    """One setting that differs from the preset."""
 
     key: str
     preset: str
@@ -24,15 +24,15 @@ class Difference:
 
 
 def data_version() -> dict[str, str]:
-    """What the data were, by the tables of stage ingest: name of the table to the start of its SHA-256."""
+    """Identify the data by the tables of stage ingest: from a table's name to the start of its SHA-256."""
     return {path.name: sha256(require(path))[:DIGITS] for path in (PROMPTS, PAIRS)}
 
 
 def nearest_preset(parts: Mapping[str, Any], root: Path = Path()) -> tuple[str, list[Difference]]:
-    """The preset in profiles/ with the fewest settings that differ, and those settings. No preset: an empty name.
+    """Find the preset in profiles/ with the fewest different settings, and list these. The name is empty without presets.
 
-    parts: the parts of the settings that are compared, by name. Those that change no result are not given: the
-    champion, which the flow fills in, worker counts, and the release's name.
+    parts: the parts of the settings to compare, by name. Parts that change no result are left out: the champion, which
+    the flow fills in, the worker counts and the release's name.
 
     Raises:
         ConfigError: a preset cannot be used.
@@ -46,31 +46,9 @@ def nearest_preset(parts: Mapping[str, Any], root: Path = Path()) -> tuple[str, 
 
 
 def with_costs(page: str, rows: Iterable[Mapping[str, Any]]) -> str:
-    """The page with a table of costs in the place that it keeps for one."""
-    from markupsafe import Markup
-
-    cells = Markup(
-        '<tr><td class="name">{stage}</td><td class="number" data-label="Wall hours">{wall_hours:.4f}</td>'
-        '<td class="number" data-label="Device hours">{device_hours:.4f}</td>'
-        '<td class="number" data-label="Devices">{devices} {kind}</td></tr>'
-    )
+    """Insert the table of costs into the page at its mark; without rows the page stays unchanged."""
     entries = list(rows)
-    if not entries:
-        return page
-    total = {
-        "stage": "all",
-        "wall_hours": sum(row["wall_hours"] for row in entries),
-        "device_hours": sum(row["device_hours"] for row in entries),
-        "devices": "",
-        "kind": "",
-    }
-    body = Markup("").join(cells.format(**row) for row in [*entries, total])
-    head = Markup(
-        '<table><thead><tr><th>Stage</th><th class="number">Wall hours</th><th class="number">Device hours</th>'
-        '<th class="number">Devices</th></tr></thead><tbody>'
-    )
-    note = Markup('<p class="note">{}</p>').format(LAST_PART)
-    return page.replace(COST_MARK, head + body + Markup("</tbody></table>") + note, 1)
+    return page.replace(COST_MARK, render("costs.html.j2", rows=entries), 1) if entries else page
 
 
 def _differences(preset: Mapping[str, Any], values: Mapping[str, Any], at: str = "") -> Iterator[Difference]:
@@ -84,7 +62,7 @@ def _differences(preset: Mapping[str, Any], values: Mapping[str, Any], at: str =
 
 
 def _values(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Parts of the settings as plain values, as a file has them."""
+    """Convert parts of the settings to plain values, as in a file."""
     return {
         name: part.model_dump(mode="json") if isinstance(part, config.Part) else part
         for name, part in parts.items()

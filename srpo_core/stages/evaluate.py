@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from srpo_core import artifacts
+from srpo_core.artifacts import ALIGNED, BASE, CHAMPION
 from srpo_core.config import (
     ControlWords,
     EvaluateSettings,
@@ -29,11 +30,7 @@ from srpo_core.scorers.metrics import MetricContext, check_metrics, metric_names
 if TYPE_CHECKING:
     from torch import Tensor
 
-BASE: Final = "base"
-ALIGNED: Final = "aligned"
-CHAMPION: Final = "champion"
 HPS: Final = "hps_v2"
-WHITE: Final = 255
 
 log = logging.getLogger(__name__)
 

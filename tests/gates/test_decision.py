@@ -30,7 +30,7 @@ def test_a_clear_gain_passes_with_its_figures(make):
     assert (rule["value"], rule["low"], rule["high"]) == (0.25, 0.25, 0.25)
     assert (rule["passed"], rule["verdict"]) == (True, "holds")
     assert "the images are better than before" in result["reason"]
-    assert "24 pairs of images of 12 test prompts" in result["reason"]
+    assert "24 image pairs of 12 test prompts" in result["reason"]
     assert result["objective"] == {"metric": "quality", "rose": True, "value": 0.25, "low": 0.25, "high": 0.25, "confidence": 0.95}  # fmt: skip
 
 
@@ -49,8 +49,8 @@ def test_a_constant_loss_of_the_subject_is_refused_and_said(make):
     result = decision(make.table(quality=(0.9, 0.7)), rules)
     assert result["verdict"] == "refused"
     assert result["reason"] == (
-        "kept: quality changed by -0.200 against the base (95% interval -0.200 to -0.200); the lower end had to be "
-        "at least -0.100 and is not, so it is not shown that the subject is kept."
+        "kept: quality changed by -0.200 against the base (95 % CI -0.200 … -0.200); the lower bound must be "
+        "≥ -0.100. Not shown: the subject is kept."
     )
 
 
@@ -61,15 +61,18 @@ def test_a_constant_loss_of_the_subject_is_refused_and_said(make):
         ({"compare": "win_rate", "margin": 0.5}, "by quality, 0.0% of the images beat those of the base"),
         (
             {"compare": "win_rate", "margin": 0.5, "tie": 0.01},
-            "0.0% of the images beat those of the base, where those within 0.01 of each other count half",
+            "0.0% of the images beat those of the base (differences up to 0.01 count as half a win)",
         ),
         (
             {"against": "absolute", "compare": "value", "margin": 0.9},
-            "quality is 0.300 (95% interval 0.300 to",
+            "quality is 0.300 (95 % CI 0.300 …",
         ),
-        ({"side": "within", "margin": 0.1}, "the whole interval had to be within 0.1 of no change"),
-        ({"side": "at_most", "margin": -0.4}, "the upper end had to be at most -0.400 and is not"),
-        ({"severity": "veto", "margin": -0.1}, "the whole interval lies where it is not at least -0.100"),
+        (
+            {"side": "within", "margin": 0.1},
+            "the whole interval must be within ±0.1 of no change. Not shown: ",
+        ),
+        ({"side": "at_most", "margin": -0.4}, "the upper bound must be ≤ -0.400. Not shown: "),
+        ({"severity": "veto", "margin": -0.1}, "no part of the interval is ≥ -0.100. No longer true: "),
     ],
 )
 def test_every_kind_of_breach_says_what_was_seen_and_what_was_asked(make, changes, said):
@@ -94,7 +97,7 @@ def test_an_objective_that_rises_while_the_subject_falls_is_called_reward_hackin
     hacked = decision(make.table(objective=(0.2, noisy(0.6, 2)), subject=subject), gate)
     assert hacked["objective"]["rose"] is True
     assert hacked["verdict"] == "refused"
-    assert "while the training objective rose, which is how reward hacking looks" in hacked["reason"]
+    assert "while the training objective rose: the pattern of reward hacking" in hacked["reason"]
     honest = decision(make.table(objective=(0.6, noisy(0.6, 2)), subject=subject), gate)
     assert honest["objective"]["rose"] is False
     assert honest["rules"][0]["verdict"] == "holds"
@@ -106,7 +109,7 @@ def test_an_objective_that_is_not_a_number_disarms_no_sign_of_hacking(make):
     result = decision(make.table(objective=(0.2, float("nan")), subject=(0.9, noisy(0.5, 1))), gate)
     assert result["objective"]["rose"] is None
     assert result["verdict"] == "refused"
-    assert "while it is not known whether the training objective rose" in result["reason"]
+    assert "it is unknown whether the training objective rose" in result["reason"]
 
 
 def test_a_figure_that_leaves_its_band_on_either_side_is_vetoed(make):
@@ -114,7 +117,7 @@ def test_a_figure_that_leaves_its_band_on_either_side_is_vetoed(make):
     for change, verdict in ((0.0, "passed"), (0.09, "passed"), (0.3, "refused"), (-0.3, "refused")):
         assert decision(make.table(quality=(0.5, noisy(0.5 + change, 3))), gate)["verdict"] == verdict
     passed = decision(make.table(quality=(0.5, 0.5)), gate)
-    assert passed["reason"].endswith("none of 1 signs of hacking is seen.")
+    assert passed["reason"].endswith("None of 1 signs of reward hacking was found.")
 
 
 def test_without_a_champion_its_rules_do_not_apply_and_with_one_they_do(make):
@@ -123,7 +126,7 @@ def test_without_a_champion_its_rules_do_not_apply_and_with_one_they_do(make):
     assert first["passed"] is True
     assert first["rules"][1]["verdict"] == "does not apply"
     assert first["rules"][1]["value"] is None
-    assert "there is no champion yet" in first["rules"][1]["reason"]
+    assert "there is no champion to compare with, so the rule does not apply" in first["rules"][1]["reason"]
     behind = decision(make.table(quality=(0.2, 0.5, 0.8)), gate)
     assert behind["verdict"] == "refused"
     assert "quality changed by -0.300 against the champion" in behind["reason"]
@@ -143,7 +146,7 @@ def test_a_broken_warning_passes_and_is_said(make):
     result = decision(make.table(quality=(0.0, 0.5), colour=(0.5, 0.0)), rules)
     assert result["verdict"] == "passed"
     assert result["rules"][1]["verdict"] == "warns"
-    assert "1 of 2 rules as a warning: colour: colour changed by -0.500" in result["reason"]
+    assert "1 of 2 rules warn: colour: colour changed by -0.500" in result["reason"]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -156,7 +159,7 @@ def test_a_figure_that_is_not_a_number_refuses_and_is_named(make, bad, side, sev
     figures[side] = broken
     result = decision(make.table(quality=figures), make.gate(better=make.rule(severity=severity)))
     assert result["verdict"] == "refused"
-    assert "not a number in 1 of the pairs of images (first: prompt 'prompt 3', seed 1)" in result["reason"]
+    assert "not a finite number in 1 image pairs (first: prompt 'prompt 3', seed 1)" in result["reason"]
     assert result["rules"][0]["value"] is None
     json.dumps(result, allow_nan=False)
 
@@ -170,7 +173,7 @@ def test_a_handful_of_prompts_gives_no_interval_and_so_no_lucky_pass(make, sever
     result = decision(few, make.gate(better=make.rule(severity=severity)))
     assert result["verdict"] == "refused"
     assert f"{count} prompts of {min(count, 2)} styles are too few for an interval" in result["reason"]
-    assert "so it is not shown that the images are better than before" in result["reason"]
+    assert "Not shown: the images are better than before" in result["reason"]
 
 
 def test_too_few_resamples_refuse_in_place_of_an_interval_without_a_width(make):

@@ -6,18 +6,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from srpo_core.config import GateRule
+from srpo_core.artifacts import ALIGNED
+from srpo_core.config import GateRule, load_settings
 from srpo_core.errors import ConfigError
+from srpo_core.gates import decide
+from srpo_core.gates.comparisons import COMPARISONS, Comparison, require_valid_rules
 from srpo_core.gates.expectations import SEVERITIES, rules_that_hold
 from srpo_core.gates.pairs import pair_up
 from srpo_core.gates.rules import (
-    COMPARISONS,
     Measurement,
     chance_of_refusing_an_equal,
     limits,
     measure_rules,
 )
+from srpo_core.preflight.consistency import require_consistent
+from srpo_core.report.page import rule_texts
 
+ROOT = Path(__file__).resolve().parents[2]
 SOURCE = Path("runs/evaluate/figures.parquet")
 
 
@@ -33,33 +38,80 @@ def measure(make, rules, seed=0, **metrics):
     return measure_rules(rules, pair_up(make.table(**metrics), SOURCE), seed=seed, gate=make.gate(**rules))
 
 
-def test_the_registries_hold_exactly_what_the_settings_allow():
-    assert choices("compare") == set(COMPARISONS)
+def test_every_severity_and_side_of_the_settings_is_known_to_the_gate(make):
     assert choices("severity") == set(SEVERITIES)
-    rule = {
-        "metric": "q",
-        "against": "base",
-        "compare": "difference",
-        "margin": 1,
-        "severity": "warn",
-        "meaning": "m",
-    }
     for side in choices("side"):
-        assert limits(GateRule(side=side, **rule)) != (None, None)
+        assert limits(make.rule(side=side)) != (None, None)
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "line"),
     [
-        {"against": "absolute"},
-        {"compare": "value"},
-        {"against": "absolute", "compare": "value", "side": "within"},
-        {"side": "within", "margin": -0.1},
+        (
+            {"against": "absolute"},
+            r"\.against is absolute, but compare difference needs against: base or champion",
+        ),
+        ({"compare": "value"}, r"\.against is base, but compare value needs against: absolute"),
+        (
+            {"against": "absolute", "compare": "value", "side": "within"},
+            r"\.side: within needs a comparison with a",
+        ),
+        ({"side": "within", "margin": -0.1}, r"\.side: within needs .* the margin is -0\.1"),
+        ({"tie": 0.05}, r"\.tie: difference has no ties: set compare to win_rate, or tie to 0"),
+        (
+            {"compare": "best_of"},
+            r"\.compare: unknown comparison 'best_of': known are difference, ratio, value, win",
+        ),
     ],
 )
-def test_a_rule_that_compares_nothing_is_refused(make, changes):
-    with pytest.raises(ValueError, match=r"compare is value if and only if|side within needs"):
-        make.rule(**changes)
+def test_a_rule_whose_parts_do_not_fit_is_refused_by_its_key(make, changes, line):
+    rules = {"better": make.rule(), "odd": make.rule(**changes)}
+    for check in (require_valid_rules, lambda rules: measure(make, rules, quality=(0.0, 0.5))):
+        with pytest.raises(ConfigError, match=rf"^gate\.rules\.odd{line}") as caught:
+            check(rules)
+        assert "\n" not in str(caught.value)
+
+
+def both_means(rule):
+    return [(ALIGNED, rule.metric, 0.0), (rule.against, rule.metric, 0.0)]
+
+
+def test_a_new_comparison_is_accepted_decided_by_and_drawn_by_its_entry_alone(make, register):
+    """A log ratio: nothing but the entry says what it is, how it is written and where equality is."""
+    rule = make.rule(compare="log_ratio", margin=0.1)
+    with pytest.raises(ConfigError, match="unknown comparison 'log_ratio'"):
+        require_valid_rules({"better": rule})
+    entry = Comparison(
+        columns=both_means,
+        statistic=lambda means: np.log(means[0] / means[1]),
+        neutral=0.0,
+        describe=lambda rule, value: f"log {rule.metric} rose by {value:.2f}",
+        format=lambda value: f"{value:.2f}",
+        label=lambda rule: f"log ratio to the {rule.against}",
+        equality="equality",
+    )
+    register(COMPARISONS, "log_ratio", entry)
+    settings = load_settings(ROOT / "profiles/tiny.yaml")
+    rules = {"better": rule.model_copy(update={"metric": "reward"}), **settings.gate.rules}
+    require_consistent(
+        settings.model_copy(update={"gate": settings.gate.model_copy(update={"rules": rules})})
+    )
+    pairs = pair_up(make.table(quality=(0.5, 0.8)), SOURCE)
+    selection = {"admissible": [10], "reason": "it is best"}
+    decision = decide(pairs, selection, seed=0, gate=make.gate(better=rule))
+    [found] = decision["rules"]
+    assert decision["passed"]
+    assert found["value"] == pytest.approx(math.log(1.6))
+    assert found["reason"].startswith(
+        "log quality rose by 0.47 (95 % CI 0.47 … 0.47); the lower bound must be ≥ 0.10."
+    )
+    texts = rule_texts(found)
+    assert (texts["label"], texts["texts"]["value"]) == ("log ratio to the base", "0.47")
+    assert 'class="zero"' in texts["bar"]
+    assert (
+        chance_of_refusing_an_equal({"better": rule}, measure(make, {"better": rule}, quality=(0.5, 0.8)))
+        is None
+    )
 
 
 def test_each_comparison_gives_its_own_figure_and_points_from_the_other_model_to_ours(make):
@@ -83,11 +135,6 @@ def test_figures_that_differ_by_no_more_than_a_tie_share_the_win(make):
     base, ours = np.array([[0.96, 0.10]] * 12), np.array([[0.95, 0.90]] * 12)
     found = measure(make, rules, quality=(base, ours))
     assert (found["close"].value, found["even"].value) == (0.5, 0.75)
-
-
-def test_a_tie_is_for_the_win_rate_alone(make):
-    with pytest.raises(ValueError, match="tie is for compare win_rate alone"):
-        make.rule(tie=0.05)
 
 
 def test_two_equal_models_score_what_each_comparison_calls_neutral(make):

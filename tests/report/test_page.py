@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from srpo_core.gates.pairs import pair_up
-from srpo_core.report.page import _capital as capital
+from srpo_core.report.numbers import capitalized
 from srpo_core.report.page import find_extremes, metric_changes
 
 
@@ -83,4 +83,4 @@ def test_a_prompt_without_a_figure_is_neither_best_nor_worst(monkeypatch):
     ],
 )
 def test_sentences_begin_with_a_capital_but_names_do_not(text, written):
-    assert capital(text) == written
+    assert capitalized(text) == written

@@ -212,9 +212,9 @@ def test_the_verdict_comes_first_then_the_images_then_the_gate():
     assert places == sorted(places)
     assert "“Ink” over “3D”" in text
     assert "96.5%" in text
-    assert "Every rule holds on 24 pairs of images of 12 test prompts" in text
-    assert "judge_wanted, images that beat the base, within 0.05 of each other half" in text
-    assert "judge_wanted, change against the base " in text  # the others say nothing of it
+    assert "All rules hold on 24 image pairs of 12 test prompts" in text
+    assert "judge_wanted, share of images that beat the base, differences up to 0.05 count as half a win" in text
+    assert "judge_wanted, change against the base " in text  # other comparisons have no ties
 
 
 @pytest.mark.usefixtures("refused")
