@@ -139,6 +139,7 @@ def page(tmp_path_factory):
         data={"prompts.parquet": "0123"},
         preset="tiny",
         differences=[Difference("seed", "0", "1")],
+        metric_notes={},
     )
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(render_page(evidence), encoding="utf-8")

@@ -213,7 +213,9 @@ def test_the_verdict_comes_first_then_the_images_then_the_gate():
     assert "“Ink” over “3D”" in text
     assert "96.5%" in text
     assert "All rules hold on 24 image pairs of 12 test prompts" in text
-    assert "judge_wanted, share of images that beat the base, differences up to 0.05 count as half a win" in text
+    assert (
+        "judge_wanted, share of images that beat the base, differences up to 0.05 count as half a win" in text
+    )
     assert "judge_wanted, change against the base " in text  # other comparisons have no ties
 
 
@@ -223,7 +225,7 @@ def test_a_refused_model_gets_a_page_that_says_so_and_why():
     decision = artifacts.read_json(artifacts.DECISION)
     assert decision["verdict"] == "refused"
     assert "Refused" in text
-    assert "Nothing of this model is quantized or published" in text
+    assert "This model is neither quantized nor published" in text
     assert "No checkpoint was admissible" in text
     assert decision["rules"][0]["reason"][1:] in text
 
@@ -254,9 +256,9 @@ def test_the_page_says_which_data_which_settings_and_how_often_an_equal_model_is
     text = Page(build()).text
     digest = hashlib.sha256(b"prompts.parquet").hexdigest()[:12]
     assert f"prompts.parquet {digest}" in text
-    assert "those of the preset tiny but for: Setting Preset Here report.grid_prompts 16 8 seed 0 7" in text
+    assert "those of the preset tiny , except: Setting Preset Here report.grid_prompts 16 8 seed 0 7" in text
     chance = artifacts.read_json(artifacts.DECISION)["chance_of_refusing_an_equal"]
-    assert f"refused with a chance of {100 * chance:.1f}%" in text
+    assert f"would be refused with a chance of {100 * chance:.1f}% by the rules" in text
     assert "There is no champion to compare with. Settings are" in text
     assert "champion_style" in text
     assert "28.41 (0.11)" in text
