@@ -108,7 +108,11 @@ def code_hashes(root: Path) -> dict[str, str]:
 
 def test_a_comment_or_the_description_of_a_setting_reruns_no_stage(copy_of_the_code):
     comments = [(f"srpo_core/{name}.py", '"""', '# a comment\n"""') for name in ("errors", "artifacts")]
-    description = ("srpo_core/config/training.py", 'description="optimizer steps"', 'description="steps"')
+    description = (
+        "srpo_core/config/training.py",
+        'description="number of optimizer steps"',
+        'description="steps"',
+    )
     assert rerun_after(copy_of_the_code, *comments, description) == set()
 
 

@@ -1,7 +1,8 @@
-"""The settings: one frozen model of params.yaml, with no defaults that DVC could not see.
+"""The settings: one frozen model of params.yaml, without defaults that DVC could not see.
 
-Each top-level key is one part. A stage's `run(...)` names the parts that it receives, and the same names stand
-under `params:` of that stage in dvc.yaml.
+Each top-level key is one part. `params:` of a stage in dvc.yaml lists the keys that its `run(...)` receives: a whole
+part, or a dotted key such as `train.steps`. This package declares and validates; it computes nothing, so no stage
+depends on its code.
 """
 
 from srpo_core.config.evaluation import (

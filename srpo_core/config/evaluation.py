@@ -10,25 +10,25 @@ from srpo_core.config.parts import Part, Positive, PositiveFloat, ScorerSettings
 class SelectSettings(Part):
     """How the best of the saved checkpoints is chosen, on validation prompts."""
 
-    num_prompts: Positive = Field(description="validation prompts drawn per checkpoint")
+    num_prompts: Positive = Field(description="number of validation prompts per checkpoint")
     seeds_per_prompt: Positive
-    maximize: str = Field(description="entry of the registry `metrics` that the choice maximizes")
+    maximize: str = Field(description="metric that the chosen checkpoint maximizes")
     keep: dict[str, float] = Field(
-        description="metric: least difference to the base that a checkpoint must keep to be admissible"
+        description="by metric, the least allowed difference to the base; a checkpoint below it is not admissible"
     )
 
 
 class EvaluateSettings(Part):
-    """What is drawn and measured on the test prompts."""
+    """What is generated from the test prompts, and measured."""
 
-    num_prompts: Positive = Field(description="test prompts drawn per model")
+    num_prompts: Positive = Field(description="number of test prompts per model")
     seeds_per_prompt: Positive
     metrics: list[str] = Field(min_length=1, description="entries of the registry `metrics`")
     scorers: dict[str, ScorerSettings] = Field(
         description="further differentiable scorers by name; each adds the metrics NAME and NAME_sgp"
     )
     real_images: Annotated[int, Field(ge=0)] = Field(
-        description="held-out pairs whose preferred images the metric kid compares with"
+        description="number of held-out pairs whose preferred images the metric kid uses as real images"
     )
 
 
@@ -65,29 +65,35 @@ class GateSettings(Part):
     """When a model may be released."""
 
     confidence: Annotated[float, Field(gt=0, lt=1)] = Field(
-        description="of the paired bootstrap's intervals; of all vetoes together"
+        description="confidence of the bootstrap intervals; for vetoes, of all of them together"
     )
-    resamples: Positive = Field(description="bootstrap resamples over prompts")
-    objective: str = Field(description="the metric that stands for what training maximizes")
+    resamples: Positive = Field(description="number of bootstrap resamples over prompts")
+    objective: str = Field(description="the metric that training maximizes")
     rules: dict[str, GateRule] = Field(min_length=1)
 
 
 class FormatLimits(Part):
-    """When a format is left out of a release."""
+    """Limits of a format; one that misses a limit is left out of the release."""
 
-    max_relative_error: PositiveFloat = Field(description="of one forward pass against fp32")
-    min_psnr: float = Field(ge=0, description="dB, of images against those of bf16; bf16 itself has none")
+    max_relative_error: PositiveFloat = Field(
+        description="relative error of one forward pass, compared with float32"
+    )
+    min_psnr: float = Field(
+        ge=0,
+        description="least PSNR in dB of images, compared with those of bf16; bf16 itself is not compared",
+    )
     min_completeness: float = Field(
-        ge=0, description="noise of bf16's last latents over this format's; below 1, denoising is incomplete"
+        ge=0,
+        description="least ratio of the noise left in bf16's last latents to that in this format's; below 1, denoising is less complete",
     )
-    min_gain_kept: float = Field(
-        description="least share of the alignment's gain over the base that survives"
-    )
+    min_gain_kept: float = Field(description="least share of the gain over the base that the format keeps")
 
 
 class QuantizeSettings(Part):
-    """Which files a release carries, and how they are looked at before."""
+    """Which formats a release has, and how they are checked."""
 
-    num_prompts: Positive = Field(description="test prompts drawn per format, with one of evaluate's seeds")
-    gain: str = Field(description="entry of the registry `metrics` whose gain over the base must survive")
+    num_prompts: Positive = Field(
+        description="number of test prompts per format, each with one of the seeds of evaluate"
+    )
+    gain: str = Field(description="metric whose gain over the base a format must keep")
     formats: dict[str, FormatLimits] = Field(min_length=1, description="entries of the registry `quantizers`")

@@ -1,4 +1,4 @@
-"""Read params.yaml and the presets in profiles/; merge changes into them."""
+"""Read, patch and write params.yaml; read the presets in profiles/."""
 
 import shutil
 from collections.abc import Mapping
@@ -17,18 +17,18 @@ PROFILES_DIR = Path("profiles")
 
 
 def load_settings(path: Path = PARAMS_FILE) -> Settings:
-    """Read and validate a settings file. Raises `ConfigError` in one line when it cannot be used."""
+    """Read and validate a settings file. Raises `ConfigError` if it cannot be used."""
     return parse_settings(read_values(path), str(path))
 
 
 def read_values(path: Path) -> Mapping[str, Any]:
-    """Read a settings file without checking its keys. Raises `ConfigError` in one line when it is no mapping."""
+    """Read a settings file without validation. Raises `ConfigError` if it is missing or is not a mapping."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         if not PROFILES_DIR.is_dir():
             raise ConfigError(
-                f"{path} is missing, and this is no checkout: change to the clone's top"
+                f"{path} is missing, and this directory is no checkout: change to the top of the clone"
             ) from None
         raise ConfigError(f"{path} is missing: write it with 'srpo profile tiny > {path}'") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -41,12 +41,12 @@ def read_values(path: Path) -> Mapping[str, Any]:
 
 
 def profile_names(root: Path = Path()) -> list[str]:
-    """The presets in profiles/ of the checkout at `root`, by name."""
+    """Return the names of the presets in profiles/ of the checkout at `root`."""
     return sorted(path.stem for path in (root / PROFILES_DIR).glob("*.yaml"))
 
 
 def profile_path(name: str, root: Path = Path()) -> Path:
-    """The file of a preset in the checkout at `root`. Raises `ConfigError` naming the known ones."""
+    """Return the file of a preset. Raises `ConfigError`, which names the known presets."""
     known = profile_names(root)
     if name not in known:
         raise ConfigError(
@@ -56,7 +56,7 @@ def profile_path(name: str, root: Path = Path()) -> Path:
 
 
 def patched(values: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay a nested patch over settings; an absent or None entry keeps the preset's value."""
+    """Return settings with a nested patch applied; an absent entry, or None, keeps the value."""
     merged = dict(values)
     for key, new in patch.items():
         if new is None:

@@ -1,4 +1,4 @@
-"""Building blocks of the settings, and the small parts."""
+"""Types of the settings, and the small parts."""
 
 from collections.abc import Iterable
 from typing import Annotated, Literal, Self
@@ -30,13 +30,13 @@ class Part(BaseModel):
 
 
 class ModelSettings(Part):
-    """The base model that is aligned, and the size of its images."""
+    """The base model to align, and the size of its images."""
 
     base: str = Field(description="entry of the registry `bases`")
-    path: str = Field(description="directory of the base model in diffusers' layout")
+    path: str = Field(description="directory of the base model, in the layout of diffusers")
     height: Positive = Field(description="image height in pixels, a multiple of 16")
     width: Positive = Field(description="image width in pixels, a multiple of 16")
-    max_sequence_length: Positive = Field(description="tokens of the T5 prompt")
+    max_sequence_length: Positive = Field(description="length of a prompt in tokens of the T5 encoder")
 
     @model_validator(mode="after")
     def _whole_patches(self) -> Self:
@@ -47,29 +47,31 @@ class ModelSettings(Part):
 
 
 class ScorerSettings(Part):
-    """One scorer: which code reads it, and where its weights are."""
+    """One scorer: its code and its weights."""
 
     scorer: str = Field(description="entry of the registry `scorers`")
-    path: str = Field(description="directory of its weights and configuration")
+    path: str = Field(description="directory of the weights and the configuration")
 
 
 class WordPair(Part):
-    """One entry of the library of control words: each side's words with their weights."""
+    """One pair of the library of control words, each word with its weight."""
 
-    wanted: dict[Word, PositiveFloat] = Field(min_length=1, description="word for the wanted look: weight")
+    wanted: dict[Word, PositiveFloat] = Field(
+        min_length=1, description="words for the wanted look, with their weights"
+    )
     unwanted: dict[Word, PositiveFloat] = Field(
-        min_length=1, description="word for the unwanted look: weight"
+        min_length=1, description="words for the unwanted look, with their weights"
     )
 
 
 class ControlWords(Part):
-    """The words put before a prompt to say what is wanted and what is not."""
+    """The words that are put before a prompt to describe the wanted and the unwanted look."""
 
-    use: str = Field(description="entry of `library` that is trained")
+    use: str = Field(description="the pair of `library` that training uses")
     choice: Literal["in_turn", "by_weight"] = Field(
-        description="each step's words: in turn, each as often as its weight says, or drawn with these odds"
+        description="how a step's words are chosen: in turn, as often as the weights say, or at random by weight"
     )
-    library: dict[str, WordPair] = Field(min_length=1, description="pairs by name")
+    library: dict[str, WordPair] = Field(min_length=1, description="pairs of words, by name")
 
     @model_validator(mode="after")
     def _in_the_library(self) -> Self:
@@ -87,7 +89,7 @@ class ControlWords(Part):
 
     @property
     def pair(self) -> WordPair:
-        """The pair that is trained."""
+        """The pair that training uses."""
         return self.library[self.use]
 
     @property
@@ -102,36 +104,36 @@ class ControlWords(Part):
 
 
 class GenerateSettings(Part):
-    """How images are drawn for selection, evaluation and proofs."""
+    """How images are generated in select, evaluate and quantize."""
 
-    num_inference_steps: Positive = Field(description="denoising steps per image")
-    guidance_scale: float = Field(ge=0, description="guidance given to the model")
-    batch_size: Positive = Field(description="images drawn at once")
+    num_inference_steps: Positive = Field(description="number of denoising steps per image")
+    guidance_scale: float = Field(ge=0, description="guidance scale that the model receives as an input")
+    batch_size: Positive = Field(description="number of images that are generated at once")
     autocast: bool = Field(
-        description="forward passes in bfloat16 by torch's autocast, as most draw; off is plain float32"
+        description="forward passes in bfloat16 by torch.autocast, as most users generate images; off: float32"
     )
 
 
 class IngestSettings(Part):
-    """Where the HPD data lie and how their prompts are split."""
+    """Where the HPD data are, and how their prompts are split."""
 
-    source: str = Field(description="directory in HPDv2's layout")
+    source: str = Field(description="directory in the layout of HPDv2")
     validation_share: Share = Field(
-        description="share of the training prompts held out to select a checkpoint"
+        description="share of the training prompts that is held out to select a checkpoint"
     )
 
 
 class CheckRewardSettings(Part):
-    """The check that the reward agrees with the preferences before anything is trained on it."""
+    """The check of the reward against human preferences, before training."""
 
-    max_pairs: Positive = Field(description="held-out pairs to score")
+    max_pairs: Positive = Field(description="number of held-out pairs to score")
     min_agreement: Share = Field(
-        description="least share of pairs on which the reward prefers the preferred image; the share itself is "
-        "held to it, not its interval"
+        description="least share of pairs in which the reward prefers the preferred image; the measured share "
+        "must reach it, not the lower bound of its interval"
     )
 
 
 class ReportSettings(Part):
     """What the report shows."""
 
-    grid_prompts: Positive = Field(description="prompts in the before/after grid")
+    grid_prompts: Positive = Field(description="number of prompts in the before/after grid")

@@ -8,64 +8,67 @@ from srpo_core.config.parts import Part, Positive, PositiveFloat
 
 
 class ReleaseSettings(Part):
-    """What a release is called and what its model card says. Read by publishing; no stage depends on it."""
+    """Name and model card of a release. Publishing reads it; no stage depends on it."""
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="a version is this name and a hash of dvc.lock"
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="name of the model; a version is this name and a hash of dvc.lock",
     )
-    base_model: str = Field(description="the base model as the card names it, an id on the hub if it has one")
+    base_model: str = Field(description="the base model in the model card, an id on the hub if it has one")
     license: str = Field(
-        description="licence of the weights, as the hub spells it; `other` needs license_name"
+        description="license of the weights, as the hub spells it; `other` needs license_name"
     )
-    license_name: str | None = Field(description="name of a licence that the hub does not know, or null")
+    license_name: str | None = Field(description="name of a license that the hub does not know, or null")
     license_files: list[str] = Field(
-        min_length=1, description="licence texts that are carried along, the weights' own first"
+        min_length=1, description="license texts in the release, that of the weights first"
     )
     unconditional_store: bool = Field(
-        description="publish to a store that ignores conditional writes: only one publisher at a time is safe"
+        description="publish to a store without conditional writes; then only one publisher at a time is safe"
     )
-    datasets: list[str] = Field(description="data sets of the model card, by their ids on the hub")
-    tags: list[str] = Field(description="tags of the model card")
+    datasets: list[str] = Field(description="data sets in the model card, by their ids on the hub")
+    tags: list[str] = Field(description="tags in the model card")
 
     @model_validator(mode="after")
-    def _licence_has_a_name(self) -> Self:
+    def _license_has_a_name(self) -> Self:
         if (self.license == "other") != (self.license_name is not None):
-            raise ValueError("license_name belongs to license: other, and to no licence that the hub knows")
+            raise ValueError("license other needs license_name, and any other license must not have one")
         return self
 
 
 class StallSettings(Part):
-    """When training counts as stalled, and how often it is started again."""
+    """When training counts as stalled, and how often it is restarted."""
 
     factor: Annotated[float, Field(gt=1)] = Field(
-        description="a step that takes this many times the median step is stalled"
+        description="a step is stalled if it takes this many times the median step"
     )
-    least_seconds: PositiveFloat = Field(description="and no step is stalled before this many seconds")
+    least_seconds: PositiveFloat = Field(
+        description="a step never counts as stalled before this many seconds"
+    )
     restarts: Annotated[int, Field(ge=0)] = Field(
-        description="times that the workers are started again after a stall or a crash before the run fails"
+        description="number of restarts of the workers after a stall or a crash; then the run fails"
     )
 
 
 class ResourceSettings(Part):
-    """Where and how wide a run is computed. No stage depends on these: they do not change the result's meaning."""
+    """Devices and workers of a run. No stage depends on these: they do not change the meaning of the result."""
 
-    train_workers: Positive = Field(description="Ray Train workers, at most")
+    train_workers: Positive = Field(description="number of Ray Train workers, at most")
     min_train_workers: Positive = Field(
-        description="workers with which to begin or go on when a cluster has no room for all"
+        description="least number of workers to start or resume with, if the cluster has no room for all"
     )
     generate_workers: Positive = Field(
-        description="Ray tasks that draw images at once; 1 draws in the stage itself"
+        description="number of Ray tasks that generate images at once; 1: the stage itself does"
     )
-    threads_per_worker: Positive = Field(description="CPU threads of each process that computes")
+    threads_per_worker: Positive = Field(description="number of CPU threads per process")
     use_gpu: bool = Field(description="one GPU per worker")
     shard: bool = Field(
-        description="weights, gradients and optimizer cut over the workers (FSDP2), or whole on each"
+        description="shard weights, gradients and optimizer state across workers (FSDP2); off: replicate them"
     )
     keep_checkpoints: Positive = Field(
-        description="newest checkpoints to resume from; the weights of the others are kept all the same"
+        description="number of newest checkpoints with the state to resume from; of the others only the weights are kept"
     )
     async_checkpoints: bool = Field(
-        description="train on while a checkpoint is written; needs room for a copy in CPU memory"
+        description="continue training while a checkpoint is written; needs CPU memory for a copy"
     )
     stall: StallSettings
 

@@ -1,4 +1,4 @@
-"""All settings: one frozen model of params.yaml, and the checks that span several parts."""
+"""The model of all settings, and the checks that involve several parts."""
 
 from collections.abc import Mapping
 from os.path import realpath
@@ -26,16 +26,16 @@ from srpo_core.errors import ConfigError
 class Settings(Part):
     """All of params.yaml."""
 
-    seed: Annotated[int, Field(ge=0)] = Field(description="every random draw derives from it")
+    seed: Annotated[int, Field(ge=0)] = Field(description="seed of all random numbers")
     model: ModelSettings
-    reward: ScorerSettings = Field(description="the differentiable scorer that is trained against")
-    select_judge: ScorerSettings = Field(description="never trained against; chooses the checkpoint")
+    reward: ScorerSettings = Field(description="the differentiable scorer that training maximizes")
+    select_judge: ScorerSettings = Field(description="not used in training; chooses the checkpoint")
     judge: ScorerSettings = Field(
-        description="never trained against, never used to choose; judges at the gate"
+        description="not used in training or to choose the checkpoint; measures for the gate"
     )
     control_words: ControlWords
     champion: str | None = Field(
-        description="version of the release that a new model is compared with; a flow fills in the alias production"
+        description="version of the release to compare with, or null; the flow `align` fills in the one in production"
     )
     generate: GenerateSettings
     ingest: IngestSettings
@@ -50,8 +50,8 @@ class Settings(Part):
     resources: ResourceSettings
 
     @model_validator(mode="after")
-    def _judges_of_their_own(self) -> Self:
-        """What was trained against cannot judge, and what chose a checkpoint cannot judge it."""
+    def _separate_judges(self) -> Self:
+        """Reward, select_judge and judge must have different weights."""
         roles = {"reward": self.reward, "select_judge": self.select_judge, "judge": self.judge}
         for one, other in (("reward", "select_judge"), ("reward", "judge"), ("select_judge", "judge")):
             if _same_place(roles[one].path, roles[other].path):
@@ -61,14 +61,14 @@ class Settings(Part):
         return self
 
     @model_validator(mode="after")
-    def _witnesses_of_their_own(self) -> Self:
-        """A further scorer that decides at the gate is neither what was trained against nor what chose."""
+    def _separate_scorers_at_the_gate(self) -> Self:
+        """A further scorer that a rule of the gate uses must not have the weights of reward or select_judge."""
         for name, rule in self.gate.rules.items():
             scorer = self.evaluate.scorers.get(rule.metric.removesuffix("_sgp"))
             for role, one in (("reward", self.reward), ("select_judge", self.select_judge)):
                 if scorer and _same_place(scorer.path, one.path):
                     raise ValueError(
-                        f"gate.rules.{name} asks {rule.metric}, whose weights are those of {role} ({one.path}): "
+                        f"gate.rules.{name} uses {rule.metric}, which has the weights of {role} ({one.path}): "
                         "give the scorer other weights, or the rule another metric"
                     )
         return self
@@ -91,7 +91,7 @@ def parse_settings(values: Mapping[str, Any], where: str) -> Settings:
 
 
 def faults(error: ValidationError) -> str:
-    """All that pydantic found wrong, in one line that names each key."""
+    """Describe all faults that pydantic found, in one line that names each key."""
     return "; ".join(_describe(fault) for fault in error.errors())
 
 

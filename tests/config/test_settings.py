@@ -1,4 +1,4 @@
-"""What the settings refuse although every key by itself is right."""
+"""Settings that are refused although each key by itself is valid, and old keys."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ def parse(profile, patch):
 @pytest.mark.parametrize(
     "spelled", ["models/pick_score", "./models/pick_score/", "models/../models/pick_score"]
 )
-def test_a_judge_that_chose_is_found_however_its_directory_is_spelled(spelled):
+def test_two_roles_with_the_same_weights_are_refused_however_the_directory_is_spelled(spelled):
     with pytest.raises(ConfigError, match="select_judge and judge are the same model"):
         parse("flux1_dev", {"select_judge": {"path": spelled}})
 
@@ -32,18 +32,18 @@ def test_a_judge_that_chose_is_found_however_its_directory_is_spelled(spelled):
     ("path", "role"), [("models/hps_v2_1/", "reward"), ("./models/clip_vit_h_14", "select_judge")]
 )
 @pytest.mark.parametrize("metric", ["alignment", "alignment_sgp"])
-def test_a_rule_may_not_ask_a_further_scorer_that_was_trained_against_or_chose(path, role, metric):
+def test_a_rule_may_not_use_a_further_scorer_with_the_weights_of_reward_or_select_judge(path, role, metric):
     patch = {
         "evaluate": {"scorers": {"alignment": {"path": path}}},
         "gate": {"rules": {"alignment_kept": {"metric": metric}}},
     }
     with pytest.raises(
-        ConfigError, match=f"gate.rules.alignment_kept asks {metric}, whose weights are those of {role}"
+        ConfigError, match=f"gate.rules.alignment_kept uses {metric}, which has the weights of {role}"
     ):
         parse("flux1_dev", patch)
 
 
-def test_a_further_scorer_that_no_rule_asks_may_share_the_rewards_weights():
+def test_a_further_scorer_that_no_rule_uses_may_share_the_weights_of_the_reward():
     shared = {"hps": {"scorer": "hps_v2", "path": "models/hps_v2_1"}}
     settings = parse("flux1_dev", {"evaluate": {"scorers": shared}})
     assert settings.evaluate.scorers["hps"].path == settings.reward.path
