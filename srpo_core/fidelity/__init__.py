@@ -1,1 +1,1 @@
-"""How close a stored format's images are to those of bf16."""
+"""How close the images of a stored format are to those of the reference format."""

@@ -1,37 +1,36 @@
-"""What a stored format does to images: distance to bf16's, completeness of denoising, gain that survives."""
+"""What a stored format does to images: distance to the reference's, completeness of denoising, gain kept."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from srpo_core import artifacts
 from srpo_core.config import GenerateSettings
+from srpo_core.data.subsets import evenly_spaced
 from srpo_core.errors import ConfigError, DivergenceError
 from srpo_core.fidelity.image_distance import noise_level, psnr, ssim
-from srpo_core.protocols import BaseModel, Condition
-from srpo_core.randomness import keyed_noise
+from srpo_core.gates.pairs import ALIGNED, BASE
+from srpo_core.generation.images import ImageSet, from_8_bits, noise_batches, to_8_bits
+from srpo_core.protocols import BaseModel
 from srpo_core.scorers.metrics import MetricContext, measure
 
-# As stage evaluate draws them, so that its figures of base and aligned model are those of the same images.
-PURPOSE: Final = "evaluate"
+PURPOSE: Final = (
+    "evaluate"  # the key of stage evaluate's noise, so that base and aligned figures are of the same images
+)
 SEED_NUMBER: Final = 0
 REWARD: Final = "reward"
-BASE: Final = "base"
-ALIGNED: Final = "aligned"
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ImageProof:
     """Means over the images; None where there is nothing to compare with.
 
-    psnr: dB to the reference's; ssim: at most 1; completeness: noise of the reference's last latents over
-    this format's; reward_delta: to the reference; gain_kept: (format − base) / (aligned − base) of the gain's
-    metric, None when the aligned model gains nothing on these images.
+    psnr: dB to the reference's images; ssim: to the same, at most 1; completeness: noise of the reference's last
+    latents over this format's; reward_delta: to the reference; gain_kept: (format − base) / (aligned − base) of the
+    gain's metric, None if the aligned model gains nothing on these images.
     """
 
     psnr: float | None
@@ -43,7 +42,7 @@ class ImageProof:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Prompts, and the mean of the gain's metric over their images, by base and aligned model."""
+    """Prompts, and the mean of the gain's metric over their images, of base and aligned model."""
 
     prompts: Sequence[str]
     base: float
@@ -51,7 +50,7 @@ class Evaluated:
 
 
 def evaluated_images(num_prompts: int, metric: str) -> Evaluated:
-    """`num_prompts` of the prompts that stage evaluate drew, at even distances, with the figures of their first seed.
+    """Choose `num_prompts` evenly spaced prompts of stage evaluate, with the figures of their first seed.
 
     Raises:
         ConfigError: fewer prompts were evaluated, or not by this metric.
@@ -69,7 +68,7 @@ def evaluated_images(num_prompts: int, metric: str) -> Evaluated:
             f"quantize.num_prompts is {num_prompts}, but evaluate generated {len(generated)}: lower it, or raise "
             "evaluate.num_prompts"
         )
-    prompts = evenly(generated, num_prompts)
+    prompts = evenly_spaced(generated, num_prompts)
     chosen = [row for row in rows if row["metric"] == metric and row["prompt"] in set(prompts)]
 
     def mean(model: str) -> float:
@@ -77,12 +76,6 @@ def evaluated_images(num_prompts: int, metric: str) -> Evaluated:
         return float(sum(values) / len(values))
 
     return Evaluated(prompts, mean(BASE), mean(ALIGNED))
-
-
-def evenly(items: Sequence[T], count: int) -> list[T]:
-    """So many at even distances (all, if fewer): test prompts stand by their style, and its first would be of one."""
-    count = min(count, len(items))
-    return [items[index * len(items) // count] for index in range(count)]
 
 
 @dataclass(frozen=True)
@@ -93,30 +86,30 @@ class _Generated:
 
 
 class FormatImages:
-    """Draws the same images by one format after the other; the first is the reference of the rest."""
+    """Generates the same images with one format after the other; the first is the reference of the rest."""
 
     def __init__(
         self,
         evaluated: Evaluated,
-        condition: Condition,
-        seed: int,
+        image_set: ImageSet,
         generate: GenerateSettings,
         context: MetricContext,
+        *,
         gain: str,
     ) -> None:
-        """condition: of the evaluated prompts; context: its device is that of the base."""
-        self._evaluated, self._condition = evaluated, condition
-        self._seed, self._settings, self._context, self._gain = seed, generate, context, gain
+        """image_set: of the evaluated prompts; context: its device is that of the base; gain: name of a metric."""
+        self._evaluated, self._image_set = evaluated, image_set
+        self._generate_settings, self._context, self._gain = generate, context, gain
         self._reference: _Generated | None = None
 
-    def look_at(self, base: BaseModel) -> ImageProof:
-        """Draw with the weights that `base` holds, and compare.
+    def measure(self, base: BaseModel) -> ImageProof:
+        """Generate images with the current weights of `base`, and compare them with the reference's.
 
         Raises:
-            DivergenceError: an image is not a finite number.
+            DivergenceError: the latents of an image hold NaN or infinity.
         """
         images, noise = self._generate(base)
-        figures = self._measure(images)
+        figures = self._means(images)
         generated = _Generated(images, noise, figures[REWARD])
         first = self._reference is None
         reference = self._reference = self._reference or generated
@@ -130,47 +123,42 @@ class FormatImages:
         )
 
     def _generate(self, base: BaseModel) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, H, W) in [0, 1] and the noise levels (B,) of their last latents."""
-        images, noise = [], []
-        settings, device = self._settings, self._context.device
-        for start in range(0, len(self._evaluated.prompts), settings.batch_size):
-            rows = slice(start, start + settings.batch_size)
-            begin = torch.stack(
-                [
-                    keyed_noise(base.latent_shape, self._seed, PURPOSE, prompt, SEED_NUMBER)
-                    for prompt in self._evaluated.prompts[rows]
-                ]
-            )
+        """Generate images (B, 3, H, W) in [0, 1], and measure the noise levels (B,) of their last latents."""
+        images, noise_levels = [], []
+        settings = self._generate_settings
+        for _, condition, noise in noise_batches(
+            self._image_set, base.latent_shape, batch_size=settings.batch_size, device=self._context.device
+        ):
             with torch.no_grad(), base.autocast(enabled=settings.autocast):
                 latents = base.generate_latents(
-                    self._condition[rows].to(device),
-                    begin.to(device),
+                    condition,
+                    noise,
                     num_inference_steps=settings.num_inference_steps,
                     guidance_scale=settings.guidance_scale,
                 )
                 if not bool(torch.isfinite(latents).all()):
                     raise DivergenceError(
-                        "a format draws NaN or infinity: look at the checkpoint that select chose"
+                        "a format generates NaN or infinity: inspect the checkpoint that select chose"
                     )
                 images.append(base.decode(latents).clamp(0, 1).cpu())
-            noise.append(noise_level(base.spatial(latents).cpu()))
-        return torch.cat(images), torch.cat(noise)
+            noise_levels.append(noise_level(base.spatial(latents).cpu()))
+        return torch.cat(images), torch.cat(noise_levels)
 
-    def _measure(self, images: Tensor) -> Mapping[str, float]:
-        """Means of the reward and of the gain's metric, on images in 8 bits, as evaluate measures them."""
+    def _means(self, images: Tensor) -> Mapping[str, float]:
+        """Average the reward and the gain's metric, measured on 8-bit images as in stage evaluate."""
         names = list(dict.fromkeys((REWARD, self._gain)))
-        rounded = (images * 255).round() / 255
+        rounded = from_8_bits(to_8_bits(images))
         rows = [
             measure(names, rounded[index : index + 1], prompt, self._context)
-            for index, prompt in enumerate(self._evaluated.prompts)
+            for index, prompt in enumerate(self._image_set.prompts)
         ]
         return {name: sum(float(row[name][0]) for row in rows) / len(rows) for name in names}
 
 
 def _mean_psnr(images: Tensor, reference: Tensor) -> float | None:
-    """Mean over the images that differ at all; None when all are equal to the last bit.
+    """Average over the images that differ at all; None if all are equal to the last bit.
 
-    Not a number where an image is not, so that no limit holds.
+    NaN if an image is NaN, so that no limit holds.
     """
     values = psnr(images, reference)
     different = values[~torch.isposinf(values)]

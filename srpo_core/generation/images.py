@@ -1,6 +1,6 @@
-"""Images for selection and evaluation: drawn from noise keyed by prompt and seed, then measured.
+"""Images for selection, evaluation and release: generated from noise keyed by prompt and seed, then measured.
 
-Two models that draw the same `ImageSet` start from the same noise, so their images are paired.
+Two models that generate the same `ImageSet` start from the same noise, so their images are paired.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,9 +22,9 @@ WHITE: Final = 255
 
 @dataclass(frozen=True)
 class ImageSet:
-    """What is drawn: prompts with their styles and embeddings, and how many seeds of each.
+    """The images to generate: prompts with their styles and embeddings, and the number of seeds of each prompt.
 
-    The noise of an image is keyed by (seed, purpose, prompt, number of the image).
+    The noise of an image is keyed by (seed, purpose, prompt, number of the seed).
     """
 
     purpose: str
@@ -39,7 +39,7 @@ class ImageSet:
         return len(self.prompts) * self.seeds_per_prompt
 
     def part(self, start: int, stop: int) -> "ImageSet":
-        """The same images of some of the prompts, those at start … stop-1."""
+        """Return the images of the prompts at start … stop-1."""
         rows = slice(start, min(stop, len(self.prompts)))
         return replace(
             self,
@@ -49,28 +49,29 @@ class ImageSet:
         )
 
     def places(self) -> list[tuple[int, int]]:
-        """(index of the prompt, number of the seed) of every image, prompt after prompt."""
+        """List (index of the prompt, number of the seed) of every image, prompt by prompt."""
         return [(index, k) for index in range(len(self.prompts)) for k in range(self.seeds_per_prompt)]
 
     def noise(self, index: int, k: int, shape: tuple[int, int]) -> Tensor:
-        """The noise of shape (S, C) from which image `k` of prompt `index` is drawn."""
+        """Return the noise of shape (S, C) from which image `k` of prompt `index` is generated."""
         return keyed_noise(shape, self.seed, self.purpose, self.prompts[index], k)
 
 
 @dataclass(frozen=True)
 class GeneratedImages:
-    """The images of a set in its order: pixels (P, 3, H, W) in 8 bits, as an image is stored and measured.
+    """The images of a set in its order.
 
-    found: by metric, what `measure` found, (P,), or (P, D) of a metric over all images.
+    pixels: (P, 3, H, W) in 8 bits, as images are stored and measured; measured: by metric, the values of `measure`,
+    (P,), or (P, D) for a metric over all images.
     """
 
     pixels: Tensor
-    found: dict[str, Tensor]
+    measured: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class MeasuredImage:
-    """An image with one figure per metric; `seed` counts the images of its prompt."""
+    """An image with one figure per metric; seed: number of the image among those of its prompt."""
 
     prompt: str
     style: str
@@ -88,20 +89,20 @@ def generate_set(
     metrics: Sequence[str],
     context: MetricContext,
 ) -> GeneratedImages:
-    """Draw a set of images by the model called `name` and measure them.
+    """Generate a set of images with the model called `name` and measure them.
 
     Raises:
-        DivergenceError: the model draws something that is not a finite number.
+        DivergenceError: the model generates NaN or infinity.
     """
     with base.autocast(enabled=generate.autocast):
         pixels = torch.cat(list(_generate(base, name, image_set, generate)))
-    found: dict[str, list[Tensor]] = {metric: [] for metric in metrics}
+    measured: dict[str, list[Tensor]] = {metric: [] for metric in metrics}
     seeds = image_set.seeds_per_prompt
     for index, prompt in enumerate(image_set.prompts if metrics else ()):
-        images = pixels[index * seeds : (index + 1) * seeds].float() / WHITE
+        images = from_8_bits(pixels[index * seeds : (index + 1) * seeds])
         for metric, values in measure(metrics, images, prompt, context).items():
-            found[metric].append(values)
-    return GeneratedImages(pixels, {metric: torch.cat(values) for metric, values in found.items()})
+            measured[metric].append(values)
+    return GeneratedImages(pixels, {metric: torch.cat(values) for metric, values in measured.items()})
 
 
 def generate_and_measure(
@@ -113,9 +114,11 @@ def generate_and_measure(
     metrics: Sequence[str],
     context: MetricContext,
 ) -> list[MeasuredImage]:
-    """Draw and measure a set of images; one `MeasuredImage` for each, in the set's order. See `generate_set`."""
+    """Generate and measure a set of images; returns them in the set's order. See `generate_set`."""
     generated = generate_set(base, name, image_set, generate=generate, metrics=metrics, context=context)
-    figures = {metric: finish(metric, found, context).tolist() for metric, found in generated.found.items()}
+    figures = {
+        metric: finish(metric, values, context).tolist() for metric, values in generated.measured.items()
+    }
     return [
         MeasuredImage(
             image_set.prompts[index],
@@ -128,9 +131,9 @@ def generate_and_measure(
     ]
 
 
-def mean_figures(image_set: Sequence[MeasuredImage], metrics: Sequence[str]) -> dict[str, float]:
-    """Mean of each metric over the images."""
-    return {name: sum(image.figures[name] for image in image_set) / len(image_set) for name in metrics}
+def mean_figures(images: Sequence[MeasuredImage], metrics: Sequence[str]) -> dict[str, float]:
+    """Average each metric over the images."""
+    return {name: sum(image.figures[name] for image in images) / len(images) for name in metrics}
 
 
 def to_png(pixels: Tensor) -> bytes:
@@ -142,38 +145,53 @@ def to_png(pixels: Tensor) -> bytes:
     return file.getvalue()
 
 
+def noise_batches(
+    image_set: ImageSet, shape: tuple[int, int], *, batch_size: int, device: torch.device
+) -> Iterator[tuple[list[int], Condition, Tensor]]:
+    """Yield (prompt indices, condition, noise (B, S, C)) of a set's images in its order, on a device.
+
+    shape: (S, C) of one image's packed latents.
+    """
+    places = image_set.places()
+    for start in range(0, len(places), batch_size):
+        batch = places[start : start + batch_size]
+        rows = [index for index, _ in batch]
+        noise = torch.stack([image_set.noise(index, k, shape) for index, k in batch])
+        yield rows, image_set.condition[rows].to(device), noise.to(device)
+
+
+def to_8_bits(images: Tensor) -> Tensor:
+    """Round images in [0, 1], clamped, to uint8 on the CPU."""
+    return (images.clamp(0, 1) * WHITE).round().to(torch.uint8).cpu().contiguous()
+
+
+def from_8_bits(pixels: Tensor) -> Tensor:
+    """Return 8-bit pixels as float32 images in [0, 1]."""
+    return pixels.float() / WHITE
+
+
 def _generate(
     base: BaseModel, name: str, image_set: ImageSet, generate: GenerateSettings
 ) -> Iterator[Tensor]:
-    """Images of the set in 8 bits, batch after batch."""
-    places = image_set.places()
-    device = _device(base)
-    for start in range(0, len(places), generate.batch_size):
-        batch = places[start : start + generate.batch_size]
-        noise = torch.stack([image_set.noise(index, k, base.latent_shape) for index, k in batch])
-        condition = image_set.condition[[index for index, _ in batch]].to(device)
+    """Yield the images of the set in 8 bits, batch by batch."""
+    device = next(base.transformer.parameters()).device
+    for rows, condition, noise in noise_batches(
+        image_set, base.latent_shape, batch_size=generate.batch_size, device=device
+    ):
         images = base.generate(
             condition,
-            noise.to(device),
+            noise,
             num_inference_steps=generate.num_inference_steps,
             guidance_scale=generate.guidance_scale,
         )
-        _require_finite(images, [image_set.prompts[index] for index, _ in batch], name)
-        yield _to_8_bits(images)
-
-
-def _device(base: BaseModel) -> torch.device:
-    return next(base.transformer.parameters()).device
-
-
-def _to_8_bits(images: Tensor) -> Tensor:
-    return (images.clamp(0, 1) * WHITE).round().to(torch.uint8).cpu().contiguous()
+        _require_finite(images, [image_set.prompts[row] for row in rows], name)
+        yield to_8_bits(images)
 
 
 def _require_finite(images: Tensor, prompts: Sequence[str], name: str) -> None:
     finite = torch.isfinite(images).flatten(1).all(1).tolist()
     if not all(finite):
         raise DivergenceError(
-            f"{name} draws NaN or infinity for prompt {prompts[finite.index(False)]!r}: "
+            f"{name} generates NaN or infinity for prompt {prompts[finite.index(False)]!r}: "
             "lower train.optimizer.learning_rate or train fewer steps"
         )

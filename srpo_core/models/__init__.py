@@ -115,7 +115,7 @@ def write_transformer(settings: ModelSettings, train: TrainSettings, shards: Pat
         write_lora(adapters, train.lora, directory)
     else:
         shutil.copyfile(base / CONFIG, directory / CONFIG)
-        join_shards(shards, directory / WEIGHTS)
+        join_shards(shards, directory / WEIGHTS, rest=base)
 
 
 def encode_prompts(

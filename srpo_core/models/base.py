@@ -90,6 +90,8 @@ class Base:
         first = next(self._copy.parameters()).is_meta  # the copy was made before the weights were loaded
         if first:
             self._copy.to_empty(device=self.vae.device)
+            for copied, loaded in zip(self._copy.buffers(), self.transformer.buffers(), strict=True):
+                copied.copy_(loaded)
         for copied, trained in zip(self._copy.parameters(), self.transformer.parameters(), strict=True):
             if first or trained.requires_grad:
                 copied.copy_(whole(trained.to(copied.dtype)))  # cast first: half the bytes to gather

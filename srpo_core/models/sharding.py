@@ -57,8 +57,8 @@ def read_base_weights(transformer: Any, directory: Path) -> None:
         ArtifactError: the directory cannot be read, or lacks a tensor.
     """
     state = {
-        name.replace(".base_layer.", "."): parameter.detach()
-        for name, parameter in transformer.named_parameters()
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in transformer.state_dict().items()
         if ".lora_" not in name
     }
     read_shards(directory, state)

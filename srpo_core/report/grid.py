@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from srpo_core.artifacts import ALIGNED, BASE, require
+from srpo_core.data.subsets import evenly_spaced
 from srpo_core.errors import ArtifactError
 from srpo_core.gates.pairs import Pairs
 
@@ -44,10 +45,8 @@ class Tile:
 
 
 def choose_tiles(pairs: Pairs, source: Path, num_prompts: int) -> list[Tile]:
-    """Take prompts spread evenly over the evaluation, whatever they score, each with its first seeds."""
-    count = len(pairs.prompts)
-    shown = min(num_prompts, count)
-    return tiles_of(pairs, source, [index * count // shown for index in range(shown)], MAX_SEEDS)
+    """Choose evenly spaced prompts of the evaluation, whatever their figures, each with its first seeds."""
+    return tiles_of(pairs, source, evenly_spaced(range(len(pairs.prompts)), num_prompts), MAX_SEEDS)
 
 
 def tiles_of(pairs: Pairs, source: Path, prompts: Sequence[int], num_seeds: int) -> list[Tile]:

@@ -1,7 +1,7 @@
-"""Stage embed: text embeddings, only of the prompts that the run will draw, and latents of real images."""
+"""Stage embed: text embeddings of the prompts that the run uses, and latents of real images."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from srpo_core.config import ModelSettings, ResourceSettings
 from srpo_core.data.tables import Prompt, read_images, read_pairs, read_prompts
@@ -14,8 +14,8 @@ from srpo_core.runtime.ray_cluster import local_device
 if TYPE_CHECKING:
     from torch import Tensor
 
-BATCH = 64
-IMAGES = 8  # a VAE needs more memory for an image than a text encoder for a prompt
+PROMPTS_PER_BATCH: Final = 64
+IMAGES_PER_BATCH: Final = 8  # a VAE needs more memory for an image than a text encoder for a prompt
 
 
 def run(
@@ -31,8 +31,9 @@ def run(
 ) -> None:
     """Encode the prompts of each split and write runs/embed/<split>.safetensors.
 
-    Training gets at most as many prompts as it generates images; validation and test as many as select and evaluate
-    ask for. Training prompts come with the latents of a real image each, if `train.rollout.source` asks for real ones.
+    Training gets at most as many prompts as it generates images; validation and test get as many as `select` and
+    `evaluate` ask for. If `train.rollout.source` is not online, each training prompt comes with the latents of one
+    real image.
 
     Raises:
         DataError: a training prompt has no preferred image.
@@ -44,28 +45,29 @@ def run(
         "validation": select_num_prompts,
         "test": evaluate_num_prompts,
     }
-    chosen = {split: spread(read_prompts(split), count, seed) for split, count in counts.items()}
+    chosen = {split: choose_balanced(read_prompts(split), count, seed) for split, count in counts.items()}
     texts = [prompt.text for prompts in chosen.values() for prompt in prompts]
-    condition = encode_prompts(model, texts, batch_size=BATCH, device=device)
+    condition = encode_prompts(model, texts, batch_size=PROMPTS_PER_BATCH, device=device)
     start = 0
     for split, prompts in chosen.items():
         rows = slice(start, start + len(prompts))
         real = split == "train" and train_rollout_source != "online"
-        latents = encode_images(model, images(model, texts[rows]), device=device) if real else None
+        batches = real_images(model, texts[rows]) if real else None
+        latents = None if batches is None else encode_images(model, batches, device=device)
         write_embeddings(split, texts[rows], [prompt.style for prompt in prompts], condition[rows], latents)
         start = rows.stop
 
 
-def images(model: ModelSettings, prompts: Sequence[str]) -> "Iterator[Tensor]":
-    """The preferred image of each training prompt, in batches (B, 3, H, W) in [0, 1], cut to the model's size."""
+def real_images(model: ModelSettings, prompts: Sequence[str]) -> "Iterator[Tensor]":
+    """Yield the preferred image of each training prompt, in batches (B, 3, H, W) in [0, 1], cropped to the model's size."""
     import torch
     from PIL import ImageOps
     from PIL.Image import Resampling
     from torchvision.transforms.functional import to_tensor
 
     paths = preferred_images(prompts)
-    for start in range(0, len(paths), IMAGES):
-        some = paths[start : start + IMAGES]
+    for start in range(0, len(paths), IMAGES_PER_BATCH):
+        some = paths[start : start + IMAGES_PER_BATCH]
         images = read_images(some)
         fitted = [
             ImageOps.fit(images[path], (model.width, model.height), Resampling.BICUBIC) for path in some
@@ -74,7 +76,7 @@ def images(model: ModelSettings, prompts: Sequence[str]) -> "Iterator[Tensor]":
 
 
 def preferred_images(prompts: Sequence[str]) -> list[str]:
-    """The path of an image for each training prompt: the preferred one of its first pair."""
+    """Return the path of one image per training prompt: the preferred image of its first pair."""
     preferred: dict[str, str] = {}
     for pair in read_pairs("train"):
         preferred.setdefault(pair.prompt, pair.preferred)
@@ -86,8 +88,8 @@ def preferred_images(prompts: Sequence[str]) -> list[str]:
     return [preferred[prompt] for prompt in prompts]
 
 
-def spread(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
-    """Choose `count` prompts (all, if fewer), the same number of each style as far as they reach.
+def choose_balanced(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:
+    """Choose `count` prompts (all, if fewer), balanced over styles as far as each has enough.
 
     The choice is random but fixed by the seed; the order is that of the data.
     """

@@ -20,7 +20,7 @@ from srpo_core.config import (
 )
 from srpo_core.data.tables import read_images, read_pairs
 from srpo_core.errors import ArtifactError, DataError
-from srpo_core.generation.batches import GenerationJob, Shards, generate_batches
+from srpo_core.generation.batches import GeneratedBatches, GenerationJob, generate_batches
 from srpo_core.generation.images import ImageSet, to_png
 from srpo_core.models.embeddings import read_embeddings, read_texts
 from srpo_core.release.champion import champion_transformer
@@ -116,7 +116,7 @@ def evaluate_models(
     for path in filter(None, transformers.values()):
         artifacts.require(path)
     with ExitStack() as held:
-        shards = {
+        batches = {
             name: held.enter_context(
                 closing(
                     generate_batches(
@@ -126,10 +126,10 @@ def evaluate_models(
             )
             for name, path in transformers.items()
         }
-        _write_images(shards, target / artifacts.EVALUATION.name)
-        figures = {name: own.figures() for name, own in shards.items()}
+        _write_images(batches, target / artifacts.EVALUATION.name)
+        figures = {name: own.figures() for name, own in batches.items()}
         _write_figures(figures, image_set, target / artifacts.FIGURES.name)
-        for own in shards.values():
+        for own in batches.values():
             own.discard()
     return _summary(figures, image_set, context)
 
@@ -171,14 +171,14 @@ def _real_images(count: int) -> Iterator["Tensor"]:
         yield to_tensor(images[path])[None]
 
 
-def _write_images(shards: Mapping[str, Shards], path: Path) -> None:
+def _write_images(batches: Mapping[str, GeneratedBatches], path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     texts = [(name, pa.string()) for name in ("model", "prompt", "style")]
     schema = pa.schema([*texts, ("seed", pa.int64()), ("png", pa.binary())])
     with artifacts.replacing(path) as partial, pq.ParquetWriter(partial, schema) as writer:
-        for name, own in shards.items():
+        for name, own in batches.items():
             for image_set, generated in own:
                 keys = (_key(name, image_set, index, k) for index, k in image_set.places())
                 rows = [

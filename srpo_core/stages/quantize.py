@@ -1,4 +1,4 @@
-"""Stage quantize: the files of a release, each proven by a forward pass and by images."""
+"""Stage quantize: write the weights of a release in every format, and verify each by a forward pass and by images."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +17,11 @@ from srpo_core.config import (
     ResourceSettings,
     ScorerSettings,
 )
+from srpo_core.data.subsets import evenly_spaced
 from srpo_core.errors import GateError
-from srpo_core.fidelity.format_images import REWARD, FormatImages, ImageProof, evaluated_images, evenly
+from srpo_core.fidelity.format_images import PURPOSE, REWARD, FormatImages, ImageProof, evaluated_images
 from srpo_core.gates import require_passed
+from srpo_core.generation.images import ImageSet
 from srpo_core.models import load_base, load_transformer
 from srpo_core.models.embeddings import read_embeddings
 from srpo_core.protocols import BaseModel, Condition
@@ -47,10 +49,10 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 2
 
 LORA: Final = "lora"
-# What single files are called until a release gives them its name.
+# Stem of single files; a release renames them.
 STEM: Final = "model"
 
-# The forward pass of the proof: so many test prompts at even distances, at timesteps spread evenly over (0, 1].
+# The forward pass of the proof: evenly spaced test prompts, at timesteps evenly spaced over (0, 1].
 PROOF_PROMPTS: Final = 8
 PROOF_GUIDANCE: Final = 3.5
 FIGURE_DIGITS: Final = 6
@@ -73,51 +75,54 @@ def run(
 ) -> None:
     """Write the selected checkpoint in every format of the settings, and the proof of each.
 
-    Each file is opened again by a reader that is not ours. The proof is the relative output error
-    ‖y_q − y_32‖ / ‖y_32‖ of one forward pass in float32, and images of test prompts from evaluate's noise:
-    their distance to those of bf16, how complete their denoising is, and how much of the gain over the base
-    survives. A format that misses a limit is left out, and proof.json says why.
+    Each file is reopened with a third-party reader. The proof is the relative output error ‖y_q − y_32‖ / ‖y_32‖ of
+    one forward pass in float32, and images of test prompts from evaluate's noise: their distance to those of the
+    reference format, how complete their denoising is, and how much of the gain over the base survives. A format
+    that misses a limit is left out, and proof.json records why.
 
     Raises:
-        GateError: the gate refused the model, or bf16, without which there is no release, misses a limit.
+        GateError: the gate refused the model, or the reference format, which every release has, misses a limit.
         ArtifactError, DataError: a file of an earlier stage is missing or damaged.
-        ConfigError: a format or metric is unknown, bf16 is lacking, more prompts than were evaluated, or no GPU
-            where the resources ask for one.
+        ConfigError: a format or metric is unknown, the reference format is missing, there are more prompts than were
+            evaluated, or no GPU where the resources ask for one.
     """
     require_passed(artifacts.read_json(artifacts.DECISION))
     formats = released_formats(quantize.formats)
     device = local_device(resources)
     source = artifacts.require(Path(artifacts.read_json(artifacts.SELECTION)["checkpoint"]))
-    prompts, _, condition = read_embeddings("test")
+    prompts, styles, condition = read_embeddings("test")
     evaluated = evaluated_images(quantize.num_prompts, quantize.gain)
-    generated = condition[[prompts.index(prompt) for prompt in evaluated.prompts]]
+    chosen = [prompts.index(prompt) for prompt in evaluated.prompts]
+    image_set = ImageSet(
+        PURPOSE, evaluated.prompts, [styles[row] for row in chosen], condition[chosen], 1, seed
+    )
     context = MetricContext(reward, judge, control_words, device=device)
     check_metrics([REWARD, quantize.gain], context, evaluated.prompts, 1)
-    images = FormatImages(evaluated, generated, seed, generate, context, quantize.gain)
+    images = FormatImages(evaluated, image_set, generate, context, gain=quantize.gain)
     entries = {name: entry for name, (_, entry) in formats.items()}
     checkpoint = open_flux(source)
     with progress_bar("quantize", num_weights(checkpoint, entries)) as advance:
         written = convert(checkpoint, entries, artifacts.QUANTIZED, stem=STEM, advance=advance)
 
     base = load_base(model).to(device)
-    rows = evenly(range(len(prompts)), PROOF_PROMPTS)
+    rows = evenly_spaced(range(len(prompts)), PROOF_PROMPTS)
     velocity = _forward_pass(base, condition[rows].to(device), seed, device)
-    # here and below weights have no name, so that no second copy stays while the next one is read
+    # here and below weights are not bound to a name: no second copy stays in memory while the next one is read
     exact = velocity(load_transformer(model, source).state_dict())
     proofs: dict[str, dict[str, Any]] = {}
-    # the reference first: the others' images are held to its own
+    # the reference first: the images of the others are compared with its images
     for name in sorted(formats, key=lambda name: name != REFERENCE):
         given, _ = formats[name]
-        error = _output_error(written[name], velocity, exact)  # leaves the weights in the base
-        figures = _Figures(written[name], error, images.look_at(base))
+        error = _output_error(written[name], velocity, exact)  # loads the format's weights into the base
+        figures = _Figures(written[name], error, images.measure(base))
         proofs[name] = figures.as_proof(quantize.formats[given])
-        _say(name, proofs[name])
-    asked = [prompts[row] for row in rows]
-    _write_proof({name: proofs[name] for name in formats}, asked, quantize, _lora(model, source))
+        _log_proof(name, proofs[name])
+    proof_prompts = [prompts[row] for row in rows]
+    _write_proof({name: proofs[name] for name in formats}, proof_prompts, quantize, _lora(model, source))
 
 
 def _lora(model: ModelSettings, source: Path) -> dict[str, Any] | None:
-    """What is known of the LoRA beside the checkpoint, carried to the formats; None if there is none."""
+    """Copy the LoRA of the checkpoint beside the formats and describe it; None if there is none."""
     path = source / artifacts.LORA_FILE
     if not path.is_file():
         return None
@@ -128,21 +133,21 @@ def _lora(model: ModelSettings, source: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class _Figures:
-    """What was measured of a format."""
+    """The measurements of a format."""
 
     files: Sequence[WrittenFile]
     relative_error: float
     images: ImageProof
 
     def as_proof(self, limits: FormatLimits) -> dict[str, Any]:
-        """The format's entry in proof.json, with the reasons against it, if any."""
+        """Return the format's entry in proof.json, with the reasons for leaving it out, if any."""
         measured = {
             "relative_error": self.relative_error,
             "psnr": self.images.psnr,
             "completeness": self.images.completeness,
             "gain_kept": self.images.gain_kept,
         }
-        # the first file is the single one; a directory holds the same values
+        # the first file is the single file; a directory holds the same values
         single = self.files[0].losses
         return {
             "files": {
@@ -165,7 +170,7 @@ class _Figures:
 
 
 def _output_error(files: Sequence[WrittenFile], velocity: Velocity, exact: "Tensor") -> float:
-    """The largest relative output error of a format's files."""
+    """Return the largest relative output error of a format's files."""
     return max(float((velocity(_weights(file.path)) - exact).norm() / exact.norm()) for file in files)
 
 
@@ -174,7 +179,7 @@ def _weights(path: Path) -> Mapping[str, "Tensor"]:
 
 
 def _forward_pass(base: BaseModel, condition: Condition, seed: int, device: "torch.device") -> Velocity:
-    """One velocity prediction (B, S, C) in float32, as a function of the transformer's weights."""
+    """Return a function from the transformer's weights to one velocity prediction (B, S, C) in float32."""
     import torch
 
     count = len(condition)
@@ -190,7 +195,7 @@ def _forward_pass(base: BaseModel, condition: Condition, seed: int, device: "tor
 
 
 def _reasons(measured: Mapping[str, float | None], limits: FormatLimits) -> list[str]:
-    """Why a format is left out. A figure that is not a number is a reason; one that there is none of is not."""
+    """List the reasons for leaving a format out. NaN is a reason; a figure that does not exist is not."""
     error = measured["relative_error"]
     assert error is not None, "every file has an output error"
     reasons = []
@@ -209,7 +214,7 @@ def _write_proof(
     quantize: QuantizeSettings,
     lora: Mapping[str, Any] | None,
 ) -> None:
-    """Write proof.json and delete what is refused; without the reference there is no release."""
+    """Write proof.json and delete refused formats. Raises `GateError` if the reference is refused."""
     refused = {name: proof for name, proof in proofs.items() if proof["refused"]}
     for name in refused:
         shutil.rmtree(artifacts.QUANTIZED / name)
@@ -230,7 +235,7 @@ def _write_proof(
         )
 
 
-def _say(name: str, proof: Mapping[str, Any]) -> None:
+def _log_proof(name: str, proof: Mapping[str, Any]) -> None:
     if proof["refused"]:
         log.warning("%s: left out: %s", name, "; ".join(proof["refused"]))
         return
@@ -244,5 +249,5 @@ def _say(name: str, proof: Mapping[str, Any]) -> None:
 
 
 def _figure(value: float | None) -> float | None:
-    """The value to so many digits that threads and their sums do not change it."""
+    """Round to `FIGURE_DIGITS` significant digits, which the number of threads does not change."""
     return None if value is None else float(f"{value:.{FIGURE_DIGITS}g}")

@@ -1,4 +1,4 @@
-"""Stage select: the best checkpoint on validation prompts, not the last."""
+"""Stage select: choose the best checkpoint on validation prompts, not the last one."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -19,13 +19,13 @@ from srpo_core.config import (
     SelectSettings,
 )
 from srpo_core.errors import ArtifactError, DivergenceError
-from srpo_core.generation.batches import GenerationJob, Shards, generate_batches
+from srpo_core.generation.batches import GeneratedBatches, GenerationJob, generate_batches
 from srpo_core.generation.images import ImageSet
 from srpo_core.models.embeddings import read_embeddings
 from srpo_core.scorers.metrics import MetricContext, check_metrics
 
 BASE_STEP: Final = 0
-ROUNDING: Final = 1e-9  # a mean of n figures that meets its margin exactly must not fail by a last bit
+ROUNDING: Final = 1e-9  # a mean that meets its margin exactly must not fail by its last bit
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ Figures = Mapping[str, Sequence[float]]  # by metric, one of every image in the 
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen step, the steps that kept every margin, and why, in one sentence."""
+    """The chosen step, the steps within every margin, and the reason in one sentence."""
 
     step: int
     admissible: list[int]
@@ -53,15 +53,15 @@ def run(
     select: SelectSettings,
     resources: ResourceSettings,
 ) -> None:
-    """Draw the validation prompts by the base and by every checkpoint, measure, and choose.
+    """Generate images of the validation prompts with the base and every checkpoint, measure them, and choose.
 
     Writes runs/select/scores.parquet (one row per image: step, 0 being the base, prompt, style,
-    seed, metrics) and runs/select/selection.json. A run that was cut off draws only what is missing.
+    seed, metrics) and runs/select/selection.json. An interrupted run generates only the missing images.
 
     Raises:
         ArtifactError: there is no checkpoint, or one is damaged.
         ConfigError: an unknown metric, or one that these settings do not allow.
-        DivergenceError: a model draws, or is given, something that is not a finite number.
+        DivergenceError: an image or a figure is NaN or infinite.
     """
     torch.set_num_threads(resources.threads_per_worker)
     steps = _saved_steps()
@@ -72,16 +72,16 @@ def run(
     check_metrics(metrics, context, prompts, select.seeds_per_prompt)
 
     transformers = {BASE_STEP: None} | {step: artifacts.step_directory(step) for step in steps}
-    shards: dict[int, Shards] = {}
+    batches: dict[int, GeneratedBatches] = {}
     figures: dict[int, Figures] = {}
     with ExitStack() as held:
         for step, transformer in transformers.items():
             job = GenerationJob(_name(step), model, transformer, image_set, generate, metrics, context)
-            shards[step] = held.enter_context(closing(generate_batches(job, resources)))
-            figures[step] = {name: values.tolist() for name, values in shards[step].figures().items()}
-            log.info("%s: %s", _name(step), _in_words(_means(figures[step])))
+            batches[step] = held.enter_context(closing(generate_batches(job, resources)))
+            figures[step] = {name: values.tolist() for name, values in batches[step].figures().items()}
+            log.info("%s: %s", _name(step), _summary(_means(figures[step])))
         _write(figures, image_set, select)
-        for own in shards.values():
+        for own in batches.values():
             own.discard()
 
 
@@ -89,8 +89,8 @@ def choose(means: Mapping[int, Means], select: SelectSettings) -> Choice:
     """Choose among the steps of `means`, where step 0 is the base.
 
     A step is admissible if its mean of every metric in `select.keep` lies at most that margin below
-    the base's. The admissible step with the largest `select.maximize` is chosen, the earlier of
-    equals. If none is admissible, the one whose worst breach is least is chosen to be shown; the
+    the base's. The admissible step with the largest `select.maximize` is chosen, the earlier one
+    on a tie. If none is admissible, the step whose worst breach is smallest is chosen for the report; the
     empty list `admissible` then makes the gate refuse it.
     """
     steps = sorted(step for step in means if step != BASE_STEP)
@@ -168,7 +168,7 @@ def _means(figures: Figures) -> dict[str, float]:
 
 
 def _saved_steps() -> list[int]:
-    """Steps of the checkpoints that training saved, ascending."""
+    """List the steps of the checkpoints that training saved, ascending."""
     root = artifacts.require(artifacts.CHECKPOINTS)
     steps = sorted(int(path.name.removeprefix("step-")) for path in root.glob("step-*") if path.is_dir())
     if not steps:
@@ -180,5 +180,5 @@ def _name(step: int) -> str:
     return "base" if step == BASE_STEP else f"step {step}"
 
 
-def _in_words(means: Means) -> str:
+def _summary(means: Means) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in means.items())

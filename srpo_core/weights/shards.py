@@ -1,11 +1,11 @@
-"""Safetensors sharded over processes, as torch.distributed.checkpoint writes them: write, read, join."""
+"""Safetensors sharded across processes, in the layout of torch.distributed.checkpoint: write, read, join."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from srpo_core.artifacts import replacing
 from srpo_core.errors import ArtifactError
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import ProcessGroup
 
-AT_ONCE = 1 << 30  # bytes of weights held in memory while they are joined
+PORTION: Final = 1 << 30  # bytes of weights held in memory while they are joined
 
 
 def write_shards(
     directory: Path, tensors: Mapping[str, "Tensor"], group: "ProcessGroup | None" = None
 ) -> None:
-    """Write this rank's share of `tensors` as safetensors; called by all ranks of `group`."""
+    """Write this rank's share of `tensors` as safetensors; all ranks of `group` must call this."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
     writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
-    with _alone():
+    with _without_group_warning():
         save(dict(tensors), storage_writer=writer, process_group=group, no_dist=group is None)
 
 
 def read_shards(directory: Path, tensors: Mapping[str, "Tensor"]) -> None:
-    """Fill `tensors`, each whole or a rank's share of it, from safetensors of any sharding, ours or others'.
+    """Fill `tensors`, each whole or sharded, from safetensors of any sharding, by any writer.
 
     Raises:
-        ArtifactError: the directory cannot be read, or lacks one of them.
+        ArtifactError: the directory cannot be read, or lacks a tensor.
     """
     from safetensors import SafetensorError
     from torch.distributed.checkpoint.api import CheckpointException
@@ -44,8 +44,8 @@ def read_shards(directory: Path, tensors: Mapping[str, "Tensor"]) -> None:
 
     reader = HuggingFaceStorageReader(str(directory))
     try:
-        # each rank reads what it needs: nothing that a collective would add
-        with _alone():
+        # each rank reads what it needs, so no collective is required
+        with _without_group_warning():
             load(dict(tensors), storage_reader=reader, no_dist=True)
     except (OSError, SafetensorError, RuntimeError, ValueError, CheckpointException) as error:
         cause = " ".join(str(error).split())[-200:]
@@ -53,15 +53,15 @@ def read_shards(directory: Path, tensors: Mapping[str, "Tensor"]) -> None:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """Without the warning that no process group is used, which is meant."""
+def _without_group_warning() -> Iterator[None]:
+    """Suppress the warning that no process group is used: that is intended."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
         yield
 
 
 def read_whole(directory: Path) -> dict[str, "Tensor"]:
-    """All tensors of a directory of shards, each whole, by name."""
+    """Read all tensors of a directory of shards, each whole, by name."""
     import torch
 
     tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in _shapes(directory).items()}
@@ -69,19 +69,27 @@ def read_whole(directory: Path) -> dict[str, "Tensor"]:
     return tensors
 
 
-def join_shards(directory: Path, target: Path) -> None:
-    """Write the tensors of sharded safetensors as one file in safetensors' own order, a gigabyte at a time."""
+def join_shards(directory: Path, target: Path, *, rest: Path | None = None) -> None:
+    """Write the tensors of sharded safetensors as one file in safetensors' own order, a gigabyte at a time.
+
+    rest: directory of the tensors that `directory` lacks, such as buffers, which are not trained.
+    """
     import torch
 
     shapes = _shapes(directory)
+    origins = dict.fromkeys(shapes, directory)
+    if rest is not None:
+        shapes = _shapes(rest) | shapes
+        origins = dict.fromkeys(shapes, rest) | origins
     # safetensors sorts by the size of the type, then by name
     names = sorted(shapes, key=lambda name: (-shapes[name][1].itemsize, name))
     entries = [_entry(name, *shapes[name]) for name in names]
     with replacing(target) as partial, partial.open("wb") as file:
         file.write(safetensors_head(entries, {"format": "pt"}))
-        for some in _portions(names, shapes):
-            tensors = {name: torch.empty(shapes[name][0], dtype=shapes[name][1]) for name in some}
-            read_shards(directory, tensors)
+        for portion in _portions(names, shapes):
+            tensors = {name: torch.empty(shapes[name][0], dtype=shapes[name][1]) for name in portion}
+            for origin in {origins[name] for name in portion}:
+                read_shards(origin, {name: tensors[name] for name in portion if origins[name] == origin})
             for tensor in tensors.values():
                 file.write(tensor.flatten().view(torch.uint8).numpy().data)
 
@@ -108,16 +116,15 @@ def _shapes(directory: Path) -> dict[str, tuple[tuple[int, ...], "torch.dtype"]]
 
 
 def _portions(names: Iterable[str], shapes: Mapping[str, Any]) -> Iterator[list[str]]:
-    """Names in their order, in groups of about `AT_ONCE` bytes."""
-    import torch
-
-    some: list[str] = []
+    """Split names in their order into groups of about `PORTION` bytes."""
+    portion: list[str] = []
     size = 0
     for name in names:
-        some.append(name)
-        size += torch.Size(shapes[name][0]).numel() * shapes[name][1].itemsize
-        if size > AT_ONCE:
-            yield some
-            some, size = [], 0
-    if some:
-        yield some
+        shape, dtype = shapes[name]
+        portion.append(name)
+        size += prod(shape) * dtype.itemsize
+        if size > PORTION:
+            yield portion
+            portion, size = [], 0
+    if portion:
+        yield portion

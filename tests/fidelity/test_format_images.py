@@ -14,6 +14,7 @@ from srpo_core.config import ControlWords, GenerateSettings, ScorerSettings
 from srpo_core.errors import ConfigError
 from srpo_core.fidelity import format_images
 from srpo_core.fidelity.format_images import Evaluated, FormatImages, _mean_psnr
+from srpo_core.generation.images import ImageSet
 from srpo_core.protocols import Condition
 from srpo_core.scorers.metrics import MetricContext
 
@@ -21,7 +22,7 @@ SIDE = 16
 
 
 class PlainBase:
-    """Draws latents of a known noise; its images have the reward in red and the gain's metric in green."""
+    """Generates latents of a known noise; its images have the reward in red and the gain's metric in green."""
 
     latent_shape = (SIDE * SIDE, 1)
 
@@ -53,18 +54,18 @@ def images(monkeypatch):
 
     monkeypatch.setattr(format_images, "measure", by_colour)
     nothing = ScorerSettings(scorer="open_clip", path="nowhere")
+    prompts = ["crab", "rose", "owl"]
     return FormatImages(
-        Evaluated(["crab", "rose", "owl"], base=0.2, aligned=0.6),
-        Condition({"pooled": torch.zeros(3, 1)}),
-        0,
+        Evaluated(prompts, base=0.2, aligned=0.6),
+        ImageSet("evaluate", prompts, [""] * 3, Condition({"pooled": torch.zeros(3, 1)}), 1, 0),
         GenerateSettings(num_inference_steps=1, guidance_scale=1.0, batch_size=2, autocast=False),
         MetricContext(nothing, nothing, ControlWords.of(["Ink"], ["3D"])),
-        "judge_wanted",
+        gain="judge_wanted",
     )
 
 
-def test_prompts_are_taken_at_even_distances_so_that_every_style_is_among_them(tmp_path, monkeypatch):
-    """Test prompts stand by style, as in HPD."""
+def test_prompts_are_evenly_spaced_so_that_every_style_is_among_them(tmp_path, monkeypatch):
+    """Test prompts are sorted by style, as in HPD."""
     styles = ["anime"] * 50 + ["concept-art"] * 50 + ["paintings"] * 50 + ["photo"] * 50
     prompts = [f"{style} {index}" for index, style in enumerate(styles)]
     rows = [
@@ -92,23 +93,23 @@ def test_prompts_are_taken_at_even_distances_so_that_every_style_is_among_them(t
 
 
 def test_latents_with_twice_the_noise_of_the_reference_are_half_complete(images):
-    assert images.look_at(PlainBase(noise=0.3)).completeness == 1
-    assert images.look_at(PlainBase(noise=0.6)).completeness == pytest.approx(0.5, rel=1e-5)
-    assert images.look_at(PlainBase(noise=0.15)).completeness == pytest.approx(2.0, rel=1e-5)
+    assert images.measure(PlainBase(noise=0.3)).completeness == 1
+    assert images.measure(PlainBase(noise=0.6)).completeness == pytest.approx(0.5, rel=1e-5)
+    assert images.measure(PlainBase(noise=0.15)).completeness == pytest.approx(2.0, rel=1e-5)
 
 
-def test_the_gain_that_is_kept_is_counted_from_the_base_to_the_aligned_model(images):
+def test_the_gain_kept_is_relative_to_the_gain_of_the_aligned_model_over_the_base(images):
     """Not from zero: the figures of base, aligned model and images all differ from each other."""
-    kept = [images.look_at(PlainBase(gain=figure)).gain_kept for figure in (0.6, 0.4, 0.2, 0.0)]
+    kept = [images.measure(PlainBase(gain=figure)).gain_kept for figure in (0.6, 0.4, 0.2, 0.0)]
     assert kept == pytest.approx([1.0, 0.5, 0.0, -0.5], abs=1e-5)
 
 
 def test_images_that_the_reward_likes_less_than_the_reference_have_a_negative_delta(images):
-    deltas = [images.look_at(PlainBase(reward=reward)).reward_delta for reward in (0.4, 0.2, 0.6)]
+    deltas = [images.measure(PlainBase(reward=reward)).reward_delta for reward in (0.4, 0.2, 0.6)]
     assert deltas == pytest.approx([0.0, -0.2, 0.2], abs=1e-6)
 
 
-def test_images_that_are_equal_to_the_last_bit_do_not_count_and_where_all_are_there_is_no_figure():
+def test_psnr_leaves_out_equal_images_and_is_none_if_all_are_equal():
     black = torch.zeros(3, 3, 8, 8)
     images = black.clone()
     images[1] += 0.1
@@ -116,7 +117,7 @@ def test_images_that_are_equal_to_the_last_bit_do_not_count_and_where_all_are_th
     assert _mean_psnr(black, black) is None
 
 
-def test_an_image_that_is_not_a_number_is_no_equal_one():
+def test_psnr_is_nan_if_an_image_is_nan():
     black = torch.zeros(2, 3, 8, 8)
     for broken in (torch.tensor([math.nan, 0.0]), torch.tensor([math.nan, math.nan])):
         mean = _mean_psnr(black + broken.view(2, 1, 1, 1), black)

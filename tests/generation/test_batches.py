@@ -1,4 +1,4 @@
-"""Shards on the tiny family: what is kept, what is drawn again, what tasks change."""
+"""Batches on the tiny family: which are kept, which are generated again, and that tasks change nothing."""
 
 import gc
 import weakref
@@ -28,7 +28,7 @@ def resources(workers=1):
 
 @pytest.fixture
 def job(tiny_project, tmp_path, monkeypatch):
-    """Five prompts with two seeds in batches of four: three shards. As many threads as a stage has: sums depend on it."""
+    """Five prompts with two seeds in batches of four: three batches. As many threads as in a stage, because sums depend on it."""
     monkeypatch.chdir(tiny_project)
     monkeypatch.setenv("SRPO_HOME", str(tmp_path / "home"))
     settings = load_settings(ROOT / "profiles/tiny.yaml")
@@ -47,19 +47,19 @@ def job(tiny_project, tmp_path, monkeypatch):
     torch.set_num_threads(threads)
 
 
-def pixels(shards):
-    return torch.cat([generated.pixels for _, generated in shards])
+def pixels(batches):
+    return torch.cat([generated.pixels for _, generated in batches])
 
 
-def test_what_another_run_still_reads_stays_until_it_lets_go(job):
+def test_files_that_another_run_reads_stay_until_it_releases_them(job):
     ours, theirs = generate_batches(job, resources()), generate_batches(job, resources())
     ours.discard()
     assert len(pixels(theirs)) == 10
     theirs.discard()
-    assert list((module.home() / "resume").glob("draw-*")) == []
+    assert list((module.home() / "resume").glob("generate-*")) == []
 
 
-def test_drawing_by_tasks_says_that_there_is_no_gpu_in_place_of_waiting_for_one(job, monkeypatch):
+def test_tasks_without_a_gpu_raise_an_error_instead_of_waiting_for_one(job, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"resources.use_gpu is true and this machine has no GPU"):
@@ -67,7 +67,7 @@ def test_drawing_by_tasks_says_that_there_is_no_gpu_in_place_of_waiting_for_one(
 
 
 @pytest.mark.parametrize(("use_gpu", "how"), [(True, "by tasks"), (False, "here")])
-def test_the_last_missing_shard_is_drawn_by_a_task_where_only_the_cluster_has_a_gpu(
+def test_the_last_missing_batch_is_generated_by_a_task_if_only_the_cluster_has_a_gpu(
     job, monkeypatch, use_gpu, how
 ):
     called = []
@@ -80,8 +80,8 @@ def test_the_last_missing_shard_is_drawn_by_a_task_where_only_the_cluster_has_a_
     assert called == [how]
 
 
-def test_a_model_that_was_drawn_leaves_its_memory_to_the_next(job, monkeypatch):
-    """Also where Python collects no garbage meanwhile: diffusers' hooks hold the module in a cycle."""
+def test_a_model_is_freed_before_the_next_one_is_loaded(job, monkeypatch):
+    """Also if Python does not collect garbage in between: diffusers' hooks keep the module in a reference cycle."""
     held, honest = [], module.load_base
 
     def watched(*arguments):
@@ -100,12 +100,12 @@ def test_a_model_that_was_drawn_leaves_its_memory_to_the_next(job, monkeypatch):
     assert len(held) == 2
 
 
-def test_the_shards_together_are_the_set_drawn_at_once(job):
+def test_the_batches_together_are_the_set_generated_at_once(job):
     from srpo_core.models import load_base
 
-    shards = generate_batches(job, resources())
-    assert job.num_shards == 3
-    assert [len(part) for part, _ in shards] == [4, 4, 2]
+    batches = generate_batches(job, resources())
+    assert job.num_batches == 3
+    assert [len(part) for part, _ in batches] == [4, 4, 2]
     whole = generate_and_measure(
         load_base(job.model),
         "base",
@@ -114,19 +114,21 @@ def test_the_shards_together_are_the_set_drawn_at_once(job):
         metrics=METRICS,
         context=job.context,
     )
-    assert torch.equal(pixels(shards), torch.stack([image.pixels for image in whole]))
-    for name, values in shards.figures().items():
+    assert torch.equal(pixels(batches), torch.stack([image.pixels for image in whole]))
+    for name, values in batches.figures().items():
         assert values.tolist() == pytest.approx([image.figures[name] for image in whole], abs=1e-6)
-    directory = shards.directory
+    directory = batches.directory
     assert directory.parent == module.home() / "resume"
-    shards.discard()
+    batches.discard()
     assert not directory.exists()
 
 
-def test_a_run_that_was_cut_off_draws_only_what_is_missing_and_ends_with_the_same_images(job, monkeypatch):
+def test_an_interrupted_run_generates_only_the_missing_batches_and_ends_with_the_same_images(
+    job, monkeypatch
+):
     first = pixels(generate_batches(job, resources()))
-    shards = generate_batches(job, resources())
-    (shards.directory / "00001.safetensors").unlink()
+    batches = generate_batches(job, resources())
+    (batches.directory / "00001.safetensors").unlink()
     generated = []
     original = module.generate_set
 
@@ -139,7 +141,7 @@ def test_a_run_that_was_cut_off_draws_only_what_is_missing_and_ends_with_the_sam
     assert generated == [list(job.image_set.prompts[2:4])]
 
 
-def test_whatever_decides_an_image_or_a_figure_gives_the_shards_another_name(job, tmp_path):
+def test_everything_that_determines_an_image_or_a_figure_changes_the_fingerprint(job, tmp_path):
     context = job.context
     changed = {
         "generate": GenerateSettings(num_inference_steps=3, guidance_scale=3.5, batch_size=4, autocast=False),
@@ -153,17 +155,17 @@ def test_whatever_decides_an_image_or_a_figure_gives_the_shards_another_name(job
     assert fingerprint(job) == fingerprint(replace(job))
 
 
-def test_a_model_that_draws_nan_leaves_no_shard(job, tmp_path):
+def test_a_model_that_generates_nan_leaves_no_batch(job, tmp_path):
     from srpo_core.models import load_transformer
 
     broken = load_transformer(job.model, Path(job.model.path) / "transformer")
     broken.proj_out.bias.data.fill_(torch.nan)
     broken.save_pretrained(tmp_path / "broken")
-    with pytest.raises(DivergenceError, match="step 5 draws NaN"):
+    with pytest.raises(DivergenceError, match="step 5 generates NaN"):
         generate_batches(replace(job, name="step 5", transformer=tmp_path / "broken"), resources())
 
 
-def test_images_are_drawn_and_measured_on_the_device_of_the_resources(job, monkeypatch):
+def test_images_are_generated_and_measured_on_the_device_of_the_resources(job, monkeypatch):
     seen = []
 
     def generated(base, name, image_set, *, metrics, context, **_):
@@ -179,28 +181,28 @@ def test_images_are_drawn_and_measured_on_the_device_of_the_resources(job, monke
     assert seen == [("base", {"meta"}, "meta")] * 3 + [("step 5", {"meta"}, "meta")] * 3
 
 
-def test_a_task_elsewhere_fetches_what_it_reads_and_leaves_the_shards_where_the_run_finds_them(
+def test_a_task_on_another_machine_fetches_its_inputs_and_returns_the_batches(
     job, tiny_project, tmp_path, monkeypatch
 ):
     from safetensors.torch import load_file
 
     expected = pixels(generate_batches(job, resources()))
-    monkeypatch.setenv("SRPO_SHARED", "memory://test-shards")
+    monkeypatch.setenv("SRPO_SHARED", "memory://test-batches")
     anywhere = replace(job, transformer=ROOT / "assets/tiny/family/base/transformer")
     (tmp_path / "elsewhere").mkdir()
-    with module._exchange(anywhere, tmp_path / "draw-abc") as (shared, exchange):
+    with module._exchange(anywhere, tmp_path / "generate-abc") as (shared, exchange):
         monkeypatch.chdir(tmp_path / "elsewhere")
         module._generate_in_task(shared, exchange, [2, 0, 1], 1)
         assert Path.cwd() == tmp_path / "elsewhere"
         monkeypatch.chdir(tiny_project)
-    generated = [load_file(path)["pixels"] for path in sorted((tmp_path / "draw-abc").iterdir())]
+    generated = [load_file(path)["pixels"] for path in sorted((tmp_path / "generate-abc").iterdir())]
     assert torch.equal(torch.cat(generated), expected)
     assert not exchange.inputs.exists()
     assert not exchange.results.exists()
 
 
 @pytest.mark.pipeline
-def test_ray_tasks_draw_the_same_images_and_figures_and_an_error_of_theirs_is_our_own(job, tmp_path):
+def test_ray_tasks_generate_the_same_images_and_figures_and_raise_our_own_errors(job, tmp_path):
     from srpo_core.models import load_transformer
 
     alone = generate_batches(job, resources())
@@ -213,5 +215,5 @@ def test_ray_tasks_draw_the_same_images_and_figures_and_an_error_of_theirs_is_ou
     broken = load_transformer(job.model, Path(job.model.path) / "transformer")
     broken.proj_out.bias.data.fill_(torch.nan)
     broken.save_pretrained(tmp_path / "broken")
-    with pytest.raises(DivergenceError, match="step 5 draws NaN"):
+    with pytest.raises(DivergenceError, match="step 5 generates NaN"):
         generate_batches(replace(job, name="step 5", transformer=tmp_path / "broken"), resources(2))

@@ -63,7 +63,7 @@ def generated(image_set, batch_size=32, base=None, metrics=()):
     )
 
 
-def test_images_come_prompt_after_prompt_and_seed_after_seed():
+def test_images_are_ordered_by_prompt_then_by_seed():
     order = [(image.prompt, image.style, image.seed) for image in generated(image_set())]
     assert order == [
         ("red apple", "a", 0),
@@ -85,7 +85,7 @@ def test_the_batch_size_changes_no_image_and_is_not_exceeded(batch_size):
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_images_are_drawn_in_the_precision_of_the_settings(autocast):
+def test_images_are_generated_in_the_precision_of_the_settings(autocast):
     base = ShowsNoise()
     generate = GenerateSettings(num_inference_steps=1, guidance_scale=1, batch_size=6, autocast=autocast)
     generate_and_measure(base, "base", image_set(), generate=generate, metrics=(), context=None)
@@ -109,7 +109,7 @@ def test_the_figures_are_those_of_the_stored_8_bit_images(monkeypatch):
         return {"mean": images.mean((1, 2, 3))}
 
     monkeypatch.setattr(module, "measure", mean_of_pixels)
-    monkeypatch.setattr(module, "finish", lambda name, found, context: found)
+    monkeypatch.setattr(module, "finish", lambda name, values, context: values)
     for image in generated(image_set(), metrics=["mean"]):
         stored = np.asarray(Image.open(io.BytesIO(to_png(image.pixels)))) / 255
         assert image.figures["mean"] == pytest.approx(stored.mean(), abs=1e-6)
@@ -123,7 +123,7 @@ def test_all_seeds_of_a_prompt_are_measured_together_whatever_the_batch_size(mon
         return {"any": torch.zeros(len(images))}
 
     monkeypatch.setattr(module, "measure", note)
-    monkeypatch.setattr(module, "finish", lambda name, found, context: found)
+    monkeypatch.setattr(module, "finish", lambda name, values, context: values)
     generated(image_set(seeds_per_prompt=3), batch_size=2, metrics=["any"])
     assert seen == [("red apple", 3), ("cat", 3), ("owl", 3)]
 
@@ -136,16 +136,16 @@ def test_png_keeps_every_pixel_and_the_order_of_channels():
 
 
 def test_values_beyond_white_and_black_are_clamped_and_rounded():
-    pixels = module._to_8_bits(torch.tensor([-0.1, 0.0, 0.4999 / 255, 0.5001 / 255, 1.0, 1.2]))
+    pixels = module.to_8_bits(torch.tensor([-0.1, 0.0, 0.4999 / 255, 0.5001 / 255, 1.0, 1.2]))
     assert pixels.tolist() == [0, 0, 0, 1, 255, 255]
 
 
-def test_a_model_that_draws_nan_stops_with_its_name_and_the_prompt():
-    with pytest.raises(DivergenceError, match="step 5 draws NaN or infinity for prompt 'cat'"):
+def test_a_model_that_generates_nan_raises_an_error_with_its_name_and_the_prompt():
+    with pytest.raises(DivergenceError, match="step 5 generates NaN or infinity for prompt 'cat'"):
         generated(image_set(), base=GeneratesNan())
 
 
-def test_a_part_of_a_set_has_the_very_images_that_the_whole_has_there():
+def test_a_part_of_a_set_has_the_same_images_as_the_whole():
     whole = generated(image_set())
     parts = [*generated(image_set().part(0, 2)), *generated(image_set().part(2, 9))]
     assert [(p.prompt, p.style, p.seed) for p in parts] == [(p.prompt, p.style, p.seed) for p in whole]

@@ -1,4 +1,4 @@
-"""What training trades for time and memory must not change what is learned, beyond the stated tolerances."""
+"""Settings that save time or memory do not change what is learned, beyond the stated tolerances."""
 
 import shutil
 from pathlib import Path
@@ -71,7 +71,7 @@ def inputs():
 
 
 def gradients(model, inputs):
-    """Every gradient of a call and a decode, and the bytes that were kept for the way back."""
+    """Every gradient of a call and a decode, and the bytes kept for the backward pass."""
     kept = 0
 
     def count(tensor):
@@ -96,20 +96,20 @@ def worst(ours, theirs):
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0])
-def test_blocks_whose_activations_are_computed_again_give_the_same_gradients_to_the_last_bit(inputs, share):
+def test_checkpointed_blocks_give_bit_identical_gradients(inputs, share):
     expected, kept = gradients(base(), inputs)
     actual, fewer = gradients(base(checkpoint_blocks=share), inputs)
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
     assert fewer < (1 - 0.5 * share) * kept
 
 
-def test_each_further_block_that_is_computed_again_saves_memory(inputs):
+def test_each_further_checkpointed_block_saves_memory(inputs):
     kept = [gradients(base(checkpoint_blocks=share / 6), inputs)[1] for share in range(7)]
     assert kept == sorted(kept, reverse=True)
     assert len(set(kept)) == 7
 
 
-def test_a_decode_that_is_computed_again_gives_the_same_gradients_and_keeps_a_part(inputs):
+def test_a_checkpointed_decode_gives_the_same_gradients_and_keeps_fewer_activations(inputs):
     expected, kept = gradients(base(), inputs)
     actual, fewer = gradients(base(checkpoint_decode=True), inputs)
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
@@ -124,8 +124,8 @@ def test_a_decode_that_is_computed_again_gives_the_same_gradients_and_keeps_a_pa
     assert sizes[1] < 0.4 * sizes[0]
 
 
-def test_diffusers_own_forward_computes_the_chosen_blocks_again_too(inputs):
-    """A hook on a block, as FSDP has, wants diffusers' forward."""
+def test_diffusers_own_forward_checkpoints_the_chosen_blocks_too(inputs):
+    """A hook on a block, as FSDP adds, requires diffusers' forward."""
     results = []
     for share in (0.0, 0.5, 1.0):
         model = base(checkpoint_blocks=share)
@@ -136,7 +136,7 @@ def test_diffusers_own_forward_computes_the_chosen_blocks_again_too(inputs):
         assert all(torch.equal(actual[name], results[0][0][name]) for name in actual)
 
 
-def test_the_chosen_share_of_blocks_is_evenly_spaced_share():
+def test_the_chosen_share_of_blocks_is_evenly_spaced():
     blocks = list(range(12))
     assert evenly_spaced_share(blocks, 0) == []
     assert evenly_spaced_share(blocks, 0.25) == [3, 7, 11]
@@ -145,7 +145,7 @@ def test_the_chosen_share_of_blocks_is_evenly_spaced_share():
     assert [len(evenly_spaced_share(range(100), n / 100)) for n in range(101)] == list(range(101))
 
 
-def test_autocast_stays_near_float32_and_leaves_weights_gradients_and_results_in_it(inputs):
+def test_autocast_stays_near_float32_and_keeps_weights_gradients_and_results_in_float32(inputs):
     exact, half = base(), base(autocast=True)
     expected, actual = exact.velocity(*inputs), half.velocity(*inputs)
     assert actual.dtype == torch.float32
@@ -162,8 +162,8 @@ def test_autocast_stays_near_float32_and_leaves_weights_gradients_and_results_in
     assert 0 < worst(grads, reference) < BFLOAT16
 
 
-def test_images_drawn_under_autocast_keep_no_copy_of_the_weights_between_steps(monkeypatch):
-    """Also those that early stop draws, of weights that ask for a gradient."""
+def test_generation_under_autocast_keeps_no_copy_of_the_weights_between_steps(monkeypatch):
+    """Early stop generates with weights that require a gradient, whose casts torch would cache."""
     monkeypatch.chdir(ROOT)
     generation, cached = load_base(load_settings(ROOT / "profiles/tiny.yaml").model), []
     generation.transformer.register_forward_hook(lambda *_: cached.append(torch.is_autocast_cache_enabled()))
@@ -181,7 +181,7 @@ def test_images_drawn_under_autocast_keep_no_copy_of_the_weights_between_steps(m
     assert cached == [False, False]
 
 
-def test_a_base_to_draw_with_asks_for_no_gradient(monkeypatch):
+def test_a_base_loaded_for_generation_requires_no_gradient(monkeypatch):
     monkeypatch.chdir(ROOT)
     model = load_settings(ROOT / "profiles/tiny.yaml").model
     for directory in (None, ROOT / model.path / "transformer"):
@@ -189,13 +189,13 @@ def test_a_base_to_draw_with_asks_for_no_gradient(monkeypatch):
         assert not any(parameter.requires_grad for parameter in weights)
 
 
-def test_autocast_keeps_less_for_the_way_back(inputs):
+def test_autocast_keeps_fewer_bytes_for_the_backward_pass(inputs):
     assert gradients(base(autocast=True), inputs)[1] < 0.8 * gradients(base(), inputs)[1]
 
 
 @pytest.mark.parametrize("plain", [True, False], ids=["ours", "diffusers"])
 @pytest.mark.parametrize("changes", [{"autocast": True}, {"rollout_copy": True}], ids=["autocast", "copy"])
-def test_a_transformer_in_bfloat16_is_told_its_time_in_float32(inputs, changes, plain):
+def test_a_transformer_in_bfloat16_receives_time_and_guidance_in_float32(inputs, changes, plain):
     """835 thousandths are 836 in bfloat16, and guidance 3.5 is 3504 thousandths."""
     model = base(**changes)
     calls = {"autocast": model.velocity, "rollout_copy": model.rollout_velocity}
@@ -211,7 +211,7 @@ def test_a_transformer_in_bfloat16_is_told_its_time_in_float32(inputs, changes, 
     assert [t.tolist() for t in seen] == [pytest.approx([835.0, 278.0]), [3500.0, 3500.0]]
 
 
-def test_the_copy_for_rollouts_is_in_bfloat16_near_the_trained_weights_and_follows_them(inputs):
+def test_the_rollout_copy_is_in_bfloat16_near_the_trained_weights_and_is_updated_with_them(inputs):
     model = base(rollout_copy=True)
     before = model.rollout_velocity(*inputs)
     assert before.dtype == torch.float32
@@ -234,7 +234,7 @@ def test_without_a_copy_rollouts_use_the_trained_weights(inputs):
     assert torch.equal(model.rollout_velocity(*inputs), model.velocity(*inputs).detach())
 
 
-def test_the_copy_is_no_part_of_what_is_trained_or_saved(inputs):
+def test_the_rollout_copy_is_neither_trained_nor_saved(inputs):
     model = base(rollout_copy=True)
     assert {id(p) for p in model.transformer.parameters()}.isdisjoint(
         {id(p) for p in model._copy.parameters()}
@@ -243,7 +243,7 @@ def test_the_copy_is_no_part_of_what_is_trained_or_saved(inputs):
     assert model.transformer.state_dict().keys() == base().transformer.state_dict().keys()
 
 
-def test_compilation_without_a_compiler_is_refused_in_one_line(monkeypatch):
+def test_compilation_without_a_compiler_raises_an_error(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(
         ConfigError, match=r"compile needs a C\+\+ compiler and no-such-compiler is not found"
@@ -253,7 +253,7 @@ def test_compilation_without_a_compiler_is_refused_in_one_line(monkeypatch):
 
 @pytest.mark.pipeline
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_compiled_blocks_give_the_same_gradients_also_where_activations_are_computed_again(inputs):
+def test_compiled_blocks_give_the_same_gradients_with_and_without_checkpointing(inputs):
     small = {"layers": 1, "single_layers": 2, "channels": (8,)}
     checkpointed = {"checkpoint_blocks": 0.5, "checkpoint_decode": True}
     expected, _ = gradients(base(**small), inputs)

@@ -14,7 +14,7 @@ def condition(tmp_path, monkeypatch):
     return Condition({"prompt_embeds": torch.randn(3, 4, 8), "pooled_prompt_embeds": torch.randn(3, 5)})
 
 
-def test_what_is_written_is_read_again(condition):
+def test_embeddings_are_read_as_written(condition):
     write_embeddings("train", PROMPTS, STYLES, condition)
     prompts, styles, again = read_embeddings("train")
     assert (prompts, styles) == (PROMPTS, STYLES)

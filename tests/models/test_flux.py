@@ -29,7 +29,7 @@ def condition(settings):
     return encode_prompts(settings, ["red apple", "crab", "tiger face"], batch_size=2)
 
 
-def test_packing_is_undone_by_unpacking():
+def test_unpacking_reverses_packing():
     latents = torch.randn(2, 16, 6, 10)
     tokens = pack(latents)
     assert tokens.shape == (2, 15, 64)
@@ -52,7 +52,7 @@ def test_prompts_are_encoded_one_by_one_as_in_a_batch(settings, condition):
         assert torch.allclose(tensor, condition.tensors[name][2:], atol=1e-5)
 
 
-def test_our_rollout_draws_what_the_pipeline_draws(base, condition):
+def test_our_rollout_generates_the_images_of_the_pipeline(base, condition):
     """The same sigmas in both; ours truncates the time input to thousandths, hence the tolerance."""
     noise = torch.stack([keyed_noise(base.latent_shape, 0, "test", row) for row in range(3)])
     images = base.generate(condition, noise, num_inference_steps=16, guidance_scale=3.5)
@@ -64,7 +64,7 @@ def test_our_rollout_draws_what_the_pipeline_draws(base, condition):
     assert float((ours - images).detach().abs().mean()) < 0.01
 
 
-def test_images_in_bfloat16_are_nearly_those_in_float32_which_come_back_afterwards(base, condition):
+def test_images_under_autocast_are_near_those_in_float32_and_autocast_ends_with_its_context(base, condition):
     noise = torch.stack([keyed_noise(base.latent_shape, 0, "test", row) for row in range(3)])
 
     def generated():
@@ -80,7 +80,7 @@ def test_images_in_bfloat16_are_nearly_those_in_float32_which_come_back_afterwar
     assert torch.equal(generated(), exact)
 
 
-def test_a_base_takes_the_weights_of_another_directory(settings, base, tmp_path):
+def test_a_base_loads_the_weights_of_another_directory(settings, base, tmp_path):
     with torch.no_grad():
         other = load_base(settings)
         other.transformer.proj_out.bias.add_(1.0)
@@ -91,7 +91,7 @@ def test_a_base_takes_the_weights_of_another_directory(settings, base, tmp_path)
     assert all(torch.equal(found[name], tensor) for name, tensor in given.items())
 
 
-def test_a_base_without_guidance_such_as_schnell_predicts_whatever_the_setting_says(settings, condition):
+def test_a_base_without_guidance_embedding_such_as_schnell_ignores_the_guidance_scale(settings, condition):
     base = load_base(settings)
     config = {**base.transformer.config, "guidance_embeds": False}
     base.transformer = type(base.transformer).from_config(config).requires_grad_(requires_grad=False)
@@ -101,14 +101,14 @@ def test_a_base_without_guidance_such_as_schnell_predicts_whatever_the_setting_s
     assert torch.equal(first, second)
 
 
-def test_decoding_carries_gradients_to_the_latents_and_none_to_the_vae(base):
+def test_decoding_passes_gradients_to_the_latents_and_none_to_the_vae(base):
     latents = torch.randn(1, *base.latent_shape, requires_grad=True)
     base.decode(latents).sum().backward()
     assert float(latents.grad.abs().sum()) > 0
     assert all(parameter.grad is None for parameter in base.vae.parameters())
 
 
-def test_images_come_back_from_their_latents(settings, base, condition):
+def test_decoding_the_latents_of_images_recovers_the_images(settings, base, condition):
     noise = torch.stack([keyed_noise(base.latent_shape, 0, "test", row) for row in range(3)])
     images = base.generate(condition, noise, num_inference_steps=16, guidance_scale=3.5)
     latents = encode_images(settings, [images[:2], images[2:]], device=torch.device("cpu"))

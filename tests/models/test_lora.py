@@ -28,7 +28,7 @@ def adapted(base):
 
 
 def disturbed(transformer):
-    """Adapters that do something, as after training."""
+    """Change the adapters, as training does."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in trained(transformer).values():
@@ -51,7 +51,7 @@ def velocity(base):
         return base.velocity(latents, torch.tensor([0.3, 0.8]), 3.5, condition)
 
 
-def test_fresh_adapters_change_nothing_and_are_all_that_is_trained(base):
+def test_new_adapters_change_nothing_and_only_they_are_trained(base):
     before = velocity(base)
     add_lora(base.transformer, SETTINGS)
     initialize_lora(base.transformer, seed=0)
@@ -85,14 +85,14 @@ def test_diffusers_reads_the_adapters_and_computes_the_same(adapted, tmp_path):
     assert torch.allclose(velocity(fresh), with_adapters, atol=1e-5)
 
 
-def test_the_file_is_the_same_whenever_it_is_written(adapted, tmp_path):
+def test_writing_adapters_twice_gives_the_same_bytes(adapted, tmp_path):
     contents = [
         write_lora(trained(adapted.transformer), SETTINGS, tmp_path / str(i)).read_bytes() for i in range(3)
     ]
     assert contents[0] == contents[1] == contents[2]
 
 
-def test_a_first_matrix_depends_on_seed_and_name_alone():
+def test_initial_adapter_weights_depend_only_on_seed_and_name():
     a = first_weights("x.lora_A.default.weight", (4, 16), 0)
     assert torch.equal(a, first_weights("x.lora_A.default.weight", (4, 16), 0))
     assert not torch.equal(a, first_weights("y.lora_A.default.weight", (4, 16), 0))
@@ -101,12 +101,12 @@ def test_a_first_matrix_depends_on_seed_and_name_alone():
     assert not first_weights("x.lora_B.default.weight", (16, 4), 0).any()
 
 
-def test_a_target_that_no_layer_bears_is_refused_with_the_known_ones(base):
+def test_an_unknown_target_raises_an_error_that_lists_the_known_ones(base):
     with pytest.raises(ConfigError, match=r"no layer 'to_x': known are .*attn\.to_q"):
         add_lora(base.transformer, SETTINGS.model_copy(update={"targets": ["to_x"]}))
 
 
-def test_a_checkpoint_of_adapters_becomes_a_merged_model_with_the_adapters_beside_it(adapted, tmp_path):
+def test_a_checkpoint_of_adapters_is_written_as_a_merged_model_and_as_adapters(adapted, tmp_path):
     from srpo_core.models import load_transformer, write_transformer
     from srpo_core.weights.shards import write_shards
 

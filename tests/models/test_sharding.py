@@ -1,4 +1,4 @@
-"""FLUX.1-dev's true configuration, cut over workers that do not exist: shapes and bytes, no numbers."""
+"""FLUX.1-dev's true configuration, sharded across simulated workers on the meta device: shapes and bytes only."""
 
 import copy
 from pathlib import Path
@@ -30,7 +30,7 @@ def flux():
 
 @pytest.fixture
 def fake_ranks():
-    """A process group of any size in which nothing is sent."""
+    """A process group of any size that sends nothing."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     def begin(world):
@@ -42,13 +42,13 @@ def fake_ranks():
 
 
 def local_bytes(tensor):
-    """What a rank holds of a tensor that is cut over the workers."""
+    """Bytes that a rank holds of a sharded tensor."""
     local = tensor.to_local()
     return local.numel() * local.element_size()
 
 
 def fused(name):
-    """The tensor of the original release in which a tensor of diffusers lies: q, k, v (and the MLP) are one there."""
+    """The tensor of the original release that contains a diffusers tensor: it joins q, k, v (and the MLP)."""
     for part in ("to_q", "to_k", "to_v", "proj_mlp"):
         name = name.replace(f"attn.{part}.", "qkv.").replace(f".{part}.", ".qkv.")
     return name.replace("add_q_proj", "add").replace("add_k_proj", "add").replace("add_v_proj", "add")
@@ -83,7 +83,7 @@ def test_a_rank_holds_its_share_of_the_state(flux, fake_ranks, world):
 def test_lora_on_all_linear_layers_of_the_blocks_has_the_size_of_the_cost_model(flux):
     settings = load_settings(PROFILE.with_name("flux1_dev_lora.yaml")).train.lora
     transformer = copy.deepcopy(flux)
-    assert "proj_out" not in targets(transformer, settings), "the last layer lies outside of the blocks"
+    assert "proj_out" not in targets(transformer, settings), "the last layer is outside the blocks"
     add_lora(transformer, settings)
     trained = sum(p.numel() for p in transformer.parameters() if p.requires_grad)
     assert trained / 1e6 == pytest.approx(261, rel=0.01)

@@ -84,13 +84,13 @@ def test_the_splits_share_no_prompt(project):
 
 
 def test_a_choice_takes_the_same_number_of_each_style():
-    chosen = embed.spread(prompts(*["photo"] * 30, *["anime"] * 5, *["paint"] * 5), 12, 0)
+    chosen = embed.choose_balanced(prompts(*["photo"] * 30, *["anime"] * 5, *["paint"] * 5), 12, 0)
     assert Counter(prompt.style for prompt in chosen) == {"photo": 4, "anime": 4, "paint": 4}
 
 
 def test_a_choice_keeps_the_order_of_the_data_and_depends_on_the_seed():
     given = prompts(*["photo"] * 50)
-    first, again, other = (embed.spread(given, 10, seed) for seed in (0, 0, 1))
+    first, again, other = (embed.choose_balanced(given, 10, seed) for seed in (0, 0, 1))
     assert first == again != other
     assert [prompt.prompt_id for prompt in first] == sorted(prompt.prompt_id for prompt in first)
 

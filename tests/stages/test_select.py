@@ -5,7 +5,7 @@ import torch
 from srpo_core import artifacts
 from srpo_core.config import SelectSettings
 from srpo_core.errors import ArtifactError, ConfigError, DivergenceError
-from srpo_core.generation import batches as shards
+from srpo_core.generation import batches
 from srpo_core.stages import select as stage
 from srpo_core.stages.select import choose
 
@@ -143,7 +143,7 @@ def test_another_seed_gives_other_images(tiny_run, tiny_parts):
 
 def test_a_checkpoint_that_draws_nan_is_named(tiny_run, tiny_parts):
     tiny_run(5, to_nan)
-    with pytest.raises(DivergenceError, match="step 5 draws NaN"):
+    with pytest.raises(DivergenceError, match="step 5 generates NaN"):
         run(tiny_parts)
     assert not artifacts.SELECTION.exists()
 
@@ -189,7 +189,7 @@ def test_a_selection_that_was_cut_off_draws_only_what_was_missing_and_ends_on_th
     run(tiny_parts)
     expected = files()
     generated = []
-    original = shards.generate_set
+    original = batches.generate_set
 
     def cut_off(base, name, image_set, **options):
         if len(generated) == 3:
@@ -197,7 +197,7 @@ def test_a_selection_that_was_cut_off_draws_only_what_was_missing_and_ends_on_th
         generated.append((name, list(image_set.prompts)))
         return original(base, name, image_set, **options)
 
-    monkeypatch.setattr(shards, "generate_set", cut_off)
+    monkeypatch.setattr(batches, "generate_set", cut_off)
     for path in (artifacts.SELECTION, artifacts.SELECT_SCORES):
         path.unlink()  # as DVC does before a stage
     with pytest.raises(KeyboardInterrupt):
@@ -220,7 +220,7 @@ def test_two_tasks_on_ray_choose_by_the_same_bytes_as_the_stage_itself(tiny_run,
     def none_here(*_, **__):
         raise AssertionError("drawn in the stage's own process")
 
-    monkeypatch.setattr(shards, "generate_set", none_here)
+    monkeypatch.setattr(batches, "generate_set", none_here)
     two = tiny_parts["resources"].model_copy(update={"generate_workers": 2})
     run(tiny_parts | {"resources": two})
     assert files() == expected

@@ -283,7 +283,7 @@ def test_where_there_is_no_checkpoint_there_is_none(tmp_path):
 
 
 def test_joined_shards_are_the_bytes_that_safetensors_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr("srpo_core.weights.shards.AT_ONCE", 20)  # so that it takes several portions
+    monkeypatch.setattr("srpo_core.weights.shards.PORTION", 20)  # so that it takes several portions
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2))
     model[1].to(torch.bfloat16)
