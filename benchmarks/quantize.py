@@ -1,12 +1,12 @@
-"""How fast, and in how much memory, is a checkpoint written in each format? Whole processes, imports included.
+"""Measure time and peak memory of writing a checkpoint in each format, as whole processes, imports included.
 
-python benchmarks/quantize.py                       every row, 3.19 GB of bfloat16; the peak at 9 GB beside it
+python benchmarks/quantize.py                       all rows at 3.19 GB of bfloat16, and the peak at 9 GB
 python benchmarks/quantize.py --format q8_0 --larger 0
 
-Makes a FLUX-shaped checkpoint (width 3072, random weights) of the given size in --work, quantizes it by
-`srpo quantize` and, as the yardstick, by safetensors' load_file / .to(float8_e4m3fn) / save_file; prints one
-JSON line per run and deletes what it made. Then the first format again from a larger checkpoint, and a line
-with both peaks of memory: streaming holds if they are equal.
+Creates a FLUX-shaped checkpoint (width 3072, random weights) of the given size in --work, quantizes it with
+`srpo quantize` and, as the baseline, with safetensors' load_file / .to(float8_e4m3fn) / save_file; prints one JSON
+line per run and deletes its files. Then it writes the first format from a larger checkpoint and prints both memory
+peaks: they are equal if streaming works.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from srpo_core.weights.files import CONFIG, WEIGHTS, Entry, HashedFile, safetens
 HIDDEN, HEAD, JOINT, POOLED, CHANNELS, TIME = 3072, 128, 4096, 768, 64, 256
 # gigabytes in bfloat16 of a double block, a single block and the rest
 DOUBLE, SINGLE, REST = 0.6796, 0.2832, 0.131
-YARDSTICK = "load_file/.to/save_file"
+BASELINE = "load_file/.to/save_file"
 FORMATS = ("fp8_e4m3fn", "fp8_e4m3fn_scaled", "q8_0", "bf16_single", "bf16")
 LOAD_CAST_SAVE = """
 import sys, torch
@@ -45,32 +45,32 @@ def main() -> None:
     )
     parser.add_argument("--size", type=float, default=3.19, help="GB of the bfloat16 checkpoint")
     parser.add_argument(
-        "--larger", type=float, default=9.0, help="GB of a second checkpoint, for the peak alone; 0: none"
+        "--larger", type=float, default=9.0, help="GB of a second checkpoint, to compare the peak; 0: none"
     )
     parser.add_argument("--format", action="append", choices=FORMATS, help="only these rows")
-    parser.add_argument("--no-yardstick", action="store_true", help="leave the usual way out")
+    parser.add_argument("--no-baseline", action="store_true", help="skip the baseline")
     parser.add_argument("--work", type=Path, help="directory with space for twice the size")
     arguments = parser.parse_args()
     names = arguments.format or FORMATS
-    peaks = rows(arguments.size, names, arguments.work, yardstick=not arguments.no_yardstick)[:1]
+    peaks = rows(arguments.size, names, arguments.work, baseline=not arguments.no_baseline)[:1]
     if arguments.larger:
-        peaks += rows(arguments.larger, names[:1], arguments.work, yardstick=False)
+        peaks += rows(arguments.larger, names[:1], arguments.work, baseline=False)
         sizes, resident = zip(*peaks, strict=True)
         print(json.dumps({"row": f"peak of {names[0]}", "input_gb": sizes, "peak_rss_gb": resident}))
 
 
 def rows(
-    gigabytes: float, names: Sequence[str], work: Path | None, *, yardstick: bool
+    gigabytes: float, names: Sequence[str], work: Path | None, *, baseline: bool
 ) -> list[tuple[float, float]]:
-    """Print a row per format of a checkpoint of this size; returns GB of input and of the peak of each."""
+    """Print one row per format for a checkpoint of this size; returns (input GB, peak GB) of each."""
     peaks = []
     if work is not None:
         work.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="quantize-", dir=work) as scratch:
         source, out = Path(scratch) / "source", Path(scratch) / "out"
         size = make_checkpoint(source, gigabytes)
-        if yardstick:
-            show(YARDSTICK, size, measure(["-c", LOAD_CAST_SAVE, source / WEIGHTS, out]))
+        if baseline:
+            show(BASELINE, size, measure(["-c", LOAD_CAST_SAVE, source / WEIGHTS, out]))
             out.unlink()
         for name in names:
             figures = measure(["-m", "srpo_core", "quantize", source, "--format", name, "--out", out])
@@ -81,7 +81,7 @@ def rows(
 
 
 def measure(arguments: list[str | Path]) -> dict[str, float]:
-    """Run Python and return wall seconds, CPU seconds and the peak of its memory in GB."""
+    """Run Python; returns wall seconds, CPU seconds and peak memory in GB."""
     begun = time.perf_counter()
     process = subprocess.Popen([sys.executable, *map(str, arguments)], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -107,14 +107,14 @@ def show(name: str, size: int, figures: dict[str, float]) -> None:
 
 
 def make_checkpoint(directory: Path, gigabytes: float) -> int:
-    """Write a diffusers directory of about so many GB in bfloat16; returns the bytes of its weights."""
+    """Write a diffusers directory of about `gigabytes` GB in bfloat16; returns the size of its weights in bytes."""
     single = max(1, round((gigabytes - REST) / (SINGLE + DOUBLE / 3)))
     double = max(1, round((gigabytes - REST - single * SINGLE) / DOUBLE))
     return write_checkpoint(directory, double, single)
 
 
 def write_checkpoint(directory: Path, double: int, single: int, *, hidden: int = HIDDEN) -> int:
-    """Write a diffusers directory of so many blocks in bfloat16; returns the bytes of its weights."""
+    """Write a diffusers directory with these numbers of blocks in bfloat16; returns the size of its weights in bytes."""
     architecture = Architecture(double, single, guidance=True)
     shapes = {
         name: shape
@@ -150,7 +150,7 @@ def write_checkpoint(directory: Path, double: int, single: int, *, hidden: int =
 
 
 def shapes_of(bfl: str, diffusers: tuple[str, ...], hidden: int) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the diffusers tensors of one BFL tensor of a FLUX of this width."""
+    """List names and shapes of the diffusers tensors of one BFL tensor in a FLUX of this width."""
     layer, _, kind = bfl.rpartition(".")
     mlp = 4 * hidden
     height, columns = {

@@ -1,4 +1,4 @@
-"""What interchangeable parts must offer: the shapes that algorithm, stages and registries agree on."""
+"""Protocols of the interchangeable parts: what algorithm, stages and registries expect of them."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -72,47 +72,47 @@ class BaseModel(Protocol):
         ...
 
     def prepare(self, compute: "ComputeSettings") -> Self:
-        """Set up the calls of training, in place: once, with the weights loaded and on their device."""
+        """Apply the settings of `train.compute`, in place: once, with the weights loaded and on their device."""
         ...
 
     def autocast(self, *, enabled: bool) -> AbstractContextManager[None]:
-        """While it is open, compute in bfloat16 by torch's autocast or, not enabled, in the weights' own type."""
+        """Within the context, compute in bfloat16 by torch's autocast or, if not enabled, in the weights' own type."""
         ...
 
     def velocity(
         self, latents: "Tensor", timestep: "Tensor", guidance: float, condition: Condition
     ) -> "Tensor":
-        """Predict velocities by the trained weights; see `VelocityModel`."""
+        """Predict velocities with the trained weights; see `VelocityModel`."""
         ...
 
     def rollout_velocity(
         self, latents: "Tensor", timestep: "Tensor", guidance: float, condition: Condition
     ) -> "Tensor":
-        """Predict velocities without gradients, by the copy for rollouts if there is one; see `VelocityModel`."""
+        """Predict velocities without gradients, with the rollout copy if there is one; see `VelocityModel`."""
         ...
 
     def weights_changed(self) -> None:
-        """Bring the copy for rollouts, if there is one, to the trained weights; after every optimizer step."""
+        """Update the rollout copy, if there is one, from the trained weights; called after every optimizer step."""
         ...
 
     def decode(self, latents: "Tensor") -> "Tensor":
-        """Turn packed latents (B, S, C) into images (B, 3, H, W), nominally in [0, 1], unclamped, differentiable."""
+        """Decode packed latents (B, S, C) to images (B, 3, H, W), nominally in [0, 1], unclamped, differentiable."""
         ...
 
     def generate(
         self, condition: Condition, noise: "Tensor", *, num_inference_steps: int, guidance_scale: float
     ) -> "Tensor":
-        """Draw images (B, 3, H, W) in [0, 1] from packed noise (B, S, C) with the base's own sampler."""
+        """Generate images (B, 3, H, W) in [0, 1] from packed noise (B, S, C) with the base's own sampler."""
         ...
 
     def spatial(self, latents: "Tensor") -> "Tensor":
-        """Packed latents (B, S, C) as an image of them, (B, c, h, w)."""
+        """Arrange packed latents (B, S, C) as an image (B, c, h, w)."""
         ...
 
     def generate_latents(
         self, condition: Condition, noise: "Tensor", *, num_inference_steps: int, guidance_scale: float
     ) -> "Tensor":
-        """The last latents (B, S, C) of `draw`, before they are decoded."""
+        """Generate the last latents (B, S, C), which `generate` decodes."""
         ...
 
 
@@ -121,7 +121,7 @@ class RewardModel(Protocol):
 
     @property
     def scale(self) -> float:
-        """What a cosine is multiplied with."""
+        """The factor of a cosine similarity in the reward."""
         ...
 
     def to(self, device: "torch.device") -> Self:
@@ -129,16 +129,16 @@ class RewardModel(Protocol):
         ...
 
     def encode_images(self, images: "Tensor") -> "Tensor":
-        """Features (B, D) of images (B, 3, H, W) in [0, 1]; gradients flow to the images."""
+        """Encode images (B, 3, H, W) in [0, 1] to features (B, D); gradients flow to the images."""
         ...
 
     def encode_texts(self, texts: Sequence[str]) -> "Tensor":
-        """Features (B, D) of texts; no gradients."""
+        """Encode texts to features (B, D), without gradients."""
         ...
 
 
 class Judge(Protocol):
-    """A classifier that no training ever sees: which style, which subject."""
+    """A classifier of style and subject that is never trained against."""
 
     styles: Sequence[str]
     subjects: Sequence[str]

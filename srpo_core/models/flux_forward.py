@@ -1,11 +1,10 @@
-"""FLUX's transformer written out for short calls: diffusers' forward, bit for bit, in fewer steps.
+"""FLUX's transformer written out for short calls: bit-identical to diffusers' forward, with less overhead.
 
-On small images diffusers' forward spends more time on bookkeeping than on numbers, and a rollout calls it
-for every step. Here rotary angles are made once per image size and applied as complex numbers, text and
-image tokens stay joined through the single-stream blocks, and the last block computes the image tokens
-alone, since nobody reads the others. What is rounded is rounded in diffusers' order: AdamW turns another last
-bit of a gradient near zero into another step. The layers themselves are called as modules, so that adapters
-and hooks on them hold.
+On small images diffusers' forward spends more time on bookkeeping than on arithmetic, and a rollout calls it at
+every step. Here rotary angles are computed once per image size and applied as complex numbers, text and image tokens
+stay concatenated through the single-stream blocks, and the last block computes only the image tokens, because the
+text tokens are not used after it. Rounding follows diffusers' order: AdamW turns a different last bit of a gradient
+near zero into a different step. Layers are called as modules, so that adapters and hooks on them work.
 """
 
 from collections.abc import Iterator
@@ -19,18 +18,20 @@ from torch.nn import functional as F  # noqa: N812
 
 from srpo_core.models.checkpointing import SomeBlocks
 
-THOUSANDTHS = 1000  # the unit in which FLUX counts time and guidance
+THOUSANDTHS = 1000  # FLUX takes time and guidance in thousandths
 
 
 def is_plain(transformer: Any) -> bool:
-    """Whether `flux_velocity` may stand for the transformer's own forward.
+    """Return whether `flux_velocity` may replace the transformer's own forward.
 
-    A subclass, a wrapper such as FSDP's, an IP adapter, a hook on the whole or on a block, a compiled block,
-    fused projections, or activations checkpointed by another than `SomeBlocks` want the original.
+    It may not for a subclass, a wrapper such as FSDP's, an IP adapter, a hook on the transformer or on a block, a
+    compiled block, fused projections, or activation checkpointing by anything but `SomeBlocks`.
     """
     from diffusers import FluxTransformer2DModel
 
-    if type(transformer) is not FluxTransformer2DModel or not _keeps_or_chooses(transformer):
+    if type(transformer) is not FluxTransformer2DModel or not _is_checkpointed_by_us_or_not_at_all(
+        transformer
+    ):
         return False
     single = transformer.single_transformer_blocks
     blocks = (*transformer.transformer_blocks, *single)
@@ -41,7 +42,7 @@ def is_plain(transformer: Any) -> bool:
     )
 
 
-def _keeps_or_chooses(transformer: Any) -> bool:
+def _is_checkpointed_by_us_or_not_at_all(transformer: Any) -> bool:
     return not transformer.gradient_checkpointing or isinstance(
         transformer._gradient_checkpointing_func, SomeBlocks
     )
@@ -62,7 +63,7 @@ def _is_stock(attn: Any) -> bool:
 
 
 def _is_hooked(module: torch.nn.Module) -> bool:
-    """Whether calling `module` is more than its class's forward; diffusers' hooks replace it on the instance."""
+    """Return whether calling `module` does more than its class's forward; diffusers' hooks replace it on the instance."""
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,
@@ -74,16 +75,17 @@ def _is_hooked(module: torch.nn.Module) -> bool:
 
 @contextmanager
 def exact_times(transformer: Any, timestep: Tensor, guidance: Tensor | None) -> Iterator[None]:
-    """Let diffusers' forward see timestep and guidance (B,) in float32; None where the model takes no guidance.
+    """Within the context, diffusers' forward receives timestep and guidance (B,) in float32.
 
-    It rounds them to the latents' precision, and bfloat16 knows only every fourth thousandth above 512.
+    Otherwise it rounds them to the latents' type, and bfloat16 represents only every fourth integer above 512.
+    guidance: None if the model takes none.
     """
 
-    def given(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def exact(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         times = (time for time in (timestep, guidance) if time is not None)
         return (*(THOUSANDTHS * time.float() for time in times), inputs[-1])
 
-    handle = transformer.time_text_embed.register_forward_pre_hook(given)
+    handle = transformer.time_text_embed.register_forward_pre_hook(exact)
     try:
         yield
     finally:
@@ -91,7 +93,7 @@ def exact_times(transformer: Any, timestep: Tensor, guidance: Tensor | None) -> 
 
 
 def rotary_angles(transformer: Any, text_ids: Tensor, image_ids: Tensor) -> Tensor:
-    """Rotations exp(iθ) of text and image tokens, complex (T + S, 1, head_dim / 2)."""
+    """Compute the rotations exp(iθ) of text and image tokens, complex (T + S, 1, head_dim / 2)."""
     cos, sin = transformer.pos_embed(torch.cat((text_ids, image_ids)))
     return torch.complex(cos[:, None, ::2].contiguous(), sin[:, None, ::2].contiguous())
 
@@ -106,12 +108,12 @@ def flux_velocity(
     guidance: Tensor | None,
     rotary: Tensor,
 ) -> Tensor:
-    """What `transformer` returns for latents (B, S, C), (B, S, C).
+    """Compute the output (B, S, C) of `transformer` for latents (B, S, C).
 
     prompt_embeds: (B, T, D); pooled: (B, P); timestep, guidance: (B,); rotary: of `rotary_angles`.
     """
     image, text = transformer.x_embedder(latents), transformer.context_embedder(prompt_embeds)
-    # in float32 whatever the model's precision: bfloat16 knows only every fourth thousandth
+    # in float32 whatever the model's type: bfloat16 represents only every fourth integer above 512
     thousandths = [time.float() * THOUSANDTHS for time in (timestep, guidance) if time is not None]
     embedding = F.silu(transformer.time_text_embed(*thousandths, pooled))[:, None]
     run = _runner(transformer)
@@ -137,7 +139,7 @@ def _runner(transformer: Any) -> SomeBlocks:
 def _double_block(
     block: Any, image: Tensor, text: Tensor, embedding: Tensor, rotary: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Image and text tokens, each with weights of its own, joined in attention alone."""
+    """Compute a double-stream block: image and text tokens have separate weights and share the attention."""
     attn, num_text = block.attn, text.shape[1]
     modulation = block.norm1.linear(embedding).chunk(6, dim=-1)
     text_modulation = block.norm1_context.linear(embedding).chunk(6, dim=-1)
@@ -158,7 +160,7 @@ def _double_block(
 
 
 def _single_block(block: Any, tokens: Tensor, embedding: Tensor, rotary: Tensor, *, first: int = 0) -> Tensor:
-    """All tokens through attention and MLP side by side; returns those from `first` on."""
+    """Compute a single-stream block, attention and MLP in parallel; returns the tokens from `first` on."""
     attn = block.attn
     shift, scale, gate = block.norm.linear(embedding).chunk(3, dim=-1)
     x = _modulated(tokens, shift, scale)
@@ -191,6 +193,6 @@ def _rotated(heads: Tensor, rotary: Tensor) -> Tensor:
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention over heads (B, S, H, D); (B, S, H · D)."""
+    """Attend over heads (B, S, H, D); (B, S, H · D)."""
     mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
     return mixed.transpose(1, 2).flatten(2)

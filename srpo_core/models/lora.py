@@ -17,12 +17,12 @@ ADAPTER = "default"
 
 
 def add_lora(transformer: Any, settings: LoraSettings) -> None:
-    """Freeze the transformer and put a pair of trainable matrices beside each linear layer that is named.
+    """Freeze the transformer and add an adapter, a pair of trainable matrices, to each linear layer of `settings.targets`.
 
-    The adapters' weights are left as peft makes them: see `first_weights`.
+    The adapters keep peft's weights until `initialize_lora`.
 
     Raises:
-        ConfigError: no layer of a block bears one of the names.
+        ConfigError: a target names no linear layer of a block.
     """
     from peft import LoraConfig
 
@@ -32,11 +32,11 @@ def add_lora(transformer: Any, settings: LoraSettings) -> None:
     transformer.add_adapter(config, adapter_name=ADAPTER)
     for parameter in transformer.parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()  # master weights, whatever the frozen ones are
+            parameter.data = parameter.data.float()  # master weights, whatever the type of the frozen weights
 
 
 def targets(transformer: Any, settings: LoraSettings) -> list[str]:
-    """The linear layers within blocks whose name ends like one of the settings' targets."""
+    """List the linear layers within blocks whose names end with one of the settings' targets."""
     import torch
 
     within = {module for block in blocks(transformer) for module in block.modules()}
@@ -53,29 +53,29 @@ def targets(transformer: Any, settings: LoraSettings) -> list[str]:
 
 
 def initialize_lora(transformer: Any, seed: int) -> None:
-    """Give the adapters the weights of before the first step, in float32, cut over the workers or whole."""
+    """Set the adapters' weights before the first step, in float32, sharded across workers or not."""
     import torch
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     with torch.no_grad():
         for name, parameter in transformer.named_parameters():
             if parameter.requires_grad:
-                first: torch.Tensor = first_weights(name, tuple(parameter.shape), seed)
+                weights: torch.Tensor = initial_weights(name, tuple(parameter.shape), seed)
                 if isinstance(parameter, DTensor):
-                    # the same on every rank, so nothing need be sent
-                    first = distribute_tensor(
-                        first.to(parameter.device),
+                    # every rank computes the same, so nothing is sent
+                    weights = distribute_tensor(
+                        weights.to(parameter.device),
                         parameter.device_mesh,
                         parameter.placements,
                         src_data_rank=None,
                     )
-                parameter.copy_(first)
+                parameter.copy_(weights)
 
 
-def first_weights(name: str, shape: tuple[int, ...], seed: int) -> "Tensor":
-    """What an adapter's matrix holds before the first step, the same for every number of workers.
+def initial_weights(name: str, shape: tuple[int, ...], seed: int) -> "Tensor":
+    """Compute the initial weights of an adapter's matrix, the same for any number of workers.
 
-    A is drawn uniformly as peft and the paper's code do (Kaiming, a = √5); B is zero, so that nothing changes yet.
+    A is uniform, as in peft and the paper's code (Kaiming, a = √5); B is zero, so that the adapter changes nothing.
     """
     import hashlib
 
@@ -90,9 +90,9 @@ def first_weights(name: str, shape: tuple[int, ...], seed: int) -> "Tensor":
 
 
 def write_lora(adapters: "Mapping[str, Tensor]", settings: LoraSettings, directory: Path) -> Path:
-    """Write trained adapters by parameter name as the file that `FluxPipeline.load_lora_weights` reads.
+    """Write trained adapters, by parameter name, as the file that diffusers' `load_lora_weights` reads.
 
-    The factor alpha / rank is multiplied into B, so that a reader that knows no alpha computes the same.
+    B is multiplied by alpha / rank, so that a reader without alpha computes the same.
     """
     from safetensors.torch import save_file
 
@@ -107,7 +107,7 @@ def write_lora(adapters: "Mapping[str, Tensor]", settings: LoraSettings, directo
 
 
 def merge_lora(transformer: Any, adapters: "Mapping[str, Tensor]", settings: LoraSettings) -> None:
-    """Add trained adapters by parameter name into the weights of a transformer without any, in place."""
+    """Add trained adapters, by parameter name, to the weights of a transformer without adapters, in place."""
     import torch
 
     scale = settings.alpha / settings.rank

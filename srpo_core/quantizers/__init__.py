@@ -28,7 +28,7 @@ __all__ = [
     "released_formats",
 ]
 
-# The format that a release's pipeline loads, and with whose images those of the others are compared.
+# The format that a release's pipeline loads, and whose images the other formats are compared with.
 REFERENCE: Final = "bf16"
 
 QUANTIZERS: Final[Mapping[str, Format]] = MappingProxyType(
@@ -51,7 +51,7 @@ QUANTIZERS: Final[Mapping[str, Format]] = MappingProxyType(
 
 
 def chosen_quantizers(names: Iterable[str]) -> dict[str, tuple[str, Format]]:
-    """From the registry's name of each format to (the name as given, its entry); letter case is ignored.
+    """Look up formats: by registry name, (the name as given, its entry). Case is ignored.
 
     Raises:
         ConfigError: a format is unknown, or named twice.
@@ -66,10 +66,10 @@ def chosen_quantizers(names: Iterable[str]) -> dict[str, tuple[str, Format]]:
 
 
 def released_formats(names: Iterable[str]) -> dict[str, tuple[str, Format]]:
-    """The formats of a release, as `chosen_quantizers` gives them.
+    """Look up the formats of a release; returns them as `chosen_quantizers` does.
 
     Raises:
-        ConfigError: a format is unknown or named twice, or the reference is lacking.
+        ConfigError: a format is unknown or named twice, or the reference format is missing.
     """
     chosen = chosen_quantizers(names)
     if REFERENCE not in chosen:

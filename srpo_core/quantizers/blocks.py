@@ -1,4 +1,4 @@
-"""llama.cpp's blocks of weights, for GGUF: Q8_0 here, the others by gguf-py, the K-types by ggml itself."""
+"""llama.cpp's blocks of weights, for GGUF: Q8_0 is encoded here, the K-types by ggml, the others by gguf-py."""
 
 import ctypes
 import importlib.util
@@ -20,22 +20,22 @@ BLOCK: Final = 32
 SUPER_BLOCK: Final = 256
 Q8_BYTES: Final = 2 + BLOCK
 Q8_STEPS: Final = 127
-# Adding it to a float32 below 2^22 leaves the nearest integer in the low bits.
+# Added to a float32 below 2^22, it leaves the nearest integer in the low bits.
 _ROUNDING: Final = 1.5 * 2**23
-# bfloat16's bits of infinity: below it are the finite magnitudes, in their order.
+# The bits of infinity in bfloat16: below it are the finite magnitudes, in ascending order.
 _INFINITE: Final = 0x7F80
-# gguf-py works on sixteen rows at once.
+# gguf-py processes sixteen rows at once.
 _ROWS: Final = 16
 
-# Rows that no super-block divides, as llama.cpp replaces them; rows that no block divides stay F16.
+# llama.cpp's replacements for rows that super-blocks do not divide; rows that no block divides stay F16.
 FALLBACKS: Final[Mapping[str, str]] = MappingProxyType({"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"})
 
 
 class Q8Encoder:
-    """Blocks of 32: a float16 step, which is the largest magnitude over 127, and 32 signed bytes.
+    """Encodes blocks of 32: a float16 step, the largest magnitude over 127, and 32 signed bytes.
 
-    As ggml's reference, but that exact halves are rounded to even. The arrays are made once: fresh memory
-    costs more here than the arithmetic. What comes back is used again for the next chunk.
+    Like ggml's reference, except that exact halves are rounded to even. Arrays are allocated once, because allocation
+    costs more here than the arithmetic; the returned array is reused for the next chunk.
     """
 
     def __init__(self, _scale: float) -> None:
@@ -45,12 +45,12 @@ class Q8Encoder:
         self._magnitudes = np.empty((2, CHUNK), np.uint16)
         self._rounded = np.empty(CHUNK, np.uint8)
         self._packed = np.empty(CHUNK // BLOCK * Q8_BYTES, np.uint8)
-        # a block's largest magnitude is one of bfloat16's, whose steps are looked up
+        # the largest magnitude of a bfloat16 block is a bfloat16 value, so its step is looked up
         bits = np.arange(_INFINITE, dtype=np.uint32) << 16
         self._steps, self._inverses = _q8_steps(bits.view(np.float32))
 
     def __call__(self, chunk: Chunk) -> "Array":
-        """Bytes of a chunk."""
+        """Encode a chunk."""
         import numpy as np
 
         size, blocks = chunk.stored.size, chunk.stored.size // BLOCK
@@ -66,16 +66,16 @@ class Q8Encoder:
         values *= np.repeat(inverses, BLOCK)
         values += np.float32(_ROUNDING)
         np.copyto(rounded, words, casting="unsafe")
-        # each block as one item: numpy copies short rows far more slowly
+        # copy each block as one item: numpy copies short rows far more slowly
         np.ndarray(blocks, "<f2", packed, 0, (Q8_BYTES,))[:] = steps
         np.ndarray(blocks, f"V{BLOCK}", packed, 2, (Q8_BYTES,))[:] = rounded.view(f"V{BLOCK}")
         return packed
 
     def _largest_bits(self, stored: "Array") -> "Array":
-        """The largest magnitude of each block as bits, which are ordered as the magnitudes are."""
+        """Return the largest magnitude of each block as bits, which have the order of the magnitudes."""
         import numpy as np
 
-        # of 2, 4, 8 neighbours from each place on, in long rows, which the processor does at once
+        # the maximum of 2, 4, 8 neighbours from each position on, in long rows, which vectorize
         ours, theirs = self._magnitudes[:, : stored.size]
         np.bitwise_and(stored, 0x7FFF, out=ours)
         for reach in (1, 2, 4):
@@ -93,7 +93,7 @@ def _halved(values: "Array", size: int) -> "Array":
 
 
 def _q8_steps(largest: "Array") -> tuple["Array", "Array"]:
-    """The step of blocks with these largest magnitudes, and its inverse, 0 where the step is."""
+    """Return the steps of blocks with these largest magnitudes, and their inverses, 0 where the step is 0."""
     import numpy as np
 
     step = largest / np.float32(Q8_STEPS)
@@ -105,7 +105,7 @@ def _q8_steps(largest: "Array") -> tuple["Array", "Array"]:
 
 
 def _by_gguf(name: str) -> Encoding:
-    """One of the types that gguf-py quantizes."""
+    """Return a type that gguf-py encodes."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
     kind = GGMLQuantizationType[name]
@@ -121,7 +121,7 @@ def _by_gguf(name: str) -> Encoding:
 
 
 def _by_ggml(name: str) -> Encoding:
-    """One of the types that only ggml quantizes."""
+    """Return a type that only ggml encodes."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     kind = GGMLQuantizationType[name]
@@ -139,7 +139,7 @@ def _by_ggml(name: str) -> Encoding:
             written = ggml.ggml_quantize_chunk(
                 kind.value, values.ctypes.data, packed.ctypes.data, 0, rows, block, None
             )
-            assert written == packed.nbytes, "ggml writes what its sizes say"
+            assert written == packed.nbytes, "ggml writes as many bytes as its block sizes imply"
             return packed
 
         return encode
@@ -158,7 +158,7 @@ def _decoded(data: "Array", kind: Any, size: int) -> "Array":
 
 @cache
 def _ggml(name: str) -> Any:
-    """The library ggml-base of the package libggml-python.
+    """Load the library ggml-base of the package libggml-python.
 
     Raises:
         ConfigError: it is not installed.
@@ -181,7 +181,7 @@ def _ggml(name: str) -> Any:
 
 @cache
 def encoding_of(name: str) -> Encoding:
-    """The encoding of a GGUF type by llama.cpp's name of it. Raises `ConfigError` when ggml is needed and missing."""
+    """Return the encoding of a GGUF type by llama.cpp's name. Raises `ConfigError` if ggml is needed and missing."""
     plain = {"F32": F32, "F16": F16, "BF16": BF16}
     if name in plain:
         return plain[name]
@@ -192,7 +192,7 @@ def encoding_of(name: str) -> Encoding:
 
 
 def encoding_for_row(name: str, row_items: int) -> Encoding:
-    """The encoding `name`, or what llama.cpp takes for rows of so many weights that its blocks do not divide."""
+    """Return the encoding `name`, or llama.cpp's replacement if its blocks do not divide rows of `row_items` weights."""
     encoding = encoding_of(name)
     if row_items % encoding.block == 0:
         return encoding

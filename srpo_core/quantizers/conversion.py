@@ -1,4 +1,4 @@
-"""From a checkpoint to files in several formats, in one pass over it, a chunk at a time."""
+"""Convert a checkpoint to files in several formats, in one pass over it, a chunk at a time."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 MATRIX: Final = 2
 SCALE_SUFFIX: Final = "_scale"
-# Errors are measured on at most so many chunks of a tensor, at even distances; of a small tensor, on all of it.
+# Errors are measured on at most this many evenly spaced chunks of a tensor, so on all of a small tensor.
 MEASURED_CHUNKS: Final = 2
 
 
@@ -41,9 +41,8 @@ MEASURED_CHUNKS: Final = 2
 class Format:
     """How a checkpoint is stored.
 
-    encoding: from the BFL name and the shape of a tensor to its type; container: what a single file in BFL
-    names is; directory: whether a diffusers directory is written as well; file_type: llama.cpp's name of the
-    whole file; needs: names of what opens it.
+    encoding: from the BFL name and the shape of a tensor to its type; container: of the single file in BFL names;
+    directory: whether a diffusers directory is written as well; file_type: llama.cpp's name of the whole file.
     """
 
     encoding: Callable[[str, tuple[int, ...]], Encoding]
@@ -54,11 +53,11 @@ class Format:
 
 @dataclass(frozen=True)
 class Loss:
-    """What a tensor's type did to its weights.
+    """The loss of precision of one tensor.
 
-    relative_error: ‖stored − weights‖ / ‖weights‖; clipped, zeroed: shares of the weights beyond the type's
-    largest value, and of those other than 0 that became 0; measured: how many weights were looked at for the
-    error and the zeros; meant: the format's type where `dtype` replaces it, because it does not fit the rows.
+    relative_error: ‖stored − weights‖ / ‖weights‖; clipped: share of the weights beyond the type's largest value;
+    zeroed: share of the weights that were not 0 and became 0; measured: number of weights for `relative_error` and
+    `zeroed`; meant: the format's type if `dtype` replaces it because it does not fit the rows.
     """
 
     dtype: str
@@ -72,7 +71,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """A file that is complete on the disk, with the loss of each tensor by its name there."""
+    """A complete file on disk, with the loss of each tensor by its name in the file."""
 
     path: Path
     num_bytes: int
@@ -82,7 +81,7 @@ class WrittenFile:
 
 @dataclass(frozen=True)
 class _Output:
-    """A file to be written: which format, in which naming, and its tensors in order."""
+    """A file to write: its format, path and naming."""
 
     format: Format
     path: Path
@@ -93,7 +92,7 @@ class _Output:
 
 
 def is_block_weight(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor, by its BFL name, is the weight of a Linear layer of a block: what formats quantize."""
+    """Return whether a tensor, by its BFL name, is the weight of a linear layer of a block: those are quantized."""
     return len(shape) == MATRIX and name.split(".", maxsplit=1)[0] not in HIGH_PRECISION
 
 
@@ -105,13 +104,13 @@ def convert(
     stem: str,
     advance: Callable[[int], None] = lambda _weights: None,
 ) -> dict[str, list[WrittenFile]]:
-    """Write `checkpoint` in every format to `target`/<format>/; all files appear together at the end.
+    """Write `checkpoint` in every format to `target`/<format>/; all files become visible together at the end.
 
-    stem: single files are called <stem>-<format>; advance: is told how many weights were written.
+    stem: single files are named <stem>-<format>; advance: called with the number of weights just written.
 
     Raises:
         DataError: a weight is a NaN or an infinity.
-        ConfigError: a diffusers directory is wanted of a file that does not say its rotary axes.
+        ConfigError: a format needs a diffusers directory, and the checkpoint does not state its rotary axes.
     """
     outputs: dict[str, list[_Output]] = {}
     for name, chosen in formats.items():
@@ -145,7 +144,7 @@ def convert(
 
 
 def num_weights(checkpoint: FluxCheckpoint, formats: Mapping[str, Format]) -> int:
-    """How many weights `convert` will write, over all files."""
+    """Count the weights that `convert` will write, over all files."""
     weights = sum(_count(checkpoint.shape(joint.bfl, bfl=True)) for joint in checkpoint.joints)
     return weights * sum(1 + chosen.directory for chosen in formats.values())
 
@@ -176,7 +175,7 @@ def _write_tensor(
 def _copy_tensor(
     checkpoint: FluxCheckpoint, file: HashedFile, output: _Output, name: str, *, meant: str | None
 ) -> Loss:
-    """A tensor that is stored in the wanted type already: nothing is computed, and nothing is lost."""
+    """Copy a tensor that is already stored in the required type, without loss."""
     dtype, weights = "", 0
     for chunk in checkpoint.chunks(name, bfl=output.bfl):
         file.write(chunk.stored)
@@ -191,7 +190,7 @@ def _pad(file: HashedFile, output: _Output) -> None:
 
 
 class _Losses:
-    """Sums over a tensor of what its type lost."""
+    """Accumulates the loss of a tensor over its chunks."""
 
     def __init__(self, encoding: Encoding, weights: int, scale: float) -> None:
         self._encoding, self._weights, self._scale = encoding, weights, scale
@@ -203,15 +202,15 @@ class _Losses:
         import numpy as np
 
         limit = self._encoding.largest * self._scale
-        # the scale was rounded, so that the largest weight may stand one rounding above the limit
+        # with a scale, the largest weight may exceed the limit by one rounding, because the scale is rounded
         if not self._encoding.scaled and chunk.largest > limit:
             self._clipped += int(np.count_nonzero(np.abs(chunk.float32) > limit))
-        # a joined tensor comes in more chunks than its size asks for
+        # a concatenated tensor has more chunks than its size requires
         room = self._measured + chunk.stored.size <= CHUNK * MEASURED_CHUNKS
         if self._chunks % self._every == 0 and room:
             exact = chunk.float32
             stored = self._encoding.decode(encoded) * np.float32(self._scale)  # a new array
-            # a zero is a zero in every type
+            # a zero stays zero in every type
             self._zeroed += int(np.count_nonzero(exact)) - int(np.count_nonzero(stored))
             stored -= exact
             self._error += float(np.square(stored, out=stored).sum(dtype=np.float64))
@@ -264,8 +263,8 @@ def _entries(checkpoint: FluxCheckpoint, output: _Output) -> Iterator[Entry]:
 def _require_config(checkpoint: FluxCheckpoint) -> None:
     if checkpoint.config is None:
         raise ConfigError(
-            f"{checkpoint.where} does not say its rotary axes, which a diffusers directory needs: give the "
-            "directory with its config.json instead of one file"
+            f"{checkpoint.where} does not state its rotary axes, which a diffusers directory needs: give the "
+            "directory with its config.json instead of a single file"
         )
 
 

@@ -1,7 +1,7 @@
-"""How weights become bytes: float types, and llama.cpp's blocks where they need no library but gguf.
+"""Encode weights as bytes: the float types.
 
-An encoding works on chunks that are a multiple of its block. bfloat16 has 65 536 values, so that a float8 of
-them is looked up in a table that was made by the definition.
+An encoding works on chunks that are a multiple of its block. bfloat16 has only 65 536 values, so their float8 codes
+are looked up in a table that is computed from the definition.
 """
 
 from collections.abc import Callable
@@ -27,10 +27,10 @@ Q8_LARGEST: Final = 127
 class Encoding:
     """A type of stored weights.
 
-    name: as the container spells it; block, block_bytes: weights per block and its size; largest: magnitudes
-    above it are clipped; encoder: from a tensor's scale to the function that encodes its chunks; decode: the
-    float32 values of encoded bytes, without the scale; scaled: one scale per tensor is stored beside it; meant:
-    the type that this one replaces where that does not fit a tensor's rows.
+    name: in the container; block, block_bytes: weights per block, and bytes; largest: magnitudes above it are
+    clipped; encoder: from a tensor's scale to the function that encodes its chunks; decode: encoded bytes to float32
+    values, without the scale; scaled: one scale per tensor is stored beside it; meant: the type that this one
+    replaces where it does not fit a tensor's rows.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Encoding:
     meant: str | None = None
 
     def num_bytes(self, weights: int) -> int:
-        """Bytes of so many weights."""
+        """Return the size in bytes of `weights` encoded weights."""
         return weights // self.block * self.block_bytes
 
 
@@ -81,9 +81,9 @@ def float8_bits(values: "Array") -> "Array":
 
     magnitude = np.minimum(np.abs(values), np.float32(FP8_LARGEST))
     bits = magnitude.view(np.uint32)
-    # 20 of 23 mantissa bits go; the exponent's bias changes from 127 to 7
+    # drop 20 of 23 mantissa bits; the exponent's bias changes from 127 to 7
     normal = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) - ((127 - 7) << 3)
-    # below 2^-6 the steps are 2^-9, which are the steps of float32 at 2^14
+    # below 2^-6 the spacing is 2^-9, which is the spacing of float32 at 2^14
     anchor = np.float32(2**14)
     subnormal = (magnitude + anchor).view(np.uint32) - anchor.view(np.uint32)
     code = np.where(magnitude < np.float32(2**-6), subnormal, normal).astype(np.uint8)
@@ -99,16 +99,16 @@ def float8_encoder(scale: float) -> "Encoder":
     def exact(values: "Array") -> "Array":
         return float8_bits(values if scale == 1 else values / np.float32(scale))
 
-    with np.errstate(invalid="ignore", over="ignore"):  # NaN is among all the values, and never looked up
+    with np.errstate(invalid="ignore", over="ignore"):  # the table also has NaN, which is never looked up
         codes = exact(Chunk(np.arange(1 << 16, dtype=np.uint16), "BF16").float32)
-    # not by pa.array, which imports pandas
+    # not with pa.array, which imports pandas
     table = pa.Array.from_buffers(pa.uint8(), codes.size, [None, pa.py_buffer(codes)])
     unchecked = pc.TakeOptions(boundscheck=False)
 
     def encode(chunk: Chunk) -> "Array":
         if chunk.dtype != "BF16":
             return exact(chunk.float32)
-        # Arrow looks up by 16-bit places as they are; numpy widens them to 64 bits first.
+        # Arrow takes 16-bit indices directly; numpy widens them to 64 bits first.
         places = pa.Array.from_buffers(pa.uint16(), chunk.stored.size, [None, pa.py_buffer(chunk.stored)])
         return np.frombuffer(
             pc.call_function("array_take", [table, places], unchecked).buffers()[1],

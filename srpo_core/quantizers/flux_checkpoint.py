@@ -1,7 +1,6 @@
-"""A FLUX transformer on disk, whoever wrote it: its tensors under both namings, read in chunks.
+"""Read a FLUX transformer from disk, in either naming, in chunks.
 
-Files are memory-mapped and pages are given back once they were read, so memory does not grow with the
-checkpoint.
+Files are memory-mapped and pages are released once they are read, so memory does not grow with the checkpoint.
 """
 
 import json
@@ -32,22 +31,22 @@ if TYPE_CHECKING:
 
 INDEX: Final = f"{WEIGHTS}.index.json"
 TRANSFORMER: Final = "transformer"
-# Under this key of a file's metadata our own single files carry the model's config.json.
+# The metadata key under which our own single files hold the model's config.json.
 CONFIG_METADATA: Final = "srpo_config"
 
-# Weights per chunk: what is read, encoded, digested and written at once stays in the second-level cache.
+# Weights per chunk: small enough that reading, encoding, hashing and writing it stay in the second-level cache.
 CHUNK: Final = 1 << 18
 
 ITEM_BYTES: Final[Mapping[str, int]] = MappingProxyType({"F32": 4, "F16": 2, "BF16": 2})
 _MAX_HEADER: Final = 100 << 20
-# FLUX.1's own: heads are 128 wide, and their rotary axes are these. Other files must say it.
+# FLUX.1's heads are 128 wide, with these rotary axes. Other widths require a config.json.
 _FLUX_HEAD: Final = 128
 _FLUX_AXES: Final = (16, 56, 56)
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor lies: the mapped file, its type there, its shape, and its first byte."""
+    """Location of a tensor: the mapped file, its type in the file, its shape, and its first byte."""
 
     file: mmap.mmap
     dtype: str
@@ -67,12 +66,12 @@ class Stored:
 class Chunk:
     """Some weights as they are stored: bfloat16 as uint16, others in numpy's own type.
 
-    seen: `largest`, where these weights were looked through before.
+    known_largest: `largest`, if it was computed before.
     """
 
     stored: "np.ndarray[Any, Any]"
     dtype: str
-    seen: float | None = None
+    known_largest: float | None = None
 
     @cached_property
     def float32(self) -> "np.ndarray[Any, np.dtype[np.float32]]":
@@ -87,16 +86,18 @@ class Chunk:
 
     @property
     def largest(self) -> float:
-        """The largest magnitude; infinite when a weight is an infinity or a NaN."""
-        return largest_magnitude(self.stored, self.dtype) if self.seen is None else self.seen
+        """The largest magnitude; infinite if a weight is infinite or NaN."""
+        return (
+            largest_magnitude(self.stored, self.dtype) if self.known_largest is None else self.known_largest
+        )
 
 
 def largest_magnitude(stored: "np.ndarray[Any, Any]", dtype: str) -> float:
-    """The largest magnitude of stored weights; infinite when one is an infinity or a NaN."""
+    """Return the largest magnitude of stored weights; infinite if one is infinite or NaN."""
     import numpy as np
 
     width = stored.itemsize
-    # Magnitudes are ordered as their bits are: two passes over integers, and no array is made.
+    # Magnitudes have the order of their bits: two passes over integers, without a temporary array.
     signed = int(np.maximum.reduce(stored.view(f"i{width}")))
     unsigned = int(np.maximum.reduce(stored.view(f"u{width}")))
     bits = max(signed, unsigned - (1 << (8 * width - 1)), 0)
@@ -107,7 +108,7 @@ def largest_magnitude(stored: "np.ndarray[Any, Any]", dtype: str) -> float:
 
 
 class FluxCheckpoint:
-    """Tensors by either name. `joints` is the order in which a checkpoint is walked through."""
+    """The tensors of a checkpoint under both names; `joints`: in the order of the architecture."""
 
     def __init__(
         self, files: Sequence[Path], tensors: Mapping[str, Stored], config: Mapping[str, Any] | None
@@ -130,7 +131,7 @@ class FluxCheckpoint:
         self._bfl: Mapping[str, tuple[Rows, ...]] = own if self.bfl_naming else bfl_names(shapes)
         self._diffusers: Mapping[str, tuple[Rows, ...]] = diffusers_names(shapes) if self.bfl_naming else own
         self.config: Mapping[str, Any] | None = config or self._inferred_config()
-        # By tensor, first byte and size of a chunk: a further file, or pass for a scale, need not look again.
+        # By tensor, first byte and size of a chunk, so that further files, and the pass for a scale, reuse it.
         self._largest: dict[tuple[str, int, int], float] = {}
 
     @property
@@ -140,22 +141,22 @@ class FluxCheckpoint:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all tensors as they are stored."""
+        """Size in bytes of all tensors as they are stored."""
         return sum(
             ITEM_BYTES[stored.dtype] * stored.row_items * stored.shape[0] for stored in self._tensors.values()
         )
 
     def shape(self, name: str, *, bfl: bool) -> tuple[int, ...]:
-        """The shape of a tensor by its name in one of the namings."""
+        """Return the shape of a tensor by its name in one of the namings."""
         pieces = self._rows(name, bfl=bfl)
         height = sum(piece.stop - piece.start for piece in pieces)
         return (height, *self._tensors[pieces[0].tensor].shape[1:])
 
     def chunks(self, name: str, *, bfl: bool) -> Iterator[Chunk]:
-        """The weights of a tensor row by row, in chunks of at most `CHUNK`.
+        """Yield the weights of a tensor row by row, in chunks of at most `CHUNK`.
 
         Raises:
-            DataError: a weight is a NaN or an infinity.
+            DataError: a weight is NaN or infinite.
         """
         import numpy as np
 
@@ -177,17 +178,17 @@ class FluxCheckpoint:
                         f"{self.where}: {piece.tensor} holds a NaN or an infinity; nothing was written"
                     )
                 yield Chunk(data, stored.dtype, largest)
-            _give_back(stored.file, first, count * item)
+            _release_pages(stored.file, first, count * item)
 
     def stored_as(self, name: str, dtype: str, *, bfl: bool) -> bool:
-        """Whether all of a tensor is stored in this type."""
+        """Return whether all of a tensor is stored in this type."""
         return all(self._tensors[piece.tensor].dtype == dtype for piece in self._rows(name, bfl=bfl))
 
     def _rows(self, name: str, *, bfl: bool) -> tuple[Rows, ...]:
         return (self._bfl if bfl else self._diffusers)[name]
 
     def _inferred_config(self) -> Mapping[str, Any] | None:
-        """The config.json of a FLUX whose heads are as wide as FLUX.1's, by its shapes; None for another."""
+        """Infer config.json from the shapes if heads are as wide as FLUX.1's, else return None."""
         shape = {
             name: self.shape(f"{name}.weight", bfl=True)
             for name in ("img_in", "txt_in", "vector_in.in_layer")
@@ -216,11 +217,11 @@ class FluxCheckpoint:
 def open_flux(path: Path) -> FluxCheckpoint:
     """Open a FLUX transformer: a diffusers directory (of the transformer or the pipeline), or one safetensors file.
 
-    A file may hold either naming, below a prefix such as `model.diffusion_model.`; what lies outside of the
-    prefix is left alone.
+    A file may have either naming, below a prefix such as `model.diffusion_model.`; tensors outside the prefix are
+    ignored.
 
     Raises:
-        DataError: there is no such checkpoint, it is damaged, no FLUX, or quantized already.
+        DataError: the checkpoint is missing, damaged, not FLUX, or already quantized.
     """
     files, config = _files(path)
     tensors: dict[str, Stored] = {}
@@ -240,7 +241,7 @@ def open_flux(path: Path) -> FluxCheckpoint:
 
 
 def _files(path: Path) -> tuple[list[Path], dict[str, Any] | None]:
-    """The safetensors files of a checkpoint and its config.json, if it has one."""
+    """Return the safetensors files of a checkpoint, and its config.json if it has one."""
     if path.is_file():
         return [path], None
     directory = path / TRANSFORMER if (path / "model_index.json").is_file() else path
@@ -270,7 +271,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    """The tensors of a safetensors file, mapped, and its metadata."""
+    """Map the tensors of a safetensors file; returns them with the file's metadata."""
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
@@ -297,7 +298,7 @@ def _require_inside(stored: Stored, length: int, size: int) -> None:
 
 
 def _without_prefix(tensors: Mapping[str, Stored], path: Path) -> dict[str, Stored]:
-    """The transformer's tensors, their prefix removed."""
+    """Return the transformer's tensors without their prefix."""
     for first in ("img_in.weight", "x_embedder.weight"):
         prefixes = {name.removesuffix(first) for name in tensors if name.endswith(first)}
         for prefix in sorted(prefixes, key=len):
@@ -313,8 +314,8 @@ def _without_prefix(tensors: Mapping[str, Stored], path: Path) -> dict[str, Stor
     )
 
 
-def _give_back(file: mmap.mmap, start: int, length: int) -> None:
-    """Let go of whole pages that were read; they stay in the system's cache, not in this process."""
+def _release_pages(file: mmap.mmap, start: int, length: int) -> None:
+    """Release whole pages that were read; they stay in the system's cache, but not in this process."""
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
     last = (start + length) // mmap.PAGESIZE * mmap.PAGESIZE
     if last > first:

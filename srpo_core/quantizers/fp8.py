@@ -1,7 +1,7 @@
-"""float8_e4m3fn: the weights of the blocks' Linear layers, all else bfloat16; plain, or with a scale per tensor.
+"""float8_e4m3fn for the weights of the blocks' linear layers, bfloat16 for the rest; plain, or with a scale per tensor.
 
-Two formats, which no loader may take for each other: diffusers loads a scaled file without a word and then
-draws noise.
+These are two formats with different names, because a loader may confuse them: diffusers loads a scaled file without a
+warning and then generates noise.
 """
 
 from typing import Final
@@ -18,7 +18,7 @@ def _scaled(name: str, shape: tuple[int, ...]) -> Encoding:
     return FP8_SCALED if is_block_weight(name, shape) else BF16
 
 
-# Relative output error about 3e-2; casting every tensor would double it.
+# Relative output error: about 3e-2; casting every tensor would double it.
 PLAIN: Final = Format(_plain, "safetensors")
-# ComfyUI's: `X.weight_scale` beside each `X.weight`, and the layers named in the file's metadata.
+# As in ComfyUI: `X.weight_scale` beside each `X.weight`, and the layers listed in the file's metadata.
 SCALED: Final = Format(_scaled, "safetensors")

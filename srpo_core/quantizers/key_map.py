@@ -1,8 +1,8 @@
-"""FLUX's tensors under both of their names: those of the original code (BFL) and those of diffusers.
+"""The names of FLUX's tensors in the original code (BFL) and in diffusers, in one table.
 
-One table, in the order of the architecture. A file of the original naming joins by rows what diffusers
-keeps apart (q, k, v; in a single block the MLP's first layer as well), and the last modulation's halves stand
-in the other order: (shift, scale) there, (scale, shift) in diffusers.
+The table is in the order of the architecture. A BFL tensor concatenates the rows of several diffusers tensors (q, k,
+v; in a single block also the MLP's first layer). The halves of the last modulation have different orders: (shift,
+scale) in BFL, (scale, shift) in diffusers.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -15,15 +15,15 @@ from srpo_core.errors import DataError
 LINEAR: Final[Mapping[str, str]] = MappingProxyType({"weight": "weight", "bias": "bias"})
 NORM: Final[Mapping[str, str]] = MappingProxyType({"scale": "weight"})
 
-# These stay in high precision in every format: they are small, and quantizing them doubles the error.
+# These keep high precision in every format: they are small, and quantizing them doubles the error.
 HIGH_PRECISION: Final = ("img_in", "txt_in", "time_in", "vector_in", "guidance_in", "final_layer")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: its BFL name, the diffusers layers that it joins by rows, and how its tensors are called.
+    """A layer: its BFL name, the diffusers layers whose rows it concatenates, and the names of its tensors.
 
-    swapped: the halves of the rows stand in the other order in diffusers.
+    swapped: the halves of the rows have the other order in diffusers.
     """
 
     bfl: str
@@ -48,7 +48,7 @@ def _layer(bfl: str, *diffusers: str, tensors: Mapping[str, str] = LINEAR, swapp
 def _stream(
     own: str, other: str, norm1: str, projections: tuple[str, str, str], feed_forward: str
 ) -> tuple[Layer, ...]:
-    """One of the two streams, image or text, of a double block; `*` stands for the block's number."""
+    """List the layers of one stream of a double block, image or text; `*` is the number of the block."""
     block, attn = f"double_blocks.*.{own}", "transformer_blocks.*.attn"
     added = "added_" if own == "txt" else ""
     return (
@@ -99,7 +99,7 @@ LAST: Final = (
 
 @dataclass(frozen=True)
 class Joint:
-    """One BFL tensor and the diffusers tensors that it joins by rows."""
+    """A BFL tensor and the diffusers tensors whose rows it concatenates."""
 
     bfl: str
     diffusers: tuple[str, ...]

@@ -1,7 +1,7 @@
-"""A LoRA in diffusers' naming, carried through: held to the checkpoint that it was merged into, then copied.
+"""Copy a LoRA in diffusers' naming after checking it against the checkpoint that it was merged into.
 
 The file is diffusers' `pytorch_lora_weights.safetensors`: for each layer `transformer.<layer>.lora_A.weight`
-(rank, in) and `transformer.<layer>.lora_B.weight` (out, rank), the factor alpha / rank multiplied in.
+(rank, in) and `transformer.<layer>.lora_B.weight` (out, rank), with the factor alpha / rank included.
 """
 
 from pathlib import Path
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 PREFIX: Final = "transformer."
 # base + B·A against the merged weights, relative to the largest change: bfloat16 bases and sums in float32
 TOLERANCE: Final = 0.02
-_COPIED: Final = 1 << 20
+_COPY_CHUNK: Final = 1 << 20
 
 
 def carry_lora(source: Path, base: FluxCheckpoint, merged: FluxCheckpoint, target: Path) -> dict[str, Any]:
-    """Copy a LoRA file to `target` after holding base + B·A to `merged`, layer by layer.
+    """Copy a LoRA file to `target` after comparing base + B·A with `merged`, layer by layer.
 
-    Returns its bytes, SHA-256, rank, number of layers, and the largest deviation over the largest change.
+    Returns its size in bytes, SHA-256, rank, number of layers, and the largest deviation over the largest change.
 
     Raises:
         DataError: the file is no such LoRA, or what it adds to the base is not the merged checkpoint.
@@ -56,9 +56,9 @@ def carry_lora(source: Path, base: FluxCheckpoint, merged: FluxCheckpoint, targe
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with hashed_file(target) as copy, source.open("rb") as original:
-        while block := original.read(_COPIED):
+        while block := original.read(_COPY_CHUNK):
             copy.write(block)
-    assert copy.sha256 == sha256(target), "what was digested is what was written"
+    assert copy.sha256 == sha256(target), "the digest is that of the written file"
     return {
         "bytes": copy.num_bytes,
         "sha256": copy.sha256,
@@ -69,13 +69,13 @@ def carry_lora(source: Path, base: FluxCheckpoint, merged: FluxCheckpoint, targe
 
 
 def _layers(source: Path, names: set[str]) -> list[str]:
-    """The layers of a LoRA whose every name has its partner."""
+    """List the layers of a LoRA. Raises `DataError` unless each has both matrices and all names are a LoRA's."""
     ends = (".lora_A.weight", ".lora_B.weight")
     odd = sorted(name for name in names if not (name.startswith(PREFIX) and name.endswith(ends)))
     layers = sorted({name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in names})
     lacking = [layer for layer in layers if any(f"{PREFIX}{layer}{end}" not in names for end in ends)]
     if odd or lacking or not layers:
-        what = odd[0] if odd else f"{lacking[0]} without its partner" if lacking else "nothing"
+        what = odd[0] if odd else f"{lacking[0]} without its other matrix" if lacking else "nothing"
         raise DataError(
             f"{source} is no LoRA in diffusers' naming (transformer.<layer>.lora_A.weight and lora_B): it holds {what}"
         )

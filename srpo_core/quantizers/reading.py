@@ -1,4 +1,4 @@
-"""Open a written format again by readers that are not ours: safetensors, gguf-py, diffusers."""
+"""Reopen a written format with third-party readers: safetensors, gguf-py, diffusers."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def read_file(path: Path) -> Mapping[str, "Tensor"]:
-    """The weights of a single file in BFL names, in float32 by their diffusers names.
+    """Read a single file in BFL names; returns float32 weights by their diffusers names.
 
     Raises:
-        ArtifactError: the file is damaged or no FLUX.
+        ArtifactError: the file is damaged or not FLUX.
     """
     with _reading(path):
         state = _read_gguf(require(path)) if path.suffix == ".gguf" else _read_safetensors(require(path))
@@ -26,7 +26,7 @@ def read_file(path: Path) -> Mapping[str, "Tensor"]:
 
 
 def read_directory(directory: Path) -> Mapping[str, "Tensor"]:
-    """The weights of a diffusers directory by `from_pretrained`, in float32.
+    """Read the weights of a diffusers directory with `from_pretrained`, in float32.
 
     Raises:
         ArtifactError: the directory is damaged.
@@ -76,13 +76,13 @@ def _in_diffusers_names(state: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
         name: [state[piece.tensor][piece.start : piece.stop] for piece in pieces]
         for name, pieces in diffusers_names(shapes).items()
     }
-    # a part of one tensor is no copy of it
+    # a part of a single tensor stays a view
     return {name: some[0] if len(some) == 1 else torch.cat(some) for name, some in parts.items()}
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn what libraries raise on damaged weights into one `ArtifactError`."""
+    """Raise one `ArtifactError` for whatever libraries raise on damaged weights."""
     from safetensors import SafetensorError
 
     failures: tuple[Any, ...] = (
@@ -98,4 +98,6 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except (*failures, SafetensorError) as error:
         cause = " ".join(str(error).split())[:200]
-        raise ArtifactError(f"{path} is damaged ({cause}): remove it and write it again") from error
+        raise ArtifactError(
+            f"{path} is damaged ({cause}): remove it and run the same command again"
+        ) from error

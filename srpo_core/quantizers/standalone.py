@@ -1,4 +1,4 @@
-"""`srpo quantize`: any FLUX checkpoint in several formats, each with a record of what was lost."""
+"""`srpo quantize`: write any FLUX checkpoint in several formats, each with a record of its errors."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ from srpo_core.quantizers.flux_checkpoint import TRANSFORMER, FluxCheckpoint
 
 RECORD: Final = "quantize.json"
 SCHEMA_VERSION: Final = 1
-# Types that hold every weight of a bfloat16 or float32 model as well as they can: no row of a table.
+# Types that store each weight by itself, without blocks or scales.
 _WHOLE: Final = ("F32", "F16", "BF16")
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -23,24 +23,24 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 def quantize_checkpoint(
     source: Path, names: Sequence[str], out: Path, *, stem: str | None, bar: Bar
 ) -> Iterator[str]:
-    """Write `source` in the formats called `names` to `out`/<format>/, in one pass; yields a line per file.
+    """Write `source` in the formats called `names` to `out`/<format>/, in one pass; yields one line per file.
 
-    A format's record is written last: one that is there for the same source is kept, so that the same
-    command goes on after a kill.
+    A format's record is written last, and a format whose record matches the source is kept, so that the same command
+    resumes after a kill.
 
     Raises:
         ConfigError: a format is unknown or needs a package that is missing.
-        DataError: the source is no FLUX checkpoint, or damaged.
+        DataError: the source is not a FLUX checkpoint, or it is damaged.
     """
     formats = {name: entry for name, (_, entry) in chosen_quantizers(names).items()}
     checkpoint = open_flux(source)
     called = stem or _stem(source)
     if "/" in called:
-        raise DataError(f"--name {called} is no file name: leave out the '/'")
+        raise DataError(f"--name {called} is not a file name: remove the '/'")
     origin = _origin(checkpoint)
     kept = {name: record for name in formats if (record := _record(out / name, called, origin)) is not None}
     missing = {name: entry for name, entry in formats.items() if name not in kept}
-    # A record never stands beside files of another source, whenever this is killed.
+    # A record must never be beside files of another source, whenever this process is killed.
     for name in missing:
         (out / name / RECORD).unlink(missing_ok=True)
     if missing:
@@ -80,7 +80,7 @@ def _described(file: WrittenFile) -> dict[str, Any]:
 
 
 def _stem(source: Path) -> str:
-    """What files made of `source` are called."""
+    """Return the default stem of files written from `source`."""
     if source.is_file():
         return source.stem
     directory = source.resolve()
@@ -88,7 +88,7 @@ def _stem(source: Path) -> str:
 
 
 def _origin(checkpoint: FluxCheckpoint) -> list[dict[str, Any]]:
-    """What tells a source from another without reading all of it."""
+    """Identify a source without reading all of it: name, size and modification time of its files."""
     states = [(path, path.stat()) for path in checkpoint.files]
     return [
         {"file": path.name, "bytes": state.st_size, "changed": state.st_mtime_ns} for path, state in states
@@ -96,7 +96,7 @@ def _origin(checkpoint: FluxCheckpoint) -> list[dict[str, Any]]:
 
 
 def _record(directory: Path, called: str, origin: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The record of a format that is complete and of this source, or None."""
+    """Return the record of a format if the format is complete and of this source, else None."""
     path = directory / RECORD
     if not path.is_file():
         return None
@@ -109,7 +109,7 @@ def _record(directory: Path, called: str, origin: list[dict[str, Any]]) -> dict[
         )
         sizes = {name: entry["bytes"] for name, entry in record["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
-        return None  # not ours, or cut off by a full disk: it is written again
+        return None  # of another program, or truncated by a full disk: the format is written again
     there = all((directory / name).is_file() for name in sizes)
     return (
         record

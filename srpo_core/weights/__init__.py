@@ -1,1 +1,1 @@
-"""Files of weights: read, write, join, and models.lock."""
+"""Weight files: write, read and join them, and check them against models.lock."""

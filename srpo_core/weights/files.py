@@ -1,4 +1,4 @@
-"""Files of weights written from front to back: head first, digest on the way, in place only when complete."""
+"""Write weight files sequentially: header first, SHA-256 while writing, visible only when complete."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ GGUF_ARCHITECTURE: Final = "flux"
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of a file: its name, type and shape, and how many bytes it has."""
+    """A tensor of a file: its name, type, shape and size in bytes."""
 
     name: str
     dtype: str
@@ -34,7 +34,7 @@ class Entry:
 
 
 class HashedFile:
-    """A file that grows; what is written is digested at once, while it is in the processor's cache."""
+    """A file to append to. Data are hashed as they are written, while they are in the processor's cache."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("xb", buffering=0)
@@ -55,11 +55,11 @@ class HashedFile:
 
     @property
     def sha256(self) -> str:
-        """The digest of what was written so far, as hex digits."""
+        """The SHA-256 of the bytes written so far, in hexadecimal."""
         return self._seen.hexdigest()
 
     def close(self, *, sync: bool) -> None:
-        """Close the file, with its bytes on the disk if `sync`."""
+        """Close the file; sync: flush it to the disk first."""
         if sync:
             os.fsync(self._file.fileno())
         self._file.close()
@@ -67,9 +67,9 @@ class HashedFile:
 
 @contextmanager
 def hashed_file(path: Path) -> Iterator[HashedFile]:
-    """A file that takes the place of `path` when all went well, and leaves nothing otherwise.
+    """Yield a file that replaces `path` if the block succeeds, and leaves nothing if it raises.
 
-    What killed writers of the same file have left is removed.
+    Partial files of killed writers of the same path are removed.
     """
     for left in path.parent.glob(f".{path.name}.*.part"):
         left.unlink(missing_ok=True)
@@ -83,7 +83,7 @@ def hashed_file(path: Path) -> Iterator[HashedFile]:
 
 
 def safetensors_head(entries: Sequence[Entry], metadata: Mapping[str, str]) -> bytes:
-    """The head of a safetensors file whose tensors follow in the order of `entries`, without gaps."""
+    """Return the header of a safetensors file whose tensors follow in the order of `entries`, without gaps."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     start = 0
     for entry in entries:
@@ -96,7 +96,7 @@ def safetensors_head(entries: Sequence[Entry], metadata: Mapping[str, str]) -> b
 
 
 def gguf_head(entries: Sequence[Entry], *, file_type: str, metadata: Mapping[str, str]) -> bytes:
-    """The head of a GGUF file, by gguf-py; each tensor follows at a multiple of 32 bytes."""
+    """Return the header of a GGUF file, written by gguf-py; each tensor follows at a multiple of 32 bytes."""
     import numpy as np
     from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter, LlamaFileType
 

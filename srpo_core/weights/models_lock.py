@@ -1,4 +1,4 @@
-"""models.lock: which weights come from a hub, from where exactly, and what their bytes must be."""
+"""models.lock: the weights that come from a model hub, with repository, revision and SHA-256 of each file."""
 
 import os
 import shutil
@@ -13,12 +13,15 @@ from srpo_core.artifacts import replacing, sha256
 from srpo_core.errors import ArtifactError, ConfigError, SrpoError, pick
 
 LOCK: Final = Path("models.lock")
-HUB_NOTES: Final = ".cache"  # where hf_hub_download keeps what it knows of a directory
+HUB_METADATA: Final = ".cache"  # where hf_hub_download keeps metadata of a directory
 
 
 @dataclass(frozen=True)
 class Locked:
-    """One entry: a repository of the hub at a revision; files: SHA-256 by name, or None where it is not known."""
+    """An entry: a repository of the hub at a revision.
+
+    files: SHA-256 by name, None if it is not known yet; architecture: by part of a pipeline, its configuration.
+    """
 
     repo: str
     revision: str
@@ -27,10 +30,10 @@ class Locked:
 
 
 def read_lock(path: Path = LOCK) -> Mapping[str, Locked]:
-    """The entries by the directory in which their files belong.
+    """Read the entries, by the directory of their files.
 
     Raises:
-        ConfigError: the file is missing or of another form.
+        ConfigError: the file is missing or malformed.
     """
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -40,12 +43,12 @@ def read_lock(path: Path = LOCK) -> Mapping[str, Locked]:
 
 
 def missing_files(directory: str, entry: Locked) -> list[str]:
-    """Names of the files of an entry that are not there, sorted."""
+    """List the files of an entry that are missing, sorted."""
     return sorted(name for name in entry.files if not (Path(directory) / name).is_file())
 
 
 def require_locked(path: Path) -> None:
-    """Hold a file of weights to its digest, if models.lock here knows one, before it is opened.
+    """Check a weight file against its digest in models.lock, if it has one, before it is opened.
 
     Raises:
         ArtifactError: the file has another digest.
@@ -61,13 +64,13 @@ def _altered(path: Path) -> ArtifactError:
 
 
 def fetch(directory: str) -> Iterator[str]:
-    """Get what is missing of an entry from the hub and check every file; yields a line for each.
+    """Download the missing files of an entry from the hub and check every file; yields one line per file.
 
-    A digest that models.lock did not know is written into it, so that from then on the file is held to it.
+    A digest that models.lock lacks is written into it, and the file is checked against it from then on.
 
     Raises:
         ConfigError: models.lock has no such entry.
-        SrpoError: the hub does not answer, does not know the file, or wants a login.
+        SrpoError: the hub does not answer, has no such file, or requires a login.
         ArtifactError: a file does not have the digest of models.lock.
     """
     entry = pick(read_lock(), directory, "entry of models.lock")
@@ -83,13 +86,13 @@ def fetch(directory: str) -> Iterator[str]:
             _lock_digest(directory, name, found)
         checked = "as locked" if digest else f"sha256 {found}, now in {LOCK}"
         yield f"{path}: {'here already' if had else 'fetched'}, {checked}"
-    # the hub's notes, of no use once all is here, tell the hour: DVC's digest would be another on each machine
-    if (notes := Path(directory) / HUB_NOTES).is_dir():
-        shutil.rmtree(notes)
+    # the hub's metadata contain times, so that DVC's digest of the directory would differ between machines
+    if (metadata := Path(directory) / HUB_METADATA).is_dir():
+        shutil.rmtree(metadata)
 
 
 def _lock_digest(directory: str, name: str, digest: str) -> None:
-    """Write a digest into models.lock where it says null; comments and order stay."""
+    """Replace a null in models.lock by a digest; comments and order are kept."""
     lines = LOCK.read_text(encoding="utf-8").splitlines(keepends=True)
     inside = False
     for place, line in enumerate(lines):
@@ -103,7 +106,7 @@ def _lock_digest(directory: str, name: str, digest: str) -> None:
         partial.write_text("".join(lines), encoding="utf-8")
     if read_lock()[directory].files[name] != digest:
         raise ConfigError(
-            f"{LOCK}: write the digest of {directory}/{name} by hand, its line has another form: {digest}"
+            f"{LOCK}: cannot be edited, its line for {directory}/{name} has another form: write this digest there by hand: {digest}"
         )
 
 

@@ -62,7 +62,7 @@ def test_the_benchmark_ends_with_the_peaks_at_both_sizes(benchmark, tmp_path, mo
     benchmark.main()
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["row"] for line in lines] == [
-        benchmark.YARDSTICK,
+        benchmark.BASELINE,
         "bf16_single",
         "bf16_single",
         "peak of bf16_single",

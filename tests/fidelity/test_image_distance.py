@@ -18,7 +18,7 @@ def test_a_difference_of_a_tenth_everywhere_is_20_db():
     assert math.isinf(float(psnr(black, black)[0]))
 
 
-def test_an_image_is_wholly_similar_to_itself_and_less_the_more_noise_it_has():
+def test_ssim_is_one_for_equal_images_and_falls_with_noise():
     image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     assert ssim(image, image).tolist() == pytest.approx([1.0, 1.0], abs=1e-4)
     little, much = (ssim(image + size * noise(2, 3, 32, 32), image) for size in (0.05, 0.3))
@@ -35,12 +35,12 @@ def test_two_flat_images_differ_by_their_brightness_alone():
     )
 
 
-def test_the_inverse_of_an_image_is_dissimilar():
+def test_ssim_of_an_image_and_its_inverse_is_negative():
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     assert float(ssim(1 - image, image)) < -0.5
 
 
-def test_the_noise_level_is_the_noise_s_own_standard_deviation_on_any_slope():
+def test_the_noise_level_is_the_standard_deviation_of_the_noise_on_any_slope():
     ramp = torch.linspace(0, 5, 64).expand(2, 4, 64, 64)
     for size in (0.1, 0.5):
         assert noise_level(ramp + size * noise(2, 4, 64, 64)).tolist() == pytest.approx(

@@ -63,7 +63,7 @@ def relative_error(a, b):
     return float((a - b).detach().norm() / b.detach().norm())
 
 
-def test_the_velocity_is_that_of_diffusers_to_the_last_bit(transformer, inputs):
+def test_the_velocity_is_bit_identical_to_diffusers(transformer, inputs):
     with torch.no_grad():
         torch.testing.assert_close(
             ours(transformer, inputs), theirs(transformer, inputs), rtol=1e-6, atol=1e-6
@@ -71,7 +71,7 @@ def test_the_velocity_is_that_of_diffusers_to_the_last_bit(transformer, inputs):
     torch.testing.assert_close(ours(transformer, inputs), theirs(transformer, inputs), rtol=1e-6, atol=1e-6)
 
 
-def test_a_transformer_that_takes_no_guidance_is_given_none(inputs):
+def test_a_transformer_without_guidance_embedding_receives_none(inputs):
     schnell, inputs = small_flux(guidance_embeds=False), inputs | {"guidance": None}
     expected = theirs(schnell, inputs)
     torch.testing.assert_close(ours(schnell, inputs), expected, rtol=1e-6, atol=1e-6)
@@ -93,7 +93,7 @@ def test_every_gradient_is_that_of_diffusers(transformer, inputs):
         )
 
 
-def test_an_adapter_on_a_layer_is_seen(transformer, inputs):
+def test_an_adapter_on_a_layer_takes_effect(transformer, inputs):
     class Doubled(torch.nn.Linear):
         def forward(self, x):
             return 2 * super().forward(x)
@@ -107,7 +107,7 @@ def test_a_stock_transformer_is_plain(transformer):
     assert is_plain(transformer)
 
 
-def test_checkpointing_fused_projections_and_hooks_want_the_original(transformer):
+def test_checkpointing_fused_projections_and_hooks_require_diffusers_forward(transformer):
     transformer.enable_gradient_checkpointing()
     assert not is_plain(transformer)
     transformer.disable_gradient_checkpointing()

@@ -6,7 +6,7 @@ import torch
 from srpo_core.config import LoraSettings, load_settings
 from srpo_core.errors import ConfigError
 from srpo_core.models import load_base
-from srpo_core.models.lora import add_lora, first_weights, initialize_lora, merge_lora, write_lora
+from srpo_core.models.lora import add_lora, initial_weights, initialize_lora, merge_lora, write_lora
 from srpo_core.training.checkpoint import trained
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,12 +93,12 @@ def test_writing_adapters_twice_gives_the_same_bytes(adapted, tmp_path):
 
 
 def test_initial_adapter_weights_depend_only_on_seed_and_name():
-    a = first_weights("x.lora_A.default.weight", (4, 16), 0)
-    assert torch.equal(a, first_weights("x.lora_A.default.weight", (4, 16), 0))
-    assert not torch.equal(a, first_weights("y.lora_A.default.weight", (4, 16), 0))
-    assert not torch.equal(a, first_weights("x.lora_A.default.weight", (4, 16), 1))
+    a = initial_weights("x.lora_A.default.weight", (4, 16), 0)
+    assert torch.equal(a, initial_weights("x.lora_A.default.weight", (4, 16), 0))
+    assert not torch.equal(a, initial_weights("y.lora_A.default.weight", (4, 16), 0))
+    assert not torch.equal(a, initial_weights("x.lora_A.default.weight", (4, 16), 1))
     assert float(a.abs().max()) <= 0.25
-    assert not first_weights("x.lora_B.default.weight", (16, 4), 0).any()
+    assert not initial_weights("x.lora_B.default.weight", (16, 4), 0).any()
 
 
 def test_an_unknown_target_raises_an_error_that_lists_the_known_ones(base):

@@ -43,7 +43,7 @@ def expected(checkpoint, tmp_path_factory):
     return digests(checkpoint, tmp_path_factory.mktemp("expected"))
 
 
-def test_shards_give_the_same_bytes_as_one_file(checkpoint, expected, tmp_path):
+def test_a_sharded_checkpoint_gives_the_same_bytes_as_a_single_file(checkpoint, expected, tmp_path):
     FluxTransformer2DModel.from_pretrained(checkpoint).save_pretrained(
         tmp_path / "shards", max_shard_size="3MB"
     )
@@ -69,20 +69,20 @@ def test_a_single_file_in_diffusers_naming_gives_the_same_tensors(checkpoint, ex
     assert digests(tmp_path / "flux.safetensors", tmp_path / "out")[1] == expected[1]
 
 
-def test_our_own_single_file_leads_back_to_the_diffusers_directory(checkpoint, expected, tmp_path):
+def test_our_own_single_file_converts_back_to_the_diffusers_directory(checkpoint, expected, tmp_path):
     (single, _) = convert(open_flux(checkpoint), BF16, tmp_path / "there", stem="m")["bf16"]
     assert digests(single.path, tmp_path / "back")[1] == expected[1]
     given = json.loads((checkpoint / "config.json").read_text())
     assert json.loads((tmp_path / "back/bf16/config.json").read_text()) == given
 
 
-def test_a_pipeline_s_directory_stands_for_its_transformer(checkpoint, expected, tmp_path):
+def test_a_pipeline_directory_is_read_as_its_transformer(checkpoint, expected, tmp_path):
     shutil.copytree(checkpoint, tmp_path / "transformer")
     (tmp_path / "model_index.json").write_text("{}")
     assert digests(tmp_path, tmp_path / "out") == expected
 
 
-def test_a_file_with_narrow_heads_does_not_say_its_rotary_axes(tmp_path):
+def test_a_single_file_with_narrow_heads_raises_an_error_about_its_rotary_axes(tmp_path):
     model = FluxTransformer2DModel(
         num_layers=1,
         num_single_layers=1,
@@ -94,7 +94,7 @@ def test_a_file_with_narrow_heads_does_not_say_its_rotary_axes(tmp_path):
     )
     model.save_pretrained(tmp_path / "model")
     save_file(in_bfl_names(tmp_path / "model"), tmp_path / "flux.safetensors")
-    with pytest.raises(ConfigError, match="does not say its rotary axes"):
+    with pytest.raises(ConfigError, match="does not state its rotary axes"):
         convert(open_flux(tmp_path / "flux.safetensors"), BF16, tmp_path / "out", stem="m")
     q8 = {"q8_0": QUANTIZERS["q8_0"]}
     assert convert(open_flux(tmp_path / "flux.safetensors"), q8, tmp_path / "out", stem="m")["q8_0"]
@@ -102,7 +102,7 @@ def test_a_file_with_narrow_heads_does_not_say_its_rotary_axes(tmp_path):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_weight_that_is_no_number_is_named_and_nothing_is_left(checkpoint, tmp_path, value, dtype):
+def test_a_nan_weight_is_named_and_no_file_is_left(checkpoint, tmp_path, value, dtype):
     def spoil(state):
         for name in state:
             state[name] = state[name].to(dtype)
@@ -115,7 +115,9 @@ def test_a_weight_that_is_no_number_is_named_and_nothing_is_left(checkpoint, tmp
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
-def test_what_is_too_large_for_a_type_is_clamped_and_counted_and_what_is_too_small_too(checkpoint, tmp_path):
+def test_weights_too_large_for_a_type_are_clamped_and_counted_and_so_are_weights_too_small(
+    checkpoint, tmp_path
+):
     name = "transformer_blocks.0.attn.to_q.weight"
 
     def spoil(state):
@@ -136,7 +138,7 @@ def test_what_is_too_large_for_a_type_is_clamped_and_counted_and_what_is_too_sma
         assert 0 <= (loss.zeroed - usual.zeroed) * stored.numel() <= 1.01
 
 
-def test_a_truncated_file_is_one_clear_line(checkpoint, tmp_path):
+def test_a_truncated_file_raises_a_one_line_error(checkpoint, tmp_path):
     bad = shutil.copytree(checkpoint, tmp_path / "bad")
     (bad / WEIGHTS).write_bytes((bad / WEIGHTS).read_bytes()[:-100])
     with pytest.raises(DataError, match=r"no intact safetensors file \(it is cut off") as caught:
@@ -145,7 +147,7 @@ def test_a_truncated_file_is_one_clear_line(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("data", [b"", b"\x08", b"\xff" * 64, b"\x02\0\0\0\0\0\0\0[]", b"not weights at all"])
-def test_a_file_that_is_no_safetensors_is_one_clear_line(tmp_path, data):
+def test_a_file_that_is_not_safetensors_raises_a_one_line_error(tmp_path, data):
     (tmp_path / "x.safetensors").write_bytes(data)
     with pytest.raises(DataError, match=r"x\.safetensors is no") as caught:
         open_flux(tmp_path / "x.safetensors")

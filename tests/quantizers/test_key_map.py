@@ -36,7 +36,7 @@ def test_flux1_dev_has_780_tensors_in_the_original_naming(dev):
     assert len(dev) == 1160
 
 
-def test_the_way_there_and_back_gives_every_tensor_of_flux1_dev_from_its_own_rows(dev):
+def test_both_maps_together_return_every_tensor_of_flux1_dev_to_its_own_rows(dev):
     there = bfl_names(dev)
     back = diffusers_names({name: shape_of(rows, dev) for name, rows in there.items()})
     assert back.keys() == dev.keys()
@@ -84,7 +84,7 @@ def test_diffusers_own_converter_splits_a_file_in_the_same_way():
     assert all(torch.equal(theirs[name], state[name]) for name in state)
 
 
-def test_a_model_without_guidance_is_seen_as_such():
+def test_a_model_without_guidance_embedding_is_recognized():
     shapes = shapes_of_flux(num_layers=2, num_single_layers=3, guidance_embeds=False)
     there = bfl_names(shapes)
     assert architecture_of(shapes, bfl=False) == Architecture(2, 3, guidance=False)

@@ -43,7 +43,7 @@ def changed(merged, tmp_path, change):
     return tmp_path / LORA_FILE
 
 
-def test_a_lora_is_copied_byte_for_byte_with_what_is_known_of_it(checkpoint, merged, tmp_path):
+def test_a_lora_is_copied_byte_for_byte_and_described(checkpoint, merged, tmp_path):
     known = carry(merged / LORA_FILE, checkpoint, merged, tmp_path / "out" / LORA_FILE)
     assert known["sha256"] == sha256(merged / LORA_FILE) == sha256(tmp_path / "out" / LORA_FILE)
     assert (known["rank"], known["layers"]) == (4, 2)
@@ -62,7 +62,7 @@ def test_the_lora_of_another_checkpoint_is_refused(checkpoint, merged, tmp_path)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop(f"transformer.{LAYERS[0]}.lora_B.weight"), "to_q without its partner"),
+        (lambda t: t.pop(f"transformer.{LAYERS[0]}.lora_B.weight"), "to_q without its other matrix"),
         (lambda t: t.update({"lora_unet_x.lora_up.weight": torch.zeros(1)}), "it holds lora_unet_x"),
         (lambda t: t[f"transformer.{LAYERS[0]}.lora_A.weight"].fill_(float("nan")), "holds a NaN"),
         (
@@ -73,14 +73,14 @@ def test_the_lora_of_another_checkpoint_is_refused(checkpoint, merged, tmp_path)
         ),
     ],
 )
-def test_a_file_that_is_no_lora_in_diffusers_naming_says_what_is_odd(
+def test_a_file_that_is_not_a_lora_in_diffusers_naming_raises_an_error_with_the_reason(
     checkpoint, merged, tmp_path, change, message
 ):
     with pytest.raises(DataError, match=message):
         carry(changed(merged, tmp_path, change), checkpoint, merged, tmp_path / "out" / LORA_FILE)
 
 
-def test_a_file_that_is_no_safetensors_is_one_line(checkpoint, merged, tmp_path):
+def test_a_lora_file_that_is_not_safetensors_raises_a_one_line_error(checkpoint, merged, tmp_path):
     (tmp_path / LORA_FILE).write_bytes((merged / WEIGHTS).read_bytes()[:100])
     with pytest.raises(DataError, match="is no LoRA of this model") as caught:
         carry(tmp_path / LORA_FILE, checkpoint, merged, tmp_path / "out" / LORA_FILE)

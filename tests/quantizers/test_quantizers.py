@@ -72,7 +72,7 @@ def test_every_format_is_as_exact_as_real_loaders_were_measured_to_be(name, writ
 
 
 @pytest.mark.parametrize("name", sorted(QUANTIZERS))
-def test_every_file_has_the_digest_and_size_that_were_said_and_no_file_lies_beside_it(name, written):
+def test_every_file_has_its_recorded_digest_and_size_and_no_other_file_is_left(name, written):
     for file in written[name]:
         data = file.path.read_bytes()
         assert (hashlib.sha256(data).hexdigest(), len(data)) == (file.sha256, file.num_bytes)
@@ -81,7 +81,7 @@ def test_every_file_has_the_digest_and_size_that_were_said_and_no_file_lies_besi
 
 
 @pytest.mark.parametrize("name", sorted(QUANTIZERS))
-def test_the_loss_of_each_tensor_is_that_of_the_file(name, written, checkpoint):
+def test_the_recorded_loss_of_each_tensor_matches_the_file(name, written, checkpoint):
     exact = load_file(checkpoint / WEIGHTS)
     layer = "single_transformer_blocks.1.proj_out.weight"
     for file in written[name]:
@@ -95,7 +95,7 @@ def test_the_loss_of_each_tensor_is_that_of_the_file(name, written, checkpoint):
 
 
 @pytest.mark.parametrize("name", ["fp8_e4m3fn", "fp8_e4m3fn_scaled", "q8_0", "q4_k_m"])
-def test_only_the_blocks_matrices_are_quantized(name, written):
+def test_only_matrices_of_the_blocks_are_quantized(name, written):
     (file,) = written[name]
     for tensor, loss in file.losses.items():
         in_block = tensor.split(".")[0] not in HIGH_PRECISION
@@ -103,7 +103,7 @@ def test_only_the_blocks_matrices_are_quantized(name, written):
         assert (loss.dtype in ("F32", "BF16")) is not matrix
 
 
-def test_fp8_is_that_of_torch_bit_for_bit(written, checkpoint):
+def test_fp8_is_bit_identical_to_torch(written, checkpoint):
     stored = load_file(written["fp8_e4m3fn"][0].path)
     name = "double_blocks.1.img_mlp.0.weight"
     exact = load_file(checkpoint / WEIGHTS)["transformer_blocks.1.ff.net.0.proj.weight"]
@@ -111,7 +111,7 @@ def test_fp8_is_that_of_torch_bit_for_bit(written, checkpoint):
     assert torch.equal(stored[name].view(torch.uint8), exact.to(torch.float8_e4m3fn).view(torch.uint8))
 
 
-def test_a_scaled_file_names_its_layers_in_comfyui_s_metadata_and_uses_the_whole_range(written):
+def test_a_scaled_file_lists_its_layers_in_comfyui_s_metadata_and_uses_the_whole_range(written):
     path = written["fp8_e4m3fn_scaled"][0].path
     with safe_open(path, framework="pt") as file:
         metadata = json.loads(file.metadata()["_quantization_metadata"])
@@ -134,13 +134,13 @@ def test_bf16_single_is_the_single_file_of_bf16_and_nothing_else(written):
     assert single.sha256 == written["bf16"][0].sha256
 
 
-def test_a_plain_file_has_no_scales_and_no_metadata_of_them(written):
+def test_a_plain_file_has_neither_scales_nor_their_metadata(written):
     with safe_open(written["fp8_e4m3fn"][0].path, framework="pt") as file:
         assert "_quantization_metadata" not in file.metadata()
         assert not any(name.endswith("scale") and "norm" not in name for name in list(file.keys()))
 
 
-def test_a_gguf_file_says_flux_and_its_type_and_keeps_vectors_in_float32(written):
+def test_a_gguf_file_states_flux_and_its_type_and_keeps_vectors_in_float32(written):
     for name, kind in (("q8_0", 7), ("q4_k_m", 15), ("gguf_bf16", 32)):
         reader = GGUFReader(written[name][0].path)
         assert reader.fields["general.architecture"].contents() == "flux"
@@ -151,7 +151,7 @@ def test_a_gguf_file_says_flux_and_its_type_and_keeps_vectors_in_float32(written
         assert all(len(tensor.shape) > 1 for tensor in reader.tensors if tensor.tensor_type.name != "F32")
 
 
-def test_an_m_mixture_gives_the_attention_s_input_the_next_better_type(written):
+def test_an_m_mixture_gives_the_qkv_projection_the_next_better_type(written):
     kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(written["q4_k_m"][0].path).tensors}
     assert kinds["double_blocks.0.txt_attn.qkv.weight"] == "Q5_K"
     assert kinds["double_blocks.0.txt_mlp.0.weight"] == "Q4_K"
@@ -159,7 +159,7 @@ def test_an_m_mixture_gives_the_attention_s_input_the_next_better_type(written):
     assert kinds["double_blocks.0.txt_attn.qkv.weight"] == "Q6_K"
 
 
-def test_diffusers_loads_a_single_file_of_every_kind_when_its_width_is_patched(
+def test_diffusers_with_a_patched_width_loads_a_single_file_of_every_kind(
     written, checkpoint, forward, monkeypatch
 ):
     """diffusers 0.42 splits every file as if the model were 3072 wide."""
@@ -206,13 +206,13 @@ def error_of_model(model, checkpoint, forward):
 
 
 @pytest.mark.parametrize("name", sorted(QUANTIZERS))
-def test_every_format_is_written_with_the_same_bytes_twice(name, written, checkpoint, tmp_path):
+def test_writing_a_format_twice_gives_the_same_bytes(name, written, checkpoint, tmp_path):
     again = convert(open_flux(checkpoint), {name: QUANTIZERS[name]}, tmp_path, stem="model")
     assert [file.sha256 for file in again[name]] == [file.sha256 for file in written[name]]
 
 
 @pytest.mark.parametrize("names", [["bf16"], ["fp8_e4m3fn_scaled", "q8_0"], ["bf16", "fp16", "q5_0"]])
-def test_the_bar_ends_full_for_any_choice_of_formats(names, checkpoint, tmp_path):
+def test_the_progress_bar_ends_at_its_total_for_any_choice_of_formats(names, checkpoint, tmp_path):
     source, formats = open_flux(checkpoint), {name: QUANTIZERS[name] for name in names}
     advanced = []
     convert(source, formats, tmp_path, stem="m", advance=advanced.append)
@@ -231,7 +231,7 @@ def test_rows_that_no_super_block_divides_fall_back_as_in_llama_cpp():
     assert [dtype(name, 24) for name in ("q6_k", "q8_0", "q4_0")] == ["F16", "F16", "F16"]
 
 
-def test_a_type_that_replaces_another_says_which_was_meant():
+def test_a_replacing_type_records_the_type_that_it_replaces():
     def meant(name, columns):
         return QUANTIZERS[name].encoding("double_blocks.0.img_attn.proj.weight", (64, columns)).meant
 
@@ -240,7 +240,7 @@ def test_a_type_that_replaces_another_says_which_was_meant():
 
 
 @pytest.mark.parametrize("sizes", [[CHUNK] * count for count in range(1, 12)] + [[CHUNK, CHUNK // 10] * 3])
-def test_errors_are_measured_on_two_chunks_of_a_tensor_at_most_and_on_all_of_a_small_one(sizes):
+def test_errors_are_measured_on_at_most_two_chunks_of_a_tensor_and_on_all_of_a_small_one(sizes):
     losses = _Losses(BF16, sum(sizes), 1.0)
     values = np.ones(CHUNK, np.float32)
     for size in sizes:
@@ -262,7 +262,7 @@ def test_a_k_type_without_ggml_names_the_package_to_install(monkeypatch):
     blocks.encoding_of.cache_clear()
 
 
-def test_names_of_formats_ignore_letter_case_and_an_unknown_one_lists_the_known():
+def test_format_names_ignore_case_and_an_unknown_one_lists_the_known_ones():
     assert list(chosen_quantizers(["BF16", "Q8_0", "fp8_E4M3fn"])) == ["bf16", "q8_0", "fp8_e4m3fn"]
     with pytest.raises(
         ConfigError, match=r"unknown quantizer 'q9': known are bf16, bf16_single, fp16, .*q8_0"
@@ -325,7 +325,7 @@ def test_fp8_rounds_float32_as_torch_does_also_at_ties():
 
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])
-def test_q8_0_is_gguf_s_own_but_for_exact_halves(dtype):
+def test_q8_0_matches_gguf_py_except_for_exact_halves(dtype):
     from gguf import GGMLQuantizationType, quants
 
     from srpo_core.quantizers.blocks import encoding_of
@@ -345,7 +345,7 @@ def test_q8_0_is_gguf_s_own_but_for_exact_halves(dtype):
     assert not np.any(differ[~halves])
 
 
-def test_q8_0_of_bfloat16_is_that_of_the_same_weights_in_float32_for_every_magnitude():
+def test_q8_0_of_bfloat16_weights_equals_that_of_float32_weights_for_every_magnitude():
     """The steps that are looked up are those that are computed."""
     from srpo_core.quantizers.blocks import encoding_of
 
@@ -365,7 +365,7 @@ def test_q8_0_of_bfloat16_is_that_of_the_same_weights_in_float32_for_every_magni
 
 
 @pytest.mark.parametrize("name", ["bf16", "gguf_bf16", "fp16"])
-def test_what_is_stored_in_the_wanted_type_already_is_copied_and_loses_nothing(name, written, tmp_path):
+def test_a_tensor_already_stored_in_the_required_type_is_copied_without_loss(name, written, tmp_path):
     source = written["fp16" if name == "fp16" else "bf16"][1].path.parent
     (file, *_) = convert(open_flux(source), {name: QUANTIZERS[name]}, tmp_path, stem="m")[name]
     exact = load_file(source / WEIGHTS)
@@ -377,7 +377,7 @@ def test_what_is_stored_in_the_wanted_type_already_is_copied_and_loses_nothing(n
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "Q5_K", "Q6_K"])
-def test_what_ggml_writes_gguf_py_reads_back_close_to_the_weights(name):
+def test_gguf_py_reads_what_ggml_writes_close_to_the_weights(name):
     from srpo_core.quantizers.blocks import encoding_of
 
     values = np.random.default_rng(0).standard_normal(1 << 12, dtype=np.float32)

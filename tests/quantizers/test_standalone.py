@@ -25,7 +25,7 @@ def quantize(source, names, out, stem=None):
     )
 
 
-def test_files_are_called_after_the_source_and_recorded_with_every_tensor(checkpoint, tmp_path):
+def test_files_are_named_after_the_source_and_recorded_with_every_tensor(checkpoint, tmp_path):
     lines = quantize(checkpoint, ["Q8_0", "fp8_e4m3fn"], tmp_path)
     assert len(lines) == 2
     record = json.loads((tmp_path / "q8_0/quantize.json").read_text())
@@ -37,7 +37,7 @@ def test_files_are_called_after_the_source_and_recorded_with_every_tensor(checkp
     assert 3e-3 < entry["relative_error"] < 8e-3
 
 
-def test_what_is_complete_is_kept_and_what_is_not_is_written_again(checkpoint, tmp_path):
+def test_complete_formats_are_kept_and_incomplete_ones_are_written_again(checkpoint, tmp_path):
     quantize(checkpoint, ["q8_0"], tmp_path, "m")
     path = tmp_path / "q8_0/m-q8_0.gguf"
     before = path.stat().st_mtime_ns
@@ -48,7 +48,7 @@ def test_what_is_complete_is_kept_and_what_is_not_is_written_again(checkpoint, t
     assert not quantize(checkpoint, ["q8_0"], tmp_path, "m")[0].endswith("kept")
 
 
-def test_another_source_or_a_damaged_record_is_not_taken_for_the_same(checkpoint, tmp_path):
+def test_formats_of_another_source_or_with_a_damaged_record_are_written_again(checkpoint, tmp_path):
     quantize(checkpoint, ["q8_0"], tmp_path, "m")
     (tmp_path / "q8_0/quantize.json").write_text('{"schema')
     assert not quantize(checkpoint, ["q8_0"], tmp_path, "m")[0].endswith("kept")
@@ -82,18 +82,18 @@ def test_files_of_another_source_are_not_kept_after_a_kill_between_them_and_thei
     assert path.read_bytes() == first
 
 
-def test_bad_input_is_named_before_anything_is_written(checkpoint, tmp_path):
+def test_invalid_input_raises_an_error_before_anything_is_written(checkpoint, tmp_path):
     with pytest.raises(ConfigError, match="unknown quantizer 'q9'"):
         quantize(checkpoint, ["q9"], tmp_path / "out")
     with pytest.raises(DataError, match="is no FLUX checkpoint"):
         quantize(tmp_path, ["q8_0"], tmp_path / "out")
-    with pytest.raises(DataError, match="--name a/b is no file name"):
+    with pytest.raises(DataError, match="--name a/b is not a file name"):
         quantize(checkpoint, ["q8_0"], tmp_path / "out", "a/b")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.pipeline
-def test_a_killed_conversion_leaves_no_half_file_and_goes_on(checkpoint, tmp_path):
+def test_a_killed_conversion_leaves_no_partial_file_and_resumes(checkpoint, tmp_path):
     command = [sys.executable, "-m", "srpo_core", "quantize", str(checkpoint), "--out", str(tmp_path)]
     for name in ("q4_k_m", "bf16", "q8_0"):
         command += ["--format", name]
@@ -111,7 +111,7 @@ def test_a_killed_conversion_leaves_no_half_file_and_goes_on(checkpoint, tmp_pat
     assert not [path for path in tmp_path.rglob(".*") if path.is_file()]
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint, tmp_path):
+def test_a_full_disk_raises_a_one_line_error_and_leaves_no_file(checkpoint, tmp_path):
     script = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)); import signal; "
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from srpo_core.__main__ import main; main()"

@@ -1,7 +1,8 @@
-"""How much of what a full-size preset learns survives bfloat16: its base lies on that grid, and a small change rounds away.
+"""How much of what a full-size preset learns survives bfloat16: its base is in bfloat16, and small changes round away.
 
-AdamW moves a weight by its rate in a step at most, so `rate · steps` bounds the change; a random walk goes `√steps` far.
-The figures are printed with `-s`; weights of 0.02 are what FLUX.1-dev's blocks have by order of magnitude.
+AdamW moves a weight by at most the learning rate per step, so `rate · steps` bounds the change; a random walk moves
+`rate · √steps`.
+The figures are printed with `-s`; weights of FLUX.1-dev's blocks have the order of magnitude 0.02.
 """
 
 import math
@@ -42,7 +43,7 @@ def kept(train, reach):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_what_a_preset_can_learn_at_most_survives_in_the_format_that_every_release_has(preset):
+def test_the_largest_change_that_a_preset_can_learn_survives_in_the_reference_format(preset):
     whole = load_settings(PROFILES_DIR / f"{preset}.yaml")
     steps = whole.train.steps
     at_most, at_random = (kept(whole.train, reach) for reach in (steps, math.sqrt(steps)))

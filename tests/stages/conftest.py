@@ -13,7 +13,7 @@ STYLES = ["animals", "food", "animals"]
 
 @pytest.fixture(scope="session")
 def tiny_parts():
-    """The parts of the settings that stages which draw share, at few steps."""
+    """The parts of the settings that all image-generating stages share, with few steps."""
     return {
         "seed": 0,
         "model": ModelSettings(

@@ -54,13 +54,13 @@ def prompts(*styles):
     return [Prompt(number, f"prompt {number}", "test", style) for number, style in enumerate(styles)]
 
 
-def test_each_split_holds_as_many_prompts_as_the_run_will_draw(project):
+def test_each_split_holds_as_many_prompts_as_the_run_uses(project):
     run(train_steps=2, train_batch_size=5, select_num_prompts=3, evaluate_num_prompts=4)
     sizes = {split: len(read_embeddings(split)[0]) for split in ("train", "validation", "test")}
     assert sizes == {"train": 10, "validation": 3, "test": 4}
 
 
-def test_when_there_are_fewer_prompts_all_are_taken_in_their_order(project):
+def test_all_prompts_are_taken_in_order_if_there_are_fewer_than_asked_for(project):
     run()
     for split in ("train", "test"):
         assert read_embeddings(split)[0] == [prompt.text for prompt in read_prompts(split)]
@@ -83,19 +83,19 @@ def test_the_splits_share_no_prompt(project):
     assert sum(map(len, splits)) == len(set.union(*splits))
 
 
-def test_a_choice_takes_the_same_number_of_each_style():
+def test_chosen_prompts_are_balanced_over_styles():
     chosen = embed.choose_balanced(prompts(*["photo"] * 30, *["anime"] * 5, *["paint"] * 5), 12, 0)
     assert Counter(prompt.style for prompt in chosen) == {"photo": 4, "anime": 4, "paint": 4}
 
 
-def test_a_choice_keeps_the_order_of_the_data_and_depends_on_the_seed():
+def test_chosen_prompts_keep_the_order_of_the_data_and_depend_on_the_seed():
     given = prompts(*["photo"] * 50)
     first, again, other = (embed.choose_balanced(given, 10, seed) for seed in (0, 0, 1))
     assert first == again != other
     assert [prompt.prompt_id for prompt in first] == sorted(prompt.prompt_id for prompt in first)
 
 
-def test_real_images_are_embedded_only_where_they_are_used_and_always_alike(project):
+def test_real_images_are_embedded_only_if_they_are_used_and_always_to_the_same_bytes(project):
     small = {
         "train_steps": 1,
         "train_batch_size": 9,

@@ -108,7 +108,7 @@ def write_evaluation(*, base, aligned, prompts=PROMPTS, metric="judge_wanted"):
     pq.write_table(pa.Table.from_pylist(rows), artifacts.FIGURES)
 
 
-def test_each_format_is_written_proven_and_recorded_tensor_by_tensor(road):
+def test_each_format_is_written_verified_and_recorded_by_tensor(road):
     run(formats("bf16", "fp8_e4m3fn", "q8_0"))
     assert proof()["refused"] == {}
     bf16, fp8, q8 = (proof()["formats"][name] for name in ("bf16", "fp8_e4m3fn", "q8_0"))
@@ -128,7 +128,7 @@ def test_each_format_is_written_proven_and_recorded_tensor_by_tensor(road):
     assert 0 <= zeroed < 0.2
 
 
-def test_rows_that_no_super_block_divides_are_proven_in_their_replacing_type_which_the_proof_names(road):
+def test_the_proof_names_the_replacing_type_of_rows_that_no_super_block_divides(road):
     """The tiny base is 128 wide: of its rows only those of the MLP's outputs are as long as ggml's 256."""
     run(formats("bf16", "q4_k_m"))
     figures = proof()["formats"]["q4_k_m"]
@@ -146,14 +146,14 @@ def test_rows_that_no_super_block_divides_are_proven_in_their_replacing_type_whi
     assert 4e-2 < figures["relative_error"] < 0.1
 
 
-def test_without_the_gpu_that_the_resources_ask_for_nothing_is_written(road, monkeypatch):
+def test_nothing_is_written_without_the_gpu_that_the_resources_ask_for(road, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"resources.use_gpu is true and this machine has no GPU"):
         run(formats("bf16"), resources=RESOURCES.model_copy(update={"use_gpu": True}))
     assert not artifacts.QUANTIZED.exists()
 
 
-def test_one_set_of_weights_is_in_memory_beside_the_base_s(road, monkeypatch):
+def test_at_most_one_set_of_weights_is_in_memory_beside_the_base_s(road, monkeypatch):
     """Of full size each is 48 GB: the checkpoint's and a format's go before the next are read."""
     alive = []
 
@@ -180,7 +180,7 @@ def test_one_set_of_weights_is_in_memory_beside_the_base_s(road, monkeypatch):
     assert len(alive) > 300
 
 
-def test_images_are_held_to_those_of_bf16_from_the_same_noise(road):
+def test_images_are_compared_with_those_of_bf16_from_the_same_noise(road):
     run(formats("q4_0", "bf16", "q8_0"))
     figures = proof()["formats"]
     assert list(figures) == ["bf16", "q4_0", "q8_0"]
@@ -191,8 +191,8 @@ def test_images_are_held_to_those_of_bf16_from_the_same_noise(road):
     assert abs(figures["q8_0"]["reward_delta"]) < 0.05
 
 
-def test_the_gain_that_survives_is_measured_on_what_evaluate_measured(road):
-    """The judge's figure of the drawn images stands between those that evaluate wrote."""
+def test_the_gain_kept_is_measured_on_the_images_of_evaluate(road):
+    """The judge's figure of the generated images is between those that evaluate wrote."""
     run(formats("bf16"))
     first = proof()["formats"]["bf16"]["gain_kept"]
     write_evaluation(base=0.1, aligned=0.3)
@@ -203,7 +203,7 @@ def test_the_gain_that_survives_is_measured_on_what_evaluate_measured(road):
     assert proof()["formats"]["bf16"]["gain_kept"] is None
 
 
-def test_a_second_run_leaves_the_same_bytes(road):
+def test_a_second_run_gives_the_same_bytes(road):
     def outputs():
         run(formats("bf16", "fp8_e4m3fn"))
         return {path: path.read_bytes() for path in Path("runs/quantize").rglob("*") if path.is_file()}
@@ -213,7 +213,7 @@ def test_a_second_run_leaves_the_same_bytes(road):
     assert outputs() == first
 
 
-def test_the_error_is_measured_on_the_file_not_on_what_was_meant(road, monkeypatch):
+def test_the_error_is_measured_on_the_written_file(road, monkeypatch):
     """A file that holds another model's weights is refused, although it loads."""
     run(formats("bf16"))
     usual = proof()["formats"]["bf16"]["relative_error"]
@@ -223,7 +223,7 @@ def test_the_error_is_measured_on_the_file_not_on_what_was_meant(road, monkeypat
         run(formats(bf16={"max_relative_error": 1.2 * usual}))
 
 
-def test_a_format_that_misses_a_limit_is_left_out_and_the_proof_says_why(road, caplog):
+def test_a_format_that_misses_a_limit_is_left_out_and_the_proof_records_why(road, caplog):
     with caplog.at_level("WARNING", "srpo_core"):
         run(formats("bf16", "q8_0", fp8_e4m3fn={"max_relative_error": 0.001, "min_psnr": 90}))
     assert list(proof()["formats"]) == ["bf16", "q8_0"]
@@ -243,7 +243,7 @@ def test_bf16_cannot_be_left_out_of_a_release(road):
         run(formats("q8_0"))
 
 
-def test_more_images_than_evaluate_drew_or_an_unmeasured_gain_is_named(road):
+def test_more_images_than_evaluate_generated_or_an_unmeasured_gain_raises_an_error(road):
     with pytest.raises(ConfigError, match="num_prompts is 9, but evaluate generated 5: lower it"):
         run(formats("bf16").model_copy(update={"num_prompts": 9}))
     with pytest.raises(
@@ -253,7 +253,7 @@ def test_more_images_than_evaluate_drew_or_an_unmeasured_gain_is_named(road):
 
 
 @pytest.mark.parametrize("metric", ["diversity", "kid", "alignment"])
-def test_a_gain_that_cannot_be_measured_on_one_image_of_a_prompt_is_named_before_anything_is_written(
+def test_a_gain_that_needs_several_images_of_a_prompt_raises_an_error_before_anything_is_written(
     road, metric
 ):
     write_evaluation(base=0.1, aligned=0.5, metric=metric)
@@ -269,7 +269,7 @@ def test_a_refused_model_is_not_written_in_any_format(road):
     assert not Path("runs/quantize").exists()
 
 
-def test_a_name_in_capitals_is_the_same_format(road):
+def test_a_format_name_in_capitals_is_the_same_format(road):
     run(formats("BF16"))
     assert list(artifacts.read_json(artifacts.PROOF)["formats"]) == ["bf16"]
 
@@ -287,7 +287,7 @@ def test_a_missing_decision_names_the_stage_to_run(road):
         run(formats("bf16"))
 
 
-def test_a_damaged_checkpoint_is_one_line(road, trained):
+def test_a_damaged_checkpoint_raises_a_one_line_error(road, trained):
     checkpoint = artifacts.step_directory(10)
     checkpoint.unlink()
     checkpoint.mkdir()
@@ -299,7 +299,7 @@ def test_a_damaged_checkpoint_is_one_line(road, trained):
     assert "\n" not in str(caught.value)
 
 
-def test_a_figure_that_is_not_a_number_is_a_reason_and_one_that_there_is_none_of_is_not():
+def test_a_nan_figure_is_a_reason_to_leave_a_format_out_and_a_missing_figure_is_not():
     measured = {"relative_error": math.nan, "psnr": None, "completeness": math.nan, "gain_kept": None}
     assert [reason.split()[0] for reason in quantize._reasons(measured, LOOSE)] == [
         "relative_error",

@@ -37,13 +37,13 @@ def run(tiny_parts, **changes):
     return artifacts.read_json(artifacts.SELECTION)
 
 
-def test_the_best_step_is_taken_and_not_the_last():
+def test_the_best_step_is_chosen_and_not_the_last():
     choice = choose(means(s5=(0.4, 0.9), s10=(0.7, 0.85), s15=(0.6, 0.85)), SETTINGS)
     assert choice.step == 10
     assert choice.admissible == [5, 10, 15]
 
 
-def test_a_step_that_loses_more_than_its_margin_is_passed_over_although_it_gains_most():
+def test_a_step_that_loses_more_than_a_margin_is_not_chosen_although_it_gains_most():
     choice = choose(means(s5=(0.4, 0.9), s10=(0.7, 0.81), s15=(0.9, 0.79)), SETTINGS)
     assert choice.step == 10
     assert choice.admissible == [5, 10]
@@ -57,7 +57,7 @@ def test_a_loss_of_exactly_the_margin_is_allowed():
     assert choose(means(s5=(0.4, 0.9 - 0.1001)), SETTINGS).admissible == []
 
 
-def test_of_equals_the_earlier_step_is_taken():
+def test_the_earlier_step_is_chosen_on_a_tie():
     assert choose(means(s10=(0.7, 0.9), s5=(0.7, 0.9)), SETTINGS).step == 5
 
 
@@ -67,12 +67,12 @@ def test_without_margins_every_step_is_admissible():
     assert choice.reason.endswith("judge_wanted 0.300 → 0.400")
 
 
-def test_a_positive_margin_asks_for_a_gain():
+def test_a_positive_margin_requires_a_gain():
     settings = SETTINGS.model_copy(update={"keep": {"judge_top5": 0.02}})
     assert choose(means(s5=(0.8, 0.91), s10=(0.4, 0.93)), settings).step == 10
 
 
-def test_when_none_is_admissible_the_least_breach_is_shown_and_the_reason_says_so():
+def test_the_step_with_the_smallest_breach_is_shown_if_none_is_admissible():
     choice = choose(means(s5=(0.4, 0.75), s10=(0.9, 0.5)), SETTINGS)
     assert choice.step == 5
     assert choice.admissible == []
@@ -86,7 +86,7 @@ def test_the_worst_breach_of_a_step_counts():
     assert choice.step == 10
 
 
-def test_an_unchanged_checkpoint_draws_the_base_s_very_images_and_a_ruined_one_is_inadmissible(
+def test_an_unchanged_checkpoint_generates_the_base_s_images_and_a_ruined_one_is_inadmissible(
     tiny_run, tiny_parts
 ):
     tiny_run(5)
@@ -116,14 +116,14 @@ def test_an_unchanged_checkpoint_draws_the_base_s_very_images_and_a_ruined_one_i
     assert base["judge_wanted"] == pytest.approx(mean)
 
 
-def test_when_all_checkpoints_are_ruined_the_stage_ends_well_with_nothing_admissible(tiny_run, tiny_parts):
+def test_the_stage_succeeds_with_nothing_admissible_if_all_checkpoints_are_ruined(tiny_run, tiny_parts):
     tiny_run(5, ruin)
     selection = run(tiny_parts)
     assert selection["step"] == 5
     assert selection["admissible"] == []
 
 
-def test_both_files_are_the_same_when_run_again_and_with_another_batch_size_agree(tiny_run, tiny_parts):
+def test_both_files_are_reproducible_and_agree_with_those_of_another_batch_size(tiny_run, tiny_parts):
     tiny_run(5)
     first = run(tiny_parts)
     content = [path.read_bytes() for path in (artifacts.SELECTION, artifacts.SELECT_SCORES)]
@@ -141,14 +141,14 @@ def test_another_seed_gives_other_images(tiny_run, tiny_parts):
     assert run(tiny_parts | {"seed": 1})["curve"] != first["curve"]
 
 
-def test_a_checkpoint_that_draws_nan_is_named(tiny_run, tiny_parts):
+def test_a_checkpoint_that_generates_nan_is_named(tiny_run, tiny_parts):
     tiny_run(5, to_nan)
     with pytest.raises(DivergenceError, match="step 5 generates NaN"):
         run(tiny_parts)
     assert not artifacts.SELECTION.exists()
 
 
-def test_a_damaged_checkpoint_is_named_in_one_line(tiny_run, tiny_parts):
+def test_a_damaged_checkpoint_raises_a_one_line_error_that_names_it(tiny_run, tiny_parts):
     tiny_run(5)
     weights = artifacts.step_directory(5) / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
@@ -166,13 +166,13 @@ def test_without_checkpoints_the_stage_to_run_is_named(tiny_run, tiny_parts):
         run(tiny_parts)
 
 
-def test_an_unknown_metric_stops_before_anything_is_drawn(tiny_run, tiny_parts):
+def test_an_unknown_metric_raises_an_error_before_anything_is_generated(tiny_run, tiny_parts):
     tiny_run(5, to_nan)
     with pytest.raises(ConfigError, match="unknown metric 'beauty'"):
         run(tiny_parts, maximize="beauty")
 
 
-def test_a_figure_that_is_not_a_number_chooses_nothing():
+def test_a_nan_figure_raises_an_error():
     with pytest.raises(DivergenceError, match="judge_wanted of step 10 is nan"):
         choose(means(s5=(0.4, 0.9), s10=(float("nan"), 0.9)), SETTINGS)
 
@@ -181,7 +181,7 @@ def files():
     return [path.read_bytes() for path in (artifacts.SELECTION, artifacts.SELECT_SCORES)]
 
 
-def test_a_selection_that_was_cut_off_draws_only_what_was_missing_and_ends_on_the_same_bytes(
+def test_an_interrupted_selection_generates_only_missing_images_and_gives_the_same_bytes(
     tiny_run, tiny_parts, monkeypatch
 ):
     """Three prompts with two seeds in batches of four: two parts for the base, two for the checkpoint."""
@@ -212,13 +212,13 @@ def test_a_selection_that_was_cut_off_draws_only_what_was_missing_and_ends_on_th
 
 
 @pytest.mark.pipeline
-def test_two_tasks_on_ray_choose_by_the_same_bytes_as_the_stage_itself(tiny_run, tiny_parts, monkeypatch):
+def test_two_ray_tasks_give_the_same_bytes_as_the_stage_in_one_process(tiny_run, tiny_parts, monkeypatch):
     tiny_run(5, ruin)
     run(tiny_parts)
     expected = files()
 
     def none_here(*_, **__):
-        raise AssertionError("drawn in the stage's own process")
+        raise AssertionError("generated in the stage's own process")
 
     monkeypatch.setattr(batches, "generate_set", none_here)
     two = tiny_parts["resources"].model_copy(update={"generate_workers": 2})

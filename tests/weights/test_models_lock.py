@@ -62,7 +62,7 @@ def sha(name):
     return hashlib.sha256(FILES[name]).hexdigest()
 
 
-def test_missing_files_are_fetched_and_checked_and_those_that_are_there_are_left(hub):
+def test_missing_files_are_downloaded_and_existing_files_are_only_checked(hub):
     lock(**{"config.json": None, "model.safetensors": sha("model.safetensors")})
     first = list(fetch("models/x"))
     assert Path("models/x/model.safetensors").read_bytes() == FILES["model.safetensors"]
@@ -80,7 +80,7 @@ def test_missing_files_are_fetched_and_checked_and_those_that_are_there_are_left
         list(fetch("models/x"))
 
 
-def test_a_digest_is_written_into_its_own_entry_and_nothing_else_changes(hub):
+def test_a_new_digest_is_written_into_its_entry_and_nothing_else_changes(hub):
     written = (
         "# why\nmodels/a:\n  files:\n    config.json: null\n  repo: r\n  revision: v\n  architecture: {}\n"
         f"\nmodels/x:   # its own\n  repo: some/model\n  revision: {REVISION}\n  files:\n"
@@ -95,7 +95,7 @@ def test_a_digest_is_written_into_its_own_entry_and_nothing_else_changes(hub):
 
 
 @pytest.mark.parametrize("form", ["pickle", "safetensors"])
-def test_weights_that_are_not_what_is_locked_are_not_opened(tmp_path, monkeypatch, form):
+def test_weights_with_another_digest_than_locked_are_not_opened(tmp_path, monkeypatch, form):
     import torch
     from safetensors.torch import save_file
 
@@ -118,7 +118,7 @@ def test_weights_that_are_not_what_is_locked_are_not_opened(tmp_path, monkeypatc
     assert read(path)["a"].tolist() == [1, 1]
 
 
-def test_a_file_with_another_digest_is_refused(hub):
+def test_a_downloaded_file_with_another_digest_is_refused(hub):
     lock(**{"config.json": "0" * 64})
     with pytest.raises(
         ArtifactError, match=r"models/x/config\.json does not have the digest of models\.lock"
@@ -126,7 +126,7 @@ def test_a_file_with_another_digest_is_refused(hub):
         list(fetch("models/x"))
 
 
-def test_a_file_that_the_hub_does_not_have_is_one_line(hub):
+def test_a_file_that_the_hub_lacks_raises_a_one_line_error(hub):
     lock(**{"nothing.bin": None})
     with pytest.raises(
         SrpoError, match=r"some/model/nothing\.bin cannot be fetched from .*: check the network"
@@ -134,26 +134,26 @@ def test_a_file_that_the_hub_does_not_have_is_one_line(hub):
         list(fetch("models/x"))
 
 
-def test_an_entry_that_is_not_locked_is_refused_with_the_known_ones(tmp_path, monkeypatch):
+def test_an_unknown_entry_raises_an_error_that_lists_the_known_ones(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lock()
     with pytest.raises(ConfigError, match=r"unknown entry of models\.lock 'models/y': known are models/x"):
         list(fetch("models/y"))
 
 
-def test_what_is_missing_of_an_entry_is_named(tmp_path):
+def test_missing_files_of_an_entry_are_listed(tmp_path):
     (tmp_path / "a").write_text("")
     entry = Locked("some/model", REVISION, {"a": None, "b/c": None}, {})
     assert missing_files(str(tmp_path), entry) == ["b/c"]
 
 
-def test_every_locked_revision_and_digest_is_whole():
+def test_every_locked_revision_and_digest_has_its_full_length():
     for entry in read_lock(Path(__file__).resolve().parents[2] / "models.lock").values():
         assert len(entry.revision) == 40
         assert all(digest is None or len(digest) == 64 for digest in entry.files.values())
 
 
-def test_a_lock_of_another_form_is_one_line(tmp_path):
+def test_a_malformed_lock_raises_a_one_line_error(tmp_path):
     path = tmp_path / "models.lock"
     path.write_text("models/x: {repo: some/model}")
     with pytest.raises(ConfigError, match=r"models\.lock cannot be read: .*missing"):
