@@ -1,9 +1,10 @@
 """Convert a checkpoint to files in several formats, in one pass over it, a chunk at a time."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -145,7 +146,7 @@ def convert(
 
 def num_weights(checkpoint: FluxCheckpoint, formats: Mapping[str, Format]) -> int:
     """Count the weights that `convert` will write, over all files."""
-    weights = sum(_count(checkpoint.shape(joint.bfl, bfl=True)) for joint in checkpoint.joints)
+    weights = sum(prod(checkpoint.shape(joint.bfl, bfl=True)) for joint in checkpoint.joints)
     return weights * sum(1 + chosen.directory for chosen in formats.values())
 
 
@@ -161,7 +162,7 @@ def _write_tensor(
         largest = max(chunk.largest for chunk in checkpoint.chunks(name, bfl=output.bfl))
         scale = float(_float32(largest / encoding.largest)) or 1.0
     encode = encoding.encoder(scale)
-    losses = _Losses(encoding, _count(shape), scale)
+    losses = _Losses(encoding, prod(shape), scale)
     for chunk in checkpoint.chunks(name, bfl=output.bfl):
         encoded = encode(chunk)
         file.write(encoded)
@@ -255,7 +256,7 @@ def _entries(checkpoint: FluxCheckpoint, output: _Output) -> Iterator[Entry]:
         for name in output.names(joint):
             shape = checkpoint.shape(name, bfl=output.bfl)
             encoding = output.format.encoding(joint.bfl, shape)
-            yield Entry(name, encoding.name, shape, encoding.num_bytes(_count(shape)))
+            yield Entry(name, encoding.name, shape, encoding.num_bytes(prod(shape)))
             if encoding.scaled:
                 yield Entry(f"{name}{SCALE_SUFFIX}", "F32", (), 4)
 
@@ -270,13 +271,6 @@ def _require_config(checkpoint: FluxCheckpoint) -> None:
 
 def _config_text(checkpoint: FluxCheckpoint) -> str:
     return json.dumps(checkpoint.config, indent=2, sort_keys=True) + "\n"
-
-
-def _count(shape: Sequence[int]) -> int:
-    count = 1
-    for length in shape:
-        count *= length
-    return count
 
 
 def _float32(value: float) -> "np.float32":

@@ -56,10 +56,7 @@ class Stored:
     @property
     def row_items(self) -> int:
         """Weights per row."""
-        count = 1
-        for length in self.shape[1:]:
-            count *= length
-        return count
+        return math.prod(self.shape[1:])
 
 
 @dataclass(frozen=True)
