@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from srpo_core.config import ModelSettings, TrainSettings
-from srpo_core.errors import DataError, pick
+from srpo_core.errors import ConfigError, DataError, pick
 from srpo_core.models import loading
 from srpo_core.models.architecture import BaseEntry
 from srpo_core.models.flux import FLUX
@@ -28,6 +28,15 @@ BASES: Final[Mapping[str, BaseEntry]] = MappingProxyType({"flux": FLUX})
 def base_entry(settings: ModelSettings) -> BaseEntry:
     """Return the registry entry of the settings' base model. Raises `ConfigError` if there is none."""
     return pick(BASES, settings.base, "base model")
+
+
+def require_release_formats(settings: ModelSettings) -> None:
+    """Raise `ConfigError` unless checkpoints of the settings' base model can be written in release formats."""
+    if not base_entry(settings).release_formats:
+        known = ", ".join(name for name, entry in BASES.items() if entry.release_formats)
+        raise ConfigError(
+            f"release formats are not available for base model {settings.base!r}: known are those of {known}"
+        )
 
 
 def load_base(settings: ModelSettings, transformer: Path | None = None) -> BaseModel:

@@ -72,7 +72,7 @@ class BaseEntry:
 
     pipeline, transformer, vae, scheduler: names of diffusers classes; encode_prompt: prompts to `Condition`;
     condition_shapes: from the transformer's configuration and `max_sequence_length` to the shape of each tensor of a
-    one-prompt `Condition`, by name.
+    one-prompt `Condition`, by name; release_formats: whether `srpo_core.quantizers` can write its checkpoints.
     """
 
     pipeline: str
@@ -82,3 +82,4 @@ class BaseEntry:
     architecture: ArchitectureFactory
     encode_prompt: PromptEncoder
     condition_shapes: Callable[[Mapping[str, Any], int], Mapping[str, tuple[int, ...]]]
+    release_formats: bool

@@ -183,4 +183,5 @@ FLUX: Final = BaseEntry(
     architecture=Flux,
     encode_prompt=encode_prompt,
     condition_shapes=condition_shapes,
+    release_formats=True,
 )

@@ -22,7 +22,7 @@ from srpo_core.errors import GateError
 from srpo_core.fidelity.format_images import PURPOSE, REWARD, FormatImages, ImageProof, evaluated_images
 from srpo_core.gates import require_passed
 from srpo_core.generation.images import ImageSet
-from srpo_core.models import load_base, load_transformer
+from srpo_core.models import load_base, load_transformer, require_release_formats
 from srpo_core.models.embeddings import read_embeddings
 from srpo_core.protocols import BaseModel, Condition
 from srpo_core.quantizers import (
@@ -83,10 +83,11 @@ def run(
     Raises:
         GateError: the gate refused the model, or the reference format, which every release has, misses a limit.
         ArtifactError, DataError: a file of an earlier stage is missing or damaged.
-        ConfigError: a format or metric is unknown, the reference format is missing, there are more prompts than were
-            evaluated, or no GPU where the resources ask for one.
+        ConfigError: the base model has no release formats, a format or metric is unknown, the reference format is
+            missing, there are more prompts than were evaluated, or no GPU where the resources ask for one.
     """
     require_passed(artifacts.read_json(artifacts.DECISION))
+    require_release_formats(model)
     formats = released_formats(quantize.formats)
     device = local_device(resources)
     source = artifacts.require(Path(artifacts.read_json(artifacts.SELECTION)["checkpoint"]))

@@ -14,6 +14,7 @@ import torch
 
 from srpo_core import artifacts, models
 from srpo_core.config import load_settings, parse_settings, patched, read_values
+from srpo_core.errors import ConfigError
 from srpo_core.models.architecture import BaseEntry
 from srpo_core.models.autoencoder import decode, encode, latent_size
 from srpo_core.models.embeddings import read_embeddings, write_embeddings
@@ -117,6 +118,7 @@ ENTRY = BaseEntry(
     architecture=StableDiffusion3,
     encode_prompt=encode_prompt,
     condition_shapes=condition_shapes,
+    release_formats=False,
 )
 
 
@@ -265,6 +267,12 @@ def test_the_new_base_is_planned_from_its_entry_and_configuration(project):
     assert plan.sizes.block == sum(p.numel() for p in transformer.transformer_blocks[0].parameters())
     assert plan.flops["rollout"] > 0
     assert plan.fits
+
+
+def test_a_base_without_release_formats_is_refused_by_quantize_in_one_line(project):
+    _, settings = project
+    with pytest.raises(ConfigError, match="release formats are not available for base model 'sd3'"):
+        models.require_release_formats(settings.model)
 
 
 def test_the_new_base_goes_from_training_to_the_report(project, tmp_path):
