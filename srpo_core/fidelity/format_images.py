@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from srpo_core import artifacts
+from srpo_core.artifacts import ALIGNED, BASE
 from srpo_core.config import GenerateSettings
 from srpo_core.data.subsets import evenly_spaced
 from srpo_core.errors import ConfigError, DivergenceError
 from srpo_core.fidelity.image_distance import noise_level, psnr, ssim
-from srpo_core.gates.pairs import ALIGNED, BASE
 from srpo_core.generation.images import ImageSet, from_8_bits, noise_batches, to_8_bits
 from srpo_core.protocols import BaseModel
 from srpo_core.scorers.metrics import MetricContext, measure
