@@ -1,7 +1,7 @@
-"""Where each stage leaves its files, and how they are read and written.
+"""The output files of each stage, and functions to read and write them.
 
-Stages meet only through the files named here. Writes are atomic and deterministic: no times,
-sorted keys, so that the same input gives the same bytes.
+Stages exchange data only through these files. Writes are atomic and deterministic: without times and with sorted keys,
+so the same input gives the same bytes.
 """
 
 import hashlib
@@ -45,17 +45,17 @@ GRID = RUNS / "report/grid.png"
 QUANTIZED = RUNS / "quantize/formats"
 PROOF = RUNS / "quantize/proof.json"
 
-# beside a checkpoint's weights; what diffusers' `load_lora_weights` looks for
+# next to the weights of a checkpoint; the name that `load_lora_weights` of diffusers expects
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
 def home() -> Path:
-    """The directory of everything that is kept beside outputs: `SRPO_HOME`, else .srpo here. Absolute."""
+    """Return the absolute directory of all files that are not outputs: `SRPO_HOME`, or else .srpo."""
     return Path(os.environ.get("SRPO_HOME", ".srpo")).absolute()
 
 
 def require(path: Path) -> Path:
-    """Return `path` if it exists, else raise an `ArtifactError` that names the stage to run."""
+    """Return `path` if it exists; otherwise raise an `ArtifactError` that names the stage to run."""
     if path.exists():
         return path
     stage = path.parts[1] if path.parts[:1] == RUNS.parts and len(path.parts) > 1 else None
@@ -65,7 +65,7 @@ def require(path: Path) -> Path:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it takes the place of `path` only when all went well."""
+    """Yield a temporary path to write to; it replaces `path` if no exception is raised."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
     try:
@@ -84,7 +84,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON that a stage left. Raises `ArtifactError` when it is missing or damaged."""
+    """Read a JSON output of a stage. Raises `ArtifactError` if it is missing or damaged."""
     try:
         return json.loads(require(path).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -92,9 +92,9 @@ def read_json(path: Path) -> Any:
 
 
 def read_table(path: Path, *, without: Collection[str] = ()) -> Any:
-    """Read a parquet file as a `pyarrow.Table`, leaving out the columns `without`.
+    """Read a parquet file as a `pyarrow.Table`, without the columns `without`.
 
-    Raises `ArtifactError` when it is missing or damaged.
+    Raises `ArtifactError` if it is missing or damaged.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -109,11 +109,11 @@ def read_table(path: Path, *, without: Collection[str] = ()) -> Any:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, as 64 hex digits."""
+    """Return the SHA-256 of a file, 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def step_directory(step: int) -> Path:
-    """The directory of the checkpoint after `step` optimizer steps."""
+    """Return the directory of the checkpoint after `step` optimizer steps."""
     return CHECKPOINTS / f"step-{step:06d}"

@@ -1,15 +1,15 @@
-"""The errors that a user can meet, as one tree.
+"""The errors that are reported to the user, as one tree.
 
-SrpoError                exit code 1   anything below; the command line prints it as one line
+SrpoError                exit code 1   base class; the command line prints the message as one line
 ├── ConfigError          exit code 2   a setting is unknown, missing or out of range
 ├── DataError            exit code 2   an input file or record breaks a rule
-├── ArtifactError        exit code 1   a file that a stage should have left is missing or damaged
-├── DivergenceError      exit code 1   training met a NaN or an infinity
-├── GateError            exit code 3   an evaluation gate refused the model
-├── StageError           the stage's    a stage of dvc.yaml failed under a flow; the line is the stage's own
+├── ArtifactError        exit code 1   an output of an earlier stage is missing or damaged
+├── DivergenceError      exit code 1   training produced a NaN or an infinity
+├── GateError            exit code 3   a gate refused the model
+├── StageError           the stage's   a stage of dvc.yaml failed in a flow; the message is the stage's
 └── StoreError           exit code 1   the release store is full, read-only, unreachable or inconsistent
 
-Every message says what is wrong, where, which values are known, and the next step.
+A message names what is wrong, where, the allowed values and the next step, in one or two sentences.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class SrpoError(Exception):
-    """Base of all errors that are reported to the user as one line."""
+    """Base class of all errors that are reported to the user as one line."""
 
     exit_code: ClassVar[int] = 1
 
@@ -37,25 +37,25 @@ class DataError(SrpoError):
 
 
 class ArtifactError(SrpoError):
-    """A file that an earlier stage should have left is missing or damaged."""
+    """An output of an earlier stage is missing or damaged."""
 
 
 class DivergenceError(SrpoError):
-    """Training met a NaN or an infinity; the message names the step and the tensor."""
+    """Training produced a NaN or an infinity; the message names the step and the tensor."""
 
 
 class GateError(SrpoError):
-    """An evaluation gate refused the model, so it may not go further."""
+    """A gate refused the model, or the reward."""
 
     exit_code = 3
 
 
 class StageError(SrpoError):
-    """A stage of dvc.yaml failed under a flow: the line that it printed, and its exit code."""
+    """A stage of dvc.yaml failed in a flow: its error message and its exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
-        self.exit_code = exit_code  # type: ignore[misc]  # that of the stage, not of the class
+        self.exit_code = exit_code  # type: ignore[misc]  # the exit code of the stage, not of the class
 
 
 class StoreError(SrpoError):
@@ -63,7 +63,11 @@ class StoreError(SrpoError):
 
 
 def pick(registry: Mapping[str, T], name: str, what: str) -> T:
-    """Look `name` up in a registry; an unknown name is a `ConfigError` that lists the known ones."""
+    """Look up a name in a registry.
+
+    Raises:
+        ConfigError: the name is unknown; the message lists the known names.
+    """
     try:
         return registry[name]
     except KeyError:

@@ -1,4 +1,4 @@
-"""What settings must agree on among themselves and with the registries, seen before hours of work and not after them."""
+"""Check the settings against each other and against the registries, before a run starts."""
 
 from collections.abc import Iterator
 
@@ -15,10 +15,11 @@ from srpo_core.scorers.metrics import METRICS, metric_names, require_fitting_jud
 
 
 def require_consistent(settings: Settings) -> None:
-    """Look at every name of a registry, at what kind of judge the metrics need, and at numbers that must fit each other.
+    """Check every name of a registry, the judges of the metrics, and settings that depend on each other.
 
     Raises:
-        ConfigError: a name is unknown, a rule asks what is not measured, or two numbers do not fit; names the keys.
+        ConfigError: a name is unknown, a metric is used but not measured, or two settings contradict each other. The
+            message names the keys.
     """
     _require_known(settings)
     for key, name in _registered_metrics(settings):
@@ -37,16 +38,16 @@ def require_consistent(settings: Settings) -> None:
         raise ConfigError(
             "ingest.validation_share is 0, but select compares the checkpoints on validation prompts: set it above 0"
         )
-    generated, looked_at = settings.evaluate.num_prompts, settings.quantize.num_prompts
-    if looked_at > generated:
+    evaluated, compared = settings.evaluate.num_prompts, settings.quantize.num_prompts
+    if compared > evaluated:
         raise ConfigError(
-            f"quantize.num_prompts is {looked_at}, but evaluate.num_prompts is {generated}: lower it, as formats are looked "
-            "at on prompts that evaluate draws"
+            f"quantize.num_prompts is {compared}, but evaluate.num_prompts is {evaluated}: lower it, because quantize "
+            "compares formats on prompts of evaluate"
         )
 
 
 def _require_known(settings: Settings) -> None:
-    """Base, method and scorers are in their registries; what is trained against, and what a gate asks besides, is differentiable."""
+    """Check that base, method and scorers are known, and that the reward and further scorers are differentiable."""
     pick(BASES, settings.model.base, "base model")
     method_of(settings.train)
     require_free_names(settings.evaluate.scorers)
@@ -59,7 +60,9 @@ def _require_known(settings: Settings) -> None:
             raise ConfigError(f"{key}: {error}") from None
         if not entry.differentiable and key not in ("judge", "select_judge"):
             known = ", ".join(name for name, other in SCORERS.items() if other.differentiable)
-            raise ConfigError(f"{key}: {one.scorer!r} reads no texts, as a reward does: known are {known}")
+            raise ConfigError(
+                f"{key}: {one.scorer!r} does not score images against a text, which this key needs: choose one of {known}"
+            )
 
 
 def _require_judges(settings: Settings) -> None:
@@ -73,7 +76,7 @@ def _require_judges(settings: Settings) -> None:
 
 
 def _require_interval(settings: Settings) -> None:
-    """There are prompts and resamples for an interval; without one every model is refused."""
+    """Check that there are enough prompts and resamples for an interval; without one every model is refused."""
     gate = settings.gate
     vetoes = sum(rule.severity in BY_PROOF_OF_BREACH for rule in gate.rules.values())
     why = why_no_interval(
@@ -82,11 +85,11 @@ def _require_interval(settings: Settings) -> None:
         confidence=per_rule_confidence(gate.confidence, vetoes),
     )
     if why:
-        raise ConfigError(f"the gate could only refuse: {why}")
+        raise ConfigError(f"the gate would refuse every model: {why}")
 
 
 def _registered_metrics(settings: Settings) -> Iterator[tuple[str, str]]:
-    """Every key that names an entry of the registry `metrics`, and the name."""
+    """Yield each key whose value is a name in the registry `metrics`, with the name."""
     yield "select.maximize", settings.select.maximize
     yield from (("select.keep", name) for name in settings.select.keep)
     yield from (("evaluate.metrics", name) for name in settings.evaluate.metrics)
@@ -96,14 +99,14 @@ def _registered_metrics(settings: Settings) -> Iterator[tuple[str, str]]:
 
 
 def _require_measured(settings: Settings) -> None:
-    """Whatever decides after `evaluate` is measured by it."""
+    """Check that evaluate measures the metrics of gate and quantize."""
     measured = metric_names(settings.evaluate.metrics, list(settings.evaluate.scorers))
     asked = {f"gate.rules.{name}": rule.metric for name, rule in settings.gate.rules.items()}
     asked |= {"gate.objective": settings.gate.objective, "quantize.gain": settings.quantize.gain}
     for key, metric in asked.items():
         if metric not in measured:
             raise ConfigError(
-                f"{key} asks for {metric!r}, which evaluate does not measure: add it to evaluate.metrics, or choose of "
+                f"{key} asks for {metric!r}, which evaluate does not measure: add it to evaluate.metrics, or choose one of "
                 f"{', '.join(sorted(measured))}"
             )
 
@@ -124,17 +127,17 @@ def _require_images(settings: Settings) -> None:
 
 
 def _seeds_per_prompt(settings: Settings) -> dict[str, int]:
-    """How many images of a prompt each part of the settings draws that names metrics."""
+    """Return the number of images per prompt of each part that names metrics."""
     seeds = {part: getattr(settings, part).seeds_per_prompt for part in ("select", "evaluate")}
     early = settings.train.early_stop
     return seeds if early is None else seeds | {"train.early_stop": early.seeds_per_prompt}
 
 
 def _require_single(settings: Settings) -> None:
-    """Check that a single image shows the gain that must survive in a format."""
+    """Check that the metric of quantize.gain is defined for a single image."""
     gain = settings.quantize.gain
     if gain not in METRICS or not METRICS[gain].measures_single_images:
         raise ConfigError(
-            f"quantize.gain is {gain!r}, which a single image of a prompt does not show: choose another entry of the "
-            "registry metrics, such as relative_reward"
+            f"quantize.gain is {gain!r}, which is not defined for a single image of a prompt: choose another metric, "
+            "such as relative_reward"
         )

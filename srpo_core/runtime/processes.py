@@ -1,16 +1,16 @@
 """Child processes that never outlive the run that started them.
 
-`run_streaming` starts a guardian (this file, run as a script) in a session of its own; the guardian starts
-the command. Three nets, each for what the one before cannot catch:
+`run_streaming` starts a guardian (this file, run as a script) in a new session; the guardian starts the command. Three
+mechanisms end the processes, each for the cases that the one before it misses:
 
-1. the run ends (error, cancellation, Ctrl-C): `run_streaming` ends the guardian in its `finally`;
-2. the run is killed: the kernel tells the guardian (PR_SET_PDEATHSIG), which ends every descendant, also
-   those that left its session: as child subreaper it stays their ancestor;
-3. the guardian is killed too, or a library started a server behind our back: the next run calls
-   `end_leftovers`. Every process below a run bears its owner's mark in its environment, so a reused process
-   number is never mistaken for one of ours, and what has a living owner is left alone.
+1. The run ends by an error, a cancellation or Ctrl-C: `run_streaming` ends the guardian in its `finally`.
+2. The run is killed: the kernel signals the guardian (PR_SET_PDEATHSIG). It ends every descendant, also those that
+   left its session: as child subreaper it remains their ancestor.
+3. The guardian is killed too, or a library started a server in the background: the next run calls `end_leftovers`.
+   Every process below a run has its owner's mark in its environment, so a reused process id is never taken for one of
+   ours, and processes of a live owner are left alone.
 
-Linux only. The script part uses nothing but the standard library.
+Linux only. The script part uses only the standard library.
 """
 
 import ctypes
@@ -40,11 +40,11 @@ def run_streaming(
     environment: Mapping[str, str],
     on_line: Callable[[str], None],
 ) -> int:
-    """Run `command` to its end, give each line of its output to `on_line`, return its exit code.
+    """Run a command, pass each line of its output to `on_line`, and return its exit code.
 
-    Standard output and error come merged, in the order written. When this call ends, for whatever reason,
-    nothing that the command started is still running. A command ended by signal N gives 128 + N.
-    The kernel ties the guardian to the calling thread, which therefore waits here itself.
+    Standard output and error are merged in the order written. When this call returns or raises, nothing that the
+    command started is still running. A command that was ended by signal N gives 128 + N. The kernel ties the guardian
+    to the calling thread, so this thread waits for the command.
     """
     guardian = [sys.executable, "-I", "-S", "-u", str(Path(__file__).resolve()), str(os.getpid()), *command]
     with subprocess.Popen(
@@ -69,20 +69,20 @@ def run_streaming(
 
 
 def owner_mark() -> str:
-    """This process as an owner: number, start and the namespace that counts the numbers, for `OWNER`."""
+    """Return the mark of this process for the variable `OWNER`: process id, start time and PID namespace."""
     return f"{os.getpid()}.{_started(os.getpid())}.{_namespace()}"
 
 
 def end_leftovers(grace: float = GRACE_SECONDS) -> int:
-    """End what bears the mark of an owner that is dead, and all below; return how many processes that were.
+    """End processes whose owner is dead, and their descendants; return their number.
 
-    They are asked first (SIGTERM) and killed after `grace` seconds.
+    They get SIGTERM first, and SIGKILL after `grace` seconds.
     """
     return _end_all(_orphans, grace)
 
 
 def die_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
-    """Let the kernel end this process by a signal when the thread that started it ends, as after `kill -9 dvc`."""
+    """Let the kernel signal this process when the thread that started it ends, for instance by `kill -9` of dvc."""
     parent = os.getppid()
     _prctl(_PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:
@@ -98,7 +98,7 @@ def _end_guardian(process: "subprocess.Popen[str]") -> None:
         return
     process.terminate()
     try:
-        process.wait(2 * GRACE_SECONDS + 5)  # it gives up after two
+        process.wait(2 * GRACE_SECONDS + 5)  # the guardian gives up after two periods of grace
     except subprocess.TimeoutExpired:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -107,7 +107,7 @@ def _end_guardian(process: "subprocess.Popen[str]") -> None:
 
 def _orphans() -> set[int]:
     found = {int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit() and _owner_died(entry)}
-    # Ray's workers overwrite their environment in /proc: they are found below those that do not
+    # Ray's workers overwrite their environment in /proc: they are found as descendants
     return {*found, *_descendants(found)} - {os.getpid()}
 
 
@@ -122,7 +122,7 @@ def _owner_died(process: Path) -> bool:
 
 
 def _started(pid: int) -> str:
-    """When a process started, in clock ticks since the machine did; empty when it is no more."""
+    """Return when a process started, in clock ticks since boot; empty if it has ended."""
     fields = _read(_PROC / str(pid) / "stat").rpartition(b")")[2].split()
     return "" if not fields or fields[0] == b"Z" else fields[19].decode()
 
@@ -132,7 +132,7 @@ def _namespace() -> str:
 
 
 def _descendants(roots: Iterable[int]) -> set[int]:
-    """All processes below `roots`, however deep; zombies do not count."""
+    """Return all descendants of `roots` except zombies."""
     children: dict[int, list[int]] = {}
     for entry in _PROC.iterdir():
         # /proc/<pid>/stat: pid (command) state parent ...; the command may hold blanks and brackets
@@ -149,7 +149,7 @@ def _descendants(roots: Iterable[int]) -> set[int]:
 
 
 def _read(path: Path) -> bytes:
-    """Contents of a file in /proc; empty when the process is gone or another user's."""
+    """Read a file in /proc; empty if the process has ended or belongs to another user."""
     try:
         return path.read_bytes()
     except OSError:
@@ -157,13 +157,13 @@ def _read(path: Path) -> bytes:
 
 
 def _end_all(find: Callable[[], set[int]], grace: float) -> int:
-    """Signal what `find` finds until it finds nothing: SIGTERM once each, SIGKILL after `grace` seconds."""
+    """Signal the processes of `find` until it finds none: SIGTERM once each, SIGKILL after `grace` seconds."""
     asked: set[int] = set()
     kill_at = time.monotonic() + grace
     while victims := find():
         force = time.monotonic() > kill_at
         if time.monotonic() > kill_at + GRACE_SECONDS:
-            break  # in uninterruptible sleep: the kernel holds the signal for it
+            break  # in uninterruptible sleep: the kernel delivers the signal later
         for victim in victims if force else victims - asked:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(victim, signal.SIGKILL if force else signal.SIGTERM)
@@ -178,19 +178,21 @@ def _prctl(option: int, value: int) -> None:
 
 
 def _guard(parent: int, command: Sequence[str]) -> int:
-    """Run `command` as its guardian: end every descendant when it, or the parent, ends.
+    """Run a command as its guardian, and end every descendant when the command or the parent ends.
 
-    Signals are awaited, not handled: the kernel sends one for each thread of the parent that ends, and a
-    handler that raises would be interrupted by the next one in the middle of ending what is left.
+    Signals are awaited, not handled: the kernel sends one for each thread of the parent that ends, and the next one
+    would interrupt a handler that raises while it ends the descendants.
     """
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # one that was inherited as ignored would reap for us
+    signal.signal(
+        signal.SIGCHLD, signal.SIG_DFL
+    )  # if inherited as ignored, the kernel would reap the children
     signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before the kernel was told to watch it
+    if os.getppid() != parent:  # the parent died before the call of prctl
         return 128 + signal.SIGTERM
     try:
-        # it gets the signals as Python found them: none blocked, none ignored
+        # the command starts with default signals: none blocked, none ignored
         return _wait_for(
             os.posix_spawnp(
                 command[0],
@@ -204,14 +206,14 @@ def _guard(parent: int, command: Sequence[str]) -> int:
         sys.stderr.write(f"srpo: error: {command[0]} is not installed: run 'make setup' first\n")
         return 127
     except PermissionError:
-        sys.stderr.write(f"srpo: error: {command[0]} may not be run: make it executable\n")
+        sys.stderr.write(f"srpo: error: {command[0]} is not executable: run chmod +x on it\n")
         return 126
     finally:
         _end_all(_reaped_descendants, GRACE_SECONDS)
 
 
 def _wait_for(command: int) -> int:
-    """Reap what is orphaned to us until the command ends, or we are told to stop; return an exit code."""
+    """Reap orphaned descendants until the command ends or a signal arrives; return an exit code."""
     while (signum := signal.sigwait(_AWAITED)) == signal.SIGCHLD:
         while (reaped := os.waitpid(-1, os.WNOHANG))[0]:
             if reaped[0] == command:
@@ -223,7 +225,7 @@ def _reaped_descendants() -> set[int]:
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
-    # a second look: whose parent ends while /proc is read belongs to nobody in the first
+    # twice: a process whose parent ends while /proc is read is missing from the first result
     return _descendants([os.getpid()]) or _descendants([os.getpid()])
 
 

@@ -1,4 +1,4 @@
-"""A bar for work that takes a while: drawn on a terminal, nothing elsewhere."""
+"""Progress bars on a terminal; without a terminal nothing is printed."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def with_progress(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Pass `items` on and count them in a bar on standard error; `total` when they have no length."""
+    """Yield `items` and count them in a bar on standard error; give `total` if they have no length."""
     from rich.console import Console
     from rich.progress import track
 
@@ -21,7 +21,7 @@ def with_progress(items: Iterable[T], label: str, total: int | None = None) -> I
 
 @contextmanager
 def progress_bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error up to `total`; yields what moves it on by so much."""
+    """Show a bar up to `total` on standard error; yield a function that advances it by a number."""
     if not sys.stderr.isatty():
         yield lambda _done: None
         return

@@ -1,7 +1,7 @@
-"""Where a stage keeps what a killed run can go on from: outside its outputs, which DVC deletes first.
+"""The directory from which a killed stage resumes. It is outside the outputs, which DVC deletes before a stage runs.
 
-The directory is named by a hash of all that decides the result (the stage's settings, inputs and
-code, as dvc.yaml lists them), so that a run never goes on from the state of another experiment.
+Its name has a hash of all that determines the result (the stage's settings, inputs and code, as dvc.yaml lists them),
+so a run never resumes from the state of another experiment.
 """
 
 import hashlib
@@ -23,19 +23,19 @@ from srpo_core.runtime.shared_files import Location
 LOCK: Final = Path("dvc.lock")
 DONE: Final = "done"
 ELSEWHERE: Final = "elsewhere.json"
-SMALL_BYTES: Final = 2**20  # a larger input may count by its size: weights would take minutes to read
+SMALL_BYTES: Final = 2**20  # larger inputs are compared by size, because reading weights takes minutes
 
 
 @contextmanager
 def resumable(stage: str) -> Iterator[Path]:
-    """Hold a stage's resume directory for one run.
+    """Lock a stage's resume directory for one run, and yield it.
 
-    When the run succeeds the directory is marked as done and stays: DVC still has to record the outputs, and would
-    run the stage again if it were killed before. It goes when a stage that reads those outputs starts, which DVC
-    does once they are recorded (`discard_recorded`), or when this one is to run again all the same.
+    After a success the directory is marked as done and stays: until DVC has recorded the outputs, a kill makes it run
+    the stage again. The directory is removed when a stage that reads those outputs starts, which DVC does after it
+    has recorded them (`discard_recorded`), or when this stage is forced to run again.
 
     Raises:
-        SrpoError: another living run holds it.
+        SrpoError: another running process holds the directory.
     """
     directory = home() / "resume" / f"{stage}-{fingerprint(stage)}"
     with _held(directory) as holder:
@@ -45,19 +45,19 @@ def resumable(stage: str) -> Iterator[Path]:
                 "wait for it, or end it and start again"
             )
         if (directory / DONE).exists() and _recorded(stage):
-            _discard(directory)  # asked for with --force: from step 0
+            _discard(directory)  # DVC runs a recorded stage only with --force: start at step 0
         directory.mkdir(parents=True, exist_ok=True)
         yield directory
         (directory / DONE).touch()
 
 
-def goes_too(directory: Path, *elsewhere: Location) -> None:
-    """Note what lies outside a resume directory and is to go with it."""
+def register_external(directory: Path, *elsewhere: Location) -> None:
+    """Record files outside a resume directory that are to be deleted with it."""
     write_json(directory / ELSEWHERE, [place.uri for place in elsewhere])
 
 
 def discard_recorded(starting: str) -> None:
-    """Remove what stages kept whose outputs `starting` reads: DVC has recorded those before it starts this one."""
+    """Remove the resume directories of stages whose outputs `starting` reads: DVC has recorded those outputs."""
     done = [marker.parent for marker in (home() / "resume").glob(f"*/{DONE}")]
     before = _stages_before(starting) if done else ()
     for directory in done:
@@ -68,9 +68,12 @@ def discard_recorded(starting: str) -> None:
 
 
 def fingerprint(stage: str, *, by_size_from: float = inf) -> str:
-    """12 hex digits of the hash of a stage's settings, inputs and code, as dvc.yaml lists them.
+    """Hash a stage's settings, inputs and code, as dvc.yaml lists them, to 12 hex digits.
 
-    A file of `by_size_from` bytes or more counts by its size alone. Raises `ArtifactError`: an input is missing.
+    Of a file of `by_size_from` bytes or more only the size is hashed.
+
+    Raises:
+        ArtifactError: an input is missing.
     """
     settings, definition = _definition(stage)
     digest = hashlib.sha256(json.dumps(definition.watched(settings), sort_keys=True).encode())
@@ -91,31 +94,31 @@ def _held(directory: Path) -> Iterator[str | None]:
         return
     with lock:
         lock.write_holder()
-        shutil.rmtree(_gone(directory), ignore_errors=True)  # of a removal that was cut short
+        shutil.rmtree(_removed(directory), ignore_errors=True)  # left by a removal that was killed
         yield None
 
 
 def _discard(directory: Path) -> None:
-    """Remove a resume directory that is held, and what lies elsewhere first: only the directory knows of it."""
+    """Remove a locked resume directory, after the external files, which only the directory lists."""
     if (directory / ELSEWHERE).exists():
         for uri in read_json(directory / ELSEWHERE):
             Location(uri).delete()
-    # out of the way at once: a kill in the middle of removing must leave nothing to go on from
-    directory.rename(_gone(directory))
-    shutil.rmtree(_gone(directory), ignore_errors=True)
+    # renamed first: after a kill during the removal there must be nothing to resume from
+    directory.rename(_removed(directory))
+    shutil.rmtree(_removed(directory), ignore_errors=True)
 
 
-def _gone(directory: Path) -> Path:
+def _removed(directory: Path) -> Path:
     return directory.with_name(f".{directory.name}.done")
 
 
 def _recorded(stage: str) -> bool:
-    """Whether dvc.lock has a result of a stage from these very settings and inputs; large ones count by size."""
+    """Whether dvc.lock records a result of these settings and inputs; large inputs are compared by size."""
     from dvc.utils.serialize import parse_yaml
 
     if not LOCK.exists():
         return False
-    # read as DVC wrote it: for PyYAML 2e-05 is a word
+    # by the parser of DVC: PyYAML reads 2e-05 as a string
     stages = parse_yaml(LOCK.read_text(encoding="utf-8"), str(LOCK)).get("stages", {})
     settings = parse_yaml(PARAMS_FILE.read_text(encoding="utf-8"), str(PARAMS_FILE))
     _, definition = _definition(stage)
@@ -124,12 +127,12 @@ def _recorded(stage: str) -> bool:
         return False
     known = {dependency["path"]: dependency for dependency in entry["deps"]}
     return all(
-        str(path) in known and _is_as_recorded(path, known[str(path)])
+        str(path) in known and _matches_record(path, known[str(path)])
         for path in _inputs(definition, settings)
     )
 
 
-def _is_as_recorded(path: Path, known: Mapping[str, Any]) -> bool:
+def _matches_record(path: Path, known: Mapping[str, Any]) -> bool:
     files = list(files_below(path))
     if sum(file.stat().st_size for file in files) != known["size"]:
         return False

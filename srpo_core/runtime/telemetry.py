@@ -1,4 +1,4 @@
-"""Telemetry is off unless the user turns it on: one list for every tool that would phone home."""
+"""Turn off the telemetry of every tool, unless the user turned it on."""
 
 import os
 from collections.abc import Mapping
@@ -21,11 +21,10 @@ _QUIET: Final[Mapping[str, str]] = MappingProxyType(
 
 
 def quiet_environment(environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The variables that keep Prefect, DVC, Ray, Great Expectations and the hubs silent.
+    """Return the variables that turn off the telemetry of Prefect, DVC, Ray, Great Expectations and the hubs.
 
-    A variable that `environment` (default: that of this process) sets already keeps its value, so a user
-    may turn telemetry on. Apply before those libraries are imported:
-    `os.environ.update(quiet_environment())`.
+    A variable that `environment` (default: `os.environ`) already sets keeps its value, so a user can turn telemetry on.
+    Apply before those libraries are imported: `os.environ.update(quiet_environment())`.
     """
     given = os.environ if environment is None else environment
     return {name: given.get(name, value) for name, value in _QUIET.items()}

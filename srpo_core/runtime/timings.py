@@ -1,4 +1,4 @@
-"""What stages took, in an untracked file: times belong to a machine, not to a result."""
+"""Record how long stages take, in an untracked file: times belong to a machine, not to a result."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from srpo_core.errors import ArtifactError
 from srpo_core.runtime.resume import SMALL_BYTES, fingerprint
 
 SECONDS_PER_HOUR: Final = 3600
-# the stages that use more than one device, and the setting that says how many
+# the stages that use more than one device, and the setting with their number
 WORKERS: Final[Mapping[str, str]] = {
     "train": "train_workers",
     "select": "generate_workers",
@@ -20,12 +20,12 @@ WORKERS: Final[Mapping[str, str]] = {
 
 
 def timings_file(root: Path | None = None) -> Path:
-    """One JSON object per line: stage, key, seconds, devices, kind; below `root`, else `home()`."""
+    """Return the file of times, below `root` or `home()`. Each line is a JSON object: stage, key, seconds, devices, kind."""
     return (root or home()) / "timings/stages.jsonl"
 
 
 def note_stage(stage: str, seconds: float, resources: ResourceSettings) -> None:
-    """Add what a stage took that has just ended well."""
+    """Append the time of a stage that has just succeeded."""
     path = timings_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     devices = getattr(resources, WORKERS[stage]) if stage in WORKERS else 1
@@ -41,14 +41,14 @@ def note_stage(stage: str, seconds: float, resources: ResourceSettings) -> None:
 
 
 def key_of(stage: str) -> str:
-    """A hash of a stage's settings and inputs, by which a later reader finds the times of this very run."""
+    """Hash a stage's settings and inputs; the key by which the times of this run are found again."""
     return fingerprint(stage, by_size_from=SMALL_BYTES)
 
 
 def costs(stages: Sequence[str], root: Path | None = None) -> list[dict[str, Any]]:
-    """Wall and device hours of stages as they are set up here; one that has no times below `root` is left out.
+    """Return wall and device hours of stages with the current settings; stages without a time are left out.
 
-    Of several entries the last counts, so a stage that was killed and went on shows what its last part took.
+    Of several entries the last counts, so a stage that was killed and resumed has the time of its last part.
     """
     path = timings_file(root)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
@@ -68,5 +68,5 @@ def costs(stages: Sequence[str], root: Path | None = None) -> list[dict[str, Any
 def _key_if_there(stage: str) -> str | None:
     try:
         return key_of(stage)
-    except ArtifactError:  # a stage whose inputs are missing has not run as things are
+    except ArtifactError:  # without its inputs a stage has not run with these settings
         return None

@@ -12,7 +12,7 @@ from srpo_core.config import ControlWords, ModelSettings, ResourceSettings, Scor
 from srpo_core.errors import ConfigError
 from srpo_core.models.embeddings import read_embeddings
 from srpo_core.runtime.processes import OWNER, end_leftovers, owner_mark
-from srpo_core.runtime.resume import goes_too, resumable
+from srpo_core.runtime.resume import register_external, resumable
 from srpo_core.runtime.shared_files import COMPLETE, storage
 from srpo_core.training.export import WordCounts, export
 from srpo_core.training.follow import following, num_lines
@@ -57,7 +57,7 @@ def run(
         os.environ[OWNER] = owner_mark()  # on all that this one starts
         inputs, digests, state = places(directory, model.path, reward.path, select_judge.path)
         if storage() is not None:
-            goes_too(directory, inputs / COMPLETE, state, inputs)
+            register_external(directory, inputs / COMPLETE, state, inputs)
         job = TrainJob(
             inputs=inputs,
             digests=digests,

@@ -1,7 +1,7 @@
-"""A new version of the data: a few large shards below data/<name>/, checked, tracked by DVC, pushed.
+"""Create a new version of the data: a few large files below data/<name>/, checked, tracked by DVC, and pushed.
 
-A version is a git tag `data/<name>/<12 hex digits>` of a commit that differs from its parent in
-`data/<name>.dvc` alone. The tag is made last: what is tagged is in the remote, whole.
+A version is a git tag `data/<name>/<12 hex digits>` of a commit that changes only `data/<name>.dvc`. The tag is created
+last, so the remote has all files of a tagged version.
 """
 
 import json
@@ -25,22 +25,24 @@ SPLITS: Final = ("train", "test")
 
 
 def collect(source: Path, target: Path) -> None:
-    """Copy a directory in HPDv2's layout to `target`: its JSON lists, and one tar of images per split.
+    """Copy a directory in the layout of HPDv2 to `target`: its JSON lists, and one tar of images per split.
 
-    An image directory becomes a tar of sorted members without times or owners, so that the same images
-    give the same bytes; an archive is copied as it is. DVC loses files of large trees (treeverse/dvc
-    #10977), therefore few large ones.
+    A directory of images becomes a tar of sorted members without times or owners, so the same images give the same
+    bytes; an archive is copied unchanged. There are few large files because DVC loses files of large trees
+    (treeverse/dvc #10977).
 
     Raises:
-        DataError: the source, or a part of it, is missing, or a split has its images twice.
+        DataError: the source or a part of it is missing, or a split has its images twice.
     """
     if not source.is_dir():
-        raise DataError(f"{source} is no directory: give one in HPDv2's layout (train.json, train.tar, ...)")
+        raise DataError(
+            f"{source} is not a directory: give one in the layout of HPDv2 (train.json, train.tar, ...)"
+        )
     shutil.rmtree(target, ignore_errors=True)
     lists = [source / f"{split}.json" for split in SPLITS] + sorted(source.glob("benchmark/*.json"))
     for path in lists:
         if not path.is_file():
-            raise DataError(f"{path} is missing: a source in HPDv2's layout has it")
+            raise DataError(f"{path} is missing: the layout of HPDv2 needs it")
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
@@ -49,24 +51,24 @@ def collect(source: Path, target: Path) -> None:
 
 
 def check(workspace: Workspace, name: str, on_line: Callable[[str], None]) -> None:
-    """Run stage ingest of the workspace's own code on data/<name>; its outputs are thrown away.
+    """Run the stage ingest, with the code of the workspace, on data/<name>, and delete its outputs.
 
     Raises:
-        StageError: a record breaks a rule; the line that ingest printed.
+        StageError: a record breaks a rule; the message is the error line of ingest.
     """
     write_settings(workspace.path, profile=None, patch={"ingest": {"source": f"data/{name}"}})
     run_in_workspace(
-        workspace, "the data are not taken", [sys.executable, "-m", "srpo_core", "stage", "ingest"], on_line
+        workspace, "the data are refused", [sys.executable, "-m", "srpo_core", "stage", "ingest"], on_line
     )
     shutil.rmtree(workspace.path / "runs/ingest", ignore_errors=True)
     git(workspace.path, "checkout", "--quiet", "HEAD", "--", str(PARAMS_FILE))
 
 
 def track(workspace: Workspace, name: str) -> str:
-    """Add data/<name> to DVC's cache and return the tag that this version has or will get.
+    """Add data/<name> to DVC's cache and return the tag of this version, which may not exist yet.
 
     Raises:
-        SrpoError: DVC could not, for instance because the disk is full.
+        SrpoError: DVC failed, for instance because the disk is full.
     """
     _dvc(workspace, "add", "--quiet", f"data/{name}")
     return f"data/{name}/{_directory_hash(workspace, name)[:12]}"
@@ -75,9 +77,9 @@ def track(workspace: Workspace, name: str) -> str:
 def push(workspace: Workspace, name: str) -> None:
     """Push data/<name> to the default remote, then compare the remote with the manifest, file by file.
 
-    DVC takes a directory's own object as proof that its files are there, and its index for the truth, so
-    after a push that was killed it may report success and upload nothing. What is wrong is therefore
-    removed from the remote together with the directory's object and the index, and pushed once more.
+    DVC trusts the directory's object and its index as proof that the files are there, so after a killed push it may
+    report success and upload nothing. Therefore damaged objects are removed from the remote, together with the
+    directory's object and the index, and pushed once more.
 
     Raises:
         StoreError: the remote still lacks files, or cannot be reached.
@@ -89,13 +91,13 @@ def push(workspace: Workspace, name: str) -> None:
         missing = list(missing_in_remote(workspace, name))
     if missing:
         raise StoreError(
-            f"the remote lacks {len(missing)} objects of data/{name} after two pushes, the first is "
-            f"{missing[0]}: see that it can be written ('dvc remote list' names it), then start again"
+            f"the remote lacks {len(missing)} objects of data/{name} after two pushes, first {missing[0]}: check that "
+            "the remote is writable ('dvc remote list' names it), then start again"
         )
 
 
 def missing_in_remote(workspace: Workspace, name: str) -> Iterator[str]:
-    """Objects of data/<name> that the default remote lacks or holds in another size."""
+    """Yield the objects of data/<name> that the default remote lacks, or has with another size."""
     directory = _directory_hash(workspace, name)
     with _repository(workspace) as repo:
         cache, remote = repo.cache.local, repo.cloud.get_remote_odb()
@@ -107,7 +109,7 @@ def missing_in_remote(workspace: Workspace, name: str) -> Iterator[str]:
 
 
 def commit(workspace: Workspace, name: str, tag: str) -> None:
-    """Commit data/<name>.dvc on the workspace's detached HEAD and tag it; a version that is tagged stays."""
+    """Commit data/<name>.dvc on the detached HEAD of the workspace and tag it, unless the tag exists."""
     if is_tagged(workspace, tag):
         return
     git(workspace.path, "add", f"data/{name}.dvc", "data/.gitignore")
@@ -122,12 +124,12 @@ def is_tagged(workspace: Workspace, tag: str) -> bool:
 
 
 def is_tag_of_head(workspace: Workspace, tag: str) -> bool:
-    """Whether a version was made with the code of the workspace's commit, and so is run with it."""
+    """Whether the parent of a version's commit, whose code its runs use, is the workspace's commit."""
     return git(workspace.path, "rev-parse", f"{tag}^") == git(workspace.path, "rev-parse", "HEAD")
 
 
 def require_name(name: str) -> None:
-    """Raise `ConfigError` unless `name` can be a directory below data/ and a part of a tag."""
+    """Raise `ConfigError` unless `name` is valid as a directory below data/ and as a part of a tag."""
     if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
         raise ConfigError(f"data name {name!r}: use letters, digits, '-' and '_', for instance hpd")
 
@@ -181,7 +183,7 @@ def _dvc(workspace: Workspace, *arguments: str) -> None:
 
 
 def _identity(workspace: Workspace) -> Mapping[str, str]:
-    """Who commits: the user as git knows them, else the pipeline."""
+    """Return variables with the identity of the pipeline if git has none of the user."""
     try:
         git(workspace.path, "config", "user.email")
     except SrpoError:

@@ -1,4 +1,4 @@
-"""One stage by DVC in a workspace: what ran, what was cached, and the one line of what failed."""
+"""Run a stage by DVC in a workspace; report whether it was cached, and a failure in one line."""
 
 import re
 import time
@@ -10,8 +10,8 @@ from srpo_core.errors import StageError
 from srpo_core.runtime.processes import run_streaming
 from srpo_core.workspace.worktree import Workspace
 
-# what DVC says for the user of its own command line
-_ASIDE: Final = re.compile(
+# lines of DVC that only concern users of its command line
+_DVC_HINT: Final = re.compile(
     r"Use `dvc push`|Running stage '|Stage '.*' (is cached|didn't change)|(Updating|Generating) lock file|To track the changes|To enable auto staging"
     r"|\s+(git add|dvc config) |> |$"
 )
@@ -22,7 +22,7 @@ _EXIT_CODE: Final = re.compile(r"ERROR: .*exited with (\d+)")
 
 @dataclass(frozen=True)
 class StageResult:
-    """How a stage ended: cached = DVC found its outputs unchanged or restored them."""
+    """How a stage ended. cached: DVC found the outputs unchanged, or restored them."""
 
     stage: str
     cached: bool
@@ -30,10 +30,10 @@ class StageResult:
 
 
 def reproduce(workspace: Workspace, stage: str, on_line: Callable[[str], None]) -> StageResult:
-    """Run `dvc repro` on one stage, give each line that it prints to `on_line`.
+    """Run `dvc repro` on one stage, and pass each line that it prints to `on_line`.
 
     Raises:
-        StageError: the stage failed; the message is the line that the stage, or else DVC, printed.
+        StageError: the stage failed; the message is the error line of the stage, or else of DVC.
     """
     started = time.monotonic()
     lines = run_in_workspace(workspace, f"stage {stage}", ["dvc", "repro", "--single-item", stage], on_line)
@@ -44,16 +44,16 @@ def reproduce(workspace: Workspace, stage: str, on_line: Callable[[str], None]) 
 def run_in_workspace(
     workspace: Workspace, what: str, command: Sequence[str], on_line: Callable[[str], None]
 ) -> list[str]:
-    """Run a command in the workspace and return all that it printed; `on_line` gets it without DVC's asides.
+    """Run a command in the workspace and return all its lines; `on_line` gets them without the hints of DVC.
 
     Raises:
-        StageError: it failed; the message is `what` and the line that it gave as the reason.
+        StageError: the command failed; the message is `what` and its error line.
     """
     lines: list[str] = []
 
     def take(line: str) -> None:
         lines.append(line)
-        if not _ASIDE.match(line):
+        if not _DVC_HINT.match(line):
             on_line(line)
 
     code = run_streaming(command, cwd=workspace.path, environment=workspace.environment(), on_line=take)
@@ -64,6 +64,6 @@ def run_in_workspace(
 
 def _failure(what: str, lines: list[str], code: int) -> StageError:
     own = [found[1] for line in lines if (found := _OWN_ERROR.match(line))]
-    said = own or [found[1] for line in lines if (found := _DVC_ERROR.match(line))] or lines[-1:]
+    reasons = own or [found[1] for line in lines if (found := _DVC_ERROR.match(line))] or lines[-1:]
     exit_code = next((int(found[1]) for line in lines if (found := _EXIT_CODE.match(line))), code)
-    return StageError(f"{what}: {said[-1] if said else f'exit code {code}'}", exit_code)
+    return StageError(f"{what}: {reasons[-1] if reasons else f'exit code {code}'}", exit_code)

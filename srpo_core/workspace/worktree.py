@@ -1,7 +1,7 @@
-"""A run has a workspace of its own: a git worktree below `<home>/runs/<run id>/`, running its own code.
+"""The workspace of a run: a git worktree below `<home>/runs/<run id>/`, whose own code is run.
 
-Two runs never touch each other; they share only DVC's cache (by copies or reflinks, which a run cannot
-corrupt), the remote, the home directory, and fetched weights, which a run only reads.
+Runs are isolated from each other. They share only DVC's cache (as copies or reflinks, which a run cannot corrupt), the
+remote, the home directory, and fetched weights, which a run only reads.
 """
 
 import logging
@@ -26,7 +26,7 @@ from srpo_core.storage import store_uri
 from srpo_core.workspace.git import git, run_command, without_git_variables
 
 KEEP_WORKSPACES: Final = 3
-MODELS: Final = "models"  # where `srpo fetch` puts weights, see models.lock
+MODELS: Final = "models"  # directory of the weights that `srpo fetch` downloads, see models.lock
 
 _DIFFERENCE: Final = ("diff-tree", "-r", "-z", "--name-only", "--no-renames")
 _FILES_OF_COMMIT: Final = ("ls-tree", "-r", "-z", "--name-only", "HEAD")
@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 class Workspace:
     """A checkout of one revision for one run.
 
-    checkout: the user's own; path: the worktree; snapshot: the git tree that it was made from;
-    home: the checkout's directory of everything beside outputs.
+    checkout: the user's checkout; path: the worktree; snapshot: the git tree that it was made from; home: the directory
+    of files that are not outputs, `.srpo` by default.
     """
 
     run_id: str
@@ -50,11 +50,11 @@ class Workspace:
 
     @property
     def site_cache(self) -> Path:
-        """Where DVC keeps its indices for this workspace; never shared, so a killed push spoils no other."""
+        """The directory of DVC's indices for this workspace; not shared, so a killed push damages no other run's."""
         return self.path.parent / "dvc"
 
     def environment(self) -> dict[str, str]:
-        """The variables for commands in this workspace: its own code, the shared home, no telemetry."""
+        """Return the environment of commands in this workspace: its own code, the shared home, no telemetry."""
         return {
             **without_git_variables(),
             **quiet_environment(),
@@ -62,10 +62,10 @@ class Workspace:
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
             "PYTHONPATH": str(self.path),
             "PYTHONUNBUFFERED": "1",
-            # of other people's libraries; a run's log is for what the stages say
+            # the log of a run is for messages of the stages, not for warnings of libraries
             "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore::FutureWarning"),
             "SRPO_HOME": str(self.home),
-            "SRPO_STORE": store_uri(),  # a stage runs elsewhere, and reads the champion there
+            "SRPO_STORE": store_uri(),  # absolute: a stage runs in another directory
         }
 
 
@@ -73,12 +73,11 @@ class Workspace:
 def open_workspace(
     checkout: Path, *, revision: str | None = None, keep: int = KEEP_WORKSPACES
 ) -> Iterator[Workspace]:
-    """Make a workspace, hold its lock while the run lives, and leave it in place for inspection afterwards.
+    """Create a workspace, lock it while the run lives, and keep it afterwards for inspection.
 
-    revision: a commit, branch or tag; None takes the checkout as it is: HEAD plus uncommitted and
-    untracked files, so that `git diff HEAD` in the workspace is what is uncommitted in the checkout.
-    First ends the processes that dead runs left behind, and removes all but the newest `keep` of their
-    workspaces; a run that is alive is never touched.
+    revision: a commit, branch or tag; None takes the current checkout: HEAD plus uncommitted and untracked files, so
+    `git diff HEAD` in the workspace shows the uncommitted changes of the checkout. First the processes of dead runs are
+    ended, and all but the newest `keep` of their workspaces are removed. Live runs are never touched.
 
     Raises:
         ConfigError: `checkout` is not a git checkout, or it has no such revision.
@@ -87,7 +86,7 @@ def open_workspace(
     home = Path(os.environ.get("SRPO_HOME", top / ".srpo")).absolute()
     with file_lock.acquire(home / "runs/lock"):
         run = home / "runs" / f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"  # unique and in order, under the lock
-        _sweep(top, home / "runs", keep - 1)
+        _remove_dead_runs(top, home / "runs", keep - 1)
         run.mkdir()
         held = file_lock.acquire(run / "lock")
     with held:
@@ -103,9 +102,9 @@ def open_workspace(
 
 
 def checkout_snapshot(checkout: Path) -> str:
-    """Write the checkout as it is, uncommitted and untracked files included, as a git tree; return its id.
+    """Write the checkout, with uncommitted and untracked files, as a git tree, and return its id.
 
-    The user's index and branch stay untouched: the work is done on a copy of the index.
+    The user's index and branch are unchanged: this works on a copy of the index.
     """
     with tempfile.TemporaryDirectory(prefix="srpo-index-") as scratch:
         index = Path(scratch) / "index"
@@ -117,10 +116,10 @@ def checkout_snapshot(checkout: Path) -> str:
 
 
 def fetch_data(workspace: Workspace, data: Sequence[str]) -> None:
-    """Restore data that `*.dvc` files name, from the cache or else the default remote.
+    """Restore the data of `*.dvc` files from the cache, or else from the default remote.
 
     Raises:
-        SrpoError: neither has it.
+        SrpoError: neither has the data.
     """
     if data:
         run_command(
@@ -146,7 +145,7 @@ def bring_home(workspace: Workspace, stages: list[str]) -> bool:
             run_command(["dvc", "checkout", *stages], cwd=top, environment=environment)
         except SrpoError as error:
             _write(top / lock, before)
-            log.warning("the results stay in %s: %s", workspace.path, error)
+            log.warning("the results remain in %s: %s", workspace.path, error)
             return False
     return True
 
@@ -177,7 +176,7 @@ def _is_input(name: str, inputs: Sequence[Path]) -> bool:
 
 
 def has_settings_of_checkout(workspace: Workspace) -> bool:
-    """Whether params.yaml is the checkout's, to the byte."""
+    """Whether params.yaml of the workspace and of the checkout are identical."""
     ours, theirs = (top / PARAMS_FILE for top in (workspace.path, workspace.checkout))
     return ours.read_bytes() == theirs.read_bytes()
 
@@ -195,7 +194,7 @@ def _top(checkout: Path) -> Path:
         return Path(git(checkout, "rev-parse", "--show-toplevel"))
     except SrpoError as error:
         raise ConfigError(
-            f"{checkout} is not a git checkout, so a run cannot have a workspace of its own: "
+            f"{checkout} is not a git checkout, so a run cannot have its own workspace: "
             f"clone the repository with git ({error})"
         ) from None
 
@@ -210,7 +209,7 @@ def _commit(checkout: Path, revision: str) -> str:
 
 
 def _share_dvc(workspace: Workspace) -> None:
-    """Let the workspace use the checkout's cache and remotes; paths in its own configuration are relative."""
+    """Let the workspace use the cache and the remotes of the checkout, whose relative paths would not work there."""
     from dvc.config import Config
     from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
@@ -233,18 +232,18 @@ def _share_dvc(workspace: Workspace) -> None:
 
 
 def _share_models(workspace: Workspace) -> None:
-    """Link the weights that the checkout fetched: git ignores them, and tens of gigabytes are not copied for a run."""
+    """Link the fetched weights of the checkout: git ignores them, and copying tens of gigabytes would take long."""
     fetched, link = workspace.checkout / MODELS, workspace.path / MODELS
     if fetched.is_dir() and not link.exists():
         link.symlink_to(fetched)
 
 
-def _sweep(checkout: Path, runs: Path, keep: int) -> None:
-    """End what dead runs left running, and remove all but the newest `keep` of their workspaces."""
+def _remove_dead_runs(checkout: Path, runs: Path, keep: int) -> None:
+    """End the processes of dead runs, and remove all but the newest `keep` of their workspaces."""
     processes.end_leftovers()
     dead = [run for run in sorted(runs.iterdir(), reverse=True) if run.is_dir() and not _is_alive(run)]
     for run in dead[keep:]:
-        with suppress(SrpoError):  # half made, or removed by hand: the directory goes below
+        with suppress(SrpoError):  # half made, or removed by hand: the directory is removed below
             git(checkout, "worktree", "remove", "--force", "--force", str(run / "workspace"))
         shutil.rmtree(run)
     git(checkout, "worktree", "prune")

@@ -69,7 +69,7 @@ def test_images_in_a_directory_become_the_same_tar_whatever_their_order_and_time
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (shutil.rmtree, r"is no directory: give one in HPDv2's layout"),
+        (shutil.rmtree, r"is not a directory: give one in the layout of HPDv2"),
         (lambda source: (source / "test.json").unlink(), r"test.json is missing"),
         (lambda source: (source / "train.tar").unlink(), r"images of 'train' must lie in exactly one"),
         (lambda source: (source / "train").mkdir(), r"exactly one .* found .*train and .*train.tar"),

@@ -50,22 +50,22 @@ def test_every_shipped_preset_is_consistent(preset):
             r"^gate\.rules\.reward_kept asks for 'beauty'",
         ),
         ({"quantize": {"gain": "judge_sgp"}}, r"^quantize\.gain asks for 'judge_sgp'"),
-        ({"quantize": {"gain": "diversity"}}, r"^quantize\.gain is 'diversity', which a single image"),
+        ({"quantize": {"gain": "diversity"}}, r"^quantize\.gain is 'diversity', which is not defined for a single image"),
         ({"select": {"maximize": "kid"}}, r"^select asks for 'kid', which compares with real images"),
         (
             {"train": {"early_stop": EARLY_STOP}},
             r"^train\.early_stop\.seeds_per_prompt is 1, but 'diversity'",
         ),
         ({"ingest": {"validation_share": 0}}, r"^ingest\.validation_share is 0"),
-        ({"gate": {"resamples": 10}}, r"^the gate could only refuse: 10 resamples are too few"),
+        ({"gate": {"resamples": 10}}, r"^the gate would refuse every model: 10 resamples are too few"),
         (
             {"evaluate": {"num_prompts": 3}, "quantize": {"num_prompts": 3}},
-            r"^the gate could only refuse: 3 prompts of 1 styles",
+            r"^the gate would refuse every model: 3 prompts of 1 styles",
         ),
         ({"model": {"base": "sdxl"}}, r"unknown base model 'sdxl': known are flux"),
         ({"train": {"method": "dpo"}}, r"unknown method 'dpo'"),
         ({"judge": {"scorer": "taste"}}, r"^judge: unknown scorer 'taste': known are "),
-        ({"reward": {"scorer": "timm_judge"}}, r"^reward: 'timm_judge' reads no texts"),
+        ({"reward": {"scorer": "timm_judge"}}, r"^reward: 'timm_judge' does not score images against a text"),
         (
             {"evaluate": {"scorers": {"reward": {"scorer": "open_clip", "path": "elsewhere"}}}},
             r"^evaluate\.scorers: 'reward' or 'reward_sgp' is the name of a metric",
@@ -88,7 +88,7 @@ def test_every_shipped_preset_is_consistent(preset):
         ),
     ],
 )
-def test_what_would_fail_only_after_training_is_one_line_that_names_the_key(patch, line):
+def test_settings_that_would_fail_only_after_training_are_refused_in_one_line_that_names_the_key(patch, line):
     with pytest.raises(ConfigError, match=line) as caught:
         require_consistent(settings(patch))
     assert "\n" not in str(caught.value)

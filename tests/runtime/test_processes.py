@@ -139,7 +139,7 @@ def test_a_command_that_may_not_be_run_is_one_line_and_126(tmp_path):
     file.write_text("")
     lines: list[str] = []
     assert stream([str(file)], tmp_path, lines) == 126
-    assert lines == [f"srpo: error: {file} may not be run: make it executable"]
+    assert lines == [f"srpo: error: {file} is not executable: run chmod +x on it"]
 
 
 def test_a_module_of_the_workspace_named_as_one_of_python_s_does_no_harm(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from srpo_core.errors import ArtifactError, SrpoError
-from srpo_core.runtime.resume import discard_recorded, fingerprint, goes_too, resumable
+from srpo_core.runtime.resume import discard_recorded, fingerprint, register_external, resumable
 from srpo_core.runtime.shared_files import Location
 
 DVC = {
@@ -43,24 +43,24 @@ def project(tmp_path, monkeypatch):
 
 @pytest.fixture
 def done(project):
-    """The resume directory of a stage that has ended well, which DVC may have recorded or not."""
+    """The resume directory of a stage that succeeded, whether DVC has recorded it or not."""
     with resumable("train") as directory:
         (directory / "step").write_text("1")
     return directory
 
 
 def record():
-    """Let DVC itself run the stage and write dvc.lock."""
+    """Run the stage by DVC, which writes dvc.lock."""
     for command in (["init", "--no-scm", "--quiet"], ["repro", "--quiet", "train"]):
         subprocess.run([sys.executable, "-m", "dvc", *command], check=True)
 
 
-def test_what_a_run_kept_stays_when_it_succeeds_for_dvc_may_be_killed_before_it_records_the_outputs(done):
+def test_the_directory_stays_after_a_success_because_dvc_may_be_killed_before_it_records_the_outputs(done):
     with resumable("train") as again:
         assert (again / "step").read_text() == "1"
 
 
-def test_it_goes_when_a_stage_starts_that_reads_the_outputs_and_with_no_other(done):
+def test_the_directory_is_removed_when_a_stage_that_reads_the_outputs_starts_and_by_no_other(done):
     discard_recorded("embed")
     assert done.exists()
     discard_recorded("select")
@@ -68,35 +68,35 @@ def test_it_goes_when_a_stage_starts_that_reads_the_outputs_and_with_no_other(do
     assert [path.name for path in done.parent.iterdir() if path.is_dir()] == []
 
 
-def test_what_a_killed_run_left_is_not_taken_for_one_that_succeeded(project):
+def test_the_directory_of_a_failed_run_is_not_removed(project):
     with pytest.raises(RuntimeError), resumable("train") as directory:
         raise RuntimeError
     discard_recorded("select")
     assert directory.exists()
 
 
-def test_what_is_still_held_is_left_alone(done):
+def test_a_directory_that_a_run_holds_is_not_removed(done):
     with resumable("train"):
         discard_recorded("select")
         assert done.exists()
 
 
-def test_what_was_kept_elsewhere_goes_too(done, tmp_path):
+def test_external_files_are_deleted_with_the_directory(done, tmp_path):
     far = Location("memory://test-resume/train")
     (far / "a").write(b"1")
-    goes_too(done, far / "nothing", far)
+    register_external(done, far / "nothing", far)
     discard_recorded("select")
     assert not far.exists()
 
 
-def test_once_dvc_has_recorded_the_outputs_a_forced_run_starts_from_nothing(done):
+def test_a_forced_run_starts_at_step_0_once_dvc_has_recorded_the_outputs(done):
     record()
     with resumable("train") as again:
         assert not (again / "step").exists()
 
 
 @pytest.mark.parametrize("changed", ["setting", "input", "code"])
-def test_a_record_of_other_settings_inputs_or_code_is_none_of_this_run(project, changed):
+def test_a_record_with_other_settings_inputs_or_code_does_not_count(project, changed):
     record()
     if changed == "setting":
         (project / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "train": {"steps": 4}}))
@@ -105,10 +105,10 @@ def test_a_record_of_other_settings_inputs_or_code_is_none_of_this_run(project, 
     with resumable("train") as directory:
         (directory / "step").write_text("1")
     with resumable("train") as again:
-        assert (again / "step").exists(), "it was killed before DVC recorded it"
+        assert (again / "step").exists(), "DVC was killed before it recorded the result"
 
 
-def test_the_directory_stays_when_the_run_fails_and_the_next_run_finds_it(project):
+def test_the_next_run_finds_the_directory_of_a_failed_run(project):
     with pytest.raises(RuntimeError), resumable("train") as directory:
         (directory / "step").write_text("1")
         raise RuntimeError
@@ -116,7 +116,7 @@ def test_the_directory_stays_when_the_run_fails_and_the_next_run_finds_it(projec
         assert (again / "step").read_text() == "1"
 
 
-def test_a_kill_while_the_directory_is_removed_leaves_nothing_to_go_on_from(done, project, monkeypatch):
+def test_after_a_kill_during_the_removal_there_is_nothing_to_resume_from(done, project, monkeypatch):
     def killed(*_args, **_kwargs):
         raise KeyboardInterrupt
 
@@ -128,16 +128,16 @@ def test_a_kill_while_the_directory_is_removed_leaves_nothing_to_go_on_from(done
     with resumable("train") as again:
         assert not (again / "step").exists()
     left = [path.name for path in (project / "home/resume").iterdir() if path.is_dir()]
-    assert left == [again.name], "the next start clears away what was half removed"
+    assert left == [again.name], "the next start finishes the removal"
 
 
-def test_it_lies_outside_of_the_stages_outputs(project):
+def test_the_directory_is_outside_the_outputs_of_the_stage(project):
     with resumable("train") as directory:
         assert directory.is_relative_to(project / "home/resume")
 
 
 @pytest.mark.parametrize("changed", ["setting", "input", "code"])
-def test_another_setting_input_or_code_starts_anew(project, changed):
+def test_another_setting_input_or_code_has_another_directory(project, changed):
     before = fingerprint("train")
     if changed == "setting":
         (project / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "train": {"steps": 4}}))
@@ -146,7 +146,7 @@ def test_another_setting_input_or_code_starts_anew(project, changed):
     assert fingerprint("train") != before
 
 
-def test_a_setting_of_another_stage_changes_nothing(project):
+def test_a_setting_of_another_stage_keeps_the_directory(project):
     before = fingerprint("train")
     (project / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "gate": {"margin": 2}}))
     assert fingerprint("train") == before
@@ -158,7 +158,7 @@ def test_a_missing_input_is_named(project):
         fingerprint("train")
 
 
-def test_a_second_run_beside_the_first_is_refused_and_the_first_is_named(project):
+def test_a_second_run_of_the_same_stage_is_refused_and_the_first_is_named(project):
     script = """
         import sys
         from srpo_core.runtime.resume import resumable
@@ -174,7 +174,7 @@ def test_a_second_run_beside_the_first_is_refused_and_the_first_is_named(project
         gone.mkdir()
         with pytest.raises(SrpoError, match=f"running already .*process {first.pid}"), resumable("train"):
             pass
-        assert gone.exists(), "what the first one is removing is none of the second's business"
+        assert gone.exists(), "the second run must not touch a removal of the first"
         first.kill()
     with resumable("train") as directory:
         assert directory.is_dir()

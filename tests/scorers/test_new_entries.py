@@ -141,7 +141,7 @@ def test_a_new_metric_is_accepted_by_the_settings_measured_and_explained(registe
         (
             {"needs_seeds": True},
             {"quantize": {"gain": "blueness"}},
-            r"^quantize\.gain is 'blueness', which a single image of a prompt does not show",
+            r"^quantize\.gain is 'blueness', which is not defined for a single image of a prompt",
         ),
         (
             {"needs_real_images": True},
@@ -156,7 +156,7 @@ def test_a_new_metric_is_accepted_by_the_settings_measured_and_explained(registe
         (
             {"over_all": lambda found, context: found},
             {"quantize": {"gain": "blueness"}},
-            r"^quantize\.gain is 'blueness', which a single image of a prompt does not show",
+            r"^quantize\.gain is 'blueness', which is not defined for a single image of a prompt",
         ),
     ],
 )
