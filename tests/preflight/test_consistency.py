@@ -50,7 +50,10 @@ def test_every_shipped_preset_is_consistent(preset):
             r"^gate\.rules\.reward_kept asks for 'beauty'",
         ),
         ({"quantize": {"gain": "judge_sgp"}}, r"^quantize\.gain asks for 'judge_sgp'"),
-        ({"quantize": {"gain": "diversity"}}, r"^quantize\.gain is 'diversity', which is not defined for a single image"),
+        (
+            {"quantize": {"gain": "diversity"}},
+            r"^quantize\.gain is 'diversity', which is not defined for a single image",
+        ),
         ({"select": {"maximize": "kid"}}, r"^select asks for 'kid', which compares with real images"),
         (
             {"train": {"early_stop": EARLY_STOP}},
