@@ -12,13 +12,16 @@ from srpo_core.config import load_settings
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = ["red apple", "crab", "tiger face", "penguin", "rose"]
 
-# The tests of a group run on one worker, in order: they share a Prefect server, a run of the pipeline, a Ray
-# cluster. Every other file is a group. Groups start in the order given here, the longest first, so that no worker
-# runs alone at the end.
+# The tests of a group run on one worker, in order. Every other file is a group of its own. Groups start in the
+# order given here, the longest first, so that no worker runs alone at the end.
+# "processes": share a Prefect server and a run of the pipeline. Each run ends what dead runs have left on the
+# machine, so beside these tests no other may check that processes end without it.
 GROUPS = {
-    "pipeline": "flows",
-    "flows": "flows",
-    "training/test_kills.py": "kills",
+    "pipeline": "processes",
+    "flows": "processes",
+    "training/test_kills.py": "processes",
+    "workspace": "processes",
+    "runtime/test_processes.py": "processes",
 }
 
 
