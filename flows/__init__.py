@@ -1,1 +1,1 @@
-"""The orchestration: Prefect flows, thin, over the stage graph of dvc.yaml."""
+"""Prefect flows: a thin layer over the stage graph of dvc.yaml and the functions of srpo_core."""

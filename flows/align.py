@@ -1,6 +1,6 @@
-"""The whole road as a Prefect flow: one task per stage of dvc.yaml, then publishing.
+"""The whole pipeline as a Prefect flow: one task per stage of dvc.yaml, then publishing.
 
-No `from __future__ import annotations` here: Prefect reads the annotations to make its form.
+No `from __future__ import annotations` here: Prefect reads the annotations to build the form of the flow.
 """
 
 import base64
@@ -18,10 +18,12 @@ from prefect.transactions import Transaction, get_transaction, transaction
 
 from flows import display
 from flows.form import SettingsPatch
-from srpo_core import artifacts, release
+from srpo_core import artifacts
 from srpo_core.config import write_settings
 from srpo_core.errors import StageError
 from srpo_core.preflight.consistency import require_consistent
+from srpo_core.release import publishing, verify
+from srpo_core.release.aliases import PRODUCTION, read_alias
 from srpo_core.report.full_report import write_whole
 from srpo_core.runtime.dvc_yaml import Stage
 from srpo_core.storage import open_store, require_conditions
@@ -38,12 +40,16 @@ from srpo_core.workspace.worktree import (
 
 @dataclass(frozen=True)
 class AlignResult:
-    """What a run came to.
+    """The outcome of a run.
 
-    passed, reason: the gate's verdict; report: the page to look at, with formats and cost; release: where it
-    was published, if it was; stages: how each stage that ran ended; workspace: where everything lies; home:
-    whether the results were brought to the checkout; champion: what is in production and was drawn beside the base,
-    where this alone makes the run's settings others than the checkout's.
+    passed, reason: the verdict of the gate.
+    report: the HTML report, with formats and cost.
+    release: URI of the published release, or None.
+    stages: the result of each stage that ran.
+    workspace: the worktree with all files of the run.
+    home: whether the results were copied to the checkout.
+    champion: the release in production that was evaluated beside the base, if it is the only difference between the
+        run's settings and the checkout's.
     """
 
     passed: bool
@@ -63,13 +69,13 @@ def align(
     revision: str | None = None,
     publish: bool = True,
 ) -> "State[AlignResult]":
-    """Align a model from data to release.
+    """Align a model, from data to release.
 
     Args:
-        profile: preset of the settings in profiles/; none takes params.yaml as it stands.
-        patch: settings that differ from the preset; an empty entry keeps the preset's value.
-        revision: commit, branch or tag to run; none takes the checkout as it is, uncommitted changes included.
-        publish: publish a model that the gate lets through.
+        profile: preset of the settings in profiles/; empty uses params.yaml.
+        patch: settings that differ from the preset; an empty field keeps the preset's value.
+        revision: commit, branch or tag to run; empty uses the checkout, including uncommitted changes.
+        publish: publish the model if it passes the gate.
     """
     with open_workspace(Path.cwd(), revision=revision) as workspace:
         changes = patch.model_dump(mode="json", exclude_none=True)
@@ -77,7 +83,7 @@ def align(
         require_consistent(settings)
         champion = in_production(settings.release.name) if settings.champion is None else None
         plain = has_settings_of_checkout(workspace)
-        if champion:
+        if champion:  # written after the comparison above, and validated again because one key has changed
             write_settings(workspace.path, profile=None, patch={"champion": champion})
         results = run_stages(workspace)
         decision = artifacts.read_json(workspace.path / artifacts.DECISION)
@@ -104,25 +110,24 @@ def align(
 
 
 def in_production(model: str) -> str | None:
-    """The version of `model` that its alias production names now; None where nothing is in production.
+    """Return the version of `model` that is in production, or None.
 
-    It goes into the settings as the champion: stages know only immutable versions.
+    The flow writes it into the settings as the champion, because stages know only immutable versions.
     """
-    value, _ = open_store().alias(f"{model}/{release.PRODUCTION}")
-    return value.get("version") if value else None
+    return read_alias(open_store(), f"{model}/{PRODUCTION}").version
 
 
 def run_stages(workspace: Workspace) -> list[StageResult]:
-    """Run the stages of the workspace's dvc.yaml in order; a refused model skips those that need a passed one."""
+    """Run the stages of the workspace's dvc.yaml in order; skip those that need a passed decision if the gate refused."""
     graph = read_graph(workspace.path)
     fetch_data(workspace, graph.data)
     results: list[StageResult] = []
     for stage in graph.stages:
         if stage.needs_passed and not artifacts.read_json(workspace.path / artifacts.DECISION)["passed"]:
             get_run_logger().info(
-                "%s left out: the gate refused",
+                "%s skipped: the gate refused the model",
                 stage.name,
-                extra=display.left_out(stage.name, "left out, as the gate refused"),
+                extra=display.skipped(stage.name, "skipped: the gate refused the model"),
             )
             continue
         as_task = run_stage.with_options(
@@ -134,21 +139,21 @@ def run_stages(workspace: Workspace) -> list[StageResult]:
 
 @task(cache_policy=NO_CACHE)
 def run_stage(workspace: Workspace, stage: Stage) -> "State[StageResult]":
-    """Run one stage by DVC, its output streamed into the log; unchanged is shown as cached."""
+    """Run one stage with DVC and stream its output to the log; an unchanged stage ends as `Cached`."""
     log = get_run_logger()
-    log.info("%s: %s", stage.name, stage.description, extra=display.began(stage.name, stage.description))
+    log.info("%s: %s", stage.name, stage.description, extra=display.started(stage.name, stage.description))
     try:
-        result = reproduce(workspace, stage.name, lambda line: log.info("%s", line, extra=display.said()))
+        result = reproduce(workspace, stage.name, lambda line: log.info("%s", line, extra=display.output()))
     except StageError as error:
-        log.error("%s", error, extra=display.failed(stage.name))  # noqa: TRY400  # one line, Prefect adds the trace
+        log.error("%s", error, extra=display.failed(stage.name))  # noqa: TRY400  # one line; Prefect adds the traceback
         raise
     note = f"{'cached' if result.cached else 'done'} in {result.seconds:.1f} s"
-    log.info("%s %s", stage.name, note, extra=display.ended(stage.name, note))
+    log.info("%s %s", stage.name, note, extra=display.finished(stage.name, note))
     return Completed(name="Cached" if result.cached else "Completed", message=note, data=result)
 
 
 def publish_release(workspace: Workspace, results: Sequence[StageResult]) -> str:
-    """Publish what the workspace made, read it back, return where it is; undone if reading it back fails."""
+    """Publish the results of a workspace, verify them in the store, and return the URI; withdrawn if verifying fails."""
     with transaction():
         published = publish_run(workspace, {result.stage: round(result.seconds, 1) for result in results})
         verify_release(published)
@@ -156,42 +161,42 @@ def publish_release(workspace: Workspace, results: Sequence[StageResult]) -> str
 
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE)
-def publish_run(workspace: Workspace, stage_seconds: dict[str, float]) -> release.Published:
-    """Publish to the store of `SRPO_STORE` and point the alias `candidate` there."""
+def publish_run(workspace: Workspace, stage_seconds: dict[str, float]) -> publishing.Published:
+    """Publish to the store of `SRPO_STORE` and point the alias `candidate` to the version."""
     log = get_run_logger()
     store = open_store()
-    log.info("publish: to %s", store.uri, extra=display.began("publish", f"to {store.uri}"))
-    published = release.publish(
+    log.info("publish: to %s", store.uri, extra=display.started("publish", f"to {store.uri}"))
+    published = publishing.publish(
         store, root=workspace.path, why=f"run {workspace.run_id}", cost={"stage_seconds": stage_seconds}
     )
     current = get_transaction()
     assert current is not None, "Prefect opens a transaction for each task"
     current.set("published", published)
-    note = published.version if published.created else f"{published.version} is there already"
-    log.info("publish %s", note, extra=display.ended("publish", note))
+    note = published.version if published.created else f"{published.version} exists already"
+    log.info("publish %s", note, extra=display.finished("publish", note))
     return published
 
 
 @publish_run.on_rollback
 def withdraw_release(undone: Transaction) -> None:
-    """Take back a release that could not be read back."""
+    """Withdraw a release that could not be verified."""
     store = open_store()
-    require_conditions(store, accepted=True)  # it was accepted when this was published
-    release.withdraw(store, undone.get("published"))
+    require_conditions(store, accepted=True)  # publishing has already checked what the settings accept
+    publishing.withdraw(store, undone.get("published"))
 
 
 @task(name="verify", task_run_name="verify", cache_policy=NO_CACHE)
-def verify_release(published: release.Published) -> None:
-    """Read every file of the release back and compare it with its digest."""
+def verify_release(published: publishing.Published) -> None:
+    """Read every file of the release back and compare it with its SHA-256."""
     log = get_run_logger()
-    log.info("verify: reads it back", extra=display.began("verify", "reads every file back"))
-    manifest = release.verify(open_store(), published.version)
-    note = f"{len(manifest['files'])} files as published"
-    log.info("verify %s", note, extra=display.ended("verify", note))
+    log.info("verify: read every file back", extra=display.started("verify", "read every file back"))
+    manifest = verify.verify(open_store(), published.version)
+    note = f"{len(manifest['files'])} files are intact"
+    log.info("verify %s", note, extra=display.finished("verify", note))
 
 
 def show_artifacts(result: AlignResult, decision: Mapping[str, Any]) -> None:
-    """Leave verdict and stages, the gate's rules and the before/after grid in Prefect's UI."""
+    """Show verdict, stages, the gate's rules and the before/after grid as artifacts in Prefect's UI."""
     create_markdown_artifact(markdown(result), key="align", description="verdict and stages of a run")
     if rules := decision.get("rules"):
         create_table_artifact(
@@ -201,12 +206,14 @@ def show_artifacts(result: AlignResult, decision: Mapping[str, Any]) -> None:
     if grid.is_file():
         image = base64.b64encode(grid.read_bytes()).decode()
         create_image_artifact(
-            f"data:image/png;base64,{image}", key="grid", description="before above after, the same noise"
+            f"data:image/png;base64,{image}",
+            key="grid",
+            description="before (above) and after (below), from the same noise",
         )
 
 
 def rule_rows(rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The gate's rules as rows of a table: what refuses first."""
+    """Return the gate's rules as rows of a table, refusing rules first."""
     order = {"refuses": 0, "warns": 1, "holds": 2}
     columns = ("name", "verdict", "value", "low", "high", "side", "margin", "reason")
     ranked = sorted(rules, key=lambda rule: order.get(rule["verdict"], len(order)))
@@ -214,7 +221,7 @@ def rule_rows(rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def markdown(result: AlignResult) -> str:
-    """Verdict, stages and where to look, as Markdown."""
+    """Return verdict, paths and stages as Markdown."""
     rows = [
         f"| {stage.stage} | {'cached' if stage.cached else 'ran'} | {stage.seconds:.1f} |"
         for stage in result.stages
@@ -228,7 +235,7 @@ def markdown(result: AlignResult) -> str:
             f"- release: `{result.release or 'none'}`",
             f"- workspace: `{result.workspace}`",
             "",
-            "| stage | how | seconds |",
+            "| stage | state | seconds |",
             "|---|---|---:|",
             *rows,
         ]

@@ -1,6 +1,6 @@
-"""A new version of the data as a Prefect flow: collect, check, push, tag.
+"""Make a new version of the data as a Prefect flow: collect, check, push, tag.
 
-No `from __future__ import annotations` here: Prefect reads the annotations to make its form.
+No `from __future__ import annotations` here: Prefect reads the annotations to build the form of the flow.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ def data(source: str, name: str = "hpd") -> str:
 
     Args:
         source: directory in HPDv2's layout (train.json, test.json, benchmark/*.json, images).
-        name: name of the data set, a directory below data/.
+        name: name of the data set, which becomes a directory in data/.
     """
     data_versions.require_name(name)
     given = Path(source).absolute()
@@ -39,51 +39,46 @@ def data(source: str, name: str = "hpd") -> str:
 
 @task(cache_policy=NO_CACHE)
 def collect(workspace: Workspace, source: Path, name: str) -> None:
-    """Bring the source into the workspace as few large files."""
-    _began("collect", f"{source} as data/{name}")
+    """Pack the source into a few large files in the workspace."""
+    _log_start("collect", f"{source} as data/{name}")
     data_versions.collect(source, workspace.path / "data" / name)
-    _ended("collect", "done")
+    _log_end("collect", "done")
 
 
 @task(cache_policy=NO_CACHE)
 def check(workspace: Workspace, name: str) -> None:
-    """Hold the data to the rules of stage ingest."""
-    _began("check", "the rules of stage ingest")
+    """Check the data against the rules of stage ingest."""
+    _log_start("check", "against the rules of stage ingest")
     log = get_run_logger()
-    data_versions.check(workspace, name, lambda line: log.info("%s", line, extra=display.said()))
-    _ended("check", "every record is good")
+    data_versions.check(workspace, name, lambda line: log.info("%s", line, extra=display.output()))
+    _log_end("check", "every record is valid")
 
 
 @task(cache_policy=NO_CACHE)
 def push(workspace: Workspace, name: str) -> str:
-    """Track the data, push them, and see that the remote has all of them; return the tag."""
-    _began("push", "to the default remote")
+    """Track the data with DVC, push it, verify that the remote has every file, and return the tag."""
+    _log_start("push", "to the default remote")
     tag = data_versions.track(workspace, name)
     data_versions.push(workspace, name)
-    _ended("push", "the remote has every file")
+    _log_end("push", "the remote has every file")
     return tag
 
 
 @task(cache_policy=NO_CACHE)
 def record(workspace: Workspace, name: str, tag: str) -> None:
-    """Tag the version, unless it has been tagged before."""
-    _began("record", tag)
+    """Tag the version, unless it is tagged already."""
+    _log_start("record", tag)
     known = data_versions.is_tagged(workspace, tag)
     data_versions.commit(workspace, name, tag)
-    note = f"known already; with today's code: git checkout {tag} -- data/{name}.dvc, then 'srpo align'"
-    _ended(
-        "record",
-        note
-        if known and not data_versions.is_tag_of_head(workspace, tag)
-        else "known already"
-        if known
-        else "tagged",
-    )
+    note = "tagged already" if known else "tagged"
+    if known and not data_versions.is_tag_of_head(workspace, tag):
+        note += f"; to use it with the current code: git checkout {tag} -- data/{name}.dvc, then 'srpo align'"
+    _log_end("record", note)
 
 
-def _began(name: str, description: str) -> None:
-    get_run_logger().info("%s: %s", name, description, extra=display.began(name, description))
+def _log_start(name: str, description: str) -> None:
+    get_run_logger().info("%s: %s", name, description, extra=display.started(name, description))
 
 
-def _ended(name: str, note: str) -> None:
-    get_run_logger().info("%s %s", name, note, extra=display.ended(name, note))
+def _log_end(name: str, note: str) -> None:
+    get_run_logger().info("%s %s", name, note, extra=display.finished(name, note))

@@ -1,4 +1,4 @@
-"""What must stand in the environment before Prefect is imported, which reads it at import."""
+"""Set the environment variables that Prefect reads at import."""
 
 import os
 from pathlib import Path
@@ -9,10 +9,10 @@ from srpo_core.runtime.telemetry import quiet_environment
 
 
 def prepare_environment() -> None:
-    """Switch telemetry off and keep Prefect's database in the project's home; what the user set stays.
+    """Disable telemetry and put Prefect's database into the project's home; variables set by the user are kept.
 
-    Without `PREFECT_API_URL` a flow brings its own server on loopback for as long as it runs; one that a
-    killed run left behind is ended here, and this process marks its own.
+    Without `PREFECT_API_URL` a flow starts its own server on loopback and ends it afterwards. Servers that killed
+    runs left behind are ended here, and this process marks its own so that the next run can do the same.
     """
     end_leftovers()
     os.environ[OWNER] = owner_mark()
@@ -20,7 +20,7 @@ def prepare_environment() -> None:
         **quiet_environment(),
         "PREFECT_HOME": str(home() / "prefect"),
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
-        # the default of 20 s is too short for a busy laptop
+        # the default of 20 s is too short on a busy laptop
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
     }
     for name, value in defaults.items():

@@ -1,4 +1,4 @@
-"""The form of a run in Prefect's UI: the settings again, every key optional, choices from the registries."""
+"""The form of a run in Prefect's UI: a copy of the settings with every key optional and choices from the registries."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -34,9 +34,9 @@ class _Patch(BaseModel):
 
 
 def patch_model(part: type[BaseModel], choices: Mapping[str, tuple[str, ...]], at: str = "") -> type[_Patch]:
-    """Derive the patch of a part of the settings: same keys, ranges and descriptions, nothing required.
+    """Derive the patch model of a part of the settings: same keys, ranges and descriptions, nothing required.
 
-    `choices` gives the known names of a key, by its dotted path (of a list: of its entries); `at` is the path of `part`.
+    choices: allowed names by dotted key; for a list they are the allowed entries. at: dotted key of `part`.
     """
     fields = {
         name: _optional(field, choices, f"{at}.{name}".lstrip("."))
@@ -73,10 +73,10 @@ else:
 
 
 def parse_patch(values: Mapping[str, Any]) -> SettingsPatch:
-    """Check a nested patch, for instance one given on the command line.
+    """Validate a nested patch, for instance one from the command line.
 
     Raises:
-        ConfigError: a key is unknown or out of range; one line for all of them.
+        ConfigError: a key is unknown or a value is out of range; one line names all of them.
     """
     try:
         return SettingsPatch.model_validate(values)

@@ -1,6 +1,6 @@
-"""What happens to releases after they are published, as Prefect flows: list, show, promote, roll back, verify, pull, clean up.
+"""Prefect flows for published releases: releases, show, promote, rollback, verify, pull, gc.
 
-No `from __future__ import annotations` here: Prefect reads the annotations to make its form.
+No `from __future__ import annotations` here: Prefect reads the annotations to build the form of each flow.
 """
 
 from pathlib import Path
@@ -8,18 +8,18 @@ from pathlib import Path
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
-from srpo_core import release
 from srpo_core.config import PARAMS_FILE, load_settings
 from srpo_core.errors import StoreError
-from srpo_core.release import Cleaning, Move
-from srpo_core.release.summary import describe
+from srpo_core.release import aliases, download, summary
+from srpo_core.release import verify as verification
+from srpo_core.release.gc import GarbageCollection, collect_garbage
 from srpo_core.storage import Store, open_store, require_conditions
 
 
 @flow(name="releases")
 def releases() -> list[str]:
-    """List what is published, oldest first; returns the versions."""
-    found = release.list_releases(open_store())
+    """List all published versions, oldest first."""
+    found = summary.list_releases(open_store())
     table = [
         f"| `{line.version}` | {line.created_at} | {', '.join(line.aliases)} | {', '.join(line.formats)} "
         f"| {line.num_bytes / 1e6:.1f} |"
@@ -28,59 +28,59 @@ def releases() -> list[str]:
     create_markdown_artifact(
         "\n".join(["| release | made | aliases | formats | MB |", "|---|---|---|---|---:|", *table]),
         key="releases",
-        description="what is published",
+        description="all published versions",
     )
     return [line.version for line in found]
 
 
 @flow(name="show")
 def show(version: str = "candidate") -> list[str]:
-    """Show a release: verdict, formats with their errors, and which aliases moved to and from it.
+    """Show a release: its verdict, its formats with their errors, and the moves of its aliases.
 
     Args:
         version: a version or an alias.
     """
-    lines = list(describe(open_store(), version))
+    lines = list(summary.describe(open_store(), version))
     create_markdown_artifact("\n".join(["```", *lines, "```"]), key="release", description=lines[0])
     return lines
 
 
 @flow(name="promote")
-def promote(version: str, reason: str = "", override: bool = False) -> Move:
-    """Make a release its model's production; what was production becomes `previous`.
+def promote(version: str, reason: str = "", override: bool = False) -> aliases.Move:
+    """Make a release the production of its model; the former production becomes `previous`.
 
     Args:
         version: a version, or an alias such as candidate or <model>/candidate.
-        reason: kept in the history of production.
-        override: promote although the gate refused it; needs a reason.
+        reason: recorded in the history of production.
+        override: promote although the gate refused the release; requires a reason.
     """
-    return _told(release.promote(_guarded_store(), version, reason=reason, override=override))
+    return _report_move(aliases.promote(_guarded_store(), version, reason=reason, override=override))
 
 
 @flow(name="rollback")
-def rollback(model: str | None = None, reason: str = "") -> Move:
-    """Make the release production again that was before the last promotion; given again it moves nothing.
+def rollback(model: str | None = None, reason: str = "") -> aliases.Move:
+    """Restore the previous production release. Safe to repeat.
 
     Args:
-        model: whose production; needed where the store has that of several.
-        reason: kept in the history of production.
+        model: the model whose production moves; required if the store has several.
+        reason: recorded in the history of production.
     """
-    return _told(release.rollback(_guarded_store(), model=model, reason=reason))
+    return _report_move(aliases.rollback(_guarded_store(), model=model, reason=reason))
 
 
 @flow(name="verify")
 def verify(version: str | None = None) -> dict[str, str]:
-    """Read releases back and hold every file to its digest; fails when one is damaged.
+    """Read releases back and compare every file with its SHA-256; fails if one is damaged.
 
     Args:
-        version: a version or an alias; none takes every version and alias of the store.
+        version: a version or an alias; empty verifies every version and alias in the store.
     """
     store = open_store()
-    states, faults = {}, [] if version else release.verify_aliases(store)
+    states, faults = {}, [] if version else verification.verify_aliases(store)
     table = [f"| alias | {fault} |" for fault in faults]
     for name in [version] if version else store.versions():
         try:
-            states[name] = f"{len(release.verify(store, name)['files'])} files as published"
+            states[name] = f"{len(verification.verify(store, name)['files'])} files are intact"
         except StoreError as error:
             states[name] = str(error)
             faults.append(str(error))
@@ -99,44 +99,44 @@ def verify(version: str | None = None) -> dict[str, str]:
 
 @flow(name="pull")
 def pull(version: str, to: str, format_name: str | None = None) -> list[str]:
-    """Bring a release's files to a directory of the worker, each held to its digest.
+    """Download a release's files to a directory of the worker and verify each SHA-256.
 
     Args:
         version: a version or an alias.
         to: directory to write to.
-        format_name: one of the release's formats; none takes all files.
+        format_name: one of the release's formats; empty downloads all files.
     """
-    paths = release.pull(open_store(), version, format_name=format_name, target=Path(to))
+    paths = download.pull(open_store(), version, format_name=format_name, target=Path(to))
     return [str(path) for path in paths]
 
 
-@flow(name="clean")
-def clean(keep: int, delete: bool = False) -> Cleaning:
-    """Remove old releases; never one that an alias points to or that production has ever been.
+@flow(name="gc")
+def gc(keep: int, delete: bool = False) -> GarbageCollection:
+    """Remove old releases, except those that an alias points to and those that were ever in production.
 
     Args:
-        keep: so many of the newest versions of each model stay in any case.
-        delete: without it only what would go is listed.
+        keep: number of newest versions to keep of each model.
+        delete: actually remove them; otherwise they are only listed.
     """
-    cleaning = release.collect(open_store(), keep=keep, delete=delete)
-    word = "removed" if cleaning.done else "would be removed"
-    for name in (*cleaning.versions, *cleaning.leftovers):
-        get_run_logger().info("%s %s", name, word)
-    return cleaning
+    garbage = collect_garbage(open_store(), keep=keep, delete=delete)
+    state = "removed" if garbage.deleted else "would be removed"
+    for name in (*garbage.versions, *garbage.leftovers):
+        get_run_logger().info("%s %s", name, state)
+    return garbage
 
 
 def _guarded_store() -> Store:
-    """The store, seen to keep two writers apart, unless the settings here do without."""
+    """Open the store and check that it honours conditional writes, unless the settings here accept that it does not."""
     store = open_store()
     accepted = PARAMS_FILE.is_file() and load_settings().release.unconditional_store
     require_conditions(store, accepted=accepted)
     return store
 
 
-def _told(move: Move) -> Move:
+def _report_move(move: aliases.Move) -> aliases.Move:
     create_markdown_artifact(
         f"`{move.alias}`: `{move.before or 'nothing'}` → `{move.after}`",
         key="production",
-        description="where production points",
+        description="the release in production",
     )
     return move

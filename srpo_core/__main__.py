@@ -1,4 +1,4 @@
-"""The command `srpo`; its commands are in srpo_core/cli/."""
+"""Entry point of the command `srpo`; its commands are in srpo_core/cli/."""
 
 import sys
 

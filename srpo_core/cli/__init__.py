@@ -1,1 +1,1 @@
-"""The command `srpo`."""
+"""The command `srpo`: one module for each panel of its help, and what the commands share."""

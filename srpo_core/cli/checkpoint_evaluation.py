@@ -1,4 +1,4 @@
-"""Any checkpoint against its base and the champion: drawn, measured and held to the gate, outside of the stage graph."""
+"""Evaluate any checkpoint beside base and champion, and apply the rules of the gate, outside the stage graph."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,24 +11,24 @@ from srpo_core.gates.decision import decide
 from srpo_core.gates.pairs import pair_up
 from srpo_core.stages.evaluate import evaluate_models, metric_context, models_to_compare
 
-# The gate asks what select found; a checkpoint that was named by hand was not selected.
-NAMED_BY_HAND: Final = {"admissible": [0], "reason": "named by hand"}
+# The gate reads the result of stage select; a checkpoint given on the command line has none.
+GIVEN_BY_USER: Final = {"admissible": [0], "reason": "given on the command line"}
 
 
 def evaluate_checkpoint(settings: Settings, checkpoint: Path, target: Path) -> dict[str, Any]:
-    """Draw the test prompts by base, checkpoint and champion, measure, and hold the figures to the gate's rules.
+    """Generate images of the test prompts with base, checkpoint and champion, measure them, and return the decision.
 
-    Writes images.parquet, figures.parquet, summary.json and decision.json into `target`; returns the decision.
-    The embedded prompts of stage embed are used. A run that was cut off goes on where it was.
+    Writes images.parquet, figures.parquet, summary.json and decision.json to `target`. Uses the embeddings of stage
+    embed. An interrupted evaluation is resumed.
 
     Raises:
-        ArtifactError: the checkpoint is no directory of a transformer's weights.
-        ConfigError: an unknown metric, or one that these settings do not allow.
-        StoreError: the champion of the settings is no whole release.
+        ArtifactError: the checkpoint is not a directory with a transformer's weights.
+        ConfigError: a metric is unknown or not possible with these settings.
+        StoreError: the champion is missing in the store or damaged.
     """
     if not (checkpoint / "config.json").is_file():
         raise ArtifactError(
-            f"{checkpoint} is no checkpoint: give a directory with a transformer's config.json and weights, such as "
+            f"{checkpoint} is not a checkpoint: give a directory with a transformer's config.json and weights, such as "
             f"{artifacts.step_directory(10)}"
         )
     summary = evaluate_models(
@@ -47,25 +47,25 @@ def evaluate_checkpoint(settings: Settings, checkpoint: Path, target: Path) -> d
     )
     figures = target / artifacts.FIGURES.name
     pairs = pair_up(artifacts.read_table(figures), figures)
-    decision = decide(pairs, NAMED_BY_HAND, seed=settings.seed, gate=settings.gate)
+    decision = decide(pairs, GIVEN_BY_USER, seed=settings.seed, gate=settings.gate)
     artifacts.write_json(target / artifacts.DECISION.name, decision)
     return decision
 
 
 def rule_table(decision: Mapping[str, Any]) -> list[str]:
-    """A decision's rules as lines of a table, the head first: figure, interval and its half width, and what was asked.
+    """Format a decision's rules as lines of a table, the header first.
 
-    The half width of the interval, beside the margin, says whether there were prompts enough to tell.
+    Comparing the half width of the interval with the margin shows whether there were enough prompts.
     """
-    rows = [("rule", "verdict", "figure", "interval", "half width", "asked")]
+    rows = [("rule", "verdict", "figure", "interval", "half width", "required")]
     for rule in decision["rules"]:
         value, low, high = rule["value"], rule["low"], rule["high"]
         ends = ("-", "-") if low is None else (f"{low:+.3f} … {high:+.3f}", f"{(high - low) / 2:.3f}")
         figure = "-" if value is None else f"{value:+.3f}"
         side = rule["side"].replace("_", " ")
-        asked = f"{rule['severity']}: {rule['metric']} {rule['compare']} {side} {rule['margin']:g}"
+        required = f"{rule['severity']}: {rule['metric']} {rule['compare']} {side} {rule['margin']:g}"
         model = "" if rule["against"] == "absolute" else f" against the {rule['against']}"
-        rows.append((rule["name"], rule["verdict"], figure, *ends, asked + model))
+        rows.append((rule["name"], rule["verdict"], figure, *ends, required + model))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -13,9 +13,9 @@ PANEL: Final = "Settings and machine"
 
 @app.command(rich_help_panel=PANEL)
 def profile(
-    name: Annotated[str | None, typer.Argument(help="a preset; without it the known ones are listed")] = None,
+    name: Annotated[str | None, typer.Argument(help="name of a preset; default: list all presets")] = None,
 ) -> None:
-    """Print a preset of the settings: srpo profile NAME > params.yaml."""
+    """Print a preset of the settings, for instance: srpo profile tiny > params.yaml."""
     from srpo_core import config
 
     if name is None:
@@ -26,9 +26,9 @@ def profile(
 
 @app.command(rich_help_panel=PANEL)
 def doctor(
-    profile: Annotated[str | None, typer.Option(help="preset to examine; default: params.yaml")] = None,
+    profile: Annotated[str | None, typer.Option(help="preset to check; default: params.yaml")] = None,
 ) -> None:
-    """Check line by line what a run here needs."""
+    """Check whether this machine has what a run needs."""
     from srpo_core import config
     from srpo_core.preflight.doctor import examine
 
@@ -43,22 +43,25 @@ def doctor(
 
 @app.command(rich_help_panel=PANEL)
 def plan(
-    gpus: Annotated[int, typer.Option(min=1, help="devices, one per worker")],
-    gpu_memory: Annotated[float, typer.Option(min=0.001, help="of each, in GB (1e9 bytes)")],
+    gpus: Annotated[int, typer.Option(min=1, help="number of GPUs, one per worker")],
+    gpu_memory: Annotated[float, typer.Option(min=0.001, help="memory of one GPU in GB (1e9 bytes)")],
     profile: Annotated[str | None, typer.Option(help="preset to plan; default: params.yaml")] = None,
     change: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="a setting, as for align")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a setting, as for align")
     ] = None,
-    price: Annotated[float | None, typer.Option(min=0, help="of one device for an hour")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="price of one GPU per hour")] = None,
     mfu: Annotated[
-        float, typer.Option(min=0.001, max=1, help="share of the peak that training reaches")
+        float,
+        typer.Option(
+            min=0.001, max=1, help="model FLOPs utilization: share of peak FLOP/s that training reaches"
+        ),
     ] = 0.4,
-    tflops: Annotated[
-        float, typer.Option(min=0.001, help="peak of a device in bfloat16, in TFLOP/s")
-    ] = 989.0,
-    bandwidth: Annotated[float, typer.Option(min=0.001, help="of a device to the others, in GB/s")] = 300.0,
+    tflops: Annotated[float, typer.Option(min=0.001, help="peak of one GPU in bfloat16, in TFLOP/s")] = 989.0,
+    bandwidth: Annotated[
+        float, typer.Option(min=0.001, help="bandwidth from one GPU to the others, in GB/s")
+    ] = 300.0,
 ) -> None:
-    """Say what a run needs: bytes, FLOPs, time and money, counted from the settings without any weights."""
+    """Estimate memory, FLOPs, time and price of a run from its settings. Needs no weights."""
     from rich.console import Console
 
     from srpo_core import config
@@ -75,9 +78,11 @@ def plan(
 
 @app.command(rich_help_panel=PANEL)
 def fetch(
-    profile: Annotated[str | None, typer.Option(help="preset to fetch for; default: params.yaml")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="preset whose weights to download; default: params.yaml")
+    ] = None,
 ) -> None:
-    """Get the weights that a run needs from the hub, as models.lock names them, and check each file."""
+    """Download the weights that a run needs from the hub, at the revisions in models.lock, and verify each file."""
     from srpo_core import config
     from srpo_core.preflight.doctor import weight_paths
     from srpo_core.weights.models_lock import fetch as fetch_entry
@@ -87,7 +92,7 @@ def fetch(
     locked = read_lock()
     for path in weight_paths(settings):
         if path not in locked:
-            typer.echo(f"{path}: not from a hub (no entry of models.lock)")
+            typer.echo(f"{path}: not from a hub (models.lock has no such entry)")
             continue
         for line in fetch_entry(path):
             typer.echo(line)

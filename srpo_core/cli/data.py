@@ -1,4 +1,4 @@
-"""Commands for versions of the data."""
+"""Commands for data versions."""
 
 from typing import Annotated, Final
 
@@ -12,11 +12,16 @@ PANEL: Final = "Data"
 @app.command(rich_help_panel=PANEL)
 def data(
     source: Annotated[str, typer.Argument(help="directory in HPDv2's layout")],
-    name: Annotated[str, typer.Option(help="name of the data set, a directory below data/")] = "hpd",
+    name: Annotated[
+        str, typer.Option(help="name of the data set, which becomes a directory in data/")
+    ] = "hpd",
 ) -> None:
-    """Make a new version of the data: check it, version it with DVC, tag it, push it."""
-    from flows.terminal import run_data
+    """Make a new version of the data: check it, track it with DVC, push it, tag it."""
+    from flows.terminal import prepare_terminal
 
-    tag = run_data(source=source, name=name)
+    prepare_terminal()
+    from flows.data import data as data_flow
+
+    tag = data_flow(source=source, name=name)
     typer.echo(f"tag   {tag}")
     typer.echo(f"next  srpo align --revision {tag} --set ingest.source=data/{name}")

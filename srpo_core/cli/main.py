@@ -1,4 +1,4 @@
-"""Run the command line: one line per error, exit codes as in srpo_core/errors.py."""
+"""Run the command line. An error is printed as one line; exit codes are those of srpo_core/errors.py."""
 
 import sys
 from typing import Any, Final
@@ -9,21 +9,21 @@ from srpo_core import errors
 from srpo_core.cli import checks, data, release, run
 from srpo_core.cli.app import app
 
-# importing a module registers its commands, in the order in which `srpo --help` lists them
+# importing a module registers its commands; `srpo --help` lists them in this order
 COMMANDS: Final = (run, data, release, checks)
 INTERRUPTED: Final = 130
 USAGE_ERROR: Final[Any] = typer.BadParameter.__base__  # typer does not export this class of click's
 
 
 def main() -> None:
-    """Run the command line; a `SrpoError` is printed as one line and becomes the exit code."""
+    """Run the command line; print a `SrpoError` as one line and exit with its code."""
     try:
         code = app(prog_name="srpo", standalone_mode=False)
     except errors.SrpoError as error:
         if "--debug" in sys.argv:
             raise
         _fail(str(error), error.exit_code)
-    except OSError as error:  # the disk, a path that cannot be written
+    except OSError as error:  # for instance a full disk or a path that cannot be written
         if "--debug" in sys.argv:
             raise
         _fail(" ".join(str(error).split()), errors.SrpoError.exit_code)
@@ -31,7 +31,7 @@ def main() -> None:
         command = error.ctx.command_path if error.ctx else "srpo"
         _fail(f"{error.format_message().rstrip('.')}: see '{command} --help'", error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted; the same command goes on from here", INTERRUPTED)
+        _fail("interrupted; repeat the same command to resume", INTERRUPTED)
     sys.exit(code or 0)
 
 

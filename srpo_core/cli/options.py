@@ -1,4 +1,4 @@
-"""Parse `--set KEY=VALUE`."""
+"""Parse the option `--set KEY=VALUE`."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from srpo_core import errors
 
 
 def parse_changes(changes: list[str]) -> dict[str, Any]:
-    """`a.b=1` as {"a": {"b": 1}}; values are YAML."""
+    """Parse `a.b=1` to {"a": {"b": 1}}; values are YAML. Raises `ConfigError` if one cannot be parsed."""
     from srpo_core import config
 
     patch: dict[str, Any] = {}
@@ -29,5 +29,5 @@ def _value(change: str, text: str) -> Any:
     except yaml.YAMLError:
         raise errors.ConfigError(f"--set {change}: {text!r} is not a YAML value") from None
     if value is None:
-        raise errors.ConfigError(f"--set {change}: there is no value after '='")
+        raise errors.ConfigError(f"--set {change}: no value after '='")
     return value

@@ -1,4 +1,4 @@
-"""Lines that several commands print."""
+"""Output that several commands share."""
 
 from pathlib import Path
 from typing import Final
@@ -21,5 +21,5 @@ def show_verdict(*, passed: bool, reason: str) -> None:
 
 
 def shortest(path: Path) -> Path:
-    """Return `path` relative to the working directory if it is below it, else unchanged."""
+    """Return `path` relative to the working directory if it is inside it, else unchanged."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,18 +1,20 @@
-"""Commands for releases and for files of weights."""
+"""Commands for releases and for weight files."""
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from srpo_core import errors
 from srpo_core.cli.app import app
 
+if TYPE_CHECKING:
+    from srpo_core.release.aliases import Move
+
 PANEL: Final = "Releases"
 
-ReleaseName = Annotated[
-    str, typer.Option("--release", help="a version or an alias, such as candidate or tiny/candidate")
-]
+Release = Annotated[str, typer.Argument(help="a version or an alias")]
+Reason = Annotated[str, typer.Option(help="recorded in the history of production")]
 
 
 @app.command(rich_help_panel=PANEL)
@@ -21,14 +23,14 @@ def quantize(
         Path, typer.Argument(help="diffusers directory or .safetensors file of a FLUX transformer")
     ],
     formats: Annotated[
-        list[str], typer.Option("--format", help="a format, such as Q8_0; may be given several times")
+        list[str], typer.Option("--format", help="a format, such as Q8_0; can be given several times")
     ],
     out: Annotated[Path, typer.Option(help="directory to write to")],
     name: Annotated[
-        str | None, typer.Option(help="what the files are called; default: as the source")
+        str | None, typer.Option(help="base name of the files; default: name of the source")
     ] = None,
 ) -> None:
-    """Write any FLUX checkpoint in other formats. Formats that are there already are kept."""
+    """Convert a FLUX checkpoint to other formats. Formats that exist already are kept."""
     from srpo_core.quantizers.standalone import quantize_checkpoint
     from srpo_core.runtime.progress import progress_bar
 
@@ -39,7 +41,7 @@ def quantize(
 @app.command(rich_help_panel=PANEL)
 def releases() -> None:
     """List the releases in the store (SRPO_STORE, default store/)."""
-    from srpo_core.release import list_releases
+    from srpo_core.release.summary import list_releases
     from srpo_core.storage import open_store
 
     store = open_store()
@@ -52,8 +54,8 @@ def releases() -> None:
 
 
 @app.command(rich_help_panel=PANEL)
-def show(release: Annotated[str, typer.Argument(help="a version or an alias")] = "candidate") -> None:
-    """Show a release: verdict, formats with their errors, files, and which aliases moved to and from it."""
+def show(release: Release = "candidate") -> None:
+    """Show a release: its verdict, its formats with their errors, and the moves of its aliases."""
     from srpo_core.release.summary import describe
     from srpo_core.storage import open_store
 
@@ -63,55 +65,62 @@ def show(release: Annotated[str, typer.Argument(help="a version or an alias")] =
 
 @app.command(rich_help_panel=PANEL)
 def promote(
-    release: Annotated[str, typer.Argument(help="a version or an alias")],
-    reason: Annotated[str, typer.Option(help="kept in the history of production")] = "",
+    release: Release,
+    reason: Reason = "",
     override: Annotated[
-        bool, typer.Option("--override", help="although the gate refused it; needs --reason")
+        bool, typer.Option("--override", help="promote although the gate refused it; requires --reason")
     ] = False,
 ) -> None:
-    """Make a release its model's production; what was that becomes `previous`. A flow, so the server knows it."""
-    from flows.terminal import run_promote
+    """Make a release the production of its model; the former production becomes `previous`."""
+    from flows.terminal import prepare_terminal
 
-    typer.echo(run_promote(version=release, reason=reason, override=override))
+    prepare_terminal()
+    from flows.release import promote as promote_flow
+
+    typer.echo(_move_line(promote_flow(version=release, reason=reason, override=override)))
 
 
 @app.command(rich_help_panel=PANEL)
 def rollback(
     model: Annotated[
-        str | None, typer.Argument(help="whose production; needed where the store has several")
+        str | None,
+        typer.Argument(help="the model whose production moves; required if the store has several"),
     ] = None,
-    reason: Annotated[str, typer.Option(help="kept in the history of production")] = "",
+    reason: Reason = "",
 ) -> None:
-    """Make the release production again that was before the last promotion; given again it moves nothing."""
-    from flows.terminal import run_rollback
+    """Restore the previous production release. Safe to repeat."""
+    from flows.terminal import prepare_terminal
 
-    typer.echo(run_rollback(model=model, reason=reason))
+    prepare_terminal()
+    from flows.release import rollback as rollback_flow
+
+    typer.echo(_move_line(rollback_flow(model=model, reason=reason)))
 
 
 @app.command(rich_help_panel=PANEL)
 def pull(
-    release: Annotated[str, typer.Argument(help="a version or an alias")],
+    release: Release,
     to: Annotated[Path, typer.Option(help="directory to write to")],
     format_name: Annotated[
         str | None, typer.Option("--format", help="one of the release's formats; default: all files")
     ] = None,
 ) -> None:
-    """Bring a release's files here, each held to its SHA-256; an interrupted one goes on."""
-    from srpo_core.release import pull as pull_release
+    """Download a release's files and verify each SHA-256. Repeat it to resume an interrupted download."""
+    from srpo_core.release.download import pull as pull_files
     from srpo_core.storage import open_store
 
-    for path in pull_release(open_store(), release, format_name=format_name, target=to):
+    for path in pull_files(open_store(), release, format_name=format_name, target=to):
         typer.echo(path)
 
 
 @app.command(rich_help_panel=PANEL)
 def verify(
-    release: Annotated[str, typer.Argument(help="a version or an alias")] = "candidate",
-    every: Annotated[bool, typer.Option("--all", help="every version and alias of the store")] = False,
+    release: Release = "candidate",
+    every: Annotated[bool, typer.Option("--all", help="verify every version and alias in the store")] = False,
 ) -> None:
-    """Read a release's files and compare each with its digest."""
-    from srpo_core.release import verify as verify_release
-    from srpo_core.release import verify_aliases
+    """Read a release's files back and compare each with its SHA-256."""
+    from srpo_core.release.verify import verify as verify_files
+    from srpo_core.release.verify import verify_aliases
     from srpo_core.storage import open_store
 
     store = open_store()
@@ -120,45 +129,71 @@ def verify(
         typer.echo(f"no release in {store.uri}")
     for version in store.versions() if every else [release]:
         try:
-            manifest = verify_release(store, version)
+            manifest = verify_files(store, version)
         except errors.StoreError as fault:
             if not every:
                 raise
             faults.append(str(fault))
         else:
-            typer.echo(f"{manifest['version']}: {len(manifest['files'])} files are as they were published")
+            typer.echo(f"{manifest['version']}: {len(manifest['files'])} files are intact")
     if faults:
         raise errors.StoreError("; ".join(faults))
 
 
 @app.command(rich_help_panel=PANEL)
 def gc(
-    keep: Annotated[int, typer.Option(min=0, help="so many of the newest versions of each model stay")],
-    delete: Annotated[bool, typer.Option("--delete", help="without it only what would go is listed")] = False,
+    keep: Annotated[int, typer.Option(min=0, help="number of newest versions to keep of each model")],
+    delete: Annotated[
+        bool, typer.Option("--delete", help="remove them; without it they are only listed")
+    ] = False,
 ) -> None:
-    """Remove old releases; never one that an alias points to or that production has ever been."""
-    from flows.terminal import run_clean
+    """Remove old releases, except those that an alias points to and those that were ever in production."""
+    from flows.terminal import prepare_terminal
 
-    cleaning = run_clean(keep=keep, delete=delete)
-    word = "removed" if cleaning.done else "would remove"
-    for name in (*cleaning.versions, *cleaning.leftovers):
-        typer.echo(f"{word}  {name}")
-    if not cleaning.versions and not cleaning.leftovers:
+    prepare_terminal()
+    from flows.release import gc as gc_flow
+
+    garbage = gc_flow(keep=keep, delete=delete)
+    state = "removed" if garbage.deleted else "would remove"
+    for name in (*garbage.versions, *garbage.leftovers):
+        typer.echo(f"{state}  {name}")
+    if not garbage.versions and not garbage.leftovers:
         typer.echo("nothing to remove")
-    elif not cleaning.done:
-        typer.echo("next     the same with --delete")
+    elif not garbage.deleted:
+        typer.echo("next     repeat it with --delete")
 
 
 @app.command(rich_help_panel=PANEL)
 def generate(
-    prompt: Annotated[str, typer.Argument(help="what to draw")],
-    release: ReleaseName = "candidate",
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="another seed, another image")] = 0,
+    prompt: Annotated[str, typer.Argument(help="text prompt")],
+    release: Annotated[
+        str, typer.Option("--release", help="a version or an alias, such as candidate or tiny/candidate")
+    ] = "candidate",
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="seed of the initial noise")] = 0,
     weights: Annotated[str, typer.Option(help="one of the release's formats")] = "bf16",
     output: Annotated[Path, typer.Option(help="PNG file to write")] = Path("image.png"),
 ) -> None:
-    """Draw an image with a release, as its model card does; of a damaged store 'srpo verify' tells."""
-    from srpo_core.release import generate as draw_image
+    """Generate an image with a release, with the settings of its model card."""
+    from srpo_core.release.generate import generate as generate_image
     from srpo_core.storage import open_store
 
-    typer.echo(draw_image(open_store(), release, prompt, output=output, seed=seed, weights=weights))
+    typer.echo(generate_image(open_store(), release, prompt, output=output, seed=seed, weights=weights))
+
+
+@app.command(
+    hidden=True,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def draw() -> None:
+    """Report the new name of this command."""
+    raise errors.ConfigError("'srpo draw' was renamed: use 'srpo generate', which has the same options")
+
+
+def _move_line(move: "Move") -> str:
+    """Describe a move of production in one line."""
+    if move.before == move.after:
+        return (
+            f"{move.alias}  already points to {move.after}: see its history with 'srpo show {move.after}', or move it "
+            "with 'srpo promote VERSION'"
+        )
+    return f"{move.alias}  {move.before or 'nothing'} → {move.after}"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 
 import typer
 
@@ -22,46 +22,73 @@ PANEL: Final = "Run"
 
 @app.command(rich_help_panel=PANEL)
 def align(
-    profile: Annotated[
-        str | None, typer.Option(help="preset in profiles/; default: params.yaml as it stands")
-    ] = None,
+    profile: Annotated[str | None, typer.Option(help="preset in profiles/; default: params.yaml")] = None,
     change: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="a setting, for instance train.steps=20; a mapping is added to"
+            "--set",
+            metavar="KEY=VALUE",
+            help="change a setting, for instance train.steps=20; a mapping is merged",
         ),
     ] = None,
     revision: Annotated[
-        str | None, typer.Option(help="commit, branch or tag to run; default: the checkout as it is")
+        str | None,
+        typer.Option(help="commit, branch or tag to run; default: the checkout with uncommitted changes"),
     ] = None,
-    publish: Annotated[bool, typer.Option(help="publish a model that the gate lets through")] = True,
+    publish: Annotated[bool, typer.Option(help="publish the model if it passes the gate")] = True,
 ) -> None:
-    """Run the whole road as a Prefect flow, from data to release.
+    """Run the whole pipeline as a Prefect flow, from data to release.
 
     Exit code 3: the gate refused the model.
     """
-    from flows.terminal import run_align
+    from flows.terminal import prepare_terminal
 
-    result = run_align(profile=profile, patch=parse_changes(change or []), revision=revision, publish=publish)
+    changes = parse_changes(change or [])
+    prepare_terminal()
+    from flows.form import parse_patch
+
+    patch = parse_patch(changes)
+    if revision is None:
+        _require_valid_settings(profile, changes)
+    from flows.align import AlignResult
+    from flows.align import align as align_flow
+
+    # the flow returns a Prefect state, but calling it directly gives the data of that state
+    result = cast("AlignResult", align_flow(profile=profile, patch=patch, revision=revision, publish=publish))
     show_verdict(passed=result.passed, reason=result.reason)
     typer.echo(f"report   {shortest(result.report)}")
     where = "runs" if result.home else f"{shortest(result.workspace)}/runs"
-    reason = "" if result.home or revision else f" ({_why_elsewhere(result.champion)})"
+    reason = "" if result.home or revision else f" ({_why_not_home(result.champion)})"
     typer.echo(f"results  {where}{reason}")
     typer.echo(f"release  {shortest(Path(result.release)) if result.release else 'none'}")
     if not result.passed:
         raise typer.Exit(REFUSED)
 
 
-def _why_elsewhere(champion: str | None) -> str:
+def _require_valid_settings(profile: str | None, changes: dict[str, Any]) -> None:
+    """Validate the settings of a run in this checkout.
+
+    The flow validates them again in its workspace, because a deployed run does not pass through this command. Here
+    the error appears before a server is started.
+    """
+    from srpo_core.config import patched_settings
+    from srpo_core.preflight.consistency import require_consistent
+
+    require_consistent(patched_settings(Path.cwd(), profile=profile, patch=changes))
+
+
+def _why_not_home(champion: str | None) -> str:
     if champion:
-        return f"drawn beside {champion}, which is in production: with 'champion: {champion}' in params.yaml, 'srpo align' brings them to runs/"
-    return "the checkout holds other settings or files"
+        return (
+            f"compared with {champion}, which is in production; set 'champion: {champion}' in params.yaml to get the "
+            "results in runs/"
+        )
+    return "the checkout has other settings or files"
 
 
 @app.command(rich_help_panel=PANEL)
 def stage(name: Annotated[str, typer.Argument(help="a stage of dvc.yaml")]) -> None:
-    """Run one stage on params.yaml in this directory; 'dvc repro' calls this."""
+    """Run one stage with params.yaml of this directory; called by 'dvc repro'."""
     from srpo_core import config
     from srpo_core.runtime.dvc_yaml import argument_name, read_stages
     from srpo_core.runtime.processes import die_with_parent
@@ -71,7 +98,7 @@ def stage(name: Annotated[str, typer.Argument(help="a stage of dvc.yaml")]) -> N
     die_with_parent()
     require_own_code(Path.cwd())
     settings = config.load_settings()
-    # before torch is imported: sums depend on the number of threads
+    # before torch is imported: floating-point sums depend on the number of threads
     os.environ["OMP_NUM_THREADS"] = str(settings.resources.threads_per_worker)
     from srpo_core.preflight.consistency import require_consistent
 
@@ -88,12 +115,14 @@ def stage(name: Annotated[str, typer.Argument(help="a stage of dvc.yaml")]) -> N
 
 @app.command(rich_help_panel=PANEL)
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="directory of a transformer's weights")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="directory with a transformer's config.json and weights")
+    ],
     output: Annotated[
-        Path | None, typer.Option(help="directory to write; default: below .srpo/evaluations")
+        Path | None, typer.Option(help="directory to write to; default: .srpo/evaluations/<checkpoint>")
     ] = None,
 ) -> None:
-    """Draw any checkpoint beside base and champion on the test prompts, measure it, and say what the gate thinks of it.
+    """Evaluate any checkpoint on the test prompts, beside base and champion, and apply the rules of the gate.
 
     Exit code 3: the gate would refuse it.
     """
@@ -116,7 +145,7 @@ def evaluate(
 
 @app.command(rich_help_panel=PANEL)
 def report() -> None:
-    """Say what the last run here came to, and write its report with its formats and what it cost."""
+    """Write the report of the last run here, with formats and cost, and print its verdict."""
     from srpo_core.report.full_report import write_whole
 
     decision = artifacts.read_json(artifacts.DECISION)
@@ -150,7 +179,7 @@ def win_counts(rules: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _stage_function(name: str) -> Any:
-    """The `run` of srpo_core/stages/<name>.py; an unknown name is a `ConfigError`."""
+    """Return the function `run` of srpo_core/stages/<name>.py. Raises `ConfigError` if there is no such stage."""
     from srpo_core import stages
 
     known = {module.name: module.name for module in pkgutil.iter_modules(stages.__path__)}
@@ -159,10 +188,10 @@ def _stage_function(name: str) -> Any:
 
 
 def require_own_code(directory: Path) -> None:
-    """A run uses the code that lies beside its settings, never another checkout's."""
+    """Raise `ConfigError` if `directory` contains srpo_core/ but another checkout's code is running."""
     here = directory / "srpo_core"
     if here.is_dir() and not Path(errors.__file__).parent.samefile(here):
         raise errors.ConfigError(
-            f"{directory} has code of its own, but {Path(errors.__file__).parent} was imported: "
-            f"start it as 'python -m srpo_core' in that directory, or with PYTHONPATH={directory}"
+            f"{directory} contains srpo_core/, but {Path(errors.__file__).parent} was imported: start it there with "
+            f"'python -m srpo_core', or set PYTHONPATH={directory}"
         )

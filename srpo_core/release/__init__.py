@@ -1,34 +1,10 @@
-"""Releases: publish what a run made, take it back, list, verify, and draw with it.
+"""Releases: publish a run's results, move aliases, download, verify, list and remove releases.
 
-A release is a version in a store (srpo_core/storage): a whole diffusers pipeline with the aligned
-transformer in place, the other formats, the evidence (report, decision, proofs) and what reproduces it
-(params.yaml, dvc.yaml, dvc.lock, git revision). Its name is `<release.name>-<12 digits of the hash of
-dvc.lock>`, so the same run always gives the same version. An alias is a name that moves; every model (`release.name`) has its own.
+A release is a version in a store (srpo_core/storage): a complete diffusers pipeline with the aligned transformer,
+the other formats, the evidence (report, decision, proof), and what reproduces it (params.yaml, dvc.yaml, dvc.lock,
+git revision). Its name is `<release.name>-<first 12 hex digits of the SHA-256 of dvc.lock>`, so the same run always
+gives the same version. An alias such as `<model>/production` points to a version and can be moved.
+
+Import from the modules: importing this package loads none of them, so that stage evaluate, which needs only
+`champion`, does not depend on the rest.
 """
-
-from srpo_core.release.moves import Cleaning, Move, collect, promote, pull, rollback, show
-from srpo_core.release.publishing import CANDIDATE, PRODUCTION, Published, move_alias, publish, withdraw
-from srpo_core.release.reading import Release, fetch, generate, list_releases, resolve, verify, verify_aliases
-
-__all__ = [
-    "CANDIDATE",
-    "PRODUCTION",
-    "Cleaning",
-    "Move",
-    "Published",
-    "Release",
-    "collect",
-    "fetch",
-    "generate",
-    "list_releases",
-    "move_alias",
-    "promote",
-    "publish",
-    "pull",
-    "resolve",
-    "rollback",
-    "show",
-    "verify",
-    "verify_aliases",
-    "withdraw",
-]

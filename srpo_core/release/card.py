@@ -1,4 +1,4 @@
-"""The model card: what the model is, the verdict, and lines that load it and draw an image."""
+"""The model card: what the model is, code that generates an image, the files, and the verdict of the gate."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -15,8 +15,7 @@ from srpo_core.weights.files import WEIGHTS
 
 PIPELINE_TAG: Final = "text-to-image"
 
-
-# diffusers splits every single file as if the model were this wide; ComfyUI takes heads of this width alone.
+# diffusers splits the tensors of every single file for this width; ComfyUI supports only this head width.
 DIFFUSERS_WIDTH: Final = 3072
 COMFYUI_HEAD: Final = 128
 
@@ -30,9 +29,9 @@ def model_card(
     proof: Mapping[str, Any],
     config: Mapping[str, Any],
 ) -> str:
-    """Markdown with the YAML header that hubs read.
+    """Render the model card: Markdown with the YAML header that model hubs read.
 
-    pipeline: the diffusers class that loads the release; config: the transformer's config.json.
+    pipeline: name of the diffusers class that loads the release; config: the transformer's config.json.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -63,7 +62,7 @@ def model_card(
         diffusers_width=DIFFUSERS_WIDTH,
         comfyui_head=COMFYUI_HEAD,
         licences=[PurePosixPath(name).name for name in settings.release.license_files],
-        call=image_call(settings, proof),
+        call=generation_call(settings, proof),
     )
 
 
@@ -84,7 +83,7 @@ def _header(settings: Settings, decision: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rows(settings: Settings, proof: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """One row per file: format, name, size, figures, and what opens it."""
+    """Yield one row per file: format, name, size, figures, and which programs load it."""
     for name, released in format_files(settings, proof).items():
         figures = proof["formats"][name]
         for made, file in released.items():
@@ -98,12 +97,12 @@ def _rows(settings: Settings, proof: Mapping[str, Any]) -> Iterator[dict[str, An
 def _loaders(name: str, file: str) -> str:
     if file.endswith(".gguf"):
         return "ComfyUI-GGUF, diffusers"
-    # diffusers opens a scaled file without a word and then draws noise
+    # diffusers loads a scaled file without an error, but then generates noise
     return "ComfyUI" if name.endswith("_scaled") else "ComfyUI, diffusers"
 
 
-def image_call(settings: Settings, proof: Mapping[str, Any]) -> dict[str, Any]:
-    """What a pipeline needs to draw as this model was evaluated: prompt, size and steps."""
+def generation_call(settings: Settings, proof: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a pipeline call as in the evaluation: prompt, size, steps, guidance."""
     return {
         "prompt": proof["prompts"][0],
         "height": settings.model.height,

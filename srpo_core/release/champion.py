@@ -1,41 +1,47 @@
-"""The champion's weights: those of a release, by its immutable version."""
+"""The champion's weights: the transformer of a release, by its immutable version."""
 
 from pathlib import Path
 from typing import Final
 
-from srpo_core.artifacts import home, replacing, sha256
+from srpo_core.artifacts import home, sha256
 from srpo_core.errors import StoreError
+from srpo_core.release.download import download_file
+from srpo_core.runtime.file_lock import acquire
 from srpo_core.storage import open_store
 
 TRANSFORMER: Final = "transformer"
 
 
 def champion_transformer(version: str) -> Path:
-    """The directory of a release's transformer; from a bucket it is downloaded, and every file is verified.
+    """Return the directory of a release's transformer; download it if the store is a bucket, and verify every file.
 
     Raises:
-        StoreError: the store of SRPO_STORE has no such version, or a file of it is lost or altered.
+        StoreError: the store of SRPO_STORE has no such version, or one of its files is missing or altered.
     """
     store = open_store()
     if version not in store.versions():
         known = ", ".join(store.versions()) or "none"
         raise StoreError(
-            f"champion {version!r} is no version in {store.uri}: known are {known}; set champion to one of them, or null"
+            f"champion {version!r} is not a version in {store.uri}: known are {known}; set champion to one of them, "
+            "or to null"
         )
-    files = {
+    digests = {
         name: entry["sha256"]
         for name, entry in store.manifest(version)["files"].items()
         if name.startswith(f"{TRANSFORMER}/")
     }
-    local = store.local(version)
-    root = local or home() / "champion" / version
-    for name, digest in files.items():
-        if local is None and not (root / name).exists():
-            with replacing(root / name) as partial, partial.open("wb") as file:
-                for block in store.read(version, name):
-                    file.write(block)
-        if not (root / name).exists() or sha256(root / name) != digest:
-            raise StoreError(f"{name} of champion {version} is not as published: run 'srpo verify {version}'")
-    if not files:
+    if not digests:
         raise StoreError(f"release {version} in {store.uri} has no {TRANSFORMER}/: it cannot be a champion")
-    return root / TRANSFORMER
+    local = store.local(version)
+    if local is None:
+        directory = home() / "champion" / version
+        with acquire(directory.with_name(f".{version}.lock")):  # runs share this directory
+            for name, digest in digests.items():
+                download_file(store, version, name, digest, directory / name)
+        return directory / TRANSFORMER
+    for name, digest in digests.items():
+        if not (local / name).exists() or sha256(local / name) != digest:
+            raise StoreError(
+                f"{name} of champion {version} does not match its manifest: run 'srpo verify {version}'"
+            )
+    return local / TRANSFORMER

@@ -1,4 +1,4 @@
-"""ComfyUI workflows of a release: the graph that the editor opens, and the prompt that its API runs."""
+"""ComfyUI workflows of a release: the graph for the editor, and the prompt for the API."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,11 @@ Link = tuple[str, int]
 
 @dataclass(frozen=True)
 class Node:
-    """One node: its class, its widgets in the editor's order, what flows in (node, output slot) and out (types)."""
+    """One node of a workflow.
+
+    kind: the node's class; widgets: values in the editor's order; inputs: link and type by name, where a link is
+    (node, output slot); outputs: their types.
+    """
 
     kind: str
     widgets: Mapping[str, Any]
@@ -20,13 +24,16 @@ class Node:
     outputs: tuple[str, ...]
 
 
-# The editor keeps, after a seed, what becomes of it from run to run.
-_AFTER: Final[Mapping[str, str]] = MappingProxyType({"seed": "fixed"})
+# The editor stores one more value after a seed: how it changes between runs.
+_EXTRA_VALUES: Final[Mapping[str, str]] = MappingProxyType({"seed": "fixed"})
 _COLUMN, _ROW = 340, 180
 
 
 def nodes_of(weights: str, call: Mapping[str, Any]) -> dict[str, Node]:
-    """FLUX from text to image with the transformer in the file `weights`; `call`: as in the model card."""
+    """Build the nodes of a FLUX text-to-image workflow.
+
+    weights: name of the transformer's file; call: `generation_call` of the release.
+    """
     gguf = weights.endswith(".gguf")
     loader = (
         Node("UnetLoaderGGUF", {"unet_name": weights}, {}, ("MODEL",))
@@ -42,7 +49,7 @@ def nodes_of(weights: str, call: Mapping[str, Any]) -> dict[str, Node]:
     sampler = {
         "seed": 0,
         "steps": call["num_inference_steps"],
-        "cfg": 1.0,  # FLUX.1-dev's guidance is an input of the model
+        "cfg": 1.0,  # FLUX.1-dev takes its guidance scale as an input of the model
         "sampler_name": "euler",
         "scheduler": "simple",
         "denoise": 1.0,
@@ -79,7 +86,7 @@ def nodes_of(weights: str, call: Mapping[str, Any]) -> dict[str, Node]:
 
 
 def api_prompt(nodes: Mapping[str, Node]) -> dict[str, Any]:
-    """What ComfyUI's API takes as `prompt`."""
+    """Return the workflow in the form that ComfyUI's API takes as `prompt`."""
     return {
         name: {
             "class_type": node.kind,
@@ -90,19 +97,19 @@ def api_prompt(nodes: Mapping[str, Node]) -> dict[str, Any]:
 
 
 def editor_graph(nodes: Mapping[str, Node]) -> dict[str, Any]:
-    """What ComfyUI's editor opens and saves, version 0.4."""
+    """Return the workflow in the form that ComfyUI's editor opens and saves, version 0.4."""
     links: list[list[Any]] = []
-    generated = {name: _generated(name, node, order) for order, (name, node) in enumerate(nodes.items())}
+    entries = {name: _editor_node(name, node, order) for order, (name, node) in enumerate(nodes.items())}
     for name, node in nodes.items():
         for slot, (to, ((origin, output), kind)) in enumerate(node.inputs.items()):
             number = len(links) + 1
             links.append([number, int(origin), output, int(name), slot, kind])
-            generated[name]["inputs"].append({"name": to, "type": kind, "link": number})
-            generated[origin]["outputs"][output]["links"].append(number)
+            entries[name]["inputs"].append({"name": to, "type": kind, "link": number})
+            entries[origin]["outputs"][output]["links"].append(number)
     return {
         "last_node_id": len(nodes),
         "last_link_id": len(links),
-        "nodes": list(generated.values()),
+        "nodes": list(entries.values()),
         "links": links,
         "groups": [],
         "config": {},
@@ -112,12 +119,12 @@ def editor_graph(nodes: Mapping[str, Node]) -> dict[str, Any]:
 
 
 def workflow_text(weights: str, call: Mapping[str, Any]) -> str:
-    """A workflow file: drag it into ComfyUI."""
+    """Return the text of a workflow file for ComfyUI's editor."""
     return json.dumps(editor_graph(nodes_of(weights, call)), indent=2, ensure_ascii=False) + "\n"
 
 
-def with_workflow(source: Path, target: Path, weights: str, call: Mapping[str, Any]) -> None:
-    """Copy a PNG with the workflow in its metadata, as ComfyUI saves its own: dragged into it, it opens."""
+def copy_with_workflow(source: Path, target: Path, weights: str, call: Mapping[str, Any]) -> None:
+    """Copy a PNG and add the workflow to its metadata as ComfyUI does, so that dragging it into ComfyUI opens it."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -129,12 +136,12 @@ def with_workflow(source: Path, target: Path, weights: str, call: Mapping[str, A
         image.save(target, format="PNG", pnginfo=metadata)
 
 
-def _generated(name: str, node: Node, order: int) -> dict[str, Any]:
+def _editor_node(name: str, node: Node, order: int) -> dict[str, Any]:
     values: list[Any] = []
     for key, value in node.widgets.items():
         values.append(value)
-        if key in _AFTER:
-            values.append(_AFTER[key])
+        if key in _EXTRA_VALUES:
+            values.append(_EXTRA_VALUES[key])
     return {
         "id": int(name),
         "type": node.kind,

@@ -1,4 +1,4 @@
-"""Which file of a run becomes which file of a release."""
+"""Map the files of a run to the files of a release."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +12,7 @@ from srpo_core.weights.files import WEIGHTS
 
 # The format that the release's own pipeline loads.
 PIPELINE_FORMAT: Final = "bf16"
-# What a LoRA is called among the formats, and below runs/quantize/formats.
+# The name of a LoRA among the formats, and its directory in runs/quantize/formats.
 LORA_FORMAT: Final = "lora"
 TRANSFORMER: Final = "transformer"
 MODEL_INDEX: Final = "model_index.json"
@@ -20,33 +20,37 @@ CARD: Final = "README.md"
 GRID: Final = "grid.png"
 REPORT: Final = "report.html"
 
-# The GGUF to begin with; float types are for conversion, and as large as the safetensors file.
-FIRST_GGUF: Final = "q8_0"
-WHOLE_GGUFS: Final = ("gguf_f16", "gguf_bf16")
+# The GGUF that the card and the workflow recommend; float types are for conversion, and as large as the safetensors
+# file.
+RECOMMENDED_GGUF: Final = "q8_0"
+FLOAT_GGUFS: Final = ("gguf_f16", "gguf_bf16")
 
 WORKFLOW: Final = "workflow.json"
 GGUF_WORKFLOW: Final = "workflow-gguf.json"
 
-_DESCRIBING: Final = (CARD, GRID, WORKFLOW, GGUF_WORKFLOW, "params.yaml", "dvc.yaml")
+_DESCRIPTIVE: Final = (CARD, GRID, WORKFLOW, GGUF_WORKFLOW, "params.yaml", "dvc.yaml")
 
 
-def describing(settings: Settings) -> set[str]:
-    """The files beside a version's content, which dvc.lock does not name: they may differ between two publications."""
-    return {*_DESCRIBING, *(Path(name).name for name in settings.release.license_files)}
+def descriptive_files(settings: Settings) -> set[str]:
+    """Return the files that are not part of a version's content digest.
+
+    dvc.lock does not record them, so they may differ between two publications of the same version.
+    """
+    return {*_DESCRIPTIVE, *(Path(name).name for name in settings.release.license_files)}
 
 
 def format_directory(name: str) -> str:
-    """Where a format's diffusers directory lies in a release: the pipeline's own transformer, or its name."""
+    """Return the diffusers directory of a format: `transformer` for the format of the pipeline, else its name."""
     return TRANSFORMER if name == PIPELINE_FORMAT else name
 
 
 def single_file(release: str, name: str, suffix: str) -> str:
-    """What a format's single file is called in a release: as the model, where it is put among other models."""
+    """Name the single file of a format; it contains the model's name, as users store it among other models."""
     return f"{release}-{name}{suffix}"
 
 
 def format_files(settings: Settings, proof: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """For each format the files in the release, by their names below runs/quantize/formats."""
+    """Return for each format its files in the release, keyed by their paths in runs/quantize/formats."""
     return {
         name: {made: _released(settings.release.name, name, made) for made in figures["files"]}
         for name, figures in proof["formats"].items()
@@ -54,9 +58,9 @@ def format_files(settings: Settings, proof: Mapping[str, Any]) -> dict[str, dict
 
 
 def checkpoint_file(formats: Mapping[str, Iterable[str]]) -> str:
-    """Of the released files by format the single one that diffusers and ComfyUI open alike: safetensors without scales.
+    """Return the single file that both diffusers and ComfyUI load: safetensors without scales.
 
-    A release has at least bf16's.
+    formats: released files by format; bf16 is always among them.
     """
     return next(
         file
@@ -67,51 +71,58 @@ def checkpoint_file(formats: Mapping[str, Iterable[str]]) -> str:
 
 
 def gguf_file(formats: Mapping[str, Iterable[str]]) -> str | None:
-    """Of the released files by format the GGUF to begin with: Q8_0, or another quantized one, or any; None without one."""
+    """Return the GGUF file to recommend: Q8_0, else another quantized one, else any; None if there is none.
+
+    formats: released files by format.
+    """
     ggufs = {name: file for name, files in formats.items() for file in files if file.endswith(".gguf")}
-    order = sorted(ggufs, key=lambda name: (name != FIRST_GGUF, name in WHOLE_GGUFS))
+    order = sorted(ggufs, key=lambda name: (name != RECOMMENDED_GGUF, name in FLOAT_GGUFS))
     return ggufs[order[0]] if order else None
 
 
 def release_files(root: Path, settings: Settings, proof: Mapping[str, Any]) -> dict[str, Path]:
-    """Name in the release to path of everything but what publishing writes itself.
+    """Return path by name in the release of every file except those that `publish` writes itself.
 
     Raises:
-        ArtifactError: a file of the run or of the base model is missing, or a licence text.
-        ConfigError: the formats lack the one of the pipeline.
+        ArtifactError: a file of the run, a file of the base model or a licence text is missing.
+        ConfigError: the format that the pipeline loads is not among the formats.
     """
     if PIPELINE_FORMAT not in proof["formats"]:
         raise ConfigError(
-            f"quantize.formats lacks {PIPELINE_FORMAT}, which the release's pipeline loads: add it and run "
+            f"quantize.formats has no {PIPELINE_FORMAT}, which the release's pipeline loads: add it and run "
             "'dvc repro'"
         )
-    files = dict(_pipeline_files(existing(root, Path(settings.model.path))))
+    files = dict(_pipeline_files(require_existing(root, Path(settings.model.path))))
     for name, released in format_files(settings, proof).items():
-        files |= {there: existing(root, artifacts.QUANTIZED / made) for made, there in released.items()}
+        files |= {
+            there: require_existing(root, artifacts.QUANTIZED / made) for made, there in released.items()
+        }
         config = artifacts.QUANTIZED / name / "config.json"
         if (root / config).is_file():
             files[f"{format_directory(name)}/config.json"] = root / config
     if proof["lora"] is not None:
-        files[artifacts.LORA_FILE] = existing(root, artifacts.QUANTIZED / LORA_FORMAT / artifacts.LORA_FILE)
+        files[artifacts.LORA_FILE] = require_existing(
+            root, artifacts.QUANTIZED / LORA_FORMAT / artifacts.LORA_FILE
+        )
     files |= {
-        REPORT: existing(root, artifacts.REPORT),
-        "decision.json": existing(root, artifacts.DECISION),
-        "proof.json": existing(root, artifacts.PROOF),
+        REPORT: require_existing(root, artifacts.REPORT),
+        "decision.json": require_existing(root, artifacts.DECISION),
+        "proof.json": require_existing(root, artifacts.PROOF),
     }
-    files |= {name: existing(root, Path(name)) for name in ("params.yaml", "dvc.yaml", "dvc.lock")}
+    files |= {name: require_existing(root, Path(name)) for name in ("params.yaml", "dvc.yaml", "dvc.lock")}
     return files | _licences(root, settings)
 
 
-def existing(root: Path, path: Path) -> Path:
-    """`path` below `root`, or an `ArtifactError` that says how to make it."""
+def require_existing(root: Path, path: Path) -> Path:
+    """Return `root / path` if it exists. Raises `ArtifactError` otherwise."""
     if not (root / path).exists():
         raise ArtifactError(f"{path} is missing in {root.absolute()}: run 'dvc repro' there first")
     return root / path
 
 
 def pipeline_class(root: Path, settings: Settings) -> str:
-    """The diffusers class of the base's pipeline."""
-    return str(_model_index(existing(root, Path(settings.model.path)))["_class_name"])
+    """Return the name of the diffusers pipeline class of the base model."""
+    return str(_model_index(require_existing(root, Path(settings.model.path)))["_class_name"])
 
 
 def _released(release: str, name: str, made: str) -> str:
@@ -122,7 +133,7 @@ def _released(release: str, name: str, made: str) -> str:
 
 
 def _licences(root: Path, settings: Settings) -> dict[str, Path]:
-    """The licence texts, by their own names; without one nothing may be published."""
+    """Return the licence texts by file name; nothing may be published without them."""
     files: dict[str, Path] = {}
     for name in settings.release.license_files:
         path = root / name
@@ -138,18 +149,18 @@ def _licences(root: Path, settings: Settings) -> dict[str, Path]:
 
 
 def _pipeline_files(base: Path) -> Iterator[tuple[str, Path]]:
-    """What the pipeline's index names, without the transformer; a hub's directory may hold more."""
-    yield MODEL_INDEX, existing(base, Path(MODEL_INDEX))
+    """Yield the files that model_index.json names, without the transformer; a directory of a hub may contain more."""
+    yield MODEL_INDEX, require_existing(base, Path(MODEL_INDEX))
     for component, kind in _model_index(base).items():
         if component.startswith("_") or component == TRANSFORMER or None in kind:
             continue
-        for path in sorted(existing(base, Path(component)).rglob("*")):
+        for path in sorted(require_existing(base, Path(component)).rglob("*")):
             if path.is_file():
                 yield str(path.relative_to(base)), path
 
 
 def _model_index(base: Path) -> dict[str, Any]:
-    path = existing(base, Path(MODEL_INDEX))
+    path = require_existing(base, Path(MODEL_INDEX))
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         return {name: kind for name, kind in index.items() if isinstance(kind, str | list)}

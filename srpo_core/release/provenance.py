@@ -1,4 +1,4 @@
-"""Where a release comes from: the version's name, the proof that dvc.lock describes it, the git state."""
+"""Provenance of a release: its version name, the check against dvc.lock, the git state and the environment."""
 
 import hashlib
 import json
@@ -15,26 +15,27 @@ import yaml
 from srpo_core.artifacts import sha256
 from srpo_core.config import PARAMS_FILE, load_settings, parse_settings, read_values
 from srpo_core.errors import ArtifactError
-from srpo_core.release.layout import existing
+from srpo_core.release.layout import require_existing
 from srpo_core.runtime.dvc_yaml import read_stages
 from srpo_core.workspace.git import try_git
 
 LOCK: Final = Path("dvc.lock")
 DIGITS: Final = 12
-_UNSEEN: Final = frozenset({".git", ".hg", ".dvc"})  # by DVC, in a directory that was cloned for instance
+# DVC ignores these in a tracked directory, for instance in one that was cloned
+_IGNORED_BY_DVC: Final = frozenset({".git", ".hg", ".dvc"})
 LIBRARIES: Final = ("torch", "diffusers", "transformers", "safetensors", "gguf", "ray", "dvc", "numpy")
 
 
 def version_of(name: str, root: Path) -> str:
-    """The version of what dvc.lock describes: `name` and the first 12 hex digits of the lock's SHA-256."""
-    return f"{name}-{sha256(existing(root, LOCK))[:DIGITS]}"
+    """Return the version that dvc.lock describes: `name` and the first 12 hex digits of the lock's SHA-256."""
+    return f"{name}-{sha256(require_existing(root, LOCK))[:DIGITS]}"
 
 
 def require_reproduced(root: Path, paths: Iterable[Path]) -> None:
-    """Hold `paths` and params.yaml to what dvc.lock records, for the lock's hash becomes the version's name.
+    """Check `paths` and params.yaml against dvc.lock, whose hash becomes the version's name.
 
     Raises:
-        ArtifactError: a file or a setting is not what dvc.lock records.
+        ArtifactError: a file or a setting differs from what dvc.lock records.
     """
     advice = "run 'dvc repro' first"
     stages = _locked_stages(root)
@@ -43,18 +44,20 @@ def require_reproduced(root: Path, paths: Iterable[Path]) -> None:
         for entry in (*stage.get("deps", ()), *stage.get("outs", ())):
             if recorded.setdefault(entry["path"], entry.get("md5", "")) != entry.get("md5", ""):
                 raise ArtifactError(
-                    f"{LOCK}: stage {name} was not run on the newest {entry['path']}: {advice}"
+                    f"{LOCK}: stage {name} was not run with the latest {entry['path']}: {advice}"
                 )
     for path in paths:
-        if recorded.get(str(path)) != _dvc_md5(existing(root, path)):
-            raise ArtifactError(f"{path} is not what {LOCK} records: {advice}")
+        if recorded.get(str(path)) != _dvc_md5(require_existing(root, path)):
+            raise ArtifactError(f"{path} differs from what {LOCK} records: {advice}")
     values = read_values(root / PARAMS_FILE)
     settings = load_settings(root / PARAMS_FILE)
     for name, stage in stages.items():
         locked = stage.get("params", {}).get(str(PARAMS_FILE), {})
         recorded_values: Mapping[str, Any] = reduce(_replaced, locked.items(), values)
         if parse_settings(recorded_values, str(LOCK)) != settings:
-            raise ArtifactError(f"{PARAMS_FILE} is not what stage {name} was run with: {advice}")
+            raise ArtifactError(
+                f"{PARAMS_FILE} differs from the settings that stage {name} was run with: {advice}"
+            )
 
 
 def _replaced(values: Mapping[str, Any], setting: tuple[str, Any]) -> Mapping[str, Any]:
@@ -65,10 +68,10 @@ def _replaced(values: Mapping[str, Any], setting: tuple[str, Any]) -> Mapping[st
 
 
 def git_state(root: Path) -> dict[str, Any]:
-    """The commit, what differs from it as text (None: nothing), and the files that it lacks.
+    """Return the commit, the diff of tracked files against it (None: no difference), and the names of other files.
 
-    Of files that the commit lacks only names are told, whether git was told to add them or not: a run's workspace holds
-    whatever lies untracked in the checkout, and that may be a password. All are None outside of a git checkout.
+    For files that the commit does not have, added or untracked, only names are recorded: a run's workspace contains
+    every untracked file of the checkout, and one may hold a password. All three are None outside a git checkout.
     """
     revision = try_git(root, "rev-parse", "HEAD")
     if revision is None:
@@ -83,9 +86,9 @@ def git_state(root: Path) -> dict[str, Any]:
 
 
 def environment(root: Path) -> dict[str, Any]:
-    """What publishes: Python, libraries, the lock of all packages, and the machine; gpus has a name for each.
+    """Describe the publishing machine: Python, libraries, SHA-256 of requirements.lock, hardware, name of each GPU.
 
-    The run's stages may have been computed on other machines (`RAY_ADDRESS`).
+    The stages of the run may have been computed on other machines (`RAY_ADDRESS`).
     """
     import psutil
     import torch
@@ -105,7 +108,7 @@ def environment(root: Path) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name as Linux knows it."""
+    """Return the processor's name from /proc/cpuinfo."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next(
         (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
@@ -113,8 +116,8 @@ def _processor() -> str:
 
 
 def _locked_stages(root: Path) -> dict[str, Any]:
-    """The stages of dvc.lock that dvc.yaml still has."""
-    path = existing(root, LOCK)
+    """Return the entries in dvc.lock of the stages that dvc.yaml has now."""
+    path = require_existing(root, LOCK)
     try:
         locked = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
         return {name: locked[name] for name in read_stages(root)}
@@ -126,7 +129,7 @@ def _locked_stages(root: Path) -> dict[str, Any]:
 
 
 def _dvc_md5(path: Path) -> str:
-    """The digest by which DVC 3 records a file or a directory."""
+    """Return the digest with which DVC 3 records a file or a directory."""
     if path.is_file():
         return _md5(path)
     entries = [{"md5": _md5(file), "relpath": name} for name, file in _files_below(path)]
@@ -135,7 +138,7 @@ def _dvc_md5(path: Path) -> str:
 
 def _files_below(directory: Path) -> Iterator[tuple[str, Path]]:
     files = ((path.relative_to(directory), path) for path in directory.rglob("*") if path.is_file())
-    yield from sorted((name.as_posix(), path) for name, path in files if not _UNSEEN & {*name.parts})
+    yield from sorted((name.as_posix(), path) for name, path in files if not _IGNORED_BY_DVC & {*name.parts})
 
 
 def _md5(path: Path) -> str:

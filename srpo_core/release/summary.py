@@ -1,16 +1,48 @@
-"""A release in lines for a terminal."""
+"""Summaries of releases: the list of all, and the description of one as lines of text."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+from srpo_core.release.aliases import history_of, read_alias, resolve
 from srpo_core.release.layout import LORA_FORMAT
-from srpo_core.release.moves import show
 from srpo_core.storage import Store
 
 
+@dataclass(frozen=True)
+class ReleaseSummary:
+    """One line of the list of releases; num_bytes: size of all files."""
+
+    version: str
+    created_at: str
+    aliases: tuple[str, ...]
+    formats: tuple[str, ...]
+    num_bytes: int
+
+
+def list_releases(store: Store) -> list[ReleaseSummary]:
+    """List all published versions, oldest first."""
+    aliases = {name: read_alias(store, name).version for name in store.aliases()}
+    releases = []
+    for version in store.versions():
+        manifest = store.manifest(version)
+        releases.append(
+            ReleaseSummary(
+                version=version,
+                created_at=manifest["created_at"],
+                aliases=tuple(
+                    name.partition("/")[2] for name, to in sorted(aliases.items()) if to == version
+                ),
+                formats=tuple(manifest["formats"]),
+                num_bytes=sum(entry["bytes"] for entry in manifest["files"].values()),
+            )
+        )
+    return sorted(releases, key=lambda release: (release.created_at, release.version))
+
+
 def describe(store: Store, reference: str) -> Iterator[str]:
-    """What a release is, what was measured of it, and where its aliases went."""
-    manifest, moves = show(store, reference)
+    """Describe a release line by line: origin, verdict, files, formats with their errors, moves of aliases."""
+    manifest = store.manifest(resolve(store, reference))
     decision = manifest["decision"]
     yield f"version  {manifest['version']}"
     yield f"made     {manifest['created_at']} from {manifest['git']['revision'] or 'no git checkout'}"
@@ -21,13 +53,13 @@ def describe(store: Store, reference: str) -> Iterator[str]:
         yield f"format   {name:<18} {size:>10}  {_measured(manifest['proof'], name)}"
     for name, figures in manifest["proof"]["refused"].items():
         yield f"left out {name:<18} {'; '.join(figures['refused'])}"
-    for alias, steps in moves.items():
+    for alias, steps in history_of(store, manifest["version"]).items():
         for step in steps:
             arrow = f"{step['from'] or 'nothing'} → {step['to'] or 'nothing'}"
             yield f"alias    {alias:<18} {step['when']}  {arrow}  by {step['who']}: {step['why']}"
 
 
-def _megabytes(entries: Any) -> str:
+def _megabytes(entries: Iterable[Mapping[str, Any]]) -> str:
     return f"{sum(entry['bytes'] for entry in entries) / 1e6:.1f} MB"
 
 

@@ -1,8 +1,8 @@
 """The release store: versions that never change, and aliases that point to them.
 
-A store is a directory (`SRPO_STORE`, default `store/`) or `s3://bucket/prefix`. It holds the versions of any
-number of models, each with aliases of its own. A version appears with all of its files at once or not at all,
-and nothing is ever overwritten but an alias.
+A store is a directory or `s3://bucket/prefix` (`SRPO_STORE`, default `store/`). It contains versions and aliases of
+any number of models. A version appears with all of its files at once or not at all, and only aliases are ever
+overwritten.
 """
 
 import os
@@ -36,90 +36,90 @@ log = getLogger(__name__)
 
 
 class Store(Protocol):
-    """Versions with their files and manifest, and aliases. Every method raises `StoreError` in one line."""
+    """Versions with their files and manifests, and aliases. Every method raises `StoreError` with a message of one line."""
 
     uri: str
 
     def versions(self) -> list[str]:
-        """The published versions, sorted by name."""
+        """List the published versions, sorted by name."""
         ...
 
     def manifest(self, version: str) -> dict[str, Any]:
-        """The manifest of a version: `files` (name: sha256, bytes), `content` and what the publisher added."""
+        """Return the manifest of a version: `files` (name: sha256, bytes), `content`, and what the publisher added."""
         ...
 
     def publish(self, version: str, files: Mapping[str, Path], manifest: Mapping[str, Any]) -> bool:
-        """Publish `files` (name: local path) as `version`; False when it is there already with the same content.
+        """Publish `files` (name: local path) as `version`; False if it exists with the same content.
 
-        A version that is there with another content is an error.
+        A version that exists with other content is an error.
         """
         ...
 
     def read(self, version: str, name: str, start: int = 0) -> Iterator[bytes]:
-        """The bytes of one file of a version from `start` on, in pieces. Raises `FileLostError` when the store has lost it."""
+        """Yield the bytes of one file from byte `start` on, in blocks. Raises `FileLostError` if the store has lost it."""
         ...
 
     def local(self, version: str) -> Path | None:
-        """The version's directory when the store keeps it on this machine's file system, else None."""
+        """Return the version's directory if the store is on this machine's file system, else None."""
         ...
 
     def remove(self, version: str, unless: Callable[[], bool] | None = None) -> bool:
-        """Take a version out of sight, ask `unless`, and put it back if that holds; returns whether it went.
+        """Hide a version, then delete it unless `unless()` is true; return whether it was deleted.
 
-        Who points an alias to a version looks at it again afterwards: of the two one sees the other. A version
-        that is not there is no error.
+        A process that points an alias to a version checks afterwards that the version still exists, so at least one
+        of two concurrent processes notices the other. Removing a version that does not exist is not an error.
         """
         ...
 
     def aliases(self) -> list[str]:
-        """The aliases, each as `<model>/<name>`, sorted."""
+        """List the aliases, each as `<model>/<name>`, sorted."""
         ...
 
     def alias(self, name: str) -> tuple[dict[str, Any] | None, str | None]:
-        """What an alias holds, or None, and a token of this state for `write_alias`."""
+        """Return the value of an alias, or None, and a token of this state for `write_alias`."""
         ...
 
     def write_alias(self, name: str, value: Mapping[str, Any], token: str | None) -> bool:
-        """Write an alias if it still is as `token` says (None: absent); False if another moved it meanwhile."""
+        """Write an alias if it still has the state `token` (None: absent); False if another process moved it."""
         ...
 
     def ignored_conditions(self) -> Sequence[str]:
-        """Which of the conditions that keep two writers apart this store does not honour; it is asked."""
+        """Test which of the conditions for safe concurrent writes this store does not honour."""
         ...
 
     def sweep(self, *, without: Collection[str], delete: bool) -> list[str]:
-        """What killed publishers left and no version but those in `without` needs; removed if `delete`."""
+        """Return leftovers of killed publishers that no version except those in `without` needs; delete them if `delete`."""
         ...
 
 
 def require_conditions(store: Store, *, accepted: bool) -> None:
-    """Raise `StoreError` when a store ignores conditional writes, unless that is accepted; then it is said."""
+    """Raise `StoreError` if a store ignores conditional writes; if that is accepted, only log a warning."""
     ignored = store.ignored_conditions()
     if not ignored:
         return
     what = f"the store {store.uri} does not honour conditional writes ({', '.join(ignored)})"
     if not accepted:
         raise StoreError(
-            f"{what}, so two writers at once could lose each other's work: use another store, or set "
-            "release.unconditional_store: true and write from one place at a time"
+            f"{what}, so concurrent writers could overwrite each other: use another store, or set "
+            "release.unconditional_store: true and write from one process at a time"
         )
-    log.warning("%s: write from one place at a time", what)
+    log.warning("%s: write from one process at a time", what)
 
 
 _SCHEMES: Final[Mapping[str, Callable[[str], Store]]] = MappingProxyType({"s3": S3Store})
 
 
 def store_uri(uri: str | None = None) -> str:
-    """What `open_store` opens, the same from every working directory: a URI, or a directory's whole path."""
+    """Return the URI or absolute path that `open_store` opens, valid in every working directory."""
     where = uri or os.environ.get("SRPO_STORE") or DEFAULT_STORE
     return where if "://" in where else str(Path(where).absolute())
 
 
 def open_store(uri: str | None = None) -> Store:
-    """The store at `uri`, by default at `SRPO_STORE`, else the directory store/. Nothing is touched yet.
+    """Open the store at `uri`, by default at `SRPO_STORE`, else the directory store/. Nothing is read or written yet.
 
     Raises:
-        StoreError: the kind of the URI is unknown, or it names no bucket.
+        StoreError: the URI has an unknown scheme, or it names no bucket.
     """
     where = store_uri(uri)
     scheme, separator, _ = where.partition("://")
@@ -127,5 +127,5 @@ def open_store(uri: str | None = None) -> Store:
         return DirectoryStore(Path(where))
     if scheme not in _SCHEMES:
         known = ", ".join(f"{name}://" for name in sorted(_SCHEMES))
-        raise StoreError(f"store {where}: unknown kind {scheme}://; known are a directory and {known}")
+        raise StoreError(f"store {where}: unknown scheme {scheme}://; known are a directory and {known}")
     return _SCHEMES[scheme](where)

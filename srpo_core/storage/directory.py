@@ -1,12 +1,11 @@
 """A release store in a directory.
 
-models/<model>/versions/<version>/   all files of a version and manifest.json; appears by one rename
+models/<model>/versions/<version>/   all files of a version and manifest.json; created by one rename
 models/<model>/aliases/<name>.json   replaced by one rename, under a lock
-.incoming/                           what is being written; what killed publishers left is swept by the next one
+.incoming/                           files being written; the next publisher removes what killed ones left
 """
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -17,12 +16,13 @@ from typing import Any, Final, NoReturn
 from uuid import uuid4
 
 from srpo_core.errors import StoreError
+from srpo_core.runtime.file_lock import acquire, try_acquire
 from srpo_core.storage.manifest import (
     BLOCK,
     MANIFEST,
     FileLostError,
     alias_key,
-    damaged_on_the_way,
+    changed_while_published,
     decode_alias,
     decode_manifest,
     encode_sealed,
@@ -40,32 +40,33 @@ class DirectoryStore:
     """A store in a directory of a local or network file system; see `Store` for the methods."""
 
     def __init__(self, root: Path) -> None:
-        """Open the store at `root`. The directory is made by the first publication."""
+        """Open the store at `root`. The first publication creates the directory."""
         self._root = root.absolute()
         self.uri = str(self._root)
         self._models = self._root / "models"
         self._incoming = self._root / ".incoming"
+        self._incoming_lock = self._root / ".incoming.lock"
 
     def versions(self) -> list[str]:
-        """The published versions, sorted by name. Raises `StoreError` where the root is a file."""
+        """List the published versions, sorted by name. Raises `StoreError` if the root is a file."""
         if self._root.is_file():
             raise StoreError(f"the store {self.uri} is a file: point SRPO_STORE to a directory")
         with self._errors("cannot be listed"):
             return sorted(path.parent.name for path in self._models.glob(f"*/versions/*/{MANIFEST}"))
 
     def manifest(self, version: str) -> dict[str, Any]:
-        """The manifest of a version. Raises `StoreError` when there is none, naming those there are."""
+        """Return the manifest of a version. Raises `StoreError` with the known versions if there is none."""
         manifest = self._manifest(version)
         if manifest is None:
             raise unknown_version(version, self.versions(), self.uri)
         return manifest
 
     def publish(self, version: str, files: Mapping[str, Path], manifest: Mapping[str, Any]) -> bool:
-        """Copy, sync, and rename into place; False when the version is there already with the same content."""
+        """Copy the files, sync, and rename into place; False if the version exists with the same content."""
         if self._is_published(version, manifest):
             return False
         size = sum(entry["bytes"] for entry in manifest["files"].values())
-        what = f"cannot take {version} ({size / 1e6:.1f} MB); nothing was published"
+        what = f"cannot store {version} ({size / 1e6:.1f} MB); nothing was published"
         with self._errors(what), self._new_directory() as partial:
             for name, path in files.items():
                 _copy(path, partial / name, manifest["files"][name]["sha256"], name)
@@ -74,7 +75,7 @@ class DirectoryStore:
             return self._move_into_place(partial, version, manifest)
 
     def read(self, version: str, name: str, start: int = 0) -> Iterator[bytes]:
-        """The bytes of one file of a version from `start` on, in pieces."""
+        """Yield the bytes of one file of a version from byte `start` on, in blocks."""
         require_file(self.manifest(version), name, version, self.uri)
         path = self._root / version_key(version) / name
         if not path.is_file():
@@ -87,46 +88,46 @@ class DirectoryStore:
                 yield block
 
     def local(self, version: str) -> Path | None:
-        """The version's directory."""
+        """Return the version's directory."""
         self.manifest(version)
         return self._root / version_key(version)
 
     def remove(self, version: str, unless: Callable[[], bool] | None = None) -> bool:
-        """Take a version out of sight by one rename, then delete it, or put it back by another."""
-        with self._errors(f"cannot remove {version}"), self._new_directory() as grave:
+        """Hide a version by one rename, then delete it, or restore it by another rename if `unless()`."""
+        with self._errors(f"cannot remove {version}"), self._new_directory() as hidden:
             directory = self._root / version_key(version)
             if not (directory / MANIFEST).is_file():
                 return True
-            directory.rename(grave / version)
-            held = True  # also where it cannot be told
+            directory.rename(hidden / version)
+            restore = True  # also if `unless` raises
             try:
-                held = unless is not None and unless()
+                restore = unless is not None and unless()
             finally:
-                if held:
-                    _put_back(grave / version, directory)
-            return not held
+                if restore:
+                    _restore(hidden / version, directory)
+            return not restore
 
     def aliases(self) -> list[str]:
-        """The aliases, each as `<model>/<name>`, sorted."""
+        """List the aliases, each as `<model>/<name>`, sorted."""
         with self._errors("cannot be listed"):
             found = self._models.glob("*/aliases/*.json")
             return sorted(f"{path.parents[1].name}/{path.stem}" for path in found)
 
     def alias(self, name: str) -> tuple[dict[str, Any] | None, str | None]:
-        """What an alias holds, or None, and the digest of its file as token."""
+        """Return the value of an alias, or None, and the digest of its file as token."""
         path = self._root / alias_key(name)
         with self._errors(f"cannot read the alias {name}"):
-            data = _read_if_there(path)
+            data = _read_if_present(path)
         if data is None:
             return None, None
         return decode_alias(data, str(path)), hashlib.sha256(data).hexdigest()
 
     def write_alias(self, name: str, value: Mapping[str, Any], token: str | None) -> bool:
-        """Replace the alias's file if it still has the digest `token`; False if another moved it."""
-        with self._errors(f"cannot move the alias {name}; it stays where it was"):
+        """Replace the alias file if it still has the digest `token`; False if another process moved it."""
+        with self._errors(f"cannot move the alias {name}; it was not moved"):
             path = self._root / alias_key(name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with self._new_directory() as partial, _locked(self._root / ".aliases.lock", fcntl.LOCK_EX):
+            with self._new_directory() as partial, acquire(self._root / ".aliases.lock"):
                 if self.alias(name)[1] != token:
                     return False
                 _write(partial / path.name, encode_sealed(value))
@@ -135,27 +136,28 @@ class DirectoryStore:
                 return True
 
     def ignored_conditions(self) -> Sequence[str]:
-        """None: the lock of a directory keeps writers apart."""
+        """Return nothing: a lock file serializes the writers."""
         return ()
 
     def sweep(self, *, without: Collection[str], delete: bool) -> list[str]:
-        """What killed publishers left in .incoming; a publisher at work keeps all of it."""
-        del without  # versions share no files here
+        """Return what killed publishers left in .incoming; nothing while another publisher is active."""
+        del without  # versions in a directory share no files
         if not self._incoming.is_dir():
             return []
-        with (
-            self._errors("cannot be cleaned"),
-            _locked(self._root / ".incoming.lock", fcntl.LOCK_EX | fcntl.LOCK_NB) as alone,
-        ):
-            left = sorted(self._incoming.iterdir()) if alone else []
-            for path in left if delete else ():
-                shutil.rmtree(path)
-            return [str(path.relative_to(self._root)) for path in left]
+        with self._errors("cannot be cleaned"):
+            lock = try_acquire(self._incoming_lock)
+            if lock is None:
+                return []
+            with lock:
+                left = sorted(self._incoming.iterdir())
+                for path in left if delete else ():
+                    shutil.rmtree(path)
+                return [str(path.relative_to(self._root)) for path in left]
 
     def _manifest(self, version: str) -> dict[str, Any] | None:
         path = self._root / version_key(version) / MANIFEST
         with self._errors(f"cannot read {version}"):
-            data = _read_if_there(path)
+            data = _read_if_present(path)
         return None if data is None else decode_manifest(data, str(path))
 
     def _is_published(self, version: str, manifest: Mapping[str, Any]) -> bool:
@@ -172,24 +174,24 @@ class DirectoryStore:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            # Another publisher was faster: a rename never replaces a directory that holds something.
+            # another publisher was faster: a rename never replaces a directory that is not empty
             return not self._is_published(version, manifest)
         _sync_directory(target.parent)
         return True
 
     @contextmanager
     def _new_directory(self) -> Iterator[Path]:
-        """A directory to write to, gone afterwards unless it was renamed.
+        """Create a directory to write to; it is removed afterwards unless it was renamed.
 
-        Publishers share a lock that the kernel frees when they die: who gets it alone is the only one, so
-        what lies in .incoming was left by killed ones.
+        Publishers hold a shared lock, which the kernel releases when they die. A process that gets the lock
+        exclusively is the only one, so what it finds in .incoming was left by killed publishers.
         """
         self._incoming.mkdir(parents=True, exist_ok=True)
-        lock = self._root / ".incoming.lock"
-        with _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB) as alone:
-            for path in self._incoming.iterdir() if alone else ():
-                shutil.rmtree(path, ignore_errors=True)
-        with _locked(lock, fcntl.LOCK_SH):
+        if lock := try_acquire(self._incoming_lock):
+            with lock:
+                for path in self._incoming.iterdir():
+                    shutil.rmtree(path, ignore_errors=True)
+        with acquire(self._incoming_lock, shared=True):
             partial = self._incoming / uuid4().hex
             try:
                 partial.mkdir()
@@ -207,29 +209,17 @@ class DirectoryStore:
     def _raise(self, error: OSError, what: str) -> NoReturn:
         if error.errno in _FULL:
             raise StoreError(
-                f"the store {self.uri} is full and {what}: free space there, or set SRPO_STORE to another place"
+                f"the store {self.uri} is full and {what}: free space there, or set SRPO_STORE to another store"
             ) from error
         if error.errno in _READ_ONLY:
             raise StoreError(
-                f"the store {self.uri} is read-only and {what}: make it writable, or set SRPO_STORE to another place"
+                f"the store {self.uri} is read-only and {what}: make it writable, or set SRPO_STORE to another store"
             ) from error
         raise StoreError(f"the store {self.uri} {what}: {error}") from error
 
 
-@contextmanager
-def _locked(path: Path, kind: int) -> Iterator[bool]:
-    """Hold a lock on a file; yields False, without one, when `kind` does not wait and another holds it."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, kind)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
 def _copy(source: Path, target: Path, digest: str, name: str) -> None:
-    """Copy a file to disk and hold the bytes that were copied to their digest."""
+    """Copy a file to disk, sync it, and check the digest of the copied bytes."""
     seen = hashlib.sha256()
     target.parent.mkdir(parents=True, exist_ok=True)
     with source.open("rb") as reader, target.open("xb") as writer:
@@ -238,7 +228,7 @@ def _copy(source: Path, target: Path, digest: str, name: str) -> None:
             writer.write(block)
         _sync(writer)
     if seen.hexdigest() != digest:
-        raise damaged_on_the_way(name)
+        raise changed_while_published(name)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -265,18 +255,16 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _put_back(grave: Path, directory: Path) -> None:
+def _restore(hidden: Path, directory: Path) -> None:
     try:
-        grave.rename(directory)
+        hidden.rename(directory)
     except OSError as error:
-        if error.errno not in (
-            errno.ENOTEMPTY,
-            errno.EEXIST,
-        ):  # published again meanwhile, with the same content
+        # the version may have been published again meanwhile, with the same content
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
 
 
-def _read_if_there(path: Path) -> bytes | None:
+def _read_if_present(path: Path) -> bytes | None:
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):

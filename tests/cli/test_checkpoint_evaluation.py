@@ -1,4 +1,4 @@
-"""`srpo evaluate CHECKPOINT` on the tiny family: the same images and rules as in the stage graph."""
+"""`srpo evaluate CHECKPOINT` on the tiny family."""
 
 import re
 import shutil
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def settings(tiny_project, tmp_path, monkeypatch):
-    """The tiny preset with few steps, metrics and resamples, where six prompts are embedded as the test set."""
+    """The tiny preset with few steps, metrics and resamples, and six embedded test prompts."""
     from srpo_core.models import encode_prompts
     from srpo_core.models.embeddings import read_embeddings, write_embeddings
 
@@ -49,7 +49,7 @@ def champion_rules(decision):
 
 
 def publish_faded(settings, version, directory):
-    """Publish a release whose transformer has a fifth of the base's velocity."""
+    """Publish a release whose transformer predicts a fifth of the base's velocity."""
     from srpo_core.models import load_transformer
     from srpo_core.storage import open_store
 
@@ -64,7 +64,7 @@ def publish_faded(settings, version, directory):
     open_store().publish(version, files, {"schema_version": 1, "files": entries, "content": version})
 
 
-def test_the_base_itself_gains_nothing_and_so_is_refused_with_every_difference_nought(settings, tmp_path):
+def test_the_base_itself_is_refused_with_differences_of_zero(settings, tmp_path):
     checkpoint = Path(settings.model.path) / "transformer"
     decision = evaluate_checkpoint(settings, checkpoint, tmp_path / "out")
     assert decision["verdict"] == "refused"
@@ -78,11 +78,11 @@ def test_the_base_itself_gains_nothing_and_so_is_refused_with_every_difference_n
     assert pq.read_table(tmp_path / "out/images.parquet").num_rows == 2 * 6 * 2
     assert pq.read_table(tmp_path / "out/figures.parquet").num_rows == 2 * 6 * 2 * 4
     assert artifacts.read_json(tmp_path / "out/summary.json")["checkpoint"] == str(checkpoint)
-    assert not artifacts.EVALUATION.exists(), "the stage's own outputs are left alone"
+    assert not artifacts.EVALUATION.exists(), "the outputs of stage evaluate are not touched"
 
 
-def test_a_champion_of_the_settings_is_drawn_and_its_rules_are_asked(settings, tmp_path, monkeypatch):
-    """The champion has a fifth of the base's velocity, so its images stay noise; the checkpoint is the base."""
+def test_the_champion_is_evaluated_and_its_rules_are_applied(settings, tmp_path, monkeypatch):
+    """The champion predicts a fifth of the base's velocity, so its images remain noise; the checkpoint is the base."""
     monkeypatch.setenv("SRPO_STORE", str(tmp_path / "store"))
     checkpoint = Path(settings.model.path) / "transformer"
     alone = evaluate_checkpoint(settings, checkpoint, tmp_path / "alone")
@@ -100,19 +100,19 @@ def test_a_champion_of_the_settings_is_drawn_and_its_rules_are_asked(settings, t
         expected = aligned / champion if rule["compare"] == "ratio" else aligned - champion
         assert rule["value"] == pytest.approx(expected)
         assert rule["verdict"] in {"holds", "refuses"}
-    with pytest.raises(StoreError, match="champion 'tiny-2' is no version"):
+    with pytest.raises(StoreError, match="champion 'tiny-2' is not a version"):
         evaluate_checkpoint(settings.model_copy(update={"champion": "tiny-2"}), checkpoint, tmp_path / "no")
 
 
-def test_what_is_no_checkpoint_is_named_before_anything_is_drawn(settings, tmp_path):
+def test_a_path_that_is_not_a_checkpoint_is_an_error_before_anything_is_generated(settings, tmp_path):
     with pytest.raises(
-        ArtifactError, match="nowhere is no checkpoint: give a directory with a transformer's"
+        ArtifactError, match="nowhere is not a checkpoint: give a directory with a transformer's"
     ):
         evaluate_checkpoint(settings, Path("nowhere"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_the_table_of_rules_has_the_half_width_that_a_margin_is_set_by():
+def test_the_table_of_rules_has_the_half_width_of_each_interval():
     rule = {
         "name": "kept",
         "metric": "judge_top5",
@@ -131,7 +131,7 @@ def test_the_table_of_rules_has_the_half_width_that_a_margin_is_set_by():
     broken = rule | {"name": "share", "compare": "ratio", "verdict": "refuses"}
     broken |= dict.fromkeys(("value", "low", "high"))
     head, first, second = rule_table({"rules": [rule, broken]})
-    assert head.split() == ["rule", "verdict", "figure", "interval", "half", "width", "asked"]
+    assert head.split() == ["rule", "verdict", "figure", "interval", "half", "width", "required"]
     assert re.split(r" {2,}", first)[:5] == ["kept", "holds", "-0.020", "-0.060 … +0.030", "0.045"]
     assert first.endswith("refuse: judge_top5 difference at least -0.1 of the base")
     assert second.split()[:5] == ["share", "refuses", "-", "-", "-"]

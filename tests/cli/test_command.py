@@ -14,7 +14,8 @@ from unittest import mock
 import pytest
 import yaml
 
-from srpo_core.cli.app import OURS
+import srpo_core
+from srpo_core.cli.app import OWN_PACKAGES
 from srpo_core.cli.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def srpo(monkeypatch, capsys):
     """A function that runs the command line as a user does, without a new process."""
-    levels = {name: logging.getLogger(name).level for name in OURS}
+    levels = {name: logging.getLogger(name).level for name in OWN_PACKAGES}
     # a stage ends with its parent; this process is no stage
     monkeypatch.setattr("srpo_core.runtime.processes.die_with_parent", lambda: None)
 
@@ -94,6 +95,16 @@ def test_without_a_command_the_help_is_shown(srpo):
     assert srpo().stdout == srpo("--help").stdout
 
 
+def test_the_version_is_printed(srpo):
+    assert srpo("--version").stdout == f"srpo {srpo_core.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["a fox", "--seed", "3", "--output", "fox.png"], ["--help"]])
+def test_the_old_command_draw_names_the_new_one_and_is_not_in_the_help(srpo, arguments):
+    assert "'srpo draw' was renamed: use 'srpo generate'" in fails_in_one_line(srpo("draw", *arguments), 2)
+    assert " draw " not in srpo("--help").stdout
+
+
 def test_an_unknown_command_is_an_error_of_one_line():
     assert "No such command 'fly'" in fails_in_one_line(srpo_process("fly"), 2)
 
@@ -155,7 +166,7 @@ def test_the_code_of_another_checkout_is_refused(project):
         text=True,
         check=False,
     )
-    assert "has code of its own" in fails_in_one_line(done, 2)
+    assert "contains srpo_core/, but" in fails_in_one_line(done, 2)
 
 
 def test_profiles_are_listed_and_printed(srpo):

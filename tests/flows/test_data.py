@@ -18,7 +18,7 @@ HPD = ROOT / "assets/tiny/hpd"
 
 
 @pytest.mark.pipeline
-def test_a_version_is_tagged_pushed_whole_and_can_be_aligned_on_from_the_remote_alone(standin, prefect):
+def test_a_data_version_is_tagged_and_pushed_and_can_be_used_from_the_remote(standin, prefect):
     tag = data(source=str(HPD), name="emoji")
     assert tag.startswith("data/emoji/")
     assert len(tag.rsplit("/", 1)[1]) == 12
@@ -36,7 +36,7 @@ def test_a_version_is_tagged_pushed_whole_and_can_be_aligned_on_from_the_remote_
 
 
 @pytest.mark.pipeline
-def test_a_bad_record_is_refused_with_its_place_and_nothing_is_tagged_or_pushed(standin, prefect, tmp_path):
+def test_an_invalid_record_is_named_and_nothing_is_tagged_or_pushed(standin, prefect, tmp_path):
     source = shutil.copytree(HPD, tmp_path / "source")
     pairs = json.loads((source / "train.json").read_text())
     pairs[3]["human_preference"] = [1, 1]
@@ -47,7 +47,7 @@ def test_a_bad_record_is_refused_with_its_place_and_nothing_is_tagged_or_pushed(
     assert not (standin / ".srpo/dvc-remote").exists()
 
 
-def test_images_in_a_directory_become_the_same_tar_whatever_their_order_and_times(tmp_path):
+def test_the_tar_of_an_image_directory_does_not_depend_on_order_and_times(tmp_path):
     for number, names in enumerate((["b", "a"], ["a", "b"])):
         source = tmp_path / f"source{number}"
         shutil.copytree(HPD / "benchmark", source / "benchmark")
@@ -75,7 +75,7 @@ def test_images_in_a_directory_become_the_same_tar_whatever_their_order_and_time
         (lambda source: (source / "train").mkdir(), r"exactly one .* found .*train and .*train.tar"),
     ],
 )
-def test_a_source_that_is_not_in_the_layout_is_one_clear_line(tmp_path, change, line):
+def test_a_source_with_another_layout_is_an_error_of_one_line(tmp_path, change, line):
     source = shutil.copytree(HPD, tmp_path / "source")
     change(source)
     with pytest.raises(DataError, match=line):
@@ -83,13 +83,13 @@ def test_a_source_that_is_not_in_the_layout_is_one_clear_line(tmp_path, change, 
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", "-", "ü"])
-def test_a_name_that_is_no_directory_below_data_is_refused(name):
+def test_an_invalid_name_of_a_data_set_is_refused(name):
     with pytest.raises(ConfigError, match="use letters, digits"):
         data_versions.require_name(name)
 
 
 @pytest.mark.pipeline
-def test_what_a_push_lost_is_seen_and_pushed_again_and_a_remote_that_cannot_take_it_is_an_error(standin):
+def test_files_missing_in_the_remote_are_found_and_pushed_again(standin):
     with open_workspace(standin, revision="HEAD") as workspace:
         data_versions.collect(HPD, workspace.path / "data/emoji")
         data_versions.track(workspace, "emoji")

@@ -16,11 +16,11 @@ def shown():
     return logger, console.file
 
 
-def test_a_stage_has_a_line_as_it_starts_and_one_as_it_ends_and_its_own_lines_between(shown):
+def test_a_stage_has_a_line_at_its_start_and_end_and_its_output_between(shown):
     logger, text = shown
-    logger.info("x", extra=display.began("train", "SRPO with Direct-Align"))
-    logger.info("step 5 of 30", extra=display.said())
-    logger.info("x", extra=display.ended("train", "done in 3.0 s"))
+    logger.info("x", extra=display.started("train", "SRPO with Direct-Align"))
+    logger.info("step 5 of 30", extra=display.output())
+    logger.info("x", extra=display.finished("train", "done in 3.0 s"))
     logger.info("x", extra=display.failed("select"))
     assert text.getvalue().splitlines() == [
         "▸ train         SRPO with Direct-Align",
@@ -30,16 +30,16 @@ def test_a_stage_has_a_line_as_it_starts_and_one_as_it_ends_and_its_own_lines_be
     ]
 
 
-def test_long_lines_and_brackets_arrive_unchanged(shown):
+def test_long_lines_and_brackets_are_printed_unchanged(shown):
     logger, text = shown
     line = "[bold]/a/path[/bold] " + "long " * 40
-    logger.info("%s", line, extra=display.said())
+    logger.info("%s", line, extra=display.output())
     assert text.getvalue() == f"    {line}\n"
 
 
-def test_warnings_are_shown_and_what_the_engine_says_about_itself_is_not(shown):
+def test_warnings_are_printed_but_not_the_messages_of_prefect_s_engine(shown):
     logger, text = shown
-    logger.info("chatter")
+    logger.info("a detail")
     logger.warning("the disk is nearly full")
     record = logger.makeRecord("test", logging.ERROR, "/x/flow_engine.py", 1, "Finished in state", (), None)
     logger.handle(record)

@@ -41,7 +41,7 @@ def test_every_setting_is_in_the_form_with_its_description_and_none_is_required(
     assert "required" not in schema
 
 
-def test_single_valued_names_are_choices_from_the_registries():
+def test_names_of_registry_entries_are_choices_in_the_form():
     schema = SettingsPatch.model_json_schema()
     for path in ("model.base", "reward.scorer", "judge.scorer", "train.method", "select.maximize"):
         kinds = in_schema(schema, path)["anyOf"]
@@ -55,7 +55,7 @@ def test_single_valued_names_are_choices_from_the_registries():
 
 
 @pytest.mark.parametrize("profile", sorted(config.PROFILES_DIR.glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_form_accepts_whatever_a_shipped_preset_says(profile):
+def test_the_form_accepts_every_preset(profile):
     values = yaml.safe_load(profile.read_text(encoding="utf-8"))
     assert (
         parse_patch(values).model_dump(mode="json", exclude_none=True)["judge"]["scorer"]
@@ -63,7 +63,7 @@ def test_the_form_accepts_whatever_a_shipped_preset_says(profile):
     )
 
 
-def test_a_patch_changes_what_it_names_and_nothing_else():
+def test_a_patch_changes_only_the_keys_it_contains():
     tiny = yaml.safe_load((config.PROFILES_DIR / "tiny.yaml").read_text())
     merged = patched(tiny, parse_patch(TINY).model_dump(mode="json", exclude_none=True))
     expected = yaml.safe_load((config.PROFILES_DIR / "tiny.yaml").read_text())
@@ -83,7 +83,7 @@ def test_a_patch_changes_what_it_names_and_nothing_else():
         ({"train": {"method": "dpo"}}, r"train.method.*'srpo'"),
     ],
 )
-def test_a_wrong_patch_is_one_line_that_names_the_key(patch, line):
+def test_an_invalid_patch_is_an_error_of_one_line_that_names_the_key(patch, line):
     with pytest.raises(ConfigError, match=line) as caught:
         parse_patch(patch)
     assert "\n" not in str(caught.value)

@@ -16,7 +16,7 @@ INFRA = ROOT / "infra"
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
 SERVICES = COMPOSE["services"]
 PIPELINES = yaml.safe_load((ROOT / "pipelines.yaml").read_text())
-# commands of images that are not ours
+# commands of third-party images
 FOREIGN = {"database": {"pg_isready"}, "store": {"minio", "mc", "mkdir"}}
 LISTENING = {"database": 5432}
 
@@ -32,7 +32,7 @@ def instructions(word: str) -> list[str]:
 
 
 def simple_commands(command: list[str]) -> list[list[str]]:
-    """What a service's command runs, a shell line taken apart."""
+    """Split the command of a service into simple commands, also if it is a shell line."""
     if command[:2] == ["sh", "-c"]:
         command = command[2:]
     if len(command) == 1:
@@ -56,7 +56,7 @@ def ports(name: str) -> set[int]:
     return published | {int(entry) for entry in service.get("expose", [])}
 
 
-def test_the_image_copies_only_what_exists_and_installs_the_lock():
+def test_the_image_copies_existing_files_and_installs_the_lock():
     sources = [source for line in instructions("COPY") for source in line.split()[:-1]]
     assert sources == ["requirements.lock", "."]
     assert all((ROOT / source).exists() for source in sources)
@@ -68,12 +68,12 @@ def test_the_image_copies_only_what_exists_and_installs_the_lock():
     assert base.startswith(f"python:{sys.version_info.major}.{sys.version_info.minor}-")
 
 
-def test_the_image_switches_off_the_same_telemetry_as_the_command_line():
+def test_the_image_disables_the_same_telemetry_as_the_command_line():
     (environment,) = instructions("ENV")
     assert quiet_environment({}).items() <= dict(pair.split("=", 1) for pair in environment.split()).items()
 
 
-def test_git_history_is_in_the_image_and_this_machines_state_is_not():
+def test_the_image_has_the_git_history_but_no_local_state():
     ignored = (INFRA / "Dockerfile.dockerignore").read_text().split()
     assert ".git" not in ignored
     kept_out = {line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split()}
@@ -82,7 +82,7 @@ def test_git_history_is_in_the_image_and_this_machines_state_is_not():
     assert {"models"} <= set(ignored)
 
 
-def test_nodes_of_one_ray_cluster_are_told_where_they_share_files():
+def test_all_nodes_of_the_ray_cluster_mount_the_shared_directory():
     nodes = [name for name in SERVICES if any(words[:2] == ["ray", "start"] for words in commands(name))]
     assert nodes == ["worker", "ray"]
     meeting = PurePosixPath(SERVICES["worker"]["environment"]["SRPO_SHARED"])
@@ -93,8 +93,8 @@ def test_nodes_of_one_ray_cluster_are_told_where_they_share_files():
     assert volumes == [{"state"}, {"state"}]
 
 
-def test_a_repository_in_a_volume_is_brought_to_the_images_commit_and_keeps_its_tags(tmp_path):
-    """A volume is filled from an image once; the image's history lies beside it, where the Dockerfile puts it."""
+def test_a_repository_in_a_volume_is_updated_to_the_commit_of_the_image_and_keeps_its_tags(tmp_path):
+    """A volume is filled from an image once; the Dockerfile stores the history of the image beside it."""
     (baked,) = (line.split()[-1] for line in instructions("RUN") if line.startswith("git clone"))
     mine = [shlex.join(command) for command in commands("worker") if command[0] == "git"]
     assert baked in mine[0]
@@ -150,7 +150,7 @@ def test_every_command_of_a_service_exists(name):
 
 @pytest.mark.pipeline
 @pytest.mark.parametrize("name", [name for name in SERVICES if name not in FOREIGN])
-def test_every_option_of_prefect_and_ray_is_known_to_them(name):
+def test_every_option_of_prefect_and_ray_exists(name):
     for command in commands(name):
         words = [word for word in command if not word.startswith("-")]
         if words[0] not in {"prefect", "ray"}:
@@ -172,7 +172,7 @@ def test_every_option_of_prefect_and_ray_is_known_to_them(name):
             assert any(option in text for text in texts), (command, option)
 
 
-def test_every_address_in_the_environment_is_a_port_that_its_service_offers():
+def test_every_address_in_the_environment_has_a_port_of_its_service():
     seen = set()
     for service in SERVICES.values():
         for name, value in service.get("environment", {}).items():
@@ -190,15 +190,15 @@ def test_every_address_in_the_environment_is_a_port_that_its_service_offers():
     }
 
 
-def test_every_port_that_is_offered_is_one_that_the_service_listens_on():
+def test_every_published_port_is_one_that_the_service_listens_on():
     for name in SERVICES:
-        said = " ".join(" ".join(command) for command in commands(name))
-        listening = {int(port) for port in re.findall(r"(?:port[= ]|address :)(\d+)", said)}
+        text = " ".join(" ".join(command) for command in commands(name))
+        listening = {int(port) for port in re.findall(r"(?:port[= ]|address :)(\d+)", text)}
         assert ports(name) <= listening | {LISTENING.get(name)}, name
         assert all(entry.startswith("127.0.0.1:") for entry in SERVICES[name].get("ports", [])), name
 
 
-def test_services_wait_only_for_services_and_mount_only_declared_volumes():
+def test_dependencies_and_volumes_are_declared():
     for service in SERVICES.values():
         for other, how in service.get("depends_on", {}).items():
             assert other in SERVICES
@@ -209,7 +209,7 @@ def test_services_wait_only_for_services_and_mount_only_declared_volumes():
     )
 
 
-def test_no_secret_stands_in_the_file_and_the_readme_names_each():
+def test_the_file_contains_no_secret_and_the_readme_names_each():
     text = (INFRA / "compose.yaml").read_text()
     secrets = set(re.findall(r"\$\{(\w+)", text))
     readme = (INFRA / "README.md").read_text()
@@ -217,16 +217,16 @@ def test_no_secret_stands_in_the_file_and_the_readme_names_each():
     assert not re.search(r"(PASSWORD|TOKEN|SECRET\w*): (?!\$\{)", text)
 
 
-def test_the_pool_of_the_worker_is_the_pool_of_the_deployments():
+def test_worker_and_deployments_use_the_same_pool():
     pools = {deployment["work_pool"]["name"] for deployment in PIPELINES["deployments"]}
-    said = " ".join(" ".join(command) for name in ("deploy", "worker") for command in commands(name))
+    text = " ".join(" ".join(command) for name in ("deploy", "worker") for command in commands(name))
     for pool in pools:
-        assert f"work-pool create {pool} --type process" in said
-        assert f"worker start --pool {pool}" in said
-    assert f"--prefect-file {next(ROOT.glob('pipelines.yaml')).name}" in said
+        assert f"work-pool create {pool} --type process" in text
+        assert f"worker start --pool {pool}" in text
+    assert f"--prefect-file {next(ROOT.glob('pipelines.yaml')).name}" in text
 
 
-def test_deployments_point_to_flows_that_exist():
+def test_deployments_name_existing_flows():
     for deployment in PIPELINES["deployments"]:
         file, _, function = deployment["entrypoint"].partition(":")
         assert f"\ndef {function}(" in (ROOT / file).read_text()
@@ -234,7 +234,7 @@ def test_deployments_point_to_flows_that_exist():
     assert step["prefect.deployments.steps.set_working_directory"]["directory"] == "{{ $SRPO_CHECKOUT }}"
 
 
-def test_paths_that_the_readme_names_exist():
+def test_paths_in_the_readme_exist():
     readme = (INFRA / "README.md").read_text()
     for path in re.findall(r"`([\w./-]+\.(?:yaml|lock|md)|infra/Dockerfile|tests/infra/)`", readme):
         assert (ROOT / path).exists(), path

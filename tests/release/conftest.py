@@ -1,9 +1,10 @@
-"""A small project that has been reproduced by DVC: tiny base, a checkpoint, formats, report, decision."""
+"""A small project that DVC has reproduced (tiny base, checkpoint, formats, report, decision), and its release."""
 
 import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ import torch
 import yaml
 from near_base import write_near_base
 from PIL import Image
+from small_release import publish_small
+
+from srpo_core.storage import open_store, version_key
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = Path("assets/tiny/family/base")
@@ -61,7 +65,7 @@ DECISION = {
 
 
 def write_settings(path):
-    """The committed settings, with few images and limits that noise of 2e-4 meets."""
+    """Write the committed settings with few images, and limits that weights with noise of 2e-4 satisfy."""
     settings = yaml.safe_load((ROOT / "params.yaml").read_text())
     loose = {"max_relative_error": 0.2, "min_psnr": 0, "min_completeness": 0, "min_gain_kept": -1e9}
     settings["quantize"] |= {"num_prompts": 2, "formats": dict.fromkeys(FORMATS, loose)}
@@ -70,7 +74,7 @@ def write_settings(path):
 
 
 def record(root):
-    """What `dvc repro` would leave: dvc.lock and the cache for the outputs that lie there."""
+    """Write dvc.lock and fill the cache as `dvc repro` would, for the outputs that exist."""
     environment = os.environ | {"DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(root / ".dvc/site")}
     done = subprocess.run(
         [sys.executable, "-m", "dvc", "commit", "--force", "--quiet"],
@@ -84,7 +88,7 @@ def record(root):
 
 
 def adapt(directory):
-    """Leave a checkpoint that has adapters merged into it, and these beside it, as training of adapters does."""
+    """Write a checkpoint with merged adapters, and the adapters beside it, as LoRA training does."""
     from srpo_core.config import LoraSettings, load_settings
     from srpo_core.models import load_base
     from srpo_core.models.lora import add_lora, initialize_lora, merge_lora, write_lora
@@ -103,7 +107,7 @@ def adapt(directory):
 
 
 def run_quantize():
-    """The stage itself, on the checkpoint of step 10."""
+    """Run stage quantize on the checkpoint of step 10."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -131,7 +135,7 @@ def run_quantize():
 
 @pytest.fixture(scope="session")
 def reproduced(tmp_path_factory):
-    """The project, made once; tests that change it take a copy."""
+    """The project, made once; a test that changes it uses a copy."""
     from srpo_core import artifacts
     from srpo_core.report.formats import FORMATS_MARK
 
@@ -168,9 +172,8 @@ def project(reproduced, tmp_path):
 
 @pytest.fixture(scope="session")
 def release(reproduced, tmp_path_factory):
-    """A store with the project's release, only to be read, and what publishing said."""
-    from srpo_core.release import publish
-    from srpo_core.storage import open_store
+    """A store with the project's release, and its publication; tests must not change it."""
+    from srpo_core.release.publishing import publish
 
     store = open_store(str(tmp_path_factory.mktemp("published") / "store"))
     return store, publish(store, root=reproduced, who="tester", why="first")
@@ -178,13 +181,12 @@ def release(reproduced, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def adapted_release(reproduced, tmp_path_factory):
-    """A release of trained adapters of which a limit refused fp8_e4m3fn, only to be read: (store, publication).
+    """A release of a trained LoRA whose format fp8_e4m3fn was refused by a limit: (store, publication).
 
-    Its GGUF files are one of a float type and, behind it, a quantized one.
+    It has two GGUF files, of a float type and of a quantized one. Tests must not change it.
     """
     from srpo_core import artifacts
-    from srpo_core.release import publish
-    from srpo_core.storage import open_store
+    from srpo_core.release.publishing import publish
 
     root = Path(shutil.copytree(reproduced, tmp_path_factory.mktemp("adapted") / "project"))
     settings = yaml.safe_load((root / "params.yaml").read_text())
@@ -209,3 +211,24 @@ def adapted_release(reproduced, tmp_path_factory):
     record(root)
     store = open_store(str(tmp_path_factory.mktemp("published") / "store"))
     return store, publish(store, root=root)
+
+
+@pytest.fixture(params=["directory", pytest.param("s3", marks=pytest.mark.s3)])
+def store(request, tmp_path):
+    if request.param == "directory":
+        return open_store(str(tmp_path / "store"))
+    return open_store(f"s3://{request.getfixturevalue('bucket')}/p")
+
+
+@pytest.fixture
+def publish(store, tmp_path):
+    """A function that publishes a small version; its number is also the day it was made."""
+    return partial(publish_small, store, tmp_path)
+
+
+@pytest.fixture
+def damaged(release, tmp_path):
+    """A copy of the store that the test may damage: (store, directory of the release)."""
+    store, published = release
+    copy = shutil.copytree(store.uri, tmp_path / "store")
+    return open_store(str(copy)), copy / version_key(published.version)

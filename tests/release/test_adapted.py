@@ -1,4 +1,4 @@
-"""A release with a LoRA and with a format that was refused: what a user sees of both."""
+"""A release with a LoRA and with a refused format, as the user sees them."""
 
 import re
 import shutil
@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 
 from srpo_core.artifacts import LORA_FILE, sha256
 from srpo_core.errors import ConfigError
-from srpo_core.release import generate, list_releases, pull
-from srpo_core.release.summary import describe
+from srpo_core.release.download import pull
+from srpo_core.release.generate import generate
+from srpo_core.release.summary import describe, list_releases
 
 
 def read(adapted_release, name):
@@ -19,7 +20,7 @@ def read(adapted_release, name):
     return b"".join(store.read(published.version, name)).decode()
 
 
-def test_a_lora_is_a_format_that_is_listed_and_shown(adapted_release):
+def test_a_lora_is_listed_and_shown_as_a_format(adapted_release):
     store, published = adapted_release
     manifest = store.manifest(published.version)
     assert list(manifest["formats"]) == ["bf16", "gguf_bf16", "lora", "q5_0"]
@@ -32,15 +33,13 @@ def test_a_lora_is_a_format_that_is_listed_and_shown(adapted_release):
     )
 
 
-def test_an_image_is_not_drawn_with_the_adapters_alone(adapted_release, tmp_path):
+def test_the_lora_alone_cannot_generate_an_image(adapted_release, tmp_path):
     store, published = adapted_release
     with pytest.raises(ConfigError, match="has no format 'lora': known are bf16, gguf_bf16, q5_0"):
         generate(store, published.version, "x", output=tmp_path / "x.png", weights="lora")
 
 
-def test_the_lora_alone_is_pulled_and_what_it_adds_to_the_base_is_the_released_model(
-    adapted_release, reproduced, tmp_path
-):
+def test_the_pulled_lora_added_to_the_base_gives_the_released_weights(adapted_release, reproduced, tmp_path):
     from diffusers import FluxPipeline
 
     store, published = adapted_release
@@ -62,7 +61,7 @@ def test_the_lora_alone_is_pulled_and_what_it_adds_to_the_base_is_the_released_m
     assert len(changed) == store.manifest(published.version)["proof"]["lora"]["layers"]
 
 
-def test_the_card_s_lines_load_the_lora(adapted_release, reproduced, tmp_path, monkeypatch):
+def test_the_code_of_the_model_card_loads_the_lora(adapted_release, reproduced, tmp_path, monkeypatch):
     _, published = adapted_release
     directory = shutil.copytree(published.uri, tmp_path / "release")
     (directory / "assets").symlink_to(reproduced / "assets")
@@ -78,7 +77,7 @@ def test_the_card_s_lines_load_the_lora(adapted_release, reproduced, tmp_path, m
     assert (adapter, ranks) == ("default_0", {2})
 
 
-def test_a_refused_format_is_in_report_card_and_terminal_with_its_reason_and_its_file_is_not(adapted_release):
+def test_a_refused_format_is_reported_with_its_reason_and_not_published(adapted_release):
     store, published = adapted_release
     manifest = store.manifest(published.version)
     (reason,) = manifest["proof"]["refused"]["fp8_e4m3fn"]["refused"]

@@ -1,4 +1,4 @@
-"""The model card of a full-size model: what diffusers and ComfyUI are told to open, and what hubs read."""
+"""The model card of a full-size model: code for diffusers, files for ComfyUI, header for hubs."""
 
 import ast
 import re
@@ -27,7 +27,7 @@ def settings():
 
 
 def proof_of(names, **changes):
-    """What stage quantize would have written of formats with these names."""
+    """Return a proof as stage quantize writes it, for formats with these names."""
     formats = {}
     for name in names:
         files = [f"{name}/model-{name}.{QUANTIZERS[name].container}"]
@@ -70,46 +70,46 @@ def single_file_calls(text):
     ]
 
 
-def test_diffusers_is_told_to_open_the_single_file_and_the_quantized_gguf(settings):
+def test_the_code_for_diffusers_loads_the_single_file_and_the_quantized_gguf(settings):
     (plain, options), (gguf, more) = single_file_calls(card(settings, settings.quantize.formats))
     assert plain == "flux1-dev-srpo-bf16.safetensors"
     assert gguf == "flux1-dev-srpo-q8_0.gguf"
     assert more - options == {"quantization_config"}
 
 
-def test_a_scaled_file_or_a_directory_is_never_what_diffusers_is_told_to_open(settings):
+def test_the_code_for_diffusers_never_loads_a_scaled_file_or_a_directory(settings):
     calls = single_file_calls(card(settings, ["fp8_e4m3fn_scaled", "gguf_bf16", "q4_0", "bf16"]))
     assert [file for file, _ in calls] == ["flux1-dev-srpo-bf16.safetensors", "flux1-dev-srpo-q4_0.gguf"]
 
 
-def test_without_a_gguf_file_none_is_spoken_of(settings):
+def test_a_card_without_a_gguf_file_does_not_mention_gguf(settings):
     text = card(settings, ["bf16", "fp8_e4m3fn"])
     assert len(single_file_calls(text)) == 1
     assert "gguf" not in text.lower()
 
 
-def test_every_block_of_the_card_imports_what_it_names(settings):
+def test_every_code_block_of_the_card_imports_the_names_it_uses(settings):
     blocks = python_blocks(card(settings, settings.quantize.formats))
     assert len(blocks) > 1
     assert [unbound_names(block) for block in blocks] == [set()] * len(blocks)
 
 
-def test_a_model_of_another_width_is_not_offered_to_single_file_loaders(settings):
+def test_a_model_of_another_width_has_no_code_for_single_files(settings):
     text = card(settings, settings.quantize.formats, config=NARROW)
     assert single_file_calls(text) == []
-    assert "this one is 128 wide, so diffusers opens its\ndirectories alone" in text
-    assert "ComfyUI takes attention heads 128 wide; this model's are 32 wide" in text
+    assert "This model is 128 wide, so diffusers loads only\nits directories" in text
+    assert "ComfyUI supports only attention heads that are 128 wide. This model's are 32 wide" in text
     assert "models/diffusion_models" not in text
 
 
-def test_heads_of_full_size_are_what_comfyui_takes(settings):
+def test_a_full_size_model_has_instructions_for_comfyui(settings):
     text = card(settings, settings.quantize.formats)
     assert "put `flux1-dev-srpo-bf16.safetensors` into `models/diffusion_models`" in text
-    assert "or `flux1-dev-srpo-q8_0.gguf`\ninto `models/unet` and open `workflow-gguf.json`" in text
+    assert "or put `flux1-dev-srpo-q8_0.gguf`\ninto `models/unet` and open `workflow-gguf.json`" in text
     assert "ComfyUI cannot run it" not in text
 
 
-def test_the_header_has_the_licence_s_own_name_its_text_and_the_datasets(settings):
+def test_the_header_has_the_name_and_file_of_the_licence_and_the_datasets(settings):
     text = card(settings, settings.quantize.formats)
     assert yaml.safe_load(text.split("---\n")[1]) == {
         "base_model": "black-forest-labs/FLUX.1-dev",
@@ -125,7 +125,7 @@ def test_the_header_has_the_licence_s_own_name_its_text_and_the_datasets(setting
     assert '`flux-1-dev-non-commercial-license`; the texts are "LICENSE.md".' in text
 
 
-def test_the_table_says_which_loader_opens_each_file(settings):
+def test_the_table_names_the_programs_that_load_each_file(settings):
     rows = re.findall(
         r"^\| (\S+) \| `(.+?)` \|.*\| (.+?) \|$", card(settings, settings.quantize.formats), re.M
     )
@@ -137,7 +137,7 @@ def test_the_table_says_which_loader_opens_each_file(settings):
     assert len(rows) == len(settings.quantize.formats) + 1
 
 
-def test_a_lora_has_lines_that_load_it_in_diffusers_and_in_comfyui(settings):
+def test_a_lora_has_instructions_for_diffusers_and_comfyui(settings):
     lora = {"rank": 32, "layers": 494, "bytes": 180.2e6}
     text = card(settings, ["bf16"], lora=lora)
     assert "(format `lora`, rank 32, 494 layers, 180.2 MB)" in text
@@ -148,7 +148,7 @@ def test_a_lora_has_lines_that_load_it_in_diffusers_and_in_comfyui(settings):
     assert "lora" not in card(settings, ["bf16"]).lower()
 
 
-def test_a_refused_format_stands_in_the_card_with_every_reason(settings):
+def test_a_refused_format_is_listed_with_every_reason(settings):
     refused = {
         "q4_0": {"refused": ["psnr 8 is below min_psnr 10", "gain_kept 0.2 is below min_gain_kept 0.7"]}
     }

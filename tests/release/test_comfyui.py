@@ -1,4 +1,4 @@
-"""ComfyUI's workflows of a release: sound by themselves, and opened by the library of ComfyUI's editor."""
+"""ComfyUI workflows of a release: their links are consistent, and the library of ComfyUI's editor opens them."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import pytest
 from srpo_core.release.layout import checkpoint_file, gguf_file
 
 LITEGRAPH = "@comfyorg/litegraph@0.17.2"
-# What each file's loader is, and what it calls the file.
+# The loader node of each workflow.
 LOADERS = {"workflow.json": "UNETLoader", "workflow-gguf.json": "UnetLoaderGGUF"}
 
 
@@ -20,7 +20,7 @@ def workflow(one_release, name):
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_both_ends_of_every_link_of_a_workflow_know_it_and_agree_on_its_type(release, name):
+def test_both_ends_of_every_link_have_its_number_and_type(release, name):
     graph = workflow(release, name)
     nodes = {node["id"]: node for node in graph["nodes"]}
     assert len(nodes) == len(graph["nodes"]) == graph["last_node_id"] == 10
@@ -30,13 +30,13 @@ def test_both_ends_of_every_link_of_a_workflow_know_it_and_agree_on_its_type(rel
         assert number in left["links"]
         assert right["link"] == number
         assert left["type"] == right["type"] == kind
-    told = [link for node in nodes.values() for end in node["outputs"] for link in end["links"]]
-    taken = [end["link"] for node in nodes.values() for end in node["inputs"]]
-    assert sorted(told) == sorted(taken) == [link[0] for link in graph["links"]]
+    outgoing = [link for node in nodes.values() for end in node["outputs"] for link in end["links"]]
+    incoming = [end["link"] for node in nodes.values() for end in node["inputs"]]
+    assert sorted(outgoing) == sorted(incoming) == [link[0] for link in graph["links"]]
 
 
 @pytest.mark.parametrize("name", LOADERS)
-def test_a_workflow_loads_a_file_of_its_release_by_the_node_that_opens_such_files(release, name):
+def test_a_workflow_loads_a_file_of_its_release_with_the_right_node(release, name):
     store, published = release
     (loader,) = (node for node in workflow(release, name)["nodes"] if node["type"] in LOADERS.values())
     assert loader["type"] == LOADERS[name]
@@ -45,7 +45,7 @@ def test_a_workflow_loads_a_file_of_its_release_by_the_node_that_opens_such_file
     assert weights.endswith(".gguf" if "gguf" in name else ".safetensors")
 
 
-def test_from_the_loader_to_the_saved_image_every_node_is_on_the_way(release):
+def test_the_saved_image_depends_on_every_node(release):
     """The image depends on the model, both prompts, the latents and the decoder."""
     graph = workflow(release, "workflow.json")
     origins = {}
@@ -59,7 +59,7 @@ def test_from_the_loader_to_the_saved_image_every_node_is_on_the_way(release):
     assert reached == {node["id"] for node in graph["nodes"]}
 
 
-def test_a_quantized_gguf_is_preferred_to_one_as_large_as_the_safetensors_file(adapted_release):
+def test_a_quantized_gguf_is_preferred_to_a_float_one(adapted_release):
     (loader,) = (
         node for node in workflow(adapted_release, "workflow-gguf.json")["nodes"] if "GGUF" in node["type"]
     )
@@ -75,13 +75,13 @@ def test_a_quantized_gguf_is_preferred_to_one_as_large_as_the_safetensors_file(a
         (["bf16", "fp8_e4m3fn"], None),
     ],
 )
-def test_the_gguf_to_begin_with_is_q8_0_or_else_quantized_or_else_any(names, chosen):
+def test_the_recommended_gguf_is_q8_0_else_quantized_else_any(names, chosen):
     ends = {name: "safetensors" if name in ("bf16", "fp8_e4m3fn") else "gguf" for name in names}
     formats = {name: [f"tiny-{name}.{end}"] for name, end in ends.items()}
     assert gguf_file(formats) == (chosen and f"tiny-{chosen}.gguf")
 
 
-def test_the_checkpoint_of_a_workflow_is_no_directory_and_no_scaled_file():
+def test_the_checkpoint_of_a_workflow_is_neither_a_directory_nor_a_scaled_file():
     formats = {
         "fp8_e4m3fn_scaled": ["m-fp8_e4m3fn_scaled.safetensors"],
         "bf16": ["transformer/diffusion_pytorch_model.safetensors", "m-bf16.safetensors"],

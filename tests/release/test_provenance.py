@@ -1,4 +1,4 @@
-"""What a release says of where it comes from; test_publishing.py holds it to dvc.lock."""
+"""Provenance of a release; test_publishing.py tests the check against dvc.lock."""
 
 import hashlib
 import os
@@ -8,7 +8,7 @@ import torch
 from srpo_core.release.provenance import environment
 
 
-def test_the_environment_names_the_lock_of_all_packages_by_its_hash(tmp_path):
+def test_the_environment_records_the_hash_of_requirements_lock(tmp_path):
     assert environment(tmp_path)["requirements_lock"] is None
     (tmp_path / "requirements.lock").write_bytes(b"torch==2.9.0\n")
     assert environment(tmp_path)["requirements_lock"] == hashlib.sha256(b"torch==2.9.0\n").hexdigest()
@@ -22,14 +22,14 @@ def test_the_environment_is_that_of_the_machine_that_published(tmp_path):
     assert 0.1 < found["memory_gb"] < 100_000
 
 
-def test_every_gpu_has_its_name_and_a_machine_without_one_names_none(tmp_path):
+def test_the_environment_names_every_gpu(tmp_path):
     gpus = environment(tmp_path)["gpus"]
     assert len(gpus) == torch.cuda.device_count()
     assert all(gpus)
 
 
-def test_a_directory_that_was_cloned_has_the_digest_that_dvc_gives_it(tmp_path):
-    """DVC never looks into .git; a model fetched by `git clone` from a hub has one."""
+def test_a_cloned_directory_has_the_digest_that_dvc_gives_it(tmp_path):
+    """DVC ignores .git, which a model cloned from a hub contains."""
     from dvc.repo import Repo
 
     from srpo_core.release.provenance import _dvc_md5

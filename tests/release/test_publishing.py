@@ -1,4 +1,4 @@
-"""Publishing: what a release holds, when it is refused, and how it is taken back."""
+"""Publishing: contents of a release, refused publications, withdrawals."""
 
 import hashlib
 import json
@@ -12,7 +12,10 @@ import yaml
 from PIL import Image
 
 from srpo_core.errors import ArtifactError, ConfigError, GateError, StoreError
-from srpo_core.release import list_releases, move_alias, promote, publish, resolve, verify, withdraw
+from srpo_core.release.aliases import move_alias, promote, resolve
+from srpo_core.release.publishing import publish, withdraw
+from srpo_core.release.summary import list_releases
+from srpo_core.release.verify import verify
 from srpo_core.storage import open_store
 
 
@@ -31,7 +34,7 @@ def test_the_version_is_the_name_and_twelve_digits_of_the_lock(release, reproduc
     assert published.version == f"tiny-{digits}"
 
 
-def test_a_release_holds_pipeline_formats_evidence_and_what_reproduces_it(release):
+def test_a_release_contains_pipeline_formats_evidence_and_what_reproduces_it(release):
     store, published = release
     names = set(store.manifest(published.version)["files"])
     assert names >= {
@@ -82,7 +85,7 @@ def test_the_transformer_of_a_release_is_the_aligned_one_not_the_base(release, r
     assert ours != (reproduced / "assets/tiny/family/base" / weights).read_bytes()
 
 
-def test_the_manifest_names_hashes_revision_decision_and_proof(release, reproduced):
+def test_the_manifest_records_hashes_revision_decision_and_proof(release, reproduced):
     store, published = release
     manifest = store.manifest(published.version)
     assert manifest["schema_version"] == 2
@@ -108,7 +111,7 @@ def test_the_manifest_names_hashes_revision_decision_and_proof(release, reproduc
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", manifest["created_at"])
 
 
-def test_uncommitted_changes_and_untracked_files_stand_in_the_manifest(project, store):
+def test_the_manifest_records_uncommitted_changes_and_untracked_files(project, store):
     (project / "params.yaml").write_text((project / "params.yaml").read_text() + "# a remark\n")
     (project / "new.py").write_text("x = 1\n")
     git = store.manifest(publish(store, root=project).version)["git"]
@@ -116,7 +119,7 @@ def test_uncommitted_changes_and_untracked_files_stand_in_the_manifest(project, 
     assert git["untracked"] == ["new.py"]
 
 
-def test_what_an_untracked_file_says_is_never_published_even_where_a_run_added_it(project, store):
+def test_the_content_of_an_untracked_file_is_never_published_even_if_a_run_added_it(project, store):
     (project / "credentials.json").write_text("a password\n")
     subprocess.run(["git", "add", "--all"], cwd=project, check=True)  # as a run's workspace does
     (project / "renamed.yaml").write_bytes((project / "params.yaml").read_bytes())
@@ -136,9 +139,7 @@ def test_publishing_again_is_a_no_op_even_after_a_commit_or_a_new_comment(projec
     assert len(store.alias("tiny/candidate")[0]["history"]) == 1
 
 
-def test_a_corrected_card_or_licence_is_no_other_version_and_is_said_not_to_be_published(
-    project, store, caplog
-):
+def test_a_changed_card_or_licence_is_not_a_new_version_and_a_warning_names_the_files(project, store, caplog):
     first = publish(store, root=project)
     (project / "NOTICE").write_text("Other words.\n")
     path = project / "params.yaml"
@@ -147,13 +148,11 @@ def test_a_corrected_card_or_licence_is_no_other_version_and_is_said_not_to_be_p
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
     again = publish(store, root=project)
     assert (again.version, again.created) == (first.version, False)
-    assert "stays as it was first published, also in NOTICE, README.md, params.yaml" in caplog.text
+    assert "your current NOTICE, README.md, params.yaml differ from the published ones" in caplog.text
     assert "release.name" in caplog.text
 
 
-def test_another_way_to_write_workflows_or_a_licence_of_any_name_publishes_the_same_version(
-    project, store, monkeypatch
-):
+def test_workflows_and_licences_of_any_name_are_not_part_of_the_content(project, store, monkeypatch):
     path = project / "params.yaml"
     settings = yaml.safe_load(path.read_text())
     (project / "LICENSE").rename(project / "LICENSE.md")
@@ -165,7 +164,7 @@ def test_another_way_to_write_workflows_or_a_licence_of_any_name_publishes_the_s
     assert publish(store, root=project).created is False
 
 
-def test_the_alias_remembers_who_moved_it_when_why_and_from_where(release):
+def test_the_history_of_an_alias_records_who_moved_it_when_why_and_from_where(release):
     store, published = release
     value, _ = store.alias("tiny/candidate")
     assert value["version"] == published.version
@@ -198,7 +197,7 @@ def test_a_refused_model_is_not_published(project, store):
 def test_a_file_that_dvc_lock_does_not_record_is_not_published(project, store, path):
     with (project / path).open("ab") as file:
         file.write(b" ")
-    with pytest.raises(ArtifactError, match=r"is not what dvc\.lock records: run 'dvc repro' first"):
+    with pytest.raises(ArtifactError, match=r"differs from what dvc\.lock records: run 'dvc repro' first"):
         publish(store, root=project)
     assert store.versions() == []
 
@@ -206,22 +205,24 @@ def test_a_file_that_dvc_lock_does_not_record_is_not_published(project, store, p
 def test_settings_that_were_changed_after_the_run_are_not_published(project, store):
     params = project / "params.yaml"
     params.write_text(params.read_text().replace("grid_prompts: ", "grid_prompts: 1"))
-    with pytest.raises(ArtifactError, match=r"params\.yaml is not what stage report was run with"):
+    with pytest.raises(
+        ArtifactError, match=r"params\.yaml differs from the settings that stage report was run with"
+    ):
         publish(store, root=project)
 
 
-def test_a_setting_that_no_stage_reads_may_change(project, store):
+def test_a_setting_that_no_stage_reads_may_change_after_the_run(project, store):
     params = project / "params.yaml"
     params.write_text(params.read_text().replace("threads_per_worker: 1", "threads_per_worker: 2"))
     assert publish(store, root=project).created is True
 
 
-def test_a_stage_that_ran_on_an_older_input_is_not_published(project, store):
+def test_a_stage_that_ran_on_an_outdated_input_is_not_published(project, store):
     lock = project / "dvc.lock"
     text = lock.read_text()
     digest = re.search(r"path: runs/gate/decision.json\n.*\n\s+md5: (\w+)", text)[1]
     lock.write_text(text.replace(digest, "0" * 32, 1))
-    with pytest.raises(ArtifactError, match=r"was not run on the newest runs/gate/decision\.json"):
+    with pytest.raises(ArtifactError, match=r"was not run with the latest runs/gate/decision\.json"):
         publish(store, root=project)
 
 
@@ -230,7 +231,7 @@ def test_a_stage_that_ran_on_an_older_input_is_not_published(project, store):
     [
         ("dvc.lock", r"dvc\.lock is missing in .*: run 'dvc repro' there first"),
         ("runs/gate/decision.json", r"decision\.json is missing in"),
-        ("runs/report/grid.png", r"runs/report is not what dvc\.lock records"),
+        ("runs/report/grid.png", r"runs/report differs from what dvc\.lock records"),
         ("params.yaml", r"params\.yaml is missing"),
     ],
 )
@@ -262,15 +263,15 @@ def test_a_store_that_ignores_conditions_is_refused_unless_the_settings_accept_i
     params = project / "params.yaml"
     params.write_text(params.read_text().replace("unconditional_store: false", "unconditional_store: true"))
     assert publish(store, root=project).created is True
-    assert "write from one place at a time" in caplog.text
+    assert "write from one process at a time" in caplog.text
 
 
-def test_the_cost_of_a_run_stands_in_its_manifest(project, store):
+def test_the_manifest_records_the_cost_of_the_run(project, store):
     published = publish(store, root=project, cost={"stage_seconds": {"train": 60.0}})
     assert store.manifest(published.version)["cost"] == {"stage_seconds": {"train": 60.0}}
 
 
-def test_the_grid_carries_the_workflow_as_comfyui_saves_it(release):
+def test_the_grid_contains_the_workflow_in_comfyui_s_metadata(release):
     _, published = release
     with Image.open(Path(published.uri) / "grid.png") as image:
         graph, prompt = (json.loads(image.text[name]) for name in ("workflow", "prompt"))
@@ -281,21 +282,21 @@ def test_the_grid_carries_the_workflow_as_comfyui_saves_it(release):
     }
 
 
-def test_a_damaged_lock_is_one_line(project, store):
+def test_a_damaged_lock_is_an_error_of_one_line(project, store):
     (project / "dvc.lock").write_text("stages: [")
     with pytest.raises(ArtifactError, match=r"dvc\.lock is damaged") as caught:
         publish(store, root=project)
     assert "\n" not in str(caught.value)
 
 
-def test_a_release_outside_of_git_says_that_it_knows_no_revision(project, store, monkeypatch):
+def test_a_release_outside_a_git_checkout_has_no_revision(project, store, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(project.parent))
     subprocess.run(["rm", "-r", str(project / ".git")], check=True)
     git = store.manifest(publish(store, root=project).version)["git"]
     assert git == {"revision": None, "diff": None, "untracked": None}
 
 
-def test_a_publication_can_be_taken_back(project, store):
+def test_a_publication_can_be_withdrawn(project, store):
     published = publish(store, root=project)
     withdraw(store, published)
     assert store.versions() == []
@@ -307,7 +308,7 @@ def test_a_publication_can_be_taken_back(project, store):
     assert publish(store, root=project).created is True
 
 
-def test_taking_back_a_publication_that_is_in_production_by_now_keeps_the_version(project, store, caplog):
+def test_withdrawing_a_version_that_is_in_production_by_now_keeps_it(project, store, caplog):
     published = publish(store, root=project)
     promote(store, published.version)
     withdraw(store, published)
@@ -316,7 +317,7 @@ def test_taking_back_a_publication_that_is_in_production_by_now_keeps_the_versio
     assert f"kept {published.version}" in caplog.text
 
 
-def test_taking_back_a_publication_that_created_nothing_keeps_the_version(project, store):
+def test_withdrawing_a_publication_that_created_nothing_keeps_the_version(project, store):
     publish(store, root=project)
     again = publish(store, root=project)
     withdraw(store, again)
@@ -324,26 +325,13 @@ def test_taking_back_a_publication_that_created_nothing_keeps_the_version(projec
     assert resolve(store, "candidate") == again.version
 
 
-def test_taking_back_leaves_an_alias_that_has_moved_on(project, store):
+def test_withdrawing_leaves_an_alias_that_was_moved_again(project, store):
     first = publish(store, root=project)
     store.publish("tiny-0", {}, {"files": {}, "content": ""})
     move_alias(store, "tiny/candidate", "tiny-0", why="a later one")
     withdraw(store, first)
     assert store.versions() == ["tiny-0"]
     assert resolve(store, "candidate") == "tiny-0"
-
-
-def test_an_alias_cannot_point_to_a_version_that_is_not_there(store):
-    with pytest.raises(StoreError, match="no version 'tiny-0': known are none"):
-        move_alias(store, "tiny/production", "tiny-0", why="hope")
-    assert store.aliases() == []
-
-
-def test_an_alias_that_others_keep_moving_is_an_error_after_some_attempts(release, monkeypatch):
-    store, published = release
-    monkeypatch.setattr(type(store), "write_alias", lambda *_: False)
-    with pytest.raises(StoreError, match="others keep moving the alias tiny/production"):
-        move_alias(store, "tiny/production", published.version, why="race")
 
 
 @pytest.mark.s3

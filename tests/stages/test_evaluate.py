@@ -217,7 +217,7 @@ def test_a_champion_is_drawn_from_its_release_and_paired(tiny_run, tiny_parts, r
     assert means["aligned"] == means["base"]
     assert means["champion"]["reward"] < means["base"]["reward"] - 0.02
     assert {model for model, *_ in figures()} == {"base", "aligned", "champion"}
-    with pytest.raises(StoreError, match=r"champion 'tiny-2' is no version in .*: known are tiny-1"):
+    with pytest.raises(StoreError, match=r"champion 'tiny-2' is not a version in .*: known are tiny-1"):
         run(tiny_parts, champion="tiny-2")
 
 
@@ -231,7 +231,7 @@ def test_a_champion_that_was_altered_is_not_drawn(tiny_run, tiny_parts, monkeypa
     weights = next(open_store().local("tiny-1").glob("transformer/*.safetensors"))
     weights.chmod(0o644)
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    with pytest.raises(StoreError, match="is not as published: run 'srpo verify tiny-1'"):
+    with pytest.raises(StoreError, match="does not match its manifest: run 'srpo verify tiny-1'"):
         run(tiny_parts, champion="tiny-1")
 
 

@@ -1,4 +1,4 @@
-"""Files of a small release, and how many bytes they have."""
+"""Fixtures: the files of a small release, and an empty store of each kind."""
 
 import hashlib
 
@@ -17,7 +17,7 @@ def described(files):
 
 @pytest.fixture
 def make_release(tmp_path):
-    """A function that makes files of so many bytes and returns (files, manifest)."""
+    """A function that makes files of `num_bytes` and returns (files, manifest)."""
 
     def make(num_bytes=3000, tag="a"):
         root = tmp_path / f"source-{tag}"

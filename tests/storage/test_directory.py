@@ -1,4 +1,4 @@
-"""The directory store under faults: a killed publisher, a full disk, a read-only mount, a race."""
+"""The directory store under faults: killed publishers, full disks, read-only mounts, races."""
 
 import errno
 import fcntl
@@ -30,7 +30,7 @@ def published(store, version):
 
 @pytest.fixture
 def tmpfs(tmp_path):
-    """A small file system of its own; a function remounts it with other options."""
+    """A small file system, and a function that remounts it with other options."""
     mount = tmp_path / "mount"
     mount.mkdir()
     if subprocess.run(
@@ -63,7 +63,7 @@ open_store(sys.argv[1]).publish("tiny-1", files, plan["manifest"])
 
 
 def start_slow_publisher(store, release, tmp_path):
-    """A publisher that stops for ever after its first file; returns once it has copied that."""
+    """Start a publisher that stops after its first file; return once that is copied."""
     files, manifest = release
     plan, reached = tmp_path / "plan.json", tmp_path / "reached"
     plan.write_text(json.dumps({"files": {n: str(p) for n, p in files.items()}, "manifest": manifest}))
@@ -79,9 +79,7 @@ def start_slow_publisher(store, release, tmp_path):
     return process
 
 
-def test_a_publisher_killed_in_the_middle_leaves_nothing_visible_and_the_next_one_succeeds(
-    tmp_path, make_release
-):
+def test_a_killed_publisher_leaves_nothing_visible_and_the_next_one_succeeds(tmp_path, make_release):
     store = open_store(str(tmp_path / "store"))
     release = make_release()
     process = start_slow_publisher(store, release, tmp_path)
@@ -94,7 +92,7 @@ def test_a_publisher_killed_in_the_middle_leaves_nothing_visible_and_the_next_on
     assert published(store, "tiny-1") == {name: path.read_bytes() for name, path in release[0].items()}
 
 
-def test_a_publisher_at_work_is_not_swept_away_by_another(tmp_path, make_release):
+def test_a_publisher_does_not_remove_the_files_of_an_active_one(tmp_path, make_release):
     store = open_store(str(tmp_path / "store"))
     process = start_slow_publisher(store, make_release(tag="slow"), tmp_path)
     try:
@@ -113,7 +111,7 @@ def _publish_in_a_process(uri, files, manifest, start, outcomes):
     outcomes.put(open_store(uri).publish("tiny-1", files, manifest))
 
 
-def test_of_two_processes_one_publishes_and_the_other_finds_it_done(tmp_path, make_release):
+def test_one_of_two_concurrent_processes_publishes(tmp_path, make_release):
     context = multiprocessing.get_context("fork")
     start, outcomes = context.Event(), context.Queue()
     arguments = (str(tmp_path / "store"), *make_release(4 * MEGABYTE), start, outcomes)
@@ -128,13 +126,13 @@ def test_of_two_processes_one_publishes_and_the_other_finds_it_done(tmp_path, ma
     assert open_store(str(tmp_path / "store")).versions() == ["tiny-1"]
 
 
-def test_a_full_store_says_so_in_one_line_and_loses_nothing(tmpfs, make_release):
+def test_a_full_store_is_an_error_of_one_line_and_loses_nothing(tmpfs, make_release):
     mount, remount = tmpfs
     store = open_store(str(mount / "store"))
     store.publish("tiny-small", *make_release(MEGABYTE, "small"))
     before = everything(mount)
     large = make_release(6 * MEGABYTE, "large")
-    with pytest.raises(StoreError, match=r"is full and cannot take tiny-large \(6\.3 MB\)") as caught:
+    with pytest.raises(StoreError, match=r"is full and cannot store tiny-large \(6\.3 MB\)") as caught:
         store.publish("tiny-large", *large)
     assert "\n" not in str(caught.value)
     assert everything(mount) == before
@@ -144,7 +142,7 @@ def test_a_full_store_says_so_in_one_line_and_loses_nothing(tmpfs, make_release)
     assert store.publish("tiny-large", *large) is True
 
 
-def test_a_full_store_keeps_the_alias_where_it_was(tmpfs):
+def test_a_full_store_does_not_move_the_alias(tmpfs):
     mount, _ = tmpfs
     store = open_store(str(mount / "store"))
     store.write_alias("tiny/candidate", {"version": "a"}, None)
@@ -152,7 +150,7 @@ def test_a_full_store_keeps_the_alias_where_it_was(tmpfs):
     with pytest.raises(OSError, match="No space left"):
         (mount / "filler").write_bytes(bytes(8 * MEGABYTE))
     with pytest.raises(
-        StoreError, match="is full and cannot move the alias tiny/candidate; it stays where it was"
+        StoreError, match="is full and cannot move the alias tiny/candidate; it was not moved"
     ):
         store.write_alias("tiny/candidate", {"version": "b", "history": ["x" * 10_000]}, token)
     assert store.alias("tiny/candidate")[0] == {"version": "a"}
@@ -165,7 +163,7 @@ def test_a_read_only_store_can_be_read_but_not_written(tmpfs, make_release):
     store.publish("tiny-1", *release)
     store.write_alias("tiny/candidate", {"version": "tiny-1"}, None)
     remount("ro")
-    with pytest.raises(StoreError, match="is read-only and cannot take tiny-2"):
+    with pytest.raises(StoreError, match="is read-only and cannot store tiny-2"):
         store.publish("tiny-2", *release)
     with pytest.raises(StoreError, match="is read-only and cannot move the alias"):
         store.write_alias("tiny/candidate", {"version": "x"}, store.alias("tiny/candidate")[1])
@@ -177,7 +175,7 @@ def test_a_read_only_store_can_be_read_but_not_written(tmpfs, make_release):
     assert published(store, "tiny-1")["README.md"] == b"card a"
 
 
-def test_a_store_that_does_not_exist_on_a_read_only_mount_is_one_line(tmpfs, make_release):
+def test_a_store_that_cannot_be_created_is_an_error(tmpfs, make_release):
     mount, remount = tmpfs
     remount("ro")
     store = open_store(str(mount / "new/store"))
@@ -195,8 +193,8 @@ def _publish_with_a_file_size_limit(uri, files, manifest, outcomes):
         outcomes.put(str(error))
 
 
-def test_a_write_that_the_system_stops_leaves_nothing_half_done(tmp_path, make_release):
-    """Runs without a mount: the limit on the size of a file fails in the middle of a write, as a full disk."""
+def test_an_interrupted_write_leaves_nothing_visible(tmp_path, make_release):
+    """Needs no mount: a limit on the file size interrupts a write, as a full disk does."""
     context = multiprocessing.get_context("fork")
     outcomes = context.Queue()
     uri = str(tmp_path / "store")
@@ -206,11 +204,11 @@ def test_a_write_that_the_system_stops_leaves_nothing_half_done(tmp_path, make_r
     process.start()
     message = outcomes.get(timeout=60)
     process.join()
-    assert "is full and cannot take tiny-1 (0.1 MB); nothing was published" in message
+    assert "is full and cannot store tiny-1 (0.1 MB); nothing was published" in message
     assert everything(uri) == [".incoming.lock"]
 
 
-def test_a_store_path_that_is_a_file_is_one_line(tmp_path, make_release):
+def test_a_store_path_that_is_a_file_is_an_error(tmp_path, make_release):
     (tmp_path / "store").write_text("not a directory")
     with pytest.raises(StoreError, match=r"Not a directory|File exists"):
         open_store(str(tmp_path / "store")).publish("tiny-1", *make_release())
@@ -224,8 +222,8 @@ def test_a_lost_file_of_a_version_is_named(tmp_path, make_release):
         list(store.read("tiny-1", "README.md"))
 
 
-def test_an_alias_waits_for_the_writer_before_it(tmp_path):
-    """The lock is held by this process; the writer in the other one must not pass it."""
+def test_a_writer_of_an_alias_waits_for_the_lock(tmp_path):
+    """This process holds the lock, so the writer in the other one must wait."""
     store = open_store(str(tmp_path / "store"))
     store.write_alias("tiny/candidate", {"version": "a"}, None)
     script = (
@@ -250,15 +248,13 @@ def test_an_alias_waits_for_the_writer_before_it(tmp_path):
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EDQUOT, errno.EIO])
-def test_an_error_of_the_system_while_syncing_is_one_line_and_leaves_no_version(
-    tmp_path, make_release, monkeypatch, code
-):
+def test_an_error_while_syncing_is_one_line_and_leaves_no_version(tmp_path, make_release, monkeypatch, code):
     def failing(descriptor):
         raise OSError(code, os.strerror(code))
 
     store = open_store(str(tmp_path / "store"))
     monkeypatch.setattr(os, "fsync", failing)
-    with pytest.raises(StoreError, match="cannot take tiny-1") as caught:
+    with pytest.raises(StoreError, match="cannot store tiny-1") as caught:
         store.publish("tiny-1", *make_release())
     assert "\n" not in str(caught.value)
     assert store.versions() == []

@@ -1,4 +1,4 @@
-"""A publisher that is killed at random moments: no version is ever seen half, and the same call ends the work."""
+"""Publishers killed at random moments: no version is ever incomplete, and repeating the call completes the work."""
 
 import os
 import random
@@ -30,7 +30,7 @@ print(time.monotonic() - begun, flush=True)
 """
 
 
-# Says which parts it has sent; those after LAST_PART are never sent.
+# Prints the number of each sent part; parts after LAST_PART are never sent.
 COUNTING = """
 import os, time
 from botocore.client import BaseClient
@@ -68,7 +68,7 @@ def publisher(uri, source, *, script=PUBLISH, **environment):
 
 
 def begun(store):
-    """What a publication has left in a store that shows no version of it: files, objects, parts."""
+    """List what an unfinished publication has left in a store: files, objects, uploads."""
     if isinstance(store, DirectoryStore):
         return sorted(str(path) for path in Path(store.uri, ".incoming").rglob("*") if path.is_file())
     client, (name, prefix) = boto3.client("s3"), place_of(store)
@@ -80,7 +80,7 @@ def begun(store):
 
 
 def forget(store):
-    """Take the version back, and its objects too, so that the next publisher has all of it to send."""
+    """Remove the version and its objects, so that the next publisher must send everything."""
     store.remove("tiny-1")
     if isinstance(store, DirectoryStore):
         return
@@ -95,19 +95,19 @@ def place_of(store):
 
 
 @pytest.mark.serial  # spreads its kills over a time that it has measured
-def test_twenty_kills_leave_no_half_version(any_store, source):
-    # how long one takes here, on a store of its own
+def test_twenty_kills_leave_no_incomplete_version(any_store, source):
+    # measure the duration of one publication, in a separate store
     whole = publisher(f"{any_store.uri}-of-its-own", source)
     seconds = float(whole.communicate()[0])
     draws, inside, published = random.Random(0), 0, 0
     rounds = draws.sample(range(KILLS), KILLS)
-    for place in rounds:  # a moment in each twentieth of twice that time
+    for place in rounds:  # one moment in each twentieth of twice that duration
         before = begun(any_store)
         process = publisher(any_store.uri, source)
         time.sleep(2 * seconds * (place + draws.random()) / KILLS)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        if any_store.versions():  # whoever sees it sees all of it
+        if any_store.versions():  # a visible version is complete
             assert any_store.versions() == ["tiny-1"]
             assert contents(any_store, "tiny-1") == contents_of(source)
             published += 1
@@ -115,7 +115,7 @@ def test_twenty_kills_leave_no_half_version(any_store, source):
         elif begun(any_store) != before:
             inside += 1
     print(f"of {KILLS} publishers {inside} were killed at work, {published} had published")
-    assert inside > 0  # how many had published by then depends on what else the machine does
+    assert inside > 0  # how many had published by then depends on the load of the machine
     publisher(any_store.uri, source).communicate()
     assert any_store.versions() == ["tiny-1"]
     assert contents(any_store, "tiny-1") == contents_of(source)
@@ -123,7 +123,7 @@ def test_twenty_kills_leave_no_half_version(any_store, source):
 
 
 @pytest.mark.s3
-def test_the_publisher_after_a_killed_one_sends_the_parts_alone_that_are_not_there(bucket, tmp_path):
+def test_the_publisher_after_a_killed_one_sends_only_the_missing_parts(bucket, tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     (source / "weights").write_bytes(os.urandom((8 * 5 << 20) - 1000))  # eight parts
@@ -150,7 +150,7 @@ def contents_of(source):
     return {path.name: path.read_bytes() for path in source.iterdir()}
 
 
-def test_an_alias_survives_kills_of_those_who_move_it(any_store, source):
+def test_an_alias_survives_kills_of_its_writers(any_store, source):
     publisher(any_store.uri, source).communicate()
     script = (
         "import sys; from srpo_core.storage import open_store; store = open_store(sys.argv[1])\n"
@@ -175,8 +175,8 @@ def test_an_alias_survives_kills_of_those_who_move_it(any_store, source):
 
 
 @pytest.mark.s3
-def test_an_upload_needs_little_memory_whatever_its_size(bucket, tmp_path):
-    """Peak of memory over that of the imports, for 160 MB and for 560 MB: both have more parts than go at once."""
+def test_the_memory_of_an_upload_does_not_depend_on_its_size(bucket, tmp_path):
+    """Measure peak memory above that of the imports, for 160 MB and 560 MB: both have more parts than are sent at once."""
     script = PUBLISH.replace("S3Store(uri, part_bytes=5 << 20)", "S3Store(uri)").replace(
         "store.publish(",
         "import boto3, re; store.versions(); peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"

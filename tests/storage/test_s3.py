@@ -14,6 +14,7 @@ from botocore.exceptions import EndpointConnectionError
 from srpo_core.artifacts import sha256
 from srpo_core.errors import StoreError
 from srpo_core.storage import S3Store, open_store, require_conditions
+from srpo_core.storage.s3.bucket import Bucket
 
 pytestmark = pytest.mark.s3
 
@@ -24,14 +25,14 @@ def keys(bucket):
     )
 
 
-def test_files_lie_under_their_digest_and_the_manifest_under_the_version(bucket, make_release):
+def test_files_are_stored_by_digest_and_the_manifest_by_version(bucket, make_release):
     files, manifest = make_release()
     open_store(f"s3://{bucket}/p").publish("tiny-1", files, manifest)
     digests = {f"p/objects/{entry['sha256']}" for entry in manifest["files"].values()}
     assert set(keys(bucket)) == digests | {"p/verified-writes", "p/models/tiny/versions/tiny-1/manifest.json"}
 
 
-def test_two_versions_share_the_files_that_they_have_in_common(bucket, make_release):
+def test_two_versions_share_their_common_files(bucket, make_release):
     store = open_store(f"s3://{bucket}")
     files, manifest = make_release()
     store.publish("tiny-1", files, manifest)
@@ -40,7 +41,7 @@ def test_two_versions_share_the_files_that_they_have_in_common(bucket, make_rele
     assert set(keys(bucket)) - set(before) == {"models/tiny/versions/tiny-2/manifest.json"}
 
 
-def test_a_large_file_goes_in_parts_and_comes_back_whole(bucket, make_release):
+def test_a_large_file_is_sent_in_parts(bucket, make_release):
     five = 5 << 20  # the least size of a part
     store = S3Store(f"s3://{bucket}", part_bytes=five)
     files, manifest = make_release(2 * five + 3200)
@@ -53,7 +54,7 @@ def test_a_large_file_goes_in_parts_and_comes_back_whole(bucket, make_release):
     assert head["ETag"].endswith('-3"')
 
 
-def test_a_large_file_that_changes_on_the_way_leaves_no_parts(bucket, make_release):
+def test_a_large_file_that_changes_during_upload_leaves_no_parts(bucket, make_release):
     five = 5 << 20
     files, manifest = make_release(five + 3200)
     files["transformer/weights"].write_bytes(bytes(five + 10))
@@ -62,7 +63,7 @@ def test_a_large_file_that_changes_on_the_way_leaves_no_parts(bucket, make_relea
     assert "Uploads" not in boto3.client("s3").list_multipart_uploads(Bucket=bucket)
 
 
-def test_a_version_without_a_manifest_does_not_exist_and_can_be_finished(bucket, make_release, monkeypatch):
+def test_a_version_without_a_manifest_does_not_exist_and_can_be_completed(bucket, make_release, monkeypatch):
     store = open_store(f"s3://{bucket}")
     files, manifest = make_release()
     with monkeypatch.context() as patch:
@@ -72,8 +73,8 @@ def test_a_version_without_a_manifest_does_not_exist_and_can_be_finished(bucket,
                 raise KeyboardInterrupt
             return honest(self, key, data, **condition)
 
-        honest = S3Store._put_if
-        patch.setattr(S3Store, "_put_if", killed)
+        honest = Bucket.put_if
+        patch.setattr(Bucket, "put_if", killed)
         with pytest.raises(KeyboardInterrupt):
             store.publish("tiny-1", files, manifest)
     assert any(key.startswith("objects/") for key in keys(bucket))
@@ -86,7 +87,9 @@ def test_a_version_without_a_manifest_does_not_exist_and_can_be_finished(bucket,
 def test_a_missing_bucket_is_named(s3_environment, make_release):
     store = open_store("s3://no-such-bucket/p")
     for act in (store.versions, store.aliases, lambda: store.publish("tiny-1", *make_release())):
-        with pytest.raises(StoreError, match="there is no bucket no-such-bucket; make it or set SRPO_STORE"):
+        with pytest.raises(
+            StoreError, match="there is no bucket no-such-bucket; create it or set SRPO_STORE"
+        ):
             act()
 
 
@@ -97,9 +100,7 @@ def test_missing_credentials_are_named(s3_environment, monkeypatch, make_release
         open_store("s3://bucket").publish("tiny-1", *make_release())
 
 
-def test_an_endpoint_that_hangs_up_is_tried_three_times_and_no_more(
-    s3_environment, monkeypatch, make_release
-):
+def test_an_endpoint_that_closes_connections_is_tried_three_times(s3_environment, monkeypatch, make_release):
     connections = []
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -121,7 +122,7 @@ def test_an_endpoint_that_hangs_up_is_tried_three_times_and_no_more(
     assert "\n" not in str(caught.value)
 
 
-def test_an_endpoint_where_nobody_listens_is_named(s3_environment, monkeypatch):
+def test_an_unreachable_endpoint_is_named(s3_environment, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
@@ -129,14 +130,14 @@ def test_an_endpoint_where_nobody_listens_is_named(s3_environment, monkeypatch):
         open_store("s3://bucket").versions()
 
 
-def test_an_endpoint_that_is_no_url_is_named(s3_environment, monkeypatch):
+def test_an_endpoint_that_is_not_a_url_is_named(s3_environment, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "not a url")
     with pytest.raises(StoreError, match=r"Invalid endpoint.*check AWS_ENDPOINT_URL"):
         open_store("s3://bucket").versions()
 
 
 @pytest.mark.parametrize(("arguments", "header"), [("IfNoneMatch", "If-None-Match"), ("IfMatch", "If-Match")])
-def test_a_store_that_ignores_a_condition_is_found_out(bucket, monkeypatch, arguments, header):
+def test_a_store_that_ignores_a_condition_is_detected(bucket, monkeypatch, arguments, header):
     from botocore.client import BaseClient
 
     honest = BaseClient._make_api_call
@@ -150,9 +151,7 @@ def test_a_store_that_ignores_a_condition_is_found_out(bucket, monkeypatch, argu
     assert open_store(f"s3://{bucket}").ignored_conditions() == [header]
 
 
-def test_a_store_that_does_not_know_conditions_says_so_and_takes_writes_without_them(
-    bucket, make_release, monkeypatch
-):
+def test_a_store_without_conditions_is_written_to_only_if_that_is_accepted(bucket, make_release, monkeypatch):
     from botocore.client import BaseClient
     from botocore.exceptions import ClientError
 
@@ -177,8 +176,8 @@ def test_a_store_that_does_not_know_conditions_says_so_and_takes_writes_without_
     assert store.write_alias("tiny/production", {"version": "tiny-2"}, token)
 
 
-def test_what_a_store_damages_without_noticing_is_found_by_reading_back(bucket, make_release, monkeypatch):
-    """moto takes any checksum for good, so every object is read back before a manifest names it."""
+def test_an_object_damaged_by_the_store_is_found_by_reading_it_back(bucket, make_release, monkeypatch):
+    """moto accepts any checksum, so every object is read back before a manifest names it."""
     from botocore.client import BaseClient
 
     honest = BaseClient._make_api_call
@@ -197,10 +196,10 @@ def test_what_a_store_damages_without_noticing_is_found_by_reading_back(bucket, 
     assert not [key for key in keys(bucket) if key.startswith("objects/")]
 
 
-def hold_to_md5(monkeypatch, *, damage=False):
-    """A server that refuses bytes which are not those of their MD5, and knows no SHA-256; returns what is asked of it.
+def verify_only_md5(monkeypatch, *, damage=False):
+    """Make the server refuse bytes that do not have their MD5, and ignore SHA-256; return the list of requests.
 
-    damage: what is sent below objects/ loses its last byte on the way.
+    damage: change the last byte of every upload to objects/.
     """
     from botocore.client import BaseClient
     from botocore.exceptions import ClientError
@@ -222,8 +221,8 @@ def hold_to_md5(monkeypatch, *, damage=False):
     return asked
 
 
-def test_a_store_that_verifies_md5_alone_reads_nothing_back(bucket, make_release, monkeypatch):
-    asked = hold_to_md5(monkeypatch)
+def test_nothing_is_read_back_from_a_store_that_verifies_md5(bucket, make_release, monkeypatch):
+    asked = verify_only_md5(monkeypatch)
     files, manifest = make_release()
     assert open_store(f"s3://{bucket}").publish("tiny-1", files, manifest) is True
     assert len([key for operation, key in asked if operation == "PutObject" and "objects/" in key]) == 2
@@ -231,10 +230,8 @@ def test_a_store_that_verifies_md5_alone_reads_nothing_back(bucket, make_release
 
 
 @pytest.mark.parametrize("part_bytes", [1 << 20, 1000], ids=["whole", "in parts"])
-def test_a_store_that_verifies_md5_alone_refuses_what_was_damaged_on_the_way(
-    bucket, make_release, monkeypatch, part_bytes
-):
-    hold_to_md5(monkeypatch, damage=True)
+def test_a_store_that_verifies_md5_refuses_damaged_uploads(bucket, make_release, monkeypatch, part_bytes):
+    verify_only_md5(monkeypatch, damage=True)
     store = S3Store(f"s3://{bucket}", part_bytes=part_bytes)
     with pytest.raises(StoreError, match=r"received other bytes than were sent \(BadDigest\)") as caught:
         store.publish("tiny-1", *make_release())
@@ -243,7 +240,7 @@ def test_a_store_that_verifies_md5_alone_refuses_what_was_damaged_on_the_way(
     assert not [key for key in keys(bucket) if key.startswith("objects/")]
 
 
-def test_an_interrupted_upload_goes_on_without_sending_finished_parts_again(
+def test_an_interrupted_upload_is_resumed_without_sending_finished_parts_again(
     bucket, make_release, monkeypatch
 ):
     from botocore.client import BaseClient
@@ -271,7 +268,7 @@ def test_an_interrupted_upload_goes_on_without_sending_finished_parts_again(
     assert "Uploads" not in boto3.client("s3").list_multipart_uploads(Bucket=bucket)
 
 
-def test_a_part_that_another_content_left_is_sent_again(bucket, make_release):
+def test_a_part_with_other_content_is_sent_again(bucket, make_release):
     five = 5 << 20
     files, manifest = make_release(2 * five)
     key = f"objects/{manifest['files']['transformer/weights']['sha256']}"
@@ -283,7 +280,7 @@ def test_a_part_that_another_content_left_is_sent_again(bucket, make_release):
     assert b"".join(store.read("tiny-1", "transformer/weights")) == files["transformer/weights"].read_bytes()
 
 
-def test_old_leftovers_are_swept_and_what_versions_need_is_not(bucket, make_release, monkeypatch):
+def test_a_sweep_deletes_old_leftovers_and_nothing_that_versions_need(bucket, make_release, monkeypatch):
     from datetime import timedelta
 
     store = open_store(f"s3://{bucket}")
@@ -293,7 +290,7 @@ def test_old_leftovers_are_swept_and_what_versions_need_is_not(bucket, make_rele
     client.put_object(Bucket=bucket, Key="objects/orphan", Body=b"x")
     assert store.sweep(without=["tiny-b"], delete=True) == []  # nothing is a day old
     client.create_multipart_upload(Bucket=bucket, Key="objects/half")  # in moto they are all of 2010
-    monkeypatch.setattr("srpo_core.storage.s3.STALE", timedelta(seconds=-5))
+    monkeypatch.setattr("srpo_core.storage.s3.sweep.STALE", timedelta(seconds=-5))
     left = store.sweep(without=["tiny-b"], delete=False)
     assert "objects/orphan" in left
     assert "objects/half (unfinished)" in left
@@ -303,7 +300,7 @@ def test_old_leftovers_are_swept_and_what_versions_need_is_not(bucket, make_rele
     assert b"".join(store.read("tiny-a", "README.md")) == b"card a"
 
 
-def test_a_file_is_read_from_any_place_on(bucket, make_release):
+def test_a_file_can_be_read_from_any_byte(bucket, make_release):
     store = open_store(f"s3://{bucket}")
     files, manifest = make_release()
     store.publish("tiny-1", files, manifest)
@@ -312,7 +309,7 @@ def test_a_file_is_read_from_any_place_on(bucket, make_release):
         assert b"".join(store.read("tiny-1", "transformer/weights", start)) == whole[start:]
 
 
-def test_a_writer_that_s3_asks_to_try_again_does(bucket, monkeypatch):
+def test_a_write_is_repeated_if_s3_asks_for_it(bucket, monkeypatch):
     from botocore.client import BaseClient
     from botocore.exceptions import ClientError
 
@@ -351,18 +348,18 @@ def test_a_lost_object_is_named(bucket, make_release):
         list(store.read("tiny-1", "README.md"))
 
 
-def test_of_eight_publishers_that_reach_the_manifest_together_one_publishes(
+def test_one_of_eight_publishers_that_reach_the_manifest_together_publishes(
     bucket, make_release, monkeypatch
 ):
     files, manifest = make_release()
-    barrier, outcomes, honest = threading.Barrier(8), [], S3Store._put_if
+    barrier, outcomes, honest = threading.Barrier(8), [], Bucket.put_if
 
     def together(self, key, data, **condition):
         if key.endswith("manifest.json"):
             barrier.wait(timeout=60)
         return honest(self, key, data, **condition)
 
-    monkeypatch.setattr(S3Store, "_put_if", together)
+    monkeypatch.setattr(Bucket, "put_if", together)
 
     def publish(who):
         outcomes.append(open_store(f"s3://{bucket}").publish("tiny-1", files, manifest | {"who": who}))
@@ -375,8 +372,8 @@ def test_of_eight_publishers_that_reach_the_manifest_together_one_publishes(
     assert sorted(outcomes) == [False] * 7 + [True]
 
 
-def test_a_write_whose_answer_was_lost_counts_as_done(bucket, make_release, monkeypatch):
-    """The network drops the answer, botocore sends again, and the store says that the object is there."""
+def test_a_write_whose_answer_was_lost_succeeds(bucket, make_release, monkeypatch):
+    """The network drops the answer, botocore writes again, and the store answers that the object exists."""
     from botocore.httpsession import URLLib3Session
 
     honest, lost = URLLib3Session.send, []
@@ -397,7 +394,7 @@ def test_a_write_whose_answer_was_lost_counts_as_done(bucket, make_release, monk
     assert store.write_alias("tiny/production", {"version": "tiny-2"}, None) is False
 
 
-def test_publishing_again_restores_what_the_store_has_lost_and_names_what_it_cannot(bucket, make_release):
+def test_publishing_again_restores_lost_files(bucket, make_release):
     store = open_store(f"s3://{bucket}")
     files, manifest = make_release()
     store.publish("tiny-1", files, manifest)
@@ -413,13 +410,11 @@ def test_publishing_again_restores_what_the_store_has_lost_and_names_what_it_can
     files["README.md"].write_text("another card")
     entry = {"sha256": sha256(files["README.md"]), "bytes": 12}
     changed = manifest | {"files": manifest["files"] | {"README.md": entry}}
-    with pytest.raises(
-        StoreError, match=r"has lost README\.md of tiny-1, and it is not at hand with the same bytes"
-    ):
+    with pytest.raises(StoreError, match=r"has lost README\.md of tiny-1, and your file has other bytes"):
         store.publish("tiny-1", files, changed)
 
 
-def test_a_damaged_object_that_a_killed_publisher_left_unread_is_replaced(bucket, make_release):
+def test_a_damaged_object_of_a_killed_publisher_is_replaced(bucket, make_release):
     files, manifest = make_release()
     for entry in manifest["files"].values():
         boto3.client("s3").put_object(Bucket=bucket, Key=f"objects/{entry['sha256']}", Body=b"damaged")
@@ -430,7 +425,7 @@ def test_a_damaged_object_that_a_killed_publisher_left_unread_is_replaced(bucket
 
 
 def age(bucket, **by):
-    """Make all objects of a bucket older, as only moto's own memory can."""
+    """Make all objects of a bucket older, in moto's memory."""
     from datetime import timedelta
 
     from moto.s3.models import s3_backends
@@ -440,8 +435,8 @@ def age(bucket, **by):
         entry.last_modified = datetime.now(UTC).replace(tzinfo=None) - timedelta(**by)
 
 
-def test_a_file_that_is_published_while_a_sweep_runs_is_kept(bucket, make_release, monkeypatch):
-    """The sweep has listed it as an orphan by then; the publisher finds it there and does not send it."""
+def test_a_sweep_keeps_a_file_that_is_published_meanwhile(bucket, make_release, monkeypatch):
+    """The sweep has listed the object as an orphan; then a publisher finds it and does not send it again."""
     from botocore.client import BaseClient
 
     store = open_store(f"s3://{bucket}/p")
@@ -464,27 +459,25 @@ def test_a_file_that_is_published_while_a_sweep_runs_is_kept(bucket, make_releas
         assert b"".join(store.read("tiny-2", name)) == path.read_bytes()
 
 
-def test_a_file_that_a_publisher_finds_is_young_again_before_its_manifest_is_written(
-    bucket, make_release, monkeypatch
-):
+def test_an_old_object_is_renewed_before_a_manifest_names_it(bucket, make_release, monkeypatch):
     store = open_store(f"s3://{bucket}/p")
     files, manifest = make_release()
     store.publish("tiny-1", files, manifest)
     store.remove("tiny-1")
     age(bucket, hours=13)
-    honest, changed = S3Store._put_if, []
+    honest, changed = Bucket.put_if, []
 
-    def looking(self, key, data, **condition):
-        changed.extend(self._changed(f"objects/{entry['sha256']}") for entry in manifest["files"].values())
+    def record_then_put(self, key, data, **condition):
+        changed.extend(self.modified(f"objects/{entry['sha256']}") for entry in manifest["files"].values())
         return honest(self, key, data, **condition)
 
-    monkeypatch.setattr(S3Store, "_put_if", looking)
+    monkeypatch.setattr(Bucket, "put_if", record_then_put)
     assert store.publish("tiny-2", files, manifest) is True
     assert len(changed) == 2
     assert all((datetime.now(UTC) - when).total_seconds() < 3600 for when in changed)
 
 
-def test_after_a_part_that_is_refused_no_other_is_begun(bucket, make_release, monkeypatch):
+def test_no_part_is_started_after_one_was_refused(bucket, make_release, monkeypatch):
     from botocore.client import BaseClient
     from botocore.exceptions import ClientError
 
@@ -503,7 +496,7 @@ def test_after_a_part_that_is_refused_no_other_is_begun(bucket, make_release, mo
 
 
 class Streamed(BytesIO):
-    """A body as urllib3 hands it to botocore."""
+    """A response body with the interface of urllib3."""
 
     def stream(self, **_):
         yield self.read()
@@ -513,10 +506,10 @@ class Streamed(BytesIO):
 @pytest.mark.parametrize(
     ("status", "code"), [(507, "XMinioStorageFull"), (403, "QuotaExceeded"), (507, "")], ids=str
 )
-def test_a_bucket_that_is_full_says_so_and_shows_nothing_and_the_same_call_goes_on(
+def test_a_full_bucket_is_an_error_shows_nothing_and_can_be_resumed(
     bucket, make_release, request_name, status, code
 ):
-    """The answers that stores give over HTTP, in place of the server's own."""
+    """Replace the server's answer by those that other stores give over HTTP."""
     from botocore.awsrequest import AWSResponse
 
     def full(request, **_):
@@ -529,18 +522,18 @@ def test_a_bucket_that_is_full_says_so_and_shows_nothing_and_the_same_call_goes_
     store = S3Store(f"s3://{bucket}/p", part_bytes=part_bytes)
     release = make_release(3000 if request_name == "PutObject" else 2 * part_bytes)
     event = f"before-send.s3.{request_name}"
-    store._client.meta.events.register(event, full)
+    store._bucket.client.meta.events.register(event, full)
     with pytest.raises(StoreError, match=rf"is full \({code or 507}\): free space there") as caught:
         store.publish("tiny-1", *release)
     assert "\n" not in str(caught.value)
     assert store.versions() == []
-    store._client.meta.events.unregister(event, full)
+    store._bucket.client.meta.events.unregister(event, full)
     assert store.publish("tiny-1", *release) is True
     for name, path in release[0].items():
         assert b"".join(store.read("tiny-1", name)) == path.read_bytes()
 
 
-def test_a_bucket_that_is_full_keeps_an_alias_where_it_was(bucket):
+def test_a_full_bucket_does_not_move_an_alias(bucket):
     from botocore.awsrequest import AWSResponse
 
     def full(request, **_):
@@ -549,7 +542,7 @@ def test_a_bucket_that_is_full_keeps_an_alias_where_it_was(bucket):
     store = open_store(f"s3://{bucket}/p")
     store.write_alias("tiny/production", {"version": "a"}, None)
     _, token = store.alias("tiny/production")
-    store._client.meta.events.register("before-send.s3.PutObject", full)
+    store._bucket.client.meta.events.register("before-send.s3.PutObject", full)
     with pytest.raises(StoreError, match=r"is full \(507\)"):
         store.write_alias("tiny/production", {"version": "b"}, token)
     assert store.alias("tiny/production") == ({"version": "a"}, token)

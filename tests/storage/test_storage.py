@@ -1,4 +1,4 @@
-"""What every kind of store promises."""
+"""What every kind of store guarantees."""
 
 import json
 import threading
@@ -15,7 +15,7 @@ def contents(store, version):
     return {name: b"".join(store.read(version, name)) for name in store.manifest(version)["files"]}
 
 
-def test_a_published_version_is_listed_and_gives_its_bytes_back(any_store, make_release):
+def test_a_published_version_is_listed_and_its_files_are_read_back(any_store, make_release):
     files, manifest = make_release()
     assert any_store.versions() == []
     assert any_store.publish("tiny-1", files, manifest) is True
@@ -24,29 +24,31 @@ def test_a_published_version_is_listed_and_gives_its_bytes_back(any_store, make_
     assert contents(any_store, "tiny-1") == {name: path.read_bytes() for name, path in files.items()}
 
 
-def test_publishing_the_same_version_again_changes_nothing_even_at_another_time(any_store, make_release):
+def test_publishing_a_version_again_changes_nothing(any_store, make_release):
     files, manifest = make_release()
     any_store.publish("tiny-1", files, manifest | {"created_at": "first"})
     assert any_store.publish("tiny-1", files, manifest | {"created_at": "second"}) is False
     assert any_store.manifest("tiny-1")["created_at"] == "first"
 
 
-def test_a_version_is_never_overwritten_by_another_content(any_store, make_release):
+def test_a_version_is_never_overwritten_with_other_content(any_store, make_release):
     files, manifest = make_release()
     any_store.publish("tiny-1", files, manifest)
-    with pytest.raises(StoreError, match=r"tiny-1 .* with another content \(first difference: README\.md\)"):
+    with pytest.raises(
+        StoreError, match=r"version tiny-1 with other content \(first difference: README\.md\)"
+    ):
         any_store.publish("tiny-1", *make_release(tag="b"))
     assert contents(any_store, "tiny-1")["README.md"] == b"card a"
 
 
-def test_two_versions_live_side_by_side(any_store, make_release):
+def test_a_store_holds_several_versions(any_store, make_release):
     for tag in ("b", "a"):
         any_store.publish(f"tiny-{tag}", *make_release(tag=tag))
     assert any_store.versions() == ["tiny-a", "tiny-b"]
     assert contents(any_store, "tiny-a")["README.md"] == b"card a"
 
 
-def test_an_unknown_version_or_file_is_named_with_the_known_ones(any_store, make_release):
+def test_an_unknown_version_is_an_error_with_the_known_ones(any_store, make_release):
     any_store.publish("tiny-1", *make_release())
     with pytest.raises(StoreError, match="no version 'tiny-2': known are tiny-1"):
         any_store.manifest("tiny-2")
@@ -54,7 +56,7 @@ def test_an_unknown_version_or_file_is_named_with_the_known_ones(any_store, make
         list(any_store.read("tiny-1", "../secret"))
 
 
-def test_a_file_that_changes_while_it_is_published_stops_the_publication(any_store, make_release):
+def test_a_file_that_changes_during_publication_aborts_it(any_store, make_release):
     files, manifest = make_release()
     files["transformer/weights"].write_bytes(b"other bytes")
     with pytest.raises(StoreError, match="transformer/weights changed while it was published"):
@@ -62,8 +64,8 @@ def test_a_file_that_changes_while_it_is_published_stops_the_publication(any_sto
     assert any_store.versions() == []
 
 
-def test_eight_publishers_at_once_make_one_version(any_store, make_release, monkeypatch):
-    """All of them find that the version is not there yet, and then begin together."""
+def test_eight_concurrent_publishers_create_one_version(any_store, make_release, monkeypatch):
+    """All publishers see that the version does not exist, and then start together."""
     files, manifest = make_release(200_000)
     barrier, outcomes = threading.Barrier(8), []
     kind, late = type(any_store), threading.local()
@@ -91,7 +93,7 @@ def test_eight_publishers_at_once_make_one_version(any_store, make_release, monk
     assert contents(any_store, "tiny-1") == {name: path.read_bytes() for name, path in files.items()}
 
 
-def test_a_removed_version_is_gone_and_can_be_published_again(any_store, make_release):
+def test_a_removed_version_can_be_published_again(any_store, make_release):
     any_store.publish("tiny-1", *make_release())
     any_store.remove("tiny-1")
     any_store.remove("tiny-1")
@@ -99,24 +101,24 @@ def test_a_removed_version_is_gone_and_can_be_published_again(any_store, make_re
     assert any_store.publish("tiny-1", *make_release()) is True
 
 
-def test_a_version_that_is_wanted_after_all_is_put_back_as_it_was(any_store, make_release):
+def test_a_removal_is_undone_if_the_version_is_needed_after_all(any_store, make_release):
     files, manifest = make_release()
     any_store.publish("tiny-1", files, manifest)
     seen = []
 
-    def wanted():
+    def needed():
         seen.append(any_store.versions())
         return True
 
-    assert any_store.remove("tiny-1", unless=wanted) is False
-    assert seen == [[]], "it is asked once the version is out of sight"
+    assert any_store.remove("tiny-1", unless=needed) is False
+    assert seen == [[]], "the version is hidden when `unless` is called"
     assert contents(any_store, "tiny-1") == {name: path.read_bytes() for name, path in files.items()}
 
-    def cannot_tell():
+    def fail():
         raise StoreError("cannot be reached")
 
     with pytest.raises(StoreError, match="cannot be reached"):
-        any_store.remove("tiny-1", unless=cannot_tell)
+        any_store.remove("tiny-1", unless=fail)
     assert any_store.versions() == ["tiny-1"]
     assert any_store.remove("tiny-1", unless=lambda: False) is True
     assert any_store.versions() == []
@@ -134,7 +136,7 @@ def test_an_alias_moves_only_from_the_state_that_was_read(any_store):
     assert any_store.aliases() == ["tiny/candidate"]
 
 
-def test_eight_writers_of_one_alias_have_one_winner(any_store):
+def test_one_of_eight_concurrent_writers_of_an_alias_succeeds(any_store):
     any_store.write_alias("tiny/candidate", {"version": "a"}, None)
     _, token = any_store.alias("tiny/candidate")
     barrier, outcomes = threading.Barrier(8), []
@@ -153,15 +155,15 @@ def test_eight_writers_of_one_alias_have_one_winner(any_store):
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a" * 129, "a b"])
-def test_a_name_that_could_leave_its_place_is_refused(any_store, make_release, name):
-    with pytest.raises(StoreError, match="is not a name"):
+def test_a_name_that_is_not_safe_as_a_path_is_refused(any_store, make_release, name):
+    with pytest.raises(StoreError, match="is not a valid name"):
         any_store.publish(name, *make_release())
     for alias in (f"tiny/{name}", f"{name}/production"):
-        with pytest.raises(StoreError, match="is not a name"):
+        with pytest.raises(StoreError, match="is not a valid name"):
             any_store.alias(alias)
 
 
-def test_a_version_and_an_alias_lie_below_their_model(any_store, make_release):
+def test_versions_and_aliases_are_stored_by_model(any_store, make_release):
     any_store.publish("flux-dev-1a", *make_release())
     any_store.write_alias("flux-dev/production", {"version": "flux-dev-1a"}, None)
     any_store.publish("tiny-1", *make_release())
@@ -173,9 +175,7 @@ def test_a_version_and_an_alias_lie_below_their_model(any_store, make_release):
 
 
 def test_a_version_or_an_alias_without_its_model_is_refused(any_store, make_release):
-    with pytest.raises(
-        StoreError, match="version 'tiny' names no model: a version is called <model>-<digits>"
-    ):
+    with pytest.raises(StoreError, match="version 'tiny' names no model: write <model>-<digits>"):
         any_store.publish("tiny", *make_release())
     with pytest.raises(StoreError, match="alias 'production' names no model: write <model>/production"):
         any_store.alias("production")
@@ -184,18 +184,18 @@ def test_a_version_or_an_alias_without_its_model_is_refused(any_store, make_rele
 @pytest.mark.parametrize("name", ["/etc/passwd", "../../x", "a/../../x"])
 def test_a_manifest_that_names_files_outside_its_release_is_refused(name):
     data = encode_sealed({"files": {name: {"sha256": "", "bytes": 0}}, "content": ""})
-    with pytest.raises(StoreError, match="outside of its release"):
+    with pytest.raises(StoreError, match="outside its release"):
         decode_manifest(data, "here")
 
 
-def test_a_damaged_manifest_is_one_line():
+def test_a_damaged_manifest_is_an_error():
     unfinished = (encode_sealed({}), encode_sealed({"files": {}}))
     for data in (b"{", b"[]", b"{}", b"[" * 100_000, *unfinished):
         with pytest.raises(StoreError, match="here is damaged"):
             decode_manifest(data, "here")
 
 
-def test_a_manifest_in_which_any_one_bit_differs_is_refused():
+def test_a_manifest_with_any_flipped_bit_is_refused():
     data = encode_sealed({"files": {}, "content": "", "decision": {"passed": False}, "means": [0.1, 1e-3]})
     assert decode_manifest(data, "here")["means"] == [0.1, 1e-3]
     for place in range(8 * len(data)):
@@ -205,17 +205,17 @@ def test_a_manifest_in_which_any_one_bit_differs_is_refused():
             decode_manifest(bytes(altered), "here")
 
 
-def test_a_manifest_that_says_the_same_in_other_bytes_or_carries_no_seal_is_refused():
+def test_a_reformatted_manifest_or_one_without_a_seal_is_refused():
     data = encode_sealed({"files": {}, "content": ""})
     for altered in (data + b"\n", data.replace(b"{}", b"{ }"), data.replace(b"{}", b'{}, "content": ""')):
         assert json.loads(altered) == json.loads(data)
         with pytest.raises(StoreError, match="here was altered after it was written"):
             decode_sealed(altered, "here")
-    with pytest.raises(StoreError, match=r"here is damaged \(no SHA-256 of its own\)"):
+    with pytest.raises(StoreError, match=r"here is damaged \(it has no seal\)"):
         decode_manifest(b'{"files": {}, "content": ""}', "here")
 
 
-def test_sealing_what_is_sealed_changes_nothing_and_keys_need_not_be_text():
+def test_sealing_is_idempotent_and_keys_become_strings():
     data = encode_sealed({"files": {10: "ten", 9: "nine"}, "content": ""})
     assert decode_manifest(data, "here")["files"] == {"10": "ten", "9": "nine"}
     assert encode_sealed(decode_manifest(data, "here")) == data
@@ -229,7 +229,7 @@ def test_the_uri_decides_the_kind_of_store(tmp_path, monkeypatch):
     assert isinstance(open_store(), S3Store)
     assert open_store().uri == "s3://bucket/a/b"
     assert isinstance(open_store("elsewhere"), DirectoryStore)
-    with pytest.raises(StoreError, match="unknown kind gs://; known are a directory and s3://"):
+    with pytest.raises(StoreError, match="unknown scheme gs://; known are a directory and s3://"):
         open_store("gs://bucket")
     with pytest.raises(StoreError, match="no bucket"):
         open_store("s3://")

@@ -1,0 +1,89 @@
+"""Download releases: `pull` copies files to a directory of the user's, `fetch` keeps a release in a local cache."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from srpo_core import artifacts
+from srpo_core.errors import ConfigError, StoreError
+from srpo_core.release.aliases import resolve
+from srpo_core.runtime.download import download
+from srpo_core.runtime.file_lock import acquire
+from srpo_core.storage import MANIFEST, Store
+
+
+def pull(store: Store, reference: str, *, format_name: str | None, target: Path) -> list[Path]:
+    """Copy the files of one format of a release, or all files, to `target` and verify each SHA-256.
+
+    Files that are already complete are kept, and interrupted downloads are resumed.
+
+    Raises:
+        ConfigError: the release has no such format.
+        StoreError: there is no such release, a file does not match its manifest, or `target` cannot be written.
+    """
+    version = resolve(store, reference)
+    manifest = store.manifest(version)
+    names = list(manifest["files"]) if format_name is None else _files_of(manifest, format_name)
+    try:
+        for name in names:
+            download_file(store, version, name, manifest["files"][name]["sha256"], target / name)
+        artifacts.write_json(target / MANIFEST, manifest)
+    except OSError as error:
+        raise StoreError(
+            f"release {version} cannot be written to {target} ({error}): free space or fix the permissions, then "
+            "repeat the command to resume"
+        ) from error
+    return [target / name for name in names]
+
+
+def fetch(store: Store, reference: str, *, cache: Path | None = None) -> Path:
+    """Return a local directory that holds a release; download it once if the store is a bucket.
+
+    An interrupted download is resumed.
+
+    cache: directory for downloads, by default `releases/` in the project's home.
+
+    Raises:
+        StoreError: there is no such release, a file does not match its manifest, or the cache cannot be written.
+    """
+    version = resolve(store, reference)
+    local = store.local(version)
+    if local is not None:
+        return local
+    manifest = store.manifest(version)
+    target = (cache or artifacts.home() / "releases") / f"{version}-{manifest['content'][:12]}"
+    if target.is_dir():
+        return target
+    try:
+        incomplete = target.with_name(f".fetch-{target.name}")
+        # of two processes that want the same release, one downloads and the other finds it complete
+        with acquire(incomplete.with_suffix(".lock")):
+            if target.is_dir():
+                return target
+            for name, entry in manifest["files"].items():
+                download_file(store, version, name, entry["sha256"], incomplete / name)
+            artifacts.write_json(incomplete / MANIFEST, manifest)
+            incomplete.rename(target)
+    except OSError as error:
+        raise StoreError(f"release {version} cannot be stored in {target.parent}: {error}") from error
+    return target
+
+
+def download_file(store: Store, version: str, name: str, digest: str, target: Path) -> None:
+    """Download one file of a version and verify its SHA-256. Raises `StoreError` if it does not match."""
+    if not download(partial(store.read, version, name), target, digest):
+        raise StoreError(f"{name} of {version} does not have its SHA-256: run 'srpo verify', then restore it")
+
+
+def _files_of(manifest: Mapping[str, Any], format_name: str) -> list[str]:
+    """List the files of a format, with the config.json of its diffusers directory."""
+    name = format_name.lower()
+    known = manifest["formats"]
+    if name not in known:
+        raise ConfigError(
+            f"release {manifest['version']} has no format {format_name!r}: known are {', '.join(known)}"
+        )
+    directories = {file.rpartition("/")[0] for file in known[name] if "/" in file}
+    configs = [f"{directory}/config.json" for directory in sorted(directories)]
+    return [*known[name], *(config for config in configs if config in manifest["files"])]

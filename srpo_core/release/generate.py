@@ -1,0 +1,63 @@
+"""Generate an image with a release."""
+
+from pathlib import Path
+
+from srpo_core import artifacts
+from srpo_core.errors import ArtifactError, ConfigError
+from srpo_core.quantizers import read_file
+from srpo_core.release.aliases import resolve
+from srpo_core.release.download import fetch
+from srpo_core.release.layout import LORA_FORMAT, PIPELINE_FORMAT
+from srpo_core.storage import Store
+
+
+def generate(
+    store: Store,
+    reference: str,
+    prompt: str,
+    *,
+    output: Path,
+    seed: int = 0,
+    weights: str = PIPELINE_FORMAT,
+    device: str = "cpu",
+    cache: Path | None = None,
+) -> Path:
+    """Generate an image of `prompt` with the settings of the model card, and write it to `output` as PNG.
+
+    weights: one of the release's formats; cache: where `fetch` stores a release from a bucket.
+
+    Raises:
+        StoreError: there is no such release, or it cannot be read.
+        ConfigError: the release has no such format.
+        ArtifactError: the release's files cannot be loaded.
+    """
+    import diffusers
+    import torch
+    from safetensors import SafetensorError
+
+    manifest = store.manifest(resolve(store, reference))
+    directory = fetch(store, manifest["version"], cache=cache)
+    name = weights.lower()
+    # a LoRA alone is not a transformer; it is already merged into all other formats
+    known = {one: files for one, files in manifest["formats"].items() if one != LORA_FORMAT}
+    if name not in known:
+        raise ConfigError(
+            f"release {manifest['version']} has no format {weights!r}: known are {', '.join(known)}"
+        )
+    try:
+        pipeline = getattr(diffusers, manifest["pipeline"]).from_pretrained(
+            directory, dtype=torch.bfloat16, local_files_only=True
+        )
+        if name != PIPELINE_FORMAT:
+            (single,) = (file for file in known[name] if "/" not in file)
+            pipeline.transformer.load_state_dict(read_file(directory / single))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        cause = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"release {directory} cannot be loaded ({cause}): run 'srpo verify'") from error
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(seed)
+    call = manifest["call"] | {"prompt": prompt}
+    image = pipeline.to(device)(**call, generator=generator).images[0]
+    with artifacts.replacing(output) as partial:
+        image.save(partial, format="PNG")
+    return output

@@ -1,0 +1,184 @@
+"""Upload files under their digests: skip what is there, resume interrupted uploads, read back where needed."""
+
+import hashlib
+from base64 import b64encode
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import cached_property
+from logging import getLogger
+from pathlib import Path
+from threading import BoundedSemaphore, Event
+from typing import Any, Final
+
+from srpo_core.errors import StoreError
+from srpo_core.storage.manifest import BLOCK, changed_while_published
+from srpo_core.storage.s3.bucket import STALE, Bucket
+from srpo_core.storage.s3.errors import ATTEMPTS, UPLOAD_GONE, WRONG_DIGEST, error_code
+
+# A larger file is sent in parts of this size, or in larger parts if there would be too many.
+PART: Final = 16 << 20
+MAX_PARTS: Final = 10_000
+# Number of parts in transfer at once; one more is in memory while it is read.
+PARALLEL: Final = 4
+
+log = getLogger(__name__)
+
+
+class Uploader:
+    """Uploads to objects/<sha256> of a bucket. Errors are those of botocore and `StoreError`."""
+
+    def __init__(self, bucket: Bucket, part_bytes: int) -> None:
+        self._bucket = bucket
+        self._part_bytes = part_bytes
+
+    def send(self, path: Path, digest: str, name: str) -> None:
+        """Send a file unless an intact object with its digest is there.
+
+        A publisher that was killed before it read its object back may have left a damaged one, which is replaced.
+
+        name: the file's name in the release, for errors.
+
+        Raises:
+            StoreError: the file does not have the digest, or the store damages it or keeps losing the upload.
+        """
+        key = f"objects/{digest}"
+        modified = self._bucket.modified(key)
+        # renewed long before a sweep could take it for the leftover of a killed publisher
+        old = modified is not None and datetime.now(UTC) - modified > STALE / 2
+        present = self._bucket.touch(key) if old else modified is not None
+        if present and self._is_intact(key, digest):
+            return
+        if path.stat().st_size > self._part_bytes:
+            self._send_in_parts(path, key, digest, name)
+            return
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise changed_while_published(name)
+        self._bucket.put(key, data, IfNoneMatch="*")
+        self._require_intact(key, digest, name)
+
+    def _send_in_parts(self, path: Path, key: str, digest: str, name: str) -> None:
+        """Send a file in parts, without those that an interrupted upload has already sent.
+
+        Publishers of the same file share an upload, because its parts are the same. A later one finds it complete.
+        """
+        from botocore.exceptions import ClientError
+
+        for _ in range(ATTEMPTS):
+            upload, sent = self._open_upload(key)
+            try:
+                parts = {"Parts": self._send_parts(path, upload, sent, digest, name)}
+                self._bucket.conditionally(
+                    lambda upload=upload, parts=parts, **known: self._bucket.client.complete_multipart_upload(
+                        **upload, MultipartUpload=parts, **known
+                    ),
+                    IfNoneMatch="*",
+                )
+            except ClientError as error:
+                if error_code(error) not in UPLOAD_GONE:
+                    raise
+            if self._bucket.modified(key) is not None:
+                self._require_intact(key, digest, name)
+                return
+        raise StoreError(
+            f"the store {self._bucket.uri} lost the upload of {name} {ATTEMPTS} times: try again later"
+        )
+
+    def _open_upload(self, key: str) -> tuple[dict[str, str], dict[int, str]]:
+        """Return the latest unfinished upload of `key` with the ETags of its parts, or a new upload."""
+        client, target = self._bucket.client, self._bucket.target(key)
+        begun = [
+            entry
+            for entry in self._bucket.entries("list_multipart_uploads", "Uploads", key)
+            if entry["Key"] == target["Key"]
+        ]
+        if not begun:
+            return target | {"UploadId": client.create_multipart_upload(**target)["UploadId"]}, {}
+        upload = target | {"UploadId": max(begun, key=lambda entry: entry["Initiated"])["UploadId"]}
+        pages = client.get_paginator("list_parts").paginate(**upload)
+        sent = {part["PartNumber"]: part["ETag"] for page in pages for part in page.get("Parts", ())}
+        log.info("resuming an upload of %d parts", len(sent))
+        return upload, sent
+
+    def _send_parts(
+        self, path: Path, upload: Mapping[str, Any], sent: Mapping[int, str], digest: str, name: str
+    ) -> list[Mapping[str, Any]]:
+        """Send the missing parts, `PARALLEL` at once; after a part fails, no other is started."""
+        size = max(self._part_bytes, -(-path.stat().st_size // MAX_PARTS))
+        seen = hashlib.sha256()
+        parts: list[tuple[int, str | Future[str]]] = []
+        slots, failed = BoundedSemaphore(PARALLEL), Event()
+
+        def send(number: int, block: bytes, md5: bytes) -> str:
+            try:
+                answer = self._bucket.client.upload_part(
+                    **upload, PartNumber=number, Body=block, ContentMD5=b64encode(md5).decode()
+                )
+                return str(answer["ETag"])
+            except BaseException:
+                failed.set()
+                raise
+            finally:
+                slots.release()
+
+        with path.open("rb") as file, ThreadPoolExecutor(PARALLEL) as pool:
+            while block := file.read(size):
+                seen.update(block)
+                md5 = hashlib.md5(block, usedforsecurity=False)
+                number = len(parts) + 1
+                if sent.get(number, "").strip('"') == md5.hexdigest():
+                    parts.append((number, sent[number]))
+                    continue
+                slots.acquire()
+                if failed.is_set():
+                    break  # its error is raised below
+                parts.append((number, pool.submit(send, number, block, md5.digest())))
+        tags = [(number, tag if isinstance(tag, str) else tag.result()) for number, tag in parts]
+        if seen.hexdigest() != digest:
+            abort_upload(self._bucket, upload)
+            raise changed_while_published(name)
+        return [{"PartNumber": number, "ETag": tag} for number, tag in tags]
+
+    @cached_property
+    def _store_verifies(self) -> bool:
+        """Whether the store refuses bytes that do not have their MD5; tested by a write."""
+        from botocore.exceptions import ClientError
+
+        wrong = b64encode(hashlib.md5(b"other bytes", usedforsecurity=False).digest()).decode()
+        try:
+            self._bucket.client.put_object(
+                **self._bucket.target("verified-writes"), Body=b"bytes", ContentMD5=wrong
+            )
+        except ClientError as error:
+            if error_code(error) not in WRONG_DIGEST:
+                raise
+            return True
+        log.info("the store %s does not verify checksums: uploads are read back", self._bucket.uri)
+        return False
+
+    def _require_intact(self, key: str, digest: str, name: str) -> None:
+        if not self._is_intact(key, digest):
+            raise changed_while_published(name)
+
+    def _is_intact(self, key: str, digest: str) -> bool:
+        """Read an object back if the store does not verify uploads; delete a damaged one and return False."""
+        if self._store_verifies:
+            return True
+        seen = hashlib.sha256()
+        for block in self._bucket.get(key)["Body"].iter_chunks(BLOCK):
+            seen.update(block)
+        if seen.hexdigest() == digest:
+            return True
+        self._bucket.delete(key)
+        return False
+
+
+def abort_upload(bucket: Bucket, upload: Mapping[str, Any]) -> None:
+    """Free the parts of an upload that will not be finished; a failure is only logged."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        bucket.client.abort_multipart_upload(**upload)
+    except (BotoCoreError, ClientError) as error:
+        log.warning("parts of %s remain in the bucket: %s", upload["Key"], error)
