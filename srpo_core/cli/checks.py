@@ -13,7 +13,7 @@ PANEL: Final = "Settings and machine"
 
 @app.command(rich_help_panel=PANEL)
 def profile(
-    name: Annotated[str | None, typer.Argument(help="name of a preset; default: list all presets")] = None,
+    name: Annotated[str | None, typer.Argument(help="Name of a preset; default: list all presets.")] = None,
 ) -> None:
     """Print a preset of the settings, for instance: srpo profile tiny > params.yaml."""
     from srpo_core import config
@@ -26,7 +26,7 @@ def profile(
 
 @app.command(rich_help_panel=PANEL)
 def doctor(
-    profile: Annotated[str | None, typer.Option(help="preset to check; default: params.yaml")] = None,
+    profile: Annotated[str | None, typer.Option(help="Preset to check; default: params.yaml.")] = None,
 ) -> None:
     """Check whether this machine has what a run needs."""
     from srpo_core import config
@@ -43,22 +43,24 @@ def doctor(
 
 @app.command(rich_help_panel=PANEL)
 def plan(
-    gpus: Annotated[int, typer.Option(min=1, help="number of GPUs, one per worker")],
-    gpu_memory: Annotated[float, typer.Option(min=0.001, help="memory of one GPU in GB (1e9 bytes)")],
-    profile: Annotated[str | None, typer.Option(help="preset to plan; default: params.yaml")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs, one per worker.")],
+    gpu_memory: Annotated[float, typer.Option(min=0.001, help="Memory of one GPU in GB (1e9 bytes).")],
+    profile: Annotated[str | None, typer.Option(help="Preset to plan; default: params.yaml.")] = None,
     change: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="change a setting, as for align")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as for align.")
     ] = None,
-    price: Annotated[float | None, typer.Option(min=0, help="price of one GPU per hour")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Price of one GPU per hour.")] = None,
     mfu: Annotated[
         float,
         typer.Option(
-            min=0.001, max=1, help="model FLOPs utilization: share of peak FLOP/s that training reaches"
+            min=0.001, max=1, help="Model FLOPs utilization: share of peak FLOP/s that training reaches."
         ),
     ] = 0.4,
-    tflops: Annotated[float, typer.Option(min=0.001, help="peak of one GPU in bfloat16, in TFLOP/s")] = 989.0,
+    tflops: Annotated[
+        float, typer.Option(min=0.001, help="Peak of one GPU in bfloat16, in TFLOP/s.")
+    ] = 989.0,
     bandwidth: Annotated[
-        float, typer.Option(min=0.001, help="bandwidth from one GPU to the others, in GB/s")
+        float, typer.Option(min=0.001, help="Bandwidth from one GPU to the others, in GB/s.")
     ] = 300.0,
 ) -> None:
     """Estimate memory, FLOPs, time and price of a run from its settings. Needs no weights."""
@@ -79,7 +81,7 @@ def plan(
 @app.command(rich_help_panel=PANEL)
 def fetch(
     profile: Annotated[
-        str | None, typer.Option(help="preset whose weights to download; default: params.yaml")
+        str | None, typer.Option(help="Preset whose weights to download; default: params.yaml.")
     ] = None,
 ) -> None:
     """Download the weights that a run needs from the hub, at the revisions in models.lock, and verify each file."""

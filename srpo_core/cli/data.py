@@ -11,9 +11,9 @@ PANEL: Final = "Data"
 
 @app.command(rich_help_panel=PANEL)
 def data(
-    source: Annotated[str, typer.Argument(help="directory in HPDv2's layout")],
+    source: Annotated[str, typer.Argument(help="Directory in HPDv2's layout.")],
     name: Annotated[
-        str, typer.Option(help="name of the data set, which becomes a directory in data/")
+        str, typer.Option(help="Name of the data set, which becomes a directory in data/.")
     ] = "hpd",
 ) -> None:
     """Make a new version of the data: check it, track it with DVC, push it, tag it."""

@@ -9,14 +9,15 @@ from srpo_core import errors
 from srpo_core.cli import checks, data, release, run
 from srpo_core.cli.app import app
 
-# importing a module registers its commands; `srpo --help` lists them in this order
-COMMANDS: Final = (run, data, release, checks)
+# importing the modules registers their commands; `srpo --help` lists the panels in this order
+PANELS: Final = (run.PANEL, data.PANEL, release.PANEL, checks.PANEL)
 INTERRUPTED: Final = 130
 USAGE_ERROR: Final[Any] = typer.BadParameter.__base__  # typer does not export this class of click's
 
 
 def main() -> None:
     """Run the command line; print a `SrpoError` as one line and exit with its code."""
+    app.registered_commands.sort(key=lambda command: PANELS.index(str(command.rich_help_panel)))
     try:
         code = app(prog_name="srpo", standalone_mode=False)
     except errors.SrpoError as error:

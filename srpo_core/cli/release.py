@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
 PANEL: Final = "Releases"
 
-Release = Annotated[str, typer.Argument(help="a version or an alias")]
-Reason = Annotated[str, typer.Option(help="recorded in the history of production")]
+Release = Annotated[str, typer.Argument(help="A version or an alias.")]
+Reason = Annotated[str, typer.Option(help="Recorded in the history of production.")]
 
 
 @app.command(rich_help_panel=PANEL)
 def quantize(
     source: Annotated[
-        Path, typer.Argument(help="diffusers directory or .safetensors file of a FLUX transformer")
+        Path, typer.Argument(help="FLUX transformer: a diffusers directory or a .safetensors file.")
     ],
     formats: Annotated[
-        list[str], typer.Option("--format", help="a format, such as Q8_0; can be given several times")
+        list[str], typer.Option("--format", help="A format, such as Q8_0; can be given several times.")
     ],
-    out: Annotated[Path, typer.Option(help="directory to write to")],
+    out: Annotated[Path, typer.Option(help="Directory to write to.")],
     name: Annotated[
-        str | None, typer.Option(help="base name of the files; default: name of the source")
+        str | None, typer.Option(help="Base name of the files; default: name of the source.")
     ] = None,
 ) -> None:
     """Convert a FLUX checkpoint to other formats. Formats that exist already are kept."""
@@ -68,7 +68,7 @@ def promote(
     release: Release,
     reason: Reason = "",
     override: Annotated[
-        bool, typer.Option("--override", help="promote although the gate refused it; requires --reason")
+        bool, typer.Option("--override", help="Promote although the gate refused it; requires --reason.")
     ] = False,
 ) -> None:
     """Make a release the production of its model; the former production becomes `previous`."""
@@ -84,7 +84,7 @@ def promote(
 def rollback(
     model: Annotated[
         str | None,
-        typer.Argument(help="the model whose production moves; required if the store has several"),
+        typer.Argument(help="The model whose production moves; required if the store has several."),
     ] = None,
     reason: Reason = "",
 ) -> None:
@@ -100,9 +100,9 @@ def rollback(
 @app.command(rich_help_panel=PANEL)
 def pull(
     release: Release,
-    to: Annotated[Path, typer.Option(help="directory to write to")],
+    to: Annotated[Path, typer.Option(help="Directory to write to.")],
     format_name: Annotated[
-        str | None, typer.Option("--format", help="one of the release's formats; default: all files")
+        str | None, typer.Option("--format", help="One of the release's formats; default: all files.")
     ] = None,
 ) -> None:
     """Download a release's files and verify each SHA-256. Repeat it to resume an interrupted download."""
@@ -116,7 +116,9 @@ def pull(
 @app.command(rich_help_panel=PANEL)
 def verify(
     release: Release = "candidate",
-    every: Annotated[bool, typer.Option("--all", help="verify every version and alias in the store")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Verify every version and alias in the store.")
+    ] = False,
 ) -> None:
     """Read a release's files back and compare each with its SHA-256."""
     from srpo_core.release.verify import verify as verify_files
@@ -142,9 +144,9 @@ def verify(
 
 @app.command(rich_help_panel=PANEL)
 def gc(
-    keep: Annotated[int, typer.Option(min=0, help="number of newest versions to keep of each model")],
+    keep: Annotated[int, typer.Option(min=0, help="Number of newest versions to keep of each model.")],
     delete: Annotated[
-        bool, typer.Option("--delete", help="remove them; without it they are only listed")
+        bool, typer.Option("--delete", help="Remove them; without it they are only listed.")
     ] = False,
 ) -> None:
     """Remove old releases, except those that an alias points to and those that were ever in production."""
@@ -165,13 +167,13 @@ def gc(
 
 @app.command(rich_help_panel=PANEL)
 def generate(
-    prompt: Annotated[str, typer.Argument(help="text prompt")],
+    prompt: Annotated[str, typer.Argument(help="Text prompt.")],
     release: Annotated[
-        str, typer.Option("--release", help="a version or an alias, such as candidate or tiny/candidate")
+        str, typer.Option("--release", help="A version or an alias, such as candidate or tiny/candidate.")
     ] = "candidate",
-    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="seed of the initial noise")] = 0,
-    weights: Annotated[str, typer.Option(help="one of the release's formats")] = "bf16",
-    output: Annotated[Path, typer.Option(help="PNG file to write")] = Path("image.png"),
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the initial noise.")] = 0,
+    weights: Annotated[str, typer.Option(help="One of the release's formats.")] = "bf16",
+    output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("image.png"),
 ) -> None:
     """Generate an image with a release, with the settings of its model card."""
     from srpo_core.release.generate import generate as generate_image
@@ -181,6 +183,7 @@ def generate(
 
 
 @app.command(
+    rich_help_panel=PANEL,
     hidden=True,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
 )

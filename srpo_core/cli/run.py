@@ -22,20 +22,20 @@ PANEL: Final = "Run"
 
 @app.command(rich_help_panel=PANEL)
 def align(
-    profile: Annotated[str | None, typer.Option(help="preset in profiles/; default: params.yaml")] = None,
+    profile: Annotated[str | None, typer.Option(help="Preset in profiles/; default: params.yaml.")] = None,
     change: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="change a setting, for instance train.steps=20; a mapping is merged",
+            help="Change a setting, for instance train.steps=20; a mapping is merged.",
         ),
     ] = None,
     revision: Annotated[
         str | None,
-        typer.Option(help="commit, branch or tag to run; default: the checkout with uncommitted changes"),
+        typer.Option(help="Commit, branch or tag to run; default: the checkout with uncommitted changes."),
     ] = None,
-    publish: Annotated[bool, typer.Option(help="publish the model if it passes the gate")] = True,
+    publish: Annotated[bool, typer.Option(help="Publish the model if it passes the gate.")] = True,
 ) -> None:
     """Run the whole pipeline as a Prefect flow, from data to release.
 
@@ -87,7 +87,7 @@ def _why_not_home(champion: str | None) -> str:
 
 
 @app.command(rich_help_panel=PANEL)
-def stage(name: Annotated[str, typer.Argument(help="a stage of dvc.yaml")]) -> None:
+def stage(name: Annotated[str, typer.Argument(help="A stage of dvc.yaml.")]) -> None:
     """Run one stage with params.yaml of this directory; called by 'dvc repro'."""
     from srpo_core import config
     from srpo_core.runtime.dvc_yaml import argument_name, read_stages
@@ -116,10 +116,10 @@ def stage(name: Annotated[str, typer.Argument(help="a stage of dvc.yaml")]) -> N
 @app.command(rich_help_panel=PANEL)
 def evaluate(
     checkpoint: Annotated[
-        Path, typer.Argument(help="directory with a transformer's config.json and weights")
+        Path, typer.Argument(help="Directory with a transformer's config.json and weights.")
     ],
     output: Annotated[
-        Path | None, typer.Option(help="directory to write to; default: .srpo/evaluations/<checkpoint>")
+        Path | None, typer.Option(help="Directory to write to; default: .srpo/evaluations/<checkpoint>.")
     ] = None,
 ) -> None:
     """Evaluate any checkpoint on the test prompts, beside base and champion, and apply the rules of the gate.

@@ -95,6 +95,12 @@ def test_without_a_command_the_help_is_shown(srpo):
     assert srpo().stdout == srpo("--help").stdout
 
 
+def test_the_help_lists_the_panels_in_the_order_of_use(srpo):
+    text = srpo("--help").stdout
+    places = [text.index(f"─ {panel} ─") for panel in ("Run", "Data", "Releases", "Settings and machine")]
+    assert places == sorted(places)
+
+
 def test_the_version_is_printed(srpo):
     assert srpo("--version").stdout == f"srpo {srpo_core.__version__}\n"
 
