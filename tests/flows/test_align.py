@@ -13,8 +13,8 @@ from standin import keep_stages
 
 from flows.align import align, in_production, markdown
 from flows.form import parse_patch
-from srpo_core import release
 from srpo_core.errors import ConfigError, StageError, StoreError
+from srpo_core.release import publishing, verify
 
 pytestmark = pytest.mark.pipeline
 
@@ -30,7 +30,7 @@ def newest_run(server):
     return runs[0]
 
 
-def test_a_run_comes_home_and_a_second_one_is_cached_stage_by_stage(standin, prefect):
+def test_results_are_copied_to_the_checkout_and_a_second_run_is_cached(standin, prefect):
     first = run()
     assert [(stage.stage, stage.cached) for stage in first.stages] == [(name, False) for name in STAGES]
     assert first.passed
@@ -50,12 +50,12 @@ def test_a_run_comes_home_and_a_second_one_is_cached_stage_by_stage(standin, pre
     assert "| train | cached |" in markdown(second)
 
 
-def test_a_refused_model_completes_as_refused_and_what_needs_a_passed_one_is_left_out(standin, prefect):
+def test_a_refused_model_ends_as_refused_and_skips_stages_that_need_a_passed_one(standin, prefect):
     result = run(patch=parse_patch({"gate": {"resamples": 2000}}))
     assert not result.passed
     assert [stage.stage for stage in result.stages] == STAGES[:-1]
     assert not (result.workspace / "runs/quantize").exists()
-    assert not result.home, "the checkout holds other settings"
+    assert not result.home, "the checkout has other settings"
     assert result.report == result.workspace.parent / "report.html"
     assert '"refused"' in result.report.read_text()
     assert not (standin / ".srpo/report.html").exists()
@@ -65,7 +65,7 @@ def test_a_refused_model_completes_as_refused_and_what_needs_a_passed_one_is_lef
     assert markdown(result).startswith("## Refused\n")
 
 
-def test_a_failing_stage_fails_the_run_with_the_line_that_it_printed(standin, prefect):
+def test_a_failing_stage_fails_the_run_with_its_error_line(standin, prefect):
     with pytest.raises(StageError, match=r"^stage train: the loss is NaN at step 7$") as caught:
         run(patch=parse_patch({"train": {"batch_size": 665}}))
     assert caught.value.exit_code == 4
@@ -74,7 +74,7 @@ def test_a_failing_stage_fails_the_run_with_the_line_that_it_printed(standin, pr
     assert "the loss is NaN at step 7" in state["state"]["message"]
 
 
-def test_an_edited_checkout_runs_as_it_is_and_a_named_revision_does_not_see_the_edit(standin, prefect):
+def test_a_run_includes_uncommitted_edits_unless_a_revision_is_named(standin, prefect):
     steps = standin / "steps.py"
     steps.write_text(steps.read_text().replace("images on", "images of"))
     assert " images of " in (run().workspace / "runs/train/weights.txt").read_text()
@@ -84,7 +84,7 @@ def test_an_edited_checkout_runs_as_it_is_and_a_named_revision_does_not_see_the_
     assert " images of " in (standin / "runs/train/weights.txt").read_text()
 
 
-def test_the_settings_of_the_checkout_are_used_when_no_profile_is_named(standin, prefect):
+def test_params_yaml_is_used_if_no_profile_is_named(standin, prefect):
     keep_stages(standin, "ingest", "gate", "report")
     params = standin / "params.yaml"
     params.write_text(params.read_text().replace("seed: 0", "seed: 5"))
@@ -96,10 +96,10 @@ def test_the_settings_of_the_checkout_are_used_when_no_profile_is_named(standin,
         run(profile=None)
 
 
-def test_a_release_that_cannot_be_read_back_is_taken_back(standin, prefect, monkeypatch):
-    """The stand-in's files are no model: this is about who calls what when, on a store that is a text file."""
+def test_a_release_that_fails_verification_is_withdrawn(standin, prefect, monkeypatch):
+    """The stand-in publishes no model; this tests the order of the calls, on a store that is a text file."""
     store = standin / "store.txt"
-    published = release.Published("tiny-1", "store/tiny-1", created=True, alias="candidate", previous=None)
+    published = publishing.Published("tiny-1", "store/tiny-1", created=True, alias="candidate", previous=None)
 
     def publish(_, *, root, why, cost):
         assert set(cost) == {"stage_seconds"}
@@ -112,22 +112,22 @@ def test_a_release_that_cannot_be_read_back_is_taken_back(standin, prefect, monk
         assert what == published
         store.unlink()
 
-    def verify(_, version):
+    def fail_to_verify(_, version):
         assert store.read_text() == version
         raise StoreError("tiny-1 is damaged")
 
-    monkeypatch.setattr(release, "publish", publish)
-    monkeypatch.setattr(release, "withdraw", withdraw)
-    monkeypatch.setattr(release, "verify", verify)
+    monkeypatch.setattr(publishing, "publish", publish)
+    monkeypatch.setattr(publishing, "withdraw", withdraw)
+    monkeypatch.setattr(verify, "verify", fail_to_verify)
     with pytest.raises(StoreError, match="tiny-1 is damaged"):
         run(publish=True)
     assert not store.exists()
-    monkeypatch.setattr(release, "verify", lambda _, version: {"files": {version: {}}})
+    monkeypatch.setattr(verify, "verify", lambda _, version: {"files": {version: {}}})
     assert run(publish=True).release == "store/tiny-1"
     assert store.read_text() == "tiny-1"
 
 
-def test_what_is_in_production_of_the_model_becomes_the_champion_unless_the_settings_name_one(
+def test_the_production_release_becomes_the_champion_unless_the_settings_name_one(
     standin, prefect, monkeypatch
 ):
     from srpo_core.storage import open_store
@@ -135,8 +135,8 @@ def test_what_is_in_production_of_the_model_becomes_the_champion_unless_the_sett
     keep_stages(standin, "gate", "report")
     monkeypatch.setenv("SRPO_STORE", str(standin / "store"))
     assert in_production("tiny") is None
-    open_store().write_alias("other/production", {"version": "other-0123"}, None)
-    open_store().write_alias("tiny/production", {"version": "tiny-0123"}, None)
+    open_store().write_alias("other/production", {"version": "other-0123", "history": []}, None)
+    open_store().write_alias("tiny/production", {"version": "tiny-0123", "history": []}, None)
     assert in_production("tiny") == "tiny-0123"
     for patch, champion in (({}, "tiny-0123"), ({"champion": "tiny-4567"}, "tiny-4567")):
         settings = run(patch=patch).workspace / "params.yaml"
@@ -147,8 +147,8 @@ def test_what_is_in_production_of_the_model_becomes_the_champion_unless_the_sett
     assert yaml.safe_load(settings.read_text())["champion"] == "tiny-89ab"
 
 
-def test_the_gates_rules_the_verdict_and_the_grid_are_artifacts_in_the_ui(standin, prefect):
-    """The stand-in's gate has no rules and its report no grid: both are added here."""
+def test_verdict_rules_and_grid_are_artifacts_in_the_ui(standin, prefect):
+    """The stand-in's gate has no rules and its report no grid, so both are added here."""
     keep_stages(standin, "gate", "report")
     steps = standin / "steps.py"
     text = steps.read_text()
@@ -176,16 +176,22 @@ def test_the_gates_rules_the_verdict_and_the_grid_are_artifacts_in_the_ui(standi
 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
-def test_after_an_end_in_a_stage_nothing_stays_and_the_same_command_works(standin, prefect, ending):
+def test_a_run_killed_in_a_stage_leaves_no_process_and_can_be_repeated(standin, prefect, ending):
     marker = standin / ".srpo/pid"
     command = [
         sys.executable,
-        "-c",
-        "import sys; from flows.terminal import run_align;"
-        "run_align(profile='tiny', patch={'train': {'batch_size': int(sys.argv[1])}}, revision=None, publish=False)",
+        "-m",
+        "srpo_core",
+        "align",
+        "--profile=tiny",
+        "--no-publish",
+        "--set",
     ]
     killed = subprocess.Popen(
-        [*command, "1000"], env={**os.environ, **prefect.environment}, stderr=subprocess.PIPE, text=True
+        [*command, "train.batch_size=1000"],
+        env={**os.environ, **prefect.environment},
+        stderr=subprocess.PIPE,
+        text=True,
     )
     until = time.monotonic() + 120
     while not (marker.exists() and marker.read_text().endswith("\n")):
@@ -199,10 +205,10 @@ def test_after_an_end_in_a_stage_nothing_stays_and_the_same_command_works(standi
     assert "Traceback" not in said
     if ending == signal.SIGINT:
         assert killed.returncode == 130
-        assert said.endswith("\nsrpo: error: interrupted; the same command goes on from here\n")
+        assert said.endswith("\nsrpo: error: interrupted; repeat the same command to resume\n")
     assert ended([stage], seconds=15), "the stage outlived its run"
     again = subprocess.run(
-        [*command, "8"],
+        [*command, "train.batch_size=8"],
         env={**os.environ, **prefect.environment},
         capture_output=True,
         text=True,

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from small_release import publish_small
 
-from flows.release import clean, promote, pull, releases, rollback, show, verify
+from flows.release import gc, promote, pull, releases, rollback, show, verify
 from srpo_core.errors import GateError, StoreError
-from srpo_core.release import resolve
+from srpo_core.release.aliases import resolve
 from srpo_core.storage import open_store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +36,7 @@ def artifact(server, key):
     return found[0]["data"]
 
 
-def test_listing_and_showing_are_flows_that_leave_what_they_found_as_an_artifact(store, prefect):
+def test_the_flows_releases_and_show_write_artifacts(store, prefect):
     promote("tiny-1", reason="first")
     assert releases() == ["tiny-1", "tiny-2", "tiny-3"]
     table = artifact(prefect, "releases").splitlines()
@@ -55,7 +55,7 @@ def test_listing_and_showing_are_flows_that_leave_what_they_found_as_an_artifact
         show()
 
 
-def test_promote_and_roll_back_are_flows_that_say_where_production_points(store, prefect):
+def test_the_flows_promote_and_rollback_move_production_and_write_an_artifact(store, prefect):
     promote("tiny-1", reason="first")
     move = promote("tiny-2", reason="sharper")
     assert (move.alias, move.before, move.after) == ("tiny/production", "tiny-1", "tiny-2")
@@ -65,36 +65,36 @@ def test_promote_and_roll_back_are_flows_that_say_where_production_points(store,
     assert resolve(store, "previous") == "tiny-2"
 
 
-def test_a_flow_that_would_promote_a_refused_release_fails_and_moves_nothing(store):
+def test_the_flow_promote_fails_for_a_refused_release_and_moves_nothing(store):
     with pytest.raises(GateError, match="the gate refused tiny-3: the subject is lost"):
         promote("tiny-3")
     assert store.aliases() == []
 
 
-def test_the_flow_that_verifies_names_what_is_damaged_and_fails(store, prefect):
-    assert verify() == {f"tiny-{number}": "4 files as published" for number in (1, 2, 3)}
+def test_the_flow_verify_names_damaged_files_and_fails(store, prefect):
+    assert verify() == {f"tiny-{number}": "4 files are intact" for number in (1, 2, 3)}
     (store.local("tiny-2") / "transformer/weights").write_bytes(b"altered")
     with pytest.raises(StoreError, match=r"release tiny-2 .* is damaged: transformer/weights"):
         verify()
     table = artifact(prefect, "verify")
-    assert "| `tiny-1` | 4 files as published |" in table
+    assert "| `tiny-1` | 4 files are intact |" in table
     assert "| `tiny-2` | release tiny-2" in table
-    assert verify("tiny-1") == {"tiny-1": "4 files as published"}
+    assert verify("tiny-1") == {"tiny-1": "4 files are intact"}
 
 
-def test_the_flow_that_verifies_everything_finds_an_alias_that_points_to_nothing(store, prefect):
+def test_the_flow_verify_finds_an_alias_of_a_missing_version(store, prefect):
     promote("tiny-1")
     store.remove("tiny-1")
     with pytest.raises(
-        StoreError, match=r"the alias tiny/production .* points to tiny-1, which is not there"
+        StoreError, match=r"the alias tiny/production .* points to tiny-1, which does not exist"
     ):
         verify()
     table = artifact(prefect, "verify")
     assert "| alias | the alias tiny/production" in table
-    assert "| `tiny-2` | 4 files as published |" in table
+    assert "| `tiny-2` | 4 files are intact |" in table
 
 
-def test_the_flow_that_pulls_brings_one_format(store, tmp_path):
+def test_the_flow_pull_downloads_one_format(store, tmp_path):
     paths = pull("tiny-1", to=str(tmp_path / "here"), format_name="BF16")
     assert sorted(path.rsplit("/", 1)[1] for path in paths) == [
         "config.json",
@@ -103,11 +103,11 @@ def test_the_flow_that_pulls_brings_one_format(store, tmp_path):
     ]
 
 
-def test_the_flow_that_cleans_lists_first_and_removes_when_told(store):
+def test_the_flow_gc_only_lists_without_delete(store):
     promote("tiny-1")
-    assert clean(keep=1).versions == ("tiny-2",)
+    assert gc(keep=1).versions == ("tiny-2",)
     assert store.versions() == ["tiny-1", "tiny-2", "tiny-3"]
-    assert clean(keep=1, delete=True).versions == ("tiny-2",)
+    assert gc(keep=1, delete=True).versions == ("tiny-2",)
     assert store.versions() == ["tiny-1", "tiny-3"]
 
 
@@ -133,7 +133,7 @@ def srpo(prefect_server, tmp_path):
     return run
 
 
-def test_the_commands_take_a_release_from_its_list_to_production_and_back(store, srpo, tmp_path):
+def test_the_commands_list_show_promote_roll_back_pull_verify_and_remove_releases(store, srpo, tmp_path):
     # the environment of the server was created before SRPO_STORE was set: the commands use store/ in their directory
     assert Path(store.uri) == tmp_path / "store"
     listed = [line.split()[0] for line in srpo("releases").splitlines()]
@@ -157,9 +157,9 @@ def test_the_commands_take_a_release_from_its_list_to_production_and_back(store,
     for path in pulled:
         name = str(path.relative_to("here"))
         assert (tmp_path / path).read_bytes() == b"".join(store.read("tiny-1", name))
-    state = "4 files are as they were published"
+    state = "4 files are intact"
     assert srpo("verify", "--all").splitlines() == [f"tiny-{number}: {state}" for number in (1, 2, 3)]
-    assert srpo("gc", "--keep", "0") == "would remove  tiny-3\nnext     the same with --delete\n"
+    assert srpo("gc", "--keep", "0") == "would remove  tiny-3\nnext     repeat it with --delete\n"
     assert store.versions() == ["tiny-1", "tiny-2", "tiny-3"]
     assert srpo("gc", "--keep", "0", "--delete") == "removed  tiny-3\n"
     assert store.versions() == ["tiny-1", "tiny-2"]
@@ -171,7 +171,7 @@ def test_the_commands_take_a_release_from_its_list_to_production_and_back(store,
 
 @pytest.mark.s3
 @pytest.mark.parametrize(("argument", "header"), [("IfNoneMatch", "If-None-Match"), ("IfMatch", "If-Match")])
-def test_a_bucket_that_ignores_a_condition_moves_production_only_where_the_settings_accept_it(
+def test_a_bucket_that_ignores_conditions_moves_production_only_if_the_settings_accept_it(
     prefect, bucket, tmp_path, monkeypatch, argument, header
 ):
     from botocore.client import BaseClient

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-INTERRUPTED = "\nsrpo: error: interrupted; the same command goes on from here\n"
+INTERRUPTED = "\nsrpo: error: interrupted; repeat the same command to resume\n"
 
 RUN = """
 import io, os, signal, sys
