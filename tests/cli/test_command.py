@@ -209,7 +209,7 @@ def test_an_unknown_setting_on_the_command_line_is_named():
 def test_the_doctor_lists_what_is_missing(srpo, project):
     done = srpo("doctor", cwd=project, SRPO_STORE=str(project / "store"))
     assert done.returncode == 1
-    assert "✗ weights   assets/tiny/family/base is missing, and models.lock has no such entry" in done.stdout
+    assert "✗ weights   assets/tiny/family/base is missing and has no entry in models.lock" in done.stdout
     assert "✗ packages  requirements.lock is missing" in done.stdout
 
 
