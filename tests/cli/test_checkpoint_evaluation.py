@@ -133,6 +133,6 @@ def test_the_table_of_rules_has_the_half_width_of_each_interval():
     head, first, second = rule_table({"rules": [rule, broken]})
     assert head.split() == ["rule", "verdict", "figure", "interval", "half", "width", "required"]
     assert re.split(r" {2,}", first)[:5] == ["kept", "holds", "-0.020", "-0.060 … +0.030", "0.045"]
-    assert first.endswith("refuse: judge_top5 difference at least -0.1 of the base")
+    assert first.endswith("refuse: judge_top5 difference at least -0.1 against the base")
     assert second.split()[:5] == ["share", "refuses", "-", "-", "-"]
     assert first.index("0.045") == head.index("half width")
