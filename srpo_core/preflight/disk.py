@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from srpo_core.config import Settings
-from srpo_core.quantizers import QUANTIZERS, chosen_quantizers
+from srpo_core.quantizers import Format, chosen_quantizers
 
 # in the run's workspace, in DVC's cache and in the checkout, unless the file system shares them
 COPIES: Final = 3
@@ -25,7 +25,9 @@ def bytes_of_run(settings: Settings, weights: int) -> Mapping[str, float]:
     train, steps = settings.train, len(settings.train.checkpoint_steps)
     # the oldest state is deleted when the newest is complete
     moments = (settings.resources.keep_checkpoints + 1) * MOMENTS
-    files = sum(_bytes_per_weight(name) for name in chosen_quantizers(settings.quantize.formats))
+    files = sum(
+        _bytes_per_weight(entry) for _, entry in chosen_quantizers(settings.quantize.formats).values()
+    )
     return {
         "checkpoints": FLOAT32 * steps * weights * COPIES,
         "state to resume training": 0.0 if train.tune == "lora" else (FLOAT32 * steps + moments) * weights,
@@ -33,10 +35,9 @@ def bytes_of_run(settings: Settings, weights: int) -> Mapping[str, float]:
     }
 
 
-def _bytes_per_weight(name: str) -> float:
-    quantizer = QUANTIZERS[name]
-    encoding = quantizer.encoding(*TYPICAL)
-    return encoding.block_bytes / encoding.block * (2 if quantizer.directory else 1)
+def _bytes_per_weight(entry: Format) -> float:
+    encoding = entry.encoding(*TYPICAL)
+    return encoding.block_bytes / encoding.block * (2 if entry.directory else 1)
 
 
 def count_weights(directory: Path) -> int:

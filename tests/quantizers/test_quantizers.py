@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from srpo_core.errors import ConfigError
 from srpo_core.quantizers import (
     QUANTIZERS,
-    WEIGHTS,
     chosen_quantizers,
     convert,
     open_flux,
@@ -26,6 +25,7 @@ from srpo_core.quantizers.conversion import _Losses, num_weights
 from srpo_core.quantizers.encodings import BF16
 from srpo_core.quantizers.flux_checkpoint import CHUNK, Chunk
 from srpo_core.quantizers.key_map import HIGH_PRECISION
+from srpo_core.weights.files import WEIGHTS
 
 # Relative output errors at hidden width 256, 2 + 2 blocks, measured in diffusers and ComfyUI.
 FACTS = {

@@ -3,6 +3,7 @@
 import json
 import math
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow as pa
@@ -75,7 +76,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def road(tmp_path, monkeypatch, trained):
+def before_quantize(tmp_path, monkeypatch, trained):
     """A directory in which the stages before quantize have run."""
     monkeypatch.chdir(tmp_path)
     checkpoint = artifacts.step_directory(10)
@@ -108,7 +109,7 @@ def write_evaluation(*, base, aligned, prompts=PROMPTS, metric="judge_wanted"):
     pq.write_table(pa.Table.from_pylist(rows), artifacts.FIGURES)
 
 
-def test_each_format_is_written_verified_and_recorded_by_tensor(road):
+def test_each_format_is_written_verified_and_recorded_by_tensor(before_quantize):
     run(formats("bf16", "fp8_e4m3fn", "q8_0"))
     assert proof()["refused"] == {}
     bf16, fp8, q8 = (proof()["formats"][name] for name in ("bf16", "fp8_e4m3fn", "q8_0"))
@@ -128,7 +129,41 @@ def test_each_format_is_written_verified_and_recorded_by_tensor(road):
     assert 0 <= zeroed < 0.2
 
 
-def test_the_proof_names_the_replacing_type_of_rows_that_no_super_block_divides(road):
+def test_a_new_format_is_added_by_one_entry_and_reaches_proof_report_disk_estimate_and_command(
+    before_quantize, monkeypatch
+):
+    from srpo_core import quantizers
+    from srpo_core.preflight.disk import bytes_of_run
+    from srpo_core.quantizers.conversion import is_block_weight
+    from srpo_core.quantizers.encodings import BF16, F16
+    from srpo_core.quantizers.standalone import quantize_checkpoint
+    from srpo_core.report.formats import FORMATS_MARK, with_formats
+
+    mixed = quantizers.Format(
+        lambda name, shape: F16 if is_block_weight(name, shape) else BF16, "safetensors"
+    )
+    monkeypatch.setattr(quantizers, "QUANTIZERS", {**quantizers.QUANTIZERS, "fp16_blocks": mixed})
+    run(formats("bf16", "fp16_blocks"))
+    new = proof()["formats"]["fp16_blocks"]
+    assert 0 < new["relative_error"] < proof()["formats"]["bf16"]["relative_error"]
+    assert new["tensors"]["double_blocks.0.img_mlp.0.weight"][0] == "F16"
+    assert "fp16_blocks" in with_formats(FORMATS_MARK, proof())
+    tiny = load_settings(profile_path("tiny", BASE.parents[3]))
+    without, added = (
+        bytes_of_run(tiny.model_copy(update={"quantize": formats(*names)}), 1000)
+        for names in (["bf16"], ["bf16", "fp16_blocks"])
+    )
+    assert added["formats, and their release"] - without["formats, and their release"] == 2 * 1000 * 4
+    lines = list(
+        quantize_checkpoint(
+            BASE, ["fp16_blocks"], Path("out"), stem="new", bar=lambda *_: nullcontext(lambda _: None)
+        )
+    )
+    assert len(lines) == 1
+    assert Path("out/fp16_blocks/new-fp16_blocks.safetensors").is_file()
+
+
+def test_the_proof_names_the_replacing_type_of_rows_that_no_super_block_divides(before_quantize):
     """The tiny base is 128 wide: of its rows only those of the MLP's outputs are as long as ggml's 256."""
     run(formats("bf16", "q4_k_m"))
     figures = proof()["formats"]["q4_k_m"]
@@ -146,14 +181,14 @@ def test_the_proof_names_the_replacing_type_of_rows_that_no_super_block_divides(
     assert 4e-2 < figures["relative_error"] < 0.1
 
 
-def test_nothing_is_written_without_the_gpu_that_the_resources_ask_for(road, monkeypatch):
+def test_nothing_is_written_without_the_gpu_that_the_resources_ask_for(before_quantize, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"resources.use_gpu is true and this machine has no GPU"):
         run(formats("bf16"), resources=RESOURCES.model_copy(update={"use_gpu": True}))
     assert not artifacts.QUANTIZED.exists()
 
 
-def test_at_most_one_set_of_weights_is_in_memory_beside_the_base_s(road, monkeypatch):
+def test_at_most_one_set_of_weights_is_in_memory_beside_the_base_s(before_quantize, monkeypatch):
     """Of full size each is 48 GB: the checkpoint's and a format's go before the next are read."""
     alive = []
 
@@ -180,7 +215,7 @@ def test_at_most_one_set_of_weights_is_in_memory_beside_the_base_s(road, monkeyp
     assert len(alive) > 300
 
 
-def test_images_are_compared_with_those_of_bf16_from_the_same_noise(road):
+def test_images_are_compared_with_those_of_bf16_from_the_same_noise(before_quantize):
     run(formats("q4_0", "bf16", "q8_0"))
     figures = proof()["formats"]
     assert list(figures) == ["bf16", "q4_0", "q8_0"]
@@ -191,7 +226,7 @@ def test_images_are_compared_with_those_of_bf16_from_the_same_noise(road):
     assert abs(figures["q8_0"]["reward_delta"]) < 0.05
 
 
-def test_the_gain_kept_is_measured_on_the_images_of_evaluate(road):
+def test_the_gain_kept_is_measured_on_the_images_of_evaluate(before_quantize):
     """The judge's figure of the generated images is between those that evaluate wrote."""
     run(formats("bf16"))
     first = proof()["formats"]["bf16"]["gain_kept"]
@@ -203,7 +238,7 @@ def test_the_gain_kept_is_measured_on_the_images_of_evaluate(road):
     assert proof()["formats"]["bf16"]["gain_kept"] is None
 
 
-def test_a_second_run_gives_the_same_bytes(road):
+def test_a_second_run_gives_the_same_bytes(before_quantize):
     def outputs():
         run(formats("bf16", "fp8_e4m3fn"))
         return {path: path.read_bytes() for path in Path("runs/quantize").rglob("*") if path.is_file()}
@@ -213,7 +248,7 @@ def test_a_second_run_gives_the_same_bytes(road):
     assert outputs() == first
 
 
-def test_the_error_is_measured_on_the_written_file(road, monkeypatch):
+def test_the_error_is_measured_on_the_written_file(before_quantize, monkeypatch):
     """A file that holds another model's weights is refused, although it loads."""
     run(formats("bf16"))
     usual = proof()["formats"]["bf16"]["relative_error"]
@@ -223,7 +258,7 @@ def test_the_error_is_measured_on_the_written_file(road, monkeypatch):
         run(formats(bf16={"max_relative_error": 1.2 * usual}))
 
 
-def test_a_format_that_misses_a_limit_is_left_out_and_the_proof_records_why(road, caplog):
+def test_a_format_that_misses_a_limit_is_left_out_and_the_proof_records_why(before_quantize, caplog):
     with caplog.at_level("WARNING", "srpo_core"):
         run(formats("bf16", "q8_0", fp8_e4m3fn={"max_relative_error": 0.001, "min_psnr": 90}))
     assert list(proof()["formats"]) == ["bf16", "q8_0"]
@@ -235,7 +270,7 @@ def test_a_format_that_misses_a_limit_is_left_out_and_the_proof_records_why(road
     assert "fp8_e4m3fn: left out: relative_error" in caplog.text
 
 
-def test_bf16_cannot_be_left_out_of_a_release(road):
+def test_bf16_cannot_be_left_out_of_a_release(before_quantize):
     with pytest.raises(GateError, match=r"format bf16 is refused: gain_kept .* is below min_gain_kept 50"):
         run(formats(bf16={"min_gain_kept": 50}))
     assert "bf16" in proof()["refused"]
@@ -243,7 +278,7 @@ def test_bf16_cannot_be_left_out_of_a_release(road):
         run(formats("q8_0"))
 
 
-def test_more_images_than_evaluate_generated_or_an_unmeasured_gain_raises_an_error(road):
+def test_more_images_than_evaluate_generated_or_an_unmeasured_gain_raises_an_error(before_quantize):
     with pytest.raises(ConfigError, match="num_prompts is 9, but evaluate generated 5: lower it"):
         run(formats("bf16").model_copy(update={"num_prompts": 9}))
     with pytest.raises(
@@ -254,7 +289,7 @@ def test_more_images_than_evaluate_generated_or_an_unmeasured_gain_raises_an_err
 
 @pytest.mark.parametrize("metric", ["diversity", "kid", "alignment"])
 def test_a_gain_that_needs_several_images_of_a_prompt_raises_an_error_before_anything_is_written(
-    road, metric
+    before_quantize, metric
 ):
     write_evaluation(base=0.1, aligned=0.5, metric=metric)
     with pytest.raises(ConfigError, match=f"metric '{metric}'"):
@@ -262,32 +297,32 @@ def test_a_gain_that_needs_several_images_of_a_prompt_raises_an_error_before_any
     assert not list(artifacts.QUANTIZED.rglob("*.safetensors"))
 
 
-def test_a_refused_model_is_not_written_in_any_format(road):
+def test_a_refused_model_is_not_written_in_any_format(before_quantize):
     artifacts.write_json(artifacts.DECISION, {"passed": False, "reason": "the subject is lost."})
     with pytest.raises(GateError, match="the subject is lost"):
         run(formats("bf16"))
     assert not Path("runs/quantize").exists()
 
 
-def test_a_format_name_in_capitals_is_the_same_format(road):
+def test_a_format_name_in_capitals_is_the_same_format(before_quantize):
     run(formats("BF16"))
     assert list(artifacts.read_json(artifacts.PROOF)["formats"]) == ["bf16"]
 
 
-def test_an_unknown_format_lists_the_known_ones(road):
+def test_an_unknown_format_lists_the_known_ones(before_quantize):
     with pytest.raises(
         ConfigError, match=r"unknown quantizer 'q9': known are bf16, bf16_single, fp16, fp8_e4m3fn, "
     ):
         run(formats("q9"))
 
 
-def test_a_missing_decision_names_the_stage_to_run(road):
+def test_a_missing_decision_names_the_stage_to_run(before_quantize):
     artifacts.DECISION.unlink()
     with pytest.raises(ArtifactError, match="run 'dvc repro gate' first"):
         run(formats("bf16"))
 
 
-def test_a_damaged_checkpoint_raises_a_one_line_error(road, trained):
+def test_a_damaged_checkpoint_raises_a_one_line_error(before_quantize, trained):
     checkpoint = artifacts.step_directory(10)
     checkpoint.unlink()
     checkpoint.mkdir()
