@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from srpo_core.algorithm import METHODS
+from srpo_core.artifacts import step_directory, step_name
 from srpo_core.config import PARAMS_FILE, Settings, parse_settings, patched, read_values
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,9 +95,9 @@ def _push(
     _stage(work, "embed")
     _stage(work, "train")
     for step in settings.train.checkpoint_steps:
-        target = work / f"evaluations/step-{step:06d}"
+        target = work / "evaluations" / step_name(step)
         if not (target / "decision.json").exists():
-            command = ["evaluate", f"runs/train/checkpoints/step-{step:06d}", "--output", str(target)]
+            command = ["evaluate", str(step_directory(step)), "--output", str(target)]
             _srpo(work, command, allowed=(0, 3))
         decision = json.loads((target / "decision.json").read_text())
         figures = _changes(target, seed, settings)

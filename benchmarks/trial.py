@@ -10,7 +10,7 @@ from srpo_core.models import encode_prompts
 from srpo_core.models.embeddings import write_embeddings
 from srpo_core.runtime.shared_files import Location
 from srpo_core.scorers.metrics import MetricContext
-from srpo_core.training.worker import TrainJob
+from srpo_core.training.job import TrainJob
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 SUBJECTS: Final = ROOT / "assets/tiny/recipe/subjects.json"

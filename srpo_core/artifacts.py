@@ -45,6 +45,7 @@ GRID = RUNS / "report/grid.png"
 QUANTIZED = RUNS / "quantize/formats"
 PROOF = RUNS / "quantize/proof.json"
 
+STEP_PREFIX = "step-"
 # next to the weights of a checkpoint; the name that `load_lora_weights` of diffusers expects
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
@@ -114,6 +115,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def step_name(step: int) -> str:
+    """Return the name of what belongs to the checkpoint after `step` optimizer steps."""
+    return f"{STEP_PREFIX}{step:06d}"
+
+
 def step_directory(step: int) -> Path:
-    """Return the directory of the checkpoint after `step` optimizer steps."""
-    return CHECKPOINTS / f"step-{step:06d}"
+    """Return the directory of the exported checkpoint after `step` optimizer steps."""
+    return CHECKPOINTS / step_name(step)

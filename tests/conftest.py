@@ -114,7 +114,7 @@ def tiny_project(tmp_path_factory):
 def job(tiny_project, tmp_path, monkeypatch):
     """A short training job on the tiny family."""
     from srpo_core.runtime.shared_files import Location
-    from srpo_core.training.worker import TrainJob
+    from srpo_core.training.job import TrainJob
 
     monkeypatch.chdir(tiny_project)
     settings = load_settings(ROOT / "profiles/tiny.yaml")

@@ -1,4 +1,4 @@
-"""Several ranks of a training run as processes of this machine, without Ray: gloo over a file."""
+"""Run several ranks of a training run as processes on this machine: gloo over a file, without Ray."""
 
 import multiprocessing
 import os
@@ -9,37 +9,42 @@ from tempfile import TemporaryDirectory
 
 
 def context():
-    """Processes forked from one that has imported what is slow and run nothing."""
-    there = multiprocessing.get_context("forkserver")
-    there.set_forkserver_preload(["srpo_core.training.worker", "srpo_core.models", "diffusers", "open_clip"])
-    return there
+    """Return a context that forks processes from a server in which the slow modules are imported."""
+    forkserver = multiprocessing.get_context("forkserver")
+    forkserver.set_forkserver_preload(
+        ["srpo_core.training.worker", "srpo_core.models", "diffusers", "open_clip"]
+    )
+    return forkserver
 
 
 def train(job, world, *, inspect=None, double=False):
-    """Run `job` on `world` ranks to its end; returns per rank what `inspect(worker)` says before training."""
-    there = context()
-    answers = there.Queue()
+    """Run `job` on `world` ranks.
+
+    Returns (result of `inspect(worker)` before training, metrics) of each rank.
+    """
+    processes = context()
+    answers = processes.Queue()
     with TemporaryDirectory() as meeting:
         arguments = [
             (job, rank, world, f"file://{meeting}/meeting", inspect, double, answers) for rank in range(world)
         ]
-        ranks = [there.Process(target=_rank, args=words) for words in arguments]
+        ranks = [processes.Process(target=_rank, args=own) for own in arguments]
         try:
             for rank in ranks:
                 rank.start()
-            said = {}
-            while len(said) < world:
+            results = {}
+            while len(results) < world:
                 rank, answer = answers.get(timeout=1200)
-                # the others would wait for it in a collective until that gives up
+                # after an error, the other ranks wait in a collective until its timeout
                 assert not isinstance(answer, str), answer
-                said[rank] = answer
+                results[rank] = answer
             for rank in ranks:
                 rank.join(60)
         finally:
             for rank in ranks:
                 if rank.is_alive():
                     rank.kill()
-    return [said[rank] for rank in range(world)]
+    return [results[rank] for rank in range(world)]
 
 
 def _rank(job, rank, world, meeting, inspect, double, answers):
@@ -61,63 +66,63 @@ def _rank(job, rank, world, meeting, inspect, double, answers):
         worker.run()
         answers.put((rank, (found, list(worker.metrics))))
         dist.destroy_process_group()
-    except Exception:  # noqa: BLE001  # the process that waits must hear of it
+    except Exception:  # noqa: BLE001  # reported to the waiting process
         answers.put((rank, traceback.format_exc()))
 
 
 def inputs_in_double():
-    """Let what a worker reads and draws be float64, and every later cast to float32 one to float64."""
+    """Make the inputs and the noise of a worker float64, and every later `Tensor.float()` a cast to float64."""
     import torch
 
-    from srpo_core.training import worker as trainer
+    from srpo_core.training import data, samples
 
-    read, noise = trainer.read_embeddings, trainer.keyed_noise
+    read, noise = data.read_embeddings, data.keyed_noise
 
     def read_double(split):
         texts, styles, condition = read(split)
         return texts, styles, condition.to(torch.float64)
 
-    trainer.read_embeddings = read_double
-    trainer.keyed_noise = lambda *key: noise(*key).double()
+    data.read_embeddings = read_double
+    data.keyed_noise = samples.keyed_noise = lambda *key: noise(*key).double()
     torch.Tensor.float = torch.Tensor.double
 
 
 def in_double(worker):
-    """Let a worker compute in float64 throughout, so that no rounding hides or makes a difference."""
+    """Make a worker compute in float64, so that rounding neither hides nor causes a difference."""
     for module in (worker.model.transformer, worker.model.vae, worker.learner.reward):
         module.double()
 
 
 def whole_state(worker):
-    """Every tensor of the training state, whole, as lists of bytes by name: what resharding must keep."""
+    """Return every tensor of the training state as bytes by name, unsharded: resharding must not change them."""
     from srpo_core.models.sharding import whole
-    from srpo_core.training.checkpoint import TrainState, moments, trained
+    from srpo_core.training.state import optimizer_state, trained_parameters
 
-    state = TrainState(worker.model.transformer, worker.learner.optimizer, 0, {}, [])
-    tensors = {**trained(worker.model.transformer), **moments(state)}
+    transformer = worker.model.transformer
+    tensors = {**trained_parameters(transformer), **optimizer_state(transformer, worker.learner.optimizer)}
     return {name: whole(tensor).numpy().tobytes() for name, tensor in tensors.items()}
 
 
 def left_whole_after_generating(worker):
-    """The parameters that, once sample images were drawn, are not a rank's share."""
+    """Return the parameters that are not sharded after sample images were generated."""
     from torch.distributed.tensor import DTensor
 
-    from srpo_core.training.worker import generate_samples
+    from srpo_core.training.samples import generate_samples
 
-    images = generate_samples(worker.model, worker.job, worker.device)
+    images = generate_samples(worker.model, worker.job, worker.prompts, worker.device)
     assert images.isfinite().all()
     return [name for name, p in worker.model.transformer.named_parameters() if not isinstance(p, DTensor)]
 
 
 def shards_held(worker):
-    """(bytes that this rank holds, bytes of the whole) of the trained parameters."""
+    """Return the number of elements of the trained parameters: (on this rank, in total)."""
     parameters = [p for p in worker.model.transformer.parameters() if p.requires_grad]
     local = [p.to_local() if hasattr(p, "to_local") else p for p in parameters]
     return sum(p.numel() for p in local), sum(p.numel() for p in parameters)
 
 
 def changed(job, tmp_path: Path, name: str, *, resources=None, **train_settings):
-    """The job with other settings and a state directory of its own."""
+    """Return the job with other settings and its own state directory."""
     from srpo_core.runtime.shared_files import Location
 
     return replace(
@@ -129,7 +134,7 @@ def changed(job, tmp_path: Path, name: str, *, resources=None, **train_settings)
 
 
 def dtypes_held_gathered_and_reduced(worker):
-    """By which types a cut model holds its parameters, multiplies with them, and adds up its gradients."""
+    """Return the types in which a sharded model stores and gathers parameters, and reduces gradients."""
     from torch.distributed.fsdp import FSDPModule
 
     held = {str(p.dtype).removeprefix("torch.") for p in worker.model.transformer.parameters()}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,7 @@ class Checkout:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.reference: dict[str, dict[str, str]] = {}
+        self._steps_trained: list[int] = []
         self.environment = {
             **{
                 name: value
@@ -80,6 +82,8 @@ class Checkout:
             text=True,
             check=False,
         )
+        if steps := re.findall(r"step \d+ of \d+  loss ", done.stdout + done.stderr):
+            self._steps_trained.append(len(steps))
         if check and done.returncode:
             raise AssertionError(
                 f"{words} ended with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
@@ -101,9 +105,8 @@ class Checkout:
         }
 
     def steps_trained(self) -> list[int]:
-        """Return the number of optimizer steps of each run of the stage train."""
-        timings = self.path / ".srpo/timings/train.jsonl"
-        return [json.loads(line)["steps"] for line in timings.read_text().splitlines()]
+        """The number of optimizer steps that each command has logged, without commands that trained none."""
+        return list(self._steps_trained)
 
 
 def make_checkout(path: Path) -> Checkout:

@@ -22,6 +22,7 @@ def require_consistent(settings: Settings) -> None:
             message names the keys.
     """
     _require_known(settings)
+    _require_workers(settings)
     for key, name in _registered_metrics(settings):
         try:
             pick(METRICS, name, "metric")
@@ -63,6 +64,22 @@ def _require_known(settings: Settings) -> None:
             raise ConfigError(
                 f"{key}: {one.scorer!r} does not score images against a text, which this key needs: choose one of {known}"
             )
+
+
+def _require_workers(settings: Settings) -> None:
+    """Require that every training worker has an image in each step and calls a sharded model as often as the others."""
+    workers, batch_size = settings.resources.train_workers, settings.train.batch_size
+    if workers > batch_size:
+        raise ConfigError(
+            f"resources.train_workers {workers} is more than train.batch_size {batch_size}: every worker needs at "
+            "least one image per step"
+        )
+    if settings.resources.shard and settings.train.rollout.source == "hybrid":
+        raise ConfigError(
+            "resources.shard is true and train.rollout.source is hybrid: a worker that has only real images in a step "
+            "would not call the model, and the others would wait for its shard. Choose online or offline, or shard: "
+            "false"
+        )
 
 
 def _require_judges(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""Which Ray a stage runs its workers on: the cluster of RAY_ADDRESS, or one of its own on this machine."""
+"""Connect to Ray: the cluster of RAY_ADDRESS, or a local Ray on this machine."""
 
 import logging
 import os
@@ -26,31 +26,31 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def ray_for(workers: int, *, least: int, use_gpu: bool) -> Iterator[None]:
-    """A Ray with room for this many workers, for as long as the context is open.
+    """Provide a Ray with room for `workers` while the context is open.
 
-    A cluster that has no room yet for the `least` of them, with a GPU each or a CPU, is said: Ray waits for it.
+    Warns if a cluster has no room yet for the `least` workers, with one GPU or CPU each: Ray waits for it.
 
     Raises:
-        ConfigError: the cluster has several machines and nothing says where they share files.
+        ConfigError: the cluster has several machines, and SRPO_SHARED is not set.
     """
     import ray
 
     try:
-        with _options(workers) as options:
+        with _init_options(workers) as options:
             ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
         require_shared_files(sum(node["Alive"] for node in ray.nodes()))
-        _say_what_is_waited_for(least, "GPU" if use_gpu else "CPU", ray.cluster_resources())
+        _warn_if_too_small(least, "GPU" if use_gpu else "CPU", ray.cluster_resources())
         yield
     finally:
         ray.shutdown()
 
 
 def require_cluster() -> None:
-    """See that something listens at RAY_ADDRESS, if it is set: Ray itself would try for six minutes.
+    """Require that a server listens at RAY_ADDRESS, if it is set; Ray itself would retry for six minutes.
 
     Raises:
-        ConfigError: it is not of the form host:port.
-        SrpoError: nothing listens there.
+        ConfigError: RAY_ADDRESS does not have the form host:port.
+        SrpoError: no server listens there.
     """
     address = os.environ.get("RAY_ADDRESS")
     if address is None:
@@ -67,26 +67,46 @@ def require_cluster() -> None:
         ) from error
 
 
-def require_shared_files(machines: int) -> None:
-    """See that workers on several machines are told where they share files.
+def require_gpus(resources: ResourceSettings) -> None:
+    """Require as many GPUs as the training workers need at least; Ray itself would wait for them forever.
+
+    With RAY_ADDRESS nothing is required: a cluster may get them later.
 
     Raises:
-        ConfigError: they are not: each would read and write a disk of its own.
+        ConfigError: this machine has fewer.
     """
-    if machines > 1 and storage() is None:
+    if not resources.use_gpu or "RAY_ADDRESS" in os.environ:
+        return
+    import torch
+
+    found = torch.cuda.device_count()
+    if found < resources.min_train_workers:
         raise ConfigError(
-            f"the cluster of RAY_ADDRESS has {machines} machines, which share no files that we know of: set "
+            f"resources.use_gpu requires {resources.min_train_workers} GPUs, and this machine has {found}: lower "
+            "resources.min_train_workers, set use_gpu to false, or set RAY_ADDRESS to a cluster"
+        )
+
+
+def require_shared_files(num_machines: int) -> None:
+    """Require SRPO_SHARED if the workers run on several machines.
+
+    Raises:
+        ConfigError: it is not set, so each machine would read and write its own disk.
+    """
+    if num_machines > 1 and storage() is None:
+        raise ConfigError(
+            f"the cluster of RAY_ADDRESS has {num_machines} machines and no shared files are configured: set "
             "SRPO_SHARED to s3://bucket/prefix, or to a directory that all of them mount"
         )
 
 
 def local_device(resources: ResourceSettings) -> "torch.device":
-    """The device of what runs in this process: the GPU that the settings ask for, or the CPU.
+    """Return the device for computations in this process: a GPU if the settings ask for one, else the CPU.
 
-    The machine that drives a cluster of GPUs may have none; its CPU then does the work, and a line says so.
+    A machine that drives a cluster of GPUs may have none itself; then its CPU is used, with a warning.
 
     Raises:
-        ConfigError: the settings ask for a GPU, and neither this machine nor a cluster of RAY_ADDRESS has one.
+        ConfigError: the settings ask for a GPU, this machine has none, and RAY_ADDRESS is not set.
     """
     import torch
 
@@ -99,23 +119,28 @@ def local_device(resources: ResourceSettings) -> "torch.device":
             "resources.use_gpu is true and this machine has no GPU that torch can use: see 'srpo doctor', or set "
             "it to false"
         )
-    log.warning("resources.use_gpu: this machine has no GPU, so its CPU does what is not sent to the cluster")
+    log.warning(
+        "resources.use_gpu: this machine has no GPU; its CPU computes what is not sent to the cluster"
+    )
     return torch.device("cpu")
 
 
-def _say_what_is_waited_for(least: int, kind: str, resources: Mapping[str, float]) -> None:
-    """Not an error: a cluster may grow while one waits."""
-    if (there := int(resources.get(kind, 0))) < least:
+def _warn_if_too_small(least: int, kind: str, resources: Mapping[str, float]) -> None:
+    """Warn if a cluster has too few devices; no error, because a cluster may grow."""
+    if (available := int(resources.get(kind, 0))) < least:
         log.warning(
-            "the cluster has %d %ss and %d are needed to begin: waiting until it has them", there, kind, least
+            "the cluster has %d %ss, and at least %d are needed: waiting until it has them",
+            available,
+            kind,
+            least,
         )
 
 
 @contextmanager
-def _options(workers: int) -> Iterator[dict[str, Any]]:
-    """For a Ray of our own, with room for every worker; or for a cluster, whose workers get this code with their job.
+def _init_options(workers: int) -> Iterator[dict[str, Any]]:
+    """Yield the options of `ray.init` for a local Ray, or for a cluster, to which this package's code is sent.
 
-    With a working directory given, Ray does not put the driver's own before it in their path.
+    With a working directory given, Ray does not put the driver's directory first in the workers' module path.
     """
     if "RAY_ADDRESS" not in os.environ:
         cpus = max(os.cpu_count() or 1, workers)

@@ -1,72 +1,35 @@
 """Early stop: training ends when its images get worse for a judge and better for the reward.
 
-The judge is the one that may choose a checkpoint (`select_judge`); the gate's judge never steers training.
+The judge is `select_judge`, which may also choose the checkpoint; the gate's judge never influences training.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Final
 
 import torch
 
-from srpo_core.config import ControlWords, EarlyStop, GenerateSettings, ScorerSettings, TrainSettings
+from srpo_core.config import EarlyStop, GenerateSettings
 from srpo_core.generation.images import ImageSet, generate_and_measure, mean_figures
-from srpo_core.models.embeddings import read_embeddings
 from srpo_core.protocols import BaseModel
 from srpo_core.scorers.metrics import MetricContext, check_metrics
+from srpo_core.training.data import TrainingPrompts
+from srpo_core.training.job import TrainJob
 
-BASE: Final = "base_"  # the first step's row also holds what the judge said of the base
+BASE_PREFIX: Final = "base_"  # of the base's figures, which are in the row of the first step
 
 
 @dataclass(frozen=True)
-class Watch:
-    """What is drawn at each checkpoint, always from the same noise, and how it is judged."""
+class Evaluator:
+    """Generates the same images from the same noise at each evaluation, and measures them."""
 
     rule: EarlyStop
     image_set: ImageSet
     generate: GenerateSettings
     context: MetricContext
 
-    @classmethod
-    def over(
-        cls,
-        train: TrainSettings,
-        *,
-        seed: int,
-        reward: ScorerSettings,
-        judge: ScorerSettings,
-        words: ControlWords,
-        device: torch.device,
-        world: int = 1,
-    ) -> Self | None:
-        """The watch that the settings ask for, or None. Shows the first training prompts.
-
-        Each of `world` workers draws all of them, as many at once as it trains.
-
-        Raises:
-            ConfigError, DataError: the metric cannot be computed for these prompts.
-        """
-        rule = train.early_stop
-        if rule is None:
-            return None
-        texts, styles, condition = read_embeddings("train")
-        rows = slice(min(rule.num_prompts, len(texts)))
-        image_set = ImageSet(
-            "early stop", texts[rows], styles[rows], condition[rows].to(device), rule.seeds_per_prompt, seed
-        )
-        context = MetricContext(reward, judge, words, device=device)
-        check_metrics([rule.metric, rule.objective], context, image_set.prompts, rule.seeds_per_prompt)
-        roll = train.rollout
-        generate = GenerateSettings(
-            num_inference_steps=roll.num_inference_steps,
-            guidance_scale=roll.guidance_scale,
-            batch_size=-(-train.batch_size // world),
-            autocast=train.compute.autocast,
-        )
-        return cls(rule, image_set, generate, context)
-
-    def figures(self, model: BaseModel) -> dict[str, float]:
-        """Means of metric and objective over the images that the model draws now."""
+    def evaluate(self, model: BaseModel) -> dict[str, float]:
+        """Return the means of metric and objective over the images that the model generates now."""
         metrics = [self.rule.metric, self.rule.objective]
         measured = generate_and_measure(
             model, "the model", self.image_set, generate=self.generate, metrics=metrics, context=self.context
@@ -74,29 +37,58 @@ class Watch:
         return mean_figures(measured, metrics)
 
 
+def make_evaluator(
+    job: TrainJob, prompts: TrainingPrompts, *, device: torch.device, world: int = 1
+) -> Evaluator | None:
+    """Return the evaluator that the settings ask for, on the first training prompts; None without early stop.
+
+    Each of `world` workers generates all images, in batches as large as those that it trains on.
+
+    Raises:
+        ConfigError, DataError: the metric cannot be computed for these prompts.
+    """
+    rule, roll = job.train.early_stop, job.train.rollout
+    if rule is None:
+        return None
+    rows = slice(min(rule.num_prompts, len(prompts.texts)))
+    condition = prompts.condition[rows].to(device)
+    image_set = ImageSet(
+        "early stop", prompts.texts[rows], prompts.styles[rows], condition, rule.seeds_per_prompt, job.seed
+    )
+    context = MetricContext(job.reward, job.select_judge, job.control_words, device=device)
+    check_metrics([rule.metric, rule.objective], context, image_set.prompts, rule.seeds_per_prompt)
+    generate = GenerateSettings(
+        num_inference_steps=roll.num_inference_steps,
+        guidance_scale=roll.guidance_scale,
+        batch_size=-(-job.train.batch_size // world),
+        autocast=job.train.compute.autocast,
+    )
+    return Evaluator(rule, image_set, generate, context)
+
+
 @dataclass(frozen=True)
-class Judged:
-    """The base (step 0) or a checkpoint, as the judge and as the reward saw the same images."""
+class Evaluation:
+    """The judge's figure and the objective of the base (step 0) or of a checkpoint, on the same images."""
 
     step: int
     figure: float
     objective: float
 
 
-def over_trained(rows: Sequence[Mapping[str, float]], rule: EarlyStop | None) -> str | None:
-    """Why a run with these metrics, one row per step, has to end after the last of them; None if it may go on.
+def early_stop_reason(rows: Sequence[Mapping[str, float]], rule: EarlyStop | None) -> str | None:
+    """Return why a run with these metrics, one row per step, has to end after the last row; None if it continues.
 
-    It ends when at each of the last `rule.patience` checkpoints the judge's figure lay more than `rule.margin`
-    below the best one before it, and the objective above its value there.
+    It ends when, at each of the last `rule.patience` checkpoints, the judge's figure was more than `rule.margin`
+    below the best one before it, while the objective was above its value there.
     """
     if rule is None or not rows or rule.metric not in rows[-1]:
         return None
-    seen = judged(rows, rule)
-    falls = [_best_before_fall(seen[:place], now, rule) for place, now in enumerate(seen) if place]
+    found = evaluations(rows, rule)
+    falls = [_best_before_fall(found[:place], now, rule) for place, now in enumerate(found) if place]
     last = falls[-rule.patience :]
     if len(last) < rule.patience or not all(last):
         return None
-    best, now = last[-1], seen[-1]
+    best, now = last[-1], found[-1]
     assert best is not None
     return (
         f"{rule.metric} of the judge select_judge fell from {best.figure:.3f} (step {best.step}) to {now.figure:.3f} "
@@ -105,19 +97,19 @@ def over_trained(rows: Sequence[Mapping[str, float]], rule: EarlyStop | None) ->
     )
 
 
-def judged(rows: Sequence[Mapping[str, float]], rule: EarlyStop) -> list[Judged]:
-    """The base and the checkpoints that were judged, in their order."""
+def evaluations(rows: Sequence[Mapping[str, float]], rule: EarlyStop) -> list[Evaluation]:
+    """Return the evaluations of the base and of the checkpoints, in order."""
     first = rows[0]
-    base = Judged(0, first[BASE + rule.metric], first[BASE + rule.objective])
+    base = Evaluation(0, first[BASE_PREFIX + rule.metric], first[BASE_PREFIX + rule.objective])
     return [base] + [
-        Judged(step, row[rule.metric], row[rule.objective])
+        Evaluation(step, row[rule.metric], row[rule.objective])
         for step, row in enumerate(rows, start=1)
         if rule.metric in row
     ]
 
 
-def _best_before_fall(before: Sequence[Judged], now: Judged, rule: EarlyStop) -> Judged | None:
-    """The best of `before`, if `now` is worse although its objective is better."""
-    best = max(before, key=lambda seen: seen.figure)
+def _best_before_fall(before: Sequence[Evaluation], now: Evaluation, rule: EarlyStop) -> Evaluation | None:
+    """Return the best of `before` if `now` is worse although its objective is better."""
+    best = max(before, key=lambda evaluation: evaluation.figure)
     fallen = now.figure < best.figure - rule.margin and now.objective > best.objective
     return best if fallen else None

@@ -10,60 +10,51 @@ from srpo_core.artifacts import CHECKPOINTS, SAMPLES, TRAIN_LOG, TRAIN_OUTCOME, 
 from srpo_core.errors import ArtifactError
 from srpo_core.models import write_transformer
 from srpo_core.runtime.shared_files import Location, local_copy
+from srpo_core.training import job as names
 from srpo_core.training.checkpoint import WEIGHTS, Checkpoint, open_checkpoint, step_location
-from srpo_core.training.early_stop import BASE, over_trained
-from srpo_core.training.worker import SAMPLES as SAMPLES_NAME
-from srpo_core.training.worker import TrainJob
+from srpo_core.training.early_stop import BASE_PREFIX, early_stop_reason
+from srpo_core.training.job import TrainJob
 
 log = logging.getLogger(__name__)
 
-WordCounts = Mapping[str, Any]
-"""`prompts`: the number of training prompts; `wanted`, `unwanted`: by word, how many of them show it."""
 
+def export(job: TrainJob, word_counts: Mapping[str, Any]) -> None:
+    """Write checkpoints, samples, the metrics of every step in DVCLive's format, and the outcome.
 
-def export(job: TrainJob, words: WordCounts) -> None:
-    """Leave each checkpoint's weights in one file, samples, and the metrics of every step as DVCLive writes them."""
+    word_counts: see `count_control_words`; part of the outcome.
+
+    Raises:
+        ArtifactError: a checkpoint is missing or damaged.
+    """
     train = job.train
-    shutil.rmtree(CHECKPOINTS, ignore_errors=True)  # none of a longer run before may stay
+    shutil.rmtree(CHECKPOINTS, ignore_errors=True)  # an earlier, longer run may have left more of them
     for step in train.checkpoint_steps:
-        checkpoint = _whole_checkpoint(step_location(job.state, step))
+        checkpoint = _open_verified(step_location(job.state, step))
         export_weights(checkpoint, job, step_directory(step))
-        if reason := over_trained(checkpoint.metrics, train.early_stop):
+        if reason := early_stop_reason(checkpoint.metrics, train.early_stop):
             log.warning("ended after step %d of %d: %s", step, train.steps, reason)
             break
-    with local_copy(job.state / SAMPLES_NAME, _sample_digests(job.state)) as samples:
+    with local_copy(job.state / names.SAMPLES, _sample_digests(job.state)) as samples:
         shutil.copytree(samples, SAMPLES, dirs_exist_ok=True)
-    log_metrics(checkpoint)
+    write_metrics(checkpoint)
     outcome = {
         "steps": checkpoint.step,
         "planned_steps": train.steps,
         "stopped_early": reason,
-        "control_words_in_prompts": words,
+        "control_words_in_prompts": word_counts,
     }
     write_json(TRAIN_OUTCOME, outcome)
     log.info("%d checkpoints in %s", train.checkpoint_steps.index(checkpoint.step) + 1, CHECKPOINTS)
 
 
-def _whole_checkpoint(location: Location) -> Checkpoint:
-    try:
-        return open_checkpoint(location)
-    except ArtifactError as error:
-        raise ArtifactError(f"{error}: remove it, and the same command trains it again") from error
-
-
 def export_weights(checkpoint: Checkpoint, job: TrainJob, directory: Path) -> None:
-    """Write a checkpoint's weights as a diffusers directory; adapters merged, and by themselves beside it."""
+    """Write a checkpoint's weights as a diffusers directory; adapters both merged and in a separate file."""
     digests = {name: digest for name, digest in checkpoint.digests.items() if name.startswith(WEIGHTS)}
     with local_copy(checkpoint.location, digests) as shards:
         write_transformer(job.model, job.train, shards / WEIGHTS, directory)
 
 
-def _sample_digests(state: Location) -> dict[str, str]:
-    samples = state / SAMPLES_NAME
-    return {} if samples.path else {name: (samples / name).sha256() for name in samples.files()}
-
-
-def log_metrics(checkpoint: Checkpoint) -> None:
+def write_metrics(checkpoint: Checkpoint) -> None:
     """Write the metrics of every step up to a checkpoint as a DVCLive directory."""
     from dvclive import Live
 
@@ -71,5 +62,17 @@ def log_metrics(checkpoint: Checkpoint) -> None:
         for step, row in enumerate(checkpoint.metrics, start=1):
             live.step = step
             for name, value in row.items():
-                if not name.startswith(BASE):  # a single figure is no curve
+                if not name.startswith(BASE_PREFIX):  # a single figure is no curve
                     live.log_metric(f"train/{name}", value, timestamp=False)
+
+
+def _open_verified(location: Location) -> Checkpoint:
+    try:
+        return open_checkpoint(location)
+    except ArtifactError as error:
+        raise ArtifactError(f"{error}: delete it, and the same command trains it again") from error
+
+
+def _sample_digests(state: Location) -> dict[str, str]:
+    samples = state / names.SAMPLES
+    return {} if samples.path else {name: (samples / name).sha256() for name in samples.files()}

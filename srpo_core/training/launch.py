@@ -1,4 +1,4 @@
-"""Run the training workers on Ray, and start them again from the newest checkpoint when they fail."""
+"""Run the training workers on Ray, and restart them from the newest checkpoint when they fail."""
 
 import logging
 import shutil
@@ -10,43 +10,48 @@ from uuid import uuid4
 
 from srpo_core.artifacts import EMBEDDINGS, home
 from srpo_core.errors import SrpoError
-from srpo_core.runtime.ray_cluster import ray_for, require_cluster
+from srpo_core.runtime.ray_cluster import ray_for, require_cluster, require_gpus
 from srpo_core.runtime.shared_files import Location, by_name, share, storage
 from srpo_core.training.checkpoint import newest_checkpoint
-from srpo_core.training.watchdog import stalled
-from srpo_core.training.worker import TrainJob, train_worker
+from srpo_core.training.job import TrainJob
+from srpo_core.training.watchdog import pop_stall
+from srpo_core.training.worker import train_worker
 
 log = logging.getLogger(__name__)
 
-# How many workers there are is settled at a start: Ray would end a group at work, and begin its part again from
-# where it began, as soon as a device comes free.
+# The number of workers is fixed at the start. Otherwise Ray would end a working group as soon as a device becomes
+# free, and repeat the steps since its start.
 NEVER: Final = 1e9
 
 
-def places(directory: Path, *weights: str) -> tuple[Location, dict[str, str], Location]:
-    """Where workers find the inputs, the digests of those that they must fetch, and where they keep their state.
+def share_inputs(directory: Path, *weights: str) -> tuple[Location, dict[str, str], Location]:
+    """Return the location of the workers' inputs, the digests of those to download, and the location of the state.
 
-    On this machine's disk: here, and the resume directory. With `SRPO_SHARED`: copies below it, of the
-    directories `weights` and of the embedded training prompts.
+    On this machine: the working directory, no digests, and the resume directory. With `SRPO_SHARED`: locations
+    below it, to which the directories `weights` and the embedded training prompts are copied.
 
     Raises:
-        ConfigError: a path in the settings is absolute, so that no worker elsewhere could find it.
+        ConfigError: a path in the settings is absolute, so workers on other machines could not find it.
     """
     shared = storage()
     if shared is None:
         return Location.of(Path.cwd()), {}, Location.of(directory)
     inputs, state = shared / "inputs" / directory.name, shared / "resume" / directory.name
-    # what the fingerprint in the directory's name covers, and no more: it would differ under the same name
+    # only files that the fingerprint in the directory's name covers: others may change under the same name
     digests = share(by_name([*map(Path, weights), EMBEDDINGS / "train.safetensors"]), inputs)
     return inputs, digests, state
 
 
 def fit(job: TrainJob, worker: Callable[[TrainJob], None] = train_worker) -> None:
-    """Run the workers on Ray until all steps are done: on the cluster of RAY_ADDRESS, else on a Ray of our own.
+    """Run the workers on Ray until all steps are done: on the cluster of RAY_ADDRESS, else on a local Ray.
 
-    When the group of workers fails, it is started again from the newest checkpoint, a bounded number of times.
-    A worker's own error is raised again here as it was.
+    When the group of workers fails, it restarts from the newest checkpoint, up to `resources.stall.restarts` times.
+
+    Raises:
+        ConfigError: this machine has too few GPUs and there is no cluster.
+        SrpoError: no cluster answers, or the last restart failed too. An `SrpoError` of a worker is raised as it is.
     """
+    require_gpus(job.resources)
     require_cluster()
     restarts = job.resources.stall.restarts
     for attempt in range(restarts + 1):
@@ -59,13 +64,13 @@ def fit(job: TrainJob, worker: Callable[[TrainJob], None] = train_worker) -> Non
         except _GroupFailedError as failure:
             if attempt == restarts:
                 raise SrpoError(f"training failed {attempt + 1} times: {failure}") from failure
-            log.warning("%s; starting the workers again, %d of %d times", failure, attempt + 1, restarts)
+            log.warning("%s; restarting the workers, %d of %d times", failure, attempt + 1, restarts)
         else:
             return
 
 
 class _GroupFailedError(Exception):
-    """The workers failed in a way that another start may mend."""
+    """The workers failed in a way that a restart may fix."""
 
 
 def _fit_once(job: TrainJob, worker: Callable[[TrainJob], None]) -> None:
@@ -93,17 +98,17 @@ def _fit_once(job: TrainJob, worker: Callable[[TrainJob], None]) -> None:
                 ),
             ).fit()
     except ray.train.TrainingFailedError as error:
-        if stood := stalled(job.state, job.attempt):
-            raise _GroupFailedError(stood) from error
-        raise _own_error(error) from error
+        if stall := pop_stall(job.state, job.attempt):
+            raise _GroupFailedError(stall) from error
+        raise _worker_error(error) from error
     except (RayError, ConnectionError) as error:
         raise _GroupFailedError(f"Ray ended: {_one_line(error)}") from error
     finally:
         shutil.rmtree(home() / "ray" / name, ignore_errors=True)
 
 
-def _own_error(error: Any) -> Exception:
-    """The error of ours that a worker raised; any other is one that another start may mend."""
+def _worker_error(error: Any) -> Exception:
+    """Return the `SrpoError` that a worker raised, else a `_GroupFailedError` with the first worker's error."""
     failures = getattr(error, "worker_failures", {})
     for failure in failures.values():
         if isinstance(failure, SrpoError):
@@ -113,5 +118,5 @@ def _own_error(error: Any) -> Exception:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()).partition(" Worker info:")[0]  # Ray goes on for a page
+    text = " ".join(str(error).split()).partition(" Worker info:")[0]  # a page of Ray's details follows
     return f"{type(error).__name__}: {text[:300]}"

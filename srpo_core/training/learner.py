@@ -1,4 +1,4 @@
-"""What one optimizer step is: loss terms, gradients, guards, AdamW. Knows nothing of files, ranks' shares or draws."""
+"""One optimizer step: loss terms, gradients, checks, AdamW. It needs no files, and the batch is given."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ from srpo_core.protocols import BaseModel, RewardModel
 
 @dataclass(frozen=True)
 class Learner:
-    """What a step changes, and how: knows nothing of files, ranks or draws."""
+    """Model, reward, optimizer and method of an optimizer step."""
 
     model: BaseModel
     reward: RewardModel
@@ -27,7 +27,13 @@ class Learner:
     method: Method
 
     def step(self, batch: TrainBatch, step: int, *, world: int = 1) -> dict[str, float]:
-        """One optimizer step on this rank's share of the global batch; its metrics are equal on every rank."""
+        """Make one optimizer step on this rank's share of the global batch.
+
+        Returns the metrics of the global batch, equal on every rank.
+
+        Raises:
+            DivergenceError: a figure is not finite; the weights are unchanged.
+        """
         self.optimizer.zero_grad(set_to_none=True)
         terms = self.method(self.model, self.reward, batch, self.settings)
         figures = backward_terms(terms, self.settings.batch_size)
@@ -37,26 +43,30 @@ class Learner:
         gradients = [p.grad for p in transformer.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         figures["grad_norm"] = whole(norm)
-        metrics = synchronised(figures)  # nothing that is not finite may reach the weights
-        require_finite(metrics, transformer, step)  # before clipping spreads one NaN over all of them
+        metrics = read_scalars(figures)
+        require_finite(
+            metrics, transformer, step
+        )  # before clipping, which would spread one NaN over all gradients
         torch.nn.utils.clip_grads_with_norm_(transformer.parameters(), largest, norm)
         self.optimizer.step()
         self.model.weights_changed()
         return metrics
 
 
-def synchronised(figures: Mapping[str, Tensor]) -> dict[str, float]:
-    """Scalars as numbers: the one place of a step where the host waits for its device, and so for other ranks.
+def read_scalars(figures: Mapping[str, Tensor]) -> dict[str, float]:
+    """Copy scalars to the host.
 
-    The watchdog knows it by its name: who stands here waits.
+    This is the only place of a step where the host waits for its device, and so for other ranks. The watchdog
+    recognizes a waiting rank by this function's name.
     """
     return dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
 
 
 def backward_terms(terms: Iterable[LossTerm], batch_size: int) -> dict[str, Tensor]:
-    """Run backward on each loss term in turn; sums over this rank's samples, divided by the global batch.
+    """Run backward on each loss term in turn.
 
-    Returns `loss` and, averaged over the terms that know it, `reward_<name>`; scalars.
+    Returns scalars, summed over this rank's samples and divided by the size of the global batch: `loss`, and
+    `reward_<name>`, averaged over the terms that have this reward.
     """
     losses, rewards = [], dict[str, list[Tensor]]()
     for term in terms:
@@ -70,7 +80,7 @@ def backward_terms(terms: Iterable[LossTerm], batch_size: int) -> dict[str, Tens
 
 
 def sum_over_ranks(figures: Iterable[Tensor], transformer: torch.nn.Module) -> None:
-    """Add up figures over all ranks, in place, and gradients where FSDP has not summed them already."""
+    """Sum figures over all ranks, in place, and the gradients that FSDP2 has not summed already."""
     for value in figures:
         dist.all_reduce(value)
     for parameter in transformer.parameters():
@@ -79,21 +89,21 @@ def sum_over_ranks(figures: Iterable[Tensor], transformer: torch.nn.Module) -> N
 
 
 def require_finite(metrics: Mapping[str, float], transformer: torch.nn.Module, step: int) -> None:
-    """Stop before an optimizer step whose loss, rewards or total gradient norm are not finite.
+    """Require that loss, rewards and total gradient norm of a step are finite.
 
     Raises:
-        DivergenceError: names the step, the figures at fault and the first gradient that is not finite.
+        DivergenceError: one is not; the error names the step, the figure and the first gradient that is not finite.
     """
     bad = [f"{name} is {value}" for name, value in metrics.items() if not math.isfinite(value)]
     if bad:
         raise DivergenceError(
-            f"step {step}: {', '.join(bad)}; gradient of {_first_not_finite(transformer)} is not finite. The weights "
-            "were not changed by it, and the checkpoints before it are kept: lower train.optimizer.learning_rate"
+            f"step {step}: {', '.join(bad)}; gradient of {_first_not_finite(transformer)} is not finite. This "
+            "step has not changed the weights, and earlier checkpoints are kept: lower train.optimizer.learning_rate"
         )
 
 
 def adamw(transformer: torch.nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW over the transformer's parameters that ask for a gradient."""
+    """Return AdamW over the transformer's parameters that require a gradient."""
     options = settings.optimizer
     return torch.optim.AdamW(
         [parameter for parameter in transformer.parameters() if parameter.requires_grad],

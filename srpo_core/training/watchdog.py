@@ -1,7 +1,7 @@
-"""Training that stands still: a rank sees it, says where it stands, and ends, so that the workers start again.
+"""Detect stalled training: a rank reports its position in the code and exits, so that the workers restart.
 
-Each rank watches itself from a thread. In a group all ranks stand still together: those that wait for the others
-say so, and the one that does not, or says nothing, is at fault.
+Each rank watches itself from a thread. In a group, all ranks stall together: those that wait for the others report
+that they wait, and the rank that does not wait, or reports nothing, is at fault.
 """
 
 import json
@@ -20,16 +20,16 @@ from srpo_core.config import StallSettings
 from srpo_core.runtime.shared_files import Location
 
 EXIT_CODE: Final = 75
-WAITS: Final = "synchronised"  # the function of the learner that waits for the device
-GRACE_SECONDS: Final = 3.0  # for the other ranks to say where they stand, before this one's end ends them
+WAITING_FUNCTION: Final = "read_scalars"  # of the learner: where the host waits for its device
+GRACE_SECONDS: Final = 3.0  # for the reports of the other ranks, which end with this one
 
 
 @dataclass
 class Watchdog:
-    """Ends this process when a step takes `factor` times the median step, and at least `least_seconds`.
+    """End this process when a step takes `factor` times the median step, and at least `least_seconds`.
 
-    state: where the ranks of an attempt say where they stood; end: how to end the process. A first step, which
-    loads and compiles, and what is done between steps may take `factor` times `least_seconds`.
+    state: location of the reports; exit_process: how to end it. The first step, which loads and compiles, and the
+    work between steps may take `factor` times `least_seconds`.
     """
 
     state: Location
@@ -37,7 +37,7 @@ class Watchdog:
     rank: int
     world: int
     stall: StallSettings
-    end: Callable[[int], Any] = os._exit
+    exit_process: Callable[[int], Any] = os._exit
     grace: float = GRACE_SECONDS
     _steps: list[float] = field(default_factory=list, init=False)
     _step: int = field(default=0, init=False)
@@ -46,32 +46,32 @@ class Watchdog:
     _ended: threading.Event = field(default_factory=threading.Event, init=False)
 
     def __enter__(self) -> Self:
-        """Begin to watch the calling thread."""
+        """Start to watch the calling thread."""
         self._since = time.monotonic()
         watched = threading.get_ident()
         threading.Thread(target=self._watch, args=(watched,), daemon=True, name="watchdog").start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._ended.set()
 
     def step_done(self, step: int) -> None:
-        """Note that a step has ended."""
+        """Record that a step has ended."""
         now = time.monotonic()
         self._steps.append(now - self._since)
         self._step, self._since = step, now
 
     @contextmanager
     def between_steps(self) -> Iterator[None]:
-        """What happens in here is no step: a checkpoint takes as long as the storage does, but not for ever."""
+        """Allow more time for work that is no step: a checkpoint takes as long as the storage needs."""
         self._since, self._between = time.monotonic(), True
         yield
         self._since, self._between = time.monotonic(), False
 
     @property
     def limit(self) -> float:
-        """Seconds after which a step is stalled."""
+        """Seconds after which a step counts as stalled."""
         if self._between or not self._steps:
             return self.stall.factor * self.stall.least_seconds
         return max(self.stall.least_seconds, self.stall.factor * median(self._steps))
@@ -83,14 +83,13 @@ class Watchdog:
                 try:
                     self._report(watched, seconds)
                     time.sleep(self.grace)
-                finally:  # the storage that the report goes to may be what stands still
-                    self.end(EXIT_CODE)
+                finally:  # the report may fail on the same storage that stalls the step
+                    self.exit_process(EXIT_CODE)
                 return
 
     def _report(self, watched: int, seconds: float) -> None:
-        """Say where the watched thread stands."""
-        waiting, where = _standing(watched)
-        said = {
+        waiting, where = _position(watched)
+        report = {
             "rank": self.rank,
             "world": self.world,
             "step": self._step + 1,
@@ -98,37 +97,41 @@ class Watchdog:
             "waiting": waiting,
             "where": where,
         }
-        (reports(self.state, self.attempt) / f"rank-{self.rank}.json").write(json.dumps(said).encode())
+        place = stall_reports(self.state, self.attempt) / f"rank-{self.rank}.json"
+        place.write(json.dumps(report).encode())
 
 
-def reports(state: Location, attempt: str) -> Location:
-    """Where the ranks of an attempt say where they stood."""
+def stall_reports(state: Location, attempt: str) -> Location:
+    """Return the directory in which the ranks of an attempt report a stall."""
     return state / f"stalled-{attempt}"
 
 
-def stalled(state: Location, attempt: str) -> str | None:
-    """What stood still in an attempt, in one line that names the ranks at fault; None if nothing did."""
-    place = reports(state, attempt)
-    said = {row["rank"]: row for row in (json.loads((place / name).read_text()) for name in place.names())}
+def pop_stall(state: Location, attempt: str) -> str | None:
+    """Read and delete the reports of an attempt.
+
+    Returns one line that names the stalled step and the ranks at fault, or None if no rank reported a stall.
+    """
+    place = stall_reports(state, attempt)
+    reports = {row["rank"]: row for row in (json.loads((place / name).read_text()) for name in place.names())}
     place.delete()
-    if not said:
+    if not reports:
         return None
-    # as many as there were: an elastic group may be smaller than what was asked for
-    silent = [rank for rank in range(next(iter(said.values()))["world"]) if rank not in said]
-    at_fault = [row for row in said.values() if not row["waiting"]]
-    first = (at_fault or list(said.values()))[0]
-    ranks = silent or [row["rank"] for row in at_fault] or sorted(said)
+    # the group's own size: an elastic group may be smaller than what was asked for
+    silent = [rank for rank in range(next(iter(reports.values()))["world"]) if rank not in reports]
+    at_fault = [row for row in reports.values() if not row["waiting"]]
+    first = (at_fault or list(reports.values()))[0]
+    ranks = silent or [row["rank"] for row in at_fault] or sorted(reports)
     where = "" if silent else f" in {first['where']}"
     names = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
-    return f"step {first['step']} stood still for {first['seconds']:.0f} s at {names}{where}"
+    return f"step {first['step']} stalled for {first['seconds']:.0f} s at {names}{where}"
 
 
-def _standing(thread: int) -> tuple[bool, str]:
-    """Whether a thread waits for other ranks, and the innermost line of ours that it stands in."""
+def _position(thread: int) -> tuple[bool, str]:
+    """Return whether a thread waits for other ranks, and the innermost line of this package on its stack."""
     frame = sys._current_frames().get(thread)
     waiting = frame is not None and (
-        # on GPUs a collective returns at once, and the wait is where its result is read
-        "torch/distributed" in frame.f_code.co_filename or frame.f_code.co_name == WAITS
+        # on GPUs a collective returns at once; the host waits where it reads the result
+        "torch/distributed" in frame.f_code.co_filename or frame.f_code.co_name == WAITING_FUNCTION
     )
     while frame is not None and "srpo_core" not in frame.f_code.co_filename:
         frame = frame.f_back

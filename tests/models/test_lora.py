@@ -7,7 +7,7 @@ from srpo_core.config import LoraSettings, load_settings
 from srpo_core.errors import ConfigError
 from srpo_core.models import load_base
 from srpo_core.models.lora import add_lora, initial_weights, initialize_lora, merge_lora, write_lora
-from srpo_core.training.checkpoint import trained
+from srpo_core.training.state import trained_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = ["to_q", "to_v", "net.2", "proj_out"]
@@ -31,7 +31,7 @@ def disturbed(transformer):
     """Change the adapters, as training does."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in trained(transformer).values():
+        for parameter in trained_parameters(transformer).values():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
@@ -56,7 +56,7 @@ def test_new_adapters_change_nothing_and_only_they_are_trained(base):
     add_lora(base.transformer, SETTINGS)
     initialize_lora(base.transformer, seed=0)
     assert torch.equal(velocity(base), before)
-    names = trained(base.transformer)
+    names = trained_parameters(base.transformer)
     assert names
     assert all(".lora_" in name for name in names)
     assert not any(name.startswith("proj_out") for name in names), "only layers within blocks"
@@ -67,7 +67,7 @@ def test_merged_weights_compute_what_base_and_adapters_compute(adapted, monkeypa
     with_adapters = velocity(adapted)
     merged = load_base(load_settings(Path("profiles/tiny.yaml")).model)
     plain = velocity(merged)
-    merge_lora(merged.transformer, trained(adapted.transformer), SETTINGS)
+    merge_lora(merged.transformer, trained_parameters(adapted.transformer), SETTINGS)
     assert torch.allclose(velocity(merged), with_adapters, atol=1e-5)
     assert not torch.allclose(plain, with_adapters, atol=1e-2)
 
@@ -77,7 +77,7 @@ def test_diffusers_reads_the_adapters_and_computes_the_same(adapted, tmp_path):
 
     disturbed(adapted.transformer)
     with_adapters = velocity(adapted)
-    write_lora(trained(adapted.transformer), SETTINGS, tmp_path)
+    write_lora(trained_parameters(adapted.transformer), SETTINGS, tmp_path)
     pipeline = FluxPipeline.from_pretrained("assets/tiny/family/base", text_encoder=None, text_encoder_2=None)
     pipeline.load_lora_weights(tmp_path)
     fresh = load_base(load_settings(Path("profiles/tiny.yaml")).model)
@@ -87,7 +87,8 @@ def test_diffusers_reads_the_adapters_and_computes_the_same(adapted, tmp_path):
 
 def test_writing_adapters_twice_gives_the_same_bytes(adapted, tmp_path):
     contents = [
-        write_lora(trained(adapted.transformer), SETTINGS, tmp_path / str(i)).read_bytes() for i in range(3)
+        write_lora(trained_parameters(adapted.transformer), SETTINGS, tmp_path / str(i)).read_bytes()
+        for i in range(3)
     ]
     assert contents[0] == contents[1] == contents[2]
 
@@ -112,7 +113,7 @@ def test_a_checkpoint_of_adapters_is_written_as_a_merged_model_and_as_adapters(a
 
     disturbed(adapted.transformer)
     with_adapters = velocity(adapted)
-    write_shards(tmp_path / "shards", trained(adapted.transformer))
+    write_shards(tmp_path / "shards", trained_parameters(adapted.transformer))
     settings = load_settings(Path("profiles/tiny.yaml"))
     train = settings.train.model_copy(update={"tune": "lora", "lora": SETTINGS})
     write_transformer(settings.model, train, tmp_path / "shards", tmp_path / "out")

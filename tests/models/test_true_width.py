@@ -14,8 +14,8 @@ from srpo_core.models.lora import add_lora, initialize_lora
 from srpo_core.protocols import Condition
 from srpo_core.randomness import Draws
 from srpo_core.scorers import load_reward
-from srpo_core.training.checkpoint import trained
 from srpo_core.training.learner import Learner, adamw
+from srpo_core.training.state import trained_parameters
 from srpo_core.weights.models_lock import read_lock
 
 pytestmark = pytest.mark.pipeline
@@ -52,7 +52,7 @@ def test_one_step_at_true_width_moves_the_adapters_and_nothing_else(sliced):
     frozen = {name: p for name, p in model.transformer.named_parameters() if not p.requires_grad}
     assert sum(p.numel() for p in frozen.values()) == 545_548_096
     sums = {name: p.double().sum().item() for name, p in frozen.items()}
-    before = {name: tensor.clone() for name, tensor in trained(model.transformer).items()}
+    before = {name: tensor.clone() for name, tensor in trained_parameters(model.transformer).items()}
     reward = load_reward(load_settings(Path("profiles/tiny.yaml")).reward)
     learner = Learner(model, reward, adamw(model.transformer, train), train, method_of(train))
     batch = TrainBatch(
@@ -68,7 +68,9 @@ def test_one_step_at_true_width_moves_the_adapters_and_nothing_else(sliced):
     assert metrics["grad_norm"] > 0
     # B starts at zero, so that in the first step only B has a gradient
     moved = {
-        name for name, tensor in trained(model.transformer).items() if not torch.equal(tensor, before[name])
+        name
+        for name, tensor in trained_parameters(model.transformer).items()
+        if not torch.equal(tensor, before[name])
     }
     assert moved
     assert any(".lora_B." in name for name in moved)

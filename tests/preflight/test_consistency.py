@@ -67,6 +67,14 @@ def test_every_shipped_preset_is_consistent(preset):
         ),
         ({"model": {"base": "sdxl"}}, r"unknown base model 'sdxl': known are flux"),
         ({"train": {"method": "dpo"}}, r"unknown method 'dpo'"),
+        (
+            {"train": {"batch_size": 4}, "resources": {"train_workers": 5}},
+            r"^resources\.train_workers 5 is more than train\.batch_size 4",
+        ),
+        (
+            {"train": {"rollout": {"source": "hybrid"}}, "resources": {"shard": True}},
+            r"^resources\.shard is true and train\.rollout\.source is hybrid",
+        ),
         ({"judge": {"scorer": "taste"}}, r"^judge: unknown scorer 'taste': known are "),
         ({"reward": {"scorer": "timm_judge"}}, r"^reward: 'timm_judge' does not score images against a text"),
         (

@@ -92,7 +92,7 @@ def adapt(directory):
     from srpo_core.config import LoraSettings, load_settings
     from srpo_core.models import load_base
     from srpo_core.models.lora import add_lora, initialize_lora, merge_lora, write_lora
-    from srpo_core.training.checkpoint import trained
+    from srpo_core.training.state import trained_parameters
 
     lora = LoraSettings(rank=2, alpha=4, targets=["to_q", "proj_out"], frozen="float32")
     model = load_settings().model
@@ -100,7 +100,9 @@ def adapt(directory):
     add_lora(adapted, lora)
     initialize_lora(adapted, seed=0)
     torch.manual_seed(0)
-    adapters = {name: value + torch.randn_like(value) * 0.01 for name, value in trained(adapted).items()}
+    adapters = {
+        name: value + torch.randn_like(value) * 0.01 for name, value in trained_parameters(adapted).items()
+    }
     merge_lora(merged, adapters, lora)
     merged.save_pretrained(directory)
     write_lora(adapters, lora, directory)

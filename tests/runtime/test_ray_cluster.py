@@ -40,7 +40,7 @@ def test_several_machines_need_to_be_told_where_they_share_files(monkeypatch, tm
     monkeypatch.delenv("SRPO_SHARED", raising=False)
     cluster.require_shared_files(1)
     with pytest.raises(
-        ConfigError, match="has 3 machines, which share no files that we know of: set SRPO_SHARED"
+        ConfigError, match="has 3 machines and no shared files are configured: set SRPO_SHARED"
     ):
         cluster.require_shared_files(3)
     monkeypatch.setenv("SRPO_SHARED", str(tmp_path))
@@ -62,7 +62,7 @@ def test_a_machine_without_a_gpu_that_drives_a_cluster_says_that_its_cpu_works(m
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with caplog.at_level(logging.WARNING):
         assert cluster.local_device(on_gpus(True)) == torch.device("cpu")
-    assert "this machine has no GPU, so its CPU does what is not sent to the cluster" in caplog.text
+    assert "this machine has no GPU; its CPU computes what is not sent to the cluster" in caplog.text
 
 
 ON_A_CLUSTER = """
@@ -110,7 +110,7 @@ def test_workers_of_a_cluster_run_the_runs_own_code_without_reading_the_checkout
         said, (own, digests), (root, files) = run_on_a_cluster(address, 2, least=1, use_gpu=False)
         assert "waiting" not in said
         said, *_ = run_on_a_cluster(address, 32, least=8, use_gpu=True)
-    assert "the cluster has 0 GPUs and 8 are needed to begin: waiting until it has them" in said
+    assert "the cluster has 0 GPUs, and at least 8 are needed: waiting until it has them" in said
     assert own == str(Path(srpo_core.__file__).parent)
     assert not root.startswith(own)
     assert files == digests

@@ -18,12 +18,11 @@ from srpo_core.config import ControlWords
 from srpo_core.errors import ArtifactError, ConfigError, DivergenceError, SrpoError
 from srpo_core.runtime.shared_files import COMPLETE, Location
 from srpo_core.stages import train
-from srpo_core.training import export, follow, launch
+from srpo_core.training import export, launch, step_log
 from srpo_core.training.checkpoint import Checkpoint, newest_checkpoint
 from srpo_core.training.worker import Worker
 from srpo_core.weights.shards import read_whole
 
-PARTS = ("seed", "model", "reward", "select_judge", "control_words", "train", "resources")
 WORDS = {"prompts": 5, "wanted": {"Ink": 0}, "unwanted": {"3D": 3}}
 
 
@@ -31,24 +30,15 @@ def with_resources(job, **changes):
     return replace(job, resources=job.resources.model_copy(update=changes))
 
 
-def parts(job):
-    return {name: getattr(job, name) for name in PARTS}
-
-
 @pytest.fixture
 def outputs(tmp_path, monkeypatch):
-    """A directory of one's own for the stage's outputs."""
+    """A directory for the stage's outputs."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "here/runs/train"
 
 
-def test_more_workers_than_images_are_refused_before_anything_starts(job):
-    with pytest.raises(ConfigError, match=r"train_workers 5 is more than train\.batch_size 4"):
-        train.run(**parts(with_resources(job, train_workers=5)))
-
-
-def test_the_outputs_hold_every_checkpoint_samples_and_the_metrics_of_every_step(job, monkeypatch, tmp_path):
+def test_the_outputs_are_every_checkpoint_samples_and_the_metrics_of_every_step(job, monkeypatch, tmp_path):
     import torch
 
     Worker(job, rank=0, world=1, device=torch.device("cpu")).run()
@@ -73,77 +63,77 @@ def test_the_outputs_hold_every_checkpoint_samples_and_the_metrics_of_every_step
     ]
 
 
-def test_control_words_are_counted_in_the_training_prompts_and_an_unseen_one_is_warned_of(
+def test_control_words_are_counted_in_the_training_prompts_with_a_warning_for_missing_ones(
     tiny_project, monkeypatch, caplog
 ):
-    """The prompts are red apple, crab, tiger face, penguin, rose."""
+    """The prompts are red apple, crab, tiger face, penguin and rose."""
     monkeypatch.chdir(tiny_project)
     words = ControlWords.of(wanted=["Tiger", "Ink"], unwanted=["face", "apple"])
     with caplog.at_level(logging.WARNING):
-        counts = train.word_counts(words)
+        counts = train.count_control_words(words)
     assert counts == {"prompts": 5, "wanted": {"Tiger": 1, "Ink": 0}, "unwanted": {"face": 1, "apple": 1}}
     assert [record.getMessage() for record in caplog.records] == [
-        "control words that none of the 5 training prompts shows: Ink; base and reward must know them from elsewhere, "
-        "and a frequent word beside a rare one steers better"
+        "none of the 5 training prompts contains the control words Ink: the base and the reward must know them from "
+        "elsewhere; a rare word steers better together with a frequent one"
     ]
 
 
 def test_a_damaged_checkpoint_is_not_exported(job, outputs):
     (job.state.path / "step-000002").mkdir(parents=True)
-    state = {"step": 2, "metrics": [], "cursor": {}, "sha256": {"gone": "0"}}
+    state = {"step": 2, "metrics": [], "sha256": {"gone": "0"}}
     (job.state.path / "step-000002/state.json").write_text(json.dumps(state))
     with pytest.raises(
-        ArtifactError, match=r"step-000002 is damaged: .*: remove it, and the same command trains"
+        ArtifactError, match=r"step-000002 is damaged: .*: delete it, and the same command trains"
     ):
         export.export(job, WORDS)
     assert not (outputs / "checkpoints").exists()
 
 
-def test_the_log_is_the_same_whenever_it_is_written(outputs):
-    checkpoint = Checkpoint(Location.of(outputs), 2, [{"loss": 1.0}, {"loss": 0.5}], {}, {}, resumable=True)
+def test_the_metrics_files_do_not_depend_on_time(outputs):
+    checkpoint = Checkpoint(Location.of(outputs), 2, [{"loss": 1.0}, {"loss": 0.5}], {}, resumable=True)
     contents = []
     for _ in range(2):
-        export.log_metrics(checkpoint)
+        export.write_metrics(checkpoint)
         contents.append({p.name: p.read_bytes() for p in (outputs / "log").rglob("*") if p.is_file()})
-        time.sleep(1.1)  # a time in it would show
+        time.sleep(1.1)  # a timestamp would change
     assert contents[0] == contents[1]
     assert set(contents[0]) == {"metrics.json", "loss.tsv"}
 
 
-def test_progress_is_told_line_by_line_and_old_lines_are_not_told_again(tmp_path, caplog):
+def test_progress_is_logged_line_by_line_without_old_lines(tmp_path, caplog):
     path = tmp_path / "progress.jsonl"
     path.write_text(json.dumps({"step": 1, "loss": 0.5}) + "\n")
-    with caplog.at_level(logging.INFO), follow.following(Location.of(path), 3), path.open("a") as file:
+    with caplog.at_level(logging.INFO), step_log.log_steps(Location.of(path), 3), path.open("a") as file:
         file.write(json.dumps({"step": 2, "loss": 0.25}) + "\n")
     assert [record.getMessage() for record in caplog.records] == ["step 2 of 3  loss 0.2500"]
 
 
-def test_more_gpus_than_there_are_are_refused(job):
+def test_requesting_more_gpus_than_this_machine_has_is_refused(job):
     import torch
 
     wanted = with_resources(job, train_workers=torch.cuda.device_count() + 1, use_gpu=True)
-    with pytest.raises(ConfigError, match=r"asks for \d+ GPUs and this machine has \d+"):
-        train.run(**parts(wanted))
+    with pytest.raises(ConfigError, match=r"requires \d+ GPUs, and this machine has \d+"):
+        launch.fit(wanted)
 
 
-def test_a_line_that_is_just_being_written_is_told_when_it_is_whole(tmp_path, caplog):
+def test_a_partly_written_line_is_logged_when_it_is_complete(tmp_path, caplog):
     path = tmp_path / "progress.jsonl"
-    with caplog.at_level(logging.INFO), follow.following(Location.of(path), 3), path.open("a") as file:
+    with caplog.at_level(logging.INFO), step_log.log_steps(Location.of(path), 3), path.open("a") as file:
         file.write('{"step": 1, ')
         file.flush()
-        time.sleep(2 * follow.POLL_SECONDS)
+        time.sleep(2 * step_log.POLL_SECONDS)
         file.write('"loss": 0.5}\n')
     assert [record.getMessage() for record in caplog.records] == ["step 1 of 3  loss 0.5000"]
 
 
-def test_a_cluster_that_does_not_answer_is_one_line_at_once(job, monkeypatch):
+def test_a_cluster_that_does_not_answer_is_an_error_at_once(job, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(SrpoError, match=r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1"):
         launch.fit(job)
 
 
 @pytest.mark.pipeline
-def test_a_run_that_diverges_stops_with_its_step_and_keeps_what_it_had(job):
+def test_a_diverging_run_names_its_step_and_keeps_earlier_checkpoints(job):
     optimizer = job.train.optimizer.model_copy(update={"learning_rate": 1e30})
     diverging = job.train.model_copy(update={"optimizer": optimizer, "checkpoint_every": 1})
     with pytest.raises(DivergenceError, match=r"step \d+: .*gradient of .+ is not finite") as caught:
@@ -156,10 +146,10 @@ def test_a_run_that_diverges_stops_with_its_step_and_keeps_what_it_had(job):
 
 
 @pytest.mark.pipeline
-def test_a_cluster_without_room_for_all_workers_trains_with_as_many_as_it_has_room_for(job, tmp_path):
-    """One CPU for one to two workers; what one learns, two learn: tests/training/test_sharded_training.py.
+def test_a_cluster_that_is_too_small_for_all_workers_trains_with_fewer(job, tmp_path):
+    """One CPU for one to two workers. That both learn the same is tested in test_sharded_training.py.
 
-    In a process of its own, since Ray reads once how it is to be spoken with.
+    In a new process, since Ray reads RAY_AUTH_MODE only once.
     """
     elastic = with_resources(job, train_workers=2, min_train_workers=1)
     (tmp_path / "job.pickle").write_bytes(pickle.dumps(elastic))
@@ -175,24 +165,24 @@ def test_a_cluster_without_room_for_all_workers_trains_with_as_many_as_it_has_ro
     assert (state["step"], state["world"]) == (4, 1)
 
 
-def test_workers_that_fail_every_time_fail_the_run_after_a_bounded_number_of_starts(job, monkeypatch, caplog):
+def test_the_run_fails_after_a_bounded_number_of_failed_starts(job, monkeypatch, caplog):
     started = []
 
     def fail(attempt, _):
         started.append(attempt)
-        raise launch._GroupFailedError("step 8 stood still for 61 s at rank 1")
+        raise launch._GroupFailedError("step 8 stalled for 61 s at rank 1")
 
     monkeypatch.setattr(launch, "_fit_once", fail)
-    with pytest.raises(SrpoError, match=r"^training failed 3 times: step 8 stood still for 61 s at rank 1$"):
+    with pytest.raises(SrpoError, match=r"^training failed 3 times: step 8 stalled for 61 s at rank 1$"):
         launch.fit(job)
     assert [attempt.resume for attempt in started] == [0, 0, 0]
-    assert len({attempt.attempt for attempt in started}) == 3, "no attempt writes into another's files"
+    assert len({attempt.attempt for attempt in started}) == 3, "each attempt writes its own files"
     assert [record.getMessage() for record in caplog.records] == [
-        f"step 8 stood still for 61 s at rank 1; starting the workers again, {n} of 2 times" for n in (1, 2)
+        f"step 8 stalled for 61 s at rank 1; restarting the workers, {n} of 2 times" for n in (1, 2)
     ]
 
 
-def test_a_run_that_has_all_its_steps_starts_no_worker(job, monkeypatch):
+def test_a_run_with_all_steps_done_starts_no_worker(job, monkeypatch):
     import torch
 
     Worker(job, rank=0, world=1, device=torch.device("cpu")).run()
@@ -200,26 +190,19 @@ def test_a_run_that_has_all_its_steps_starts_no_worker(job, monkeypatch):
     launch.fit(job)
 
 
-def test_a_cut_model_refuses_hybrid_rollouts_in_which_ranks_would_wait_for_ever(job):
-    rollout = job.train.rollout.model_copy(update={"source": "hybrid"})
-    cut = with_resources(replace(job, train=job.train.model_copy(update={"rollout": rollout})), shard=True)
-    with pytest.raises(ConfigError, match=r"resources\.shard with train\.rollout\.source hybrid"):
-        train.run(**parts(cut))
-
-
-def test_with_shared_storage_a_path_that_no_other_machine_has_is_refused(job, tmp_path, monkeypatch):
+def test_with_shared_files_an_absolute_path_is_refused(job, tmp_path, monkeypatch):
     monkeypatch.setenv("SRPO_SHARED", str(tmp_path / "shared"))
     with pytest.raises(ConfigError, match=r"/weights: with SRPO_SHARED a path must be relative"):
-        launch.places(tmp_path / "train-abc", "/weights")
+        launch.share_inputs(tmp_path / "train-abc", "/weights")
 
 
-def test_the_shared_inputs_are_those_that_name_the_directory_and_no_others(
+def test_only_inputs_that_the_fingerprint_covers_are_shared(
     tiny_project, tmp_path, monkeypatch
 ):
-    """The other embeddings may be made anew under the same name, and would then not have their digests."""
+    """Other embeddings may change under the same directory name, and would then fail the digest check."""
     monkeypatch.chdir(tiny_project)
     monkeypatch.setenv("SRPO_SHARED", str(tmp_path / "shared"))
-    inputs, digests, _ = launch.places(tmp_path / "train-abc", "assets/tiny/family/reward")
+    inputs, digests, _ = launch.share_inputs(tmp_path / "train-abc", "assets/tiny/family/reward")
     embeddings = [name for name in digests if name.startswith("runs/embed")]
     assert embeddings == ["runs/embed/train.safetensors"]
     assert {name for name in inputs.files() if name != COMPLETE} == set(digests)
@@ -227,7 +210,7 @@ def test_the_shared_inputs_are_those_that_name_the_directory_and_no_others(
 
 @pytest.mark.pipeline
 @pytest.mark.s3
-def test_workers_that_share_only_object_storage_learn_the_same(job, bucket, monkeypatch, tmp_path):
+def test_workers_that_share_only_object_storage_learn_the_same_weights(job, bucket, monkeypatch, tmp_path):
     import torch
     from safetensors.torch import load_file
 
@@ -236,7 +219,7 @@ def test_workers_that_share_only_object_storage_learn_the_same(job, bucket, monk
     monkeypatch.setenv("SRPO_SHARED", f"s3://{bucket}/srpo")
     monkeypatch.setenv("SRPO_HOME", str(tmp_path / "home"))
     paths = (job.model.path, job.reward.path, job.select_judge.path)
-    inputs, digests, state = launch.places(tmp_path / "train-abc", *paths)
+    inputs, digests, state = launch.share_inputs(tmp_path / "train-abc", *paths)
     far = replace(job, inputs=inputs, digests=digests, state=state, attempt="")
     launch.fit(far)
     export.export(far, WORDS)

@@ -8,18 +8,10 @@ from safetensors.torch import load_file, save_file
 
 from srpo_core.errors import ArtifactError
 from srpo_core.runtime.shared_files import Location
-from srpo_core.training.checkpoint import (
-    CheckpointWriter,
-    TrainState,
-    newest_checkpoint,
-    open_checkpoint,
-    restore,
-    step_location,
-    trained,
-)
+from srpo_core.training.checkpoint import newest_checkpoint, open_checkpoint, restore, step_location
+from srpo_core.training.checkpoint_writer import CheckpointWriter
+from srpo_core.training.state import TrainState, trained_parameters
 from srpo_core.weights.shards import join_shards, read_whole
-
-CURSOR = {"images": 8, "epoch": 1, "place": 3}
 
 
 class Line(torch.nn.Module):
@@ -47,7 +39,7 @@ def writer(root, *, keep=9, background=False, attempt="a"):
 
 def save(root, step, model, optimizer, **options):
     one = writer(root, **options)
-    one.save(TrainState(model, optimizer, step, CURSOR, [{"loss": 1 / n} for n in range(1, step + 1)]))
+    one.save(TrainState(model, optimizer, step, [{"loss": 1 / n} for n in range(1, step + 1)]))
     one.finish()
 
 
@@ -72,19 +64,18 @@ def restored(root):
     return model, optimizer
 
 
-def test_a_checkpoint_holds_step_metrics_cursor_and_weights(saved):
+def test_a_checkpoint_has_the_step_the_metrics_and_the_weights(saved):
     root, model, _ = saved
     checkpoint = newest(root)
     assert (checkpoint.step, checkpoint.metrics) == (2, [{"loss": 1.0}, {"loss": 0.5}])
-    assert checkpoint.cursor == CURSOR
     weights = read_whole(root / "step-000002/weights")
     assert {name: tensor.tolist() for name, tensor in weights.items()} == {
-        name: tensor.tolist() for name, tensor in trained(model).items()
+        name: tensor.tolist() for name, tensor in trained_parameters(model).items()
     }
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_training_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(saved, background):
+def test_training_resumed_from_a_checkpoint_equals_uninterrupted_training(saved, background):
     root, model, optimizer = saved
     save(root, 4, model, optimizer, background=background)
     resumed, fresh = restored(root)
@@ -94,39 +85,31 @@ def test_training_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(saved, ba
     assert torch.equal(resumed.linear.bias, model.linear.bias)
 
 
-def test_what_is_written_in_the_background_is_what_was_there_at_its_step(saved):
+def test_a_background_write_has_the_weights_of_its_step(saved):
     root, model, optimizer = saved
-    then = model.linear.weight.detach().clone()
+    expected = model.linear.weight.detach().clone()
     one = writer(root, background=True)
-    one.save(TrainState(model, optimizer, 4, CURSOR, [{}] * 4))
-    take_steps(model, optimizer, 3)  # while it is written
+    one.save(TrainState(model, optimizer, 4, [{}] * 4))
+    take_steps(model, optimizer, 3)  # during the write
     one.finish()
-    assert torch.equal(read_whole(root / "step-000004/weights")["linear.weight"], then)
+    assert torch.equal(read_whole(root / "step-000004/weights")["linear.weight"], expected)
 
 
-def test_a_background_write_that_fails_is_told_and_leaves_the_checkpoint_before_it(saved, monkeypatch):
+def test_a_failed_background_write_raises_and_keeps_the_checkpoint_before_it(saved, monkeypatch):
     root, model, optimizer = saved
 
     def full(*_args, **_kwargs):
         raise OSError("disk full")
 
     one = writer(root, background=True)
-    monkeypatch.setattr("safetensors.torch.save_file", full)
-    one.save(TrainState(model, optimizer, 4, CURSOR, [{}] * 4))
+    monkeypatch.setattr("srpo_core.training.checkpoint_writer.write_shards", full)
+    one.save(TrainState(model, optimizer, 4, [{}] * 4))
     with pytest.raises(OSError, match="disk full"):
         one.finish()
     assert newest(root).step == 2
 
 
-def test_the_generators_go_on_where_they_were(saved):
-    root, _, _ = saved
-    expected = torch.rand(3)  # drawn after the checkpoint was saved
-    torch.manual_seed(99)
-    restored(root)
-    assert torch.equal(torch.rand(3), expected)
-
-
-def test_restoring_moves_no_weight_and_leaves_the_learning_rate(saved):
+def test_restoring_keeps_the_learning_rate_and_the_step_count(saved):
     root, model, _ = saved
     resumed, optimizer = restored(root)
     assert torch.equal(resumed.linear.weight, model.linear.weight)
@@ -135,7 +118,7 @@ def test_restoring_moves_no_weight_and_leaves_the_learning_rate(saved):
     assert float(optimizer.state[resumed.linear.weight]["step"]) == 2
 
 
-def test_without_the_moments_training_would_go_on_otherwise(saved):
+def test_resuming_without_the_optimizer_state_gives_other_weights(saved):
     root, model, optimizer = saved
     resumed, _ = restored(root)
     take_steps(model, optimizer, 3)
@@ -143,8 +126,8 @@ def test_without_the_moments_training_would_go_on_otherwise(saved):
     assert not torch.equal(resumed.linear.weight, model.linear.weight)
 
 
-@pytest.mark.parametrize("part", ["weights", "resume/optimizer", "resume/random"])
-def test_one_altered_byte_is_found(saved, part):
+@pytest.mark.parametrize("part", ["weights", "resume/optimizer"])
+def test_one_changed_byte_is_detected(saved, part):
     root, _, _ = saved
     (path,) = (root / "step-000002" / part).glob("*.safetensors")
     content = bytearray(path.read_bytes())
@@ -154,13 +137,13 @@ def test_one_altered_byte_is_found(saved, part):
         open_checkpoint(step_location(Location.of(root), 2))
 
 
-def test_nothing_in_a_checkpoint_is_a_pickle(saved):
+def test_a_checkpoint_has_no_pickle(saved):
     root, _, _ = saved
     names = {path.name.rpartition(".")[2] for path in (root / "step-000002").rglob("*") if path.is_file()}
     assert names == {"safetensors", "json"}
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used_in_one_line(saved, caplog):
+def test_a_damaged_checkpoint_is_logged_in_one_line_and_the_one_before_it_is_used(saved, caplog):
     root, model, optimizer = saved
     save(root, 4, model, optimizer)
     (root / "step-000004/state.json").write_text("{")
@@ -168,10 +151,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used_in_one_line(sa
         assert newest(root).step == 2
     (line,) = (record.getMessage() for record in caplog.records)
     assert "step-000004 is damaged" in line
-    assert line.endswith("; going on from step 2")
+    assert line.endswith("; resuming from step 2")
 
 
-def test_what_lies_behind_a_gap_or_a_damage_is_trained_again(saved):
+def test_steps_after_a_missing_or_damaged_checkpoint_are_trained_again(saved):
     root, model, optimizer = saved
     for step in (4, 6, 8):
         save(root, step, model, optimizer)
@@ -181,7 +164,7 @@ def test_what_lies_behind_a_gap_or_a_damage_is_trained_again(saved):
     assert newest(root) is None
 
 
-def test_only_the_checkpoint_to_go_on_from_is_read_and_one_that_is_altered_gives_way(
+def test_only_the_newest_checkpoint_is_verified_and_the_one_before_it_if_it_was_changed(
     saved, monkeypatch, caplog
 ):
     root, model, optimizer = saved
@@ -199,40 +182,44 @@ def test_only_the_checkpoint_to_go_on_from_is_read_and_one_that_is_altered_gives
         assert newest(root).step == 4
     (line,) = (record.getMessage() for record in caplog.records)
     assert "step-000006 is damaged: resume/optimizer/" in line
-    assert line.endswith("does not have its digest; going on from step 4")
+    assert line.endswith("does not have its digest; resuming from step 4")
 
 
-def test_a_checkpoint_without_the_files_of_another_rank_does_not_appear(saved, monkeypatch):
-    """As on two machines that write to disks of their own."""
+def test_a_checkpoint_that_lacks_files_of_another_rank_does_not_appear(saved, monkeypatch):
+    """For example on two machines without a shared disk."""
     root, model, optimizer = saved
-    monkeypatch.setattr("srpo_core.training.checkpoint.SETTLE", 0.0)
+    monkeypatch.setattr("srpo_core.training.checkpoint_writer.VISIBLE_SECONDS", 0.0)
     monkeypatch.setattr(
-        CheckpointWriter, "_of_all_ranks", lambda _, mine: {**mine, "weights/shard-2": "0"} if mine else mine
+        CheckpointWriter, "_merge_ranks", lambda _, own: {**own, "weights/shard-2": "0"} if own else own
     )
-    with pytest.raises(ArtifactError, match=r"1 of 4 files are missing, weights/shard-2 .* need SRPO_SHARED"):
+    with pytest.raises(
+        ArtifactError, match=r"1 of 3 files are missing, the first is weights/shard-2: .* need SRPO_SHARED"
+    ):
         save(root, 4, model, optimizer)
     assert newest(root).step == 2
     assert not (root / "step-000004").exists()
 
 
-def test_files_of_another_rank_that_show_late_are_waited_for(saved, monkeypatch):
-    """As NFS does, which keeps a listing for half a minute."""
+def test_files_of_another_rank_that_become_visible_late_are_waited_for(saved, monkeypatch):
+    """NFS caches a directory listing for half a minute."""
     root, model, optimizer = saved
-    honest, asked = Location.files, []
+    files, calls = Location.files, []
 
     def late(self):
-        found = honest(self)
-        asked.append(self)
-        return [name for name in found if not name.startswith("resume/random")] if len(asked) < 3 else found
+        found = files(self)
+        calls.append(self)
+        return (
+            [name for name in found if not name.startswith("resume/optimizer")] if len(calls) < 3 else found
+        )
 
     monkeypatch.setattr(Location, "files", late)
     save(root, 4, model, optimizer)
-    assert len(asked) >= 3
-    monkeypatch.setattr(Location, "files", honest)
+    assert len(calls) >= 3
+    monkeypatch.setattr(Location, "files", files)
     assert newest(root).step == 4
 
 
-def test_the_newest_can_be_resumed_and_every_one_keeps_its_weights(saved):
+def test_only_the_newest_checkpoints_are_resumable_and_all_keep_their_weights(saved):
     root, model, optimizer = saved
     for step in (4, 6, 8):
         save(root, step, model, optimizer, keep=2)
@@ -242,7 +229,7 @@ def test_the_newest_can_be_resumed_and_every_one_keeps_its_weights(saved):
     assert newest(root).step == 6
 
 
-def test_a_kill_in_the_midst_of_thinning_out_leaves_the_newer_checkpoints_to_go_on_from(saved):
+def test_a_kill_during_pruning_keeps_the_newer_checkpoints_resumable(saved):
     root, model, optimizer = saved
     for step in (4, 6):
         save(root, step, model, optimizer)
@@ -250,16 +237,18 @@ def test_a_kill_in_the_midst_of_thinning_out_leaves_the_newer_checkpoints_to_go_
     assert not open_checkpoint(step_location(Location.of(root), 2)).resumable
     assert newest(root).step == 6
     save(root, 8, model, optimizer, keep=1)
-    assert [path.parent.name for path in root.glob("*/resume")] == ["step-000008"], "and is finished later"
+    assert [path.parent.name for path in root.glob("*/resume")] == ["step-000008"], (
+        "the next save finishes the pruning"
+    )
 
 
-def test_a_half_written_checkpoint_does_not_exist_and_the_next_attempt_clears_it_away(saved, monkeypatch):
+def test_a_half_written_checkpoint_is_ignored_and_the_next_attempt_deletes_it(saved, monkeypatch):
     root, model, optimizer = saved
 
     def killed(*_args, **_kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("safetensors.torch.save_file", killed)
+    monkeypatch.setattr(CheckpointWriter, "_commit", killed)
     with pytest.raises(KeyboardInterrupt):
         save(root, 4, model, optimizer, attempt="first")
     monkeypatch.undo()
@@ -270,20 +259,20 @@ def test_a_half_written_checkpoint_does_not_exist_and_the_next_attempt_clears_it
     assert not list(root.glob(".*.part"))
 
 
-def test_a_checkpoint_that_would_lack_moments_is_refused_when_it_is_saved(saved):
+def test_saving_without_optimizer_state_of_a_parameter_is_refused(saved):
     root, model, optimizer = saved
     del optimizer.state[model.linear.bias]
-    with pytest.raises(ArtifactError, match=r"no state of 1 trained tensors, linear\.bias the first"):
+    with pytest.raises(ArtifactError, match=r"no state for 1 trained tensors, the first is linear\.bias"):
         save(root, 4, model, optimizer)
     assert newest(root).step == 2
 
 
-def test_where_there_is_no_checkpoint_there_is_none(tmp_path):
+def test_an_empty_directory_has_no_newest_checkpoint(tmp_path):
     assert newest(tmp_path) is None
 
 
-def test_joined_shards_are_the_bytes_that_safetensors_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr("srpo_core.weights.shards.PORTION", 20)  # so that it takes several portions
+def test_joined_shards_equal_the_bytes_that_safetensors_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr("srpo_core.weights.shards.PORTION", 20)  # forces several portions
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2))
     model[1].to(torch.bfloat16)
@@ -293,33 +282,33 @@ def test_joined_shards_are_the_bytes_that_safetensors_writes(tmp_path, monkeypat
     optimizer.step()
     save(tmp_path, 2, model, optimizer)
     join_shards(tmp_path / "step-000002/weights", tmp_path / "joined.safetensors")
-    save_file(trained(model), tmp_path / "whole.safetensors", {"format": "pt"})
+    save_file(trained_parameters(model), tmp_path / "whole.safetensors", {"format": "pt"})
     assert (tmp_path / "joined.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     assert load_file(tmp_path / "joined.safetensors")["1.weight"].dtype is torch.bfloat16
 
 
-def test_weights_that_are_missing_are_named(saved):
+def test_missing_weights_are_named(saved):
     root, _, _ = saved
     other = torch.nn.Linear(2, 2)
     with pytest.raises(ArtifactError, match=r"cannot be read as weights: .*Missing key"):
         restore(newest(root), other, adamw(other))
 
 
-def test_in_object_storage_no_attempt_touches_the_files_of_another(saved):
+def test_in_object_storage_attempts_do_not_change_each_others_files(saved):
     _, model, optimizer = saved
     far = Location("memory://test-checkpoint/runs")
     save(far.uri, 2, model, optimizer, attempt="first")
     take_steps(model, optimizer, 1)
     (far / "step-000004.straggler/weights/x").write(b"half written")
     save(far.uri, 4, model, optimizer, attempt="second")
-    assert not (far / "step-000004.straggler").exists(), "what no checkpoint counts is cleared away"
+    assert not (far / "step-000004.straggler").exists(), "files of no checkpoint are deleted"
     assert [name for name in far.names() if name.startswith("step-")] == [
         "step-000002",
         "step-000002.first",
         "step-000004",
         "step-000004.second",
     ]
-    (far / "step-000004.straggler/weights/x").write(b"it goes on writing")
+    (far / "step-000004.straggler/weights/x").write(b"still writing")
     checkpoint = newest_checkpoint(far, count(2, 2))
     assert (checkpoint.step, checkpoint.location.name) == (4, "step-000004.second")
     resumed = Line()
@@ -330,7 +319,7 @@ def test_in_object_storage_no_attempt_touches_the_files_of_another(saved):
 
 
 @pytest.mark.s3
-def test_checkpoints_in_object_storage_are_resumed_from_as_those_on_disk(saved, bucket):
+def test_checkpoints_in_object_storage_can_be_resumed(saved, bucket):
     _, model, optimizer = saved
     far = f"s3://{bucket}/runs/resume"
     save(far, 2, model, optimizer)

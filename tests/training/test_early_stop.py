@@ -8,7 +8,8 @@ import torch
 from srpo_core import artifacts
 from srpo_core.config import EarlyStop
 from srpo_core.errors import ConfigError
-from srpo_core.training.early_stop import Judged, Watch, judged, over_trained
+from srpo_core.training.data import read_training_prompts
+from srpo_core.training.early_stop import Evaluation, early_stop_reason, evaluations, make_evaluator
 
 RULE = EarlyStop(
     metric="judge_top5",
@@ -31,44 +32,50 @@ def rows(figures, objectives, every=2):
 
 
 def test_a_judge_that_keeps_its_opinion_lets_the_run_go_on():
-    assert over_trained(rows([0.9, 0.85, 0.88], [0.1, 0.2, 0.3]), RULE) is None
+    assert early_stop_reason(rows([0.9, 0.85, 0.88], [0.1, 0.2, 0.3]), RULE) is None
 
 
 def test_a_fall_at_as_many_checkpoints_in_a_row_as_patience_says_ends_the_run_and_is_told():
-    assert over_trained(rows([0.95, 0.6], [0.1, 0.2]), RULE) is None
-    assert over_trained(rows([0.95, 0.6, 0.5], [0.1, 0.2, 0.3]), RULE) == (
+    assert early_stop_reason(rows([0.95, 0.6], [0.1, 0.2]), RULE) is None
+    assert early_stop_reason(rows([0.95, 0.6, 0.5], [0.1, 0.2, 0.3]), RULE) == (
         "judge_top5 of the judge select_judge fell from 0.950 (step 2) to 0.500 (step 6), more than 0.1 at 2 "
         "checkpoints in a row, while relative_reward went from 0.100 to 0.300"
     )
 
 
 def test_a_recovery_starts_the_count_anew():
-    assert over_trained(rows([0.95, 0.6, 0.9, 0.6], [0.1, 0.2, 0.3, 0.4]), RULE) is None
+    assert early_stop_reason(rows([0.95, 0.6, 0.9, 0.6], [0.1, 0.2, 0.3, 0.4]), RULE) is None
 
 
 def test_a_fall_while_the_objective_falls_too_is_not_over_training():
-    assert over_trained(rows([0.95, 0.6, 0.5], [0.3, 0.2, 0.1]), RULE) is None
+    assert early_stop_reason(rows([0.95, 0.6, 0.5], [0.3, 0.2, 0.1]), RULE) is None
 
 
 def test_a_run_that_falls_from_the_bases_own_figure_ends():
-    assert "fell from 0.900 (step 0) to 0.600 (step 4)" in over_trained(rows([0.7, 0.6], [0.1, 0.2]), RULE)
+    assert "fell from 0.900 (step 0) to 0.600 (step 4)" in early_stop_reason(
+        rows([0.7, 0.6], [0.1, 0.2]), RULE
+    )
 
 
 def test_a_fall_within_the_margin_counts_as_none():
-    assert over_trained(rows([0.81, 0.81, 0.81], [0.1, 0.2, 0.3]), RULE) is None
+    assert early_stop_reason(rows([0.81, 0.81, 0.81], [0.1, 0.2, 0.3]), RULE) is None
 
 
 def test_between_checkpoints_and_without_a_rule_nothing_ends():
     falling = rows([0.5, 0.4], [0.1, 0.2])
-    assert over_trained(falling, RULE)
-    assert over_trained([*falling, {"loss": 1.0}], RULE) is None
-    assert over_trained(falling, None) is None
-    assert over_trained([], RULE) is None
+    assert early_stop_reason(falling, RULE)
+    assert early_stop_reason([*falling, {"loss": 1.0}], RULE) is None
+    assert early_stop_reason(falling, None) is None
+    assert early_stop_reason([], RULE) is None
 
 
 def test_every_judged_checkpoint_is_seen_beside_the_base():
     made = rows([0.8, 0.7], [0.1, 0.2])
-    assert judged(made, RULE) == [Judged(0, 0.9, 0.0), Judged(2, 0.8, 0.1), Judged(4, 0.7, 0.2)]
+    assert evaluations(made, RULE) == [
+        Evaluation(0, 0.9, 0.0),
+        Evaluation(2, 0.8, 0.1),
+        Evaluation(4, 0.7, 0.2),
+    ]
 
 
 @pytest.fixture
@@ -124,13 +131,13 @@ def test_a_run_that_destroys_its_images_ends_early_with_its_checkpoints_and_the_
     """A learning rate a hundred times too high on the tiny family: the relative reward rises, the subjects go."""
     from srpo_core.training import export
     from srpo_core.training.checkpoint import newest_checkpoint
-    from srpo_core.training.worker import PROGRESS
+    from srpo_core.training.job import PROGRESS
 
     wild = stopping(known, learning_rate=2e-3, steps=12)
     run(wild)
     checkpoint = newest_checkpoint(wild.state, count(2, 2))
     assert 2 <= checkpoint.step < 12
-    reason = over_trained(checkpoint.metrics, wild.train.early_stop)
+    reason = early_stop_reason(checkpoint.metrics, wild.train.early_stop)
     assert "judge_top5 of the judge select_judge fell from" in reason
     steps = len((wild.state / PROGRESS).read_text().splitlines())
     run(
@@ -159,27 +166,19 @@ def test_a_run_at_the_shipped_learning_rate_is_not_ended(known):
     ]
 
 
-def watch_of(known, **changes):
-    return Watch.over(
-        known.train.model_copy(update={"early_stop": RULE}),
-        **{
-            "seed": 0,
-            "reward": known.reward,
-            "judge": known.select_judge,
-            "words": known.control_words,
-            "device": torch.device("cpu"),
-            **changes,
-        },
-    )
+def evaluator_of(known, **options):
+    job = replace(known, train=known.train.model_copy(update={"early_stop": RULE}))
+    prompts = read_training_prompts(real_images=False)
+    return make_evaluator(job, prompts, **{"device": torch.device("cpu"), **options})
 
 
-def test_the_judge_looks_on_the_device_of_the_rank(known):
-    watch = watch_of(known, device=torch.device("meta"))
-    assert next(watch.context.judge.parameters()).device.type == "meta"
+def test_the_judge_is_on_the_device_of_the_rank(known):
+    evaluator = evaluator_of(known, device=torch.device("meta"))
+    assert next(evaluator.context.judge.parameters()).device.type == "meta"
 
 
-def test_a_rank_draws_no_more_images_at_once_than_it_trains(known):
+def test_a_rank_generates_no_larger_batches_than_it_trains_on(known):
     size = known.train.batch_size
-    assert watch_of(known).generate.batch_size == size
-    assert watch_of(known, world=2).generate.batch_size == -(-size // 2)
-    assert watch_of(known, world=4 * size).generate.batch_size == 1
+    assert evaluator_of(known).generate.batch_size == size
+    assert evaluator_of(known, world=2).generate.batch_size == -(-size // 2)
+    assert evaluator_of(known, world=4 * size).generate.batch_size == 1

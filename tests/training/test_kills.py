@@ -47,7 +47,7 @@ def stuck(job):
 def writing(job):
     """A worker that comes to no end with its second checkpoint, unless it went on from the first."""
     import time
-    from srpo_core.training import checkpoint
+    from srpo_core.training import checkpoint_writer as checkpoint
     from srpo_core.training import worker as trainer
     commit = checkpoint.CheckpointWriter._commit
     def standing(writer, staging, description):
@@ -189,7 +189,7 @@ def test_after_a_worker_is_killed_inside_a_checkpoint_write_their_group_goes_on_
     run.finish()
     assert run.weights() == expected
     assert not partial.exists()
-    (line,) = (line for line in run.log.read_text().splitlines() if "starting the workers again" in line)
+    (line,) = (line for line in run.log.read_text().splitlines() if "restarting the workers" in line)
     assert line.endswith("1 of 2 times")
     assert run.steps_told() == [1, 2, 3, 4, 3, 4, 5, 6]
 
@@ -228,8 +228,8 @@ def test_workers_that_stand_still_start_again_and_the_rank_at_fault_is_named(job
     run = Run(replace(patient, resources=resources), tmp_path).start("stuck")
     run.finish()
     assert run.weights() == expected
-    (line,) = (line for line in run.log.read_text().splitlines() if "starting the workers again" in line)
-    assert line.startswith("step 4 stood still for ")
+    (line,) = (line for line in run.log.read_text().splitlines() if "restarting the workers" in line)
+    assert line.startswith("step 4 stalled for ")
     assert " at rank 1;" in line or " at rank 1 in " in line
     assert run.steps_told() == [1, 2, 3, 3, 4, 5, 6]
 

@@ -8,14 +8,14 @@ import pytest
 
 from srpo_core.config import StallSettings
 from srpo_core.runtime.shared_files import Location
-from srpo_core.training.learner import synchronised
-from srpo_core.training.watchdog import EXIT_CODE, Watchdog, _standing, reports, stalled
+from srpo_core.training.learner import read_scalars
+from srpo_core.training.watchdog import EXIT_CODE, Watchdog, _position, pop_stall, stall_reports
 
 QUICK = StallSettings(factor=5, least_seconds=0.2, restarts=1)
 
 
 def watching(tmp_path, ended, stall=QUICK):
-    return Watchdog(Location.of(tmp_path), "a", 3, 4, stall, end=ended.append, grace=0.0)
+    return Watchdog(Location.of(tmp_path), "a", 3, 4, stall, exit_process=ended.append, grace=0.0)
 
 
 def test_steps_of_the_usual_length_are_left_alone(tmp_path):
@@ -25,7 +25,7 @@ def test_steps_of_the_usual_length_are_left_alone(tmp_path):
             time.sleep(0.1)
             watchdog.step_done(step)
     assert ended == []
-    assert stalled(Location.of(tmp_path), "a") is None
+    assert pop_stall(Location.of(tmp_path), "a") is None
 
 
 def test_a_step_that_stands_still_ends_the_process_and_says_where_it_stood(tmp_path):
@@ -46,7 +46,9 @@ def test_a_step_that_stands_still_ends_the_process_and_says_where_it_stood(tmp_p
 def test_a_report_that_cannot_be_written_ends_the_process_all_the_same(tmp_path):
     (tmp_path / "full").write_text("a file where the directory of the reports should be")
     ended = []
-    with Watchdog(Location.of(tmp_path / "full"), "a", 3, 4, QUICK, end=ended.append, grace=0.0) as watchdog:
+    with Watchdog(
+        Location.of(tmp_path / "full"), "a", 3, 4, QUICK, exit_process=ended.append, grace=0.0
+    ) as watchdog:
         watchdog.step_done(1)
         until = time.monotonic() + 20
         while not ended and time.monotonic() < until:
@@ -99,15 +101,15 @@ def test_who_reads_the_figures_of_a_step_from_its_device_waits_for_others(monkey
 
     def train():
         with suppress(TypeError):  # what a nap returns is no list
-            synchronised({})
+            read_scalars({})
 
     thread = threading.Thread(target=train)
     thread.start()
     standing.wait()
     time.sleep(0.2)
-    assert _standing(thread.ident)[0] is True
+    assert _position(thread.ident)[0] is True
     thread.join()
-    assert _standing(threading.get_ident())[0] is False
+    assert _position(threading.get_ident())[0] is False
 
 
 def say(tmp_path, *rows, world=3):
@@ -120,23 +122,23 @@ def say(tmp_path, *rows, world=3):
             "waiting": waiting,
             "where": "reward.py:36 encode",
         }
-        (reports(Location.of(tmp_path), "a") / f"rank-{rank}.json").write(json.dumps(row).encode())
+        (stall_reports(Location.of(tmp_path), "a") / f"rank-{rank}.json").write(json.dumps(row).encode())
 
 
 def test_the_rank_that_does_not_wait_for_the_others_is_named(tmp_path):
     say(tmp_path, (0, True), (1, False), (2, True))
-    line = stalled(Location.of(tmp_path), "a")
-    assert line == "step 8 stood still for 61 s at rank 1 in reward.py:36 encode"
-    assert stalled(Location.of(tmp_path), "a") is None, "told once"
+    line = pop_stall(Location.of(tmp_path), "a")
+    assert line == "step 8 stalled for 61 s at rank 1 in reward.py:36 encode"
+    assert pop_stall(Location.of(tmp_path), "a") is None, "told once"
 
 
 def test_a_rank_that_says_nothing_is_named(tmp_path):
     say(tmp_path, (0, True), (2, True))
-    assert stalled(Location.of(tmp_path), "a") == "step 8 stood still for 61 s at rank 1"
+    assert pop_stall(Location.of(tmp_path), "a") == "step 8 stalled for 61 s at rank 1"
 
 
 def test_a_rank_that_a_smaller_group_never_had_is_not_blamed(tmp_path):
     """Asked for were 32; Ray started 2."""
     say(tmp_path, (0, True), (1, False), world=2)
-    line = stalled(Location.of(tmp_path), "a")
-    assert line == "step 8 stood still for 61 s at rank 1 in reward.py:36 encode"
+    line = pop_stall(Location.of(tmp_path), "a")
+    assert line == "step 8 stalled for 61 s at rank 1 in reward.py:36 encode"

@@ -14,8 +14,9 @@ from srpo_core.errors import DivergenceError
 from srpo_core.models.embeddings import read_embeddings, write_embeddings
 from srpo_core.runtime.shared_files import Location
 from srpo_core.training.checkpoint import WEIGHTS, newest_checkpoint
+from srpo_core.training.job import PROGRESS, SAMPLES
 from srpo_core.training.watchdog import EXIT_CODE, Watchdog
-from srpo_core.training.worker import PROGRESS, SAMPLES, Worker
+from srpo_core.training.worker import Worker
 from srpo_core.weights.shards import read_whole
 
 CPU = torch.device("cpu")
@@ -34,23 +35,25 @@ def weights(checkpoint):
     return {name: tensor.numpy().tobytes() for name, tensor in whole.items()}
 
 
-def test_a_resumed_run_ends_on_the_same_bits_and_trains_only_what_was_missing(job, tmp_path):
+def test_a_resumed_run_ends_with_the_same_bits_and_trains_only_the_missing_steps(job, tmp_path):
+    """No random state is saved, and the global generators of the resumed run are in another state."""
+    torch.manual_seed(1)
     worker(job).run()
     straight = newest_checkpoint(job.state, count(2, 2))
     other = replace(job, state=Location.of(tmp_path / "interrupted"))
+    torch.manual_seed(2)
     worker(shorter(other, 2)).run()
+    torch.manual_seed(3)
     worker(replace(other, resume=2)).run()
     resumed = newest_checkpoint(other.state, count(2, 2))
     assert resumed.step == straight.step == 4
     assert weights(resumed) == weights(straight)
     assert resumed.metrics == straight.metrics
-    # 4 steps of 4 images from 5 prompts: three epochs are done, and one prompt of the fourth
-    assert resumed.cursor == straight.cursor == {"images": 16, "epoch": 3, "place": 1}
     trained = [json.loads(line)["step"] for line in (other.state / PROGRESS).read_text().splitlines()]
     assert trained == [1, 2, 3, 4]
 
 
-def test_a_finished_run_leaves_checkpoints_samples_and_metrics_of_every_step(job):
+def test_a_run_writes_checkpoints_samples_and_the_metrics_of_every_step(job):
     worker(job).run()
     assert sorted(path.name for path in job.state.path.glob("step-*")) == ["step-000002", "step-000004"]
     assert len(list((job.state.path / SAMPLES).glob("*.png"))) == 2
@@ -58,7 +61,7 @@ def test_a_finished_run_leaves_checkpoints_samples_and_metrics_of_every_step(job
     assert [set(row) for row in metrics] == [{"loss", "reward_denoise", "reward_inversion", "grad_norm"}] * 4
 
 
-def test_the_last_step_has_a_checkpoint_of_its_own_where_they_do_not_divide(job):
+def test_the_last_step_has_a_checkpoint_if_the_interval_does_not_divide_the_steps(job):
     three = shorter(job, 3)
     assert three.train.checkpoint_steps == (2, 3)
     worker(three).run()
@@ -66,7 +69,7 @@ def test_the_last_step_has_a_checkpoint_of_its_own_where_they_do_not_divide(job)
     assert newest_checkpoint(job.state, three.train.checkpoint_steps).step == 3
 
 
-def test_the_shares_of_two_workers_make_up_the_batch_of_one(job):
+def test_the_batches_of_two_workers_together_are_the_batch_of_one(job):
     whole = worker(job).batch(3)
     first, second = (worker(job, rank, 2).batch(3) for rank in range(2))
     for rank, share in enumerate((first, second)):
@@ -78,7 +81,7 @@ def test_the_shares_of_two_workers_make_up_the_batch_of_one(job):
             assert torch.equal(tensor, whole.condition.tensors[name][rank::2])
 
 
-def test_a_step_moves_every_part_of_the_transformer(job):
+def test_a_step_changes_every_tensor_of_the_transformer(job):
     trained = worker(job)
     before = {name: tensor.clone() for name, tensor in trained.model.transformer.state_dict().items()}
     trained.step(1)
@@ -90,7 +93,7 @@ def with_train(job, **changes):
     return replace(job, train=job.train.model_copy(update=changes))
 
 
-def test_shared_noise_is_the_same_for_all_samples_of_a_step_and_another_in_the_next(job):
+def test_shared_noise_is_equal_within_a_step_and_differs_between_steps(job):
     shared = worker(with_train(job, noise="shared"))
     noise, following = shared.batch(1).noise, shared.batch(2).noise
     assert all(torch.equal(noise[0], other) for other in noise)
@@ -99,13 +102,13 @@ def test_shared_noise_is_the_same_for_all_samples_of_a_step_and_another_in_the_n
     assert not any(torch.equal(own[0], other) for other in own[1:])
 
 
-def test_hybrid_mixes_real_images_by_sample_whatever_the_number_of_workers(job):
+def test_hybrid_chooses_real_images_by_sample_independent_of_the_number_of_workers(job):
     hybrid = job.train.rollout.model_copy(update={"source": "hybrid", "share_offline": 0.5})
     mixed = with_train(job, rollout=hybrid, batch_size=40)
     latents = torch.arange(5.0)[:, None, None].expand(5, 16, 64)
     workers = [worker(job), worker(job, 0, 2), worker(job, 1, 2)]
     for one in workers:
-        one.job, one.prompts = mixed, one.prompts.__class__(one.prompts.texts, one.prompts.condition, latents)
+        one.job, one.prompts = mixed, replace(one.prompts, real=latents)
     whole, *parts = [one.batch(1) for one in workers]
     assert 10 < len(whole.real) < 30
     for rank, part in enumerate(parts):
@@ -115,13 +118,15 @@ def test_hybrid_mixes_real_images_by_sample_whatever_the_number_of_workers(job):
 
 
 def one_step(job, **changes):
-    """What one step on two images by these settings gives, and how far it moves the weights."""
+    """Return the metrics of one step on two images, and the largest change of a weight."""
     rollout = job.train.rollout.model_copy(
         update={"num_inference_steps": 4, "source": changes.pop("source", "online")}
     )
     trained = worker(with_train(job, batch_size=2, rollout=rollout, **changes))
     before = [parameter.detach().clone() for parameter in trained.model.transformer.parameters()]
+    random_state = torch.get_rng_state()
     metrics = trained.step(1)
+    assert torch.equal(torch.get_rng_state(), random_state), "exact resume needs keyed random numbers alone"
     after = trained.model.transformer.parameters()
     return metrics, max(float((a.detach() - b).abs().max()) for a, b in zip(after, before, strict=True))
 
@@ -133,13 +138,13 @@ def test_every_method_trains_the_tiny_base(job, method):
     assert rewards == ({"reward_denoise", "reward_inversion"} if method == "srpo" else {"reward_wanted"})
     assert all(math.isfinite(value) for value in metrics.values())
     assert metrics["grad_norm"] > 0
-    # AdamW's first step is the learning rate for every weight whose gradient is not zero
+    # AdamW's first step changes every weight with a nonzero gradient by the learning rate
     assert moved == pytest.approx(job.train.optimizer.learning_rate, rel=0.05)
 
 
 @pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if entry.real_images])
 @pytest.mark.parametrize("source", ["offline", "hybrid"])
-def test_every_method_for_real_images_trains_the_tiny_base_on_them(
+def test_every_method_that_supports_real_images_trains_the_tiny_base_on_them(
     job, tiny_project, tmp_path, monkeypatch, method, source
 ):
     texts, styles, condition = read_embeddings("train")
@@ -153,7 +158,7 @@ def test_every_method_for_real_images_trains_the_tiny_base_on_them(
     assert metrics != one_step(job, method=method)[0]
 
 
-def test_a_step_that_would_not_be_finite_leaves_the_weights_as_they_were(job):
+def test_a_step_that_is_not_finite_does_not_change_the_weights(job):
     trained = worker(job)
     before = {name: tensor.clone() for name, tensor in trained.model.transformer.state_dict().items()}
     encode = trained.learner.reward.encode_images
@@ -166,8 +171,8 @@ def test_a_step_that_would_not_be_finite_leaves_the_weights_as_they_were(job):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_step_with_all_that_a_gpu_wants_stays_near_the_plain_one(job):
-    """Autocast, the copy for rollouts, checkpointing and fused AdamW on the tiny family: one step, same draws."""
+def test_a_step_with_all_gpu_options_is_close_to_the_plain_step(job):
+    """Autocast, the copy for rollouts, checkpointing and fused AdamW: one step with the same random numbers."""
     compute = job.train.compute.model_copy(
         update={"autocast": True, "rollout_copy": True, "checkpoint_blocks": 0.5, "checkpoint_decode": True}
     )
@@ -182,7 +187,7 @@ def test_a_step_with_all_that_a_gpu_wants_stays_near_the_plain_one(job):
         assert torch.equal(copied[name], tensor.bfloat16()), name
 
 
-def test_a_last_background_checkpoint_that_comes_to_no_end_is_a_stall(job, monkeypatch):
+def test_a_last_background_checkpoint_that_never_ends_is_a_stall(job, monkeypatch):
     ended = []
 
     class Stuck(Worker):
@@ -200,12 +205,14 @@ def test_a_last_background_checkpoint_that_comes_to_no_end_is_a_stall(job, monke
 
     stall = StallSettings(factor=2, least_seconds=0.2, restarts=0)
     resources = job.resources.model_copy(update={"stall": stall})
-    monkeypatch.setattr("srpo_core.training.worker.Watchdog", partial(Watchdog, end=ended.append, grace=0.0))
+    monkeypatch.setattr(
+        "srpo_core.training.worker.Watchdog", partial(Watchdog, exit_process=ended.append, grace=0.0)
+    )
     Stuck(replace(job, resources=resources)).run()
     assert ended == [EXIT_CODE]
 
 
-def test_a_run_that_diverges_first_ends_the_checkpoint_that_is_being_written(job):
+def test_a_diverging_run_finishes_the_checkpoint_that_is_being_written(job):
     ended = []
 
     class Diverging(Worker):
@@ -226,19 +233,19 @@ def test_a_run_that_diverges_first_ends_the_checkpoint_that_is_being_written(job
     assert ended == ["step 15"]
 
 
-def test_what_the_judge_sees_is_no_stalled_step_where_it_takes_longer_than_one(job):
-    """A step is ended by the watchdog after 0.2 s, what lies between steps after a second."""
-    ended, judged = [], []
+def test_an_evaluation_that_takes_longer_than_a_step_is_no_stall(job):
+    """The watchdog allows 0.2 s for a step, and a second for the work between steps."""
+    ended, evaluated = [], []
 
-    class Judged(Worker):
+    class Evaluating(Worker):
         def __init__(self, job):
             self.job, self.rank, self.metrics = job, 0, []
 
         def step(self, step):
             return {"loss": 1.0}
 
-        def _judged(self, prefix=""):
-            judged.append(prefix)
+        def _evaluate(self, prefix=""):
+            evaluated.append(prefix)
             time.sleep(0.5)
             return {}
 
@@ -246,7 +253,7 @@ def test_what_the_judge_sees_is_no_stalled_step_where_it_takes_longer_than_one(j
             pass
 
     stall = StallSettings(factor=5, least_seconds=0.2, restarts=0)
-    with Watchdog(job.state, "a", 0, 1, stall, end=ended.append, grace=0.0) as watchdog:
-        Judged(job)._run(None, watchdog)
-    assert judged == ["base_", "", ""]
+    with Watchdog(job.state, "a", 0, 1, stall, exit_process=ended.append, grace=0.0) as watchdog:
+        Evaluating(job)._run(None, watchdog)
+    assert evaluated == ["base_", "", ""]
     assert ended == []

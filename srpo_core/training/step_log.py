@@ -1,0 +1,53 @@
+"""Log the steps that the workers report in a progress file."""
+
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from srpo_core.runtime.shared_files import Location
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS: Final = 0.3
+REMOTE_POLL_SECONDS: Final = 2.0
+
+
+@contextmanager
+def log_steps(path: Location, num_steps: int) -> Iterator[None]:
+    """Log each line that is added to a progress file while the context is open, from a background thread."""
+    num_logged = len(_complete_lines(path))
+    ended = threading.Event()
+
+    def log_new_lines() -> None:
+        nonlocal num_logged
+        lines = _complete_lines(path)
+        for line in lines[num_logged:]:
+            row = json.loads(line)
+            figures = "  ".join(f"{name} {value:.4f}" for name, value in row.items() if name != "step")
+            log.info("step %d of %d  %s", row["step"], num_steps, figures)
+        num_logged = len(lines)
+
+    def poll() -> None:
+        while not ended.wait(POLL_SECONDS if path.path else REMOTE_POLL_SECONDS):
+            log_new_lines()
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        log_new_lines()
+
+
+def _complete_lines(path: Location) -> list[str]:
+    """Return the lines of a file that end in a newline: a worker may be writing the last one."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return []
+    return text[: text.rfind("\n") + 1].splitlines()
