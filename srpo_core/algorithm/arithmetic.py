@@ -1,4 +1,4 @@
-"""Where the paper leaves the numbers open: what time the model is told, and how noise is scaled."""
+"""The choices that the paper leaves open: the model's time input, and the products of noise level and noise."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 Times = Callable[[Tensor, Tensor], Tensor]
-"""The product of noise levels (B, 1, 1) and noise (B, S, C)."""
+"""Multiplies noise levels (B, 1, 1) and noise (B, S, C)."""
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How one step of Direct-Align computes.
+    """The arithmetic of one step of Direct-Align.
 
-    time: the model's time input (B,) in [0, 1] at noise levels (B,); at_s, at_t: the products s·eps
+    time: returns the model's time input (B,) in [0, 1] at noise levels (B,); at_s, at_t: compute the products s·eps
     of the injection and t·eps of the recovery.
     """
 
@@ -24,7 +24,7 @@ class Arithmetic:
 
 
 def exact_time(sigma: Tensor) -> Tensor:
-    """The time input is the noise level itself, as the base model was trained."""
+    """Return the noise level itself as time input, as in the base model's training."""
     return sigma
 
 

@@ -1,7 +1,7 @@
-"""What Direct-Align is compared with: gradients through the sampler itself, on the same trainer and budget.
+"""Baselines for Direct-Align that train the sampler's own steps.
 
-ReFL (Xu et al. 2023, arXiv 2304.05977) trains one late call; DRaFT (Clark et al. 2023, arXiv 2309.17400)
-the last calls. Both reach only the end of the trajectory, which is what Direct-Align does away with.
+ReFL (Xu et al. 2023, arXiv 2304.05977) trains one late call, DRaFT (Clark et al. 2023, arXiv 2309.17400) the last
+calls. Both train only the end of the trajectory; Direct-Align does not have this limit.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from srpo_core.algorithm.absolute import scored
 from srpo_core.algorithm.direct_align import inject
-from srpo_core.algorithm.method import LossTerm, TrainBatch
+from srpo_core.algorithm.method import LossTerm, MethodCost, TrainBatch
 from srpo_core.algorithm.reference import noise_of, time_of
 from srpo_core.algorithm.rollout import euler_step, rollout, states
 from srpo_core.algorithm.schedule import shifted_sigmas
@@ -24,25 +24,21 @@ from srpo_core.protocols import BaseModel, RewardModel
 def refl(
     model: BaseModel, reward: RewardModel, batch: TrainBatch, settings: TrainSettings
 ) -> Iterator[LossTerm]:
-    """Stop each rollout at a random late step, and let one trained call predict the image from there.
+    """Stop each rollout at a random late step, and predict the image by one trained call.
 
-    x̂0 = z − sigma·v(z, sigma): the gradient reaches this call alone.
+    x̂0 = z − sigma·v(z, sigma); only this call has a gradient.
     """
     roll, eps = settings.rollout, noise_of(batch.noise, settings)
     sigmas, time = _sigmas(settings, eps.device), time_of(settings)
-    first = math.ceil(
-        round((1 - settings.refl.late_share) * roll.num_inference_steps, 9)
-    )  # (1 - 0.7) · 10 is above 3
-    stops = batch.draws.integers(
-        ("late step",), min(first, roll.num_inference_steps - 1), roll.num_inference_steps - 1
-    )
+    last = roll.num_inference_steps - 1
+    # rounded, because (1 - 0.7) * 10 is greater than 3 in floating point
+    first = math.ceil(round((1 - settings.refl.late_share) * roll.num_inference_steps, 9))
+    stops = batch.draws.integers(("late step",), min(first, last), last)
     rolled = states(
         model.rollout_velocity,
         eps,
         batch.condition,
-        sigmas=sigmas[
-            : roll.num_inference_steps
-        ],  # to the latest stop there may be: every worker must call a cut model as often
+        sigmas=sigmas[: last + 1],  # all steps: every worker must call a sharded model equally often
         guidance=roll.guidance_scale,
         time=time,
     )
@@ -55,24 +51,47 @@ def refl(
     yield scored(reward, model.decode(predicted).clamp(0, 1), batch, settings, weight=1)
 
 
+def refl_cost(settings: TrainSettings) -> MethodCost:
+    """Return the model calls of `refl`: all steps but the last without gradients, and one trained call."""
+    return MethodCost(
+        rollout_calls=settings.rollout.num_inference_steps - 1,
+        trained_calls=1,
+        recomputed_calls=0,
+        scored_images=1,
+        noise_levels=1,
+    )
+
+
 def draft_k(
     model: BaseModel, reward: RewardModel, batch: TrainBatch, settings: TrainSettings
 ) -> Iterator[LossTerm]:
-    """Draw images and let the gradient flow back through the last K steps of the sampler.
+    """Generate images and backpropagate through the last K steps of the sampler.
 
-    Each of these steps is computed again on the way back, so that K does not multiply the memory.
+    The backward pass recomputes each of these steps, so memory does not grow with K.
     """
     steps = settings.rollout.num_inference_steps
     x0 = _trained_end(model, batch, settings, free=max(steps - settings.draft.last_steps, 0))
     yield scored(reward, model.decode(x0).clamp(0, 1), batch, settings, weight=1)
 
 
+def draft_k_cost(settings: TrainSettings) -> MethodCost:
+    """Return the model calls of `draft_k`: each trained step is computed twice."""
+    trained = min(settings.draft.last_steps, settings.rollout.num_inference_steps)
+    return MethodCost(
+        rollout_calls=settings.rollout.num_inference_steps - trained,
+        trained_calls=trained,
+        recomputed_calls=trained,
+        scored_images=1,
+        noise_levels=trained,
+    )
+
+
 def draft_lv(
     model: BaseModel, reward: RewardModel, batch: TrainBatch, settings: TrainSettings
 ) -> Iterator[LossTerm]:
-    """Train the last step alone (K = 1), on n variations: the image's own, the others with fresh noise.
+    """Train the last step alone (K = 1), on n variations: the first is the rollout's, the others have new noise.
 
-    The variations are averaged, for a gradient of lower variance.
+    Their average has a gradient of lower variance.
     """
     count = settings.draft.variations
     x0 = _trained_end(model, batch, settings, free=settings.rollout.num_inference_steps - 1)
@@ -94,8 +113,19 @@ def draft_lv(
         yield scored(reward, model.decode(x0).clamp(0, 1), batch, settings, weight=1 / count)
 
 
+def draft_lv_cost(settings: TrainSettings) -> MethodCost:
+    """Return the model calls of `draft_lv`: a trained step per variation, of which the first is computed twice."""
+    return MethodCost(
+        rollout_calls=settings.rollout.num_inference_steps - 1,
+        trained_calls=settings.draft.variations,
+        recomputed_calls=1,
+        scored_images=settings.draft.variations,
+        noise_levels=1,
+    )
+
+
 def _trained_end(model: BaseModel, batch: TrainBatch, settings: TrainSettings, *, free: int) -> Tensor:
-    """Images x0 (B, S, C): `free` steps without gradients, the others with, their activations not kept."""
+    """Return images x0 (B, S, C): `free` steps without gradients, the others with gradient checkpointing."""
     eps, guidance, time = noise_of(batch.noise, settings), settings.rollout.guidance_scale, time_of(settings)
     sigmas = _sigmas(settings, eps.device)
     free_sigmas = sigmas[: free + 1]

@@ -1,7 +1,7 @@
-"""Direct-Align: one model call trains any timestep, because the injected noise is known.
+"""Direct-Align: train any timestep by one model call, because the injected noise is known.
 
-An image x0 and its noise eps give a noisy state in closed form; the model takes one step from
-noise level s to t; the known noise gives the image back, with the model's velocity in it:
+Inject noise eps into an image x0, take one model step from noise level s to t, and recover the image in closed form;
+the recovered image depends on the model's velocity v:
 
     x = s·eps + (1−s)·x0        y = x + (t−s)·v(x, s)        x̂0 = (y − t·eps) / (1−t)
 
@@ -18,15 +18,15 @@ from srpo_core.algorithm.arithmetic import Arithmetic, Times
 from srpo_core.config import BranchName
 from srpo_core.protocols import Condition, VelocityModel
 
-EDGE = 5  # the midpoint keeps this many grid points from either end
+EDGE = 5  # least number of grid points between the midpoint and either end
 
 
 @dataclass(frozen=True)
 class Branch:
-    """Where one branch stands on the training grid, per sample: all (B,).
+    """The position of one branch on the training grid, per sample: all (B,).
 
-    s, t: indices of the evaluation and of the target noise level; discount: index of k;
-    clamped: whether s was held back at the clean end of the grid.
+    s, t: indices of the noise levels at which the model is called and to which it steps; discount: index of k;
+    clamped: whether s was clamped at the clean end of the grid.
     """
 
     s: Tensor
@@ -36,21 +36,21 @@ class Branch:
 
     @classmethod
     def joined(cls, branches: Sequence["Branch"]) -> "Branch":
-        """Several branches as one of a larger batch."""
+        """Concatenate several branches into one of a larger batch."""
         parts = ((branch.s, branch.t, branch.discount, branch.clamped) for branch in branches)
         return cls(*(torch.cat(same) for same in zip(*parts, strict=True)))
 
 
 def step_length(points: int, ratio: float) -> int:
-    """The usual distance of s and t in grid points, about (1-ratio)*points."""
+    """Return the usual distance of s and t in grid points, about (1-ratio)*points."""
     return int((1 - ratio) * points) + 1
 
 
 def branches(midpoints: Sequence[int], points: int, ratio: float) -> Mapping[BranchName, Branch]:
-    """Both branches of each midpoint m in EDGE … points-EDGE, counted from the clean end of the grid.
+    """Return both branches of each midpoint m from EDGE to points-EDGE, counted from the clean end of the grid.
 
-    Both land on the same noise level: the denoise branch from k grid points noisier, the inversion
-    branch from k points cleaner; k shrinks towards the ends of the grid.
+    With k grid points between s and t, less near the ends of the grid, the denoise branch steps from m+k down to m
+    and the inversion branch from m-k up to m.
     """
     usual = step_length(points, ratio)
     denoise, inversion = [], []
@@ -63,13 +63,13 @@ def branches(midpoints: Sequence[int], points: int, ratio: float) -> Mapping[Bra
 
 
 def inject(x0: Tensor, eps: Tensor, s: Tensor, times: Times = torch.mul) -> Tensor:
-    """The noisy state x = s·eps + (1−s)·x0 of latents (B, S, C) at noise levels s (B,)."""
+    """Return the noisy state x = s·eps + (1−s)·x0 of latents (B, S, C) at noise levels s (B,)."""
     s = s[:, None, None]
     return times(s, eps) + (1 - s) * x0
 
 
 def recover(y: Tensor, eps: Tensor, t: Tensor, times: Times = torch.mul) -> Tensor:
-    """The image x̂0 = (y − t·eps) / (1−t) in a state y (B, S, C) at noise levels t (B,) < 1."""
+    """Return the image x̂0 = (y − t·eps) / (1−t) of a state y (B, S, C) at noise levels t (B,) < 1."""
     t = t[:, None, None]
     return (y - times(t, eps)) / (1 - t)
 
@@ -85,9 +85,9 @@ def one_step_recovery(
     guidance: float,
     arithmetic: Arithmetic,
 ) -> Tensor:
-    """Inject noise at s, let the model step to t, recover the image: x̂0 (B, S, C), differentiable in the model.
+    """Inject noise at s, step to t by one model call, and recover the image.
 
-    A perfect model (v = eps − x0) gives x0 back, whatever s and t are.
+    Returns x̂0 (B, S, C), differentiable in the model. A perfect model (v = eps − x0) returns x0 for all s and t.
     """
     x = inject(x0, eps, s, arithmetic.at_s)
     v = model(x, arithmetic.time(s), guidance, condition)

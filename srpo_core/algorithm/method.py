@@ -1,6 +1,6 @@
-"""What a training method is given and what it yields."""
+"""The interface of a training method: its inputs, the loss terms that it yields, and its registry entry."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,11 +13,11 @@ from srpo_core.randomness import Draws
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """What one step trains on.
+    """The samples of one step.
 
-    noise: (B, S, C), both the start of the rollout and the noise injected; draws: any further random
-    numbers; real: packed latents (S, C) of the rows whose image is not drawn but real; wanted,
-    unwanted: the control words of this step.
+    noise: (B, S, C), both the start of the rollout and the noise to inject; draws: all further random numbers; real:
+    packed latents (S, C) of the rows that start from a real image instead of a rollout; wanted, unwanted: the control
+    words of this step.
     """
 
     prompts: Sequence[str]
@@ -31,9 +31,9 @@ class TrainBatch:
 
 @dataclass(frozen=True)
 class LossTerm:
-    """One term of a step's loss; the terms of a step are meant to be summed.
+    """One term of a step's loss, which is the sum of its terms.
 
-    losses: (B,) per sample, with gradients; rewards: (B,) by the name of what was scored, without.
+    losses: (B,) per sample, with gradients; rewards: (B,) by name, without gradients.
     """
 
     losses: Tensor
@@ -41,21 +41,41 @@ class LossTerm:
 
 
 class Method(Protocol):
-    """How a step's loss is made: yields terms one by one, so that one graph is alive at a time."""
+    """Computes the loss of a step as terms, one at a time, so that only one graph is in memory."""
 
     def __call__(
         self, model: BaseModel, reward: RewardModel, batch: TrainBatch, settings: TrainSettings
     ) -> Iterator[LossTerm]:
-        """Yield the terms; the caller runs backward on each before it asks for the next."""
+        """Yield the terms; the caller runs backward on each one before it takes the next."""
         ...
 
 
 @dataclass(frozen=True)
-class MethodEntry:
-    """One entry of the registry `methods`.
+class MethodCost:
+    """The model calls of one step per image of the batch, from which `srpo plan` computes FLOPs, memory and traffic.
 
-    real_images: whether it can start from real images; otherwise `train.rollout.source` must be online.
+    rollout_calls: transformer calls without gradients, none of them for a real image; trained_calls: transformer
+    calls with gradients; recomputed_calls: forward passes that the method itself repeats in the backward pass;
+    scored_images: images that are decoded and scored; noise_levels: noise levels that are trained; images_per_call:
+    images of one sample that are in the same trained call.
+    """
+
+    rollout_calls: int
+    trained_calls: int
+    recomputed_calls: int
+    scored_images: int
+    noise_levels: int
+    images_per_call: int = 1
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """One entry of the registry `METHODS`.
+
+    cost: the cost of a step under given settings; real_images: whether the method can start from real images;
+    otherwise `train.rollout.source` must be online.
     """
 
     run: Method
+    cost: Callable[[TrainSettings], MethodCost]
     real_images: bool

@@ -1,4 +1,4 @@
-"""Drawing the images that training starts from."""
+"""Rollouts: generate the images that training starts from."""
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -26,7 +26,7 @@ def euler_step(
     guidance: float,
     time: Time = exact_time,
 ) -> Tensor:
-    """One step of dz = v dsigma, from latents (B, S, C) at a scalar sigma to the next."""
+    """Take one Euler step of dz = v dsigma with latents (B, S, C), from a scalar sigma to the next."""
     v = model(z, time(sigma).expand(len(z)), guidance, condition)
     return z + (next_sigma - sigma) * v
 
@@ -41,7 +41,7 @@ def states(
     guidance: float,
     time: Time = exact_time,
 ) -> Iterator[Tensor]:
-    """The latents (B, S, C) at each of the descending sigmas, from the noise on; without gradients."""
+    """Yield the latents (B, S, C) at each of the descending sigmas, the first is the noise; without gradients."""
     z = noise.float()
     yield z
     for sigma, next_sigma in pairwise(sigmas.to(noise.device)):
@@ -58,19 +58,22 @@ def rollout(
     guidance: float,
     time: Time = exact_time,
 ) -> Tensor:
-    """Integrate dz = v dsigma by Euler from noise (B, S, C) along descending sigmas; packed latents (B, S, C)."""
+    """Integrate dz = v dsigma by Euler from noise (B, S, C) along descending sigmas; return the last latents."""
     for z in states(model, noise, condition, sigmas=sigmas, guidance=guidance, time=time):
         last = z
     return last
 
 
 def starting_images(model: BaseModel, batch: TrainBatch, settings: TrainSettings) -> tuple[Tensor, Tensor]:
-    """Images x0 and the noise eps to inject, both (B, S, C): the batch's real images, the others drawn from eps."""
+    """Return images x0 and the noise eps to inject, both (B, S, C).
+
+    x0 is the batch's real image where there is one, else a rollout from eps.
+    """
     roll, eps = settings.rollout, noise_of(batch.noise, settings)
     rows = [row for row in range(len(eps)) if row not in batch.real]
     images = dict(batch.real)
     if rows:
-        drawn = rollout(
+        generated = rollout(
             model.rollout_velocity,
             eps[rows],
             batch.condition[rows],
@@ -78,5 +81,5 @@ def starting_images(model: BaseModel, batch: TrainBatch, settings: TrainSettings
             guidance=roll.guidance_scale,
             time=time_of(settings),
         )
-        images |= dict(zip(rows, drawn, strict=True))
+        images |= dict(zip(rows, generated, strict=True))
     return torch.stack([images[row] for row in range(len(eps))]), eps

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from srpo_core.algorithm.direct_align import EDGE, Branch, branches, one_step_recovery
-from srpo_core.algorithm.method import LossTerm, TrainBatch
+from srpo_core.algorithm.method import LossTerm, MethodCost, TrainBatch
 from srpo_core.algorithm.reference import arithmetic_of
 from srpo_core.algorithm.reward import hinge_loss, relative_reward, with_control_word
 from srpo_core.algorithm.rollout import starting_images
@@ -19,19 +19,19 @@ from srpo_core.randomness import Draws
 def srpo(
     model: BaseModel, reward: RewardModel, batch: TrainBatch, settings: TrainSettings
 ) -> Iterator[LossTerm]:
-    """Start from images, then pull each towards the wanted and away from the unwanted control word.
+    """Move images towards the wanted and away from the unwanted control word.
 
-    The denoise branch maximizes the reward of the wanted word. The inversion branch steps back
-    towards noise, which turns the sign of the gradient, and has the two words exchanged: both
-    push the model the same way, and what the reward likes in any image cancels.
+    The denoise branch maximizes the reward of the wanted word. The inversion branch steps back towards noise, which
+    reverses the sign of the gradient, and the two words are exchanged. So both branches push the model in the same
+    direction, and the part of the reward that does not depend on the word cancels.
     Shen et al. 2025, sections 3.2 and 3.3.
     """
     x0, eps = starting_images(model, batch, settings)
     align = settings.direct_align
     share = 1 / (len(align.branches) * settings.pairs_per_rollout)
-    # all branches in one call use the hardware better, one at a time needs a part of the memory
+    # one call for all branches is faster; a call per branch needs less memory
     calls = [align.branches] if settings.batch_branches else [[name] for name in align.branches]
-    for midpoints in drawn_midpoints(batch.draws, settings):
+    for midpoints in draw_midpoints(batch.draws, settings):
         at = branches(midpoints, align.grid, align.ratio)
         for names in calls:
             branch = Branch.joined([at[name] for name in names])
@@ -44,8 +44,22 @@ def srpo(
             yield LossTerm(losses.view(len(names), -1).sum(0), _mean_by_branch(names, rewards.detach()))
 
 
-def drawn_midpoints(draws: Draws, settings: TrainSettings) -> Iterator[list[int]]:
-    """A midpoint per sample for each of the pairs that share one rollout."""
+def srpo_cost(settings: TrainSettings) -> MethodCost:
+    """Return the model calls of `srpo`: a pair is one call per branch."""
+    num_branches = len(settings.direct_align.branches)
+    calls = settings.pairs_per_rollout * num_branches
+    return MethodCost(
+        rollout_calls=settings.rollout.num_inference_steps,
+        trained_calls=calls,
+        recomputed_calls=0,
+        scored_images=calls,
+        noise_levels=settings.pairs_per_rollout,
+        images_per_call=num_branches if settings.batch_branches else 1,
+    )
+
+
+def draw_midpoints(draws: Draws, settings: TrainSettings) -> Iterator[list[int]]:
+    """Draw a midpoint per sample for each of the pairs that share a rollout."""
     for pair in range(settings.pairs_per_rollout):
         yield draws.integers(("midpoint", pair), EDGE, settings.direct_align.grid - EDGE)
 
@@ -53,7 +67,7 @@ def drawn_midpoints(draws: Draws, settings: TrainSettings) -> Iterator[list[int]
 def recovered_images(
     model: BaseModel, x0: Tensor, eps: Tensor, condition: Condition, branch: Branch, settings: TrainSettings
 ) -> Tensor:
-    """The images (B, 3, H, W) in [0, 1] that one model call recovers at a branch's noise levels."""
+    """Return the images (B, 3, H, W) in [0, 1] that one model call recovers at a branch's noise levels."""
     align = settings.direct_align
     grid = training_grid(align.schedule_steps, settings.rollout.shift, align.first, align.last, align.grid)
     recovered = one_step_recovery(
@@ -70,7 +84,7 @@ def recovered_images(
 
 
 def control_texts(batch: TrainBatch, names: Sequence[BranchName]) -> tuple[list[str], list[str]]:
-    """Positive and negative text of each sample, branch by branch: the inversion branch exchanges them."""
+    """Return positive and negative texts of all samples, branch by branch; the inversion branch exchanges them."""
     wanted = with_control_word(batch.wanted, batch.prompts)
     unwanted = with_control_word(batch.unwanted, batch.prompts)
     positive = {"denoise": wanted, "inversion": unwanted}
@@ -79,7 +93,7 @@ def control_texts(batch: TrainBatch, names: Sequence[BranchName]) -> tuple[list[
 
 
 def discounts(align: DirectAlignSettings, name: BranchName) -> Tensor:
-    """A branch's discount k at each place of the grid, (points,), from the clean to the noisy end."""
+    """Return a branch's discount k at each grid point, (points,), from the clean to the noisy end."""
     ends = {"denoise": align.discount_denoise, "inversion": align.discount_inversion}[name]
     return torch.linspace(*ends, align.grid)
 

@@ -7,8 +7,10 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Final
 
+from srpo_core.algorithm import METHODS
+from srpo_core.algorithm.method import MethodCost
 from srpo_core.config import GenerateSettings, Settings, TrainSettings
-from srpo_core.errors import ConfigError
+from srpo_core.errors import ConfigError, pick
 from srpo_core.plan.counting import Counted, count_call, count_generation
 from srpo_core.plan.parts import MetaParts, meta_parts
 
@@ -75,6 +77,11 @@ class Plan:
     def images(self) -> int:
         """Images per step on the device that has most."""
         return math.ceil(self.settings.train.batch_size / self.cluster.gpus)
+
+    @property
+    def cost_of_method(self) -> MethodCost:
+        """The model calls of a step per image, by the method that is trained."""
+        return _cost_of_method(self.settings.train)
 
     @property
     def _shards(self) -> int:
@@ -156,14 +163,15 @@ class Plan:
     @cached_property
     def flops(self) -> Mapping[str, float]:
         """FLOPs of one step by phase."""
-        train, counted = self.settings.train, self.counted
-        rolled_out = self.images * (1 - train.rollout.real_share) / counted.num_images
-        calls = train.pairs_per_rollout * len(train.direct_align.branches) * self.images / counted.num_images
+        counted, cost = self.counted, self.cost_of_method
+        samples = self.images / counted.num_images
+        rolled_out = samples * (1 - self.settings.train.rollout.real_share)
+        recomputed = cost.recomputed_calls * counted.rollout.flops
         return {
-            "rollout": train.rollout.num_inference_steps * rolled_out * counted.rollout.flops,
-            "transformer": calls * counted.transformer.flops,
-            "decoder": calls * counted.decode.flops,
-            "reward": calls * counted.reward.flops,
+            "rollout": cost.rollout_calls * rolled_out * counted.rollout.flops,
+            "transformer": samples * (cost.trained_calls * counted.transformer.flops + recomputed),
+            "decoder": samples * cost.scored_images * counted.decode.flops,
+            "reward": samples * cost.scored_images * counted.reward.flops,
             "optimizer": FLOPS_OF_ADAMW * self.sizes.trained / self._shards,
         }
 
@@ -175,10 +183,11 @@ class Plan:
         if self._shards == 1:
             return 2 * share * 4 * sizes.trained
         width = 2 if train.compute.autocast else 4
-        calls = train.pairs_per_rollout * (1 if train.batch_branches else len(train.direct_align.branches))
-        rollouts = train.rollout.num_inference_steps if train.rollout.real_share < 1 else 0
+        cost = self.cost_of_method
+        calls = cost.trained_calls // cost.images_per_call
+        rollouts = cost.rollout_calls if train.rollout.real_share < 1 else 0
         forwards = 1 if train.compute.rollout_copy else rollouts  # the copy is filled once a step
-        gathers = forwards + 2 * calls
+        gathers = forwards + 2 * calls + cost.recomputed_calls
         return share * (gathers * width * sizes.all + calls * 4 * sizes.trained)
 
     @property
@@ -251,21 +260,18 @@ def make_plan(settings: Settings, cluster: Cluster) -> Plan:
     """Plan a run of these settings on a cluster; everything is counted on the meta device.
 
     Raises:
-        ConfigError: more GPUs than images in a batch, or a method whose calls are not counted yet.
+        ConfigError: more GPUs than images in a batch, or an unknown method.
     """
     train = settings.train
     if cluster.gpus > train.batch_size:
         raise ConfigError(
             f"{cluster.gpus} GPUs are more than train.batch_size {train.batch_size}: every one needs an image"
         )
-    if train.method not in ("srpo", "direct_align"):
-        raise ConfigError(f"train.method {train.method!r} is not counted yet: known are direct_align, srpo")
     parts = meta_parts(settings)
     sizes = _sizes(parts, settings.generate)
     if settings.resources.shard and train.compute.autocast:
         parts.model.transformer.bfloat16()  # as it is gathered
-    branches = len(train.direct_align.branches) if train.batch_branches else 1
-    images = branches * math.ceil(train.batch_size / cluster.gpus)
+    images = _cost_of_method(train).images_per_call * math.ceil(train.batch_size / cluster.gpus)
     counted = count_call(
         parts.model, parts.reward, parts.condition, num_images=images, autocast=train.compute.autocast
     )
@@ -336,6 +342,10 @@ REMEDIES: Final[Mapping[str, Callable[[Settings], Settings]]] = MappingProxyType
         "train.tune=lora": _by_lora,
     }
 )
+
+
+def _cost_of_method(train: TrainSettings) -> MethodCost:
+    return pick(METHODS, train.method, "method").cost(train)
 
 
 def _frozen_in_half(train: TrainSettings) -> bool:

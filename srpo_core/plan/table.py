@@ -6,6 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from srpo_core.algorithm import METHODS
 from srpo_core.plan import GB, TERA, Plan, changed, make_plan, remedies
 from srpo_core.plan.counting import Counted
 from srpo_core.preflight.disk import bytes_of_run
@@ -126,17 +127,23 @@ def _savings(plan: Plan) -> Table:
 
 
 def per_pair(plan: Plan) -> float:
-    """FLOPs of a device for each noise level that is trained of an image."""
-    return sum(plan.flops.values()) / (plan.images * plan.settings.train.pairs_per_rollout)
+    """Return the FLOPs of a device per image and noise level that is trained."""
+    return sum(plan.flops.values()) / (plan.images * plan.cost_of_method.noise_levels)
 
 
 def alternatives(plan: Plan) -> Mapping[str, Plan]:
-    """The plan as it is, with rollouts that several pairs share, with real images, and with adapters."""
+    """Return the plan itself, and plans with several pairs per rollout, real images, and adapters.
+
+    Settings that the method does not use are left out.
+    """
     found = {"as it is": plan}
     for pairs in (2, 4, 8):
-        found[f"train.pairs_per_rollout={pairs}"] = _recounted(plan, {"pairs_per_rollout": pairs})
-    rollout = plan.settings.train.rollout.model_copy(update={"source": "offline"})
-    found["train.rollout.source=offline"] = _recounted(plan, {"rollout": rollout})
+        other = _recounted(plan, {"pairs_per_rollout": pairs})
+        if other.cost_of_method != plan.cost_of_method:
+            found[f"train.pairs_per_rollout={pairs}"] = other
+    if METHODS[plan.settings.train.method].real_images:
+        rollout = plan.settings.train.rollout.model_copy(update={"source": "offline"})
+        found["train.rollout.source=offline"] = _recounted(plan, {"rollout": rollout})
     if plan.settings.train.tune == "full":
         found["train.tune=lora"] = make_plan(
             changed(plan.settings, lambda train: train.model_copy(update={"tune": "lora"})), plan.cluster

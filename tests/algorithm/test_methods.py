@@ -11,7 +11,7 @@ from srpo_core.algorithm.absolute import consecutive, decaying_weights, scored_t
 from srpo_core.algorithm.method import TrainBatch
 from srpo_core.algorithm.rollout import rollout, starting_images
 from srpo_core.algorithm.schedule import shifted_sigmas, training_grid
-from srpo_core.algorithm.srpo import drawn_midpoints
+from srpo_core.algorithm.srpo import draw_midpoints
 from srpo_core.protocols import Condition
 from srpo_core.randomness import Draws
 
@@ -214,6 +214,24 @@ def test_a_perfect_model_is_scored_on_the_image_that_it_started_from(batch, sett
         assert torch.allclose(latents, x0.repeat(len(latents) // 2, 1, 1), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("together", [False, True])
+def test_a_step_makes_the_calls_that_its_cost_states(batch, settings, name, together):
+    settings = settings.model_copy(update={"pairs_per_rollout": 2, "batch_branches": together})
+    settings = with_(settings, "draft", last_steps=3, variations=2)
+    settings = with_(settings, "aggregate", levels=3)
+    model, decoded = Linear(), []
+    decode = model.decode
+    model.decode = lambda latents: decoded.append(len(latents)) or decode(latents)
+    gradient(name, batch, settings, model)
+    cost, size = METHODS[name].cost(settings), len(batch.noise)
+    rows = {trained: [n for grad, n in model.calls if grad is trained] for trained in (False, True)}
+    assert sum(rows[False]) == size * cost.rollout_calls
+    assert sum(rows[True]) == size * (cost.trained_calls + cost.recomputed_calls)
+    assert set(rows[True]) == {size * cost.images_per_call}
+    assert sum(decoded) == size * cost.scored_images
+
+
 def test_real_images_are_not_drawn_and_the_others_are(batch, settings):
     real = TrainBatch(**{**vars(batch), "real": {1: torch.full(SHAPE[1:], 7.0, dtype=torch.float64)}})
     model = Linear()
@@ -305,7 +323,7 @@ def written_out(batch, settings, midpoints, weight=1.0):
 
 
 def test_direct_align_has_the_gradient_of_the_papers_formulas_by_the_denoise_branch(batch, settings):
-    (midpoints,) = drawn_midpoints(batch.draws, settings)
+    (midpoints,) = draw_midpoints(batch.draws, settings)
     ours, _, _ = gradient("direct_align", batch, settings)
     assert torch.allclose(ours, written_out(batch, settings, midpoints), rtol=1e-5, atol=1e-10)
 
@@ -313,7 +331,7 @@ def test_direct_align_has_the_gradient_of_the_papers_formulas_by_the_denoise_bra
 def test_two_levels_of_the_aggregated_reward_are_two_weighted_denoise_branches(batch, settings):
     two = with_(settings, "aggregate", levels=2, decay=0.5)
     align = settings.direct_align
-    (first,) = drawn_midpoints(batch.draws, settings)
+    (first,) = draw_midpoints(batch.draws, settings)
     k = int((1 - align.ratio) * align.grid) + 1
     second = [m - min(k, m - 5) for m in first]
     expected = written_out(batch, settings, first) + written_out(batch, settings, second, weight=0.5)

@@ -196,9 +196,7 @@ def test_with_shared_files_an_absolute_path_is_refused(job, tmp_path, monkeypatc
         launch.share_inputs(tmp_path / "train-abc", "/weights")
 
 
-def test_only_inputs_that_the_fingerprint_covers_are_shared(
-    tiny_project, tmp_path, monkeypatch
-):
+def test_only_inputs_that_the_fingerprint_covers_are_shared(tiny_project, tmp_path, monkeypatch):
     """Other embeddings may change under the same directory name, and would then fail the digest check."""
     monkeypatch.chdir(tiny_project)
     monkeypatch.setenv("SRPO_SHARED", str(tmp_path / "shared"))
