@@ -1,10 +1,9 @@
-"""Files by URI: a directory of this machine, or object storage that every worker of a cluster reaches.
+"""Files by URI: in a directory of this machine, or in object storage that all workers of a cluster can reach.
 
-`SRPO_SHARED` names where a training run keeps what its workers read and write: a path, `file://…` or
-`s3://bucket/prefix` (credentials and endpoint as boto3 finds them). Without it they share this machine's disk.
+`SRPO_SHARED` is the location through which workers exchange files: a path, `file://…` or `s3://bucket/prefix`
+(boto3 finds credentials and endpoint). Without it, workers share this machine's disk.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,31 +17,32 @@ from typing import Any
 
 from srpo_core.artifacts import replacing, sha256
 from srpo_core.errors import ArtifactError, ConfigError
+from srpo_core.runtime import file_lock
 
 CHUNK = 8 << 20
 OLD_VARIABLE = "SRPO_STORAGE"
-COMPLETE = "complete"  # written when all that is shared is there, removed before the first of it goes
+COMPLETE = "complete"  # a marker: created after the last shared file, deleted before the first one
 
 
 @dataclass(frozen=True)
 class Location:
-    """A file or directory by its URI; a relative path is one of the directory in which it is first named."""
+    """A file or directory by its URI."""
 
     uri: str
 
     @classmethod
     def of(cls, where: str | Path) -> "Location":
-        """The location of a path or URI, absolute.
+        """Return the location of a URI, or of a path, which is made absolute.
 
         Raises:
-            ConfigError: no file system of this kind is known.
+            ConfigError: the scheme of the URI is not supported.
         """
         text = str(where)
         if "://" not in text:
             return cls(str(Path(text).absolute()))
         known = ("file", "s3", "memory")
         if (scheme := text.partition("://")[0]) not in known:
-            raise ConfigError(f"{text}: no storage of kind {scheme!r}: known are a path, file:// and s3://")
+            raise ConfigError(f"{text}: unknown storage {scheme!r}: use a path, file:// or s3://")
         return cls(text.rstrip("/"))
 
     def __truediv__(self, name: str) -> "Location":
@@ -58,25 +58,25 @@ class Location:
 
     @property
     def path(self) -> Path | None:
-        """The path, if it is one of a file system that is mounted here."""
+        """The path, if the location is on a mounted file system."""
         if "://" not in self.uri:
             return Path(self.uri)
         return Path(self.uri.removeprefix("file://")) if self.uri.startswith("file://") else None
 
     def exists(self) -> bool:
-        """Whether there is such a file, or anything below such a directory."""
+        """Return whether the file exists, or a file below the directory."""
         fs, path = self._fs()
         return bool(fs.exists(path))
 
     def names(self) -> list[str]:
-        """Names of what lies directly below, sorted; empty when there is nothing."""
+        """Return the names of the direct children, sorted; empty if there are none."""
         fs, path = self._fs()
         if not fs.exists(path):
             return []
         return sorted(entry.rstrip("/").rpartition("/")[2] for entry in fs.ls(path, detail=False))
 
     def files(self) -> list[str]:
-        """Relative paths of all files below, sorted."""
+        """Return the relative paths of all files below, sorted."""
         fs, path = self._fs()
         found = fs.find(path) if fs.exists(path) else []
         root = fs._strip_protocol(path).rstrip("/") + "/"
@@ -88,10 +88,10 @@ class Location:
         return bytes(fs.cat_file(path)).decode()
 
     def write(self, content: bytes) -> None:
-        """Write a file: whole or not at all."""
+        """Write a file atomically."""
         if self.path is None:
             fs, path = self._fs()
-            fs.pipe_file(path, content)  # an object appears when it is complete
+            fs.pipe_file(path, content)  # objects are written atomically
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
@@ -99,7 +99,7 @@ class Location:
         partial.replace(self.path)
 
     def append(self, name: str, line: str) -> None:
-        """Add a line to the file `name` below, which nobody else writes to."""
+        """Append a line to the file `name` below, to which no other process writes."""
         file = self / name
         if file.path is None:
             before = file.read_text() if file.exists() else ""
@@ -110,7 +110,7 @@ class Location:
             opened.write(line + "\n")
 
     def sha256(self) -> str:
-        """SHA-256 of a file, as 64 hex digits. Raises `FileNotFoundError`."""
+        """Return the SHA-256 of a file as 64 hex digits. Raises `FileNotFoundError`."""
         fs, path = self._fs()
         digest = hashlib.sha256()
         with fs.open(path, "rb") as file:
@@ -119,13 +119,13 @@ class Location:
         return digest.hexdigest()
 
     def delete(self) -> None:
-        """Remove a file, or a directory and all below; nothing happens when it is not there."""
+        """Delete a file, or a directory and all files below; do nothing if it does not exist."""
         fs, path = self._fs()
         if fs.exists(path):
             fs.rm(path, recursive=True)
 
     def upload(self, source: Path) -> None:
-        """Copy a file, or the files below a directory, to this place."""
+        """Copy a file, or the files below a directory, to this location."""
         fs, path = self._fs()
         for file in [source] if source.is_file() else (p for p in sorted(source.rglob("*")) if p.is_file()):
             target = path if source.is_file() else f"{path}/{file.relative_to(source)}"
@@ -133,7 +133,7 @@ class Location:
             fs.put_file(str(file), target)
 
     def download(self, target: Path) -> None:
-        """Copy this file to a path: whole or not at all. Raises `FileNotFoundError`."""
+        """Copy this file to a path atomically. Raises `FileNotFoundError`."""
         fs, path = self._fs()
         with replacing(target) as partial:
             fs.get_file(path, str(partial))
@@ -141,7 +141,7 @@ class Location:
     def _fs(self) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
 
-        # another process writes what this one lists
+        # no cached listings: other processes write the files that this one lists
         options = {"use_listings_cache": False, "skip_instance_cache": False} if self.path is None else {}
         fs, path = url_to_fs(self.uri, **options)
         return fs, path
@@ -160,37 +160,37 @@ def storage() -> Location | None:
 
 
 def by_name(paths: Iterable[Path]) -> dict[str, Path]:
-    """Files, and all below directories, by the name under which workers elsewhere look for them: their own.
+    """Return files, and all files below directories, by their relative path: workers on other machines use the same.
 
     Raises:
-        ConfigError: a path is absolute, so that no worker elsewhere could find it.
+        ConfigError: a path is absolute or outside the project, so workers on other machines could not find it.
     """
     files: dict[str, Path] = {}
     for path in paths:
         if path.is_absolute() or ".." in path.parts:
-            raise ConfigError(f"{path}: with SRPO_SHARED a path must be relative and lie below the project")
+            raise ConfigError(f"{path}: with SRPO_SHARED a path must be relative and inside the project")
         found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
         files |= {str(file): file for file in found}
     return files
 
 
-def share(files: Mapping[str, Path], place: Location) -> dict[str, str]:
-    """Copy files to a place, each under its name, if that has not been done; returns their digests by name."""
-    if not (place / COMPLETE).exists():
+def share(files: Mapping[str, Path], location: Location) -> dict[str, str]:
+    """Copy files below a location, unless they are already there; return their digests by name."""
+    if not (location / COMPLETE).exists():
         for name, file in files.items():
-            (place / name).upload(file)
-        (place / COMPLETE).write(b"")
+            (location / name).upload(file)
+        (location / COMPLETE).write(b"")
     return {name: sha256(file) for name, file in files.items()}
 
 
 @contextmanager
 def local_copy(location: Location, digests: Mapping[str, str]) -> Iterator[Path]:
-    """A directory on this machine with the files `digests` below `location`: itself if mounted here, else a copy.
+    """Provide a directory on this machine with the files `digests` of a location: itself if mounted, else a copy.
 
-    Processes of one machine share the copy, which goes with the last of them.
+    The processes of a machine share the copy; the last one deletes it.
 
     Raises:
-        ArtifactError: a file is missing there, or does not have its digest.
+        ArtifactError: a file is missing in the location, or does not have its digest.
     """
     if location.path is not None:
         yield location.path
@@ -199,34 +199,30 @@ def local_copy(location: Location, digests: Mapping[str, str]) -> Iterator[Path]
     root = Path(tempfile.gettempdir()) / f"srpo-{os.getuid()}"
     root.mkdir(mode=0o700, parents=True, exist_ok=True)
     target = root / name
-    # readers share the copy, whoever comes first fetches it, and the last one clears it away
-    with (root / f"{name}.readers").open("a+") as readers, (root / f"{name}.fetching").open("a+") as fetching:
-        fcntl.flock(readers, fcntl.LOCK_SH)
+    with file_lock.acquire(root / f"{name}.readers", shared=True) as readers:
         try:
-            fcntl.flock(fetching, fcntl.LOCK_EX)
-            _download(location, target, digests)
-            fcntl.flock(fetching, fcntl.LOCK_UN)
+            with file_lock.acquire(root / f"{name}.fetching"):
+                _download(location, target, digests)
             yield target
         finally:
-            with suppress(BlockingIOError):
-                fcntl.flock(readers, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if readers.try_upgrade():  # no other process reads the copy
                 shutil.rmtree(target, ignore_errors=True)
-                _seen_file(target).unlink(missing_ok=True)
+                _verified_file(target).unlink(missing_ok=True)
 
 
 def _download(location: Location, target: Path, digests: Mapping[str, str]) -> None:
-    """Copy files below `location`; those that are there already, as they should be, stay.
+    """Download the files of a location that are missing or do not have their digest.
 
-    What a process of this machine has found to be so is not read again by the next: of FLUX.1-dev that is 47 GB.
+    A file that another process of this machine has verified is not read again: FLUX.1-dev has 47 GB.
     """
     fs, path = location._fs()
-    seen = _Seen(target)
+    verified = _VerifiedFiles(target)
     for name, digest in digests.items():
         file = target / name
-        if seen.as_it_is(name, digest):
+        if verified.is_unchanged(name, digest):
             continue
         if file.is_file() and sha256(file) == digest:
-            seen.note(name, digest)
+            verified.add(name, digest)
             continue
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -234,33 +230,34 @@ def _download(location: Location, target: Path, digests: Mapping[str, str]) -> N
         except FileNotFoundError:
             raise ArtifactError(f"{location}/{name} is missing: see SRPO_SHARED") from None
         if sha256(file) != digest:
-            raise ArtifactError(f"{location}/{name} does not have its digest: was it written to?")
-        seen.note(name, digest)
+            raise ArtifactError(
+                f"{location}/{name} does not have its digest: it was changed after it was shared"
+            )
+        verified.add(name, digest)
 
 
-def _seen_file(target: Path) -> Path:
-    """Where processes tell each other what they have held to its digest in a copy."""
-    return target.with_name(f"{target.name}.seen")
+def _verified_file(target: Path) -> Path:
+    return target.with_name(f"{target.name}.verified")
 
 
-class _Seen:
-    """Files of a copy that had their digest, by size and time of their last change; kept beside the copy."""
+class _VerifiedFiles:
+    """The verified files of a copy with size and time of their last change, stored in a file beside the copy."""
 
     def __init__(self, target: Path) -> None:
-        self._target, self._path = target, _seen_file(target)
-        with suppress(FileNotFoundError, ValueError):  # of a process that was killed while it wrote
+        self._target, self._path = target, _verified_file(target)
+        with suppress(FileNotFoundError, ValueError):  # a process may have been killed during a write
             self._known = json.loads(self._path.read_text())
             return
         self._known = {}
 
-    def as_it_is(self, name: str, digest: str) -> bool:
-        """Whether the file is there, unchanged since it was found to have this digest."""
+    def is_unchanged(self, name: str, digest: str) -> bool:
+        """Return whether the file exists and is unchanged since its digest was verified."""
         with suppress(FileNotFoundError):
             return bool(self._known.get(name) == [digest, *self._stat(name)])
         return False
 
-    def note(self, name: str, digest: str) -> None:
-        """Remember that the file has this digest."""
+    def add(self, name: str, digest: str) -> None:
+        """Record that the file has this digest."""
         self._known[name] = [digest, *self._stat(name)]
         with replacing(self._path) as partial:
             partial.write_text(json.dumps(self._known))

@@ -17,6 +17,7 @@ from golden_vectors import (
     Golden,
     directories,
     frequencies_rounded_from_float64,
+    reward_tolerance,
 )
 
 from srpo_core.algorithm import METHODS
@@ -29,7 +30,7 @@ from srpo_core.models.flux import image_ids, pack, unpack
 from srpo_core.training.learner import Learner, adamw, backward_terms
 
 ELEMENTWISE = 1e-5
-REWARD = 1e-6
+LOSS = 1e-6
 GRADIENT = 1e-5  # a tensor's norm, of itself; all whole gradients of a case, of the norm of all
 TENSOR = 2e-5  # a whole gradient, of its own norm: sums in another order move one by up to 8e-6
 FLOOR = 1e-4  # of the norm of all gradients: what a tensor below it is measured by, in place of its own norm
@@ -197,11 +198,6 @@ def test_the_rollout_makes_the_references_calls(recorded, directory, case):
     assert {guidance for _, guidance in step.rolled} == {expected["rollout_guidance"]}
 
 
-def scale_of(golden, case, branch):
-    """By what the errors of features grow in a reward, as tests/scorers/test_golden.py holds them too."""
-    return max(1.0, golden.rewards[golden.cases[case]["reward"]].scale * abs(1 + branch["k"]))
-
-
 @every_case
 def test_every_branch_of_a_case_equals_the_references(recorded, directory, case):
     golden, step = golden_of(directory), recorded(directory, case)
@@ -216,12 +212,12 @@ def test_every_branch_of_a_case_equals_the_references(recorded, directory, case)
                 theirs = golden[f"{case}.b{index}.{name}"]
                 assert note(name, relative_error(step.seen[name][index], theirs)) < ELEMENTWISE, name
         reward, loss = term.rewards[branch["kind"]].tolist(), float(term.losses.detach().sum())
-        rounding = REWARD * scale_of(golden, case, branch)
-        assert reward == pytest.approx(branch["reward"], rel=REWARD, abs=rounding)
-        assert loss == pytest.approx(branch["loss"], rel=REWARD, abs=rounding)
+        rounding = reward_tolerance(golden.rewards[golden.cases[case]["reward"]], branch["k"])
+        assert reward == pytest.approx(branch["reward"], rel=LOSS, abs=rounding)
+        assert loss == pytest.approx(branch["loss"], rel=LOSS, abs=rounding)  # the margin less the reward
         note("reward", abs(reward[0] - branch["reward"][0]) / max(1.0, abs(reward[0])))
     assert float(step.terms[-1].losses.detach().sum()) == pytest.approx(
-        golden.cases[case]["returned_loss"], rel=REWARD, abs=rounding
+        golden.cases[case]["returned_loss"], rel=LOSS, abs=rounding
     )
     compared["cases"] += 1
 
@@ -404,9 +400,9 @@ def test_three_optimizer_steps_of_the_trainer_make_the_references_moves(director
         before = {name: weight.detach().clone() for name, weight in weights.items()}
         metrics = learn(golden, learner, theirs)
         assert metrics["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=GRADIENT)
-        assert metrics["loss"] == pytest.approx(sum(theirs["branch_losses"]), abs=REWARD)
+        assert metrics["loss"] == pytest.approx(sum(theirs["branch_losses"]), abs=LOSS)
         rewards = [[metrics["reward_denoise"]], [metrics["reward_inversion"]]]
-        assert rewards == [pytest.approx(reward, abs=REWARD) for reward in theirs["branch_rewards"]]
+        assert rewards == [pytest.approx(reward, abs=LOSS) for reward in theirs["branch_rewards"]]
         assert theirs["delta"].keys() == weights.keys()
         for name, figures in theirs["delta"].items():
             moved = float((weights[name].detach() - before[name]).double().norm())

@@ -276,12 +276,12 @@ def test_more_devices_than_images_are_refused():
 
 
 def test_each_method_is_planned_by_its_own_cost():
-    """ReFL and Direct-Align train one image per sample, SRPO two; the tiny rollout has 8 steps, ReFL's 7."""
+    """ReFL and Direct-Align train one image per sample, SRPO two; the tiny rollout has 16 steps, ReFL rolls out 15 of them, DRaFT-2 14."""
     one = make_plan(settings("tiny"), cluster(1))
-    for method, steps, images in (("refl", 7, 1), ("direct_align", 8, 1), ("draft_k", 7, 1)):
+    for method, steps, images in (("refl", 15, 1), ("direct_align", 16, 1), ("draft_k", 14, 1)):
         other = make_plan(settings("tiny", train={"method": method}), cluster(1))
         assert other.counted.num_images == images * one.counted.num_images // 2
-        assert other.flops["rollout"] == pytest.approx(steps / 8 * one.flops["rollout"], rel=1e-6)
+        assert other.flops["rollout"] == pytest.approx(steps / 16 * one.flops["rollout"], rel=1e-6)
         assert other.flops["decoder"] == pytest.approx(0.5 * one.flops["decoder"], rel=1e-6)
         assert "train.pairs_per_rollout=4" not in alternatives(other) or method == "direct_align"
 

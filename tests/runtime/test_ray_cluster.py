@@ -22,13 +22,13 @@ def on_gpus(wanted):
 
 
 @pytest.mark.parametrize("address", ["cluster", "http://cluster:8265", "ray://cluster:10001", ":6379"])
-def test_an_address_of_another_form_shows_how_it_is_written(monkeypatch, address):
+def test_an_address_in_another_form_is_refused_with_the_right_form(monkeypatch, address):
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match="write host:port"):
         cluster.require_cluster()
 
 
-def test_a_cluster_that_does_not_answer_is_one_line_at_once(monkeypatch):
+def test_a_cluster_that_does_not_answer_is_an_error_at_once(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(
         SrpoError, match=r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1 .*ray start --head"
@@ -36,7 +36,7 @@ def test_a_cluster_that_does_not_answer_is_one_line_at_once(monkeypatch):
         cluster.require_cluster()
 
 
-def test_several_machines_need_to_be_told_where_they_share_files(monkeypatch, tmp_path):
+def test_several_machines_require_srpo_shared(monkeypatch, tmp_path):
     monkeypatch.delenv("SRPO_SHARED", raising=False)
     cluster.require_shared_files(1)
     with pytest.raises(
@@ -47,7 +47,7 @@ def test_several_machines_need_to_be_told_where_they_share_files(monkeypatch, tm
     cluster.require_shared_files(3)
 
 
-def test_a_gpu_that_is_asked_for_and_not_there_is_refused(monkeypatch):
+def test_a_missing_gpu_is_refused_if_the_settings_ask_for_one(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert cluster.local_device(on_gpus(False)) == torch.device("cpu")
@@ -57,7 +57,7 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_refused(monkeypatch):
     assert cluster.local_device(on_gpus(True)) == torch.device("cuda")
 
 
-def test_a_machine_without_a_gpu_that_drives_a_cluster_says_that_its_cpu_works(monkeypatch, caplog):
+def test_a_machine_without_a_gpu_that_drives_a_cluster_warns_that_it_uses_its_cpu(monkeypatch, caplog):
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with caplog.at_level(logging.WARNING):
@@ -89,7 +89,7 @@ with ray_for(WORKERS, least=LEAST, use_gpu=USE_GPU):
 
 
 def run_on_a_cluster(address, workers, *, least, use_gpu):
-    """What a driver says, and its own code and a worker's; in a process of its own: Ray reads RAY_AUTH_MODE once."""
+    """Return a driver's log, its code and a worker's code; in a new process, as Ray reads RAY_AUTH_MODE only once."""
     values = {"WORKERS": workers, "LEAST": least, "USE_GPU": use_gpu}
     script = "".join(f"{name} = {value!r}\n" for name, value in values.items()) + ON_A_CLUSTER
     driver = subprocess.run(
@@ -104,13 +104,13 @@ def run_on_a_cluster(address, workers, *, least, use_gpu):
 
 
 @pytest.mark.pipeline
-def test_workers_of_a_cluster_run_the_runs_own_code_without_reading_the_checkout():
+def test_workers_of_a_cluster_run_a_copy_of_the_drivers_code():
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with ray_head(environment, cpus=1) as address:
-        said, (own, digests), (root, files) = run_on_a_cluster(address, 2, least=1, use_gpu=False)
-        assert "waiting" not in said
-        said, *_ = run_on_a_cluster(address, 32, least=8, use_gpu=True)
-    assert "the cluster has 0 GPUs, and at least 8 are needed: waiting until it has them" in said
+        log, (own, digests), (root, files) = run_on_a_cluster(address, 2, least=1, use_gpu=False)
+        assert "waiting" not in log
+        log, *_ = run_on_a_cluster(address, 32, least=8, use_gpu=True)
+    assert "the cluster has 0 GPUs, and at least 8 are needed: waiting until it has them" in log
     assert own == str(Path(srpo_core.__file__).parent)
     assert not root.startswith(own)
     assert files == digests

@@ -4,19 +4,19 @@ import pytest
 
 from srpo_core.artifacts import sha256
 from srpo_core.errors import ArtifactError, ConfigError
-from srpo_core.runtime import shared_files as location
+from srpo_core.runtime import shared_files
 from srpo_core.runtime.shared_files import Location, local_copy, storage
 
 
 @pytest.fixture(params=["path", "file", pytest.param("s3", marks=pytest.mark.s3)])
 def place(request, tmp_path):
-    """The same behaviour is owed at each kind of place."""
+    """A location of each kind; all of them behave alike."""
     if request.param == "s3":
         return Location.of(f"s3://{request.getfixturevalue('bucket')}/runs")
     return Location.of(f"file://{tmp_path}/runs" if request.param == "file" else tmp_path / "runs")
 
 
-def test_what_is_written_can_be_read_listed_and_deleted(place, tmp_path):
+def test_files_can_be_written_read_listed_and_deleted(place, tmp_path):
     assert place.names() == []
     (place / "a" / "b.txt").write(b"one")
     place.append("log", "first")
@@ -32,7 +32,7 @@ def test_what_is_written_can_be_read_listed_and_deleted(place, tmp_path):
         (place / "a/b.txt").read_text()
 
 
-def test_a_directory_is_uploaded_and_read_on_this_machine(place, tmp_path):
+def test_an_uploaded_directory_can_be_read_as_a_local_copy(place, tmp_path):
     source = tmp_path / "source/deep"
     source.mkdir(parents=True)
     (source / "x").write_bytes(b"x" * 1000)
@@ -42,11 +42,11 @@ def test_a_directory_is_uploaded_and_read_on_this_machine(place, tmp_path):
         assert (directory / "deep/x").read_bytes() == b"x" * 1000
         with local_copy(place, digests) as again:
             assert again == directory
-        assert (directory / "deep/x").exists(), "the first reader is not done"
+        assert (directory / "deep/x").exists(), "the first reader still uses it"
 
 
 @pytest.mark.s3
-def test_a_copy_goes_with_its_last_reader_and_an_altered_or_missing_file_is_named(bucket, tmp_path):
+def test_the_last_reader_deletes_the_copy_and_a_changed_or_missing_file_is_named(bucket, tmp_path):
     place = Location.of(f"s3://{bucket}/runs")
     (place / "x").write(b"one")
     with local_copy(place, {"x": (place / "x").sha256()}) as directory:
@@ -58,28 +58,28 @@ def test_a_copy_goes_with_its_last_reader_and_an_altered_or_missing_file_is_name
         pass
 
 
-def test_the_next_reader_of_a_copy_reads_again_only_what_has_changed(tmp_path, monkeypatch):
+def test_a_second_reader_verifies_only_files_that_have_changed(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     place = Location("memory://test-location/read-once")
     for name in ("x", "deep/y"):
         (place / name).write(b"one")
     digests = {name: (place / name).sha256() for name in ("x", "deep/y")}
     read = []
-    monkeypatch.setattr(location, "sha256", lambda path: read.append(path.name) or sha256(path))
+    monkeypatch.setattr(shared_files, "sha256", lambda path: read.append(path.name) or sha256(path))
     with local_copy(place, digests) as first:
         assert read == ["x", "y"]
         with local_copy(place, digests):
-            assert read == ["x", "y"], "held to its digest by the first"
+            assert read == ["x", "y"], "verified by the first reader"
         (first / "x").write_bytes(b"two")
         with local_copy(place, digests) as again:
             assert (again / "x").read_bytes() == b"one"
         assert read == ["x", "y", "x", "x"]
     assert [
-        path.name for path in (tmp_path / f"srpo-{os.getuid()}").iterdir() if path.suffix == ".seen"
+        path.name for path in (tmp_path / f"srpo-{os.getuid()}").iterdir() if path.suffix == ".verified"
     ] == []
 
 
-def test_a_copy_goes_too_when_its_reader_or_its_download_fails(tmp_path, monkeypatch):
+def test_the_copy_is_deleted_if_its_reader_or_its_download_fails(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     place = Location("memory://test-location/runs")
     (place / "x").write(b"one")
@@ -93,12 +93,12 @@ def test_a_copy_goes_too_when_its_reader_or_its_download_fails(tmp_path, monkeyp
     assert not directory.exists()
 
 
-def test_a_kind_of_storage_that_nobody_knows_is_one_line(monkeypatch):
+def test_an_unknown_kind_of_storage_is_refused(monkeypatch):
     monkeypatch.setenv("SRPO_SHARED", "gopher://hole")
-    with pytest.raises(ConfigError, match="no storage of kind 'gopher': known are"):
+    with pytest.raises(ConfigError, match="unknown storage 'gopher': use a path"):
         storage()
 
 
-def test_without_a_word_the_disk_of_this_machine_is_used(monkeypatch):
+def test_without_srpo_shared_there_is_no_shared_location(monkeypatch):
     monkeypatch.delenv("SRPO_SHARED", raising=False)
     assert storage() is None

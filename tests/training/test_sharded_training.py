@@ -1,4 +1,4 @@
-"""Training on several ranks, whole or cut over them by FSDP2, against one."""
+"""Training on several ranks, replicated or sharded by FSDP2, compared with training on one rank."""
 
 from dataclasses import replace
 
@@ -9,9 +9,7 @@ import torch
 from srpo_core.training.checkpoint import newest_checkpoint
 from srpo_core.weights.shards import read_whole
 
-pytestmark = pytest.mark.distributed
-
-STEPS = 20
+NUM_STEPS = 20
 
 
 def weights(job):
@@ -19,118 +17,147 @@ def weights(job):
 
 
 def largest_difference(one, other):
-    """The largest relative difference (norm of the difference over the norm) of any tensor."""
+    """Return the largest relative difference of a tensor: norm of the difference over norm."""
     assert one.keys() == other.keys()
     return max(float((one[name] - other[name]).norm() / one[name].norm()) for name in one)
 
 
-@pytest.mark.parametrize(("tune", "shard"), [("full", True), ("lora", True), ("full", False)])
-def test_two_workers_learn_what_one_learns_over_twenty_steps(job, tmp_path, tune, shard):
-    """In float64, where a difference is one of the computation and not of the order in which it is rounded.
+def train_in_float64(job, tmp_path, *, num_steps, tune, shard=None):
+    """Train on one rank, or on two if `shard` says how; return (metrics of each rank, their elements, weights).
 
-    In float32 the first step agrees within 1e-6; what is then rounded differently, the clamp of pixels and AdamW's
-    division by small moments make larger (docs/training.md has the figures).
+    In float64 a difference comes from the computation and not from the order in which it is rounded. In float32 the
+    first step agrees within 1e-6; then the clamp of pixels and AdamW's division by small moments increase rounding
+    errors (docs/training.md has the figures).
     """
-    rollout = job.train.rollout.model_copy(update={"num_inference_steps": 1})
-    settings = {
-        "steps": STEPS,
-        "checkpoint_every": STEPS,
-        "tune": tune,
-        "sample_prompts": 1,
-        "rollout": rollout,
-    }
-    alone = ranks.changed(job, tmp_path, "alone", **settings)
-    cut = ranks.changed(job, tmp_path, "cut", resources={"shard": shard, "train_workers": 2}, **settings)
-    ((_, metrics),) = ranks.train(alone, 1, double=True)
-    (held, on_first), (_, on_second) = ranks.train(cut, 2, inspect=ranks.shards_held, double=True)
+    num_ranks = 1 if shard is None else 2
+    small = ranks.changed(
+        job,
+        tmp_path,
+        f"{tune}-{shard}",
+        resources={"shard": bool(shard), "train_workers": num_ranks},
+        steps=num_steps,
+        checkpoint_every=num_steps,
+        tune=tune,
+        sample_prompts=1,
+        rollout=job.train.rollout.model_copy(update={"num_inference_steps": 1}),
+    )
+    found = ranks.train(small, num_ranks, inspect=ranks.shards_held, double=True)
+    return [metrics for _, metrics in found], found[0][0], weights(small)
+
+
+def assert_same_training(alone, together, *, shard):
+    """Require that two ranks learned what one learned, and that each had a half of the model or all of it."""
+    ((metrics,), _, expected), ((on_first, on_second), (held, total), found) = alone, together
     assert on_first == on_second
     for one, two in zip(metrics, on_first, strict=True):
         assert two == pytest.approx(one, rel=1e-5)
-    assert held[0] < 0.51 * held[1] if shard else held[0] == held[1], "each rank holds a half, or all"
-    difference = largest_difference(weights(alone), weights(cut))
+    assert held < 0.51 * total if shard else held == total
+    difference = largest_difference(expected, found)
     print(
-        f"{tune}, {'cut' if shard else 'whole'}: largest relative difference of a tensor after {STEPS} steps: {difference:.2e}"
+        f"{'sharded' if shard else 'replicated'}, largest relative difference of a tensor: {difference:.2e}"
     )
     assert difference < 1e-5
 
 
+@pytest.mark.pipeline
+def test_the_number_of_workers_does_not_change_what_is_learned(job, tmp_path):
+    """Replicated, this fails if gradients are not summed over the ranks; sharded, if FSDP2 averages them."""
+    alone = train_in_float64(job, tmp_path, num_steps=2, tune="full")
+    for shard in (False, True):
+        together = train_in_float64(job, tmp_path, num_steps=2, tune="full", shard=shard)
+        assert_same_training(alone, together, shard=shard)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("tune", "shard"), [("full", True), ("lora", True), ("full", False)])
+def test_two_workers_learn_what_one_learns_over_twenty_steps(job, tmp_path, tune, shard):
+    alone = train_in_float64(job, tmp_path, num_steps=NUM_STEPS, tune=tune)
+    together = train_in_float64(job, tmp_path, num_steps=NUM_STEPS, tune=tune, shard=shard)
+    assert_same_training(alone, together, shard=shard)
+
+
+@pytest.mark.distributed
 @pytest.mark.parametrize("tune", ["full", "lora"])
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_what_some_workers_saved_others_go_on_from(job, tmp_path, tune, before, after):
+def test_a_checkpoint_can_be_resumed_by_another_number_of_workers(job, tmp_path, tune, before, after):
     straight = ranks.changed(job, tmp_path, "straight", steps=4, tune=tune, resources={"shard": True})
     ranks.train(straight, before)
     halfway = replace(straight, resume=2)
     saved = ranks.train(halfway, before, inspect=ranks.whole_state)[0][0]
     for found, _ in ranks.train(halfway, after, inspect=ranks.whole_state):
-        assert found == saved, "bit for bit, whatever the cut"
+        assert found == saved, "bit for bit, however it is sharded"
     other = ranks.changed(job, tmp_path, "other", steps=4, tune=tune, resources={"shard": True})
     ranks.train(replace(other, train=other.train.model_copy(update={"steps": 2})), before)
     ranks.train(replace(other, resume=2), after)
     assert largest_difference(weights(straight), weights(other)) < 1e-5
 
 
-def test_the_background_writer_saves_what_the_foreground_one_saves(job, tmp_path):
+@pytest.mark.distributed
+def test_background_and_foreground_writes_save_the_same_weights(job, tmp_path):
     for name, background in (("front", False), ("back", True)):
-        cut = ranks.changed(
+        sharded = ranks.changed(
             job, tmp_path, name, resources={"shard": True, "async_checkpoints": background}, steps=4
         )
-        ranks.train(cut, 2)
+        ranks.train(sharded, 2)
     for step in ("step-000002", "step-000004"):
         front, back = (read_whole(tmp_path / name / step / "weights") for name in ("front", "back"))
         assert all(torch.equal(front[name], back[name]) for name in front)
 
 
-def test_drawing_images_leaves_each_rank_its_share_of_every_parameter(job, tmp_path):
-    """What stayed whole would be saved whole and rounded, and its moments would not be found."""
-    cut = ranks.changed(job, tmp_path, "cut", resources={"shard": True}, steps=0)
-    for left, _ in ranks.train(cut, 2, inspect=ranks.left_whole_after_generating):
+@pytest.mark.distributed
+def test_every_parameter_is_still_sharded_after_generating_images(job, tmp_path):
+    """An unsharded parameter would be saved rounded, and its optimizer state would not be found."""
+    sharded = ranks.changed(job, tmp_path, "sharded", resources={"shard": True}, steps=0)
+    for left, _ in ranks.train(sharded, 2, inspect=ranks.left_whole_after_generating):
         assert left == []
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize(
     ("tune", "frozen", "rollout_copy"),
     [("full", "float32", False), ("full", "float32", True), ("lora", "bfloat16", False)],
 )
-def test_two_ranks_with_all_that_flux1_dev_asks_for_stay_near_one_whole_worker(
+def test_two_ranks_with_the_options_of_flux1_dev_are_close_to_one_rank(
     job, tmp_path, tune, frozen, rollout_copy
 ):
-    """Gathered in bfloat16 under autocast, blocks and decoder checkpointed, written in the background."""
-    asked = {"autocast": True, "checkpoint_blocks": 1.0, "checkpoint_decode": True}
+    """Gathered in bfloat16 under autocast, with checkpointed blocks and decoder, and background writes."""
+    compute = {"autocast": True, "checkpoint_blocks": 1.0, "checkpoint_decode": True}
     settings = {
         "steps": 2,
         "tune": tune,
         "lora": job.train.lora.model_copy(update={"frozen": frozen}),
-        "compute": job.train.compute.model_copy(update={**asked, "rollout_copy": rollout_copy}),
+        "compute": job.train.compute.model_copy(update={**compute, "rollout_copy": rollout_copy}),
     }
     alone = ranks.changed(job, tmp_path, "alone", **settings)
-    cut = ranks.changed(
+    sharded = ranks.changed(
         job,
         tmp_path,
-        "cut",
+        "sharded",
         resources={"shard": True, "train_workers": 2, "async_checkpoints": True},
         **settings,
     )
     ((_, metrics),) = ranks.train(alone, 1)
-    (seen, on_first), _ = ranks.train(cut, 2, inspect=ranks.dtypes_held_gathered_and_reduced)
+    (seen, on_first), _ = ranks.train(sharded, 2, inspect=ranks.dtypes_held_gathered_and_reduced)
     held = sorted({"float32", frozen})
     assert seen == {"held": held, "gathered": ["bfloat16"], "reduced": ["float32"]}
     for name in ("loss", "reward_denoise", "reward_inversion"):
         assert on_first[0][name] == pytest.approx(metrics[0][name], abs=0.03), name
     assert on_first[0]["grad_norm"] == pytest.approx(metrics[0]["grad_norm"], rel=0.1)
-    assert {tensor.dtype for tensor in weights(cut).values()} == {torch.float32}
+    assert {tensor.dtype for tensor in weights(sharded).values()} == {torch.float32}
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize(("tune", "frozen"), [("full", "float32"), ("lora", "bfloat16")])
-def test_a_cut_model_under_autocast_draws_its_samples(job, tmp_path, tune, frozen):
-    cut = ranks.changed(
+def test_a_sharded_model_under_autocast_generates_its_samples(job, tmp_path, tune, frozen):
+    sharded = ranks.changed(
         job,
         tmp_path,
-        "cut",
+        "sharded",
         resources={"shard": True},
         steps=0,
         tune=tune,
         lora=job.train.lora.model_copy(update={"frozen": frozen}),
         compute=job.train.compute.model_copy(update={"autocast": True}),
     )
-    ((left, _),) = ranks.train(cut, 1, inspect=ranks.left_whole_after_generating)
+    ((left, _),) = ranks.train(sharded, 1, inspect=ranks.left_whole_after_generating)
     assert left == []
