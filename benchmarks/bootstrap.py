@@ -1,7 +1,7 @@
-"""How long the gate takes on the full benchmark: 3,200 prompts, 4 seeds, 12 metrics, 10,000 resamples.
+"""Time the gate on the full benchmark: 3,200 prompts, 4 seeds, 12 metrics, 10,000 resamples.
 
-Measured are the whole decision (pairing the table of figures, intervals, the suite of Great Expectations, the chance
-of refusing an equal, the sentences), of it the pairing and the intervals alone, and the import of Great Expectations.
+Times the whole decision (pairing the table of figures, intervals, the suite of Great Expectations, the probability of
+refusing an equal model, the sentences), the pairing and the intervals alone, and the import of Great Expectations.
 """
 
 import argparse
@@ -26,7 +26,7 @@ SOURCE = Path("figures.parquet")
 
 
 def main() -> None:
-    """Print a JSON line with CPU and wall seconds for each thing that is timed."""
+    """Print a JSON line with CPU and wall seconds for each part."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default in (("prompts", 3200), ("seeds", 4), ("metrics", 12), ("resamples", 10_000)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def timed(prompts: int, seeds: int, metrics: int, resamples: int) -> list[dict[str, Any]]:
-    """What the import, the whole decision on made-up figures of two models, and parts of it took."""
+    """Return the times of the import, the whole decision on random figures of two models, and its parts."""
     names = [f"metric_{number}" for number in range(metrics)]
     table = figures(prompts, seeds, names)
     rules = {
@@ -56,10 +56,10 @@ def timed(prompts: int, seeds: int, metrics: int, resamples: int) -> list[dict[s
 
 
 def figures(prompts: int, seeds: int, names: Sequence[str]) -> Any:
-    """A `pyarrow.Table` as stage evaluate leaves it, in which the aligned model gains 0.01 in every metric."""
+    """Return a `pyarrow.Table` like that of stage evaluate, in which the aligned model gains 0.01 in every metric."""
     import pyarrow as pa
 
-    draw = np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     number, seed = (grid.ravel() for grid in np.indices((prompts, seeds)))
     text = np.array([f"prompt {one}" for one in range(prompts)])[number]
     style = np.array(STYLES)[number * len(STYLES) // prompts]
@@ -71,7 +71,7 @@ def figures(prompts: int, seeds: int, names: Sequence[str]) -> Any:
                 "style": style,
                 "seed": seed,
                 "metric": np.repeat(name, len(seed)),
-                "value": draw.normal(mean, 0.1, len(seed)),
+                "value": generator.normal(mean, 0.1, len(seed)),
             }
         )
         for model, mean in ((BASE, 0.5), (ALIGNED, 0.51))

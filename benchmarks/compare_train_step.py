@@ -1,10 +1,10 @@
-"""Our training step against the literal one, in alternation on one machine.
+"""Compare this project's training step with the reference's, alternating on one machine.
 
     python benchmarks/compare_train_step.py --spec DIR [--methods exact shared offline] [--steps 20] [--rounds 1]
 
-Each round runs the literal step and then each method, in a process and on a thread of its own, from the
-first step on. Prints a JSON line per method: the mean CPU seconds of a step (of a pair, for `shared`) as a
-ratio to the literal step's, beside the target for that specification and whether it is met.
+Each round runs the literal step and then each method, each in a new process with one thread. Prints a JSON line per
+method: the mean CPU seconds of a step (of a pair, for `shared`), their ratio to those of the literal step, and the
+target for that specification.
 """
 
 import argparse
@@ -25,7 +25,7 @@ TARGETS = {
 
 
 def measure(spec: Path, method: str, *, steps: int) -> dict[str, Any]:
-    """Run the benchmark once in a process of its own and return its figures."""
+    """Run the benchmark in a new process and return its figures."""
     script = Path(__file__).with_name("train_step.py")
     command = [sys.executable, str(script), "--spec", str(spec), "--method", method, "--steps", str(steps)]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -35,7 +35,7 @@ def measure(spec: Path, method: str, *, steps: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Compare and print."""
+    """Run the comparison and print the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def compared(spec: str, method: str, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """A method's CPU seconds as a ratio to the literal step's, with the target and whether it is met."""
+    """Return a method's CPU seconds, their ratio to the literal step's, the target, and whether it is met."""
     ratio = round(seconds[method] / seconds["literal"], 3)
     aim = TARGETS.get((spec, method), {})
     met = {"met": ratio <= aim["target"]} if aim else {}

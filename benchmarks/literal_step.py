@@ -1,8 +1,8 @@
-"""The reference's training step as its specification tells it: the yardstick for ours.
+"""The reference's training step, written from its specification, to compare this project's step with.
 
-Nothing is spared: anomaly detection is on, the VAE's parameters ask for gradients, the text towers encode
-anew for every branch, the branches run one by one. Arithmetic is float32 throughout.
-Written from the specification; it shares no code with `srpo_core`.
+It includes everything that makes the reference slow: anomaly detection is on, the VAE's parameters require
+gradients, the text towers encode the texts again for every branch, and the branches run one after the other. All
+arithmetic is float32. It shares no code with `srpo_core`.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 
 REALISM = ("Natural-lighting", "Detail", "Detailed", "Real")
 COMPUTER_GRAPHICS = ("Concept art", "Painting", "Anime", "Flat", "Oil")
-TRAINED_GUIDANCE = 3.5  # fixed, whatever the rollout's guidance is
+TRAINED_GUIDANCE = 3.5  # independent of the guidance of the rollout
 MARGIN = 0.7
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -24,7 +24,7 @@ SCALING, SHIFT = 0.3611, 0.1159  # of FLUX's latents
 
 @dataclass(frozen=True)
 class LiteralBranch:
-    """Where a branch stands: indices of model and target, index and value of the discount, its prompts."""
+    """A branch: grid indices of model call and target, the discount, its prompts."""
 
     model: int | Tensor
     target: int | Tensor
@@ -34,7 +34,7 @@ class LiteralBranch:
 
 
 class LiteralStep:
-    """Models, optimizer and schedules of the reference."""
+    """The models, the optimizer and the schedules of the reference."""
 
     def __init__(self, spec: StepSpec) -> None:
         from open_clip import SimpleTokenizer
@@ -60,14 +60,14 @@ class LiteralStep:
         self.grad_norm = 0.0
 
     def report_to(self, phases: Phases) -> None:
-        """Add the CPU seconds of each phase to `phases` from now on."""
+        """Add the CPU seconds of each phase to `phases`."""
         for name in ("rollout", "decode", "reward", "backward"):
             phases.time(self, name, name)
         phases.time(self, "predict", "forward")
         phases.time(self, "update", "optimizer")
 
     def run(self, step: int, noise: Tensor, mid_timestep: int) -> float:
-        """One optimizer step from latent noise (1, C, h, w); the summed loss of its branches."""
+        """Take one optimizer step from latent noise (1, C, h, w); return the summed loss of its branches."""
         self.optimizer.zero_grad()
         packed = tokens_of(noise)
         start = self.rollout(packed)
@@ -78,7 +78,7 @@ class LiteralStep:
         return sum(self.branch_losses)
 
     def rollout(self, packed: Tensor) -> Tensor:
-        """Euler from the noise along the rollout's schedule, in eval mode."""
+        """Integrate by Euler along the rollout's schedule, in eval mode."""
         args, z = self.args, packed
         sigmas = shifted_schedule(args["sampling_steps"], args["shift"])
         self.flux.eval()
@@ -90,7 +90,7 @@ class LiteralStep:
         return z
 
     def velocity(self, z: Tensor, timestep: int, guidance: float) -> Tensor:
-        """The transformer at one integer timestep."""
+        """Call the transformer at one integer timestep."""
         rows, columns = self.args["h"] // 16, self.args["w"] // 16
         ids = torch.zeros(rows, columns, 3, dtype=torch.bfloat16)
         ids[..., 1] = ids[..., 1] + torch.arange(rows)[:, None]
@@ -109,11 +109,11 @@ class LiteralStep:
         return output
 
     def place(self, index: int, mid_timestep: int, step: int) -> LiteralBranch:
-        """The indices of a branch: odd `index` denoises, even inverts."""
+        """Return the branch of an index: odd ones denoise, even ones invert."""
         args = self.args
         points = args["timestep_length"]
         usual = int((1 - args["groundtruth_ratio"]) * points) + 1
-        # a midpoint is a tensor of one element there, so that min and max give a tensor or a Python number
+        # the midpoint is a tensor of one element, as in the reference: min and max return a tensor or a Python number
         m = torch.tensor([mid_timestep])
         k = min(points - m, usual, m)
         realism = REALISM[step % len(REALISM)] + ". " + self.spec.caption
@@ -130,7 +130,7 @@ class LiteralStep:
 
     def branch(self, branch: LiteralBranch, packed: Tensor, start: Tensor) -> None:
         """Inject, step, recover, decode, score, backward."""
-        # a Python number takes a level without a dimension, and torch then multiplies the noise in its bfloat16
+        # a Python number selects a level without a dimension, and torch then multiplies in the noise's bfloat16
         s, t = self.grid[branch.model], self.grid[branch.target]
         x = (s * packed + (1 - s) * start).detach().requires_grad_()
         v = self.predict(x, int(s * 1000))
@@ -142,15 +142,15 @@ class LiteralStep:
         self.branch_losses.append(float(loss.detach()))
 
     def predict(self, x: Tensor, timestep: int) -> Tensor:
-        """The velocity that is trained."""
+        """Return the velocity that is trained."""
         return self.velocity(x, timestep, TRAINED_GUIDANCE)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of one branch."""
+        """Accumulate the gradients of one branch."""
         loss.backward()  # type: ignore[no-untyped-call]
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """The image (1, 3, H, W) in [0, 1] of tokens (1, S, 4C)."""
+        """Decode tokens (1, S, 4C) into an image (1, 3, H, W) in [0, 1]."""
         args = self.args
         rows, columns = args["h"] // 16, args["w"] // 16
         z = tokens.view(1, rows, columns, tokens.shape[2] // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
@@ -159,7 +159,7 @@ class LiteralStep:
         return (image / 2 + 0.5).clamp(0, 1)
 
     def reward(self, branch: LiteralBranch, image: Tensor) -> Tensor:
-        """<i, (1+k)·p − n>, all features encoded here and now."""
+        """Return <i, (1+k)·p − n>; no feature is cached."""
         i = F.normalize(self.clip.encode_image(pixels_of(image, self.spec.image_size)), dim=-1)
         with torch.no_grad():
             p = F.normalize(self.clip.encode_text(self.tokenize([branch.positive])), dim=-1)
@@ -167,27 +167,27 @@ class LiteralStep:
         return ((1 + branch.discount) * p - n) @ i.T
 
     def update(self) -> None:
-        """Clip and step; the gradients of the VAE stay and grow, as in the reference."""
+        """Clip and step; the gradients of the VAE are never cleared, as in the reference."""
         limit = self.spec.optimizer["max_grad_norm"]
         self.grad_norm = float(torch.nn.utils.clip_grad_norm_(self.flux.parameters(), limit))
         self.optimizer.step()
 
 
 def shifted_schedule(steps: int, shift: float) -> Tensor:
-    """Noise levels (steps+1,) from 1 to 0, shifted towards noise."""
+    """Return noise levels (steps+1,) from 1 to 0, shifted towards noise."""
     linear = torch.linspace(1, 0, steps + 1)
     return shift * linear / (1 + (shift - 1) * linear)
 
 
 def tokens_of(latents: Tensor) -> Tensor:
-    """(1, C, h, w) to tokens (1, h/2 · w/2, 4C), channels in the order c, dy, dx."""
+    """Pack (1, C, h, w) into tokens (1, h/2 · w/2, 4C), channels in the order c, dy, dx."""
     _, channels, height, width = latents.shape
     patches = latents.view(1, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
     return patches.reshape(1, height * width // 4, 4 * channels)
 
 
 def pixels_of(image: Tensor, size: int) -> Tensor:
-    """What the image tower expects: shorter side to `size`, centre crop, normalised."""
+    """Preprocess an image for the image tower: resize the shorter side to `size`, centre crop, normalize."""
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.functional import center_crop, normalize, resize
 

@@ -1,11 +1,11 @@
-"""Push each method until it does harm, and see whether the gate refuses it there. Prints JSON lines.
+"""Train each method until it does harm, and test whether the gate refuses it there. Prints JSON lines.
 
-For every method, seed and learning rate it trains once in the stage graph's own way, then draws every
-checkpoint on the test prompts and holds it to the gate. A line says step, verdict, the rules that refuse,
-and the figures by which harm is seen; the last lines say per method where harm begins (an independent figure is
-worse than the base beyond its interval) and whether the gate refused all that was harmful.
+For every method, seed and learning rate, trains once with the pipeline's stages, then evaluates every checkpoint on
+the test prompts and applies the gate. A line has the step, the verdict, the rules that refuse, and the figures that
+show harm. The last lines have, per method, the step at which harm begins (an independent figure is worse than the
+base's beyond its interval) and whether the gate refused every harmful checkpoint.
 
-Run it in a checkout in which `dvc repro check_reward` has run. Everything it makes lies below --work.
+Run it in a checkout in which `dvc repro check_reward` has run. All files are written below --work.
 """
 
 import argparse
@@ -25,27 +25,27 @@ from srpo_core.artifacts import step_directory, step_name
 from srpo_core.config import PARAMS_FILE, Settings, parse_settings, patched, read_values
 
 ROOT = Path(__file__).resolve().parents[1]
-# independent of the objective, and which way is worse
+# figures that are independent of the objective, with the sign of a change for the worse
 HARM = {"judge_wanted": -1, "judge_top5": -1, "kid": 1}
 
 
 def main() -> None:
-    """Train, evaluate, tell."""
+    """Train, evaluate and print."""
     options = _options()
-    told: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for method in options.methods:
         for seed in range(options.first_seed, options.first_seed + options.seeds):
             for rate in options.rates:
                 work = options.work / f"{method}-seed{seed}-rate{rate:g}"
-                for row in _push(work, method, seed, rate, options):
-                    told.append(row)
+                for row in _train_and_evaluate(work, method, seed, rate, options):
+                    rows.append(row)
                     print(json.dumps(row), flush=True)
-    for line in summaries(told):
+    for line in summaries(rows):
         print(json.dumps(line), flush=True)
 
 
 def summaries(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Per method and rate: the first harmful step of each seed, and harmful checkpoints that the gate let pass."""
+    """Yield per method and rate the first harmful step of each seed, and the harmful checkpoints that passed."""
     for method, rate in dict.fromkeys((row["method"], row["rate"]) for row in rows):
         own = [row for row in rows if (row["method"], row["rate"]) == (method, rate)]
         harmful = [row for row in own if row["harm"]]
@@ -62,7 +62,7 @@ def summaries(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def harm_of(decision_figures: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """The independent figures that are worse than the base's beyond their interval."""
+    """Return the independent figures that are worse than the base's beyond their interval."""
     found = []
     for name, sign in HARM.items():
         figure = decision_figures.get(name)
@@ -76,18 +76,22 @@ def _options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds")
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="optimizer steps; default: as in params.yaml")
-    parser.add_argument("--every", type=int, help="steps between two checkpoints; default: as in params.yaml")
+    parser.add_argument("--every", type=int, help="steps between checkpoints; default: as in params.yaml")
     parser.add_argument(
-        "--rates", type=float, nargs="+", default=[1.0, 5.0], help="learning rates, times the setting"
+        "--rates",
+        type=float,
+        nargs="+",
+        default=[1.0, 5.0],
+        help="learning rates, as multiples of the setting",
     )
     parser.add_argument("--work", type=Path, default=ROOT / ".srpo/overtrain")
     return parser.parse_args()
 
 
-def _push(
+def _train_and_evaluate(
     work: Path, method: str, seed: int, rate: float, options: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     settings, values = _settings(method, seed, rate, options)
@@ -117,7 +121,7 @@ def _push(
 
 
 def _changes(target: Path, seed: int, settings: Settings) -> dict[str, dict[str, float]]:
-    """Change of every metric against the base, with its interval."""
+    """Return the change of every metric from the base, with its interval."""
     from srpo_core.artifacts import read_table
     from srpo_core.config import GateRule
     from srpo_core.gates.pairs import pair_up
@@ -148,7 +152,7 @@ def _settings(
 
 
 def _prepare(work: Path, values: Mapping[str, Any]) -> None:
-    """A directory with these settings in which stages run on this checkout's code, data and first stages."""
+    """Prepare a directory with these settings and links to this checkout's code, data and first stages."""
     (work / "runs").mkdir(parents=True, exist_ok=True)
     (work / PARAMS_FILE).write_text(yaml.safe_dump(dict(values), sort_keys=False))
     linked = (
@@ -166,7 +170,7 @@ def _prepare(work: Path, values: Mapping[str, Any]) -> None:
 
 
 def _stage(work: Path, name: str) -> None:
-    """Run a stage once; what it left is kept."""
+    """Run a stage, unless it has run already."""
     if not (work / f"runs/{name}.done").exists():
         _srpo(work, ["stage", name], allowed=(0,))
         (work / f"runs/{name}.done").touch()

@@ -1,4 +1,4 @@
-"""Where the CPU seconds of a step go."""
+"""Measure the CPU seconds of a step by phase."""
 
 import time
 from collections.abc import Callable
@@ -11,12 +11,12 @@ import torch
 
 @dataclass
 class Phases:
-    """CPU seconds by phase of a step."""
+    """The CPU seconds of each phase."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     def time(self, owner: Any, attribute: str, phase: str | Callable[[], str | None]) -> None:
-        """Replace a function of `owner` by one that adds its CPU seconds to `phase`, if there is one."""
+        """Wrap a function of `owner` to add its CPU seconds to `phase`, unless that is None."""
         function = getattr(owner, attribute)
 
         @wraps(function)
@@ -33,7 +33,7 @@ class Phases:
         setattr(owner, attribute, timed)
 
     def time_model(self, model: Any, reward: Any) -> None:
-        """Time a base model and a reward as the project's training calls them."""
+        """Time the calls of a base model and a reward in training."""
         self.time(model, "rollout_velocity", "rollout")
         self.time(model, "velocity", lambda: "forward" if torch.is_grad_enabled() else None)
         self.time(model, "decode", "decode")
@@ -42,7 +42,7 @@ class Phases:
         self.time(torch.Tensor, "backward", "backward")
 
     def time_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Time the update, the norm and the clipping of gradients included, by one call or by two."""
+        """Time the update, including norm and clipping of gradients, in one call or two."""
         for name in ("clip_grad_norm_", "get_total_norm", "clip_grads_with_norm_"):
             self.time(torch.nn.utils, name, "optimizer")
         self.time(optimizer, "step", "optimizer")

@@ -1,12 +1,12 @@
-"""What does each quirk of the reference do to the result? Trained on the tiny profile with and without it.
+"""Measure the effect of each quirk of the reference: train the tiny profile with and without it.
 
     python benchmarks/quirks.py --steps 20 --seeds 2 > .srpo/quirks.jsonl
 
-Numbers are those of docs/algorithm.md. Every run has the same base, prompts, noise and number of optimizer steps;
-the gate's judge then names style and subject of images of subjects that the training never drew. One JSON line
-per run: the figures, their difference to the run without quirks, CPU seconds of a step. One run each and no
-interval: a difference below about .03 (of 80 images) says nothing. `--only` takes the numbers to run;
-`--table docs/algorithm.md` writes the differences into the last column of its table.
+The numbers of the quirks are those of docs/algorithm.md. All runs have the same base, prompts, noise and number of
+optimizer steps; the gate's judge then classifies style and subject of images of subjects that are not in the training
+prompts. Prints one JSON line per run: the figures, their difference from the run without quirks, and the CPU seconds
+of a step. There is one run each and no interval, so a difference below about .03 (of 80 images) is not significant.
+`--only` chooses quirks by number; `--table docs/algorithm.md` writes the differences into the last column of its table.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from trial import ROOT, absolute, evaluation_images, figures, job_of, train_prom
 from srpo_core.algorithm.method import LossTerm
 from srpo_core.algorithm.reward import relative_reward
 from srpo_core.config import Settings, TrainSettings, load_settings
-from srpo_core.config import patched as laid_over
+from srpo_core.config import patched as with_patch
 from srpo_core.protocols import RewardModel
 from srpo_core.training.worker import Worker
 
@@ -36,11 +36,11 @@ Change = Callable[[Worker], None]
 
 
 def nothing(worker: Worker) -> None:
-    """Leave the worker as the settings made it."""
+    """Do not change the worker."""
 
 
 def coarse_time(worker: Worker) -> None:
-    """Tell the model its time in bfloat16: above 512 thousandths it knows every fourth."""
+    """Round the model's time input to bfloat16: above 512 thousandths, to multiples of four."""
     model: Any = worker.model
     inner = model.velocity
 
@@ -53,12 +53,12 @@ def coarse_time(worker: Worker) -> None:
 
 
 def anomaly_mode(worker: Worker) -> None:
-    """Let autograd look for NaN in every backward function."""
+    """Make autograd check every backward function for NaN."""
     torch.autograd.set_detect_anomaly(True)
 
 
 def vae_gradients(worker: Worker) -> None:
-    """Ask for the gradients of the VAE's weights too, and never clear them."""
+    """Compute the gradients of the VAE's weights too, and never clear them."""
     model: Any = worker.model
     model.vae.requires_grad_(requires_grad=True)
 
@@ -66,12 +66,12 @@ def vae_gradients(worker: Worker) -> None:
 def multiplied_reward(
     reward: RewardModel, images: Tensor, positive: Sequence[str], negative: Sequence[str], k: Tensor
 ) -> Tensor:
-    """The relative reward (B,) as the paper writes it: k·<i, p − n>, the discount outside of the difference."""
+    """Return the relative reward (B,) of the paper's text, k·<i, p − n>, with the discount as a factor."""
     return k * relative_reward(reward, images, positive, negative, torch.zeros_like(k))
 
 
 def discount_outside(worker: Worker) -> None:
-    """Let the discount multiply the reward instead of weighing the wanted text in it."""
+    """Multiply the reward by the discount, instead of weighting the wanted text in it."""
     inner, module = worker.learner.method, import_module("srpo_core.algorithm.srpo")
 
     def method(*inputs: Any) -> Iterator[LossTerm]:
@@ -83,10 +83,9 @@ def discount_outside(worker: Worker) -> None:
 
 @dataclass(frozen=True)
 class Quirk:
-    """One run: the quirk's number, what is done, as a patch of `train` and a change of the worker.
+    """One run: the quirk's number and name, a patch of the settings `train`, and a change of the worker.
 
-    instead: what is trained where that is not the quirk itself: what it is compared with, or the nearest thing that
-    a CPU can do.
+    instead: what is trained instead of the quirk: what it is compared with, or the closest that a CPU can compute.
     """
 
     number: str
@@ -129,14 +128,14 @@ QUIRKS: Final = (
 
 
 def with_quirk(settings: Settings, quirk: Quirk, steps: int) -> Settings:
-    """The settings under which the quirk is trained."""
+    """Return the settings with the quirk's patch."""
     whole = {"steps": steps, "checkpoint_every": steps}
-    train = laid_over(laid_over(settings.train.model_dump(), quirk.patch), whole)
+    train = with_patch(with_patch(settings.train.model_dump(), quirk.patch), whole)
     return settings.model_copy(update={"train": TrainSettings.model_validate(train)})
 
 
 def trial(settings: Settings, quirk: Quirk, directory: Path, seeds: int) -> dict[str, float]:
-    """Train with the quirk and judge; wall and CPU seconds are those of a step."""
+    """Train with the quirk and measure; return the figures, and wall and CPU seconds per step."""
     worker = Worker(job_of(settings, directory), rank=0, world=1, device=torch.device("cpu"))
     quirk.change(worker)
     steps = settings.train.steps
@@ -155,7 +154,7 @@ def trial(settings: Settings, quirk: Quirk, directory: Path, seeds: int) -> dict
 
 
 def in_words(rows: Sequence[Mapping[str, Any]], plain: Mapping[str, Any]) -> str:
-    """What a quirk changed, short enough for a cell: style and subject by the judge, diversity, CPU time."""
+    """Summarize a quirk's effect for a table cell: style and subject by the judge, diversity, CPU time."""
     cells = []
     for row in rows:
         change = row["change"]
@@ -170,7 +169,10 @@ def in_words(rows: Sequence[Mapping[str, Any]], plain: Mapping[str, Any]) -> str
 
 
 def with_effects(page: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """The page with the last cell of the table's rows filled in; 15a and 15b share row 15, "4, 9, 16" fills row 4."""
+    """Return the page with the last column of its table filled in.
+
+    15a and 15b share row 15; "4, 9, 16" fills row 4.
+    """
     plain = rows[0]
     effects: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows[1:]:
@@ -186,15 +188,15 @@ def with_effects(page: str, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Run the quirks that the command line names."""
+    """Run the chosen quirks."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--batch-size", type=int, help="images per step, if not the profile's")
+    parser.add_argument("--batch-size", type=int, help="images per step; default: as in the profile")
     parser.add_argument("--seeds", type=int, default=2, help="images of each of the 40 subjects")
     parser.add_argument("--only", nargs="+", choices=[quirk.number for quirk in QUIRKS])
-    parser.add_argument("--table", type=Path, help="a page whose table of quirks gets the differences")
+    parser.add_argument("--table", type=Path, help="page whose table of quirks is updated")
     options = parser.parse_args()
     if options.seeds <= 1:
         parser.error("--seeds must be 2 or more: diversity compares the images of one prompt")
@@ -218,7 +220,7 @@ def main() -> None:
             about = {"quirk": quirk.number, "what": quirk.name, "instead": quirk.instead}
             rows.append({**about, **rounded, "change": change})
             print(json.dumps(rows[-1]), flush=True)
-        os.chdir(ROOT)  # the temporary directory goes
+        os.chdir(ROOT)  # the temporary directory is deleted
     if page:
         page.write_text(with_effects(page.read_text(encoding="utf-8"), rows), encoding="utf-8")
 

@@ -1,14 +1,14 @@
-"""How far runs that differ in nothing but their seed differ at the gate, and the margins that most of them pass.
+"""Compare the gate's figures of runs that differ only in their seed, and find margins that most of them pass.
 
-python benchmarks/seeds.py PATH PATH ...      decision.json of each run, or a directory in which it lies
+python benchmarks/seeds.py PATH PATH ...      decision.json of each run, or a directory that contains it
 
-A path may be a run's workspace (`.srpo/runs/…/workspace`, or a checkout), its `runs/gate`, or what
-`srpo evaluate` wrote. Prints JSON lines: for each rule the mean, the standard deviation from run to run and the
-mean half width of its figure, the runs that it refuses at its present margin, and the margin at which
-`--pass-share` of the runs (default 4 of 5) pass it, as well as the one at which all do. The last line says which runs
-would pass every rule at these margins: with several rules they need not be the same runs for each.
+A path may be a run's workspace (`.srpo/runs/…/workspace`, or a checkout), its `runs/gate`, or the output of
+`srpo evaluate`. Prints JSON lines. For each rule: the mean of its figure, its standard deviation between runs, the mean
+half width of its interval, the runs that it refuses at its current margin, the margin that `--pass-share` of the runs
+(default 4 of 5) pass, and the margin that all pass. The last line counts the runs that would pass every rule at these
+margins: different rules may be passed by different runs.
 
-Such a margin is a description of good runs, not a decision: docs/gates.md, "How to set a margin".
+Such a margin describes good runs; it does not decide what is good enough: see docs/gates.md, "How to set a margin".
 """
 
 import argparse
@@ -26,12 +26,12 @@ from srpo_core.gates.rules import BY_PROOF_OF_BREACH
 LEAST_RUNS: Final = 2
 DIGITS: Final = 3
 PLACES: Final = (Path(), Path("runs/gate"), Path("workspace/runs/gate"))
-# whether a looser margin is a higher one
+# whether a higher margin is looser
 RISES: Final = {"at_least": False, "at_most": True, "within": True}
 
 
 def main() -> None:
-    """Read, compare, tell."""
+    """Read the decisions, compare them and print the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -49,26 +49,24 @@ def main() -> None:
 
 
 def read_decision(path: Path) -> dict[str, Any]:
-    """The decision at a path as described above. Raises `ArtifactError` when there is none."""
+    """Read the decision at a path, see above. Raises `ArtifactError` if there is none."""
     for file in (path, *(path / place / "decision.json" for place in PLACES)):
         if file.is_file():
             decision: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             return decision
-    raise ArtifactError(
-        f"{path} is no decision.json and has none in it: give the directory of a run that ended"
-    )
+    raise ArtifactError(f"{path} is no decision.json and contains none: give the directory of a finished run")
 
 
 def compare(decisions: Mapping[str, Mapping[str, Any]], pass_share: float) -> Iterator[dict[str, Any]]:
-    """A line for each rule, in the order of the first decision, and one for all rules together.
+    """Yield a line for each rule, in the order of the first decision, and one for all rules together.
 
     Raises:
-        ArtifactError: the decisions were made by different rules.
+        ArtifactError: the decisions have different rules.
     """
     by_run = {run: {rule["name"]: rule for rule in one["rules"]} for run, one in decisions.items()}
     first = next(iter(by_run.values()))
     if any(rules.keys() != first.keys() for rules in by_run.values()):
-        raise ArtifactError("these runs were not held to the same rules: compare runs of one params.yaml")
+        raise ArtifactError("these runs have different rules: compare runs of one params.yaml")
     need = math.ceil(round(pass_share * len(by_run), 9))
     refused: dict[str, list[str]] = {run: [] for run in by_run}
     for name in first:
@@ -90,7 +88,7 @@ def compare(decisions: Mapping[str, Mapping[str, Any]], pass_share: float) -> It
 
 
 def needed_margin(rule: Mapping[str, Any]) -> float:
-    """The strictest margin that this rule's interval still passes; NaN where it has none."""
+    """Return the strictest margin that the rule's interval passes; NaN without an interval."""
     low, high = rule["low"], rule["high"]
     if low is None:
         return math.nan
@@ -109,7 +107,7 @@ def _line(name: str, rules: Mapping[str, Mapping[str, Any]], need: int) -> dict[
     found = [rule for rule in rules.values() if rule["low"] is not None]
     values = [rule["value"] for rule in found]
     rises = RISES[one["side"]]
-    # from the strictest to the loosest
+    # from strictest to loosest
     needed = sorted((needed_margin(rule) for rule in found), reverse=not rises)
     return {
         "rule": name,
@@ -129,7 +127,7 @@ def _line(name: str, rules: Mapping[str, Mapping[str, Any]], need: int) -> dict[
 
 
 def _loosened(margin: float, *, rises: bool) -> float:
-    """The margin with few digits, on the side that lets the run pass."""
+    """Round a margin to few digits, towards the looser side."""
     scale = 10**DIGITS
     return (math.ceil if rises else math.floor)(round(margin * scale, 6)) / scale
 

@@ -1,9 +1,8 @@
-"""A training step as a directory describes it: arguments, models and inputs, for timing.
+"""Load the specification of a training step to time: arguments, models and inputs.
 
-`spec.json` holds the reference's arguments, model configurations, caption, midpoint and optimizer;
-`spec.safetensors` the weights (`flux.*`, `vae.*`, `hps.*`) and the encoded prompt. Where the tensors are
-missing they are drawn from seed 0, as each module's `reset_parameters` does; `text_tokens` of `spec.json`
-says how long the prompt is then.
+`spec.json` has the reference's arguments, model configurations, caption, midpoint and optimizer. `spec.safetensors`
+has the weights (`flux.*`, `vae.*`, `hps.*`) and the encoded prompt. Without it, weights are initialized with seed 0 by
+each module's `reset_parameters`, and the prompt is random, with `text_tokens` of `spec.json` as its length.
 """
 
 import json
@@ -15,14 +14,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-TEXT_TOKENS = 64  # of a drawn prompt whose length no one states
+TEXT_TOKENS = 64  # of a random prompt if spec.json has no `text_tokens`
 LATENT_STRIDE = 8
 LATENT_CHANNELS = 16
 
 
 @dataclass(frozen=True)
 class StepSpec:
-    """One step: `args` in the reference's spelling, and all that it computes with, in float32.
+    """One step: `args` as the reference names them, models and inputs in float32.
 
     prompt_embeds: (1, L, D); pooled: (1, P).
     """
@@ -40,13 +39,13 @@ class StepSpec:
     pooled: Tensor
 
     def noise(self, step: int) -> Tensor:
-        """Latent noise (1, 16, h/8, w/8) of a step, drawn in bfloat16 as the reference does."""
+        """Draw the latent noise (1, 16, h/8, w/8) of a step, in bfloat16 like the reference."""
         shape = (1, LATENT_CHANNELS, self.args["h"] // LATENT_STRIDE, self.args["w"] // LATENT_STRIDE)
         return torch.randn(shape, generator=torch.Generator().manual_seed(step), dtype=torch.bfloat16)
 
 
 def load_spec(directory: Path) -> StepSpec:
-    """Read the step that `directory` describes and build its models."""
+    """Read the specification in `directory` and build its models."""
     from diffusers import AutoencoderKL, FluxTransformer2DModel
     from open_clip import CLIP
 

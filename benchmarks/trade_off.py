@@ -1,9 +1,9 @@
-"""What does steering cost? Style won against subjects and diversity kept, per method and step, on the tiny profile.
+"""Measure what alignment costs: style gained against subjects and diversity kept, on the tiny profile.
 
-Every run trains by the project's own `Worker` from the same base, prompts and noise; the gate's judge names style
-and subject of images of subjects that the training never drew. One JSON line per point: means, and for each
-figure the interval (95 %, paired bootstrap over subjects) of its difference to the base; `--chart FILE.svg` draws
-the points with those intervals.
+Every run trains this project's `Worker` from the same base, prompts and noise; the gate's judge classifies style and
+subject of images of subjects that are not in the training prompts. Prints one JSON line per method and step: means,
+and for each figure the interval (95 %, paired bootstrap over subjects) of its difference from the base. `--chart
+FILE.svg` draws the points with those intervals.
 
     python benchmarks/trade_off.py --steps 30 --seeds 2 --chart assets/tiny/trade_off.svg > .srpo/trade_off.jsonl
 """
@@ -32,12 +32,12 @@ PAIRS: Final = (("Ink", "3D"), ("3D", "Flat"))
 PANEL: Final = 320
 RESAMPLES: Final = 10_000
 COLOURS: Final = ("#1b6ca8", "#7fb3d5", "#c0392b", "#27ae60", "#8e44ad")
-FIGURES_DRAWN: Final = (("judge_top1", "subject named first"), ("diversity", "diversity"))
+CHARTED_FIGURES: Final = (("judge_top1", "subject named first"), ("diversity", "diversity"))
 
 
 @dataclass(frozen=True)
 class Run:
-    """One curve: a method's settings as a patch of `train`."""
+    """One curve: a method's patch of the settings `train`."""
 
     name: str
     patch: Mapping[str, Any]
@@ -53,7 +53,7 @@ RUNS: Final = (
 
 
 def patched(settings: Settings, run: Run, pair: tuple[str, str], steps: int, every: int) -> Settings:
-    """The settings of one curve."""
+    """Return the settings of one curve."""
     patch = dict(run.patch)
     discount = patch.pop("discount", settings.train.direct_align.discount_denoise)
     align = settings.train.direct_align.model_copy(update={"discount_denoise": discount})
@@ -65,7 +65,7 @@ def patched(settings: Settings, run: Run, pair: tuple[str, str], steps: int, eve
 
 
 def points(settings: Settings, state: Path, seeds: int) -> Iterator[dict[str, float]]:
-    """Train in the current directory; the figures of the base and after each of `checkpoint_steps`."""
+    """Train in the working directory; yield the figures of the base and at each of `checkpoint_steps`."""
     images = evaluation_images(settings, seeds)
     worker = Worker(job_of(settings, state), rank=0, world=1, device=torch.device("cpu"))
     base = measured(settings, worker.model, images, 0)
@@ -78,7 +78,7 @@ def points(settings: Settings, state: Path, seeds: int) -> Iterator[dict[str, fl
 
 
 def intervals(base: Sequence[MeasuredImage], generated: Sequence[MeasuredImage]) -> dict[str, float]:
-    """Ends of the 95 % interval of each figure's mean difference to the base, as `<figure>_low` and `_high`."""
+    """Return the 95 % interval of each figure's mean difference from the base, as `<figure>_low` and `_high`."""
     by_prompt = prompt_means(generated) - prompt_means(base)
     strata = ["all"] * len(by_prompt)
     draws = resampled_means(by_prompt, strata, resamples=RESAMPLES, generator=np.random.default_rng(0))
@@ -91,7 +91,7 @@ def intervals(base: Sequence[MeasuredImage], generated: Sequence[MeasuredImage])
 
 
 def prompt_means(images: Sequence[MeasuredImage]) -> NDArray[np.float64]:
-    """Mean figures of each prompt over its seeds, (prompts, figures)."""
+    """Return the mean figures of each prompt over its seeds, (prompts, figures)."""
     figures: dict[str, list[list[float]]] = {}
     for image in images:
         figures.setdefault(image.prompt, []).append([image.figures[name] for name in METRICS])
@@ -107,7 +107,7 @@ def write_chart(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>'
     ]
     for line, pair in enumerate(pairs):
-        for column, (metric, title) in enumerate(FIGURES_DRAWN):
+        for column, (metric, title) in enumerate(CHARTED_FIGURES):
             parts.append(f'<g transform="translate({column * PANEL},{line * PANEL})">{axes(pair, title)}')
             for colour, name in zip(COLOURS, names, strict=False):
                 chosen = [row for row in rows if (row["pair"], row["run"]) == (pair, name)]
@@ -123,40 +123,40 @@ def write_chart(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def axes(pair: str, title: str) -> str:
-    """Frame, ticks from 0 to 1 and titles of one panel."""
+    """Return frame, ticks from 0 to 1 and titles of one panel."""
     ticks = "".join(
-        f'<text x="{across(value)}" y="{PANEL - 34}" text-anchor="middle">{value}</text>'
-        f'<text x="{across(0) - 8}" y="{upward(value) + 4}" text-anchor="end">{value}</text>'
-        f'<line x1="{across(0)}" x2="{across(1)}" y1="{upward(value)}" y2="{upward(value)}" stroke="#ddd"/>'
+        f'<text x="{x_of(value)}" y="{PANEL - 34}" text-anchor="middle">{value}</text>'
+        f'<text x="{x_of(0) - 8}" y="{y_of(value) + 4}" text-anchor="end">{value}</text>'
+        f'<line x1="{x_of(0)}" x2="{x_of(1)}" y1="{y_of(value)}" y2="{y_of(value)}" stroke="#ddd"/>'
         for value in (0, 0.25, 0.5, 0.75, 1)
     )
     return (
-        f'{ticks}<text x="{across(0.5)}" y="16" text-anchor="middle">{pair}: {title}</text>'
-        f'<text x="{across(0.5)}" y="{PANEL - 18}" text-anchor="middle">wanted style, the gate\'s judge</text>'
+        f'{ticks}<text x="{x_of(0.5)}" y="16" text-anchor="middle">{pair}: {title}</text>'
+        f'<text x="{x_of(0.5)}" y="{PANEL - 18}" text-anchor="middle">wanted style, the gate\'s judge</text>'
     )
 
 
 def curve(points: Sequence[tuple[float, float]], colour: str) -> str:
-    """A line through the points (0 … 1) in the order of steps, a dot for each."""
-    path = " ".join(f"{across(x):.1f},{upward(y):.1f}" for x, y in points)
-    dots = "".join(f'<circle cx="{across(x):.1f}" cy="{upward(y):.1f}" r="3"/>' for x, y in points)
+    """Return a line through points from 0 to 1 in the order of steps, with a dot for each."""
+    path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in points)
+    dots = "".join(f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="3"/>' for x, y in points)
     return f'<g fill="{colour}"><polyline points="{path}" fill="none" stroke="{colour}"/>{dots}</g>'
 
 
 def whisker(row: Mapping[str, Any], base: float, metric: str, colour: str) -> str:
-    """The interval of a point's difference to the base, as a thin upright line at the base's figure plus it."""
-    x = f"{across(row['judge_wanted']):.1f}"
-    low, high = (upward(min(1.0, max(0.0, base + row[f"{metric}_{end}"]))) for end in ("low", "high"))
+    """Return a vertical line for the interval of a point: the base's figure plus the interval of the difference."""
+    x = f"{x_of(row['judge_wanted']):.1f}"
+    low, high = (y_of(min(1.0, max(0.0, base + row[f"{metric}_{end}"]))) for end in ("low", "high"))
     return f'<line x1="{x}" x2="{x}" y1="{low:.1f}" y2="{high:.1f}" stroke="{colour}" stroke-opacity="0.5"/>'
 
 
-def across(value: float) -> float:
-    """Horizontal place of a value from 0 to 1."""
+def x_of(value: float) -> float:
+    """Return the x coordinate of a value from 0 to 1."""
     return 44 + value * (PANEL - 64)
 
 
-def upward(value: float) -> float:
-    """Vertical place of a value from 0 to 1."""
+def y_of(value: float) -> float:
+    """Return the y coordinate of a value from 0 to 1."""
     return PANEL - 50 - value * (PANEL - 80)
 
 

@@ -1,12 +1,12 @@
-"""Time training steps from the first on.
+"""Time training steps, starting with the first.
 
     python benchmarks/train_step.py --spec DIR --steps N [--method exact|shared|offline|literal]
     python benchmarks/train_step.py --profile params.yaml --steps N [--batch-size B]
 
-Prints per step `STEP_SECONDS x` and `STEP_CPU_SECONDS x`, then one JSON line: means over the steps, CPU
-seconds by phase, peak memory, loss. `exact`, `shared` and `offline` run the project's own training code;
-`literal` is the yardstick of literal_step.py; `--profile` trains as the stage `train` would. With `shared`
-a step trains R noise levels per rollout, and the figures are per pair of branches.
+Prints `STEP_SECONDS x` and `STEP_CPU_SECONDS x` per step, then one JSON line: means over the steps, CPU seconds by
+phase, peak memory, loss. `exact`, `shared` and `offline` run this project's training code; `literal` runs the
+reference's step of literal_step.py; `--profile` trains like the stage `train`. With `shared`, a step trains several
+noise levels per rollout, and the figures are per pair of branches.
 """
 
 import argparse
@@ -46,19 +46,19 @@ Step = Callable[[int], float]
 
 @dataclass(frozen=True)
 class SpecDraws(Draws):
-    """Draws whose midpoint is the one that a specification names."""
+    """Draws that return the midpoint of a specification."""
 
     midpoint: int
 
     def integers(self, what: tuple[int | str, ...], low: int, high: int) -> list[int]:
-        """The midpoint for the first pair; further pairs of a rollout draw theirs."""
+        """Return the specified midpoint for the first pair; draw those of further pairs of a rollout."""
         if what == ("midpoint", 0):
             return [self.midpoint]
         return super().integers(what, low, high)
 
 
 def train_settings(spec: StepSpec, *, pairs: int, source: str) -> TrainSettings:
-    """The project's settings for what the specification's arguments say."""
+    """Translate the specification's arguments into this project's settings."""
     args, optimizer = spec.args, spec.optimizer
     first, last = args["train_timestep"]
     patch = {
@@ -98,14 +98,14 @@ def train_settings(spec: StepSpec, *, pairs: int, source: str) -> TrainSettings:
 
 
 def learner_of(spec: StepSpec, settings: TrainSettings) -> Learner:
-    """The project's learner on the specification's models."""
+    """Return this project's learner with the specification's models."""
     model = Base(Flux(spec.vae, None, height=spec.args["h"], width=spec.args["w"]), spec.flux, spec.vae)
     reward = OpenClipReward(spec.clip, spec.image_size, spec.context_length)
     return Learner(model, reward, adamw(spec.flux, settings), settings, method_of(settings))
 
 
 def batch_of(spec: StepSpec, step: int, *, real: Tensor | None = None) -> TrainBatch:
-    """The batch of a step, on the same noise, texts and midpoint as the literal step."""
+    """Return the batch of a step, with the same noise, texts and midpoint as the literal step."""
     return TrainBatch(
         prompts=[spec.caption],
         condition=Condition({PROMPT_EMBEDS: spec.prompt_embeds, POOLED_EMBEDS: spec.pooled}),
@@ -118,7 +118,7 @@ def batch_of(spec: StepSpec, step: int, *, real: Tensor | None = None) -> TrainB
 
 
 def ours(spec: StepSpec, phases: Phases, *, pairs: int, offline: bool) -> Step:
-    """A step of the project's own training."""
+    """Return a step of this project's training."""
     learner = learner_of(spec, train_settings(spec, pairs=pairs, source="offline" if offline else "online"))
     phases.time_model(learner.model, learner.reward)
     phases.time_optimizer(learner.optimizer)
@@ -127,14 +127,14 @@ def ours(spec: StepSpec, phases: Phases, *, pairs: int, offline: bool) -> Step:
 
 
 def literal(spec: StepSpec, phases: Phases) -> Step:
-    """A step of the reference's way."""
-    yardstick = LiteralStep(spec)
-    yardstick.report_to(phases)
-    return lambda step: yardstick.run(step, spec.noise(step), spec.mid_timestep)
+    """Return a step of the reference."""
+    reference = LiteralStep(spec)
+    reference.report_to(phases)
+    return lambda step: reference.run(step, spec.noise(step), spec.mid_timestep)
 
 
 def profile_step(settings: Settings, phases: Phases, directory: Path) -> Step:
-    """A step of the trainer under `settings`, on a few prompts; works in `directory` from here on."""
+    """Return a step of the worker under `settings`, on a few prompts; changes the working directory to `directory`."""
     from srpo_core.models import encode_prompts
     from srpo_core.models.embeddings import write_embeddings
 
@@ -149,7 +149,7 @@ def profile_step(settings: Settings, phases: Phases, directory: Path) -> Step:
 
 
 def run(step_of: Step, phases: Phases, *, steps: int, pairs: int) -> dict[str, Any]:
-    """Time steps 1 … `steps`; figures per pair, losses per step."""
+    """Time steps 1 … `steps`; return figures per pair, losses per step."""
     wall, cpu, losses = [], [], []
     for step in range(1, steps + 1):
         start, cpu_start = time.perf_counter(), time.process_time()
@@ -174,7 +174,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--spec", type=Path, help="directory with spec.json")
-    what.add_argument("--profile", type=Path, help="settings file whose own step is timed")
+    what.add_argument("--profile", type=Path, help="settings file whose training step is timed")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--method", choices=METHODS, default="exact")
     parser.add_argument("--pairs-per-rollout", type=int, default=4, help="with --method shared")
@@ -184,7 +184,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run the benchmark that the command line names."""
+    """Run the chosen benchmark."""
     options = arguments()
     torch.set_num_threads(options.threads)
     phases, pairs = Phases(), options.pairs_per_rollout if options.method == "shared" else 1
@@ -200,7 +200,7 @@ def main() -> None:
             spec = load_spec(options.spec)
             step_of = ours(spec, phases, pairs=pairs, offline=options.method == "offline")
         figures = run(step_of, phases, steps=options.steps, pairs=pairs)
-        os.chdir(ROOT)  # the temporary directory goes
+        os.chdir(ROOT)  # the temporary directory is deleted
     method = str(options.profile) if options.profile else options.method
     print(json.dumps({"method": method, "pairs_per_rollout": pairs, **figures}))
 

@@ -1,4 +1,4 @@
-"""A trial on the tiny family: train in a directory of one's own, then let the gate's judge look at unseen subjects."""
+"""Trials on the tiny family: train in a temporary directory, then measure images of unseen subjects."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ METRICS: Final = ("judge_wanted", "judge_top1", "judge_top5", "diversity", "rewa
 
 
 def absolute(settings: Settings) -> Settings:
-    """The settings with paths that hold from any directory."""
+    """Return the settings with absolute paths."""
 
     def fixed(part: Any) -> Any:
         return part.model_copy(update={"path": str(ROOT / part.path)})
@@ -28,7 +28,7 @@ def absolute(settings: Settings) -> Settings:
 
 
 def job_of(settings: Settings, state: Path) -> TrainJob:
-    """The training that `settings` describe, on the files of the current directory."""
+    """Return the training job of `settings` on the files of the working directory."""
     return TrainJob(
         inputs=Location.of(Path.cwd()),
         digests={},
@@ -46,14 +46,14 @@ def job_of(settings: Settings, state: Path) -> TrainJob:
 
 
 def evaluation_images(settings: Settings, seeds: int) -> ImageSet:
-    """The evaluation subjects, which no training prompt names."""
+    """Return the evaluation subjects, which no training prompt contains."""
     prompts = json.loads(SUBJECTS.read_text(encoding="utf-8"))["eval"]
     condition = encode_prompts(settings.model, prompts, batch_size=64)
     return ImageSet("trade-off", prompts, ["all"] * len(prompts), condition, seeds, settings.seed)
 
 
 def measured(settings: Settings, base: Any, images: ImageSet, step: int) -> list[MeasuredImage]:
-    """The evaluation images that a model draws, with their figures."""
+    """Generate the evaluation images of a model and measure them by the gate's judge."""
     context = MetricContext(settings.reward, settings.judge, settings.control_words)
     return generate_and_measure(
         base, f"step {step}", images, generate=settings.generate, metrics=METRICS, context=context
@@ -61,12 +61,12 @@ def measured(settings: Settings, base: Any, images: ImageSet, step: int) -> list
 
 
 def figures(settings: Settings, base: Any, images: ImageSet, step: int) -> dict[str, float]:
-    """Means over the evaluation images."""
+    """Return the means over the evaluation images."""
     return {"step": float(step), **mean_figures(measured(settings, base, images, step), METRICS)}
 
 
 def train_prompts(settings: Settings) -> None:
-    """Encode the training subjects, as the stage embed does."""
+    """Encode the training subjects like the stage embed."""
     prompts = json.loads(SUBJECTS.read_text(encoding="utf-8"))["train"]
     condition = encode_prompts(settings.model, prompts, batch_size=64)
     write_embeddings("train", prompts, ["all"] * len(prompts), condition)

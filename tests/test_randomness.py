@@ -3,7 +3,7 @@ import torch
 from srpo_core.randomness import epoch_index, keyed_integer, keyed_noise, keyed_order
 
 
-def test_noise_depends_on_its_key_and_on_nothing_else():
+def test_noise_depends_only_on_its_key():
     first = keyed_noise((3, 4), 0, "noise", 1, 2)
     torch.manual_seed(99)
     assert torch.equal(first, keyed_noise((3, 4), 0, "noise", 1, 2))
@@ -19,7 +19,7 @@ def test_noise_is_standard_normal():
     assert abs(float(between.mean())) < 0.005
 
 
-def test_integers_reach_both_ends():
+def test_integers_include_both_ends():
     drawn = {keyed_integer(5, 8, 0, step) for step in range(100)}
     assert drawn == {5, 6, 7, 8}
 
@@ -29,7 +29,7 @@ def test_an_order_is_a_permutation():
     assert keyed_order(50, 0, "prompts") != list(range(50))
 
 
-def test_every_element_is_read_once_per_epoch_and_in_another_order_each_time():
+def test_every_element_occurs_once_per_epoch_in_a_new_order():
     epochs = [[epoch_index(epoch * 20 + place, 20, 7) for place in range(20)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]

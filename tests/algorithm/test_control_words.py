@@ -11,13 +11,13 @@ EQUAL = dict.fromkeys(REALISM, 1.0)
 UNEQUAL = {"Real": 3.0, "Detailed": 2.0, "Photo": 1.0}
 
 
-def test_words_of_equal_weight_come_round_as_in_the_reference():
+def test_words_of_equal_weight_alternate_as_in_the_reference():
     assert [word_in_turn(EQUAL, step) for step in range(1, 20)] == [
         REALISM[step % 4] for step in range(1, 20)
     ]
 
 
-def test_in_turn_each_word_has_its_share_at_any_time():
+def test_in_turn_each_word_has_its_share_at_every_step():
     counts = Counter()
     for step in range(60):
         counts[word_in_turn(UNEQUAL, step)] += 1
@@ -26,20 +26,20 @@ def test_in_turn_each_word_has_its_share_at_any_time():
     assert counts == {"Real": 30, "Detailed": 20, "Photo": 10}
 
 
-def test_by_weight_words_are_drawn_as_often_as_their_weights_say():
+def test_by_weight_words_are_drawn_in_proportion_to_their_weights():
     counts = Counter(word_by_weight(UNEQUAL, 0, "wanted", step) for step in range(3000))
     for word, weight in UNEQUAL.items():
         assert counts[word] / 3000 == pytest.approx(weight / 6, abs=0.03)
 
 
-def test_a_draw_depends_on_seed_and_key_alone_and_the_two_sides_are_not_tied():
+def test_a_draw_depends_only_on_seed_and_key_and_the_two_sides_are_independent():
     draws = [word_by_weight(EQUAL, 3, "wanted", step) for step in range(40)]
     assert draws == [word_by_weight(EQUAL, 3, "wanted", step) for step in range(40)]
     assert draws != [word_by_weight(EQUAL, 4, "wanted", step) for step in range(40)]
     assert draws != [word_by_weight(EQUAL, 3, "unwanted", step) for step in range(40)]
 
 
-def test_a_single_word_is_always_the_one():
+def test_a_single_word_is_always_chosen():
     assert {word_in_turn({"Ink": 0.1}, step) for step in range(5)} == {"Ink"}
     assert {word_by_weight({"Ink": 0.1}, 0, step) for step in range(5)} == {"Ink"}
 
@@ -59,7 +59,7 @@ def test_a_single_word_is_always_the_one():
         ("墨", "墨 cat", True),
     ],
 )
-def test_a_word_counts_where_it_stands_whole(word, prompt, found):
+def test_only_whole_words_count(word, prompt, found):
     assert count_prompts(word, [prompt, "a penguin"]) == found
 
 
@@ -78,6 +78,6 @@ def test_a_word_counts_where_it_stands_whole(word, prompt, found):
         ("Natural-lighting", 0.0),
     ],
 )
-def test_the_words_of_the_reference_are_as_frequent_in_hpd_as_was_measured(word, percent):
+def test_the_words_of_the_reference_have_the_measured_frequency_in_hpd(word, percent):
     prompts = HPD.read_text(encoding="utf-8").splitlines()
     assert 100 * count_prompts(word, prompts) / len(prompts) == percent

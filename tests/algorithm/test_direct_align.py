@@ -33,7 +33,7 @@ def test_a_perfect_model_recovers_the_image_exactly(latents):
     assert torch.allclose(recovered, x0, atol=1e-5)
 
 
-def test_a_velocity_error_moves_the_image_by_the_step_over_the_remaining_signal(latents):
+def test_a_velocity_error_changes_the_image_by_the_step_over_the_remaining_signal(latents):
     x0, eps = latents
     s, t = levels(0.9, 0.8, 0.3, 0.2), levels(0.8, 0.9, 0.2, 0.3)
     error = torch.ones(SHAPE)
@@ -44,7 +44,7 @@ def test_a_velocity_error_moves_the_image_by_the_step_over_the_remaining_signal(
     assert torch.allclose(recovered - x0, weight * error, atol=1e-5)
 
 
-def test_the_inversion_branch_turns_the_sign_of_the_gradient(latents):
+def test_the_inversion_branch_reverses_the_sign_of_the_gradient(latents):
     x0, eps = latents
     signs = []
     for s, t in ((0.9, 0.8), (0.8, 0.9)):
@@ -57,7 +57,7 @@ def test_the_inversion_branch_turns_the_sign_of_the_gradient(latents):
     assert signs == [[-1], [1]]
 
 
-def test_injection_is_undone_by_recovery_at_the_same_level(latents):
+def test_recovery_at_the_same_level_inverts_injection(latents):
     x0, eps = latents
     t = levels(0.1, 0.5, 0.9, 0.96)
     assert torch.allclose(recover(inject(x0, eps, t), eps, t), x0, atol=1e-4)
@@ -72,7 +72,7 @@ def test_each_sample_has_its_own_level(latents):
     assert torch.allclose(x[2], 0.25 * eps[2] + 0.75 * x0[2])
 
 
-def test_the_model_is_told_the_noise_level_and_the_guidance(latents):
+def test_the_model_receives_the_noise_level_and_the_guidance(latents):
     x0, eps = latents
     told = {}
 
@@ -91,7 +91,7 @@ def test_the_step_length_has_the_references_float_quirk(ratio, expected):
     assert step_length(POINTS, ratio) == expected
 
 
-def test_both_branches_land_on_the_same_level_in_the_middle_of_the_grid():
+def test_both_branches_step_to_the_same_level_in_the_middle_of_the_grid():
     denoise, inversion = branches([500, 300], POINTS, 0.9).values()
     assert denoise.t.tolist() == inversion.t.tolist() == [500, 700]
     assert (denoise.t - denoise.s).tolist() == [100, 100]

@@ -1,6 +1,6 @@
-"""Parity with the reference's own functions, through the code that trains.
+"""Parity of the training code with the reference implementation, on vectors that the reference computed.
 
-The vectors in tests/golden are a subset; SRPO_GOLDEN_DIR names others of the same form to compare with.
+The vectors in tests/golden are a subset; SRPO_GOLDEN_DIR names a directory with others of the same form.
 """
 
 import math
@@ -37,9 +37,9 @@ FLOOR = 1e-4  # of the norm of all gradients: what a tensor below it is measured
 ONE_CALL = 3e-5  # a call on two rows sums in another order than two calls on one
 PROBE = 5e-5  # a weighted sum of signed entries: its error may be several times that of the norm
 WEIGHT = 1e-6
-MOVE = 1e-4  # Adam divides by the gradient's size, so an entry near zero moves by its rounding
-# of a tensor's root mean square: a gradient below it moves its weight by what its rounding makes of it, which differs
-# between CPUs (AVX2, AVX-512) also for diffusers' own forward; such entries, under 2 %, are held to 3 % of one step
+MOVE = 1e-4  # Adam divides by the gradient's size, so the rounding of an entry near zero decides its change
+# of a tensor's root mean square: below it, a gradient's rounding decides how its weight changes, and rounding differs
+# between CPUs (AVX2, AVX-512) also in diffusers' forward pass; such entries, under 2 %, may differ by 3 % of a step
 VANISHING = 1e-3
 OF_A_STEP = 0.03
 EDGE = 1e-6  # how near to 0 or 1 a pixel's rounding decides whether the clamp lets its gradient pass
@@ -57,7 +57,7 @@ worst: dict[str, float] = {}
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """The vectors were made by one thread; another order of sums moves some weights by more than 1e-6."""
+    """Use one thread, like the reference: another order of sums changes some weights by more than 1e-6."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with frequencies_rounded_from_float64():
@@ -107,7 +107,7 @@ def probe(gradient):
 
 
 class Recorded:
-    """One step of the method `srpo`, and what model and decoder saw on the way."""
+    """One step of the method `srpo`, with all inputs and outputs of model and decoder."""
 
     def __init__(self, golden, case, **changes):
         self.base, self.seen = golden.case_base(case), {name: [] for name in SEEN}
@@ -147,7 +147,10 @@ def at_bounds(images):
 
 
 def undecided(step, golden, case):
-    """How many pixels' gradients are a matter of rounding: clamped here and not there; near the edge, if unknown."""
+    """Count the pixels whose rounding decides about their gradient.
+
+    They are clamped in one implementation only or, if the reference's image is not stored, near the edge.
+    """
     count = 0
     for index, (decoded, image) in enumerate(zip(step.seen["decoded"], step.seen["image"], strict=True)):
         if (known := f"{case}.b{index}.image") in golden:
@@ -167,24 +170,24 @@ def skip_on_the_edge(pixels):
 
 @pytest.fixture(scope="module")
 def recorded():
-    """Each case is run once for all of its tests."""
+    """Run each case once for all its tests."""
     return cache(lambda directory, case: Recorded(golden_of(directory), case))
 
 
-def test_the_vectors_that_are_shipped_take_six_megabytes_at_most():
+def test_the_shipped_vectors_have_at_most_six_megabytes():
     sizes = [(SUBSET / f"golden.{suffix}").stat().st_size for suffix in ("json", "safetensors")]
     assert sum(sizes) <= 6_000_000
 
 
 @every_set
-def test_every_set_has_cases_and_an_index_table_so_that_none_passes_by_being_empty(directory):
+def test_every_set_has_cases_and_an_index_table(directory):
     golden = golden_of(directory)
     assert golden.cases
     assert [name for name in INDEX_TABLES if f"index_table.{name}" in golden]
 
 
-@pytest.mark.skipif(not FULL.is_dir(), reason="the full set is not at hand")
-def test_the_full_set_is_whole():
+@pytest.mark.skipif(not FULL.is_dir(), reason="the full set is not available")
+def test_the_full_set_is_complete():
     golden = golden_of(FULL)
     assert len(golden.cases) == 21
     assert len(golden["index_table.hps"]) == 2 * 991  # every midpoint, both branches
@@ -362,7 +365,7 @@ def test_a_euler_step_equals_the_references(directory):
 
 
 def learner_of(golden, **changes):
-    """The trainer's own step, with the settings of the reference's three steps."""
+    """Return the learner with the settings of the reference's three steps."""
     run = golden.json["train3"]
     args = run["args"]
     settings = golden.settings(
@@ -392,7 +395,7 @@ def learn(golden, learner, theirs):
 
 
 @every_set
-def test_three_optimizer_steps_of_the_trainer_make_the_references_moves(directory):
+def test_three_optimizer_steps_change_the_weights_by_the_references_amounts(directory):
     golden = golden_of(directory)
     learner = learner_of(golden)
     weights = dict(learner.model.transformer.named_parameters())
@@ -413,7 +416,7 @@ def test_three_optimizer_steps_of_the_trainer_make_the_references_moves(director
 
 @every_set
 @pytest.mark.parametrize("changes", [{}, FUSED, FUSED | TOGETHER], ids=["stock", "fused", "fused, one call"])
-def test_three_optimizer_steps_of_the_trainer_end_on_the_references_weights(directory, changes):
+def test_three_optimizer_steps_give_the_references_weights(directory, changes):
     golden = golden_of(directory)
     learner = learner_of(golden, **changes)
     weights = dict(learner.model.transformer.named_parameters())

@@ -1,4 +1,4 @@
-"""Every method on a model small enough to know the answer."""
+"""Every method on a model that is small enough to compute the result by hand."""
 
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ STEPS = 5
 
 
 class Linear:
-    """A base whose velocity is a matrix times the latents, and whose latents are the image."""
+    """A base whose velocity is a matrix times the latents, and whose image is the latents."""
 
     def __init__(self):
         torch.manual_seed(0)
@@ -39,7 +39,7 @@ class Linear:
 
 
 class Attentive(Linear):
-    """A base whose velocity depends on all that it is told: the prompt, its pooled form and the guidance."""
+    """A base whose velocity depends on all inputs: the prompt, its pooled embedding and the guidance."""
 
     def velocity(self, latents, time, guidance, condition):
         told = (
@@ -49,7 +49,7 @@ class Attentive(Linear):
 
 
 class Colours:
-    """A reward whose features are an image's mean colours, and the letters r, g, b of a text."""
+    """A reward whose features are the mean colours of an image, and the letters r, g, b of a text."""
 
     scale = 1.0
 
@@ -78,7 +78,7 @@ def settings(tiny_train):
 
 @pytest.fixture(autouse=True)
 def _double_latents(monkeypatch):
-    """The rollout computes in float32 for the sake of bfloat16 noise; here differences shall be exact."""
+    """Keep float64: the rollout casts bfloat16 noise to float32, which would round here."""
     monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor)
 
 
@@ -90,7 +90,7 @@ def gradient(name, batch, settings, model=None):
 
 
 def unrolled(batch, settings, free):
-    """The gradient of the plain loop, of which the first `free` steps are cut off."""
+    """Return the gradient of the plain loop, detached after the first `free` steps."""
     model, sigmas, z = Linear(), shifted_sigmas(STEPS, settings.rollout.shift), batch.noise
     for step in range(STEPS):
         z = z + (sigmas[step + 1] - sigmas[step]) * model.velocity(z, sigmas[step].expand(2), 1, None)
@@ -107,7 +107,7 @@ def with_(settings, part, **changes):
 
 
 @pytest.mark.parametrize("last_steps", [1, 2, STEPS])
-def test_draft_k_has_the_gradient_of_the_loop_cut_before_its_last_k_steps(batch, settings, last_steps):
+def test_draft_k_has_the_gradient_of_the_loop_detached_before_its_last_k_steps(batch, settings, last_steps):
     ours, _, _ = gradient("draft_k", batch, with_(settings, "draft", last_steps=last_steps))
     assert torch.allclose(ours, unrolled(batch, settings, STEPS - last_steps), rtol=1e-6, atol=1e-12)
 
@@ -116,13 +116,13 @@ def test_fewer_trained_steps_give_another_gradient(batch, settings):
     assert not torch.allclose(unrolled(batch, settings, 0), unrolled(batch, settings, STEPS - 1), rtol=1e-2)
 
 
-def test_draft_lv_of_one_variation_is_draft_of_one_step(batch, settings):
+def test_draft_lv_with_one_variation_is_draft_with_one_step(batch, settings):
     ours, terms, _ = gradient("draft_lv", batch, with_(settings, "draft", variations=1))
     assert len(terms) == 1
     assert torch.allclose(ours, unrolled(batch, settings, STEPS - 1), rtol=1e-6, atol=1e-12)
 
 
-def test_draft_lv_averages_its_variations_and_each_has_noise_of_its_own(batch, settings):
+def test_draft_lv_averages_variations_with_independent_noise(batch, settings):
     count = 3
     ours, terms, _ = gradient("draft_lv", batch, with_(settings, "draft", variations=count))
     assert len({float(term.losses.detach().sum()) for term in terms}) == len(terms) == count
@@ -168,8 +168,8 @@ def test_refl_trains_one_late_call_and_predicts_the_image_from_there(batch, sett
     assert torch.allclose(ours, expected.transformer.weight.grad, rtol=1e-6, atol=1e-12)
 
 
-def test_refl_trains_from_the_first_step_of_its_late_share_on(batch, settings):
-    """(1 - 0.7) * 10 is 3.0000000000000004 in floating point, and step 3 belongs to it."""
+def test_refl_includes_the_first_step_of_its_late_share(batch, settings):
+    """(1 - 0.7) * 10 is 3.0000000000000004 in floating point, and step 3 must be included."""
     longer = settings.model_copy(
         update={"rollout": settings.rollout.model_copy(update={"num_inference_steps": 10})}
     )
@@ -186,8 +186,8 @@ def test_refl_trains_from_the_first_step_of_its_late_share_on(batch, settings):
 
 
 @pytest.mark.parametrize("name", list(METHODS))
-def test_workers_with_other_draws_call_the_model_as_often(batch, settings, name):
-    """Cut over workers, a model that one of them calls once more than the others waits for ever."""
+def test_the_number_of_model_calls_does_not_depend_on_the_draws(batch, settings, name):
+    """A sharded model blocks forever if one worker calls it once more than the others."""
     settings = with_(settings, "refl", late_share=1.0)
     counts = set()
     for sample in range(8):
@@ -232,17 +232,17 @@ def test_a_step_makes_the_calls_that_its_cost_states(batch, settings, name, toge
     assert sum(decoded) == size * cost.scored_images
 
 
-def test_real_images_are_not_drawn_and_the_others_are(batch, settings):
+def test_only_samples_without_a_real_image_are_rolled_out(batch, settings):
     real = TrainBatch(**{**vars(batch), "real": {1: torch.full(SHAPE[1:], 7.0, dtype=torch.float64)}})
     model = Linear()
     x0, _ = starting_images(model, real, settings)
     assert model.calls == [(False, 1)] * STEPS
-    drawn, _ = starting_images(Linear(), batch, settings)
-    assert torch.allclose(x0[0], drawn[0])
+    generated, _ = starting_images(Linear(), batch, settings)
+    assert torch.allclose(x0[0], generated[0])
     assert bool((x0[1] == 7).all())
 
 
-def test_branches_in_one_call_make_the_same_gradient_with_half_of_the_calls(batch, settings):
+def test_branches_in_one_call_have_the_same_gradient_with_half_the_calls(batch, settings):
     together, one, model = gradient("srpo", batch, settings)
     apart, two, other = gradient("srpo", batch, settings.model_copy(update={"batch_branches": False}))
     assert torch.allclose(together, apart, rtol=1e-6, atol=1e-12)
@@ -267,11 +267,11 @@ def test_the_pairs_of_a_rollout_are_averaged_and_share_it(batch, settings):
 
 @pytest.mark.parametrize(
     ("name", "source"),
-    [(name, "drawn") for name in METHODS]
+    [(name, "generated") for name in METHODS]
     + [(name, "real") for name, method in METHODS.items() if method.real_images],
 )
-def test_a_batch_has_the_gradient_of_its_samples_one_by_one(settings, name, source):
-    """Each sample keeps its own prompt, noise, levels and image."""
+def test_a_batch_has_the_sum_of_its_samples_gradients(settings, name, source):
+    """Each sample keeps its prompt, noise, levels and image."""
     generator = torch.Generator().manual_seed(3)
     noise, real = torch.randn(2, *SHAPE, generator=generator, dtype=torch.float64)
     condition = Condition(
@@ -301,7 +301,7 @@ def test_a_batch_has_the_gradient_of_its_samples_one_by_one(settings, name, sour
 
 
 def written_out(batch, settings, midpoints, weight=1.0):
-    """The gradient of Direct-Align by the denoise branch, from the paper's formulas."""
+    """Return the gradient of Direct-Align's denoise branch by the paper's formulas."""
     model, reward, align = Linear(), Colours(), settings.direct_align
     sigmas = shifted_sigmas(STEPS, settings.rollout.shift)
     x0 = rollout(Linear().velocity, batch.noise, batch.condition, sigmas=sigmas, guidance=1)
@@ -322,7 +322,7 @@ def written_out(batch, settings, midpoints, weight=1.0):
     return model.transformer.weight.grad
 
 
-def test_direct_align_has_the_gradient_of_the_papers_formulas_by_the_denoise_branch(batch, settings):
+def test_direct_align_has_the_gradient_of_the_papers_formulas(batch, settings):
     (midpoints,) = draw_midpoints(batch.draws, settings)
     ours, _, _ = gradient("direct_align", batch, settings)
     assert torch.allclose(ours, written_out(batch, settings, midpoints), rtol=1e-5, atol=1e-10)
@@ -343,7 +343,7 @@ def test_the_weights_of_the_aggregated_reward_decay_from_the_noisiest_level():
     assert decaying_weights(4, 0.5) == [1, 0.5, 0.25, 0.125]
 
 
-def test_the_levels_of_the_aggregated_reward_follow_each_other_a_step_apart_and_stay_on_the_grid():
+def test_the_levels_of_the_aggregated_reward_are_one_step_apart_and_stay_on_the_grid():
     assert [consecutive([900, 105, 5], level, 3, 100) for level in range(3)] == [
         [900, 105, 5],
         [800, 55, 5],
@@ -365,6 +365,6 @@ def test_the_terms_of_the_aggregated_reward_are_weighted_by_lambda(batch, settin
         assert torch.allclose(term.losses, weight * other.losses)
 
 
-def test_what_an_absolute_reward_scores_is_a_setting(batch, settings):
+def test_the_texts_of_an_absolute_reward_are_a_setting(batch, settings):
     assert scored_texts(batch, settings) == ["rrr. r", "rrr. gg"]
     assert scored_texts(batch, settings.model_copy(update={"reward_text": "plain"})) == ["r", "gg"]

@@ -1,4 +1,4 @@
-"""Parity on vectors of another seed, so that nothing is fitted to the one seed of tests/golden."""
+"""Parity on vectors of another seed: no tolerance is fitted to the seed of tests/golden."""
 
 import os
 import re

@@ -6,7 +6,7 @@ from srpo_core.algorithm.reward import hinge_loss, relative_reward, with_control
 
 
 class TwoTowers:
-    """Features of an image are its colour; of a text, its letters."""
+    """A reward whose features are the colour of an image, and the letters of a text."""
 
     scale = 2.0
 
@@ -31,19 +31,19 @@ def test_the_wanted_word_raises_and_the_unwanted_word_lowers_the_reward(images):
     assert score(images, "r", "g") == [2.0, -2.0]
 
 
-def test_exchanged_words_turn_the_sign_when_nothing_is_discounted(images):
+def test_exchanged_words_reverse_the_sign_without_a_discount(images):
     assert score(images, "g", "r") == [-value for value in score(images, "r", "g")]
 
 
-def test_the_discount_weighs_the_positive_side_alone(images):
+def test_the_discount_weights_only_the_positive_side(images):
     assert score(images, "r", "g", k=0.5) == [3.0, -2.0]
 
 
-def test_what_both_words_share_cancels(images):
+def test_the_common_part_of_both_words_cancels(images):
     assert score(images, "r", "r") == [0.0, 0.0]
 
 
-def test_there_is_no_gradient_past_the_margin():
+def test_there_is_no_gradient_above_the_margin():
     rewards = torch.tensor([0.2, 0.7, 0.9], requires_grad=True)
     losses = hinge_loss(rewards, 0.7)
     losses.sum().backward()
@@ -51,5 +51,5 @@ def test_there_is_no_gradient_past_the_margin():
     assert rewards.grad.tolist() == [-1, 0, 0]
 
 
-def test_a_control_word_stands_before_each_prompt():
+def test_a_control_word_is_put_before_each_prompt():
     assert with_control_word("Ink", ["red apple", "crab"]) == ["Ink. red apple", "Ink. crab"]

@@ -9,7 +9,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture(scope="module")
 def benchmark_named():
-    """Imports a script of benchmarks/ by its name; it and those that it imports are forgotten afterwards."""
+    """Import a script of benchmarks/ by name; the modules are removed again afterwards."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
         yield importlib.import_module

@@ -1,4 +1,4 @@
-"""The comparison's table: ratios to the literal step, beside what was aimed at."""
+"""The table of the comparison: ratios to the literal step, and targets."""
 
 import json
 import sys
@@ -24,13 +24,13 @@ SECONDS = {"literal": 2.0, "exact": 1.0, "shared": 1.2, "offline": 0.3}
         ("M", "offline", 0.15, True),
     ],
 )
-def test_a_row_says_ratio_target_and_whether_it_is_met(compare, spec, method, ratio, met):
+def test_a_row_has_ratio_target_and_whether_it_is_met(compare, spec, method, ratio, met):
     row = compare.compared(spec, method, SECONDS)
     assert (row["ratio"], row["met"]) == (ratio, met)
     assert row["target"] == compare.TARGETS[spec, method]["target"]
 
 
-def test_what_has_no_target_is_only_compared(compare):
+def test_a_method_without_target_is_only_compared(compare):
     assert "met" not in compare.compared("S", "offline", SECONDS)
 
 

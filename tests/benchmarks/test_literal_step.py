@@ -1,4 +1,4 @@
-"""The yardstick must be the reference: the literal step against the reference's own vectors, without our code."""
+"""The literal step must equal the reference: it is compared with the golden vectors, without this project's code."""
 
 import math
 
@@ -24,7 +24,7 @@ def anomaly_mode_is_put_back():
 
 
 def spec_of(golden, name):
-    """The step of a case, on the reference's models."""
+    """Run the step of a case with the reference's models."""
     from open_clip import CLIP
 
     case, config = golden.cases[name], golden.json["configs"]["hps_open_clip"]
@@ -58,7 +58,7 @@ def relative_error(ours, theirs):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_literal_step_is_the_references(golden, name):
+def test_the_literal_step_equals_the_references(golden, name):
     case, spec = golden.cases[name], spec_of(golden, name)
     step, seen = watched(spec)
     step.update = lambda: None

@@ -25,7 +25,7 @@ def row(method, seed, step, *, harm=(), passed=True, rate=1.0):
     return {"method": method, "seed": seed, "rate": rate, "step": step, "harm": list(harm), "passed": passed}
 
 
-def test_the_summary_says_where_harm_begins_and_what_the_gate_let_through(overtrain):
+def test_the_summary_has_the_first_harmful_step_and_the_harmful_checkpoints_that_passed(overtrain):
     rows = [
         row("srpo", 0, 10),
         row("srpo", 0, 20, harm=["kid"], passed=False),

@@ -1,4 +1,4 @@
-"""Every quirk that is measured must change what it names, and stand in the table of docs/algorithm.md."""
+"""Every measured quirk must change what it names, and be in the table of docs/algorithm.md."""
 
 import re
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_every_quirk_changes_the_settings_or_the_worker(quirks):
         assert (changed != plain) != (quirk.change is not quirks.nothing), quirk.name
 
 
-def test_every_measured_quirk_stands_in_the_table_of_the_docs(quirks):
+def test_every_measured_quirk_is_in_the_table_of_the_docs(quirks):
     text = (ROOT / "docs/algorithm.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"^\| (\w+) \|", text, re.MULTILINE))
     measured = {
@@ -45,7 +45,7 @@ def test_time_in_bfloat16_is_a_multiple_of_four_thousandths_above_512(quirks):
     assert (seen[0] * 1000).round().tolist() == [836, 880, 500]
 
 
-def test_a_discount_outside_of_the_difference_only_scales_the_reward(quirks):
+def test_a_discount_as_a_factor_only_scales_the_reward(quirks):
     from srpo_core.algorithm import METHODS
     from srpo_core.algorithm.srpo import relative_reward
     from srpo_core.training.learner import Learner

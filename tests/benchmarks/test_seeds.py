@@ -38,7 +38,7 @@ def decisions(*ends, **changes):
 FIVE = [(0.30, 0.50), (0.10, 0.30), (-0.2, 0.0), (0.2, 0.4), (0.4, 0.6)]
 
 
-def test_a_rule_has_its_spread_from_run_to_run_and_the_margin_that_four_of_five_pass(seeds):
+def test_a_rule_has_its_spread_between_runs_and_the_margin_that_four_of_five_pass(seeds):
     line, together = seeds.compare(decisions(*FIVE), 0.8)
     assert line["mean"] == pytest.approx(0.26)
     assert line["deviation"] == pytest.approx(0.2302, abs=1e-4)
@@ -49,7 +49,7 @@ def test_a_rule_has_its_spread_from_run_to_run_and_the_margin_that_four_of_five_
     assert together["then_refused_by"] == {"run 2": ["kept"]}
 
 
-def test_rules_that_refuse_different_runs_leave_fewer_than_four(seeds):
+def test_fewer_than_four_runs_pass_if_rules_refuse_different_runs(seeds):
     runs = decisions(*FIVE)
     for (low, high), one in zip(reversed(FIVE), runs.values(), strict=True):
         one["rules"].append(
@@ -65,7 +65,7 @@ def test_rules_that_refuse_different_runs_leave_fewer_than_four(seeds):
 @pytest.mark.parametrize("severity", ["refuse", "veto"])
 @pytest.mark.parametrize("compare", ["difference", "ratio"])
 @pytest.mark.parametrize(("low", "high"), [(0.93, 1.08), (-0.31, -0.12), (1.2, 1.3)])
-def test_at_the_margin_that_is_named_the_gate_itself_lets_the_run_pass_and_just_inside_it_does_not(
+def test_the_gate_passes_the_run_at_the_printed_margin_and_refuses_it_just_inside(
     seeds, side, severity, compare, low, high
 ):
     given = rule(low, high, side=side, severity=severity, compare=compare)
@@ -83,14 +83,14 @@ def test_at_the_margin_that_is_named_the_gate_itself_lets_the_run_pass_and_just_
         assert not holds(needed - looser)
 
 
-def test_a_run_that_has_no_interval_counts_as_refused(seeds):
+def test_a_run_without_an_interval_counts_as_refused(seeds):
     line, together = seeds.compare(decisions(*FIVE[:4], (None, None)), 0.8)
     assert line["measured"] == 4
     assert (line["margin_for_most"], line["margin_for_all"]) == (-0.2, None)
     assert together["then_refused_by"] == {"run 4": ["kept"]}
 
 
-def test_decisions_are_found_where_runs_leave_them_and_by_other_rules_not_compared(
+def test_decisions_are_found_in_a_runs_directories_and_different_rules_are_refused(
     seeds, tmp_path, monkeypatch, capsys
 ):
     places = ["a/decision.json", "b/runs/gate/decision.json", "c/workspace/runs/gate/decision.json"]
@@ -104,5 +104,5 @@ def test_decisions_are_found_where_runs_leave_them_and_by_other_rules_not_compar
     with pytest.raises(ArtifactError, match=r"nowhere is no decision\.json"):
         seeds.read_decision(Path("nowhere"))
     other = {"run 0": {"passed": True, "rules": []}, "run 1": {"passed": True, "rules": [rule(0.1, 0.2)]}}
-    with pytest.raises(ArtifactError, match="not held to the same rules"):
+    with pytest.raises(ArtifactError, match="have different rules"):
         list(seeds.compare(other, 0.8))

@@ -16,7 +16,7 @@ def trade_off(benchmark_named):
 
 
 def images(trade_off, values):
-    """Two images of each prompt, all figures the same."""
+    """Return two images of each prompt with equal figures."""
     return [
         MeasuredImage(f"prompt {n}", "all", k, torch.zeros(3, 2, 2), dict.fromkeys(trade_off.METRICS, value))
         for n, value in enumerate(values)
@@ -24,14 +24,14 @@ def images(trade_off, values):
     ]
 
 
-def test_what_all_subjects_lose_alike_has_an_interval_of_no_width(trade_off):
+def test_a_loss_that_is_equal_for_all_subjects_has_an_interval_of_zero_width(trade_off):
     base = [0.1 * n for n in range(10)]
     found = trade_off.intervals(images(trade_off, base), images(trade_off, [value - 0.25 for value in base]))
     assert found["judge_top5_low"] == pytest.approx(-0.25)
     assert found["judge_top5_high"] == pytest.approx(-0.25)
 
 
-def test_what_one_subject_in_ten_loses_has_an_interval_that_reaches_zero(trade_off):
+def test_a_loss_of_one_subject_in_ten_has_an_interval_that_reaches_zero(trade_off):
     found = trade_off.intervals(images(trade_off, [1.0] * 10), images(trade_off, [1.0] * 9 + [0.0]))
     assert found["judge_top1_low"] < -0.1 <= found["judge_top1_high"] == 0
 
@@ -47,4 +47,4 @@ def test_the_chart_draws_an_interval_for_every_point_but_the_base(trade_off, tmp
     ]
     trade_off.write_chart(rows, tmp_path / "chart.svg")
     generated = (tmp_path / "chart.svg").read_text()
-    assert generated.count("stroke-opacity") == 2 * len(trade_off.FIGURES_DRAWN)
+    assert generated.count("stroke-opacity") == 2 * len(trade_off.CHARTED_FIGURES)

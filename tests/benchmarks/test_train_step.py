@@ -1,4 +1,4 @@
-"""The benchmark's two ways of one step must be the same step; how long they take is no test's business."""
+"""The literal and the exact step of the benchmark must be the same step; times are not tested."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def anomaly_mode_is_put_back():
 
 @pytest.fixture
 def what_is_timed_is_put_back(monkeypatch):
-    """The phases replace functions of torch; the names are those that monkeypatch restores."""
+    """Let monkeypatch restore the functions of torch that the phases wrap."""
     monkeypatch.setattr(torch.Tensor, "backward", torch.Tensor.backward)
     for name in ("clip_grad_norm_", "get_total_norm", "clip_grads_with_norm_"):
         monkeypatch.setattr(torch.nn.utils, name, getattr(torch.nn.utils, name))
@@ -40,7 +40,7 @@ def small_spec(tmp_path_factory):
 
 
 def both_ways(train_step, directory, step=1):
-    """Loss and gradient norm of one step, literal and ours."""
+    """Return loss and gradient norm of one step, the literal and the exact one."""
     from literal_step import LiteralStep
     from step_spec import load_spec
 
@@ -95,7 +95,7 @@ def test_every_method_runs_and_names_its_phases(train_step, small_spec, method, 
 
 @pytest.mark.usefixtures("what_is_timed_is_put_back")
 @pytest.mark.parametrize("named", ["get_total_norm", "clip_grads_with_norm_"])
-def test_norm_and_clipping_of_our_step_count_as_optimizer(train_step, small_spec, named):
+def test_norm_and_clipping_count_as_optimizer(train_step, small_spec, named):
     from phases import Phases
     from step_spec import load_spec
 
@@ -123,14 +123,14 @@ def test_norm_and_clipping_of_our_step_count_as_optimizer(train_step, small_spec
     ],
     ids=["shipped", "specification"],
 )
-def test_the_step_s_has_twelve_text_tokens(train_step, directory):
+def test_spec_s_has_twelve_text_tokens(train_step, directory):
     from step_spec import load_spec
 
     assert load_spec(directory).prompt_embeds.shape == (1, 12, 48)
 
 
 @pytest.mark.usefixtures("what_is_timed_is_put_back")
-def test_a_profiles_own_step_runs_and_names_its_phases(train_step, tmp_path, monkeypatch):
+def test_the_step_of_a_profile_runs_and_names_its_phases(train_step, tmp_path, monkeypatch):
     from phases import Phases
 
     from srpo_core.config import Settings, load_settings, patched

@@ -22,7 +22,7 @@ RULE = EarlyStop(
 
 
 def rows(figures, objectives, every=2):
-    """Rows of metrics of a run whose base has judge_top5 0.9 and relative reward 0, judged at every `every` steps."""
+    """Return the metrics of a run that is evaluated at every `every` steps; its base has judge_top5 0.9 and reward 0."""
     made = []
     for figure, objective in zip(figures, objectives, strict=True):
         made += [{"loss": 1.0} for _ in range(every)]
@@ -31,11 +31,11 @@ def rows(figures, objectives, every=2):
     return made
 
 
-def test_a_judge_that_keeps_its_opinion_lets_the_run_go_on():
+def test_stable_figures_do_not_stop_the_run():
     assert early_stop_reason(rows([0.9, 0.85, 0.88], [0.1, 0.2, 0.3]), RULE) is None
 
 
-def test_a_fall_at_as_many_checkpoints_in_a_row_as_patience_says_ends_the_run_and_is_told():
+def test_falls_at_patience_checkpoints_in_a_row_stop_the_run_with_a_reason():
     assert early_stop_reason(rows([0.95, 0.6], [0.1, 0.2]), RULE) is None
     assert early_stop_reason(rows([0.95, 0.6, 0.5], [0.1, 0.2, 0.3]), RULE) == (
         "judge_top5 of the judge select_judge fell from 0.950 (step 2) to 0.500 (step 6), more than 0.1 at 2 "
@@ -43,25 +43,25 @@ def test_a_fall_at_as_many_checkpoints_in_a_row_as_patience_says_ends_the_run_an
     )
 
 
-def test_a_recovery_starts_the_count_anew():
+def test_a_recovery_resets_the_count():
     assert early_stop_reason(rows([0.95, 0.6, 0.9, 0.6], [0.1, 0.2, 0.3, 0.4]), RULE) is None
 
 
-def test_a_fall_while_the_objective_falls_too_is_not_over_training():
+def test_a_fall_together_with_the_objective_does_not_stop_the_run():
     assert early_stop_reason(rows([0.95, 0.6, 0.5], [0.3, 0.2, 0.1]), RULE) is None
 
 
-def test_a_run_that_falls_from_the_bases_own_figure_ends():
+def test_a_fall_from_the_figure_of_the_base_stops_the_run():
     assert "fell from 0.900 (step 0) to 0.600 (step 4)" in early_stop_reason(
         rows([0.7, 0.6], [0.1, 0.2]), RULE
     )
 
 
-def test_a_fall_within_the_margin_counts_as_none():
+def test_a_fall_within_the_margin_does_not_count():
     assert early_stop_reason(rows([0.81, 0.81, 0.81], [0.1, 0.2, 0.3]), RULE) is None
 
 
-def test_between_checkpoints_and_without_a_rule_nothing_ends():
+def test_a_run_does_not_stop_between_checkpoints_or_without_a_rule():
     falling = rows([0.5, 0.4], [0.1, 0.2])
     assert early_stop_reason(falling, RULE)
     assert early_stop_reason([*falling, {"loss": 1.0}], RULE) is None
@@ -69,7 +69,7 @@ def test_between_checkpoints_and_without_a_rule_nothing_ends():
     assert early_stop_reason([], RULE) is None
 
 
-def test_every_judged_checkpoint_is_seen_beside_the_base():
+def test_the_evaluations_are_the_base_and_every_checkpoint():
     made = rows([0.8, 0.7], [0.1, 0.2])
     assert evaluations(made, RULE) == [
         Evaluation(0, 0.9, 0.0),
@@ -80,7 +80,7 @@ def test_every_judged_checkpoint_is_seen_beside_the_base():
 
 @pytest.fixture
 def known(job, tmp_path, monkeypatch):
-    """The job on prompts whose subjects the judge knows."""
+    """The job with prompts whose subjects the judge knows."""
     from srpo_core.models import encode_prompts
     from srpo_core.models.embeddings import write_embeddings
 
@@ -93,7 +93,7 @@ def known(job, tmp_path, monkeypatch):
 
 
 def stopping(job, **changes):
-    """The job with an early stop by the subject that the judge sees, and images good enough to see one."""
+    """Return the job with early stop by the judge's subject, and enough sampler steps for recognizable subjects."""
     rule = EarlyStop(
         metric="judge_top5",
         objective="relative_reward",
@@ -116,7 +116,7 @@ def run(job):
     Worker(job, rank=0, world=1, device=torch.device("cpu")).run()
 
 
-def test_a_metric_that_these_prompts_do_not_allow_is_refused_before_training(job):
+def test_a_metric_that_does_not_fit_the_prompts_is_refused_before_training(job):
     from srpo_core.training.worker import Worker
 
     odd = job.train.model_copy(update={"early_stop": RULE.model_copy(update={"metric": "beauty"})})
@@ -125,10 +125,10 @@ def test_a_metric_that_these_prompts_do_not_allow_is_refused_before_training(job
 
 
 @pytest.mark.pipeline
-def test_a_run_that_destroys_its_images_ends_early_with_its_checkpoints_and_the_reason(
+def test_a_run_that_destroys_its_images_stops_early_with_its_checkpoints_and_the_reason(
     known,
 ):
-    """A learning rate a hundred times too high on the tiny family: the relative reward rises, the subjects go."""
+    """With a learning rate a hundred times too high, the relative reward rises and the subjects are lost."""
     from srpo_core.training import export
     from srpo_core.training.checkpoint import newest_checkpoint
     from srpo_core.training.job import PROGRESS
@@ -152,7 +152,7 @@ def test_a_run_that_destroys_its_images_ends_early_with_its_checkpoints_and_the_
 
 
 @pytest.mark.pipeline
-def test_a_run_at_the_shipped_learning_rate_is_not_ended(known):
+def test_a_run_at_the_shipped_learning_rate_does_not_stop_early(known):
     from srpo_core.training.checkpoint import newest_checkpoint
 
     run(stopping(known))

@@ -1,4 +1,4 @@
-"""For the first owner of a GPU: `make gpu-smoke` trains the tiny model on it and compares with the CPU."""
+"""Train the tiny model on a GPU and compare with the CPU: `make gpu-smoke`."""
 
 import time
 from dataclasses import replace
@@ -17,7 +17,7 @@ STEPS = 5
 
 @pytest.fixture(scope="session")
 def gpu():
-    """The name of the GPU; without one the test ends here, before anything is loaded."""
+    """The name of the GPU; without one the test fails before anything is loaded."""
     if not torch.cuda.is_available():
         pytest.fail("this machine has no GPU that torch can use: see 'srpo doctor'", pytrace=False)
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -26,7 +26,7 @@ def gpu():
 
 
 def train(job, device):
-    """Metrics and seconds of each step, the loading and what a device still has to do left out."""
+    """Return metrics and seconds of each step, without loading; the device is synchronized before and after."""
     worker = Worker(job, rank=0, world=1, device=torch.device(device))
     metrics, seconds = [], []
     for step in range(1, STEPS + 1):

@@ -1,6 +1,6 @@
-"""Training that is killed with kill -9 ends on the bits of a run that was left alone.
+"""Training that is killed by `kill -9` and resumed ends with the same bits as an uninterrupted run.
 
-Each test runs the real stage's `fit` on a Ray of its own, on two workers.
+Each test runs the `fit` of the stage with two workers on a local Ray.
 """
 
 import json
@@ -26,15 +26,15 @@ from srpo_core.weights.shards import read_whole
 pytestmark = pytest.mark.pipeline
 
 STEPS = 6
-PATIENCE = 1200  # seconds; on a machine that others use as well
+PATIENCE = 1200  # seconds, on a busy machine
 DRIVER = '''
 import os, pickle, sys
 from srpo_core.runtime.processes import OWNER, end_leftovers, owner_mark
 from srpo_core.training.launch import fit
-end_leftovers()  # as the stage does
+end_leftovers()  # like the stage
 os.environ[OWNER] = owner_mark()
 def stuck(job):
-    """A worker whose rank 1 stands still at its fourth step, unless it went on from a checkpoint."""
+    """Run a worker that stalls on rank 1 in the fourth step, unless it resumed from a checkpoint."""
     import time
     from srpo_core.training import worker as trainer
     step = trainer.Worker.step
@@ -45,7 +45,7 @@ def stuck(job):
     trainer.Worker.step = standing
     trainer.train_worker(job)
 def writing(job):
-    """A worker that comes to no end with its second checkpoint, unless it went on from the first."""
+    """Run a worker that never finishes its second checkpoint, unless it resumed from the first."""
     import time
     from srpo_core.training import checkpoint_writer as checkpoint
     from srpo_core.training import worker as trainer
@@ -58,13 +58,13 @@ def writing(job):
     trainer.train_worker(job)
 job = pickle.load(open(sys.argv[1], "rb"))
 os.chdir(job.inputs.path)
-odd = {"stuck": stuck, "writing": writing}
-fit(job, **{"worker": odd[word] for word in sys.argv[2:]})
+replacements = {"stuck": stuck, "writing": writing}
+fit(job, **{"worker": replacements[word] for word in sys.argv[2:]})
 '''
 
 
 class Run:
-    """A training run whose driver is a process of its own."""
+    """A training run with the driver in a separate process."""
 
     started: ClassVar[list["Run"]] = []
 
@@ -101,7 +101,7 @@ class Run:
             time.sleep(0.05)
         return result
 
-    def steps_told(self):
+    def steps_logged(self):
         progress = self.job.state.path / "progress.jsonl"
         return (
             [json.loads(line)["step"] for line in progress.read_text().splitlines()]
@@ -128,12 +128,12 @@ def kill(processes):
     for process in processes:
         try:
             process.send_signal(signal.SIGKILL)
-        except psutil.NoSuchProcess:  # it went with its parent
+        except psutil.NoSuchProcess:  # it ended with its parent
             continue
 
 
 @pytest.fixture(autouse=True)
-def _nothing_of_a_failed_test_runs_beside_the_next():
+def _end_processes_of_a_failed_test():
     yield
     for run in Run.started:
         if run.driver.poll() is None:
@@ -160,68 +160,66 @@ def settings(job, tmp_path, name):
 
 
 @pytest.fixture(scope="module")
-def left_alone():
-    """The weights of the uninterrupted run, made by the first test that asks."""
+def uninterrupted():
+    """The weights of the uninterrupted run; the first test that needs them trains it."""
     return {}
 
 
 @pytest.fixture
-def expected(left_alone, job, tmp_path):
-    if not left_alone:
+def expected(uninterrupted, job, tmp_path):
+    if not uninterrupted:
         alone = settings(job, tmp_path, "alone")
         ranks.train(alone, 2)
-        left_alone.update(Run(alone, tmp_path).weights())
-    return left_alone
+        uninterrupted.update(Run(alone, tmp_path).weights())
+    return uninterrupted
 
 
-def test_after_a_worker_is_killed_inside_a_checkpoint_write_their_group_goes_on_by_itself(
-    job, tmp_path, expected
-):
+def test_after_a_worker_is_killed_during_a_checkpoint_write_the_group_restarts(job, tmp_path, expected):
     run = Run(settings(job, tmp_path, "worker"), tmp_path).start("writing")
     state = run.job.state.path
     (partial,) = run.wait_for(lambda: list(state.glob(".step-000004.*.part")))
     workers = run.workers()
     assert len(workers) == 2
     kill(workers[:1])
-    assert ended(workers, 120), "the one that waits for it goes too"
-    assert partial.exists(), "it was inside the write"
+    assert ended(workers, 120), "the worker that waits for it ends too"
+    assert partial.exists(), "the write was not finished"
     assert not (state / "step-000004").exists()
     run.finish()
     assert run.weights() == expected
     assert not partial.exists()
     (line,) = (line for line in run.log.read_text().splitlines() if "restarting the workers" in line)
     assert line.endswith("1 of 2 times")
-    assert run.steps_told() == [1, 2, 3, 4, 3, 4, 5, 6]
+    assert run.steps_logged() == [1, 2, 3, 4, 3, 4, 5, 6]
 
 
-def test_after_the_driver_is_killed_its_children_die_and_the_same_command_goes_on(job, tmp_path, expected):
+def test_after_the_driver_is_killed_its_children_end_and_the_same_command_resumes(job, tmp_path, expected):
     run = Run(settings(job, tmp_path, "driver"), tmp_path).start()
-    run.wait_for(lambda: 3 in run.steps_told())
+    run.wait_for(lambda: 3 in run.steps_logged())
     children, workers = run.processes(), run.workers()
     assert len(workers) == 2
     run.driver.kill()
     run.driver.wait()
-    assert ended(workers, 120), "what trains dies with the driver"
+    assert ended(workers, 120), "the workers end with the driver"
     run.start().finish()
-    assert ended(children, 120), "Ray's own take longer to see it; the retry ends what it finds of them"
+    assert ended(children, 120), "Ray's processes take longer; the retry ends the rest"
     assert run.weights() == expected
-    assert run.steps_told().count(1) == 1, "it went on from the checkpoint"
+    assert run.steps_logged().count(1) == 1, "it resumed from the checkpoint"
 
 
-def test_after_the_whole_ray_session_is_killed_the_same_command_goes_on(job, tmp_path, expected):
+def test_after_the_whole_ray_session_is_killed_the_same_command_resumes(job, tmp_path, expected):
     run = Run(settings(job, tmp_path, "session"), tmp_path).start()
-    run.wait_for(lambda: 5 in run.steps_told())
+    run.wait_for(lambda: 5 in run.steps_logged())
     everything = [*run.processes(), psutil.Process(run.driver.pid)]
     kill(everything)
     run.driver.wait()
     assert ended(everything, 120)
     run.start().finish()
     assert run.weights() == expected
-    assert run.steps_told().count(3) == 1
+    assert run.steps_logged().count(3) == 1
 
 
 @pytest.mark.serial  # the watchdog waits 15 s: on a busy machine a slow step would count as a stall
-def test_workers_that_stand_still_start_again_and_the_rank_at_fault_is_named(job, tmp_path, expected):
+def test_stalled_workers_restart_and_the_rank_at_fault_is_named(job, tmp_path, expected):
     patient = settings(job, tmp_path, "stuck")
     stall = patient.resources.stall.model_copy(update={"factor": 3.0, "least_seconds": 15.0})
     resources = patient.resources.model_copy(update={"stall": stall})
@@ -231,12 +229,12 @@ def test_workers_that_stand_still_start_again_and_the_rank_at_fault_is_named(job
     (line,) = (line for line in run.log.read_text().splitlines() if "restarting the workers" in line)
     assert line.startswith("step 4 stalled for ")
     assert " at rank 1;" in line or " at rank 1 in " in line
-    assert run.steps_told() == [1, 2, 3, 3, 4, 5, 6]
+    assert run.steps_logged() == [1, 2, 3, 3, 4, 5, 6]
 
 
 @pytest.mark.serial  # a neighbour's run may end the same process
-def test_a_retry_ends_what_the_killed_try_left_behind(tmp_path):
-    """A process that bears the mark of an owner who is dead, as all that the stage starts does."""
+def test_a_retry_ends_the_processes_of_a_killed_run(tmp_path):
+    """They are recognized by the mark of an owner that has ended, which all processes of the stage inherit."""
     script = (
         "import os, subprocess, sys; from srpo_core.runtime.processes import OWNER, owner_mark;"
         f"os.environ[{OWNER!r}] = owner_mark();"

@@ -7,7 +7,7 @@ from srpo_core.errors import ConfigError, DivergenceError
 from srpo_core.training.learner import Learner, adamw, require_finite
 
 
-def test_a_gradient_that_is_not_finite_stops_with_its_step_and_tensor():
+def test_a_gradient_that_is_not_finite_raises_with_step_and_tensor():
     module = torch.nn.Linear(2, 1)
     module.weight.grad = torch.tensor([[1.0, float("nan")]])
     module.bias.grad = torch.ones(1)
@@ -16,16 +16,16 @@ def test_a_gradient_that_is_not_finite_stops_with_its_step_and_tensor():
 
 
 class Chain:
-    """A base of two layers; the gradient of the second is not a number, that of the first is."""
+    """A base of two layers; only the gradient of the second is NaN."""
 
     def __init__(self):
         self.transformer = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
 
     def weights_changed(self):
-        raise AssertionError("nothing may be changed")
+        raise AssertionError("weights must not change")
 
 
-def test_a_step_names_the_gradient_that_is_not_finite_and_not_the_first(job):
+def test_the_error_names_the_gradient_that_is_not_finite(job):
     model = Chain()
     before = [p.detach().clone() for p in model.transformer.parameters()]
 

@@ -18,7 +18,7 @@ def watching(tmp_path, ended, stall=QUICK):
     return Watchdog(Location.of(tmp_path), "a", 3, 4, stall, exit_process=ended.append, grace=0.0)
 
 
-def test_steps_of_the_usual_length_are_left_alone(tmp_path):
+def test_steps_of_usual_length_are_no_stall(tmp_path):
     ended = []
     with watching(tmp_path, ended) as watchdog:
         for step in range(1, 6):
@@ -28,7 +28,7 @@ def test_steps_of_the_usual_length_are_left_alone(tmp_path):
     assert pop_stall(Location.of(tmp_path), "a") is None
 
 
-def test_a_step_that_stands_still_ends_the_process_and_says_where_it_stood(tmp_path):
+def test_a_stalled_step_ends_the_process_with_a_report(tmp_path):
     ended = []
     with watching(tmp_path, ended) as watchdog:
         watchdog.step_done(6)
@@ -37,13 +37,13 @@ def test_a_step_that_stands_still_ends_the_process_and_says_where_it_stood(tmp_p
         while not ended and time.monotonic() < until:
             time.sleep(0.01)
     assert ended == [EXIT_CODE]
-    (said,) = (json.loads(path.read_text()) for path in tmp_path.glob("stalled-a/*.json"))
-    assert (said["rank"], said["step"], said["waiting"]) == (3, 8, False)
-    assert said["seconds"] >= 0.2
+    (report,) = (json.loads(path.read_text()) for path in tmp_path.glob("stalled-a/*.json"))
+    assert (report["rank"], report["step"], report["waiting"]) == (3, 8, False)
+    assert report["seconds"] >= 0.2
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_report_that_cannot_be_written_ends_the_process_all_the_same(tmp_path):
+def test_the_process_ends_even_if_the_report_cannot_be_written(tmp_path):
     (tmp_path / "full").write_text("a file where the directory of the reports should be")
     ended = []
     with Watchdog(
@@ -66,7 +66,7 @@ def test_time_spent_on_a_checkpoint_is_no_stall(tmp_path):
     assert ended == []
 
 
-def test_a_checkpoint_that_comes_to_no_end_is_a_stall_all_the_same(tmp_path):
+def test_a_checkpoint_that_never_ends_is_a_stall(tmp_path):
     ended = []
     with watching(tmp_path, ended) as watchdog:
         watchdog.step_done(1)
@@ -75,11 +75,11 @@ def test_a_checkpoint_that_comes_to_no_end_is_a_stall_all_the_same(tmp_path):
             while not ended and time.monotonic() < until:
                 time.sleep(0.01)
     assert ended == [EXIT_CODE]
-    (said,) = (json.loads(path.read_text()) for path in tmp_path.glob("stalled-a/*.json"))
-    assert said["seconds"] >= QUICK.factor * QUICK.least_seconds
+    (report,) = (json.loads(path.read_text()) for path in tmp_path.glob("stalled-a/*.json"))
+    assert report["seconds"] >= QUICK.factor * QUICK.least_seconds
 
 
-def test_the_limit_grows_with_the_median_step_and_never_falls_below_the_least(tmp_path):
+def test_the_limit_grows_with_the_median_step_and_has_a_minimum(tmp_path):
     watchdog = watching(tmp_path, [], StallSettings(factor=10, least_seconds=4, restarts=0))
     assert watchdog.limit == 40, "the first step loads and compiles"
     watchdog._steps += [0.1, 0.1, 9.0]
@@ -88,8 +88,8 @@ def test_the_limit_grows_with_the_median_step_and_never_falls_below_the_least(tm
     assert watchdog.limit == pytest.approx(20)
 
 
-def test_who_reads_the_figures_of_a_step_from_its_device_waits_for_others(monkeypatch):
-    """A collective of GPUs returns at once; the wait is where its result is read, in a call without a frame."""
+def test_a_rank_that_reads_figures_from_its_device_counts_as_waiting(monkeypatch):
+    """On GPUs a collective returns at once; the host waits where it reads the result, in a call without a frame."""
     standing = threading.Event()
 
     class Device:
@@ -112,7 +112,7 @@ def test_who_reads_the_figures_of_a_step_from_its_device_waits_for_others(monkey
     assert _position(threading.get_ident())[0] is False
 
 
-def say(tmp_path, *rows, world=3):
+def write_reports(tmp_path, *rows, world=3):
     for rank, waiting in rows:
         row = {
             "rank": rank,
@@ -126,19 +126,19 @@ def say(tmp_path, *rows, world=3):
 
 
 def test_the_rank_that_does_not_wait_for_the_others_is_named(tmp_path):
-    say(tmp_path, (0, True), (1, False), (2, True))
+    write_reports(tmp_path, (0, True), (1, False), (2, True))
     line = pop_stall(Location.of(tmp_path), "a")
     assert line == "step 8 stalled for 61 s at rank 1 in reward.py:36 encode"
-    assert pop_stall(Location.of(tmp_path), "a") is None, "told once"
+    assert pop_stall(Location.of(tmp_path), "a") is None, "read only once"
 
 
-def test_a_rank_that_says_nothing_is_named(tmp_path):
-    say(tmp_path, (0, True), (2, True))
+def test_a_rank_without_a_report_is_named(tmp_path):
+    write_reports(tmp_path, (0, True), (2, True))
     assert pop_stall(Location.of(tmp_path), "a") == "step 8 stalled for 61 s at rank 1"
 
 
-def test_a_rank_that_a_smaller_group_never_had_is_not_blamed(tmp_path):
-    """Asked for were 32; Ray started 2."""
-    say(tmp_path, (0, True), (1, False), world=2)
+def test_ranks_that_a_smaller_group_does_not_have_are_not_named(tmp_path):
+    """The settings asked for 32 ranks and Ray started 2."""
+    write_reports(tmp_path, (0, True), (1, False), world=2)
     line = pop_stall(Location.of(tmp_path), "a")
     assert line == "step 8 stalled for 61 s at rank 1 in reward.py:36 encode"
