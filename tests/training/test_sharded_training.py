@@ -22,7 +22,7 @@ def largest_difference(one, other):
     return max(float((one[name] - other[name]).norm() / one[name].norm()) for name in one)
 
 
-def train_in_float64(job, tmp_path, *, num_steps, tune, shard=None):
+def train_in_float64(job, tmp_path, *, num_steps, tune, shard=None, batch_size=4):
     """Train on one rank, or on two if `shard` says how; return (metrics of each rank, their elements, weights).
 
     In float64 a difference comes from the computation and not from the order in which it is rounded. In float32 the
@@ -36,6 +36,7 @@ def train_in_float64(job, tmp_path, *, num_steps, tune, shard=None):
         f"{tune}-{shard}",
         resources={"shard": bool(shard), "train_workers": num_ranks},
         steps=num_steps,
+        batch_size=batch_size,
         checkpoint_every=num_steps,
         tune=tune,
         sample_prompts=1,
@@ -62,9 +63,10 @@ def assert_same_training(alone, together, *, shard):
 @pytest.mark.pipeline
 def test_the_number_of_workers_does_not_change_what_is_learned(job, tmp_path):
     """Replicated, this fails if gradients are not summed over the ranks; sharded, if FSDP2 averages them."""
-    alone = train_in_float64(job, tmp_path, num_steps=2, tune="full")
+    short = {"num_steps": 2, "tune": "full", "batch_size": 2}
+    alone = train_in_float64(job, tmp_path, **short)
     for shard in (False, True):
-        together = train_in_float64(job, tmp_path, num_steps=2, tune="full", shard=shard)
+        together = train_in_float64(job, tmp_path, **short, shard=shard)
         assert_same_training(alone, together, shard=shard)
 
 
