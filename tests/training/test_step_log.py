@@ -1,0 +1,24 @@
+import json
+import logging
+import time
+
+from srpo_core.runtime.shared_files import Location
+from srpo_core.training import step_log
+
+
+def test_progress_is_logged_line_by_line_without_old_lines(tmp_path, caplog):
+    path = tmp_path / "progress.jsonl"
+    path.write_text(json.dumps({"step": 1, "loss": 0.5}) + "\n")
+    with caplog.at_level(logging.INFO), step_log.log_steps(Location.of(path), 3), path.open("a") as file:
+        file.write(json.dumps({"step": 2, "loss": 0.25}) + "\n")
+    assert [record.getMessage() for record in caplog.records] == ["step 2 of 3  loss 0.2500"]
+
+
+def test_a_partly_written_line_is_logged_when_it_is_complete(tmp_path, caplog):
+    path = tmp_path / "progress.jsonl"
+    with caplog.at_level(logging.INFO), step_log.log_steps(Location.of(path), 3), path.open("a") as file:
+        file.write('{"step": 1, ')
+        file.flush()
+        time.sleep(2 * step_log.POLL_SECONDS)
+        file.write('"loss": 0.5}\n')
+    assert [record.getMessage() for record in caplog.records] == ["step 1 of 3  loss 0.5000"]
