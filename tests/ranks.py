@@ -74,16 +74,16 @@ def inputs_in_double():
     """Make the inputs and the noise of a worker float64, and every later `Tensor.float()` a cast to float64."""
     import torch
 
-    from srpo_core.training import data, samples
+    from srpo_core.training import batch, samples
 
-    read, noise = data.read_embeddings, data.keyed_noise
+    read, noise = batch.read_embeddings, batch.keyed_noise
 
     def read_double(split):
         texts, styles, condition = read(split)
         return texts, styles, condition.to(torch.float64)
 
-    data.read_embeddings = read_double
-    data.keyed_noise = samples.keyed_noise = lambda *key: noise(*key).double()
+    batch.read_embeddings = read_double
+    batch.keyed_noise = samples.keyed_noise = lambda *key: noise(*key).double()
     torch.Tensor.float = torch.Tensor.double
 
 

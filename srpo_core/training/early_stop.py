@@ -13,7 +13,7 @@ from srpo_core.config import EarlyStop, GenerateSettings
 from srpo_core.generation.images import ImageSet, generate_and_measure, mean_figures
 from srpo_core.protocols import BaseModel
 from srpo_core.scorers.metrics import MetricContext, check_metrics
-from srpo_core.training.data import TrainingPrompts
+from srpo_core.training.batch import TrainingPrompts
 from srpo_core.training.job import TrainJob
 
 BASE_PREFIX: Final = "base_"  # of the base's figures, which are in the row of the first step

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from srpo_core.protocols import BaseModel
 from srpo_core.randomness import keyed_noise
-from srpo_core.training.data import TrainingPrompts
+from srpo_core.training.batch import TrainingPrompts
 from srpo_core.training.job import TrainJob
 
 

@@ -8,7 +8,7 @@ import torch
 from srpo_core import artifacts
 from srpo_core.config import EarlyStop
 from srpo_core.errors import ConfigError
-from srpo_core.training.data import read_training_prompts
+from srpo_core.training.batch import read_training_prompts
 from srpo_core.training.early_stop import Evaluation, early_stop_reason, evaluations, make_evaluator
 
 RULE = EarlyStop(
