@@ -23,9 +23,9 @@ from srpo_core.protocols import BaseModel
 from srpo_core.runtime.shared_files import local_copy
 from srpo_core.scorers import load_reward
 from srpo_core.scorers.autocast import AutocastReward
+from srpo_core.training.batch import read_training_prompts, step_batch
 from srpo_core.training.checkpoint import open_checkpoint, restore, step_location
 from srpo_core.training.checkpoint_writer import CheckpointWriter
-from srpo_core.training.batch import read_training_prompts, step_batch
 from srpo_core.training.early_stop import BASE_PREFIX, early_stop_reason, make_evaluator
 from srpo_core.training.job import PROGRESS, SAMPLES, TrainJob
 from srpo_core.training.learner import Learner, adamw
