@@ -170,7 +170,8 @@ def _means(figures: Figures) -> dict[str, float]:
 def _saved_steps() -> list[int]:
     """List the steps of the checkpoints that training saved, ascending."""
     root = artifacts.require(artifacts.CHECKPOINTS)
-    steps = sorted(int(path.name.removeprefix("step-")) for path in root.glob("step-*") if path.is_dir())
+    prefix = artifacts.STEP_PREFIX
+    steps = sorted(int(path.name.removeprefix(prefix)) for path in root.glob(f"{prefix}*") if path.is_dir())
     if not steps:
         raise ArtifactError(f"{root} holds no checkpoint: run 'dvc repro --force train'")
     return steps

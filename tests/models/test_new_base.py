@@ -20,7 +20,8 @@ from srpo_core.models.autoencoder import decode, encode, latent_size
 from srpo_core.models.embeddings import read_embeddings, write_embeddings
 from srpo_core.protocols import Condition
 from srpo_core.runtime.shared_files import Location
-from srpo_core.training.worker import TrainJob, Worker
+from srpo_core.training.job import TrainJob
+from srpo_core.training.worker import Worker
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "assets/tiny/family/base"
