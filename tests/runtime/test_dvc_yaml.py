@@ -52,7 +52,7 @@ def test_a_setting_that_is_not_there_is_named():
         ("stages: {train: 1}", "has a stage that cannot be read"),
     ],
 )
-def test_a_dvc_yaml_that_cannot_be_used_is_one_line_that_does_not_speak_of_profiles(tmp_path, text, fault):
+def test_an_unusable_dvc_yaml_is_an_error_of_one_line_that_does_not_name_profiles(tmp_path, text, fault):
     if text is not None:
         (tmp_path / "dvc.yaml").write_text(text)
     with pytest.raises(ConfigError, match=fault) as caught:

@@ -48,7 +48,7 @@ def test_an_unknown_command_is_one_line_and_127(tmp_path):
     assert lines == ["srpo: error: no-such-command-here is not installed: run 'make setup' first"]
 
 
-def test_what_a_command_leaves_running_in_another_session_ends_with_it(tmp_path):
+def test_processes_of_a_command_in_another_session_end_with_it(tmp_path):
     stream(["sh", "-c", "setsid sleep 300 >/dev/null 2>&1 & echo $! > left; sleep 0.3"], tmp_path)
     assert not runs_by_number(written_pid(tmp_path / "left"))
 
@@ -78,7 +78,7 @@ def start_run(tmp_path: Path, inner: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
-def test_a_killed_run_takes_its_command_and_all_below_along(tmp_path):
+def test_when_a_run_is_killed_its_command_and_all_descendants_end(tmp_path):
     run = start_run(
         tmp_path, "setsid sh -c 'echo $$ > deep; sleep 300; true' & echo $$ > top; sleep 300; true"
     )
@@ -88,7 +88,7 @@ def test_a_killed_run_takes_its_command_and_all_below_along(tmp_path):
     assert ended(below, seconds=15)
 
 
-def test_a_command_that_ignores_the_polite_signal_is_killed(tmp_path):
+def test_a_command_that_ignores_sigterm_is_killed(tmp_path):
     run = start_run(tmp_path, "trap '' TERM; echo $$ > pid; while true; do sleep 0.1; done")
     command = psutil.Process(written_pid(tmp_path / "pid"))
     run.kill()
@@ -117,7 +117,7 @@ def guardian():
             continue
 
 
-def test_a_guardian_that_is_told_to_stop_many_times_still_ends_its_command(guardian):
+def test_a_guardian_that_gets_many_signals_still_ends_its_command(guardian):
     """The kernel sends one signal for each thread of a killed run."""
     for _ in range(10):
         watching, below = guardian("sh", "-c", "echo $$; exec sleep 300 >/dev/null")
@@ -134,7 +134,7 @@ def test_signals_that_the_guardian_awaits_reach_its_command(tmp_path):
     assert lines == ["heard"]
 
 
-def test_a_command_that_may_not_be_run_is_one_line_and_126(tmp_path):
+def test_a_command_that_is_not_executable_is_one_line_and_126(tmp_path):
     file = tmp_path / "steps"
     file.write_text("")
     lines: list[str] = []
@@ -142,7 +142,7 @@ def test_a_command_that_may_not_be_run_is_one_line_and_126(tmp_path):
     assert lines == [f"srpo: error: {file} is not executable: run chmod +x on it"]
 
 
-def test_a_module_of_the_workspace_named_as_one_of_python_s_does_no_harm(tmp_path):
+def test_a_module_of_the_workspace_with_the_name_of_a_standard_module_does_not_break_the_guardian(tmp_path):
     (tmp_path / "ctypes.py").write_text("raise RuntimeError('not the standard library')")
     lines: list[str] = []
     code = processes.run_streaming(
@@ -155,7 +155,7 @@ def test_a_module_of_the_workspace_named_as_one_of_python_s_does_no_harm(tmp_pat
 
 
 @pytest.mark.serial  # a neighbour's run may end the same process, or leave others to be counted
-def test_only_what_bears_the_mark_of_a_dead_owner_is_ended(tmp_path):
+def test_only_processes_with_the_mark_of_a_dead_owner_are_ended(tmp_path):
     mine = processes.owner_mark()
     pid, started, namespace = mine.split(".")
     marks = {

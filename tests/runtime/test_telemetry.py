@@ -3,14 +3,14 @@ import pytest
 from srpo_core.runtime.telemetry import quiet_environment
 
 
-def test_every_tool_that_phones_home_is_switched_off_by_default():
+def test_the_telemetry_of_every_tool_is_off_by_default():
     quiet = quiet_environment({})
     for tool in ("DVC", "PREFECT", "RAY", "GX", "HF_HUB"):
         assert any(name.startswith(tool) for name in quiet), tool
     assert quiet["DO_NOT_TRACK"] == "1"
 
 
-def test_what_the_user_set_stays():
+def test_variables_that_the_user_set_are_kept():
     assert quiet_environment({"RAY_USAGE_STATS_ENABLED": "1"})["RAY_USAGE_STATS_ENABLED"] == "1"
 
 

@@ -38,9 +38,7 @@ def test_device_hours_are_wall_hours_times_devices(resources):
     assert train["kind"] == "CPU process"
 
 
-def test_stages_that_draw_by_tasks_are_billed_each_and_one_that_does_not_the_one_device_that_it_uses(
-    resources, tmp_path
-):
+def test_stages_that_generate_by_tasks_count_each_device_and_other_stages_count_one(resources, tmp_path):
     generation = ("select", "evaluate", "quantize")
     more = [f'  {stage}: {{cmd: "true", deps: [weights], params: [seed]}}\n' for stage in generation]
     (tmp_path / "dvc.yaml").write_text(DVC + "".join(more))
@@ -51,7 +49,7 @@ def test_stages_that_draw_by_tasks_are_billed_each_and_one_that_does_not_the_one
     assert found == {"select": (32, 32.0), "evaluate": (32, 32.0), "quantize": (1, 1.0)}
 
 
-def test_only_times_of_these_very_settings_and_inputs_count_and_of_them_the_last(resources, tmp_path):
+def test_the_last_time_with_the_same_settings_and_inputs_counts(resources, tmp_path):
     note_stage("train", 100.0, resources)
     note_stage("train", 200.0, resources)
     assert [row["seconds"] for row in costs(["train"])] == [200.0]
@@ -61,7 +59,7 @@ def test_only_times_of_these_very_settings_and_inputs_count_and_of_them_the_last
     assert [row["seconds"] for row in costs(["train"])] == [300.0]
 
 
-def test_an_edited_small_input_and_a_large_one_of_another_size_have_another_key(resources, tmp_path):
+def test_the_key_changes_with_a_small_input_and_with_the_size_of_a_large_one(resources, tmp_path):
     before = key_of("ingest"), key_of("train")
     (tmp_path / "data/a.txt").write_text("two")
     (tmp_path / "weights").write_bytes(bytes(3 * 2**20 + 1))
@@ -69,13 +67,13 @@ def test_an_edited_small_input_and_a_large_one_of_another_size_have_another_key(
     assert key_of("train") != before[1]
 
 
-def test_a_stage_whose_input_has_gone_has_no_times(resources, tmp_path):
+def test_a_stage_without_its_input_has_no_times(resources, tmp_path):
     note_stage("train", 100.0, resources)
     (tmp_path / "weights").unlink()
     assert costs(["train"]) == []
 
 
-def test_without_times_there_is_no_cost_and_the_page_stays_as_it_was(resources):
+def test_without_times_there_are_no_costs_and_the_page_is_unchanged(resources):
     assert costs(["ingest", "train"]) == []
     assert with_costs(f"<p>{COST_MARK}</p>", []) == f"<p>{COST_MARK}</p>"
 

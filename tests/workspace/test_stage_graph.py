@@ -15,7 +15,7 @@ def project(path: Path, stages: dict) -> Path:
     return path
 
 
-def test_the_graph_holds_every_stage_of_dvc_yaml_once_after_those_it_needs(tmp_path):
+def test_the_graph_has_every_stage_of_dvc_yaml_once_after_the_stages_whose_outputs_it_reads(tmp_path):
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     graph = read_graph(ROOT)
     names = [stage.name for stage in graph.stages]
@@ -37,7 +37,7 @@ def test_the_project_marks_only_quantize_as_needing_a_passed_decision(tmp_path):
     assert [stage.name for stage in read_graph(ROOT).stages if stage.needs_passed] == ["quantize"]
 
 
-def test_stages_of_equal_rank_keep_their_order_in_dvc_yaml(tmp_path):
+def test_independent_stages_keep_their_order_in_dvc_yaml(tmp_path):
     graph = read_graph(
         project(
             tmp_path,
@@ -52,7 +52,7 @@ def test_stages_of_equal_rank_keep_their_order_in_dvc_yaml(tmp_path):
     assert [stage.description for stage in graph.stages] == ["the last letter", "a", "last"]
 
 
-def test_only_data_that_a_stage_reads_is_named(tmp_path):
+def test_only_data_versions_that_a_stage_reads_are_listed(tmp_path):
     root = project(tmp_path, {"ingest": {"cmd": "true", "deps": ["data/cats"]}})
     (root / "data").mkdir()
     for name in ("cats", "dogs"):
@@ -76,7 +76,7 @@ def test_a_stage_runs_after_one_whose_output_contains_its_input_or_is_contained_
     assert [stage.name for stage in read_graph(project(tmp_path, stages)).stages] == ["writes", "reads"]
 
 
-def test_a_circle_is_one_clear_line(tmp_path):
+def test_a_circle_of_stages_is_an_error_that_names_them(tmp_path):
     root = project(
         tmp_path,
         {

@@ -60,7 +60,7 @@ def checkout(tmp_path, monkeypatch) -> Path:
     return top
 
 
-def test_a_relative_store_is_the_checkouts_also_for_stages_which_run_in_the_workspace(checkout, monkeypatch):
+def test_a_relative_store_is_relative_to_the_checkout_also_in_a_workspace(checkout, monkeypatch):
     ask = "from srpo_core.storage import open_store; print(open_store().uri)"
     monkeypatch.chdir(checkout)
     for given, store in (
@@ -84,7 +84,7 @@ def test_a_relative_store_is_the_checkouts_also_for_stages_which_run_in_the_work
         assert said.stdout.strip() == str(store)
 
 
-def test_a_workspace_is_the_checkout_as_it_is_and_git_diff_there_is_what_is_uncommitted(checkout):
+def test_a_workspace_equals_the_checkout_and_git_diff_there_shows_the_uncommitted_changes(checkout):
     (checkout / "kept.txt").write_text("edited\n")
     (checkout / "new.txt").write_text("untracked\n")
     (checkout / "double.py").unlink()
@@ -106,7 +106,7 @@ def test_a_workspace_is_the_checkout_as_it_is_and_git_diff_there_is_what_is_unco
     assert git(checkout, "branch", "--list") == "* main"
 
 
-def test_a_named_revision_ignores_what_is_uncommitted(checkout):
+def test_a_named_revision_excludes_uncommitted_changes(checkout):
     git(checkout, "tag", "v1")
     (checkout / "kept.txt").write_text("later\n")
     git(checkout, "commit", "--quiet", "-am", "second")
@@ -116,7 +116,7 @@ def test_a_named_revision_ignores_what_is_uncommitted(checkout):
         assert git(run.path, "status", "--porcelain") == ""
 
 
-def test_what_is_no_git_checkout_or_no_revision_is_one_clear_error(checkout, tmp_path):
+def test_a_directory_without_git_or_an_unknown_revision_is_one_clear_error(checkout, tmp_path):
     (tmp_path / "plain").mkdir()
     with (
         pytest.raises(ConfigError, match=r"plain is not a git checkout.*clone the repository"),
@@ -128,7 +128,7 @@ def test_what_is_no_git_checkout_or_no_revision_is_one_clear_error(checkout, tmp
     assert not (tmp_path / "plain/.srpo").exists()
 
 
-def test_the_snapshot_changes_with_any_file_that_git_would_see_and_only_then(checkout):
+def test_the_snapshot_changes_if_and_only_if_a_file_that_git_sees_changes(checkout):
     first = checkout_snapshot(checkout)
     (checkout / "store").mkdir()
     (checkout / "store/x").write_text("ignored")
@@ -137,7 +137,7 @@ def test_the_snapshot_changes_with_any_file_that_git_would_see_and_only_then(che
     assert checkout_snapshot(checkout) != first
 
 
-def test_commands_in_a_workspace_run_its_own_code_and_keep_all_below_the_home(checkout, monkeypatch):
+def test_commands_in_a_workspace_run_its_own_code_and_write_below_the_home(checkout, monkeypatch):
     monkeypatch.setenv("GIT_DIR", "/nowhere")
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     with open_workspace(checkout) as run:
@@ -157,7 +157,7 @@ def test_the_cache_and_the_remote_are_those_of_the_checkout(checkout):
         assert git(run.path, "status", "--porcelain") == ""
 
 
-def test_settings_are_the_profile_byte_for_byte_or_with_the_patch_laid_over_it(checkout):
+def test_written_settings_are_the_profile_byte_for_byte_or_with_the_patch_applied(checkout):
     with open_workspace(checkout) as run:
         write_settings(run.path, profile="tiny", patch={})
         assert (run.path / "params.yaml").read_bytes() == (ROOT / "profiles/tiny.yaml").read_bytes()
@@ -170,7 +170,7 @@ def test_settings_are_the_profile_byte_for_byte_or_with_the_patch_laid_over_it(c
         assert kept == settings
 
 
-def test_wrong_settings_are_one_line(checkout):
+def test_wrong_settings_are_an_error_of_one_line(checkout):
     with open_workspace(checkout) as run:
         with pytest.raises(ConfigError, match=r"unknown profile 'huge': known are tiny"):
             write_settings(run.path, profile="huge", patch={})
@@ -179,7 +179,7 @@ def test_wrong_settings_are_one_line(checkout):
 
 
 @pytest.mark.pipeline
-def test_a_second_run_takes_everything_from_the_cache_and_the_checkout_has_nothing_to_do(checkout):
+def test_a_second_run_is_cached_and_dvc_repro_in_the_checkout_has_nothing_to_do(checkout):
     lines: list[str] = []
     for cached in (False, True):
         with open_workspace(checkout) as run:
@@ -195,7 +195,7 @@ def test_a_second_run_takes_everything_from_the_cache_and_the_checkout_has_nothi
 
 
 @pytest.mark.pipeline
-def test_results_stay_away_from_a_checkout_with_other_settings_or_edits(checkout):
+def test_results_are_not_brought_to_a_checkout_with_other_settings_or_edits(checkout):
     with open_workspace(checkout) as run:
         write_settings(run.path, profile="tiny", patch={"seed": 21})
         reproduce(run, "double", str)
@@ -209,7 +209,7 @@ def test_results_stay_away_from_a_checkout_with_other_settings_or_edits(checkout
 
 
 @pytest.mark.pipeline
-def test_results_come_home_beside_an_untracked_log_that_no_stage_reads(checkout):
+def test_an_untracked_log_that_no_stage_reads_does_not_keep_results_from_the_checkout(checkout):
     """As `make demo | tee demo.log` writes one while the run lives."""
     (checkout / "demo.log").write_text("begins\n")
     with open_workspace(checkout) as run:
@@ -258,7 +258,7 @@ def test_editing_a_result_in_a_workspace_does_not_reach_the_cache(checkout):
             (run.path / "runs/double.txt").write_text("spoiled")
 
 
-def test_a_failed_stage_raises_the_line_that_it_printed_and_its_exit_code(checkout):
+def test_a_failed_stage_raises_its_error_line_with_its_exit_code(checkout):
     (checkout / "double.py").write_text(
         "import sys; print('srpo: error: seed 0 has no double', file=sys.stderr); sys.exit(3)"
     )
@@ -268,7 +268,7 @@ def test_a_failed_stage_raises_the_line_that_it_printed_and_its_exit_code(checko
     assert caught.value.exit_code == 3
 
 
-def test_a_missing_input_raises_the_line_of_dvc(checkout):
+def test_a_missing_input_raises_the_error_line_of_dvc(checkout):
     (checkout / "double.py").unlink()
     with (
         open_workspace(checkout) as run,
@@ -277,7 +277,7 @@ def test_a_missing_input_raises_the_line_of_dvc(checkout):
         reproduce(run, "double", str)
 
 
-def test_old_workspaces_go_and_those_of_live_runs_stay(checkout):
+def test_old_workspaces_are_removed_and_those_of_live_runs_are_kept(checkout):
     with open_workspace(checkout, keep=2) as living:
         dead = []
         for _ in range(3):
@@ -290,7 +290,7 @@ def test_old_workspaces_go_and_those_of_live_runs_stay(checkout):
     assert str(dead[2]) in listed
 
 
-def test_after_kill_9_the_next_run_ends_what_was_left_and_works(checkout):
+def test_after_kill_9_the_next_run_ends_the_remaining_processes_and_works(checkout):
     script = (
         "import time; from pathlib import Path; from srpo_core.runtime.processes import owner_mark\n"
         "from srpo_core.workspace.worktree import open_workspace\n"
@@ -316,7 +316,7 @@ def test_after_kill_9_the_next_run_ends_what_was_left_and_works(checkout):
         orphan.wait()
 
 
-def test_weights_that_the_checkout_fetched_are_read_in_every_workspace_and_never_put_into_git(checkout):
+def test_fetched_weights_of_the_checkout_are_linked_in_every_workspace_and_never_added_to_git(checkout):
     (checkout / "models/base").mkdir(parents=True)
     (checkout / "models/base/weights.bin").write_text("tens of gigabytes")
     for revision in (None, "main"):
@@ -328,7 +328,7 @@ def test_weights_that_the_checkout_fetched_are_read_in_every_workspace_and_never
         assert (checkout / "models/base/weights.bin").exists()
 
 
-def test_dvc_follows_fetched_weights_and_runs_a_stage_again_when_they_change(checkout):
+def test_dvc_reruns_a_stage_when_the_fetched_weights_change(checkout):
     (checkout / "models").mkdir()
     (checkout / "models/weights.bin").write_text("one")
     graph = DVC_YAML.replace("[double.py]", "[double.py, models/weights.bin]")
@@ -340,7 +340,7 @@ def test_dvc_follows_fetched_weights_and_runs_a_stage_again_when_they_change(che
         assert not reproduce(run, "double", lambda line: None).cached
 
 
-def test_a_half_made_worktree_is_cleared_away(checkout):
+def test_a_half_made_worktree_is_removed(checkout):
     with open_workspace(checkout) as run:
         pass
     (run.path / ".git").unlink()
@@ -352,7 +352,7 @@ def test_a_half_made_worktree_is_cleared_away(checkout):
     assert worktree.KEEP_WORKSPACES >= 2
 
 
-def test_a_patch_with_text_beyond_ascii_survives(checkout):
+def test_a_patch_may_have_text_beyond_ascii(checkout):
     with open_workspace(checkout) as run:
         pair = {"wanted": {"墨": 1}, "unwanted": {"3D": 1}}
         patch = {"control_words": {"use": "墨", "library": {"墨": pair}}}
