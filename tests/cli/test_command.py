@@ -129,6 +129,26 @@ def test_an_unknown_key_in_the_settings_is_named(srpo, project):
     assert "params.yaml: unknown key 'speed'" in fails_in_one_line(srpo("stage", "gate", cwd=project), 2)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [("draw", "generate"), ("resources.draw_workers", "resources.generate_workers")]
+)
+def test_an_old_key_in_the_settings_names_the_new_one(srpo, project, old, new):
+    path = project / "params.yaml"
+    values = yaml.safe_load(path.read_text())
+    *parts, last = old.split(".")
+    part = values
+    for name in parts:
+        part = part[name]
+    part[last] = part.pop(new.rpartition(".")[2])
+    path.write_text(yaml.safe_dump(values))
+    assert f"{old} is now {new}" in fails_in_one_line(srpo("stage", "gate", cwd=project), 2)
+
+
+def test_an_old_key_on_the_command_line_names_the_new_one():
+    line = fails_in_one_line(srpo_process("align", "--set", "draw.steps=3"), 2)
+    assert "draw.steps is now generate.num_inference_steps" in line
+
+
 def test_a_missing_key_in_the_settings_is_named(srpo, project):
     text = re.sub(r"(train:\n(?:.*\n)*?)  batch_size: .*\n", r"\1", (project / "params.yaml").read_text())
     (project / "params.yaml").write_text(text)
