@@ -23,6 +23,7 @@ import yaml
 from srpo_core.algorithm import METHODS
 from srpo_core.artifacts import step_directory, step_name
 from srpo_core.config import PARAMS_FILE, Settings, parse_settings, patched, read_values
+from srpo_core.training.steps import checkpoint_steps
 
 ROOT = Path(__file__).resolve().parents[1]
 # figures that are independent of the objective, with the sign of a change for the worse
@@ -98,7 +99,7 @@ def _train_and_evaluate(
     _prepare(work, values)
     _stage(work, "embed")
     _stage(work, "train")
-    for step in settings.train.checkpoint_steps:
+    for step in checkpoint_steps(settings.train):
         target = work / "evaluations" / step_name(step)
         if not (target / "decision.json").exists():
             command = ["evaluate", str(step_directory(step)), "--output", str(target)]

@@ -25,6 +25,7 @@ from trial import METRICS, absolute, evaluation_images, job_of, measured, train_
 from srpo_core.config import ControlWords, Settings, load_settings
 from srpo_core.gates.bootstrap import Sample, percentile_interval, resampled_means
 from srpo_core.generation.images import MeasuredImage, mean_figures
+from srpo_core.training.steps import checkpoint_steps
 from srpo_core.training.worker import Worker
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -72,7 +73,7 @@ def points(settings: Settings, state: Path, seeds: int) -> Iterator[dict[str, fl
     yield {"step": 0.0, **mean_figures(base, METRICS)}
     for step in range(1, settings.train.steps + 1):
         worker.step(step)
-        if step in settings.train.checkpoint_steps:
+        if step in checkpoint_steps(settings.train):
             generated = measured(settings, worker.model, images, step)
             yield {"step": float(step), **mean_figures(generated, METRICS), **intervals(base, generated)}
 

@@ -184,8 +184,6 @@ def test_the_settings_declare_and_do_not_compute(path):
                 sources = [path.read_text() for path in (ROOT / "srpo_core").rglob("*.py")]
                 assert not any(f"{part.name}.{function.name}(" in source for source in sources)
                 continue
-            if function.name in {"real_share", "checkpoint_steps"}:  # still to move to training
-                continue
             found = [ast.unparse(node) for node in ast.walk(function) if isinstance(node, COMPUTING)]
             calls = {ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
             assert not found + sorted(calls - {"list"}), (

@@ -10,7 +10,7 @@ from srpo_core.algorithm.arithmetic import exact_time
 from srpo_core.algorithm.method import TrainBatch
 from srpo_core.algorithm.reference import noise_of, time_of
 from srpo_core.algorithm.schedule import shifted_sigmas
-from srpo_core.config import TrainSettings
+from srpo_core.config import RolloutSettings, TrainSettings
 from srpo_core.protocols import BaseModel, Condition, VelocityModel
 
 Time = Callable[[Tensor], Tensor]
@@ -83,3 +83,8 @@ def starting_images(model: BaseModel, batch: TrainBatch, settings: TrainSettings
         )
         images |= dict(zip(rows, generated, strict=True))
     return torch.stack([images[row] for row in range(len(eps))]), eps
+
+
+def real_share(rollout: RolloutSettings) -> float:
+    """Return the share of the samples that start from a real image, in [0, 1]."""
+    return {"online": 0.0, "offline": 1.0, "hybrid": rollout.share_offline}[rollout.source]

@@ -18,11 +18,6 @@ class RolloutSettings(Part):
     shift: PositiveFloat = Field(description="timestep shift s of sigma' = s*sigma / (1 + (s-1)*sigma)")
     guidance_scale: float = Field(ge=0, description="guidance scale of the rollout")
 
-    @property
-    def real_share(self) -> float:
-        """The share of the samples that start from a real image."""
-        return {"online": 0.0, "offline": 1.0, "hybrid": self.share_offline}[self.source]
-
 
 class DirectAlignSettings(Part):
     """Direct-Align and the relative reward; symbols as in docs/algorithm.md."""
@@ -196,8 +191,3 @@ class TrainSettings(Part):
         if self.tune == "lora" and self.lora.frozen == "bfloat16" and not self.compute.autocast:
             raise ValueError("lora.frozen bfloat16 needs compute.autocast: true")
         return self
-
-    @property
-    def checkpoint_steps(self) -> tuple[int, ...]:
-        """The steps after which there is a checkpoint, rising; the last step is always one of them."""
-        return *range(self.checkpoint_every, self.steps, self.checkpoint_every), self.steps

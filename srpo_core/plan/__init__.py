@@ -9,10 +9,12 @@ from typing import Final
 
 from srpo_core.algorithm import METHODS
 from srpo_core.algorithm.method import MethodCost
+from srpo_core.algorithm.rollout import real_share
 from srpo_core.config import GenerateSettings, Settings, TrainSettings
 from srpo_core.errors import ConfigError, pick
 from srpo_core.plan.counting import Counted, count_call, count_generation
 from srpo_core.plan.parts import MetaParts, meta_parts
+from srpo_core.training.steps import checkpoint_steps
 
 GB: Final = 1e9
 TERA: Final = 1e12
@@ -165,7 +167,7 @@ class Plan:
         """FLOPs of one step by phase."""
         counted, cost = self.counted, self.cost_of_method
         samples = self.images / counted.num_images
-        rolled_out = samples * (1 - self.settings.train.rollout.real_share)
+        rolled_out = samples * (1 - real_share(self.settings.train.rollout))
         recomputed = cost.recomputed_calls * counted.rollout.flops
         return {
             "rollout": cost.rollout_calls * rolled_out * counted.rollout.flops,
@@ -185,7 +187,7 @@ class Plan:
         width = 2 if train.compute.autocast else 4
         cost = self.cost_of_method
         calls = cost.trained_calls // cost.images_per_call
-        rollouts = cost.rollout_calls if train.rollout.real_share < 1 else 0
+        rollouts = cost.rollout_calls if real_share(train.rollout) < 1 else 0
         forwards = 1 if train.compute.rollout_copy else rollouts  # the copy is filled once a step
         gathers = forwards + 2 * calls + cost.recomputed_calls
         return share * (gathers * width * sizes.all + calls * 4 * sizes.trained)
@@ -223,7 +225,7 @@ class Plan:
         """What select, evaluate and quantize draw, with every model and format that the settings name."""
         settings = self.settings
         models = {
-            "select": 1 + len(settings.train.checkpoint_steps),
+            "select": 1 + len(checkpoint_steps(settings.train)),
             "evaluate": 2 if settings.champion is None else 3,
             "quantize": len(settings.quantize.formats),
         }

@@ -7,6 +7,7 @@ from typing import Final
 
 from srpo_core.config import Settings
 from srpo_core.quantizers import Format, chosen_quantizers
+from srpo_core.training.steps import checkpoint_steps
 
 # in the run's workspace, in DVC's cache and in the checkout, unless the file system shares them
 COPIES: Final = 3
@@ -22,7 +23,7 @@ def bytes_of_run(settings: Settings, weights: int) -> Mapping[str, float]:
     weights: number of weights of the transformer. Not counted: the data, the kept workspaces of earlier runs, and files
     that are small beside the weights.
     """
-    train, steps = settings.train, len(settings.train.checkpoint_steps)
+    train, steps = settings.train, len(checkpoint_steps(settings.train))
     # the oldest state is deleted when the newest is complete
     moments = (settings.resources.keep_checkpoints + 1) * MOMENTS
     files = sum(

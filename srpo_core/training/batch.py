@@ -11,6 +11,7 @@ from torch import Tensor
 
 from srpo_core.algorithm.control_words import word_by_weight, word_in_turn
 from srpo_core.algorithm.method import TrainBatch
+from srpo_core.algorithm.rollout import real_share
 from srpo_core.config import ControlWords
 from srpo_core.models.embeddings import read_embeddings, read_latents
 from srpo_core.protocols import Condition
@@ -84,5 +85,5 @@ def _real_images(
     return {
         place: prompts.real[row].to(device)
         for place, (i, row) in enumerate(rows.items())
-        if keyed_share(job.seed, "source", step, i) < job.train.rollout.real_share
+        if keyed_share(job.seed, "source", step, i) < real_share(job.train.rollout)
     }

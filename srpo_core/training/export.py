@@ -14,6 +14,7 @@ from srpo_core.training import job as names
 from srpo_core.training.checkpoint import WEIGHTS, Checkpoint, open_checkpoint, step_location
 from srpo_core.training.early_stop import BASE_PREFIX, early_stop_reason
 from srpo_core.training.job import TrainJob
+from srpo_core.training.steps import checkpoint_steps
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def export(job: TrainJob, word_counts: Mapping[str, Any]) -> None:
     """
     train = job.train
     shutil.rmtree(CHECKPOINTS, ignore_errors=True)  # an earlier, longer run may have left more of them
-    for step in train.checkpoint_steps:
+    for step in checkpoint_steps(train):
         checkpoint = _open_verified(step_location(job.state, step))
         export_weights(checkpoint, job, step_directory(step))
         if reason := early_stop_reason(checkpoint.metrics, train.early_stop):
@@ -44,7 +45,7 @@ def export(job: TrainJob, word_counts: Mapping[str, Any]) -> None:
         "control_words_in_prompts": word_counts,
     }
     write_json(TRAIN_OUTCOME, outcome)
-    log.info("%d checkpoints in %s", train.checkpoint_steps.index(checkpoint.step) + 1, CHECKPOINTS)
+    log.info("%d checkpoints in %s", checkpoint_steps(train).index(checkpoint.step) + 1, CHECKPOINTS)
 
 
 def export_weights(checkpoint: Checkpoint, job: TrainJob, directory: Path) -> None:

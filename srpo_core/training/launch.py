@@ -14,6 +14,7 @@ from srpo_core.runtime.ray_cluster import ray_for, require_cluster, require_gpus
 from srpo_core.runtime.shared_files import Location, by_name, share, storage
 from srpo_core.training.checkpoint import newest_checkpoint
 from srpo_core.training.job import TrainJob
+from srpo_core.training.steps import checkpoint_steps
 from srpo_core.training.watchdog import pop_stall
 from srpo_core.training.worker import train_worker
 
@@ -55,7 +56,7 @@ def fit(job: TrainJob, worker: Callable[[TrainJob], None] = train_worker) -> Non
     require_cluster()
     restarts = job.resources.stall.restarts
     for attempt in range(restarts + 1):
-        newest = newest_checkpoint(job.state, job.train.checkpoint_steps)
+        newest = newest_checkpoint(job.state, checkpoint_steps(job.train))
         resume = min(newest.step, job.train.steps) if newest else 0
         if resume == job.train.steps:
             return

@@ -16,6 +16,7 @@ from torch import distributed as dist
 
 from srpo_core.algorithm import method_of
 from srpo_core.algorithm.method import TrainBatch
+from srpo_core.algorithm.rollout import real_share
 from srpo_core.artifacts import step_name
 from srpo_core.errors import DivergenceError
 from srpo_core.models import load_trainable
@@ -31,6 +32,7 @@ from srpo_core.training.job import PROGRESS, SAMPLES, TrainJob
 from srpo_core.training.learner import Learner, adamw
 from srpo_core.training.samples import generate_samples, png_row
 from srpo_core.training.state import TrainState
+from srpo_core.training.steps import checkpoint_steps
 from srpo_core.training.watchdog import Watchdog
 
 
@@ -55,7 +57,7 @@ class Worker:
         if job.train.compute.autocast:
             reward = AutocastReward(reward)
         self.learner = Learner(self.model, reward, optimizer, job.train, method_of(job.train))
-        self.prompts = read_training_prompts(real_images=job.train.rollout.real_share > 0)
+        self.prompts = read_training_prompts(real_images=real_share(job.train.rollout) > 0)
         self.evaluator = make_evaluator(job, self.prompts, device=device, world=world)
 
     def run(self) -> None:
@@ -82,7 +84,7 @@ class Worker:
         for step in range(len(self.metrics) + 1, self.job.train.steps + 1):
             if early_stop_reason(self.metrics, self.job.train.early_stop):
                 break
-            at_checkpoint = step in self.job.train.checkpoint_steps
+            at_checkpoint = step in checkpoint_steps(self.job.train)
             row = self.step(step) | base_figures
             watchdog.step_done(step)
             if at_checkpoint:

@@ -21,6 +21,7 @@ from living import command_line, ended
 
 from srpo_core.runtime.processes import OWNER, end_leftovers
 from srpo_core.training.checkpoint import newest_checkpoint
+from srpo_core.training.steps import checkpoint_steps
 from srpo_core.weights.shards import read_whole
 
 pytestmark = pytest.mark.pipeline
@@ -118,7 +119,7 @@ class Run:
         ]
 
     def weights(self):
-        found = newest_checkpoint(self.job.state, self.job.train.checkpoint_steps)
+        found = newest_checkpoint(self.job.state, checkpoint_steps(self.job.train))
         assert found.step == STEPS
         whole = read_whole(found.location.path / "weights")
         return {name: tensor.numpy().tobytes() for name, tensor in whole.items()}

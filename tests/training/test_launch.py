@@ -15,6 +15,7 @@ from srpo_core.errors import ConfigError, DivergenceError, SrpoError
 from srpo_core.runtime.shared_files import COMPLETE
 from srpo_core.training import export, launch
 from srpo_core.training.checkpoint import newest_checkpoint
+from srpo_core.training.steps import checkpoint_steps
 from srpo_core.training.worker import Worker
 from srpo_core.weights.shards import read_whole
 
@@ -47,7 +48,7 @@ def test_a_diverging_run_names_its_step_and_keeps_earlier_checkpoints(job):
     with pytest.raises(DivergenceError, match=r"step \d+: .*gradient of .+ is not finite") as caught:
         launch.fit(replace(job, train=diverging))
     (named,) = re.findall(r"step (\d+):", str(caught.value))
-    kept = newest_checkpoint(job.state, diverging.checkpoint_steps)
+    kept = newest_checkpoint(job.state, checkpoint_steps(diverging))
     assert kept.step == int(named) - 1
     whole = read_whole(kept.location.path / "weights")
     assert all(tensor.isfinite().all() for tensor in whole.values())

@@ -7,13 +7,14 @@ import ranks
 import torch
 
 from srpo_core.training.checkpoint import newest_checkpoint
+from srpo_core.training.steps import checkpoint_steps
 from srpo_core.weights.shards import read_whole
 
 NUM_STEPS = 20
 
 
 def weights(job):
-    return read_whole(newest_checkpoint(job.state, job.train.checkpoint_steps).location.path / "weights")
+    return read_whole(newest_checkpoint(job.state, checkpoint_steps(job.train)).location.path / "weights")
 
 
 def largest_difference(one, other):

@@ -15,6 +15,7 @@ from srpo_core.models.embeddings import read_embeddings, write_embeddings
 from srpo_core.runtime.shared_files import Location
 from srpo_core.training.checkpoint import WEIGHTS, newest_checkpoint
 from srpo_core.training.job import PROGRESS, SAMPLES
+from srpo_core.training.steps import checkpoint_steps
 from srpo_core.training.watchdog import EXIT_CODE, Watchdog
 from srpo_core.training.worker import Worker
 from srpo_core.weights.shards import read_whole
@@ -63,10 +64,10 @@ def test_a_run_writes_checkpoints_samples_and_the_metrics_of_every_step(job):
 
 def test_the_last_step_has_a_checkpoint_if_the_interval_does_not_divide_the_steps(job):
     three = shorter(job, 3)
-    assert three.train.checkpoint_steps == (2, 3)
+    assert checkpoint_steps(three.train) == (2, 3)
     worker(three).run()
     assert sorted(path.name for path in job.state.path.glob("step-*")) == ["step-000002", "step-000003"]
-    assert newest_checkpoint(job.state, three.train.checkpoint_steps).step == 3
+    assert newest_checkpoint(job.state, checkpoint_steps(three.train)).step == 3
 
 
 def test_the_batches_of_two_workers_together_are_the_batch_of_one(job):
