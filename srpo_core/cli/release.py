@@ -7,6 +7,7 @@ import typer
 
 from srpo_core import errors
 from srpo_core.cli.app import app
+from srpo_core.quantizers import REFERENCE
 
 if TYPE_CHECKING:
     from srpo_core.release.aliases import Move
@@ -172,7 +173,7 @@ def generate(
         str, typer.Option("--release", help="A version or an alias, such as candidate or tiny/candidate.")
     ] = "candidate",
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the initial noise.")] = 0,
-    weights: Annotated[str, typer.Option(help="One of the release's formats.")] = "bf16",
+    weights: Annotated[str, typer.Option(help="One of the release's formats.")] = REFERENCE,
     output: Annotated[Path, typer.Option(help="PNG file to write.")] = Path("image.png"),
 ) -> None:
     """Generate an image with a release, with the settings of its model card."""

@@ -15,6 +15,7 @@ from srpo_core.weights.files import hashed_file
 if TYPE_CHECKING:
     import numpy as np
 
+LORA_FORMAT: Final = "lora"  # the name of a LoRA among the formats, and of its directory
 PREFIX: Final = "transformer."
 # base + B·A against the merged weights, relative to the largest change: bfloat16 bases and sums in float32
 TOLERANCE: Final = 0.02

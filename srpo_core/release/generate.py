@@ -4,10 +4,9 @@ from pathlib import Path
 
 from srpo_core import artifacts
 from srpo_core.errors import ArtifactError, ConfigError
-from srpo_core.quantizers import read_file
+from srpo_core.quantizers import LORA_FORMAT, REFERENCE, read_file
 from srpo_core.release.aliases import resolve
 from srpo_core.release.download import fetch
-from srpo_core.release.layout import LORA_FORMAT, PIPELINE_FORMAT
 from srpo_core.storage import Store
 
 
@@ -18,7 +17,7 @@ def generate(
     *,
     output: Path,
     seed: int = 0,
-    weights: str = PIPELINE_FORMAT,
+    weights: str = REFERENCE,
     device: str = "cpu",
     cache: Path | None = None,
 ) -> Path:
@@ -48,7 +47,7 @@ def generate(
         pipeline = getattr(diffusers, manifest["pipeline"]).from_pretrained(
             directory, dtype=torch.bfloat16, local_files_only=True
         )
-        if name != PIPELINE_FORMAT:
+        if name != REFERENCE:
             (single,) = (file for file in known[name] if "/" not in file)
             pipeline.transformer.load_state_dict(read_file(directory / single))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -8,12 +8,9 @@ from typing import Any, Final
 from srpo_core import artifacts
 from srpo_core.config import Settings
 from srpo_core.errors import ArtifactError, ConfigError
+from srpo_core.quantizers import LORA_FORMAT, REFERENCE
 from srpo_core.weights.files import WEIGHTS
 
-# The format that the release's own pipeline loads.
-PIPELINE_FORMAT: Final = "bf16"
-# The name of a LoRA among the formats, and its directory in runs/quantize/formats.
-LORA_FORMAT: Final = "lora"
 TRANSFORMER: Final = "transformer"
 MODEL_INDEX: Final = "model_index.json"
 CARD: Final = "README.md"
@@ -41,7 +38,7 @@ def descriptive_files(settings: Settings) -> set[str]:
 
 def format_directory(name: str) -> str:
     """Return the diffusers directory of a format: `transformer` for the format of the pipeline, else its name."""
-    return TRANSFORMER if name == PIPELINE_FORMAT else name
+    return TRANSFORMER if name == REFERENCE else name
 
 
 def single_file(release: str, name: str, suffix: str) -> str:
@@ -87,9 +84,9 @@ def release_files(root: Path, settings: Settings, proof: Mapping[str, Any]) -> d
         ArtifactError: a file of the run, a file of the base model or a licence text is missing.
         ConfigError: the format that the pipeline loads is not among the formats.
     """
-    if PIPELINE_FORMAT not in proof["formats"]:
+    if REFERENCE not in proof["formats"]:
         raise ConfigError(
-            f"quantize.formats has no {PIPELINE_FORMAT}, which the release's pipeline loads: add it and run "
+            f"quantize.formats has no {REFERENCE}, which the release's pipeline loads: add it and run "
             "'dvc repro'"
         )
     files = dict(_pipeline_files(require_existing(root, Path(settings.model.path))))

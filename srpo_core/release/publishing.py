@@ -11,6 +11,7 @@ from typing import Any, Final
 from srpo_core import artifacts
 from srpo_core.config import PARAMS_FILE, Settings, load_settings
 from srpo_core.gates import require_passed
+from srpo_core.quantizers import LORA_FORMAT
 from srpo_core.release.aliases import CANDIDATE, move_alias, read_alias
 from srpo_core.release.card import generation_call, model_card
 from srpo_core.release.comfyui import copy_with_workflow, workflow_text
@@ -19,7 +20,6 @@ from srpo_core.release.layout import (
     CARD,
     GGUF_WORKFLOW,
     GRID,
-    LORA_FORMAT,
     REPORT,
     TRANSFORMER,
     WORKFLOW,

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from srpo_core.quantizers import LORA_FORMAT, REFERENCE
 from srpo_core.release.aliases import history_of, read_alias, resolve
-from srpo_core.release.layout import LORA_FORMAT
 from srpo_core.storage import Store
 
 
@@ -68,6 +68,6 @@ def _measured(proof: Mapping[str, Any], name: str) -> str:
         lora = proof["lora"]
         return f"rank {lora['rank']} on {lora['layers']} layers, for the base model"
     figures = proof["formats"][name]
-    psnr = "" if figures["psnr"] is None else f", {figures['psnr']:.1f} dB to bf16"
+    psnr = "" if figures["psnr"] is None else f", {figures['psnr']:.1f} dB to {REFERENCE}"
     kept = "" if figures["gain_kept"] is None else f", {figures['gain_kept']:.0%} of the gain kept"
     return f"output error {figures['relative_error']:.2g}{psnr}{kept}"

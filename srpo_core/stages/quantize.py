@@ -26,6 +26,7 @@ from srpo_core.models import load_base, load_transformer, require_release_format
 from srpo_core.models.embeddings import read_embeddings
 from srpo_core.protocols import BaseModel, Condition
 from srpo_core.quantizers import (
+    LORA_FORMAT,
     REFERENCE,
     WrittenFile,
     carry_lora,
@@ -48,7 +49,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 2
 
-LORA: Final = "lora"
 # Stem of single files; a release renames them.
 STEM: Final = "model"
 
@@ -128,7 +128,10 @@ def _lora(model: ModelSettings, source: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     return carry_lora(
-        path, open_flux(Path(model.path)), open_flux(source), artifacts.QUANTIZED / LORA / artifacts.LORA_FILE
+        path,
+        open_flux(Path(model.path)),
+        open_flux(source),
+        artifacts.QUANTIZED / LORA_FORMAT / artifacts.LORA_FILE,
     )
 
 
