@@ -1,1 +1,1 @@
-"""Preference data: HPDv2's files as they come, their checks, and the tables that later stages read."""
+"""Preference data: HPDv2's original files, their checks, and the tables that later stages read."""

@@ -1,6 +1,6 @@
-"""What the tables must fulfil as wholes, as a Great Expectations suite (pandas, no project on disk).
+"""Checks of whole tables as Great Expectations suites (pandas, no project on disk).
 
-The rules of single records stand in `hpd`; a table that is checked here is made of sound records.
+The rules for single records are in `hpd`: tables that are checked here consist of valid records.
 """
 
 import os
@@ -12,16 +12,16 @@ from srpo_core.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
-# the longest prompts of DiffusionDB reach some 2,000 characters; T5 sees 512 tokens at most
+# the longest prompts of DiffusionDB have about 2,000 characters; T5 uses at most 512 tokens
 LONGEST_PROMPT: Final = 4000
 _SHOWN: Final = 3
 _COUNTS: Final = ("element_count", "unexpected_count", "missing_count")
 
 
 def check_prompts(prompts: "pd.DataFrame", splits: Sequence[str]) -> list[dict[str, Any]]:
-    """Check the table of prompts: numbered, distinct over all splits, every one of `splits` there.
+    """Check the table of prompts: unique ids, unique prompts over all splits, all of `splits` present.
 
-    Returns one entry per expectation. Raises `DataError` naming rule and first offending rows.
+    Returns one entry per expectation. Raises `DataError` with the broken rule and the first offending rows.
     """
     gxe = _great_expectations().expectations
     return _validate(
@@ -40,9 +40,9 @@ def check_prompts(prompts: "pd.DataFrame", splits: Sequence[str]) -> list[dict[s
 
 
 def check_pairs(pairs: "pd.DataFrame") -> list[dict[str, Any]]:
-    """Check the table of pairs: numbered, both splits there, two different images of the own split.
+    """Check the table of pairs: unique ids, both splits present, two different images of the pair's split.
 
-    Returns one entry per expectation. Raises `DataError` naming rule and first offending rows.
+    Returns one entry per expectation. Raises `DataError` with the broken rule and the first offending rows.
     """
     gxe = _great_expectations().expectations
     path = r"^(?:train|test)/.+"
@@ -68,7 +68,7 @@ def _validate(table: str, frame: "pd.DataFrame", expectations: Sequence[Any]) ->
     asset = context.data_sources.add_pandas(table).add_dataframe_asset(table)
     batch = asset.add_batch_definition_whole_dataframe("all").get_batch({"dataframe": frame})
     suite = gx.ExpectationSuite(name=table, expectations=list(expectations))
-    # the library groups the results by kind: bring them into an order of our own
+    # the library groups the results by kind: sort them
     results = sorted(batch.validate(suite).results, key=lambda result: (_rule(result), _columns(result)))
     for result in results:
         if not result.success:
@@ -85,7 +85,7 @@ def _validate(table: str, frame: "pd.DataFrame", expectations: Sequence[Any]) ->
 
 
 def _great_expectations() -> Any:
-    """The library, which reads its switch for telemetry when it is imported."""
+    """Import the library with telemetry switched off, which it reads on import."""
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations as gx
 
@@ -102,7 +102,7 @@ def _columns(result: Any) -> str:
 
 
 def _observed(figures: Mapping[str, Any]) -> Any:
-    """The figure that decides: an observed value, or how many of how many break the rule."""
+    """The deciding figure: an observed value, or how many of how many values break the rule."""
     if figures.get("observed_value") is not None:
         return figures["observed_value"]
     return {key: figures[key] for key in _COUNTS if key in figures}

@@ -1,8 +1,8 @@
 """HPDv2's JSON files, record by record (Wu et al. 2023, arXiv 2306.09341).
 
-A source directory holds `train.json`, `test.json`, `benchmark/*.json` and the images (see `images`).
-The text of one file is held in memory (116 MB for the full train.json), its records are not. A record
-that breaks a rule stops the reading with a `DataError` that names file, record and rule.
+A source directory contains `train.json`, `test.json`, `benchmark/*.json` and the images (see `images`). The text of
+one file is in memory (116 MB for the full train.json), but never all of its records. A record that breaks a rule is a
+`DataError` that names file, record and rule.
 """
 
 import json
@@ -35,7 +35,7 @@ class Choice:
     ranks: tuple[float, ...]
 
     def pairs(self) -> Iterator[tuple[str, str]]:
-        """(preferred, rejected) for every two images whose ranks differ, best first."""
+        """Yield (preferred, rejected) for every two images of different rank, best first."""
         ranked = sorted(zip(self.ranks, self.images, strict=True), key=lambda entry: entry[0])
         for (better, preferred), (worse, rejected) in combinations(ranked, 2):
             if better < worse:
@@ -44,7 +44,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkPrompt:
-    """One prompt of a benchmark list; the style is the stem of the file's name."""
+    """One prompt of a benchmark list; its style is the stem of the file's name."""
 
     file: Path
     record: int
@@ -64,17 +64,17 @@ def read_choices(source: Path, split: str) -> Iterator[Choice]:
 
 
 def read_benchmark(source: Path) -> list[BenchmarkPrompt]:
-    """Read the lists of styles below `benchmark/`, by file name; a prompt that comes again is left out.
+    """Read the lists of styles in `benchmark/`, in the order of their names; repeated prompts are dropped.
 
-    HPDv2 has DrawBench's list beside them and scores it apart, so that it is no style of the benchmark.
+    HPDv2 also has DrawBench's list there, but scores it separately, so it is not a style of the benchmark.
 
     Raises:
-        DataError: there is no list, or an entry is not a text with something in it.
+        DataError: there is no list, or an entry is not a text or is empty.
     """
     directory = source / "benchmark"
     paths = sorted(path for path in directory.glob("*.json") if path.stem != DRAWBENCH)
     if not paths:
-        raise DataError(f"{directory} holds no list of prompts: put HPDv2's benchmark/*.json there")
+        raise DataError(f"{directory} contains no list of prompts: put HPDv2's benchmark/*.json there")
     prompts: dict[str, BenchmarkPrompt] = {}
     for path in paths:
         for index, value in read_list(path):
@@ -84,16 +84,16 @@ def read_benchmark(source: Path) -> list[BenchmarkPrompt]:
 
 
 def require_disjoint(train: Mapping[str, int], benchmark: list[BenchmarkPrompt], source: Path) -> None:
-    """Refuse a prompt that stands both in train.json and in a benchmark list.
+    """Refuse a prompt that is both in train.json and in a benchmark list.
 
     train: prompt to the index of its first record.
     """
     for entry in benchmark:
         if entry.prompt in train:
             raise DataError(
-                f"{entry.file}: record {entry.record}: prompt {entry.prompt!r} also stands in "
+                f"{entry.file}: record {entry.record}: prompt {entry.prompt!r} is also in "
                 f"{source / 'train.json'} (record {train[entry.prompt]}): train and benchmark must be "
-                "disjoint, remove one of the two"
+                "disjoint, so remove one of the two"
             )
 
 
@@ -106,7 +106,7 @@ def read_list(path: Path) -> Iterator[tuple[int, Any]]:
     text, decoder = _read_text(path), json.JSONDecoder()
     at = _after_blank(text, 0)
     if text[at : at + 1] != "[":
-        raise DataError(f"{path}: must hold a JSON list, but begins with {text[at : at + 20]!r}")
+        raise DataError(f"{path}: must contain a JSON list, but begins with {text[at : at + 20]!r}")
     at = _after_blank(text, at + 1)
     index = 0
     while text[at : at + 1] != "]" or index:
@@ -150,7 +150,7 @@ def _syntax_error(path: Path, index: int, error: json.JSONDecodeError) -> DataEr
 
 
 class _Record:
-    """One JSON object with the place it comes from; each reader checks what it returns."""
+    """One JSON object with its file and index; each method checks what it returns."""
 
     def __init__(self, file: Path, index: int, value: Any) -> None:
         self.file, self.index = file, index
@@ -163,15 +163,15 @@ class _Record:
         raise DataError(f"{self.file}: record {self.index}: {rule}")
 
     def has(self, key: str) -> bool:
-        """Whether the record has this key."""
+        """Whether the record has the key."""
         return key in self._value
 
     def prompt(self) -> str:
-        """The prompt: a text that is not blank."""
+        """Read the prompt: a text that is not blank."""
         return self._text(self._get("prompt"), "prompt")
 
     def image_names(self, key: str) -> tuple[str, ...]:
-        """Two or more different names of images, relative to the folder of the split."""
+        """Read names of images, all different, relative to the directory of the split."""
         names = tuple(self._text(name, key) for name in self._list(key))
         for name in names:
             path = PurePosixPath(name)
@@ -182,15 +182,15 @@ class _Record:
         return names
 
     def numbers(self, key: str) -> tuple[float, ...]:
-        """A list of finite numbers."""
+        """Read a list of finite numbers."""
         values = self._list(key)
         for value in values:
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                self.refuse(f"{key}: must hold numbers, found {value!r}")
+                self.refuse(f"{key}: must contain numbers, found {value!r}")
         return tuple(values)
 
     def nested(self, key: str) -> Iterator["_Record"]:
-        """The objects of a list, as records of the same place."""
+        """Yield the objects of a list as records with the same file and index."""
         for value in self._list(key):
             yield _Record(self.file, self.index, value)
 
@@ -210,9 +210,9 @@ class _Record:
             self.refuse(f"{key}: must be a text, not {type(value).__name__}")
         if not value.strip():
             self.refuse(f"{key}: is empty")
-        # half of a surrogate pair is legal JSON, but no file can be written with it
+        # half of a surrogate pair is valid JSON, but cannot be written to a file
         if _SURROGATE.search(value):
-            self.refuse(f"{key}: holds half of a surrogate pair: {value!r}")
+            self.refuse(f"{key}: contains half of a surrogate pair: {value!r}")
         return value
 
 
@@ -231,7 +231,7 @@ def _test_choice(record: _Record) -> Choice:
     ranks = record.numbers("rank")
     if len(images) < _PAIR:
         record.refuse(f"image_path: at least two images are required, found {len(images)}")
-    # upstream's own files spell this key with s; it is not used here, but its length must fit
+    # HPDv2 spells this key with s; it is not used, but its lengths must match
     annotations = list(record.nested("raw_annotations")) if record.has("raw_annotations") else []
     for name, given in [("rank", ranks), *(("raw_annotations", row.numbers("rank")) for row in annotations)]:
         if len(given) != len(images):

@@ -1,6 +1,6 @@
-"""The images of a split, in a directory (`train/`) or in one archive (`train.tar`, `train.tar.gz`).
+"""The images of a split, in a directory (`train/`) or in an archive (`train.tar`, `train.tar.gz`).
 
-HPDv2 ships 31 GB of train.tar.gz: images are read one by one, never held together.
+HPDv2's train.tar.gz has 31 GB, so images are read one by one and never all in memory.
 """
 
 import gzip
@@ -14,48 +14,52 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from srpo_core import artifacts
 from srpo_core.errors import DataError
 
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
 
 class ImageSource(Protocol):
-    """Images by name."""
+    """Access images by name."""
 
     where: Path
 
     def __contains__(self, name: str) -> bool:
-        """Whether there is an image of this name."""
+        """Whether there is an image with this name."""
         ...
 
     def read(self, name: str) -> bytes:
-        """The bytes of one image, as they were stored."""
+        """Read the stored bytes of one image."""
         ...
 
 
 class DirectoryImages:
-    """Images as files of a directory."""
+    """Read images from the files of a directory."""
 
     def __init__(self, where: Path) -> None:
         self.where = where
 
     def __contains__(self, name: str) -> bool:
-        """Whether the directory holds a file of this name."""
+        """Whether the directory contains a file with this name."""
         return (self.where / name).is_file()
 
     def read(self, name: str) -> bytes:
-        """The bytes of one file."""
+        """Read the bytes of one file."""
         return (self.where / name).read_bytes()
 
 
 class TarImages:
-    """Images as members of an uncompressed tar; one pass notes where each begins.
+    """Read images from the members of an uncompressed tar; one pass records the offset of each.
 
-    Members may carry the split as folder (`train/0001.jpg`) or not (`0001.jpg`).
+    The names of members may start with the split's directory (`train/0001.jpg`) or not (`0001.jpg`).
 
     Raises:
-        DataError: not a tar, cut off, or two members of the same name.
+        DataError: the file is not a tar, is truncated, or has two members with the same name.
     """
 
     def __init__(self, where: Path, file: BinaryIO, folder: str) -> None:
@@ -65,39 +69,39 @@ class TarImages:
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 for member in archive:
                     if member.isfile():
-                        self._note(member, folder)
+                        self._add(member, folder)
         except tarfile.TarError as error:
             raise DataError(f"{where}: not a readable tar archive: {error}") from None
 
-    def _note(self, member: tarfile.TarInfo, folder: str) -> None:
+    def _add(self, member: tarfile.TarInfo, folder: str) -> None:
         name = member.name.removeprefix("./").removeprefix(f"{folder}/")
         if name in self._places:
-            raise DataError(f"{self.where}: two members are called {name!r}: names must be unique")
+            raise DataError(f"{self.where}: two members have the name {name!r}: names must be unique")
         self._places[name] = (member.offset_data, member.size)
 
     def __contains__(self, name: str) -> bool:
-        """Whether the archive holds a file of this name."""
+        """Whether the archive contains a file with this name."""
         return name in self._places
 
     def read(self, name: str) -> bytes:
-        """The bytes of one member."""
+        """Read the bytes of one member."""
         offset, size = self._places[name]
         self._file.seek(offset)
         return self._file.read(size)
 
 
 def find_images(source: Path, split: str) -> Path:
-    """The directory or archive below `source` that holds the images of `split`.
+    """Find the directory or archive in `source` that contains the images of `split`.
 
     Raises:
-        DataError: no form is there, or more than one.
+        DataError: there is none, or more than one.
     """
     forms = [source / split, source / f"{split}.tar", source / f"{split}.tar.gz"]
     found = [form for form in forms if form.exists()]
     if len(found) != 1:
         problem = " and ".join(map(str, found)) if found else "none"
         raise DataError(
-            f"{source}: the images of {split!r} must lie in exactly one of {split}/, {split}.tar, "
+            f"{source}: the images of {split!r} must be in exactly one of {split}/, {split}.tar, "
             f"{split}.tar.gz, found {problem}"
         )
     return found[0]
@@ -105,13 +109,13 @@ def find_images(source: Path, split: str) -> Path:
 
 @contextmanager
 def open_images(source: Path, split: str) -> Iterator[ImageSource]:
-    """Open the images of `split` below `source`, in whichever form they lie there.
+    """Open the images of `split` in `source`, whether they are in a directory or in an archive.
 
-    A compressed archive is unpacked into an unnamed file below `artifacts.home()`, which needs as much
-    room as the archive, because gzip cannot be read from the middle; the file vanishes with the process.
+    A compressed archive is unpacked into an unnamed temporary file in `artifacts.home()`, because gzip has no random
+    access. The file needs about as much space as the archive and is removed when the process ends.
 
     Raises:
-        DataError: no form is there, or more than one, or it cannot be read.
+        DataError: there is no directory or archive, or more than one, or it cannot be read.
     """
     where = find_images(source, split)
     if where.is_dir():
@@ -122,7 +126,7 @@ def open_images(source: Path, split: str) -> Iterator[ImageSource]:
 
 
 def require_images(images: ImageSource, used: Mapping[str, int], file: Path) -> None:
-    """Refuse a name that no image has. used: image name to the first record of `file` that names it."""
+    """Require an image for every name in `used`: from a name to the first record of `file` that uses it."""
     missing = [name for name in used if name not in images]
     if missing:
         raise DataError(
@@ -132,7 +136,7 @@ def require_images(images: ImageSource, used: Mapping[str, int], file: Path) -> 
 
 
 def image_size(content: bytes) -> tuple[int, int]:
-    """Width and height of an encoded image, which is decoded as a whole to prove that it can be.
+    """Return width and height of an encoded image, after decoding it completely.
 
     Raises:
         ValueError: it cannot be decoded.
@@ -144,8 +148,16 @@ def image_size(content: bytes) -> tuple[int, int]:
             image.load()
             return image.size
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        # the text of "cannot identify image file" ends with the address of a buffer
+        # the message "cannot identify image file" ends with the address of a buffer
         raise ValueError(str(error).partition(" <_io")[0] or type(error).__name__) from None
+
+
+def to_tensor(image: "Image.Image") -> "Tensor":
+    """Convert an RGB image to (1, 3, H, W) in [0, 1]."""
+    from torchvision.transforms import functional
+
+    tensor: Tensor = functional.to_tensor(image)
+    return tensor[None]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Which prompts are held out to select a checkpoint."""
+"""The prompts that are held out for selecting a checkpoint."""
 
 import hashlib
 from collections.abc import Collection
@@ -9,8 +9,8 @@ from srpo_core.errors import DataError
 def held_out_prompts(prompts: Collection[str], share: float, seed: int) -> frozenset[str]:
     """Choose about `share` of `prompts` for validation, at least one if `share` is not 0.
 
-    Each prompt decides for itself by a hash keyed with the seed, so that prompts added later move no
-    other prompt from one side to the other.
+    The choice depends only on a hash of the prompt and the seed, so that adding prompts later does not move other
+    prompts between training and validation.
 
     Raises:
         DataError: no prompt would be left to train on.
@@ -28,6 +28,6 @@ def held_out_prompts(prompts: Collection[str], share: float, seed: int) -> froze
 
 
 def _place(prompt: str, seed: int) -> float:
-    """A number in [0, 1) that depends on prompt and seed alone."""
+    """Map prompt and seed to a number in [0, 1)."""
     digest = hashlib.sha256(f"{seed}\0{prompt}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48

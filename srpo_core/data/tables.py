@@ -1,4 +1,4 @@
-"""The tables that stage ingest leaves and later stages read: prompts, pairs and images, as parquet."""
+"""The parquet tables that stage ingest writes and later stages read: prompts, pairs and images."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -18,9 +18,9 @@ from srpo_core.errors import ArtifactError
 if TYPE_CHECKING:
     from PIL import Image
 
-ROWS_PER_SHARD: Final = 4096
+ROWS_PER_FILE: Final = 4096
 _ROWS_PER_GROUP: Final = 65536
-# an image is looked up by its group's range of names, so a group is what one look-up reads
+# a look-up finds an image by its row group's range of names and reads the whole group
 _IMAGES_PER_GROUP: Final = 128
 
 PROMPT_COLUMNS: Final = pa.schema(
@@ -43,7 +43,7 @@ IMAGE_COLUMNS: Final = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A row of the prompts; style is the benchmark's name for the split test, else empty."""
+    """A row of the prompts. In the split test, style is the name of the benchmark list; else it is empty."""
 
     prompt_id: int
     text: str
@@ -64,7 +64,7 @@ class Pair:
 
 
 def read_prompts(split: str) -> list[Prompt]:
-    """Prompts of `train`, `validation` or `test`, in their order; those of `test` by style.
+    """Read the prompts of `train`, `validation` or `test` in the table's order; those of `test` are sorted by style.
 
     Raises:
         ArtifactError: the table is missing or damaged.
@@ -74,25 +74,25 @@ def read_prompts(split: str) -> list[Prompt]:
 
 
 def read_pairs(split: str, limit: int | None = None) -> list[Pair]:
-    """Pairs of `train` or `test`; of more than `limit`, that many of the whole table.
+    """Read the pairs of `train` or `test`; if there are more than `limit`, a sample of that size.
 
-    The choice is random but always the same; the order is that of the table.
+    The sample is random but always the same, in the order of the table.
 
     Raises:
         ArtifactError: the table is missing or damaged.
     """
     table = _read(artifacts.PAIRS, ds.field("split") == split)
     if limit is not None and limit < len(table):
-        # neighbours share their prompt, so the first rows would be pairs of a few prompts
+        # neighbouring rows share a prompt, so the first rows would cover only a few prompts
         table = table.take(sorted(Random(0).sample(range(len(table)), limit)))
     return [Pair(**row) for row in table.to_pylist()]
 
 
 def read_images(paths: Iterable[str]) -> "dict[str, Image.Image]":
-    """Decoded RGB images by path. All are held at once: ask for as many as fit into memory.
+    """Read decoded RGB images by path. All of them must fit into memory.
 
     Raises:
-        ArtifactError: the shards are missing or damaged, or do not hold a path.
+        ArtifactError: the table is missing or damaged, or lacks a path.
     """
     from PIL import Image
 
@@ -101,7 +101,7 @@ def read_images(paths: Iterable[str]) -> "dict[str, Image.Image]":
     images = {row["path"]: Image.open(io.BytesIO(row["image"])).convert("RGB") for row in rows}
     if missing := [path for path in wanted if path not in images]:
         raise ArtifactError(
-            f"{artifacts.IMAGES} does not hold {missing[0]!r} ({len(missing)} of {len(wanted)} are missing): "
+            f"{artifacts.IMAGES} has no image {missing[0]!r} ({len(missing)} of {len(wanted)} are missing): "
             "run 'dvc repro --force ingest'"
         )
     return images
@@ -110,10 +110,10 @@ def read_images(paths: Iterable[str]) -> "dict[str, Image.Image]":
 def write_rows(
     path: Path, columns: pa.Schema, rows: Iterable[Sequence[Any]], *, rows_per_group: int = _ROWS_PER_GROUP
 ) -> int:
-    """Write a table atomically, holding one row group at a time, and return the number of its rows."""
+    """Write a table atomically, with one row group in memory at a time, and return the number of rows."""
     written = 0
     rest = iter(rows)
-    # images are compressed already, and bounds of their bytes would help no look-up
+    # images are compressed already, and statistics of their bytes do not help any look-up
     encoded = [field.name for field in columns if field.type != pa.binary()]
     compression = {field.name: "zstd" if field.name in encoded else "none" for field in columns}
     with (
@@ -129,7 +129,7 @@ def write_rows(
 
 
 def write_images(rows: Iterable[tuple[str, bytes, int, int]]) -> int:
-    """Write (path, bytes, width, height), sorted by path, as numbered shards; return the number of rows."""
+    """Write rows (path, bytes, width, height), sorted by path, as numbered files; return the number of rows."""
     written = 0
     rest = iter(rows)
     for number in count():
@@ -139,7 +139,7 @@ def write_images(rows: Iterable[tuple[str, bytes, int, int]]) -> int:
         written += write_rows(
             artifacts.IMAGES / f"{number:05d}.parquet",
             IMAGE_COLUMNS,
-            chain(first, islice(rest, ROWS_PER_SHARD - 1)),
+            chain(first, islice(rest, ROWS_PER_FILE - 1)),
             rows_per_group=_IMAGES_PER_GROUP,
         )
     return written

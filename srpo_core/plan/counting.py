@@ -1,6 +1,6 @@
-"""FLOPs and bytes of the training call, counted on the meta device: real code and shapes, no numbers, no memory.
+"""Counting the FLOPs and bytes of a training call on the meta device: real code and shapes, no values, no memory.
 
-The meta device has no autocast and no attention kernel of its own, so `AsOnDevice` does what a GPU would.
+The meta device has neither autocast nor an attention kernel, so `AsOnDevice` imitates those of a GPU.
 """
 
 import gc
@@ -24,7 +24,7 @@ IN_FLOAT32 = {F.layer_norm, F.group_norm, F.rms_norm, torch.layer_norm, torch.gr
 
 
 class AsOnDevice(TorchFunctionMode):
-    """Attention that keeps no score matrix, and torch.autocast's rules in bfloat16 if asked."""
+    """Use attention without a score matrix and, with `autocast`, torch.autocast's rules for bfloat16."""
 
     def __init__(self, *, autocast: bool) -> None:
         super().__init__()
@@ -49,16 +49,16 @@ class AsOnDevice(TorchFunctionMode):
 
 
 class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """FLOPs of operations, and bytes of the tensors that they made and that are still alive, now and at most.
+    """Count FLOPs, and the bytes of live tensors that operations created: the current and the peak value.
 
-    torch's own FlopCounterMode follows modules by hooks, which keep alive what checkpointed blocks compute again.
+    torch's FlopCounterMode follows modules by hooks, which keep alive the tensors that checkpointed blocks recompute.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0.0
         self.now = self.peak = self._collected = 0
-        gc.freeze()  # what is there already need not be searched again and again
+        gc.freeze()  # do not search existing objects in every collection
         self._seen: Any = WeakIdKeyDictionary()
 
     def __torch_dispatch__(
@@ -69,7 +69,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, Tensor):  # what no operation made, such as a weight, is not counted
+            if isinstance(tensor, Tensor):  # tensors that no operation created, such as weights, do not count
                 self._seen.setdefault(tensor.untyped_storage(), 0)
         made = func(*args, **(kwargs or {}))
         if (count := flop_registry.get(func._overloadpacket)) is not None:  # type: ignore[attr-defined]
@@ -87,14 +87,14 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def into(self, phase: "Phase") -> Iterator[None]:
-        """Add what is computed in here, and what it leaves alive, to a phase."""
+        """Add the FLOPs in this context, and the bytes that stay alive after it, to a phase."""
         flops, now = self.flops, self.now
         yield
         phase.flops += self.flops - flops
         phase.kept += self.now - now
 
     def _collect(self) -> None:
-        """Let go of what only Python's own cycles hold: frames of the recomputation, which a real run also drops."""
+        """Free reference cycles, such as the frames of recomputation, which a real run frees as well."""
         if self.now > 1.02 * self._collected:
             gc.collect()
             self._collected = self.now
@@ -105,9 +105,9 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @dataclass
 class Phase:
-    """What one phase of a step costs for the images of one call.
+    """The cost of one phase of a step for the images of one call.
 
-    flops: multiply-adds counted twice; kept: bytes that it leaves for the way back.
+    flops: a multiply-add counts as two; kept: bytes that stay alive for the backward pass.
     """
 
     flops: float = 0.0
@@ -116,10 +116,10 @@ class Phase:
 
 @dataclass(frozen=True)
 class Counted:
-    """A training call in phases, for `images` images in the transformer, decoder and reward.
+    """A training call in phases, for `num_images` images in transformer, decoder and reward.
 
-    rollout: one forward pass without gradients; peak_before: bytes alive at most until the transformer's way back
-    begins; peak_after: from then on. Gradients and weights are not in them.
+    rollout: one forward pass without gradients; peak_before: peak bytes until the transformer's backward pass begins;
+    peak_after: from then on. Weights and their gradients are not included.
     """
 
     num_images: int
@@ -132,7 +132,7 @@ class Counted:
 
 
 def count_call(model: Any, reward: Any, condition: Any, *, num_images: int, autocast: bool) -> Counted:
-    """Count a rollout's forward pass, and one model call that is trained with decode, reward and the way back.
+    """Count a rollout's forward pass, and a trained model call with decoder, reward and backward pass.
 
     model, reward: on the meta device; condition: of one image.
     """
@@ -151,7 +151,7 @@ def count_call(model: Any, reward: Any, condition: Any, *, num_images: int, auto
             model.velocity(latents, time, 1.0, condition)
         with meter.into(transformer):
             velocity = model.velocity(latents, time, 1.0, condition)
-        start = velocity.detach().requires_grad_()  # cut here, so that each phase is counted by itself
+        start = velocity.detach().requires_grad_()  # detached, so that each phase is counted separately
         with meter.into(decode):
             images = model.decode(start).clamp(0, 1)
         seen = images.detach().requires_grad_()
@@ -169,7 +169,7 @@ def count_call(model: Any, reward: Any, condition: Any, *, num_images: int, auto
 
 
 def count_generation(model: Any, condition: Any, *, num_images: int, autocast: bool) -> int:
-    """Bytes alive at most, weights apart, while so many images are drawn at once and decoded, on the meta device."""
+    """Count the peak bytes, without weights, while a batch of images is generated and decoded on the meta device."""
     with torch.device("meta"):
         latents = torch.empty(num_images, *model.latent_shape)
         time = torch.empty(num_images)
@@ -181,7 +181,7 @@ def count_generation(model: Any, condition: Any, *, num_images: int, autocast: b
 
 
 def _back(meter: Meter, phase: Phase, output: Tensor, gradient: Tensor | None) -> None:
-    """The way back of a phase, by the engine itself: modes see autograd.backward as a call and are off below it."""
+    """Run a phase's backward pass by the engine itself, because modes are inactive inside autograd.backward."""
     from torch.autograd.graph import _engine_run_backward
 
     no_graph = {"allow_unreachable": True, "accumulate_grad": True}

@@ -1,4 +1,4 @@
-"""The models of a run on the meta device: their configuration, without a weight."""
+"""The models of a run on the meta device: architectures without weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ class MetaParts:
 
 
 def meta_parts(settings: Settings) -> MetaParts:
-    """Build what a run of these settings trains and trains against, prepared as for training.
+    """Build the base and the reward of a run, prepared as for training.
 
-    A configuration is read from the settings' path, or from models.lock if the weights are not here yet.
+    The base's configuration is read from the settings' path, or from models.lock if the weights are not downloaded yet.
 
     Raises:
-        ArtifactError: there is no configuration in either place.
+        ArtifactError: neither place has the configuration.
         ConfigError: the reward is not differentiable, or its package is not installed.
     """
     import torch
@@ -54,5 +54,7 @@ def _config(path: str, part: str) -> Mapping[str, Any]:
         return config
     locked = read_lock().get(path)
     if locked is None or part not in locked.architecture:
-        raise ArtifactError(f"{file} is missing, and models.lock knows no architecture of {path}")
+        raise ArtifactError(
+            f"{file} is missing, and models.lock has no architecture of {path}: run 'srpo fetch', or check model.path"
+        )
     return locked.architecture[part]

@@ -1,4 +1,4 @@
-"""A plan as tables for people."""
+"""A plan as tables for the terminal."""
 
 from collections.abc import Mapping
 
@@ -7,13 +7,15 @@ from rich.table import Table
 from rich.text import Text
 
 from srpo_core.algorithm import METHODS
-from srpo_core.plan import GB, TERA, Plan, changed, make_plan, remedies
 from srpo_core.plan.counting import Counted
+from srpo_core.plan.figures import GB, TERA, Plan
+from srpo_core.plan.making import make_plan
+from srpo_core.plan.remedies import changed, remedies
 from srpo_core.preflight.disk import bytes_of_run
 
 
 def show(plan: Plan) -> Group:
-    """Memory, work, time and money of a plan; what makes it fit if it does not; what other settings save."""
+    """Show memory, work, time and money of a plan, what makes it fit if it does not, and what other settings save."""
     return Group(
         _memory(plan),
         _verdict(plan),
@@ -35,7 +37,7 @@ def _table(title: str, *columns: str) -> Table:
 
 def _memory(plan: Plan) -> Table:
     cluster = plan.cluster
-    table = _table(f"\nBytes of one of {cluster.gpus} devices, at the fullest moment", "part", "GB")
+    table = _table(f"\nMemory of one of {cluster.gpus} devices at the peak of a step", "part", "GB")
     for part, size in plan.memory.items():
         table.add_row(part, f"{size / GB:.2f}")
     table.add_row("[bold]all[/bold]", f"[bold]{plan.peak / GB:.2f}[/bold]")
@@ -51,7 +53,7 @@ def _verdict(plan: Plan) -> Text:
     if better.fits:
         return Text(f"{text} With {', '.join(done)} it does: {better.peak / GB:.3g} GB.", style="yellow")
     least = f" Even with {', '.join(done)} it needs {better.peak / GB:.3g} GB:" if done else ""
-    return Text(f"{text}{least} take more devices, or a smaller train.batch_size.", style="red")
+    return Text(f"{text}{least} use more devices, or a smaller train.batch_size.", style="red")
 
 
 def _generation(plan: Plan) -> Text:
@@ -84,12 +86,10 @@ def _time(plan: Plan) -> Table:
     assumed = f"{100 * cluster.mfu:.0f} % of {cluster.peak_flops / TERA:.0f} TFLOP/s"
     table.add_row(f"computing a step, at {assumed}", f"{plan.compute_seconds:.2f} s")
     table.add_row(
-        f"exchanging {plan.traffic / GB:.0f} GB a step at {cluster.bandwidth / GB:.0f} GB/s, if none is hidden",
+        f"exchanging {plan.traffic / GB:.0f} GB a step at {cluster.bandwidth / GB:.0f} GB/s, without overlap",
         f"{plan.traffic_seconds:.2f} s",
     )
-    table.add_row(
-        f"{train.steps} steps, nothing hidden, without samples and checkpoints", _duration(plan.hours)
-    )
+    table.add_row(f"{train.steps} steps, without overlap, samples and checkpoints", _duration(plan.hours))
     precision = "" if plan.settings.generate.autocast else ", in float32 (generate.autocast is false)"
     for stage, generated in plan.generated.items():
         where = "one device" if generated.devices == 1 else f"{generated.devices} devices"
@@ -97,7 +97,7 @@ def _time(plan: Plan) -> Table:
             f"{stage} generates {generated.num_images:,} images on {where}{precision}",
             _duration(generated.hours),
         )
-    table.add_row("device hours, of training and of these images", f"{plan.device_hours:.1f}")
+    table.add_row("device hours of training and of these images", f"{plan.device_hours:.1f}")
     if plan.cost is not None:
         table.add_row(f"at {cluster.price} an hour", f"{plan.cost:.2f}")
     return table
@@ -105,7 +105,7 @@ def _time(plan: Plan) -> Table:
 
 def _disk(plan: Plan) -> Table:
     table = _table(
-        "\nDisk of the machine that drives the run, at most, beside data and earlier runs", "what", "GB"
+        "\nPeak disk usage of the machine that drives the run, without data and earlier runs", "what", "GB"
     )
     found = bytes_of_run(plan.settings, plan.sizes.all)
     for what, size in found.items():
@@ -136,7 +136,7 @@ def alternatives(plan: Plan) -> Mapping[str, Plan]:
 
     Settings that the method does not use are left out.
     """
-    found = {"as it is": plan}
+    found = {"these settings": plan}
     for pairs in (2, 4, 8):
         other = _recounted(plan, {"pairs_per_rollout": pairs})
         if other.cost_of_method != plan.cost_of_method:
@@ -152,7 +152,7 @@ def alternatives(plan: Plan) -> Mapping[str, Plan]:
 
 
 def _recounted(plan: Plan, changes: Mapping[str, object]) -> Plan:
-    """A plan whose calls are the same and only happen more or less often."""
+    """Plan settings that change only how often each call happens."""
     counted: Counted = plan.counted
     settings = changed(plan.settings, lambda train: train.model_copy(update=changes))
     return Plan(settings, plan.cluster, plan.sizes, counted)

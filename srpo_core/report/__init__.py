@@ -1,1 +1,1 @@
-"""The report: one self-contained page and one image that show what was won and what was lost."""
+"""The report: a self-contained page, and an image grid, that show what was gained and what was lost."""

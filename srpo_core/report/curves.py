@@ -1,4 +1,4 @@
-"""What is drawn over steps: DVCLive's log of the training, and the checkpoints' figures."""
+"""Curves over steps: DVCLive's training log, and the figures of the checkpoints."""
 
 import csv
 import math
@@ -14,7 +14,7 @@ TRAIN_PLOTS = Path("plots/metrics/train")
 
 
 def training_panels(log: Path) -> dict[str, list[Series]]:
-    """The training's figures by panel; `reward_denoise` and `reward_inversion` share the panel `reward`.
+    """Read the training's figures by panel; `reward_denoise` and `reward_inversion` share the panel `reward`.
 
     Raises:
         ArtifactError: the log is missing, empty or damaged.
@@ -22,7 +22,7 @@ def training_panels(log: Path) -> dict[str, list[Series]]:
     files = sorted(require(log / TRAIN_PLOTS).glob("*.tsv"))
     if not files:
         raise ArtifactError(
-            f"{log / TRAIN_PLOTS} holds no *.tsv: run 'dvc repro --force -s train' to log anew"
+            f"{log / TRAIN_PLOTS} contains no *.tsv: run 'dvc repro --force -s train' to log anew"
         )
     names = [file.stem for file in files]
     families = {name: name.partition("_")[0] for name in names}
@@ -37,7 +37,7 @@ def training_panels(log: Path) -> dict[str, list[Series]]:
 
 
 def checkpoint_panels(curve: Sequence[Mapping[str, Any]], order: Sequence[str]) -> dict[str, list[Series]]:
-    """Each metric over the checkpoints of select's curve; metrics in `order` come first."""
+    """Collect each metric over the checkpoints of select's curve; metrics in `order` come first."""
     names = dict.fromkeys(name for row in curve for name in row if name != "step")
     ordered = [name for name in order if name in names] + [name for name in names if name not in order]
     panels = {}
@@ -49,7 +49,7 @@ def checkpoint_panels(curve: Sequence[Mapping[str, Any]], order: Sequence[str]) 
 
 
 def _read_points(file: Path) -> list[tuple[float, float]]:
-    """Points of one DVCLive file: the column `step`, and the column that bears the metric's name (the last)."""
+    """Read the points of a DVCLive file: the column `step`, and the last column, which has the metric's name."""
     try:
         with file.open(encoding="utf-8", newline="") as lines:
             rows = list(csv.DictReader(lines, delimiter="\t"))

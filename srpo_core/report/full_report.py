@@ -1,4 +1,4 @@
-"""The whole report: a copy of the stage's page with what is known only later, the formats and what the run cost."""
+"""The full report: a copy of the stage's page with what is known only later, the formats and the cost of the run."""
 
 from contextlib import chdir
 from pathlib import Path
@@ -12,16 +12,16 @@ from srpo_core.runtime.timings import costs
 
 
 def write_whole(target: Path, *, root: Path, home: Path) -> list[dict[str, Any]]:
-    """Write the report of the run in `root` to `target`, whole as far as formats and times are there.
+    """Write the report of the run in `root` to `target`, with the formats and times that exist.
 
-    home: the directory in which the run's stages noted their times. Returns the rows of the table of costs; without
-    times there are none.
+    home: the directory in which the run's stages recorded their times. Returns the rows of the table of costs, none
+    without times.
 
     Raises:
         ArtifactError: decision, report or proof are missing or damaged.
     """
     target, home = target.absolute(), home.absolute()
-    with chdir(root):  # the graph's paths, by which a stage's times are found, are relative to it
+    with chdir(root):  # paths in the stage graph, which identify a stage's times, are relative to it
         decision = artifacts.read_json(artifacts.DECISION)
         page = artifacts.require(artifacts.REPORT).read_text(encoding="utf-8")
         if decision["passed"] and artifacts.PROOF.is_file():

@@ -1,4 +1,4 @@
-"""The before/after grid: which prompts it shows, and the grid as one image."""
+"""The before/after grid: the choice of its prompts, and the grid as one image."""
 
 import base64
 import io
@@ -20,8 +20,8 @@ Key = tuple[str, str, int]  # model, prompt, seed
 
 SIDES = (BASE, ALIGNED)
 MAX_SEEDS = 3
-INLINE_PIXELS = 384  # a larger image is made smaller before it goes into the page
-CELL_PIXELS = (128, 256)  # least and greatest width of an image in the grid
+INLINE_PIXELS = 384  # larger images are downscaled for the page
+CELL_PIXELS = (128, 256)  # minimum and maximum width of an image in the grid
 COLUMNS = 8
 MARGIN, GAP, LABEL_WIDTH, CAPTION_LINES, TEXT_PIXELS = 28, 12, 78, 2, 17
 PAPER, INK, FAINT = "#ffffff", "#1c2127", "#6a737d"
@@ -29,7 +29,7 @@ PAPER, INK, FAINT = "#ffffff", "#1c2127", "#6a737d"
 
 @dataclass(frozen=True)
 class Shot:
-    """The same prompt and seed before and after, as PNG bytes."""
+    """The images of a prompt and seed before and after alignment, as PNG bytes."""
 
     seed: int
     before: bytes
@@ -50,7 +50,7 @@ def choose_tiles(pairs: Pairs, source: Path, num_prompts: int) -> list[Tile]:
 
 
 def tiles_of(pairs: Pairs, source: Path, prompts: Sequence[int], num_seeds: int) -> list[Tile]:
-    """The tiles of some prompts, by their index, each with its first seeds; `source` holds the images."""
+    """Read the tiles of some prompts, by index, each with its first seeds; `source` contains the images."""
     seeds = {
         index: sorted(pairs.seeds[pairs.prompt_index == index].tolist())[:num_seeds] for index in prompts
     }
@@ -69,10 +69,10 @@ def tiles_of(pairs: Pairs, source: Path, prompts: Sequence[int], num_seeds: int)
 
 
 def read_images(source: Path, keys: Collection[Key]) -> dict[Key, bytes]:
-    """PNG bytes of some images by (model, prompt, seed), without holding the others in memory.
+    """Read the PNG bytes of some images by (model, prompt, seed), without loading the others into memory.
 
     Raises:
-        ArtifactError: an image is not there.
+        ArtifactError: an image is missing.
     """
     import pyarrow.parquet as pq
 
@@ -92,7 +92,7 @@ def read_images(source: Path, keys: Collection[Key]) -> dict[Key, bytes]:
 
 
 def data_uri(png: bytes) -> str:
-    """An image for the page: as it is when small, else as a smaller WebP."""
+    """Encode an image for the page: a small one unchanged, a large one as a smaller WebP."""
     from PIL import Image
 
     with Image.open(io.BytesIO(png)) as image:
@@ -106,7 +106,7 @@ def data_uri(png: bytes) -> str:
 
 
 def draw_grid(tiles: Sequence[Tile], path: Path) -> None:
-    """Draw the first seed of every tile, before above after, prompts as captions, COLUMNS abreast, as a PNG."""
+    """Draw the first seed of every tile as a PNG, before above after, with captions, COLUMNS per row."""
     from PIL import Image
 
     bands = [_band(tiles[start : start + COLUMNS]) for start in range(0, len(tiles), COLUMNS)]
@@ -120,7 +120,7 @@ def draw_grid(tiles: Sequence[Tile], path: Path) -> None:
 
 
 def _band(tiles: Sequence[Tile]) -> "Image":
-    """One line of the grid: a row of images before, a row after, and captions."""
+    """Draw one band of the grid: a row of images before, a row after, and the captions."""
     from PIL import Image, ImageDraw, ImageFont
 
     shots = [[_cell(png) for png in (tile.shots[0].before, tile.shots[0].after)] for tile in tiles]
@@ -154,7 +154,7 @@ def _cell(png: bytes) -> "Image":
 
 
 def _wrapped(text: str, font: "FreeTypeFont | ImageFont", width: int) -> list[str]:
-    """Break a caption into at most CAPTION_LINES lines; what does not fit ends in an ellipsis."""
+    """Wrap a caption into at most CAPTION_LINES lines; text that does not fit is replaced by an ellipsis."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

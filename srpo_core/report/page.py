@@ -1,4 +1,4 @@
-"""The page: what the stages left, brought together and rendered by the template."""
+"""The page: the outputs of the stages, prepared for the template."""
 
 import base64
 import hashlib
@@ -27,7 +27,7 @@ from srpo_core.report.templates import render
 TEMPLATE = "page.html.j2"
 SCRIPT = "page.js"
 EXTREMES = 4
-# by the side of a rule: what is better, in words, and a figure of a change that is higher for the better one
+# by the side of a rule: what is better, in words, and the worth of a change, which is higher for a better one
 BETTER: Final[Mapping[str, tuple[str, Callable[[Floats], Floats]]]] = MappingProxyType(
     {
         "at_least": ("higher is better", lambda change: change),
@@ -39,7 +39,7 @@ BETTER: Final[Mapping[str, tuple[str, Callable[[Floats], Floats]]]] = MappingPro
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that the page shows; mappings as the stages wrote them (see the stages select, gate, check_reward)."""
+    """Everything that the page shows. Mappings are outputs of stages (see select, gate, check_reward)."""
 
     control_words: ControlWords
     decision: Mapping[str, Any]
@@ -59,9 +59,9 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Extremes:
-    """The prompts that a metric changed for the better and for the worse, most first, with the changes.
+    """The prompts whose metric changed most for the better and for the worse, with the changes.
 
-    better: what is better by the rule that names the metric, in words.
+    better: what is better by the rule of the metric, in words.
     """
 
     metric: str
@@ -71,7 +71,7 @@ class Extremes:
 
 
 def render_page(evidence: Evidence) -> str:
-    """One HTML page that needs nothing but itself; the same evidence gives the same text."""
+    """Render a self-contained HTML page; the same evidence gives the same text."""
     script = (Path(__file__).parent / SCRIPT).read_text(encoding="utf-8")
     rules = [rule | rule_texts(rule) for rule in evidence.decision["rules"]]
     return render(
@@ -123,7 +123,7 @@ def rule_texts(rule: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def outcome_words(outcome: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each control word that training used: its side, and in how many training prompts it stands."""
+    """List the control words of training: side, word, and the number of training prompts that contain it."""
     counts = outcome["control_words_in_prompts"]
     return [
         {"side": side, "word": word, "count": count}
@@ -133,9 +133,9 @@ def outcome_words(outcome: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def find_extremes(pairs: Pairs, source: Path, rule: Mapping[str, Any], count: int = EXTREMES) -> Extremes:
-    """The prompts that fared best and worst by a rule's metric, `count` of each, each with its first image.
+    """Find the `count` best and worst prompts by the change of a rule's metric, each with its first image.
 
-    No prompt is both, so there are at most half of them on either side; one without a figure is neither.
+    No prompt is both, so each side has at most half of them. A prompt without a figure is neither.
     """
     metric = rule["metric"]
     change = pairs.by_prompt(pairs.aligned[metric] - pairs.base[metric])
@@ -154,7 +154,7 @@ def find_extremes(pairs: Pairs, source: Path, rule: Mapping[str, Any], count: in
 
 
 def metric_changes(pairs: Pairs, notes: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Before, after and difference of every metric over all prompts; before and after by benchmark list."""
+    """Compute before, after and difference of every metric over all prompts, and before and after by benchmark list."""
     lists = sorted(set(pairs.styles))
     changes = []
     for name in pairs.metrics:

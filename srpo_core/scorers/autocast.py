@@ -1,4 +1,4 @@
-"""A reward whose image tower runs in bfloat16, for training on hardware that is faster at it."""
+"""A reward whose image tower runs in bfloat16, for training on hardware where that is faster."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AutocastReward:
-    """`reward` with its image tower under torch's autocast; features come back in float32 at unit length."""
+    """Run the image tower of `reward` under torch's autocast; features are float32 and have unit length."""
 
     reward: RewardModel
 
     @property
     def scale(self) -> float:
-        """That of the reward."""
+        """The scale of the reward."""
         return self.reward.scale
 
     def to(self, device: "torch.device") -> Self:
@@ -28,14 +28,14 @@ class AutocastReward:
         return self
 
     def encode_images(self, images: "Tensor") -> "Tensor":
-        """Features (B, D) of images (B, 3, H, W) in [0, 1]; gradients flow to the images."""
+        """Compute features (B, D) of images (B, 3, H, W) in [0, 1]; gradients flow to the images."""
         import torch
 
         with torch.autocast(images.device.type, torch.bfloat16):
             features = self.reward.encode_images(images)
-        # the relative reward is a small difference of cosines: the length must not be a rounded one
+        # the relative reward is a small difference of cosines, so the length must not be rounded
         return torch.nn.functional.normalize(features.float(), dim=-1)
 
     def encode_texts(self, texts: Sequence[str]) -> "Tensor":
-        """Features (B, D) of texts; no gradients."""
+        """Compute features (B, D) of texts, without gradients."""
         return self.reward.encode_texts(texts)

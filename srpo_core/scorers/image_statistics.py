@@ -1,8 +1,8 @@
-"""What reward hacking does to pixels, without any model: colour, highlights, fine structure, grids.
+"""Statistics of pixels that show reward hacking, without a model: colour, highlights, fine structure, grids.
 
-Rewards have tastes that leak into images: HPSv2 likes red, PickScore purple, ImageReward over-exposure, and
-images trained in patches may keep a pattern of the patches' size (Shen et al. 2025, section 4). Every
-function takes images (K, 3, H, W) in [0, 1] and gives one figure per image, (K,).
+The biases of rewards show in images: HPSv2 prefers red, PickScore purple, ImageReward over-exposure, and models that
+work on patches may produce a pattern of the patches' size (Shen et al. 2025, section 4). Every function takes images
+(K, 3, H, W) in [0, 1] and returns one figure per image, (K,).
 """
 
 from typing import Final
@@ -12,28 +12,28 @@ from torch import Tensor
 
 LUMINANCE: Final = (0.299, 0.587, 0.114)  # ITU-R BT.601
 CLIPPED: Final = 250 / 255
-HIGH_FREQUENCY: Final = 0.25  # cycles per pixel: half of the finest that pixels can show
-ROUNDING: Final = 1e-4  # of a frequency in cycles per 16 pixels
-GRID_PIXELS: Final = 16  # a token of FLUX: two latents of eight pixels
+HIGH_FREQUENCY: Final = 0.25  # cycles per pixel: half of the highest frequency that pixels can represent
+ROUNDING: Final = 1e-4  # tolerance of a frequency in cycles per 16 pixels
+GRID_PIXELS: Final = 16  # one token of FLUX: two latents of eight pixels
 
 
 def saturation(images: Tensor) -> Tensor:
-    """Mean saturation of HSV, in [0, 1]: 0 is grey."""
+    """Mean saturation in HSV, in [0, 1]: 0 is grey."""
     brightest, darkest = images.amax(1), images.amin(1)
     return ((brightest - darkest) / brightest.clamp_min(1e-6)).mean((1, 2))
 
 
 def red_over_green(images: Tensor) -> Tensor:
-    """Mean red less green, in [-1, 1]: one of the two axes on which a shift of hue shows.
+    """Mean red minus green, in [-1, 1]: one of two axes that show a shift of hue.
 
-    An angle of hue has no mean and none at all in grey, so the shift is measured as the change of the two
-    opponent colours, of which this is one.
+    Hue is an angle, so it has no mean, and grey has no hue. A shift is therefore measured by the two opponent colours,
+    of which this is one.
     """
     return (images[:, 0] - images[:, 1]).mean((1, 2))
 
 
 def yellow_over_blue(images: Tensor) -> Tensor:
-    """Mean of red and green less blue, in [-1, 1]: the other axis of a shift of hue."""
+    """Mean of red and green minus blue, in [-1, 1]: the other axis that shows a shift of hue."""
     return ((images[:, 0] + images[:, 1]) / 2 - images[:, 2]).mean((1, 2))
 
 
@@ -43,9 +43,9 @@ def clipped_highlights(images: Tensor) -> Tensor:
 
 
 def high_frequency_energy(images: Tensor) -> Tensor:
-    """Share of the luminance's energy that lies at a quarter cycle per pixel or finer, in [0, 1].
+    """Share of the luminance's energy at frequencies of a quarter cycle per pixel or higher, in [0, 1].
 
-    Without the mean; an image of one colour has none, 0.
+    The mean luminance is excluded. An image of one colour scores 0.
     """
     power = _power(_luminance(images))
     rows, columns = _frequencies(power)
@@ -54,10 +54,10 @@ def high_frequency_energy(images: Tensor) -> Tensor:
 
 
 def grid_energy(images: Tensor) -> Tensor:
-    """Share of the edges' energy that repeats along an axis every 16 pixels, in [0, 1].
+    """Share of the edges' energy that repeats every 16 pixels along an axis, in [0, 1].
 
-    Edges are the second differences of the luminance, which level the spectrum of natural images; their
-    energy at the harmonics of one cycle per 16 pixels, constant along the other axis, is a grid.
+    Edges are the second differences of the luminance, which flatten the spectrum of natural images. A grid is their
+    energy at the harmonics of one cycle per 16 pixels that is constant along the other axis.
     """
     luminance = _luminance(images)
     height, width = (side - side % GRID_PIXELS for side in luminance.shape[1:])
@@ -82,7 +82,7 @@ def _power(planes: Tensor) -> Tensor:
 
 
 def _frequencies(power: Tensor) -> tuple[Tensor, Tensor]:
-    """Cycles per pixel of the rows and of the columns of a spectrum."""
+    """Frequencies of a spectrum's rows and columns, in cycles per pixel."""
     height, width = power.shape[1:]
     return torch.fft.fftfreq(height, device=power.device), torch.fft.fftfreq(width, device=power.device)
 
@@ -93,7 +93,7 @@ def _is_harmonic(frequencies: Tensor) -> Tensor:
 
 
 def _share(power: Tensor, mask: Tensor) -> Tensor:
-    # a hundred times the rounding of a flat image's spectrum
+    # the threshold is a hundred times the rounding error of a flat image's spectrum
     total = power.sum((1, 2))
     least = 1e-8 * power.shape[1] * power.shape[2]
     return torch.where(total > least, power[:, mask].sum(1) / total.clamp_min(least), torch.zeros_like(total))

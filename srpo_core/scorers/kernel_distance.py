@@ -1,4 +1,4 @@
-"""The kernel distance of images to real ones (KID; Binkowski et al. 2018), on any encoder's features."""
+"""The kernel distance between images and real ones (KID; Binkowski et al. 2018), on any encoder's features."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,11 @@ from srpo_core.scorers.packages import require_package
 
 
 def kernel_distances(features: Tensor, real: Tensor) -> Tensor:
-    """One figure for each image's features (P, D) whose mean is the unbiased KID to `real` (R, D), (P,).
+    """Compute one figure per image, (P,), whose mean is the unbiased KID between features (P, D) and `real` (R, D).
 
-    The kernel is torchmetrics' cubic one. An image's figure is its first-order influence on the KID, so that
-    resampling images gives the KID its right spread: an image enters the term of pairs among themselves
-    twice. Figures may be negative, and so may the KID where there is no distance. Needs P and R of 2 or more.
+    The kernel is the cubic one of torchmetrics. The figure of an image is its first-order influence on the KID, so that
+    resampling images gives the KID the right variance: each image enters the term of pairs among themselves twice.
+    Figures may be negative, and so may the KID if there is no distance. P and R must be at least 2.
 
     Raises:
         ConfigError: the package torchmetrics is not installed.

@@ -1,4 +1,4 @@
-"""The packages that scorers come from: one that is missing is one line that names how to install it."""
+"""The packages that scorers use; if one is missing, the error is one line that says how to install it."""
 
 import importlib.util
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Final
 
 from srpo_core.errors import ConfigError
 
-# by the name that is imported: its name at the registry
+# from the name that is imported to the name on PyPI
 PACKAGES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "open_clip": "open_clip_torch",
@@ -19,10 +19,10 @@ PACKAGES: Final[Mapping[str, str]] = MappingProxyType(
 
 
 def require_package(name: str, needed_by: str) -> None:
-    """See that a package of `PACKAGES` is installed, before it is imported.
+    """Check that a package of `PACKAGES` is installed before it is imported.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it is not installed.
     """
     if importlib.util.find_spec(name) is None:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""The way from an image to what an image tower expects; differentiable throughout."""
+"""Differentiable preprocessing of images for an image tower."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -14,10 +14,10 @@ CLIP_STD: Final = (0.26862954, 0.26130258, 0.27577711)
 
 
 def fit(images: Tensor, size: int) -> Tensor:
-    """Bring images (B, 3, H, W) to (B, 3, size, size).
+    """Resize and crop images (B, 3, H, W) to (B, 3, size, size).
 
-    Shorter side to `size` by torchvision's antialiased bicubic, then the centre. Values may leave
-    [0, 1] a little, as bicubic overshoots; nothing is rounded or clamped.
+    The shorter side is resized to `size` by torchvision's antialiased bicubic interpolation, then the centre is
+    cropped. Values may leave [0, 1] slightly, because bicubic interpolation overshoots. Nothing is rounded or clamped.
     """
     if images.shape[-2:] == (size, size):
         return images
@@ -26,10 +26,9 @@ def fit(images: Tensor, size: int) -> Tensor:
 
 
 class _Fit(torch.autograd.Function):
-    """Resize and centre crop; the gradient as two products of matrices.
+    """Resize and centre crop, with the gradient computed as two matrix products.
 
-    The map is linear and separable. Torch's own gradient of the antialiased resize costs a CPU some ten
-    times as much.
+    The map is linear and separable. On a CPU, torch's gradient of the antialiased resize takes about ten times as long.
     """
 
     @staticmethod
@@ -55,8 +54,8 @@ class _Fit(torch.autograd.Function):
 
 @cache
 def _resize_and_centre(length: int, resized: int, size: int, dtype: torch.dtype) -> Tensor:
-    """The matrix (size, length) of antialiased bicubic resize to `resized` and centre crop, along one side."""
-    # each column of the identity is an image line that is black but for one pixel
+    """Compute the matrix (size, length) of an antialiased bicubic resize to `resized` and a centre crop, for one side."""
+    # each column of the identity is a line of pixels of which only one is not black
     identity = torch.eye(length, dtype=dtype)[None, None]
     matrix = interpolate(identity, (resized, length), mode="bicubic", antialias=True)[0, 0]
     first = round((resized - size) / 2)

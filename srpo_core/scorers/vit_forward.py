@@ -1,8 +1,8 @@
-"""A vision transformer's class feature, written out: open_clip's forward without its detours.
+"""A vision transformer's class feature, written out: a faster form of open_clip's forward pass.
 
-Attention keeps (batch, token, width) in order: `nn.MultiheadAttention` swaps the first two, which turns the
-product of a batch into one small product per token. The patch embedding's gradient is a product of matrices,
-as that of a strided convolution is slow. The feature of a single image is open_clip's to the last bit.
+Attention keeps the order (batch, token, width). `nn.MultiheadAttention` swaps the first two, which turns one product
+per batch into one small product per token. The patch embedding's gradient is a matrix product, because that of a
+strided convolution is slow. The feature of a single image is bit-identical to open_clip's.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 
 
 def is_plain(visual: Any) -> bool:
-    """Whether `class_feature` may stand for the tower's own forward: a stock, frozen ViT read at its class token."""
+    """Whether `class_feature` may replace the tower's forward pass: a stock, frozen ViT that returns its class token."""
     from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 
     if type(visual) is not VisionTransformer:
@@ -23,7 +23,7 @@ def is_plain(visual: Any) -> bool:
     return (
         visual.pool_type == "tok"
         and not visual.final_ln_after_pool
-        and _is_cut_whole(visual)
+        and _patches_cover_image(visual)
         and visual.attn_pool is None
         and visual.proj is not None
         and visual.conv1.bias is None
@@ -36,7 +36,7 @@ def is_plain(visual: Any) -> bool:
 
 
 def class_feature(visual: Any, pixels: Tensor) -> Tensor:
-    """What the tower `visual` returns for normalised pixels (B, 3, H, W), (B, D), differentiable in the pixels."""
+    """Compute the output (B, D) of the tower `visual` for normalised pixels (B, 3, H, W), with gradients to the pixels."""
     patches: Tensor = _Patches.apply(pixels, visual.conv1.weight)
     classes = visual.class_embedding.expand(len(pixels), 1, -1)
     tokens = visual.ln_pre(torch.cat((classes, patches), dim=1) + visual.positional_embedding)
@@ -47,8 +47,8 @@ def class_feature(visual: Any, pixels: Tensor) -> Tensor:
     return feature
 
 
-def _is_cut_whole(visual: Any) -> bool:
-    """Whether patches cover the image without a rest."""
+def _patches_cover_image(visual: Any) -> bool:
+    """Whether the patches cover the image without a remainder."""
     return all(side % patch == 0 for side, patch in zip(visual.image_size, visual.patch_size, strict=True))
 
 
@@ -63,7 +63,7 @@ def _is_stock(attn: Any) -> bool:
 
 
 class _Patches(torch.autograd.Function):
-    """Patch embeddings (B, S, width) of pixels: a convolution whose stride is its kernel's size."""
+    """Patch embeddings (B, S, width) of pixels: a convolution whose stride is its kernel size."""
 
     @staticmethod
     def forward(context: Any, pixels: Tensor, weight: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class _Patches(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         batch, channels, height, width = context.shape
         rows, columns = context.weight.shape[2:]
-        # autocast embeds in its own type, and is over by the time of the way back
+        # autocast computes the embedding in another type, and is no longer active in the backward pass
         cells = gradient @ context.weight.flatten(1).to(gradient.dtype)
         grid = cells.view(batch, height // rows, width // columns, channels, rows, columns)
         return grid.permute(0, 3, 1, 4, 2, 5).reshape(context.shape), None
@@ -91,5 +91,5 @@ def _attention(attn: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
 
 
 def _heads(features: Tensor, num_heads: int) -> Tensor:
-    """(B, S, width) to (B, heads, S, width / heads)."""
+    """Reshape (B, S, width) to (B, heads, S, width / heads)."""
     return features.view(*features.shape[:-1], num_heads, -1).transpose(1, 2)

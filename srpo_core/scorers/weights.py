@@ -1,4 +1,4 @@
-"""Reading a scorer's files: every fault becomes one line that names the file and the next step."""
+"""Reading a scorer's files. Every fault becomes an error of one line with the file and the next step."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from srpo_core.weights.models_lock import require_locked
 
 
 def read_config(path: Path) -> Mapping[str, Any]:
-    """Read a JSON object. Raises `ArtifactError` when it is missing or damaged."""
+    """Read a JSON object. Raises `ArtifactError` if it is missing or damaged."""
     try:
         config = json.loads(require(path).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -24,7 +24,7 @@ def read_config(path: Path) -> Mapping[str, Any]:
 
 
 def read_safetensors(path: Path) -> Mapping[str, Tensor]:
-    """Read a state dict. Raises `ArtifactError` when it is missing, damaged or not what models.lock says."""
+    """Read a state dict. Raises `ArtifactError` if it is missing, damaged or differs from models.lock."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -37,10 +37,10 @@ def read_safetensors(path: Path) -> Mapping[str, Tensor]:
 
 
 def read_pickle(path: Path) -> Mapping[str, Tensor]:
-    """Read a pickled {"state_dict": ...}, or a bare state dict, without running anything that it holds.
+    """Read a pickled {"state_dict": ...}, or a bare state dict, without executing code from the file.
 
-    The tensors are mapped from the disk, not read, so that loading needs the memory of one model, not two.
-    Raises `ArtifactError` when it is missing, damaged or not what models.lock says.
+    The tensors are memory-mapped, so that loading needs the memory of one model, not of two.
+    Raises `ArtifactError` if the file is missing, damaged or differs from models.lock.
     """
     from pickle import UnpicklingError
 
@@ -55,12 +55,12 @@ def read_pickle(path: Path) -> Mapping[str, Tensor]:
     if tensors is None and isinstance(content, dict) and content:
         tensors = content if all(isinstance(value, Tensor) for value in content.values()) else None
     if not isinstance(tensors, dict):
-        raise damaged(path, "it holds no 'state_dict'")
+        raise damaged(path, "it has no 'state_dict'")
     return tensors
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Copy `tensors`, read from `path`, into `module`: all names and shapes must match."""
+    """Load `tensors`, read from `path`, into `module`; all names and shapes must match."""
     try:
         module.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
@@ -68,6 +68,6 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) 
 
 
 def damaged(path: Path, reason: object) -> ArtifactError:
-    """The error for a file of weights that cannot be used; `reason` is cut to one line."""
+    """Make the error for a file that cannot be used; `reason` is shortened to one line."""
     line = " ".join(str(reason).split())[:200]
     return ArtifactError(f"{path} is damaged or of another model ({line}): restore it from its source")

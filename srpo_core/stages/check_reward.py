@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Iterator, Sequence
 from math import sqrt
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
-from torch import Tensor
 
 from srpo_core import artifacts
 from srpo_core.config import CheckRewardSettings, ResourceSettings, ScorerSettings
+from srpo_core.data.images import to_tensor
 from srpo_core.data.tables import Pair, read_images, read_pairs
 from srpo_core.errors import DataError, GateError
 from srpo_core.protocols import RewardModel
@@ -17,32 +17,28 @@ from srpo_core.runtime.progress import with_progress
 from srpo_core.runtime.ray_cluster import local_device
 from srpo_core.scorers import load_reward
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-PAIRS_AT_ONCE: Final = 64  # images held in memory: twice as many
+PAIRS_AT_ONCE: Final = 64  # twice as many images are in memory
 Z_95: Final = 1.959964  # quantile of the normal distribution for a two-sided 95 % interval
-WHITE: Final = 255
 
 log = logging.getLogger(__name__)
 
 
 def run(*, reward: ScorerSettings, check_reward: CheckRewardSettings, resources: ResourceSettings) -> None:
-    """Score held-out pairs and write runs/check_reward/agreement.json, which stays also after a refusal.
+    """Score held-out pairs and write runs/check_reward/agreement.json, which is kept after a refusal, too.
 
-    The measured share is held to `check_reward.min_agreement`, not an end of its interval: the check is to stop a
-    reward that is broken or turned round, not to prove a rank among good ones.
+    The measured share, not a bound of its interval, is compared with `check_reward.min_agreement`: the check should
+    stop a reward that is broken or inverted, not rank good ones.
 
     Raises:
-        DataError: the split test has no pair.
-        ConfigError: no GPU where the resources ask for one.
+        DataError: the split test has no pairs.
+        ConfigError: the resources ask for a GPU and there is none.
         GateError: the reward agrees with fewer pairs than `check_reward.min_agreement`.
     """
     torch.set_num_threads(resources.threads_per_worker)
     pairs = read_pairs("test", check_reward.max_pairs)
     if not pairs:
         raise DataError(
-            f"{artifacts.PAIRS} has no pair of split test: the reward cannot be checked; "
+            f"{artifacts.PAIRS} has no pairs of the split test to check the reward with: "
             "add records to test.json of ingest.source"
         )
     device = local_device(resources)
@@ -61,21 +57,22 @@ def run(*, reward: ScorerSettings, check_reward: CheckRewardSettings, resources:
             "high": high,
         },
     )
-    figures = f"{agreement:.3f} of {len(pairs)} pairs (95 % interval over their {len(set(prompts))} prompts {low:.3f} to {high:.3f})"
+    figures = f"{agreement:.3f} of {len(pairs)} pairs (95 % CI over {len(set(prompts))} prompts: {low:.3f} … {high:.3f})"
     if agreement < least:
         raise GateError(
-            f"the reward {reward.scorer} in {reward.path} prefers the preferred image in only {figures}, "
-            f"but check_reward.min_agreement is {least}: training on it would follow noise; "
-            "choose another reward, or lower the threshold in params.yaml if you know why"
+            f"the reward {reward.scorer} in {reward.path} agrees with only {figures}, "
+            f"but check_reward.min_agreement is {least}, so training would follow noise: choose another reward, or, "
+            "if you know why it agrees so rarely, lower the threshold in params.yaml"
         )
-    log.info("the reward prefers the preferred image in %s", figures)
+    log.info("the reward agrees with %s", figures)
 
 
 def independent_pairs(agreed: Sequence[bool], prompts: Sequence[str]) -> float:
-    """How many independent pairs tell as much as these, which share prompts and images; at most as many.
+    """Compute the effective sample size of pairs that share prompts and images.
 
-    The pairs over the design effect of their grouping by prompt; where all agree or none does, which shows no
-    spread, the number of prompts. Kish 1965, section 5.4; with Wilson's interval: Korn and Graubard 1998.
+    It is the number of pairs divided by the design effect of their grouping by prompt, at most the number of pairs. If
+    all pairs agree or none does, there is no variance to estimate it from, and it is the number of prompts. Kish 1965,
+    section 5.4; with Wilson's interval: Korn and Graubard 1998.
     """
     groups: dict[str, list[bool]] = {}
     for prompt, one in zip(prompts, agreed, strict=True):
@@ -91,7 +88,7 @@ def independent_pairs(agreed: Sequence[bool], prompts: Sequence[str]) -> float:
 
 
 def wilson_interval(share: float, trials: float, z: float = Z_95) -> tuple[float, float]:
-    """Interval in [0, 1] for a share of successes in independent trials. Wilson 1927."""
+    """Compute the interval in [0, 1] of a share of successes in independent trials. Wilson 1927."""
     denominator = 1 + z**2 / trials
     centre = (share + z**2 / (2 * trials)) / denominator
     half = z * sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2)) / denominator
@@ -99,7 +96,7 @@ def wilson_interval(share: float, trials: float, z: float = Z_95) -> tuple[float
 
 
 def _agreements(scorer: RewardModel, pairs: Sequence[Pair], device: torch.device) -> Iterator[bool]:
-    """Per pair, whether the preferred image scores higher; a tie does not count."""
+    """Yield for each pair whether the preferred image scores higher; a tie counts as no."""
     for start in with_progress(range(0, len(pairs), PAIRS_AT_ONCE), "score pairs"):
         yield from _agreements_at_once(scorer, pairs[start : start + PAIRS_AT_ONCE], device)
 
@@ -107,17 +104,10 @@ def _agreements(scorer: RewardModel, pairs: Sequence[Pair], device: torch.device
 @torch.no_grad()
 def _agreements_at_once(scorer: RewardModel, pairs: Sequence[Pair], device: torch.device) -> list[bool]:
     images = read_images({path for pair in pairs for path in (pair.preferred, pair.rejected)})
-    # HPD's images have many sizes, so each passes the tower on its own
-    features = {path: scorer.encode_images(_to_tensor(image).to(device))[0] for path, image in images.items()}
+    # HPD's images differ in size, so each one is encoded separately
+    features = {path: scorer.encode_images(to_tensor(image).to(device))[0] for path, image in images.items()}
     texts = scorer.encode_texts([pair.prompt for pair in pairs])
     return [
         bool((features[pair.preferred] - features[pair.rejected]) @ text > 0)
         for pair, text in zip(pairs, texts, strict=True)
     ]
-
-
-def _to_tensor(image: "Image.Image") -> Tensor:
-    """An RGB image as (1, 3, H, W) in [0, 1]."""
-    from numpy import asarray
-
-    return torch.from_numpy(asarray(image).copy()).permute(2, 0, 1)[None].float() / WHITE

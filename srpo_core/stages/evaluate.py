@@ -18,6 +18,7 @@ from srpo_core.config import (
     ResourceSettings,
     ScorerSettings,
 )
+from srpo_core.data.images import to_tensor
 from srpo_core.data.tables import read_images, read_pairs
 from srpo_core.errors import ArtifactError, DataError
 from srpo_core.generation.batches import GeneratedBatches, GenerationJob, generate_batches
@@ -35,7 +36,7 @@ HPS: Final = "hps_v2"
 log = logging.getLogger(__name__)
 
 
-def run(  # noqa: PLR0913  # the parts of the settings that DVC watches
+def run(  # noqa: PLR0913  # the parts of the settings that DVC trackes
     *,
     seed: int,
     model: ModelSettings,
@@ -47,15 +48,15 @@ def run(  # noqa: PLR0913  # the parts of the settings that DVC watches
     evaluate: EvaluateSettings,
     resources: ResourceSettings,
 ) -> None:
-    """Draw the test prompts by every model and measure every image.
+    """Generate images of the test prompts with every model and measure each image.
 
     Writes runs/evaluate/images.parquet (one row per image: model "base", "aligned" or "champion", prompt,
-    style, seed, png), figures.parquet (one row per image and metric; the models' rows pair by prompt and
+    style, seed, png), figures.parquet (one row per image and metric; rows of the models pair by prompt and
     seed) and the means in summary.json.
 
     Raises:
         ArtifactError: the selection, its checkpoint or the champion is missing or damaged.
-        ConfigError: an unknown metric, or one that these settings do not allow.
+        ConfigError: a metric is unknown or cannot be measured with these settings.
         DataError: a test prompt was trained on or chose the checkpoint.
     """
     step, checkpoint = _selected()
@@ -73,10 +74,10 @@ def run(  # noqa: PLR0913  # the parts of the settings that DVC watches
 
 
 def models_to_compare(checkpoint: Path, champion: str | None) -> dict[str, Path | None]:
-    """Base, checkpoint and, if one is named, champion, each with its weights as `evaluate_models` takes them.
+    """Map base, checkpoint and, if there is one, champion to their weights, as `evaluate_models` expects them.
 
     Raises:
-        StoreError: the store of SRPO_STORE has no such champion, or a file of it is lost or altered.
+        StoreError: the store in SRPO_STORE has no such champion, or one of its files is missing or altered.
     """
     models: dict[str, Path | None] = {BASE: None, ALIGNED: checkpoint}
     if champion is not None:
@@ -87,7 +88,7 @@ def models_to_compare(checkpoint: Path, champion: str | None) -> dict[str, Path 
 def metric_context(
     reward: ScorerSettings, judge: ScorerSettings, control_words: ControlWords, evaluate: EvaluateSettings
 ) -> MetricContext:
-    """What the metrics of an evaluation may ask for."""
+    """Make the context of the evaluation's metrics."""
     real = (lambda: _real_images(evaluate.real_images)) if evaluate.real_images else None
     return MetricContext(reward, judge, control_words, dict(evaluate.scorers), real)
 
@@ -103,7 +104,7 @@ def evaluate_models(
     evaluate: EvaluateSettings,
     resources: ResourceSettings,
 ) -> dict[str, Any]:
-    """Draw the test prompts by models (name: directory of weights, None for the base) and measure every image.
+    """Generate the test prompts with models (name: directory of weights, None for the base), and measure each image.
 
     Writes images.parquet and figures.parquet into `target`, as described in `run`, and returns the means.
     """
@@ -135,7 +136,7 @@ def evaluate_models(
 
 
 def _selected() -> tuple[int, Path]:
-    """Step and directory of the checkpoint that select chose."""
+    """Read step and directory of the checkpoint that select chose."""
     selection = artifacts.read_json(artifacts.SELECTION)
     try:
         return int(selection["step"]), Path(selection["checkpoint"])
@@ -146,29 +147,27 @@ def _selected() -> tuple[int, Path]:
 
 
 def _require_unseen(prompts: Sequence[str]) -> None:
-    """See that no prompt stands in two of the three sets: what was trained on or chose a model must not judge it."""
+    """Require disjoint splits: a model must not be evaluated on prompts that it was trained on or selected by."""
     trained, chose = (set(read_texts(split)) for split in ("train", "validation"))
     if both := sorted(trained & chose):
         raise DataError(
-            f"{len(both)} training prompts stand in {artifacts.EMBEDDINGS}/validation.safetensors as well, for "
+            f"{len(both)} training prompts are also in {artifacts.EMBEDDINGS}/validation.safetensors, for "
             f"instance {both[0]!r}: what a model was trained on cannot choose it; run 'dvc repro ingest embed'"
         )
     for split, did in (("train", "was trained on"), ("validation", "chose the checkpoint")):
         if both := sorted(set(read_texts(split)) & set(prompts)):
             raise DataError(
-                f"{len(both)} test prompts stand in {artifacts.EMBEDDINGS}/{split}.safetensors as well, for "
-                f"instance {both[0]!r}, which {did}: take them out of one of the lists in ingest.source"
+                f"{len(both)} test prompts are also in {artifacts.EMBEDDINGS}/{split}.safetensors, for "
+                f"instance {both[0]!r}, which {did}: remove them from one of the lists in ingest.source"
             )
 
 
 def _real_images(count: int) -> Iterator["Tensor"]:
-    """The preferred images of up to `count` held-out pairs, each (1, 3, H, W) in [0, 1]: their sizes differ."""
-    from torchvision.transforms.functional import to_tensor
-
+    """Yield the preferred images of up to `count` held-out pairs, each (1, 3, H, W) in [0, 1]; their sizes differ."""
     preferred = dict.fromkeys(pair.preferred for pair in read_pairs("test", count))
     images = read_images(preferred)
     for path in preferred:
-        yield to_tensor(images[path])[None]
+        yield to_tensor(images[path])
 
 
 def _write_images(batches: Mapping[str, GeneratedBatches], path: Path) -> None:
@@ -225,7 +224,7 @@ def _summary(
 def _hps_benchmark(
     figures: Mapping[str, Mapping[str, "Tensor"]], image_set: ImageSet, context: MetricContext
 ) -> dict[str, Any]:
-    """HPSv2's own table of each model, by the first image of each prompt, if that is the reward or a scorer."""
+    """Compute HPSv2's benchmark table of each model, from the first image of each prompt, if HPSv2 is used."""
     scorers = {"reward": context.reward_settings, **context.scorer_settings}
     seeds = image_set.seeds_per_prompt
     return {

@@ -11,11 +11,11 @@ log = getLogger(__name__)
 
 
 def run(*, seed: int, gate: GateSettings) -> None:
-    """Hold the evaluation to the rules and write the decision; a refused model ends the stage well.
+    """Check the evaluation against the rules and write the decision. A refused model is not an error of the stage.
 
     Raises:
         ArtifactError: the evaluation or the selection is missing or damaged.
-        ConfigError: a rule's metric was not measured.
+        ConfigError: a rule's metric was not measured, or its parts do not fit each other.
     """
     pairs = pair_up(artifacts.read_table(artifacts.FIGURES), artifacts.FIGURES)
     decision = decide(pairs, artifacts.read_json(artifacts.SELECTION), seed=seed, gate=gate)

@@ -18,67 +18,68 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass
-class _Named:
-    """What the records of one split name, each with the index of the first record that names it."""
+class _Used:
+    """The prompts and images that the records of one split use, each with the index of its first record."""
 
     prompts: dict[str, int] = field(default_factory=dict)
     images: dict[str, int] = field(default_factory=dict)
 
 
 def run(*, seed: int, ingest: IngestSettings) -> None:
-    """Read `ingest.source` in HPDv2's layout; leave prompts, pairs, images and the result of the checks.
+    """Read `ingest.source` in HPDv2's layout; write prompts, pairs, images and the results of the checks.
 
     Raises:
         DataError: a file, a record, an image or a table breaks a rule.
     """
     source = Path(ingest.source)
     shutil.rmtree(artifacts.PROMPTS.parent, ignore_errors=True)
-    named = {"train": _Named(), "test": _Named()}
-    num_pairs = tables.write_rows(artifacts.PAIRS, tables.PAIR_COLUMNS, _pair_rows(source, named))
-    for split, names in named.items():
+    used = {"train": _Used(), "test": _Used()}
+    num_pairs = tables.write_rows(artifacts.PAIRS, tables.PAIR_COLUMNS, _pair_rows(source, used))
+    for split, names in used.items():
         with images.open_images(source, split) as stored:
             images.require_images(stored, names.images, source / f"{split}.json")
-    prompts = list(_prompt_rows(source, named["train"].prompts, ingest.validation_share, seed))
+    prompts = list(_prompt_rows(source, used["train"].prompts, ingest.validation_share, seed))
     tables.write_rows(artifacts.PROMPTS, tables.PROMPT_COLUMNS, prompts)
     checks = _check_tables(["train", "validation", "test"] if ingest.validation_share else ["train", "test"])
-    num_images = tables.write_images(_image_rows(source, named))
+    num_images = tables.write_images(_image_rows(source, used))
     artifacts.write_json(artifacts.VALIDATION, checks)
     _log.info("%d prompts, %d pairs, %d images from %s", len(prompts), num_pairs, num_images, source)
 
 
-def _pair_rows(source: Path, named: dict[str, _Named]) -> Iterator[tuple[Any, ...]]:
-    """Rows of the pairs, and on the way a note of every prompt and image that a record names.
+def _pair_rows(source: Path, used: dict[str, _Used]) -> Iterator[tuple[Any, ...]]:
+    """Yield rows of the pairs, and record in `used` every prompt and image of the records.
 
-    A record of test.json whose prompt train.json has too, but for case and blanks, is no held-out one, and is left out.
+    A record of test.json whose prompt is also in train.json, apart from case and whitespace, is not held out and is
+    skipped.
     """
     pair_id = count()
     known: set[str] = set()
-    for split, names in named.items():
-        left_out = 0
+    for split, names in used.items():
+        skipped = 0
         for choice in hpd.read_choices(source, split):
-            if split == "test" and _plain(choice.prompt) in known:
-                left_out += 1
+            if split == "test" and _normalized(choice.prompt) in known:
+                skipped += 1
                 continue
             if split == "train":
-                known.add(_plain(choice.prompt))
+                known.add(_normalized(choice.prompt))
             names.prompts.setdefault(choice.prompt, choice.record)
             for name in choice.images:
                 names.images.setdefault(name, choice.record)
             for preferred, rejected in choice.pairs():
                 yield next(pair_id), split, choice.prompt, f"{split}/{preferred}", f"{split}/{rejected}", ""
-        if left_out:
-            _log.warning("%d records of test.json left out: train.json has their prompts", left_out)
+        if skipped:
+            _log.warning("skipped %d records of test.json whose prompts are in train.json", skipped)
 
 
-def _plain(prompt: str) -> str:
-    """A prompt without what makes no other prompt of it: case and blanks."""
+def _normalized(prompt: str) -> str:
+    """Ignore case and whitespace, which do not make a different prompt."""
     return " ".join(prompt.casefold().split())
 
 
 def _prompt_rows(
     source: Path, train: dict[str, int], validation_share: float, seed: int
 ) -> Iterator[tuple[int, str, str, str]]:
-    """Rows of the prompts: those of train.json as they first appear, then the benchmark lists."""
+    """Yield rows of the prompts: those of train.json in order of first appearance, then the benchmark lists."""
     benchmark = hpd.read_benchmark(source)
     hpd.require_disjoint(train, benchmark, source)
     held_out = splits.held_out_prompts(train, validation_share, seed)
@@ -98,18 +99,18 @@ def _check_tables(split_names: list[str]) -> dict[str, Any]:
     }
 
 
-def _image_rows(source: Path, named: dict[str, _Named]) -> Iterator[tuple[str, bytes, int, int]]:
-    """Rows of the images, by path: "test/…" before "train/…"."""
-    for split in sorted(named):
-        used = named[split].images
+def _image_rows(source: Path, used: dict[str, _Used]) -> Iterator[tuple[str, bytes, int, int]]:
+    """Yield rows of the images, sorted by path: "test/…" before "train/…"."""
+    for split in sorted(used):
+        records = used[split].images
         with images.open_images(source, split) as stored:
-            for name in with_progress(sorted(used), f"images of {split}"):
+            for name in with_progress(sorted(records), f"images of {split}"):
                 content = stored.read(name)
                 try:
                     width, height = images.image_size(content)
                 except ValueError as error:
                     raise DataError(
-                        f"{stored.where}: image {name!r} cannot be decoded ({error}); it is named by "
-                        f"{source / split}.json, record {used[name]}"
+                        f"{stored.where}: image {name!r} cannot be decoded ({error}); it is used in "
+                        f"{source / split}.json, record {records[name]}"
                     ) from None
                 yield f"{split}/{name}", content, width, height

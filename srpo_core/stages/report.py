@@ -1,4 +1,4 @@
-"""Stage report: one page that shows what was won and what was lost, whatever the gate said."""
+"""Stage report: one page that shows what was gained and what was lost, whatever the gate decided."""
 
 from logging import getLogger
 
@@ -27,7 +27,7 @@ from srpo_core.scorers.metrics import metric_notes
 log = getLogger(__name__)
 
 
-def run(  # noqa: PLR0913  # the parts of the settings that DVC watches: those that the page compares with a preset
+def run(  # noqa: PLR0913  # the parts of the settings that DVC tracks: those that the page compares with a preset
     *,
     seed: int,
     model: ModelSettings,
@@ -45,10 +45,10 @@ def run(  # noqa: PLR0913  # the parts of the settings that DVC watches: those t
     report: ReportSettings,
     quantize: QuantizeSettings,
 ) -> None:
-    """Write the page and the before/after grid.
+    """Write the page and the grid of images before and after.
 
     Raises:
-        ArtifactError: a file that an earlier stage should have left is missing or damaged.
+        ArtifactError: an output of an earlier stage is missing or damaged.
         ConfigError: a preset in profiles/ cannot be used.
     """
     preset, differences = nearest_preset(dict(locals()))

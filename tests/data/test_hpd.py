@@ -43,7 +43,7 @@ def test_a_test_record_gives_a_pair_for_every_two_images_of_different_rank(write
         ({"human_preference": 1}, "human_preference: must be a list, not int"),
         ({"prompt": "  \n"}, "prompt: is empty"),
         ({"prompt": None}, "prompt: must be a text, not NoneType"),
-        ({"prompt": "half \ud83d"}, "prompt: holds half of a surrogate pair: 'half \\ud83d'"),
+        ({"prompt": "half \ud83d"}, "prompt: contains half of a surrogate pair: 'half \\ud83d'"),
         ({"file_path": ["a"]}, "file_path: exactly two images are required, found 1"),
         ({"file_path": ["a", "b", "c"]}, "file_path: exactly two images are required, found 3"),
         ({"file_path": ["a", 7]}, "file_path: must be a text, not int"),
@@ -93,8 +93,8 @@ def test_a_test_record_that_breaks_a_rule_is_named_with_the_rule(write, test_rec
         ('[{"prompt": "x"},\n]', "record 1: broken JSON at line 2, column 1"),
         ('[{"prompt": "x"}', "record 0: broken JSON at line 1, column 17"),
         ('[{"prompt": "x', "record 0: broken JSON at line 1, column 13"),
-        ('{"prompt": "x"}', "must hold a JSON list, but begins with"),
-        ("", "must hold a JSON list, but begins with ''"),
+        ('{"prompt": "x"}', "must contain a JSON list, but begins with"),
+        ("", "must contain a JSON list, but begins with ''"),
         ("[1, 2] 3", "nothing may follow the JSON list, found '3'"),
     ],
 )
@@ -135,7 +135,7 @@ def test_benchmark_prompts_carry_the_name_of_their_list_and_come_once(write):
 
 
 def test_a_source_without_benchmark_lists_is_refused(write):
-    with pytest.raises(DataError, match="benchmark holds no list of prompts"):
+    with pytest.raises(DataError, match="benchmark contains no list of prompts"):
         read_benchmark(write("train.json", []))
 
 
@@ -148,7 +148,7 @@ def test_a_benchmark_entry_must_be_a_text(write, entry, rule):
 
 def test_a_prompt_in_train_and_benchmark_is_refused_with_both_places(write):
     source = write("benchmark/photo.json", ["a road", "a cat"])
-    expected = f"photo.json: record 1: prompt 'a cat' also stands in {source}/train.json (record 4)"
+    expected = f"photo.json: record 1: prompt 'a cat' is also in {source}/train.json (record 4)"
     with pytest.raises(DataError, match=re.escape(expected)):
         require_disjoint({"a dog": 0, "a cat": 4}, read_benchmark(source), source)
     require_disjoint({"a dog": 0}, read_benchmark(source), source)

@@ -78,7 +78,7 @@ def test_images_in_no_form_or_in_two_forms_are_refused(tmp_path):
 
 def test_two_members_of_the_same_name_are_refused(tmp_path):
     (tmp_path / "test.tar").write_bytes(tar_bytes([("a.png", b"1"), ("test/a.png", b"2")]))
-    with pytest.raises(DataError, match=r"test\.tar: two members are called 'a\.png'"):
+    with pytest.raises(DataError, match=r"test\.tar: two members have the name 'a\.png'"):
         open_images(tmp_path, "test").__enter__()
 
 

@@ -41,7 +41,7 @@ def test_a_limit_takes_pairs_from_all_over_the_table():
 
 
 def test_images_come_back_by_path_across_shards(monkeypatch, image):
-    monkeypatch.setattr(tables, "ROWS_PER_SHARD", 300)
+    monkeypatch.setattr(tables, "ROWS_PER_FILE", 300)
     rows = [(f"train/{number:04d}.png", image((number % 256, 0, 9)), 6, 4) for number in range(700)]
     assert tables.write_images(iter(rows)) == 700
     shards = sorted(artifacts.IMAGES.iterdir())
@@ -57,7 +57,7 @@ def test_images_come_back_by_path_across_shards(monkeypatch, image):
 
 def test_a_path_that_no_shard_holds_is_named(image):
     tables.write_images([("train/a.png", image("red"), 6, 4)])
-    with pytest.raises(ArtifactError, match=r"does not hold 'train/b\.png' \(1 of 2 are missing\)"):
+    with pytest.raises(ArtifactError, match=r"has no image 'train/b\.png' \(1 of 2 are missing\)"):
         tables.read_images(["train/a.png", "train/b.png"])
 
 

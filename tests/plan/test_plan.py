@@ -313,7 +313,7 @@ def test_the_command_prints_every_table(monkeypatch, capsys):
 
 
 @pytest.mark.pipeline
-def test_the_command_says_what_makes_it_fit_that_does_not(monkeypatch, capsys):
+def test_the_command_shows_what_makes_a_run_fit(monkeypatch, capsys):
     from srpo_core.__main__ import main
 
     peak = make_plan(settings("tiny"), cluster(1)).peak / GB

@@ -106,5 +106,5 @@ def test_a_directory_as_open_clip_publishes_it_gives_the_same_features(tmp_path,
     own, hub = load_open_clip(tmp_path / "own"), load_open_clip(tmp_path / "hub")
     assert torch.equal(own.encode_texts(["red apple"]), hub.encode_texts(["red apple"]))
     torch.save({"weights": 3}, tmp_path / "hub/open_clip_pytorch_model.bin")
-    with pytest.raises(ArtifactError, match="holds no 'state_dict'"):
+    with pytest.raises(ArtifactError, match="has no 'state_dict'"):
         load_open_clip(tmp_path / "hub")

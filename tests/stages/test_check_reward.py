@@ -89,7 +89,7 @@ def test_at_most_max_pairs_are_scored_and_many_are_scored_in_portions(pairs):
 
 def test_only_held_out_pairs_count(pairs):
     pairs(6, split="train")
-    with pytest.raises(DataError, match="no pair of split test"):
+    with pytest.raises(DataError, match="no pairs of the split test"):
         run()
 
 

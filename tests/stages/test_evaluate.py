@@ -195,9 +195,7 @@ def test_a_prompt_that_was_trained_on_or_chose_may_not_judge(tiny_run, tiny_part
     select_step(5)
     for split, did in (("train", "was trained on"), ("validation", "chose the checkpoint")):
         write_embeddings(split, ["owl", "red apple", "rose"], ["", "", ""], tiny_condition[0])
-        with pytest.raises(
-            DataError, match=f"{split}.safetensors as well, for instance 'red apple', which {did}"
-        ):
+        with pytest.raises(DataError, match=f"{split}.safetensors, for instance 'red apple', which {did}"):
             run(tiny_parts)
         write_embeddings(split, [f"{split} {n}" for n in range(3)], ["", "", ""], tiny_condition[0])
     run(tiny_parts)
@@ -267,7 +265,7 @@ def test_a_prompt_that_was_trained_on_and_chose_is_refused_as_a_test_prompt_woul
     names = ["validation 0", "train 1", "train 2"]
     write_embeddings("train", names, ["", "", ""], tiny_condition[0])
     with pytest.raises(
-        DataError, match=r"1 training prompts stand in .*validation.* 'validation 0': what a model"
+        DataError, match=r"1 training prompts are also in .*validation.* 'validation 0': what a model"
     ):
         run(tiny_parts)
     assert not artifacts.EVALUATION.exists()

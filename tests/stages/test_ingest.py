@@ -179,7 +179,7 @@ def test_a_broken_json_record_is_named_with_line_and_column(broken):
 def test_a_prompt_of_the_benchmark_must_not_be_trained_on(broken):
     (broken / "benchmark/more.json").write_text(json.dumps(TRAIN[:1]), encoding="utf-8")
     assert refusal().startswith(
-        f"hpd/benchmark/more.json: record 0: prompt {TRAIN[0]!r} also stands in hpd/train.json"
+        f"hpd/benchmark/more.json: record 0: prompt {TRAIN[0]!r} is also in hpd/train.json"
     )
 
 
@@ -190,7 +190,7 @@ def test_a_record_of_test_json_whose_prompt_is_trained_on_is_left_out_and_counte
     first["prompt"] = f"  {trained.upper()} "
     (broken / "test.json").write_text(json.dumps([first, *others]), encoding="utf-8")
     run(seed=0, ingest=IngestSettings(source="hpd", validation_share=0.2))
-    assert "1 records of test.json left out: train.json has their prompts" in caplog.text
+    assert "skipped 1 records of test.json whose prompts are in train.json" in caplog.text
     prompts = {pair.prompt for pair in read_pairs("test")}
     assert prompts == {record["prompt"] for record in others}
 

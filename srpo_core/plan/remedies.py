@@ -1,0 +1,75 @@
+"""Changes of the settings that reduce the memory of a run, from the cheapest to the most expensive."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final
+
+from srpo_core.config import Settings, TrainSettings
+from srpo_core.plan.figures import Cluster, Plan
+from srpo_core.plan.making import make_plan
+
+
+def changed(settings: Settings, change: Callable[[TrainSettings], TrainSettings]) -> Settings:
+    """Change the part `train` of the settings."""
+    return settings.model_copy(update={"train": change(settings.train)})
+
+
+def remedies(settings: Settings, cluster: Cluster) -> tuple[list[str], Plan]:
+    """Find changes that make a run fit, cheapest first; all that help if none suffices.
+
+    Returns the settings to change and the plan with these changes.
+    """
+    done: list[str] = []
+    plan = make_plan(settings, cluster)
+    for what, change in REMEDIES.items():
+        if plan.fits:
+            break
+        other = change(settings)
+        if other == settings:
+            continue
+        better = make_plan(other, cluster)
+        if better.peak < plan.peak:
+            settings, plan = other, better
+            done.append(what)
+    return done, plan
+
+
+def _compute(**changes: float | bool) -> Callable[[Settings], Settings]:
+    def change(settings: Settings) -> Settings:
+        return changed(
+            settings,
+            lambda train: train.model_copy(update={"compute": train.compute.model_copy(update=changes)}),
+        )
+
+    return change
+
+
+def _branch_by_branch(settings: Settings) -> Settings:
+    return changed(settings, lambda train: train.model_copy(update={"batch_branches": False}))
+
+
+def _sharded(settings: Settings) -> Settings:
+    return settings.model_copy(update={"resources": settings.resources.model_copy(update={"shard": True})})
+
+
+def _by_lora(settings: Settings) -> Settings:
+    def change(train: TrainSettings) -> TrainSettings:
+        frozen = "bfloat16" if train.compute.autocast else train.lora.frozen
+        return train.model_copy(
+            update={"tune": "lora", "lora": train.lora.model_copy(update={"frozen": frozen})}
+        )
+
+    return changed(settings, change)
+
+
+REMEDIES: Final[Mapping[str, Callable[[Settings], Settings]]] = MappingProxyType(
+    {
+        "train.batch_branches=false": _branch_by_branch,
+        "train.compute.checkpoint_decode=true": _compute(checkpoint_decode=True),
+        "train.compute.rollout_copy=false": _compute(rollout_copy=False),
+        "train.compute.checkpoint_blocks=1.0": _compute(checkpoint_blocks=1.0),
+        "resources.shard=true": _sharded,
+        "train.compute.autocast=true": _compute(autocast=True),
+        "train.tune=lora": _by_lora,
+    }
+)
