@@ -14,14 +14,10 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 from srpo_core import artifacts
 from srpo_core.errors import DataError
-
-if TYPE_CHECKING:
-    from PIL import Image
-    from torch import Tensor
 
 
 class ImageSource(Protocol):
@@ -150,14 +146,6 @@ def image_size(content: bytes) -> tuple[int, int]:
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
         # the message "cannot identify image file" ends with the address of a buffer
         raise ValueError(str(error).partition(" <_io")[0] or type(error).__name__) from None
-
-
-def to_tensor(image: "Image.Image") -> "Tensor":
-    """Convert an RGB image to (1, 3, H, W) in [0, 1]."""
-    from torchvision.transforms import functional
-
-    tensor: Tensor = functional.to_tensor(image)
-    return tensor[None]
 
 
 @contextmanager

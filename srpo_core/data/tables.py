@@ -17,6 +17,7 @@ from srpo_core.errors import ArtifactError
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
 ROWS_PER_FILE: Final = 4096
 _ROWS_PER_GROUP: Final = 65536
@@ -105,6 +106,14 @@ def read_images(paths: Iterable[str]) -> "dict[str, Image.Image]":
             "run 'dvc repro --force ingest'"
         )
     return images
+
+
+def to_tensor(image: "Image.Image") -> "Tensor":
+    """Convert an RGB image to (1, 3, H, W) in [0, 1]."""
+    from torchvision.transforms import functional
+
+    tensor: Tensor = functional.to_tensor(image)
+    return tensor[None]
 
 
 def write_rows(

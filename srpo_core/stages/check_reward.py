@@ -9,8 +9,7 @@ import torch
 
 from srpo_core import artifacts
 from srpo_core.config import CheckRewardSettings, ResourceSettings, ScorerSettings
-from srpo_core.data.images import to_tensor
-from srpo_core.data.tables import Pair, read_images, read_pairs
+from srpo_core.data.tables import Pair, read_images, read_pairs, to_tensor
 from srpo_core.errors import DataError, GateError
 from srpo_core.protocols import RewardModel
 from srpo_core.runtime.progress import with_progress

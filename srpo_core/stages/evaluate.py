@@ -18,8 +18,7 @@ from srpo_core.config import (
     ResourceSettings,
     ScorerSettings,
 )
-from srpo_core.data.images import to_tensor
-from srpo_core.data.tables import read_images, read_pairs
+from srpo_core.data.tables import read_images, read_pairs, to_tensor
 from srpo_core.errors import ArtifactError, DataError
 from srpo_core.generation.batches import GeneratedBatches, GenerationJob, generate_batches
 from srpo_core.generation.images import ImageSet, to_png

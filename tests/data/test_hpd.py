@@ -38,8 +38,8 @@ def test_a_test_record_gives_a_pair_for_every_two_images_of_different_rank(write
     [
         ({"human_preference": [1, 1]}, "human_preference: must be [1, 0] or [0, 1], found [1, 1]"),
         ({"human_preference": [1]}, "human_preference: must be [1, 0] or [0, 1], found [1]"),
-        ({"human_preference": [True, False]}, "human_preference: must hold numbers, found True"),
-        ({"human_preference": ["1", "0"]}, "human_preference: must hold numbers, found '1'"),
+        ({"human_preference": [True, False]}, "human_preference: must contain numbers, found True"),
+        ({"human_preference": ["1", "0"]}, "human_preference: must contain numbers, found '1'"),
         ({"human_preference": 1}, "human_preference: must be a list, not int"),
         ({"prompt": "  \n"}, "prompt: is empty"),
         ({"prompt": None}, "prompt: must be a text, not NoneType"),
@@ -73,8 +73,8 @@ def test_a_record_must_be_an_object(write):
     ("change", "rule"),
     [
         ({"rank": [1, 2]}, "rank: 2 ranks for 3 images in image_path"),
-        ({"rank": [1, 2, None]}, "rank: must hold numbers, found None"),
-        ({"rank": [1, 2, float("nan")]}, "rank: must hold numbers, found nan"),
+        ({"rank": [1, 2, None]}, "rank: must contain numbers, found None"),
+        ({"rank": [1, 2, float("nan")]}, "rank: must contain numbers, found nan"),
         ({"raw_annotations": [{"rank": [1]}]}, "raw_annotations: 1 ranks for 3 images in image_path"),
         ({"raw_annotations": [{}]}, "key 'rank' is missing, found no key"),
         ({"image_path": ["a"], "rank": [1]}, "image_path: at least two images are required, found 1"),

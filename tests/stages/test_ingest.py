@@ -162,7 +162,7 @@ def test_an_image_that_cannot_be_decoded_is_named_with_its_record(broken):
     record = first_with(broken / "test.json", "image_path", "00000004.webp")
     message = refusal()
     assert message.startswith("hpd/test.tar: image '00000004.webp' cannot be decoded (")
-    assert message.endswith(f"it is named by hpd/test.json, record {record}")
+    assert message.endswith(f"it is used in hpd/test.json, record {record}")
     assert not artifacts.VALIDATION.exists()
 
 
