@@ -269,3 +269,45 @@ def test_a_prompt_that_was_trained_on_and_chose_is_refused_as_a_test_prompt_woul
     ):
         run(tiny_parts)
     assert not artifacts.EVALUATION.exists()
+
+
+def test_a_new_metric_is_evaluated_decides_at_the_gate_and_is_explained_in_the_report(
+    tiny_run, tiny_parts, register
+):
+    """Nothing but its entry in the registry knows the metric."""
+    from srpo_core.config import GateRule, GateSettings
+    from srpo_core.gates.pairs import pair_up
+    from srpo_core.report.page import metric_changes
+    from srpo_core.scorers.metrics import Metric, metric_notes
+    from srpo_core.stages import gate
+
+    def blueness(images, prompt, context):
+        del prompt, context
+        return images[:, 2].mean((1, 2))
+
+    tiny_run(10, fade)
+    select_step(10)
+    register(METRICS, "blueness", Metric(blueness, (0, 1), "this test", "how blue the image is"))
+    rows = run(tiny_parts, metrics=["reward", "blueness"]).to_pylist()
+    pairs = pair_up(artifacts.read_table(artifacts.FIGURES), artifacts.FIGURES)
+    for model, measured in (("base", pairs.base), ("aligned", pairs.aligned)):
+        images = [Image.open(io.BytesIO(row["png"])) for row in of_model(rows, model)]
+        expected = [np.asarray(image, dtype=float)[..., 2].mean() / 255 for image in images]
+        assert measured["blueness"].tolist() == pytest.approx(expected, abs=1e-6)
+    rule = GateRule(
+        metric="blueness",
+        against="base",
+        compare="difference",
+        side="within",
+        margin=0.001,
+        severity="warn",
+        meaning="the images are as blue as before",
+    )
+    gate.run(
+        seed=0,
+        gate=GateSettings(confidence=0.95, resamples=1000, objective="reward", rules={"blue": rule}),
+    )
+    [decided] = artifacts.read_json(artifacts.DECISION)["rules"]
+    assert (decided["metric"], decided["verdict"]) == ("blueness", "warns")
+    notes = {change["name"]: change["note"] for change in metric_changes(pairs, metric_notes({}))}
+    assert notes["blueness"] == "how blue the image is"
