@@ -201,11 +201,11 @@ def test_a_run_killed_in_a_stage_leaves_no_process_and_can_be_repeated(standin, 
     stage = psutil.Process(int(marker.read_text()))
     assert runs(stage)
     killed.send_signal(ending)
-    said = killed.communicate()[1]
-    assert "Traceback" not in said
+    printed = killed.communicate()[1]
+    assert "Traceback" not in printed
     if ending == signal.SIGINT:
         assert killed.returncode == 130
-        assert said.endswith("\nsrpo: error: interrupted; repeat the same command to resume\n")
+        assert printed.endswith("\nsrpo: error: interrupted; repeat the same command to resume\n")
     assert ended([stage], seconds=15), "the stage outlived its run"
     again = subprocess.run(
         [*command, "train.batch_size=8"],
