@@ -1,17 +1,15 @@
-"""Base models. To add one: a module beside `flux.py` and a line in `BASES`."""
+"""Base models. To add one: a module beside `flux.py` and a line in `registry.py`."""
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from srpo_core.config import ModelSettings, TrainSettings
-from srpo_core.errors import ConfigError, DataError, pick
 from srpo_core.models import loading
-from srpo_core.models.architecture import BaseEntry
-from srpo_core.models.flux import FLUX
+from srpo_core.models.encoding import encode_images, encode_prompts
 from srpo_core.models.lora import add_lora, initialize_lora, merge_lora, write_lora
+from srpo_core.models.registry import BASES, base_entry, require_release_formats
 from srpo_core.models.sharding import read_base_weights, shard
 from srpo_core.protocols import BaseModel, Condition
 from srpo_core.weights.files import CONFIG, WEIGHTS
@@ -19,24 +17,20 @@ from srpo_core.weights.shards import join_shards, read_whole
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
     from torch.distributed.device_mesh import DeviceMesh
 
-BASES: Final[Mapping[str, BaseEntry]] = MappingProxyType({"flux": FLUX})
-
-
-def base_entry(settings: ModelSettings) -> BaseEntry:
-    """Return the registry entry of the settings' base model. Raises `ConfigError` if there is none."""
-    return pick(BASES, settings.base, "base model")
-
-
-def require_release_formats(settings: ModelSettings) -> None:
-    """Raise `ConfigError` unless checkpoints of the settings' base model can be written in release formats."""
-    if not base_entry(settings).release_formats:
-        known = ", ".join(name for name, entry in BASES.items() if entry.release_formats)
-        raise ConfigError(
-            f"release formats are not available for base model {settings.base!r}: known are those of {known}"
-        )
+__all__ = [
+    "BASES",
+    "base_entry",
+    "encode_images",
+    "encode_prompts",
+    "load_base",
+    "load_trainable",
+    "load_transformer",
+    "meta_trainable",
+    "require_release_formats",
+    "write_transformer",
+]
 
 
 def load_base(settings: ModelSettings, transformer: Path | None = None) -> BaseModel:
@@ -125,47 +119,3 @@ def write_transformer(settings: ModelSettings, train: TrainSettings, shards: Pat
     else:
         shutil.copyfile(base / CONFIG, directory / CONFIG)
         join_shards(shards, directory / WEIGHTS, rest=base)
-
-
-def encode_prompts(
-    settings: ModelSettings, prompts: Sequence[str], *, batch_size: int, device: "torch.device | None" = None
-) -> Condition:
-    """Encode prompts with the text encoders of the settings' base model, in float32 and in the order given.
-
-    device: where the encoders run, None for the CPU; the result is on the CPU in any case.
-
-    Raises:
-        DataError: there are no prompts.
-        ArtifactError: a file of the text encoders is missing or damaged.
-    """
-    import torch
-
-    if not prompts:
-        raise DataError("no prompts to encode: check the splits that 'srpo stage ingest' wrote")
-    entry, cpu = base_entry(settings), torch.device("cpu")
-    pipeline = loading.load_text_encoders(entry, settings).to(device or cpu)
-    batches = []
-    with torch.no_grad():
-        for start in range(0, len(prompts), batch_size):
-            condition = entry.encode_prompt(
-                pipeline,
-                prompts[start : start + batch_size],
-                max_sequence_length=settings.max_sequence_length,
-            )
-            batches.append(condition.to(torch.float32).to(cpu))
-    return Condition.concatenate(batches)
-
-
-def encode_images(
-    settings: ModelSettings, batches: "Iterable[Tensor]", *, device: "torch.device"
-) -> "Tensor":
-    """Encode batches of images (B, 3, H, W) in [0, 1] to packed latents (N, S, C) with the base model's VAE.
-
-    device: where the VAE runs; the result is on the CPU.
-    """
-    import torch
-
-    entry = base_entry(settings)
-    vae = loading.load_vae(entry, settings).eval().to(device)
-    architecture = entry.architecture(vae, None, height=settings.height, width=settings.width)
-    return torch.cat([architecture.encode(vae, images.to(device)).cpu() for images in batches])

@@ -5,7 +5,7 @@ import math
 from srpo_core.config import GenerateSettings, Settings
 from srpo_core.errors import ConfigError
 from srpo_core.plan.counting import count_call, count_generation
-from srpo_core.plan.figures import Cluster, Plan, Sizes, cost_of_method
+from srpo_core.plan.estimates import Cluster, Plan, Sizes, cost_of_method
 from srpo_core.plan.parts import MetaParts, meta_parts
 
 

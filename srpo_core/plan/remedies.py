@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Final
 
 from srpo_core.config import Settings, TrainSettings
-from srpo_core.plan.figures import Cluster, Plan
+from srpo_core.plan.estimates import Cluster, Plan
 from srpo_core.plan.making import make_plan
 
 

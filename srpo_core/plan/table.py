@@ -8,7 +8,7 @@ from rich.text import Text
 
 from srpo_core.algorithm import METHODS
 from srpo_core.plan.counting import Counted
-from srpo_core.plan.figures import GB, TERA, Plan
+from srpo_core.plan.estimates import GB, TERA, Plan
 from srpo_core.plan.making import make_plan
 from srpo_core.plan.remedies import changed, remedies
 from srpo_core.preflight.disk import bytes_of_run

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from srpo_core import artifacts
+from srpo_core.report.costs import with_costs
 from srpo_core.report.formats import with_formats
-from srpo_core.report.run import with_costs
 from srpo_core.runtime.dvc_yaml import read_stages
 from srpo_core.runtime.timings import costs
 

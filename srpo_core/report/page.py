@@ -16,12 +16,13 @@ from srpo_core.gates.comparisons import COMPARISONS
 from srpo_core.gates.pairs import Floats, Pairs
 from srpo_core.gates.rules import BY_PROOF_OF_BREACH
 from srpo_core.report.charts import Mark, Series, interval_bar, line_chart
+from srpo_core.report.costs import COST_MARK
 from srpo_core.report.curves import checkpoint_panels
 from srpo_core.report.formats import FORMATS_MARK
 from srpo_core.report.grid import Tile, data_uri, tiles_of
+from srpo_core.report.inputs import Difference
 from srpo_core.report.notes import TRAINING_NOTES
 from srpo_core.report.numbers import MINUS, MISSING, finite
-from srpo_core.report.run import COST_MARK, Difference
 from srpo_core.report.templates import render
 
 TEMPLATE = "page.html.j2"

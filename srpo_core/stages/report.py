@@ -20,8 +20,8 @@ from srpo_core.config import (
 from srpo_core.gates.pairs import pair_up
 from srpo_core.report.curves import training_panels
 from srpo_core.report.grid import choose_tiles, draw_grid
+from srpo_core.report.inputs import data_version, nearest_preset
 from srpo_core.report.page import Evidence, find_extremes, render_page
-from srpo_core.report.run import data_version, nearest_preset
 from srpo_core.scorers.metrics import metric_notes
 
 log = getLogger(__name__)

@@ -15,6 +15,7 @@ import torch
 from srpo_core import artifacts, models
 from srpo_core.config import load_settings, parse_settings, patched, read_values
 from srpo_core.errors import ConfigError
+from srpo_core.models import registry
 from srpo_core.models.architecture import BaseEntry
 from srpo_core.models.autoencoder import decode, encode, latent_size
 from srpo_core.models.embeddings import read_embeddings, write_embeddings
@@ -206,7 +207,7 @@ def project(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patching:
         patching.chdir(root)
         patching.setenv("SRPO_HOME", str(root / ".srpo"))
-        patching.setattr(models, "BASES", {**models.BASES, "sd3": ENTRY})  # the one line
+        patching.setattr(registry, "BASES", {**registry.BASES, "sd3": ENTRY})  # the one line
         for split, prompts in PROMPTS.items():
             condition = models.encode_prompts(settings.model, prompts, batch_size=3)
             write_embeddings(split, prompts, ["animals"] * len(prompts), condition)

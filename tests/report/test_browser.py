@@ -17,8 +17,8 @@ from PIL import Image
 
 from srpo_core.config import ControlWords
 from srpo_core.report.grid import Shot, Tile
+from srpo_core.report.inputs import Difference
 from srpo_core.report.page import Evidence, Extremes, render_page
-from srpo_core.report.run import Difference
 
 pytestmark = [
     pytest.mark.browser,

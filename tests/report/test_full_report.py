@@ -5,9 +5,9 @@ import pytest
 
 from srpo_core import artifacts
 from srpo_core.config import load_settings
+from srpo_core.report.costs import COST_MARK
 from srpo_core.report.formats import FORMATS_MARK
 from srpo_core.report.full_report import write_whole
-from srpo_core.report.run import COST_MARK
 from srpo_core.runtime.timings import note_stage
 
 ROOT = Path(__file__).resolve().parents[2]

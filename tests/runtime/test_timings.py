@@ -3,7 +3,7 @@ import json
 import pytest
 
 from srpo_core.config import load_settings
-from srpo_core.report.run import COST_MARK, with_costs
+from srpo_core.report.costs import COST_MARK, with_costs
 from srpo_core.runtime.timings import costs, key_of, note_stage, timings_file
 
 DVC = """\

@@ -1,17 +1,15 @@
-"""What a run used: its data, how its settings differ from a preset, and its cost."""
+"""What a run used: its data, and how its settings differ from a preset."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from srpo_core import config
 from srpo_core.artifacts import PAIRS, PROMPTS, require, sha256
-from srpo_core.report.templates import render
 
 DIGITS: Final = 12
-COST_MARK: Final = "<!-- cost -->"
 
 
 @dataclass(frozen=True)
@@ -43,12 +41,6 @@ def nearest_preset(parts: Mapping[str, Any], root: Path = Path()) -> tuple[str, 
         preset = config.load_settings(config.profile_path(name, root))
         found.append((name, list(_differences(_values({key: getattr(preset, key) for key in parts}), here))))
     return min(found, key=lambda one: len(one[1]), default=("", []))
-
-
-def with_costs(page: str, rows: Iterable[Mapping[str, Any]]) -> str:
-    """Insert the table of costs into the page at its mark; without rows the page stays unchanged."""
-    entries = list(rows)
-    return page.replace(COST_MARK, render("costs.html.j2", rows=entries), 1) if entries else page
 
 
 def _differences(preset: Mapping[str, Any], values: Mapping[str, Any], at: str = "") -> Iterator[Difference]:
