@@ -161,8 +161,8 @@ def noise_batches(
 
 
 def to_8_bits(images: Tensor) -> Tensor:
-    """Round images in [0, 1], clamped, to uint8 on the CPU."""
-    return (images.clamp(0, 1) * WHITE).round().to(torch.uint8).cpu().contiguous()
+    """Round images in [0, 1], clamped, to uint8 on the CPU, in the same memory format: figures depend on it."""
+    return (images.clamp(0, 1) * WHITE).round().to(torch.uint8).cpu()
 
 
 def from_8_bits(pixels: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ def _generate(
             guidance_scale=generate.guidance_scale,
         )
         _require_finite(images, [image_set.prompts[row] for row in rows], name)
-        yield to_8_bits(images)
+        yield to_8_bits(images).contiguous()
 
 
 def _require_finite(images: Tensor, prompts: Sequence[str], name: str) -> None:
