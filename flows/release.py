@@ -47,7 +47,7 @@ def show(version: str = "candidate") -> list[str]:
 
 @flow(name="promote")
 def promote(version: str, reason: str = "", override: bool = False) -> aliases.Move:
-    """Make a release the production of its model; the former production becomes `previous`.
+    """Point the alias `production` of its model to a release; `previous` then points to the former one.
 
     Args:
         version: a version, or an alias such as candidate or <model>/candidate.
@@ -59,7 +59,7 @@ def promote(version: str, reason: str = "", override: bool = False) -> aliases.M
 
 @flow(name="rollback")
 def rollback(model: str | None = None, reason: str = "") -> aliases.Move:
-    """Restore the previous production release. Safe to repeat.
+    """Move the alias production back to the previous release. Safe to repeat.
 
     Args:
         model: the model whose production moves; required if the store has several.
@@ -112,7 +112,7 @@ def pull(version: str, to: str, format_name: str | None = None) -> list[str]:
 
 @flow(name="gc")
 def gc(keep: int, delete: bool = False) -> GarbageCollection:
-    """Remove old releases, except those that an alias points to and those that were ever in production.
+    """List old releases, or remove them with `delete`. Any with an alias, or ever in production, is kept.
 
     Args:
         keep: number of newest versions to keep of each model.

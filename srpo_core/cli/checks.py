@@ -57,7 +57,7 @@ def plan(
         ),
     ] = 0.4,
     tflops: Annotated[
-        float, typer.Option(min=0.001, help="Peak of one GPU in bfloat16, in TFLOP/s.")
+        float, typer.Option(min=0.001, help="Peak FLOP rate of one GPU in bfloat16, in TFLOP/s.")
     ] = 989.0,
     bandwidth: Annotated[
         float, typer.Option(min=0.001, help="Bandwidth from one GPU to the others, in GB/s.")

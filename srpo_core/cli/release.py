@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 PANEL: Final = "Releases"
 
 Release = Annotated[str, typer.Argument(help="A version or an alias.")]
-Reason = Annotated[str, typer.Option(help="Recorded in the history of production.")]
+Reason = Annotated[str, typer.Option(help="Recorded in the history of the alias production.")]
 
 
 @app.command(rich_help_panel=PANEL)
@@ -72,7 +72,7 @@ def promote(
         bool, typer.Option("--override", help="Promote although the gate refused it; requires --reason.")
     ] = False,
 ) -> None:
-    """Make a release the production of its model; the former production becomes `previous`."""
+    """Point the alias `production` of its model to a release; `previous` then points to the former one."""
     from flows.terminal import prepare_terminal
 
     prepare_terminal()
@@ -85,11 +85,11 @@ def promote(
 def rollback(
     model: Annotated[
         str | None,
-        typer.Argument(help="The model whose production moves; required if the store has several."),
+        typer.Argument(help="Model whose alias production moves; required if the store has several models."),
     ] = None,
     reason: Reason = "",
 ) -> None:
-    """Restore the previous production release. Safe to repeat."""
+    """Move the alias production back to the previous release. Safe to repeat."""
     from flows.terminal import prepare_terminal
 
     prepare_terminal()
@@ -147,10 +147,10 @@ def verify(
 def gc(
     keep: Annotated[int, typer.Option(min=0, help="Number of newest versions to keep of each model.")],
     delete: Annotated[
-        bool, typer.Option("--delete", help="Remove them; without it they are only listed.")
+        bool, typer.Option("--delete", help="Remove the releases instead of listing them.")
     ] = False,
 ) -> None:
-    """Remove old releases, except those that an alias points to and those that were ever in production."""
+    """List old releases, or remove them with --delete. Any with an alias, or ever in production, is kept."""
     from flows.terminal import prepare_terminal
 
     prepare_terminal()

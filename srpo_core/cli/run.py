@@ -122,7 +122,7 @@ def evaluate(
         Path | None, typer.Option(help="Directory to write to; default: .srpo/evaluations/<checkpoint>.")
     ] = None,
 ) -> None:
-    """Evaluate any checkpoint on the test prompts, beside base and champion, and apply the rules of the gate.
+    """Compare a checkpoint with base and champion on the test prompts, by the rules of the gate.
 
     Exit code 3: the gate would refuse it.
     """
@@ -145,7 +145,7 @@ def evaluate(
 
 @app.command(rich_help_panel=PANEL)
 def report() -> None:
-    """Write the report of the last run here, with formats and cost, and print its verdict."""
+    """Write the report of this checkout's last run, with formats and cost, and print its verdict."""
     from srpo_core.report.full_report import write_whole
 
     decision = artifacts.read_json(artifacts.DECISION)
