@@ -28,7 +28,7 @@ def align(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Change a setting, for instance train.steps=20; a mapping is merged.",
+            help="Change a setting, for instance train.steps=20; a mapping is merged into the present one.",
         ),
     ] = None,
     revision: Annotated[
