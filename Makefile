@@ -62,8 +62,8 @@ test-all: $(STAMP) ## adds the slow ones: stages, servers, kills, browser, S3
 	$(PARALLEL) -m "$(ALL) and not serial" --durations=40
 	$(PYTEST) -m "$(ALL) and serial" --durations=0
 
-test-nightly: $(STAMP) ## tests that take too long for every change
-	$(PYTEST) -m nightly -v --durations=0
+test-nightly: $(STAMP) ## tests that take too long or need an idle machine: test-distributed among them
+	$(PYTEST) -m "nightly or distributed" -v --durations=0
 
 test-distributed: $(STAMP) ## training with several workers equals training with one; needs an idle machine
 	$(PYTEST) -m distributed -v --durations=0

@@ -22,6 +22,9 @@ GROUPS = {
     "training/test_kills.py": "processes",
     "workspace": "processes",
     "runtime/test_processes.py": "processes",
+    # share a Ray cluster
+    "training/test_launch.py": "ray",
+    "runtime/test_ray_cluster.py": "ray",
 }
 
 
@@ -92,6 +95,16 @@ def prefect_server(tmp_path_factory):
 
     with running_server(tmp_path_factory.mktemp("prefect")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def one_cpu_cluster():
+    """Start a Ray cluster of one CPU outside any run, which does not find this checkout; yield its address."""
+    from ray_head import ray_head
+
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with ray_head(environment, cpus=1) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

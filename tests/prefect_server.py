@@ -16,6 +16,8 @@ from typing import Any
 
 from srpo_core.runtime.telemetry import quiet_environment
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 class Server:
     """The REST interface of a Prefect server on loopback."""
@@ -92,7 +94,9 @@ def running_server(home: Path) -> Iterator[Server]:
 
 def deploy(server: Server, checkout: Path) -> dict[str, str]:
     """Run the commands in the first lines of pipelines.yaml; return the environment of a worker."""
-    environment = {**server.environment, "SRPO_CHECKOUT": str(checkout), "PYTHONPATH": str(checkout)}
+    # a small checkout has no srpo_core: Prefect would silently register a form without its types
+    code = os.pathsep.join([str(checkout), str(ROOT)])
+    environment = {**server.environment, "SRPO_CHECKOUT": str(checkout), "PYTHONPATH": code}
     for command in (
         ["prefect", "work-pool", "create", "local-process", "--type", "process", "--overwrite"],
         ["prefect", "--no-prompt", "deploy", "--prefect-file", "pipelines.yaml", "--all"],

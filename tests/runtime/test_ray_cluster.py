@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ray_head import ray_head
 
 import srpo_core
 from srpo_core.config import load_settings
@@ -104,12 +103,10 @@ def run_on_a_cluster(address, workers, *, least, use_gpu):
 
 
 @pytest.mark.pipeline
-def test_workers_of_a_cluster_run_a_copy_of_the_drivers_code():
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    with ray_head(environment, cpus=1) as address:
-        log, (own, digests), (root, files) = run_on_a_cluster(address, 2, least=1, use_gpu=False)
-        assert "waiting" not in log
-        log, *_ = run_on_a_cluster(address, 32, least=8, use_gpu=True)
+def test_workers_of_a_cluster_run_a_copy_of_the_drivers_code(one_cpu_cluster):
+    log, (own, digests), (root, files) = run_on_a_cluster(one_cpu_cluster, 2, least=1, use_gpu=False)
+    assert "waiting" not in log
+    log, *_ = run_on_a_cluster(one_cpu_cluster, 32, least=8, use_gpu=True)
     assert "the cluster has 0 GPUs, and at least 8 are needed: waiting until it has them" in log
     assert own == str(Path(srpo_core.__file__).parent)
     assert not root.startswith(own)

@@ -9,7 +9,6 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from ray_head import ray_head
 
 from srpo_core.errors import ConfigError, DivergenceError, SrpoError
 from srpo_core.runtime.shared_files import COMPLETE
@@ -55,7 +54,7 @@ def test_a_diverging_run_names_its_step_and_keeps_earlier_checkpoints(job):
 
 
 @pytest.mark.pipeline
-def test_a_cluster_that_is_too_small_for_all_workers_trains_with_fewer(job, tmp_path):
+def test_a_cluster_that_is_too_small_for_all_workers_trains_with_fewer(job, tmp_path, one_cpu_cluster):
     """One CPU for one to two workers. That both learn the same is tested in test_sharded_training.py.
 
     In a new process, since Ray reads RAY_AUTH_MODE only once.
@@ -63,13 +62,12 @@ def test_a_cluster_that_is_too_small_for_all_workers_trains_with_fewer(job, tmp_
     elastic = with_resources(job, train_workers=2, min_train_workers=1)
     (tmp_path / "job.pickle").write_bytes(pickle.dumps(elastic))
     code = "import pickle, sys; from srpo_core.training.launch import fit; fit(pickle.load(open(sys.argv[1], 'rb')))"
-    with ray_head(os.environ, cpus=1) as address:
-        subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / "job.pickle")],
-            cwd=job.inputs.path,
-            env={**os.environ, "RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"},
-            check=True,
-        )
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "job.pickle")],
+        cwd=job.inputs.path,
+        env={**os.environ, "RAY_ADDRESS": one_cpu_cluster, "RAY_AUTH_MODE": "disabled"},
+        check=True,
+    )
     state = json.loads((job.state.path / "step-000004/state.json").read_text())
     assert (state["step"], state["world"]) == (4, 1)
 
