@@ -112,7 +112,7 @@ def pull(version: str, to: str, format_name: str | None = None) -> list[str]:
 
 @flow(name="gc")
 def gc(keep: int, delete: bool = False) -> GarbageCollection:
-    """List old releases, or remove them with `delete`. Any with an alias, or ever in production, is kept.
+    """List old releases, or remove them with `delete`. Those with an alias or once in production are kept.
 
     Args:
         keep: number of newest versions to keep of each model.

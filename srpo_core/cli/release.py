@@ -150,7 +150,7 @@ def gc(
         bool, typer.Option("--delete", help="Remove the releases instead of listing them.")
     ] = False,
 ) -> None:
-    """List old releases, or remove them with --delete. Any with an alias, or ever in production, is kept."""
+    """List old releases, or remove them with --delete. Those with an alias or once in production are kept."""
     from flows.terminal import prepare_terminal
 
     prepare_terminal()
