@@ -86,6 +86,6 @@ def test_the_page_gets_a_row_for_each_stage_and_their_sum(resources):
     assert page.count("<tr>") == 4
     assert ">0.6000<" in page
     assert ">0.6100<" in page
-    assert "only the last part is counted" in page
+    assert "only the last part counts" in page
     assert len(timings_file().read_text().splitlines()) == 2
     json.loads(timings_file().read_text().splitlines()[0])
