@@ -31,8 +31,7 @@ $(STAMP): requirements.lock pyproject.toml
 	  echo "srpo: error: Python 3.11 is required, found '$$($(PYTHON) --version 2>&1)' as '$(PYTHON)': install it, or run 'make $(MAKECMDGOALS) PYTHON=/path/to/python3.11'" >&2; exit 2; }
 	@echo "Installing the environment into $(VENV) (7 GB, 3 to 10 minutes) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@# --no-compile: most of the 29,000 modules are never imported; Python compiles those that are
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
