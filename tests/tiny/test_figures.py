@@ -40,7 +40,9 @@ def test_the_base_follows_style_words_except_flat_as_the_readme_states(figures, 
     assert set(missed) <= ({"b"} if style == "Flat" else set())
     for share in missed.values():
         assert share >= 0.84
-        assert f"Flat is obeyed {short(share)} by judge B's word" in readme
+        assert (
+            f"Judge B sees the style Flat in {short(share)} of the images whose prompt asks for it" in readme
+        )
 
 
 def test_the_four_styles_differ_as_much_as_in_the_originals(figures):
@@ -68,17 +70,20 @@ def test_the_table_in_the_readme_contains_the_figures_of_the_recipe(figures, rea
     assert f"{vae['psnr_unseen_db']:.1f} dB on unseen subjects in all styles" in readme
     assert f"{vae['psnr_seen_db']:.1f} dB on the 3D images of seen ones" in readme
     assert f"squared error of the velocity {short(figures['base']['loss'])}" in readme
-    assert f"judge A names all right, B {short(measured['top1_b'])}" in readme
+    assert (
+        f"top-1 accuracy of judge A {measured['top1_a']:.3f}, of judge B {short(measured['top1_b'])}"
+        in readme
+    )
     assert measured["top1_a"] == measured["top5_a"] == measured["top5_b"] == 1
     for name in ("judge_a", "judge_b"):
         assert f"subject {short(figures[name]['subject_seen'])} of 160 (seen)" in readme
         assert f"style {short(figures[name]['style_unseen'])} of 1,220" in readme
-    assert f"right one of 160 names {reward['subject_of_160']:.2f}".replace("0.", ".") in readme
-    assert (
-        f"of ten names for an unseen subject {reward['unseen_subject_of_10']:.2f}".replace("0.", ".")
-        in readme
-    )
-    assert f"their style, given the right name, {reward['unseen_style']:.2f}".replace("0.", ".") in readme
+    for statement, figure in (
+        ("accuracy among 160 names {} (seen subjects)", reward["subject_of_160"]),
+        ("among ten names {} (unseen subjects; chance .10)", reward["unseen_subject_of_10"]),
+        ("style, given the right name, {} (unseen subjects", reward["unseen_style"]),
+    ):
+        assert statement.format(f"{figure:.2f}".removeprefix("0")) in readme
 
 
 def test_the_table_in_the_readme_contains_the_cpu_minutes_of_every_stage(figures, readme):
@@ -96,7 +101,7 @@ def test_the_readme_contains_the_figures_of_every_seed(figures, readme):
         row = " | ".join(pair.replace("0.", ".") for pair in pairs)
         first = f"{figure['top1_a']:.3f}, {short(figure['top1_b'])}"
         five = f"{figure['top5_a']:.3f}, {figure['top5_b']:.3f}"
-        name = "0, which ships" if seed == "0" else seed
+        name = "0, shipped" if seed == "0" else seed
         assert f"| {name} | {first} | {five} | {row} |" in readme
 
 
