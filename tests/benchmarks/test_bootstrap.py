@@ -1,4 +1,4 @@
-def test_the_whole_decision_and_its_parts_are_timed_on_pairs_of_every_prompt_and_metric(benchmark_named):
+def test_the_decision_and_its_parts_are_timed_for_every_prompt_and_metric(benchmark_named):
     bootstrap = benchmark_named("bootstrap")
     table = bootstrap.figures(40, 2, ["metric_0", "metric_1"])
     assert table.num_rows == 2 * 40 * 2 * 2

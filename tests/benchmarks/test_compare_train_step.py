@@ -24,7 +24,7 @@ SECONDS = {"literal": 2.0, "exact": 1.0, "shared": 1.2, "offline": 0.3}
         ("M", "offline", 0.15, True),
     ],
 )
-def test_a_row_has_ratio_target_and_whether_it_is_met(compare, spec, method, ratio, met):
+def test_a_row_has_a_ratio_a_target_and_whether_the_target_is_met(compare, spec, method, ratio, met):
     row = compare.compared(spec, method, SECONDS)
     assert (row["ratio"], row["met"]) == (ratio, met)
     assert row["target"] == compare.TARGETS[spec, method]["target"]

@@ -18,7 +18,7 @@ def golden():
 
 
 @pytest.fixture(autouse=True)
-def anomaly_mode_is_put_back():
+def restore_anomaly_mode():
     yield
     torch.autograd.set_detect_anomaly(False)
 
@@ -58,7 +58,7 @@ def relative_error(ours, theirs):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_literal_step_equals_the_references(golden, name):
+def test_the_literal_step_equals_the_reference_step(golden, name):
     case, spec = golden.cases[name], spec_of(golden, name)
     step, seen = watched(spec)
     step.update = lambda: None

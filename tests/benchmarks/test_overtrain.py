@@ -14,7 +14,7 @@ def figure(low, high):
     return {"value": (low + high) / 2, "low": low, "high": high}
 
 
-def test_harm_is_an_independent_figure_that_is_worse_beyond_its_interval(overtrain):
+def test_harm_is_an_independent_figure_that_is_significantly_worse(overtrain):
     assert overtrain.harm_of({"judge_top5": figure(-0.3, -0.1), "kid": figure(-0.2, 0.1)}) == ["judge_top5"]
     assert overtrain.harm_of({"judge_top5": figure(-0.3, 0.1), "kid": figure(0.05, 0.1)}) == ["kid"]
     assert overtrain.harm_of({"judge_wanted": figure(0.1, 0.3), "kid": figure(-0.4, -0.1)}) == []
@@ -25,7 +25,7 @@ def row(method, seed, step, *, harm=(), passed=True, rate=1.0):
     return {"method": method, "seed": seed, "rate": rate, "step": step, "harm": list(harm), "passed": passed}
 
 
-def test_the_summary_has_the_first_harmful_step_and_the_harmful_checkpoints_that_passed(overtrain):
+def test_the_summary_has_the_first_harmful_step_and_harmful_checkpoints_that_passed(overtrain):
     rows = [
         row("srpo", 0, 10),
         row("srpo", 0, 20, harm=["kid"], passed=False),

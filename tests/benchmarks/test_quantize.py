@@ -1,4 +1,4 @@
-"""Memory of `srpo quantize`, on checkpoints that the benchmark makes; and the benchmark's own lines."""
+"""Peak memory of `srpo quantize` on generated checkpoints, and the output of the benchmark."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import pytest
 
 HIDDEN = 1024
-# Prints, last, the most memory that this process ever held, in kB; a parent's is not counted, as ru_maxrss may.
+# The last line is the peak memory of this process in kB. ru_maxrss may also include memory of the parent.
 RUN_AND_TELL = """
 from srpo_core.__main__ import main
 try:
@@ -36,7 +36,7 @@ def peak_bytes(source, out):
 
 @pytest.mark.pipeline
 def test_memory_does_not_grow_with_the_checkpoint(benchmark, tmp_path):
-    """From 0.4 to 1.2 GB of input; a tensor that stayed in memory, or a mapped page, would show."""
+    """Input grows from 0.4 to 1.2 GB; tensors or mapped pages left in memory would raise the peak."""
     sizes, peaks = [], []
     for double, single in ((3, 4), (9, 15)):
         source = tmp_path / f"{double}"

@@ -1,4 +1,4 @@
-"""Every measured quirk must change what it names, and be in the table of docs/algorithm.md."""
+"""Every measured quirk must change the part that it names, and be in the table of docs/algorithm.md."""
 
 import re
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_every_measured_quirk_is_in_the_table_of_the_docs(quirks):
     assert measured - {"none"} <= listed
 
 
-def test_time_in_bfloat16_is_a_multiple_of_four_thousandths_above_512(quirks):
+def test_bfloat16_time_above_512_thousandths_is_a_multiple_of_four_thousandths(quirks):
     seen = []
     model = SimpleNamespace(velocity=lambda latents, timestep, guidance, condition: seen.append(timestep))
     quirks.coarse_time(SimpleNamespace(model=model))
@@ -45,7 +45,7 @@ def test_time_in_bfloat16_is_a_multiple_of_four_thousandths_above_512(quirks):
     assert (seen[0] * 1000).round().tolist() == [836, 880, 500]
 
 
-def test_a_discount_as_a_factor_only_scales_the_reward(quirks):
+def test_a_discount_outside_the_reward_only_scales_it(quirks):
     from srpo_core.algorithm import METHODS
     from srpo_core.algorithm.srpo import relative_reward
     from srpo_core.training.learner import Learner
@@ -68,7 +68,7 @@ def test_a_discount_as_a_factor_only_scales_the_reward(quirks):
     assert METHODS["srpo"].run.__globals__["relative_reward"] is relative_reward
 
 
-def test_the_differences_are_written_into_the_rows_of_their_quirks(quirks):
+def test_differences_are_written_to_the_rows_of_their_quirks(quirks):
     def row(number, what, wanted, cpu, instead=""):
         change = {"judge_wanted": wanted, "judge_top1": -0.025, "diversity": 0.0, "cpu_seconds": cpu}
         about = {"quirk": number, "what": what, "instead": instead}

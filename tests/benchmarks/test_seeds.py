@@ -38,7 +38,7 @@ def decisions(*ends, **changes):
 FIVE = [(0.30, 0.50), (0.10, 0.30), (-0.2, 0.0), (0.2, 0.4), (0.4, 0.6)]
 
 
-def test_a_rule_has_its_spread_between_runs_and_the_margin_that_four_of_five_pass(seeds):
+def test_a_rule_has_its_spread_over_runs_and_the_margin_that_four_of_five_pass(seeds):
     line, together = seeds.compare(decisions(*FIVE), 0.8)
     assert line["mean"] == pytest.approx(0.26)
     assert line["deviation"] == pytest.approx(0.2302, abs=1e-4)
@@ -65,7 +65,7 @@ def test_fewer_than_four_runs_pass_if_rules_refuse_different_runs(seeds):
 @pytest.mark.parametrize("severity", ["refuse", "veto"])
 @pytest.mark.parametrize("compare", ["difference", "ratio"])
 @pytest.mark.parametrize(("low", "high"), [(0.93, 1.08), (-0.31, -0.12), (1.2, 1.3)])
-def test_the_gate_passes_the_run_at_the_printed_margin_and_refuses_it_just_inside(
+def test_a_run_passes_at_the_printed_margin_and_fails_at_a_slightly_stricter_one(
     seeds, side, severity, compare, low, high
 ):
     given = rule(low, high, side=side, severity=severity, compare=compare)
@@ -79,7 +79,7 @@ def test_the_gate_passes_the_run_at_the_printed_margin_and_refuses_it_just_insid
 
     looser = 1e-6 if side != "at_least" else -1e-6
     assert holds(needed + looser)
-    if needed:  # a band of no width cannot be narrower
+    if needed:  # a band of width 0 cannot be narrower
         assert not holds(needed - looser)
 
 
@@ -90,7 +90,7 @@ def test_a_run_without_an_interval_counts_as_refused(seeds):
     assert together["then_refused_by"] == {"run 4": ["kept"]}
 
 
-def test_decisions_are_found_in_a_runs_directories_and_different_rules_are_refused(
+def test_decisions_are_found_in_run_directories_and_different_rules_are_refused(
     seeds, tmp_path, monkeypatch, capsys
 ):
     places = ["a/decision.json", "b/runs/gate/decision.json", "c/workspace/runs/gate/decision.json"]

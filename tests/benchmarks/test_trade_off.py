@@ -31,7 +31,7 @@ def test_a_loss_that_is_equal_for_all_subjects_has_an_interval_of_zero_width(tra
     assert found["judge_top5_high"] == pytest.approx(-0.25)
 
 
-def test_a_loss_of_one_subject_in_ten_has_an_interval_that_reaches_zero(trade_off):
+def test_a_loss_in_one_of_ten_subjects_has_an_interval_that_includes_zero(trade_off):
     found = trade_off.intervals(images(trade_off, [1.0] * 10), images(trade_off, [1.0] * 9 + [0.0]))
     assert found["judge_top1_low"] < -0.1 <= found["judge_top1_high"] == 0
 

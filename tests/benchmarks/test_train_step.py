@@ -18,13 +18,13 @@ def train_step(benchmark_named):
 
 
 @pytest.fixture
-def anomaly_mode_is_put_back():
+def restore_anomaly_mode():
     yield
     torch.autograd.set_detect_anomaly(False)
 
 
 @pytest.fixture
-def what_is_timed_is_put_back(monkeypatch):
+def restore_timed_functions(monkeypatch):
     """Let monkeypatch restore the functions of torch that the phases wrap."""
     monkeypatch.setattr(torch.Tensor, "backward", torch.Tensor.backward)
     for name in ("clip_grad_norm_", "get_total_norm", "clip_grads_with_norm_"):
@@ -39,8 +39,8 @@ def small_spec(tmp_path_factory):
     return directory
 
 
-def both_ways(train_step, directory, step=1):
-    """Return loss and gradient norm of one step, the literal and the exact one."""
+def exact_and_literal(train_step, directory, step=1):
+    """Return (loss, gradient norm) of one exact step and of one literal step."""
     from literal_step import LiteralStep
     from step_spec import load_spec
 
@@ -58,15 +58,15 @@ def assert_equal(ours, literal):
     assert literal[1] > 0
 
 
-@pytest.mark.usefixtures("anomaly_mode_is_put_back")
+@pytest.mark.usefixtures("restore_anomaly_mode")
 def test_literal_and_exact_are_the_same_step(train_step, small_spec):
-    assert_equal(*both_ways(train_step, small_spec))
+    assert_equal(*exact_and_literal(train_step, small_spec))
 
 
-@pytest.mark.usefixtures("anomaly_mode_is_put_back")
+@pytest.mark.usefixtures("restore_anomaly_mode")
 @pytest.mark.skipif(not SHARED_S.is_dir(), reason="the specification S is not at hand")
-def test_literal_and_exact_are_the_same_step_on_s(train_step):
-    assert_equal(*both_ways(train_step, SHARED_S, step=2))
+def test_literal_and_exact_are_the_same_step_on_specification_s(train_step):
+    assert_equal(*exact_and_literal(train_step, SHARED_S, step=2))
 
 
 def test_missing_weights_are_always_the_same(train_step, small_spec):
@@ -79,7 +79,7 @@ def test_missing_weights_are_always_the_same(train_step, small_spec):
     assert not torch.equal(first.noise(3), first.noise(4))
 
 
-@pytest.mark.usefixtures("what_is_timed_is_put_back")
+@pytest.mark.usefixtures("restore_timed_functions")
 @pytest.mark.parametrize(("method", "pairs"), [("shared", 2), ("offline", 1)])
 def test_every_method_runs_and_names_its_phases(train_step, small_spec, method, pairs):
     from phases import Phases
@@ -93,7 +93,7 @@ def test_every_method_runs_and_names_its_phases(train_step, small_spec, method, 
     assert figures["loss"] > 0
 
 
-@pytest.mark.usefixtures("what_is_timed_is_put_back")
+@pytest.mark.usefixtures("restore_timed_functions")
 @pytest.mark.parametrize("named", ["get_total_norm", "clip_grads_with_norm_"])
 def test_norm_and_clipping_count_as_optimizer(train_step, small_spec, named):
     from phases import Phases
@@ -123,19 +123,19 @@ def test_norm_and_clipping_count_as_optimizer(train_step, small_spec, named):
     ],
     ids=["shipped", "specification"],
 )
-def test_spec_s_has_twelve_text_tokens(train_step, directory):
+def test_the_specification_has_twelve_text_tokens(train_step, directory):
     from step_spec import load_spec
 
     assert load_spec(directory).prompt_embeds.shape == (1, 12, 48)
 
 
-@pytest.mark.usefixtures("what_is_timed_is_put_back")
+@pytest.mark.usefixtures("restore_timed_functions")
 def test_the_step_of_a_profile_runs_and_names_its_phases(train_step, tmp_path, monkeypatch):
     from phases import Phases
 
     from srpo_core.config import Settings, load_settings, patched
 
-    monkeypatch.chdir(tmp_path)  # put back afterwards, as the benchmark changes it
+    monkeypatch.chdir(tmp_path)  # the benchmark changes the directory; monkeypatch restores it
     tiny = load_settings(train_step.ROOT / "profiles/tiny.yaml").model_dump()
     small = {"train": {"batch_size": 2, "rollout": {"num_inference_steps": 2}, "draft": {"last_steps": 1}}}
     phases = Phases()

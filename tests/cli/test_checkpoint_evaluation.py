@@ -64,7 +64,7 @@ def publish_faded(settings, version, directory):
     open_store().publish(version, files, {"schema_version": 1, "files": entries, "content": version})
 
 
-def test_the_base_itself_is_refused_with_differences_of_zero(settings, tmp_path):
+def test_the_base_is_refused_with_differences_of_zero(settings, tmp_path):
     checkpoint = Path(settings.model.path) / "transformer"
     decision = evaluate_checkpoint(settings, checkpoint, tmp_path / "out")
     assert decision["verdict"] == "refused"

@@ -1,6 +1,6 @@
-"""The command line: its exit codes, and errors of one line.
+"""The command line: exit codes and one-line errors.
 
-`srpo` runs in the test's own process; `srpo_process` starts one, where the start or the end of a process is tested.
+`srpo` runs in the test's own process; `srpo_process` starts a new process, for tests of its start or end.
 """
 
 import logging
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 def srpo(monkeypatch, capsys):
     """A function that runs the command line as a user does, without a new process."""
     levels = {name: logging.getLogger(name).level for name in OWN_PACKAGES}
-    # a stage ends with its parent; this process is no stage
+    # a stage process dies with its parent; the test process must not
     monkeypatch.setattr("srpo_core.runtime.processes.die_with_parent", lambda: None)
 
     def run(*arguments, cwd=ROOT, **environment):
@@ -57,7 +57,7 @@ def srpo_process(*arguments, cwd=ROOT):
     )
 
 
-def fails_in_one_line(done, code):
+def assert_one_line_error(done, code):
     assert done.returncode == code, done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith("srpo: error: ")
@@ -107,26 +107,28 @@ def test_the_version_is_printed(srpo):
 
 @pytest.mark.parametrize("arguments", [[], ["a fox", "--seed", "3", "--output", "fox.png"], ["--help"]])
 def test_the_old_command_draw_names_the_new_one_and_is_not_in_the_help(srpo, arguments):
-    assert "'srpo draw' was renamed: use 'srpo generate'" in fails_in_one_line(srpo("draw", *arguments), 2)
+    assert "'srpo draw' was renamed: use 'srpo generate'" in assert_one_line_error(
+        srpo("draw", *arguments), 2
+    )
     assert " draw " not in srpo("--help").stdout
 
 
-def test_an_unknown_command_is_an_error_of_one_line():
-    assert "No such command 'fly'" in fails_in_one_line(srpo_process("fly"), 2)
+def test_an_unknown_command_gives_a_one_line_error():
+    assert "No such command 'fly'" in assert_one_line_error(srpo_process("fly"), 2)
 
 
-def test_a_missing_argument_is_an_error_of_one_line(srpo):
-    assert "see 'srpo generate --help'" in fails_in_one_line(srpo("generate"), 2)
+def test_a_missing_argument_gives_a_one_line_error(srpo):
+    assert "see 'srpo generate --help'" in assert_one_line_error(srpo("generate"), 2)
 
 
 def test_an_unknown_stage_lists_the_known_ones(srpo):
-    assert "known are check_reward, embed, evaluate" in fails_in_one_line(srpo("stage", "fly"), 2)
+    assert "known are check_reward, embed, evaluate" in assert_one_line_error(srpo("stage", "fly"), 2)
 
 
 def test_an_unknown_key_in_the_settings_is_named(srpo, project):
     with (project / "params.yaml").open("a") as file:
         file.write("speed: 3\n")
-    assert "params.yaml: unknown key 'speed'" in fails_in_one_line(srpo("stage", "gate", cwd=project), 2)
+    assert "params.yaml: unknown key 'speed'" in assert_one_line_error(srpo("stage", "gate", cwd=project), 2)
 
 
 @pytest.mark.parametrize(
@@ -141,36 +143,36 @@ def test_an_old_key_in_the_settings_names_the_new_one(srpo, project, old, new):
         part = part[name]
     part[last] = part.pop(new.rpartition(".")[2])
     path.write_text(yaml.safe_dump(values))
-    assert f"{old} is now {new}" in fails_in_one_line(srpo("stage", "gate", cwd=project), 2)
+    assert f"{old} is now {new}" in assert_one_line_error(srpo("stage", "gate", cwd=project), 2)
 
 
 def test_an_old_key_on_the_command_line_names_the_new_one():
-    line = fails_in_one_line(srpo_process("align", "--set", "draw.steps=3"), 2)
+    line = assert_one_line_error(srpo_process("align", "--set", "draw.steps=3"), 2)
     assert "draw.steps is now generate.num_inference_steps" in line
 
 
 def test_a_missing_key_in_the_settings_is_named(srpo, project):
     text = re.sub(r"(train:\n(?:.*\n)*?)  batch_size: .*\n", r"\1", (project / "params.yaml").read_text())
     (project / "params.yaml").write_text(text)
-    assert "missing key 'train.batch_size'" in fails_in_one_line(srpo("stage", "train", cwd=project), 2)
+    assert "missing key 'train.batch_size'" in assert_one_line_error(srpo("stage", "train", cwd=project), 2)
 
 
 def test_a_settings_file_that_is_not_yaml_is_named(srpo, project):
     (project / "params.yaml").write_text("seed: [0\n")
-    assert "params.yaml is not YAML" in fails_in_one_line(srpo("stage", "train", cwd=project), 2)
+    assert "params.yaml is not YAML" in assert_one_line_error(srpo("stage", "train", cwd=project), 2)
 
 
 def test_a_missing_output_names_the_stage_to_run(srpo, project):
-    line = fails_in_one_line(srpo("stage", "gate", cwd=project), 1)
+    line = assert_one_line_error(srpo("stage", "gate", cwd=project), 1)
     assert "is missing: run 'dvc repro" in line
 
 
-def test_the_first_stage_of_dvc_repro_refuses_settings_that_a_later_stage_cannot_use(srpo, project):
-    """Before any work: without this check the fault would show after the training."""
+def test_the_first_stage_of_dvc_repro_refuses_settings_invalid_for_later_stages(srpo, project):
+    """Without this early check the error would appear only after training."""
     values = yaml.safe_load((project / "params.yaml").read_text())
     values["quantize"]["gain"] = "beauty"
     (project / "params.yaml").write_text(yaml.safe_dump(values))
-    line = fails_in_one_line(srpo("stage", "ingest", cwd=project), 2)
+    line = assert_one_line_error(srpo("stage", "ingest", cwd=project), 2)
     assert "quantize.gain asks for 'beauty', which evaluate does not measure" in line
     assert not (project / "runs").exists()
 
@@ -192,7 +194,7 @@ def test_the_code_of_another_checkout_is_refused(project):
         text=True,
         check=False,
     )
-    assert "contains srpo_core/, but" in fails_in_one_line(done, 2)
+    assert "contains srpo_core/, but" in assert_one_line_error(done, 2)
 
 
 def test_profiles_are_listed_and_printed(srpo):
@@ -201,18 +203,18 @@ def test_profiles_are_listed_and_printed(srpo):
 
 
 def test_an_unknown_profile_lists_the_known_ones(srpo):
-    assert "unknown profile 'giant': known are" in fails_in_one_line(srpo("profile", "giant"), 2)
+    assert "unknown profile 'giant': known are" in assert_one_line_error(srpo("profile", "giant"), 2)
 
 
 def test_a_setting_without_a_value_shows_the_syntax(srpo):
-    assert "write KEY=VALUE" in fails_in_one_line(srpo("align", "--set", "train.steps"), 2)
+    assert "write KEY=VALUE" in assert_one_line_error(srpo("align", "--set", "train.steps"), 2)
 
 
 @pytest.mark.parametrize(
     ("change", "message"), [("train.steps=[", "is not a YAML value"), ("train.steps=", "no value")]
 )
-def test_a_setting_with_an_invalid_value_is_an_error_of_one_line(srpo, change, message):
-    assert message in fails_in_one_line(srpo("align", "--set", change), 2)
+def test_a_setting_with_an_invalid_value_gives_a_one_line_error(srpo, change, message):
+    assert message in assert_one_line_error(srpo("align", "--set", change), 2)
 
 
 def test_the_doctor_reports_a_store_that_is_a_file(srpo, tmp_path):
@@ -223,7 +225,9 @@ def test_the_doctor_reports_a_store_that_is_a_file(srpo, tmp_path):
 
 
 def test_an_unknown_setting_on_the_command_line_is_named():
-    assert "unknown key 'train.stes'" in fails_in_one_line(srpo_process("align", "--set", "train.stes=3"), 2)
+    assert "unknown key 'train.stes'" in assert_one_line_error(
+        srpo_process("align", "--set", "train.stes=3"), 2
+    )
 
 
 def test_the_doctor_lists_what_is_missing(srpo, project):
@@ -239,6 +243,6 @@ def test_the_doctor_reports_no_problem_in_the_project(srpo, tmp_path):
     assert "✗" not in done.stdout
 
 
-def test_an_unknown_release_is_an_error_of_one_line(srpo, tmp_path):
-    line = fails_in_one_line(srpo("verify", "none-such", SRPO_STORE=str(tmp_path / "store")), 1)
+def test_an_unknown_release_gives_a_one_line_error(srpo, tmp_path):
+    line = assert_one_line_error(srpo("verify", "none-such", SRPO_STORE=str(tmp_path / "store")), 1)
     assert "none-such" in line

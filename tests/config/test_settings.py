@@ -1,4 +1,4 @@
-"""Settings that are refused although each key by itself is valid, and old keys."""
+"""Settings that are refused although each key alone is valid, and old keys."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ def parse(profile, patch):
 @pytest.mark.parametrize(
     "spelled", ["models/pick_score", "./models/pick_score/", "models/../models/pick_score"]
 )
-def test_two_roles_with_the_same_weights_are_refused_however_the_directory_is_spelled(spelled):
+def test_two_roles_with_the_same_weights_are_refused_for_any_spelling_of_the_path(spelled):
     with pytest.raises(ConfigError, match="select_judge and judge are the same model"):
         parse("flux1_dev", {"select_judge": {"path": spelled}})
 

@@ -1,4 +1,4 @@
-"""Figures of a format's images, on images whose answers are known."""
+"""Figures of the images of a format, on images with known results."""
 
 import math
 from collections import Counter
@@ -22,7 +22,7 @@ SIDE = 16
 
 
 class PlainBase:
-    """Generates latents of a known noise; its images have the reward in red and the gain's metric in green."""
+    """Generates latents with known noise; the red channel of images is the reward, green is the gain metric."""
 
     latent_shape = (SIDE * SIDE, 1)
 
@@ -45,7 +45,7 @@ class PlainBase:
 
 @pytest.fixture
 def images(monkeypatch):
-    """Of three prompts, on which the base had 0.2 of the gain's metric and the aligned model 0.6."""
+    """Three prompts; the gain metric is 0.2 for the base and 0.6 for the aligned model."""
 
     def by_colour(names, images, _prompt, _context):
         red, green, _ = images.mean((2, 3)).unbind(1)
@@ -92,19 +92,19 @@ def test_prompts_are_evenly_spaced_so_that_every_style_is_among_them(tmp_path, m
         format_images.evaluated_images(201, "reward")
 
 
-def test_latents_with_twice_the_noise_of_the_reference_are_half_complete(images):
+def test_latents_with_twice_the_noise_of_the_reference_have_completeness_one_half(images):
     assert images.measure(PlainBase(noise=0.3)).completeness == 1
     assert images.measure(PlainBase(noise=0.6)).completeness == pytest.approx(0.5, rel=1e-5)
     assert images.measure(PlainBase(noise=0.15)).completeness == pytest.approx(2.0, rel=1e-5)
 
 
 def test_the_gain_kept_is_relative_to_the_gain_of_the_aligned_model_over_the_base(images):
-    """Not from zero: the figures of base, aligned model and images all differ from each other."""
+    """It is not relative to zero: base, aligned model and images all have different figures."""
     kept = [images.measure(PlainBase(gain=figure)).gain_kept for figure in (0.6, 0.4, 0.2, 0.0)]
     assert kept == pytest.approx([1.0, 0.5, 0.0, -0.5], abs=1e-5)
 
 
-def test_images_that_the_reward_likes_less_than_the_reference_have_a_negative_delta(images):
+def test_images_with_a_lower_reward_than_the_reference_have_a_negative_delta(images):
     deltas = [images.measure(PlainBase(reward=reward)).reward_delta for reward in (0.4, 0.2, 0.6)]
     assert deltas == pytest.approx([0.0, -0.2, 0.2], abs=1e-6)
 

@@ -1,4 +1,4 @@
-"""Distance of images, and noise in latents, on images whose answers are known."""
+"""Distance of images and noise in latents, on inputs with known results."""
 
 import math
 
@@ -26,7 +26,7 @@ def test_ssim_is_one_for_equal_images_and_falls_with_noise():
     assert bool((little < 1).all())
 
 
-def test_two_flat_images_differ_by_their_brightness_alone():
+def test_two_flat_images_differ_only_by_brightness():
     """With no variance the formula is (2xy + c1) / (x² + y² + c1)."""
     x, y = 0.4, 0.5
     expected = (2 * x * y + 1e-4) / (x * x + y * y + 1e-4)

@@ -10,7 +10,7 @@ from standin import make_standin
 
 @pytest.fixture
 def prefect(prefect_server: Server) -> Iterator[Server]:
-    """The server, set as the API of flows that a test calls directly."""
+    """Use the test server as the API of flows that a test calls directly."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: prefect_server.url}):
@@ -19,7 +19,7 @@ def prefect(prefect_server: Server) -> Iterator[Server]:
 
 @pytest.fixture
 def standin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh stand-in repository, which is the current directory; nothing is kept outside it."""
+    """A new stand-in repository as the current directory; nothing is written outside it."""
     for name in ("SRPO_HOME", "GIT_DIR", "GIT_INDEX_FILE", "DVC_SITE_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
     path = make_standin(tmp_path / "standin")

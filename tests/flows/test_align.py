@@ -50,7 +50,7 @@ def test_results_are_copied_to_the_checkout_and_a_second_run_is_cached(standin, 
     assert "| train | cached |" in markdown(second)
 
 
-def test_a_refused_model_ends_as_refused_and_skips_stages_that_need_a_passed_one(standin, prefect):
+def test_a_run_with_a_refused_model_ends_as_refused_and_skips_quantize(standin, prefect):
     result = run(patch=parse_patch({"gate": {"resamples": 2000}}))
     assert not result.passed
     assert [stage.stage for stage in result.stages] == STAGES[:-1]

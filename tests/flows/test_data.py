@@ -75,7 +75,7 @@ def test_the_tar_of_an_image_directory_does_not_depend_on_order_and_times(tmp_pa
         (lambda source: (source / "train").mkdir(), r"exactly one .* found .*train and .*train.tar"),
     ],
 )
-def test_a_source_with_another_layout_is_an_error_of_one_line(tmp_path, change, line):
+def test_a_source_with_another_layout_gives_a_one_line_error(tmp_path, change, line):
     source = shutil.copytree(HPD, tmp_path / "source")
     change(source)
     with pytest.raises(DataError, match=line):

@@ -21,7 +21,7 @@ def deployed(prefect_server, tmp_path_factory):
     return deploy(prefect_server, checkout)
 
 
-def test_every_flow_is_deployed_and_its_form_offers_the_settings(deployed, prefect_server):
+def test_every_flow_is_deployed_with_a_form_for_the_settings(deployed, prefect_server):
     entries = yaml.safe_load((ROOT / "pipelines.yaml").read_text())["deployments"]
     named = {entry["entrypoint"] for entry in entries}
     flows = {

@@ -16,7 +16,7 @@ def shown():
     return logger, console.file
 
 
-def test_a_stage_has_a_line_at_its_start_and_end_and_its_output_between(shown):
+def test_the_output_of_a_stage_is_between_a_start_and_an_end_line(shown):
     logger, text = shown
     logger.info("x", extra=display.started("train", "SRPO with Direct-Align"))
     logger.info("step 5 of 30", extra=display.output())
@@ -37,7 +37,7 @@ def test_long_lines_and_brackets_are_printed_unchanged(shown):
     assert text.getvalue() == f"    {line}\n"
 
 
-def test_warnings_are_printed_but_not_the_messages_of_prefect_s_engine(shown):
+def test_warnings_are_printed_but_messages_of_the_prefect_engine_are_not(shown):
     logger, text = shown
     logger.info("a detail")
     logger.warning("the disk is nearly full")

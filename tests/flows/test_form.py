@@ -83,7 +83,7 @@ def test_a_patch_changes_only_the_keys_it_contains():
         ({"train": {"method": "dpo"}}, r"train.method.*'srpo'"),
     ],
 )
-def test_an_invalid_patch_is_an_error_of_one_line_that_names_the_key(patch, line):
+def test_an_invalid_patch_gives_a_one_line_error_that_names_the_key(patch, line):
     with pytest.raises(ConfigError, match=line) as caught:
         parse_patch(patch)
     assert "\n" not in str(caught.value)

@@ -134,7 +134,7 @@ def srpo(prefect_server, tmp_path):
 
 
 def test_the_commands_list_show_promote_roll_back_pull_verify_and_remove_releases(store, srpo, tmp_path):
-    # the environment of the server was created before SRPO_STORE was set: the commands use store/ in their directory
+    # The server started before SRPO_STORE was set, so the commands use store/ in their directory.
     assert Path(store.uri) == tmp_path / "store"
     listed = [line.split()[0] for line in srpo("releases").splitlines()]
     assert listed == ["tiny-1", "tiny-2", "tiny-3"]

@@ -36,7 +36,7 @@ CLOSED = "os.close(2); interrupt()"
     [(ANYWHERE, INTERRUPTED), (IN_A_WRITE, INTERRUPTED), (CLOSED, "")],
     ids=["anywhere", "in a write to the terminal", "with a closed terminal"],
 )
-def test_ctrl_c_ends_the_run_with_130_at_any_moment(moment, message):
+def test_ctrl_c_ends_the_run_with_exit_code_130_at_any_time(moment, message):
     done = subprocess.run(
         [sys.executable, "-c", RUN + moment], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -80,7 +80,7 @@ def wrong_settings(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_a_wrong_setting_is_an_error_of_one_line_before_a_server_starts(wrong_settings, kind):
+def test_a_wrong_setting_gives_a_one_line_error_before_a_server_starts(wrong_settings, kind):
     printed, directory = wrong_settings
     error, exit_code = printed[kind]
     assert exit_code == "exit code 2"

@@ -1,4 +1,4 @@
-"""Batches on the tiny family: which are kept, which are generated again, and that tasks change nothing."""
+"""Batches on the tiny family: some are kept, some regenerated, and Ray tasks give the same results."""
 
 import gc
 import weakref
@@ -28,7 +28,7 @@ def resources(workers=1):
 
 @pytest.fixture
 def job(tiny_project, tmp_path, monkeypatch):
-    """Five prompts with two seeds in batches of four: three batches. As many threads as in a stage, because sums depend on it."""
+    """Five prompts with two seeds in three batches. Thread count as in a stage, because sums depend on it."""
     monkeypatch.chdir(tiny_project)
     monkeypatch.setenv("SRPO_HOME", str(tmp_path / "home"))
     settings = load_settings(ROOT / "profiles/tiny.yaml")
@@ -51,7 +51,7 @@ def pixels(batches):
     return torch.cat([generated.pixels for _, generated in batches])
 
 
-def test_files_that_another_run_reads_stay_until_it_releases_them(job):
+def test_files_used_by_another_run_are_kept_until_it_releases_them(job):
     ours, theirs = generate_batches(job, resources()), generate_batches(job, resources())
     ours.discard()
     assert len(pixels(theirs)) == 10
@@ -81,7 +81,7 @@ def test_the_last_missing_batch_is_generated_by_a_task_if_only_the_cluster_has_a
 
 
 def test_a_model_is_freed_before_the_next_one_is_loaded(job, monkeypatch):
-    """Also if Python does not collect garbage in between: diffusers' hooks keep the module in a reference cycle."""
+    """It is freed without garbage collection, although diffusers' hooks keep it in a reference cycle."""
     held, honest = [], module.load_base
 
     def watched(*arguments):
@@ -100,7 +100,7 @@ def test_a_model_is_freed_before_the_next_one_is_loaded(job, monkeypatch):
     assert len(held) == 2
 
 
-def test_the_batches_together_are_the_set_generated_at_once(job):
+def test_the_batches_together_equal_the_set_generated_at_once(job):
     from srpo_core.models import load_base
 
     batches = generate_batches(job, resources())
@@ -123,9 +123,7 @@ def test_the_batches_together_are_the_set_generated_at_once(job):
     assert not directory.exists()
 
 
-def test_an_interrupted_run_generates_only_the_missing_batches_and_ends_with_the_same_images(
-    job, monkeypatch
-):
+def test_an_interrupted_run_generates_only_missing_batches_and_gives_the_same_images(job, monkeypatch):
     first = pixels(generate_batches(job, resources()))
     batches = generate_batches(job, resources())
     (batches.directory / "00001.safetensors").unlink()
@@ -181,7 +179,7 @@ def test_images_are_generated_and_measured_on_the_device_of_the_resources(job, m
     assert seen == [("base", {"meta"}, "meta")] * 3 + [("step 5", {"meta"}, "meta")] * 3
 
 
-def test_a_task_on_another_machine_fetches_its_inputs_and_returns_the_batches(
+def test_a_task_on_another_machine_downloads_its_inputs_and_returns_the_batches(
     job, tiny_project, tmp_path, monkeypatch
 ):
     from safetensors.torch import load_file

@@ -17,7 +17,7 @@ PROMPTS = ["red apple", "cat", "owl"]
 
 
 class ShowsNoise:
-    """A base that shows its noise (4 tokens of 3 channels as 2 x 2 pixels), plus its condition's number."""
+    """A base whose images are its noise (4 tokens of 3 channels as 2 x 2 pixels)."""
 
     latent_shape = (4, 3)
 
@@ -76,7 +76,7 @@ def test_images_are_ordered_by_prompt_then_by_seed():
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 5])
-def test_the_batch_size_changes_no_image_and_is_not_exceeded(batch_size):
+def test_the_batch_size_does_not_change_images_and_is_not_exceeded(batch_size):
     base = ShowsNoise()
     whole, parts = generated(image_set()), generated(image_set(), batch_size, base)
     assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(whole, parts, strict=True))
@@ -92,7 +92,7 @@ def test_images_are_generated_in_the_precision_of_the_settings(autocast):
     assert base.in_bfloat16_at_each == [autocast]
 
 
-def test_the_noise_of_an_image_is_keyed_by_seed_purpose_prompt_and_number():
+def test_the_noise_of_an_image_depends_on_seed_purpose_prompt_and_number():
     noise = image_set("evaluate", 7).noise(1, 2, (4, 3))
     assert torch.equal(noise, keyed_noise((4, 3), 7, "evaluate", "cat", 2))
     others = [
@@ -104,7 +104,7 @@ def test_the_noise_of_an_image_is_keyed_by_seed_purpose_prompt_and_number():
     assert not any(torch.equal(noise, other) for other in others)
 
 
-def test_the_figures_are_those_of_the_stored_8_bit_images(monkeypatch):
+def test_figures_are_measured_on_the_stored_8_bit_images(monkeypatch):
     def mean_of_pixels(names, images, prompt, context):
         return {"mean": images.mean((1, 2, 3))}
 
@@ -115,7 +115,7 @@ def test_the_figures_are_those_of_the_stored_8_bit_images(monkeypatch):
         assert image.figures["mean"] == pytest.approx(stored.mean(), abs=1e-6)
 
 
-def test_all_seeds_of_a_prompt_are_measured_together_whatever_the_batch_size(monkeypatch):
+def test_all_seeds_of_a_prompt_are_measured_together_for_any_batch_size(monkeypatch):
     seen = []
 
     def note(names, images, prompt, context):
@@ -135,7 +135,7 @@ def test_png_keeps_every_pixel_and_the_order_of_channels():
     assert np.array_equal(np.asarray(image), pixels.permute(1, 2, 0).numpy())
 
 
-def test_values_beyond_white_and_black_are_clamped_and_rounded():
+def test_values_outside_zero_to_one_are_clamped_and_rounded():
     pixels = module.to_8_bits(torch.tensor([-0.1, 0.0, 0.4999 / 255, 0.5001 / 255, 1.0, 1.2]))
     assert pixels.tolist() == [0, 0, 0, 1, 255, 255]
 

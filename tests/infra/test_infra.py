@@ -32,7 +32,7 @@ def instructions(word: str) -> list[str]:
 
 
 def simple_commands(command: list[str]) -> list[list[str]]:
-    """Split the command of a service into simple commands, also if it is a shell line."""
+    """Split the command of a service, which may be a shell line, into simple commands."""
     if command[:2] == ["sh", "-c"]:
         command = command[2:]
     if len(command) == 1:
@@ -116,8 +116,8 @@ def test_a_repository_in_a_volume_is_updated_to_the_commit_of_the_image_and_keep
     (new / "code.py").write_text("2")
     git(new, "commit", "--quiet", "--all", "-m", "new")
     git(tmp_path, "clone", "--quiet", "--bare", str(new), str(tmp_path / "baked.git"))
-    git(old, "tag", "data-1")  # in the volume
-    (old / "code.py").write_text("2")  # of the new image
+    git(old, "tag", "data-1")  # a tag that exists only in the volume
+    (old / "code.py").write_text("2")  # the content of the new image
     for line in mine:
         there = line.replace(baked, str(tmp_path / "baked.git"))
         subprocess.run(shlex.split(there), cwd=old, check=True, capture_output=True)
@@ -126,7 +126,7 @@ def test_a_repository_in_a_volume_is_updated_to_the_commit_of_the_image_and_keep
     assert git(old, "tag") == "data-1"
 
 
-def test_builds_name_files_that_exist():
+def test_builds_refer_to_existing_files():
     for service in SERVICES.values():
         if "build" in service:
             context = (INFRA / service["build"]["context"]).resolve()
@@ -190,7 +190,7 @@ def test_every_address_in_the_environment_has_a_port_of_its_service():
     }
 
 
-def test_every_published_port_is_one_that_the_service_listens_on():
+def test_the_service_listens_on_every_published_port():
     for name in SERVICES:
         text = " ".join(" ".join(command) for command in commands(name))
         listening = {int(port) for port in re.findall(r"(?:port[= ]|address :)(\d+)", text)}

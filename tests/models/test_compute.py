@@ -1,4 +1,4 @@
-"""Settings that save time or memory do not change what is learned, beyond the stated tolerances."""
+"""Settings that save time or memory do not change the training result beyond the stated tolerances."""
 
 import shutil
 from pathlib import Path
@@ -24,11 +24,11 @@ OFF = {
     "compile": False,
     "fused_optimizer": False,
 }
-BFLOAT16 = 2e-2  # relative error of a whole call: 2⁻⁹ a rounding, some tens of them
+BFLOAT16 = 2e-2  # relative error of a call: some tens of roundings of 2⁻⁹ each
 
 
 def base(*, layers=2, single_layers=4, channels=(8, 16), **changes):
-    """A small FLUX and VAE with random weights, prepared as `changes` say."""
+    """Return a small FLUX and VAE with random weights, prepared with the compute settings `changes`."""
     torch.manual_seed(0)
     transformer = FluxTransformer2DModel(
         in_channels=16,
@@ -50,7 +50,7 @@ def base(*, layers=2, single_layers=4, channels=(8, 16), **changes):
         scaling_factor=0.5,
         shift_factor=0.1,
     )
-    side = 8 * 2 ** (len(channels) - 1)  # 8 latents a side, 16 tokens
+    side = 8 * 2 ** (len(channels) - 1)  # 8 x 8 latents, 16 tokens
     made = Base(Flux(vae, None, height=side, width=side), transformer.train(), vae)
     return made.prepare(ComputeSettings(**{**OFF, **changes}))
 
@@ -71,7 +71,7 @@ def inputs():
 
 
 def gradients(model, inputs):
-    """Every gradient of a call and a decode, and the bytes kept for the backward pass."""
+    """Return all gradients of a call and a decode, and the bytes kept for the backward pass."""
     kept = 0
 
     def count(tensor):
@@ -89,8 +89,8 @@ def relative_error(ours, theirs):
     return float(((ours - theirs).norm() / theirs.norm()).detach())
 
 
-def worst(ours, theirs):
-    """The largest difference of two sets of gradients, relative to the length of all."""
+def largest_difference(ours, theirs):
+    """Return the largest difference of two sets of gradients, relative to their total norm."""
     total = torch.stack([gradient.norm() for gradient in theirs.values()]).norm()
     return max(float((ours[name] - theirs[name]).norm() / total) for name in theirs)
 
@@ -145,7 +145,7 @@ def test_the_chosen_share_of_blocks_is_evenly_spaced():
     assert [len(evenly_spaced_share(range(100), n / 100)) for n in range(101)] == list(range(101))
 
 
-def test_autocast_stays_near_float32_and_keeps_weights_gradients_and_results_in_float32(inputs):
+def test_autocast_is_close_to_float32_and_keeps_weights_and_gradients_in_float32(inputs):
     exact, half = base(), base(autocast=True)
     expected, actual = exact.velocity(*inputs), half.velocity(*inputs)
     assert actual.dtype == torch.float32
@@ -159,11 +159,11 @@ def test_autocast_stays_near_float32_and_keeps_weights_gradients_and_results_in_
         == {p.dtype for p in half.transformer.parameters()}
         == {torch.float32}
     )
-    assert 0 < worst(grads, reference) < BFLOAT16
+    assert 0 < largest_difference(grads, reference) < BFLOAT16
 
 
 def test_generation_under_autocast_keeps_no_copy_of_the_weights_between_steps(monkeypatch):
-    """Early stop generates with weights that require a gradient, whose casts torch would cache."""
+    """Early stopping generates with weights that require gradients; torch would cache their casts."""
     monkeypatch.chdir(ROOT)
     generation, cached = load_base(load_settings(ROOT / "profiles/tiny.yaml").model), []
     generation.transformer.register_forward_hook(lambda *_: cached.append(torch.is_autocast_cache_enabled()))
@@ -195,7 +195,7 @@ def test_autocast_keeps_fewer_bytes_for_the_backward_pass(inputs):
 
 @pytest.mark.parametrize("plain", [True, False], ids=["ours", "diffusers"])
 @pytest.mark.parametrize("changes", [{"autocast": True}, {"rollout_copy": True}], ids=["autocast", "copy"])
-def test_a_transformer_in_bfloat16_receives_time_and_guidance_in_float32(inputs, changes, plain):
+def test_a_bfloat16_transformer_receives_time_and_guidance_in_float32(inputs, changes, plain):
     """835 thousandths are 836 in bfloat16, and guidance 3.5 is 3504 thousandths."""
     model = base(**changes)
     calls = {"autocast": model.velocity, "rollout_copy": model.rollout_velocity}
@@ -211,7 +211,7 @@ def test_a_transformer_in_bfloat16_receives_time_and_guidance_in_float32(inputs,
     assert [t.tolist() for t in seen] == [pytest.approx([835.0, 278.0]), [3500.0, 3500.0]]
 
 
-def test_the_rollout_copy_is_in_bfloat16_near_the_trained_weights_and_is_updated_with_them(inputs):
+def test_the_bfloat16_rollout_copy_is_updated_with_the_trained_weights(inputs):
     model = base(rollout_copy=True)
     before = model.rollout_velocity(*inputs)
     assert before.dtype == torch.float32
@@ -259,4 +259,4 @@ def test_compiled_blocks_give_the_same_gradients_with_and_without_checkpointing(
     expected, _ = gradients(base(**small), inputs)
     actual, _ = gradients(base(**small, **checkpointed, compile=True), inputs)
     assert actual.keys() == expected.keys()
-    assert worst(actual, expected) < 1e-5
+    assert largest_difference(actual, expected) < 1e-5

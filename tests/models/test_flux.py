@@ -36,7 +36,7 @@ def test_unpacking_reverses_packing():
     assert torch.equal(unpack(tokens, 6, 10), latents)
 
 
-def test_a_tokens_channels_are_a_two_by_two_patch_of_each_latent_channel():
+def test_the_channels_of_a_token_are_2x2_patches_of_each_latent_channel():
     latents = torch.arange(2 * 4 * 4).reshape(1, 2, 4, 4)
     assert pack(latents)[0, 1].tolist() == [2, 3, 6, 7, 18, 19, 22, 23]
 
@@ -52,7 +52,7 @@ def test_prompts_are_encoded_one_by_one_as_in_a_batch(settings, condition):
         assert torch.allclose(tensor, condition.tensors[name][2:], atol=1e-5)
 
 
-def test_our_rollout_generates_the_images_of_the_pipeline(base, condition):
+def test_our_rollout_generates_the_same_images_as_the_pipeline(base, condition):
     """The same sigmas in both; ours truncates the time input to thousandths, hence the tolerance."""
     noise = torch.stack([keyed_noise(base.latent_shape, 0, "test", row) for row in range(3)])
     images = base.generate(condition, noise, num_inference_steps=16, guidance_scale=3.5)
@@ -64,7 +64,7 @@ def test_our_rollout_generates_the_images_of_the_pipeline(base, condition):
     assert float((ours - images).detach().abs().mean()) < 0.01
 
 
-def test_images_under_autocast_are_near_those_in_float32_and_autocast_ends_with_its_context(base, condition):
+def test_autocast_images_are_close_to_float32_and_autocast_ends_with_its_context(base, condition):
     noise = torch.stack([keyed_noise(base.latent_shape, 0, "test", row) for row in range(3)])
 
     def generated():

@@ -79,7 +79,7 @@ def test_a_transformer_without_guidance_embedding_receives_none(inputs):
         torch.testing.assert_close(theirs(schnell, inputs), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_every_gradient_is_that_of_diffusers(transformer, inputs):
+def test_every_gradient_matches_diffusers(transformer, inputs):
     gradients = []
     for forward in (theirs, ours):
         transformer.zero_grad()
@@ -103,7 +103,7 @@ def test_an_adapter_on_a_layer_takes_effect(transformer, inputs):
     assert relative_error(ours(transformer, inputs), theirs(transformer, inputs)) < 1e-6
 
 
-def test_a_stock_transformer_is_plain(transformer):
+def test_an_unmodified_transformer_counts_as_plain(transformer):
     assert is_plain(transformer)
 
 
@@ -114,7 +114,7 @@ def test_checkpointing_fused_projections_and_hooks_require_diffusers_forward(tra
     handle = transformer.single_transformer_blocks[1].register_forward_hook(lambda *_: None)
     assert not is_plain(transformer)
     handle.remove()
-    transformer.forward = transformer.forward  # what diffusers' own hooks do
+    transformer.forward = transformer.forward  # as diffusers' own hooks do
     assert not is_plain(transformer)
     del transformer.forward
     assert is_plain(transformer)

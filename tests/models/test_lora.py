@@ -27,7 +27,7 @@ def adapted(base):
     return base
 
 
-def disturbed(transformer):
+def with_random_adapters(transformer):
     """Change the adapters, as training does."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -62,8 +62,8 @@ def test_new_adapters_change_nothing_and_only_they_are_trained(base):
     assert not any(name.startswith("proj_out") for name in names), "only layers within blocks"
 
 
-def test_merged_weights_compute_what_base_and_adapters_compute(adapted, monkeypatch):
-    disturbed(adapted.transformer)
+def test_merged_weights_give_the_same_output_as_base_and_adapters(adapted, monkeypatch):
+    with_random_adapters(adapted.transformer)
     with_adapters = velocity(adapted)
     merged = load_base(load_settings(Path("profiles/tiny.yaml")).model)
     plain = velocity(merged)
@@ -72,10 +72,10 @@ def test_merged_weights_compute_what_base_and_adapters_compute(adapted, monkeypa
     assert not torch.allclose(plain, with_adapters, atol=1e-2)
 
 
-def test_diffusers_reads_the_adapters_and_computes_the_same(adapted, tmp_path):
+def test_diffusers_loads_the_adapters_and_gives_the_same_output(adapted, tmp_path):
     from diffusers import FluxPipeline
 
-    disturbed(adapted.transformer)
+    with_random_adapters(adapted.transformer)
     with_adapters = velocity(adapted)
     write_lora(trained_parameters(adapted.transformer), SETTINGS, tmp_path)
     pipeline = FluxPipeline.from_pretrained("assets/tiny/family/base", text_encoder=None, text_encoder_2=None)
@@ -111,7 +111,7 @@ def test_a_checkpoint_of_adapters_is_written_as_a_merged_model_and_as_adapters(a
     from srpo_core.models import load_transformer, write_transformer
     from srpo_core.weights.shards import write_shards
 
-    disturbed(adapted.transformer)
+    with_random_adapters(adapted.transformer)
     with_adapters = velocity(adapted)
     write_shards(tmp_path / "shards", trained_parameters(adapted.transformer))
     settings = load_settings(Path("profiles/tiny.yaml"))

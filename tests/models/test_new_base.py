@@ -1,7 +1,7 @@
-"""A base model is added by one file and one line of the registry: here Stable Diffusion 3 at toy size.
+"""A base model is added by one file and one line in the registry; the example is a toy Stable Diffusion 3.
 
-Its four text tensors, transformer and sampler are not FLUX's. From the entry alone it is planned, trained, resumed,
-exported, evaluated, judged by the gate and reported.
+Its four text tensors, transformer and sampler differ from FLUX. The registry entry is enough to plan, train, resume,
+export, evaluate, gate and report it.
 """
 
 import inspect
@@ -176,7 +176,7 @@ def write_pipeline(directory):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A directory with the toy pipeline and the prompts of each split encoded by it, and the settings of its run."""
+    """A directory with the toy pipeline and the encoded prompts of each split, and the settings of a run."""
     root = tmp_path_factory.mktemp("project")
     (root / "assets").symlink_to(ROOT / "assets")
     write_pipeline(root / "toy")
@@ -207,7 +207,7 @@ def project(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patching:
         patching.chdir(root)
         patching.setenv("SRPO_HOME", str(root / ".srpo"))
-        patching.setattr(registry, "BASES", {**registry.BASES, "sd3": ENTRY})  # the one line
+        patching.setattr(registry, "BASES", {**registry.BASES, "sd3": ENTRY})  # the one line in the registry
         for split, prompts in PROMPTS.items():
             condition = models.encode_prompts(settings.model, prompts, batch_size=3)
             write_embeddings(split, prompts, ["animals"] * len(prompts), condition)
@@ -215,7 +215,7 @@ def project(tmp_path_factory):
 
 
 def train(settings, state, resume=0):
-    """Train up to the settings' last step from a checkpoint, and return worker and job."""
+    """Train from a checkpoint to the last step of the settings; return worker and job."""
     job = TrainJob(
         inputs=Location.of(Path.cwd()),
         digests={},
@@ -235,7 +235,7 @@ def train(settings, state, resume=0):
     return worker, job
 
 
-def test_the_condition_of_the_new_base_survives_the_disk_and_has_the_planned_shapes(project):
+def test_the_condition_of_the_new_base_is_read_back_unchanged_with_the_planned_shapes(project):
     _, settings = project
     prompts, _, condition = read_embeddings("test")
     assert prompts == PROMPTS["test"]
@@ -249,7 +249,7 @@ def test_the_condition_of_the_new_base_survives_the_disk_and_has_the_planned_sha
     assert {name: tuple(tensor[:1].shape) for name, tensor in condition.tensors.items()} == shapes
 
 
-def test_training_predicts_what_the_sampler_of_the_new_base_predicts(project):
+def test_training_and_the_sampler_of_the_new_base_give_the_same_prediction(project):
     _, settings = project
     base = models.load_base(settings.model)
     condition = read_embeddings("test")[2]
@@ -259,7 +259,7 @@ def test_training_predicts_what_the_sampler_of_the_new_base_predicts(project):
     assert torch.allclose(latents, noise - velocity, atol=1e-4)
 
 
-def test_the_new_base_is_planned_from_its_entry_and_configuration(project):
+def test_the_new_base_is_planned_from_its_registry_entry_and_configuration(project):
     from srpo_core.plan import Cluster, make_plan
 
     _, settings = project
@@ -271,13 +271,13 @@ def test_the_new_base_is_planned_from_its_entry_and_configuration(project):
     assert plan.fits
 
 
-def test_a_base_without_release_formats_is_refused_by_quantize_in_one_line(project):
+def test_quantize_refuses_a_base_without_release_formats_with_a_one_line_error(project):
     _, settings = project
     with pytest.raises(ConfigError, match="release formats are not available for base model 'sd3'"):
         models.require_release_formats(settings.model)
 
 
-def test_the_new_base_goes_from_training_to_the_report(project, tmp_path):
+def test_the_new_base_runs_from_training_to_the_report(project, tmp_path):
     from safetensors.torch import load_file
 
     from srpo_core.stages import evaluate, gate, report, select
@@ -300,7 +300,10 @@ def test_the_new_base_goes_from_training_to_the_report(project, tmp_path):
     exported = load_file(artifacts.step_directory(2) / WEIGHTS)
     base = models.load_base(settings.model).transformer.state_dict()
     assert exported.keys() == base.keys()
-    for name, tensor in exported.items():  # SD3's positions are a buffer, which training does not save
+    for (
+        name,
+        tensor,
+    ) in exported.items():  # SD3 keeps position embeddings in a buffer, which training does not save
         assert torch.equal(tensor, weights[1].get(name, base[name])), name
 
     def run(stage, **changes):

@@ -1,4 +1,4 @@
-"""FLUX.1-dev's true configuration, sharded across simulated workers on the meta device: shapes and bytes only."""
+"""The real configuration of FLUX.1-dev, sharded over simulated workers on the meta device: only shapes and bytes."""
 
 import copy
 from pathlib import Path
@@ -16,7 +16,7 @@ from srpo_core.weights.models_lock import read_lock
 
 GB = 1e9
 PROFILE = Path(__file__).parents[2] / "profiles/flux1_dev.yaml"
-COST_MODEL = {8: 23.8, 32: 6.0}  # GB a rank of fp32 parameters, gradients and moments
+COST_MODEL = {8: 23.8, 32: 6.0}  # GB of fp32 parameters, gradients and moments per rank
 
 
 @pytest.fixture(scope="module")
@@ -30,31 +30,31 @@ def flux():
 
 @pytest.fixture
 def fake_ranks():
-    """A process group of any size that sends nothing."""
+    """Return a function that starts a fake process group of any size."""
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    def begin(world):
+    def start_ranks(world):
         dist.init_process_group("fake", rank=0, world_size=world, store=FakeStore())
         return init_device_mesh("cpu", (world,))
 
-    yield begin
+    yield start_ranks
     dist.destroy_process_group()
 
 
 def local_bytes(tensor):
-    """Bytes that a rank holds of a sharded tensor."""
+    """Return the bytes of a sharded tensor on one rank."""
     local = tensor.to_local()
     return local.numel() * local.element_size()
 
 
 def fused(name):
-    """The tensor of the original release that contains a diffusers tensor: it joins q, k, v (and the MLP)."""
+    """Return the original tensor that contains a diffusers tensor: the original joins q, k, v (and the MLP)."""
     for part in ("to_q", "to_k", "to_v", "proj_mlp"):
         name = name.replace(f"attn.{part}.", "qkv.").replace(f".{part}.", ".qkv.")
     return name.replace("add_q_proj", "add").replace("add_k_proj", "add").replace("add_v_proj", "add")
 
 
-def test_the_configuration_is_that_of_flux1_dev(flux):
+def test_the_configuration_matches_flux1_dev(flux):
     assert sum(p.numel() for p in flux.parameters()) == 11_901_408_320
     names = [name for name, _ in flux.named_parameters()]
     assert len({fused(name) for name in names}) == 780, "tensors as Black Forest Labs count them"
@@ -63,12 +63,14 @@ def test_the_configuration_is_that_of_flux1_dev(flux):
 
 
 @pytest.mark.parametrize("world", [8, 32])
-def test_a_rank_holds_its_share_of_the_state(flux, fake_ranks, world):
+def test_each_rank_stores_its_share_of_the_state(flux, fake_ranks, world):
     transformer = copy.deepcopy(flux)
     shard(transformer, fake_ranks(world), gather=torch.bfloat16)
     parameters = list(transformer.parameters())
     plain = load_settings(PROFILE).train
-    compute = plain.compute.model_copy(update={"fused_optimizer": False})  # the one kernel has no meta form
+    compute = plain.compute.model_copy(
+        update={"fused_optimizer": False}
+    )  # the fused kernel does not support the meta device
     optimizer = adamw(transformer, plain.model_copy(update={"compute": compute}))
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)

@@ -1,4 +1,4 @@
-"""A slice of FLUX.1-dev at its true width (hidden 3072, one block of each kind) takes a step on this machine."""
+"""Train one step of a FLUX.1-dev slice at true width (hidden 3072, one block of each kind)."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.pipeline
 
 @pytest.fixture
 def sliced(monkeypatch):
-    """The profile flux1_dev_lora on one block of each kind, with the VAE of FLUX.1-dev, random weights, 64 pixels."""
+    """The profile flux1_dev_lora with one block of each kind, the VAE of FLUX.1-dev, random weights and 64 pixels."""
     from diffusers import AutoencoderKL, FluxTransformer2DModel
 
     monkeypatch.chdir(Path(__file__).resolve().parents[2])
@@ -38,7 +38,7 @@ def sliced(monkeypatch):
     vae = AutoencoderKL.from_config(architecture["vae"])
     model = Base(Flux(vae, None, height=64, width=64), transformer.train(), vae)
     rollout = settings.train.rollout.model_copy(update={"num_inference_steps": 2})
-    # in float32: a CPU may have no bfloat16, and then needs minutes for it
+    # float32, because a CPU without bfloat16 support would need minutes
     compute = settings.train.compute.model_copy(update={"autocast": False})
     lora = settings.train.lora.model_copy(update={"frozen": "float32"})
     changes = {"batch_size": 1, "rollout": rollout, "compute": compute, "lora": lora}
@@ -46,7 +46,7 @@ def sliced(monkeypatch):
     return model.prepare(train.compute), train
 
 
-def test_one_step_at_true_width_moves_the_adapters_and_nothing_else(sliced):
+def test_one_step_at_true_width_changes_only_the_adapters(sliced):
     model, train = sliced
     assert model.transformer.inner_dim == 3072
     frozen = {name: p for name, p in model.transformer.named_parameters() if not p.requires_grad}
@@ -66,7 +66,7 @@ def test_one_step_at_true_width_moves_the_adapters_and_nothing_else(sliced):
     )
     metrics = learner.step(batch, 1)
     assert metrics["grad_norm"] > 0
-    # B starts at zero, so that in the first step only B has a gradient
+    # B starts at zero, so only B has a gradient in the first step
     moved = {
         name
         for name, tensor in trained_parameters(model.transformer).items()

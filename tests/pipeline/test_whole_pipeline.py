@@ -1,7 +1,7 @@
 """The whole pipeline as a user runs it, with short settings.
 
-`make test` runs it once; `make test-all` adds repetitions, kills and a run over Prefect's API. One checkout serves
-all tests but those that kill a run. The first run starts its own Prefect server, as in a terminal; later ones
+`make test` runs it once; `make test-all` adds repetitions, kills and a run over Prefect's API. All tests share
+one checkout, except those that kill a run. The first run starts its own Prefect server, as in a terminal; later runs
 use the server of the tests.
 """
 
@@ -31,7 +31,7 @@ def checkout(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def first(checkout):
-    """Run the whole pipeline for the first time; keep the hashes of its outputs as the checkout's `reference`."""
+    """Run the whole pipeline once; save the hashes of its outputs as `checkout.reference`."""
     done = checkout.srpo("align", "--profile", "tiny")
     checkout.reference = checkout.outputs()
     return done
@@ -146,7 +146,7 @@ def test_a_refusal_is_a_result_and_nothing_is_published(checkout, first, prefect
 
 
 @pytest.mark.pipeline
-def test_a_run_started_over_the_api_applies_its_patch_and_runs_only_what_that_changes(
+def test_a_run_started_over_the_api_applies_its_patch_and_runs_only_affected_stages(
     checkout, first, prefect_server, tmp_path
 ):
     log, before = tmp_path / "worker.log", set(checkout.path.glob(".srpo/runs/*"))
@@ -188,7 +188,7 @@ def test_a_forced_run_trains_from_step_0_and_gives_the_same_bytes(checkout, firs
 
 
 @pytest.mark.distributed
-def test_two_workers_learn_the_same_as_one(checkout, first):
+def test_two_workers_give_the_weights_of_one_worker_within_rounding(checkout, first):
     from safetensors.torch import load_file
 
     weights = "runs/train/checkpoints/step-000004/diffusion_pytorch_model.safetensors"
@@ -206,21 +206,21 @@ def test_two_workers_learn_the_same_as_one(checkout, first):
     relative = sum(one**2 for one in apart.values()) ** 0.5 / whole
     widest = max(apart, key=lambda name: apart[name] / alone[name].norm())
     print(f"all weights {relative:.1e}; {widest} {apart[widest] / alone[widest].norm():.1e}")
-    # in float32, whose rounding errors AdamW amplifies; tests/training/test_sharded_training.py compares over 20 steps in float64
+    # AdamW amplifies float32 rounding errors; tests/training/test_sharded_training.py compares 20 steps in float64
     assert relative < 1e-5
     assert apart[widest] < 1e-4 * alone[widest].norm(), widest
 
 
 @pytest.fixture
 def cluster(checkout):
-    """Start a Ray cluster of two CPUs outside any run, in another directory; yield its address."""
+    """Start a Ray cluster with two CPUs in another directory, outside any run; yield its address."""
     environment = {name: value for name, value in checkout.environment.items() if name != "PYTHONPATH"}
     with ray_head(environment, cpus=2) as address:
         yield address
 
 
 @pytest.mark.distributed
-def test_a_cluster_runs_the_code_of_the_run_and_learns_the_same(checkout, first, cluster):
+def test_a_cluster_runs_the_code_of_the_run_and_gives_the_same_weights(checkout, first, cluster):
     checkout.run(
         *["dvc", "repro", "--force", "--single-item", "train"], RAY_ADDRESS=cluster, RAY_AUTH_MODE="disabled"
     )
@@ -237,7 +237,7 @@ def wait_for(found, seconds):
 
 
 def commands_of(path):
-    """Return the command lines of the running processes that work in a directory."""
+    """Return the command lines of running processes that use a directory."""
     found = []
     for process in psutil.process_iter():
         try:  # a process may end between the listing and the query
@@ -272,7 +272,7 @@ def is_prefect_server(command):
 
 @pytest.mark.pipeline
 def test_no_stage_outlives_a_killed_run(killed):
-    """Prefect's server may outlive it; the next run ends the server."""
+    """The Prefect server may outlive it; the next run ends the server."""
     wait_for(lambda: all(is_prefect_server(command) for command in commands_of(killed.path)), 30)
 
 

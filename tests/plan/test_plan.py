@@ -1,4 +1,4 @@
-"""The plan against the cost model of the reference (FLUX.1-dev) and against a measured step (tiny)."""
+"""Compare the plan with the cost model of the reference (FLUX.1-dev) and with a measured step (tiny)."""
 
 import re
 from functools import cache
@@ -26,20 +26,20 @@ def settings(profile, **patch):
 
 
 @pytest.fixture(autouse=True)
-def _in_the_project(monkeypatch):
+def _work_in_the_project(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
 @pytest.fixture(scope="module")
 def flux():
-    """One image a device on 8, as the table of the cost model."""
+    """One image per device on 8 devices, as in the table of the cost model."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         return make_plan(settings("flux1_dev", train={"batch_size": 8}), cluster(8))
 
 
 @pytest.mark.pipeline
-def test_a_step_of_flux_costs_what_the_cost_model_says(flux):
+def test_the_flops_of_a_flux_step_match_the_cost_model(flux):
     every = sum(flux.flops.values()) / TERA
     print(
         {name: f"{flops / TERA:.2f} TFLOP" for name, flops in flux.flops.items()}, f"{every:.1f} TFLOP a step"
@@ -51,21 +51,21 @@ def test_a_step_of_flux_costs_what_the_cost_model_says(flux):
     assert flux.flops["reward"] / TERA == pytest.approx(1.55, rel=0.15), (
         "text features are kept, not computed"
     )
-    # less the gradients of the VAE's weights (9.8 TFLOP), which the reference computes and nobody uses, and more the
-    # decoder's forward pass that is computed again
+    # The reference also computes unused gradients of the VAE's weights (9.8 TFLOP); we recompute the decoder's
+    # forward pass.
     assert 30.24 - 9.8 < flux.flops["decoder"] / TERA < 1.5 * (30.24 - 9.8)
 
 
 @pytest.mark.pipeline
-def test_the_memory_of_flux_is_that_of_the_cost_model(flux):
+def test_the_memory_of_flux_matches_the_cost_model(flux):
     print({part: f"{size / GB:.2f} GB" for part, size in flux.memory.items()}, f"{flux.peak / GB:.1f} GB")
     assert flux.state / GB == pytest.approx(23.8, rel=0.05)
-    # 32.7 with the VAE checkpointed, bfloat16 gathered and the reward's weights in half; ours lie in float32
+    # The cost model's 32.7 GB: checkpointed VAE, bfloat16 gathers, 16-bit reward weights. Ours are in float32.
     assert flux.peak / GB == pytest.approx(32.7 + 2 * 986_109_441 / GB, rel=0.10)
 
 
 @pytest.mark.pipeline
-def test_the_time_of_flux_is_that_of_the_cost_model(flux):
+def test_the_time_of_flux_matches_the_cost_model(flux):
     print(
         f"{flux.compute_seconds:.2f} s computing, {flux.traffic_seconds:.2f} s exchanging {flux.traffic / GB:.0f} GB"
     )
@@ -73,26 +73,26 @@ def test_the_time_of_flux_is_that_of_the_cost_model(flux):
     assert flux.traffic_seconds == pytest.approx(2.3, rel=0.05)
 
 
-# GB of 261 M adapters' weights, gradients and moments: whole on each device there, cut here
+# GB of weights, gradients and moments of 261 M adapter parameters: replicated in the cost model, sharded here
 ADAPTER_STATE = 4.2
-REWARD_IN_FULL = 2 * 986_109_441 / GB  # the reward's weights in float32 here, in half there
+REWARD_IN_FULL = 2 * 986_109_441 / GB  # float32 here, 16 bits in the cost model
 
 
 @pytest.fixture(scope="module")
 def adapters():
-    """Plans of flux1_dev_lora with one image a device, the calls counted once for all numbers of devices."""
+    """Plans of flux1_dev_lora with one image per device; calls are counted once for all device counts."""
 
     @cache
     def counted(shard, checkpoint_decode):
-        return make_plan(of(1, shard, checkpoint_decode), cluster(1))
+        return make_plan(settings_of(1, shard, checkpoint_decode), cluster(1))
 
-    def of(gpus, shard, checkpoint_decode):
+    def settings_of(gpus, shard, checkpoint_decode):
         patch = {"batch_size": gpus, "compute": {"checkpoint_decode": checkpoint_decode}}
         return settings("flux1_dev_lora", train=patch, resources={"shard": shard})
 
     def plan(gpus, *, shard, checkpoint_decode):
         one = counted(shard, checkpoint_decode)
-        return Plan(of(gpus, shard, checkpoint_decode), cluster(gpus), one.sizes, one.counted)
+        return Plan(settings_of(gpus, shard, checkpoint_decode), cluster(gpus), one.sizes, one.counted)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
@@ -101,8 +101,8 @@ def adapters():
 
 @pytest.mark.pipeline
 @pytest.mark.parametrize(("gpus", "gigabytes"), [(8, 14.2), (32, 12.0), (1, 35.1)])
-def test_the_memory_of_adapters_is_that_of_the_cost_model(adapters, gpus, gigabytes):
-    """Its figures hold for the transformer's way back; the decoder's before it needs more, and the plan says so."""
+def test_the_memory_of_adapters_matches_the_cost_model(adapters, gpus, gigabytes):
+    """The cost model gives the peak of the transformer's backward pass; the decoder's, before it, is higher in the plan."""
     plan = adapters(gpus, shard=gpus > 1, checkpoint_decode=True)
     trained, frozen = 16 * plan.sizes.trained, 2 * (plan.sizes.all - plan.sizes.trained)
     assert trained / GB == pytest.approx(ADAPTER_STATE, rel=0.01)
@@ -113,20 +113,20 @@ def test_the_memory_of_adapters_is_that_of_the_cost_model(adapters, gpus, gigaby
     print(f"{gpus}: {on_the_way_back / GB:.1f} GB on the way back, {plan.peak / GB:.1f} GB at most")
     expected = gigabytes - ADAPTER_STATE * (gpus - 1) / gpus + REWARD_IN_FULL
     assert on_the_way_back / GB == pytest.approx(expected, rel=0.10)
-    half_of_the_decoder = 0.5 * 10.2 * GB  # checkpointing leaves less of its activations
+    half_of_the_decoder = 0.5 * 10.2 * GB  # checkpointing keeps fewer of its activations
     assert on_the_way_back < plan.peak < on_the_way_back + half_of_the_decoder
 
 
 @pytest.mark.pipeline
-def test_adapters_on_one_device_in_the_references_style_fill_what_the_cost_model_says(adapters):
-    """Decoder not checkpointed, reward in float32: the fullest moment is the decoder's, there and here."""
+def test_the_reference_setup_with_adapters_on_one_device_matches_the_cost_model(adapters):
+    """Without decoder checkpointing and with a float32 reward, both models have their peak in the decoder."""
     plan = adapters(1, shard=False, checkpoint_decode=False)
     print({part: f"{size / GB:.2f} GB" for part, size in plan.memory.items()}, f"{plan.peak / GB:.1f} GB")
     assert plan.peak / GB == pytest.approx(47.1, rel=0.10)
 
 
 def peak_of_a_step(job):
-    """Bytes at most during the second step of a worker: what was there, and what the allocator handed out on top."""
+    """Return the peak bytes of a worker's second step: weights and moments plus what the allocator added."""
     from torch.profiler import ProfilerActivity, profile
 
     from srpo_core.training.worker import Worker
@@ -148,7 +148,7 @@ def peak_of_a_step(job):
 
 
 @pytest.mark.parametrize("checkpoint", [0.0, 1.0])
-def test_the_planned_peak_is_the_measured_one_on_the_tiny_profile(job, monkeypatch, checkpoint):
+def test_the_planned_peak_matches_the_measured_peak_on_the_tiny_profile(job, monkeypatch, checkpoint):
     from dataclasses import replace
 
     patch = {
@@ -166,8 +166,8 @@ def test_the_planned_peak_is_the_measured_one_on_the_tiny_profile(job, monkeypat
     assert plan.peak == pytest.approx(measured, rel=0.10)
 
 
-def of_flux(gpus=8, memory=80.0, **patch):
-    """A plan with the cost model's own counts, so that only its arithmetic is tested."""
+def flux_plan(gpus=8, memory=80.0, **patch):
+    """Return a plan from the cost model's counts, so that only the arithmetic is tested."""
     counted = Counted(
         1,
         rollout=Phase(37.28 * TERA),
@@ -184,38 +184,38 @@ def of_flux(gpus=8, memory=80.0, **patch):
 
 @pytest.mark.parametrize(("gpus", "full", "half"), [(8, 1291, 2.3), (32, 1430, 2.5)])
 def test_traffic_is_29_gathers_and_2_scatters(gpus, full, half):
-    plain = of_flux(
+    plain = flux_plan(
         gpus, train={"batch_size": gpus, "compute": {"autocast": False}, "lora": {"frozen": "float32"}}
     )
     assert plain.traffic / GB == pytest.approx(full, rel=0.01)
-    assert of_flux(gpus, train={"batch_size": gpus}).traffic_seconds == pytest.approx(half, rel=0.03)
-    copied = of_flux(gpus, train={"batch_size": gpus, "compute": {"rollout_copy": True}})
+    assert flux_plan(gpus, train={"batch_size": gpus}).traffic_seconds == pytest.approx(half, rel=0.03)
+    copied = flux_plan(gpus, train={"batch_size": gpus, "compute": {"rollout_copy": True}})
     assert copied.traffic_seconds == pytest.approx(0.65, abs=0.06)
     assert copied.memory["copy for rollouts"] / GB == pytest.approx(23.8, rel=0.01)
 
 
 @pytest.mark.parametrize(("gpus", "gigabytes"), [(8, 23.8), (32, 6.0)])
-def test_the_state_is_sixteen_bytes_a_parameter_over_the_devices(gpus, gigabytes):
-    assert of_flux(gpus).state / GB == pytest.approx(gigabytes, rel=0.01)
+def test_the_state_is_16_bytes_per_parameter_divided_by_the_devices(gpus, gigabytes):
+    assert flux_plan(gpus).state / GB == pytest.approx(gigabytes, rel=0.01)
 
 
 @pytest.mark.parametrize(("name", "saved"), [
     ("train.pairs_per_rollout=2", 0.37), ("train.pairs_per_rollout=4", 0.55), ("train.pairs_per_rollout=8", 0.65),
     ("train.rollout.source=offline", 0.74),
 ])  # fmt: skip
-def test_what_shared_rollouts_and_real_images_save_is_the_cost_models(name, saved):
-    plan = of_flux(train={"batch_size": 8, "tune": "lora"})  # which leaves nothing to be counted anew
+def test_savings_of_shared_rollouts_and_real_images_match_the_cost_model(name, saved):
+    plan = flux_plan(train={"batch_size": 8, "tune": "lora"})  # with LoRA, so no variant needs a new count
     assert 1 - per_pair(alternatives(plan)[name]) / per_pair(plan) == pytest.approx(saved, abs=0.01)
 
 
-def test_a_reference_step_fills_a_device_as_the_cost_model_says():
-    """42.9 GB on 8 devices, 25.1 on 32: the decoder's activations kept, its peak before the transformer's way back."""
+def test_the_peak_of_a_reference_step_matches_the_cost_model():
+    """42.9 GB on 8 devices and 25.1 on 32: decoder activations are kept, and the peak is in the decoder."""
     for gpus, gigabytes in ((8, 42.9), (32, 25.1)):
-        assert of_flux(gpus, train={"batch_size": gpus}).peak / GB == pytest.approx(gigabytes, rel=0.10)
+        assert flux_plan(gpus, train={"batch_size": gpus}).peak / GB == pytest.approx(gigabytes, rel=0.10)
 
 
-def test_run_time_and_cost_follow_from_a_step():
-    plan = of_flux(train={"batch_size": 8})
+def test_run_time_and_cost_are_computed_from_the_step_time():
+    plan = flux_plan(train={"batch_size": 8})
     step = plan.compute_seconds + plan.traffic_seconds
     assert plan.hours == pytest.approx(19 * step / 3600)
     assert plan.device_hours > 8 * plan.hours
@@ -223,24 +223,24 @@ def test_run_time_and_cost_follow_from_a_step():
 
 
 def test_the_images_that_later_stages_generate_are_counted_for_every_model_and_format():
-    plan = of_flux(8)
+    plan = flux_plan(8)
     formats = len(plan.settings.quantize.formats)
     images = {stage: generated.num_images for stage, generated in plan.generated.items()}
-    # the base and checkpoints 5, 10, 15, 19; base and aligned; formats
+    # select: base and checkpoints 5, 10, 15, 19; evaluate: base and aligned; quantize: the formats
     assert images == {"select": 5 * 100 * 2, "evaluate": 2 * 200 * 4, "quantize": 16 * formats}
     assert plan.flops_of_an_image == pytest.approx(50 / 25 * plan.flops["rollout"] / plan.images)
-    with_champion = of_flux(8, champion="flux1-dev-0123456789ab").generated["evaluate"]
+    with_champion = flux_plan(8, champion="flux1-dev-0123456789ab").generated["evaluate"]
     assert with_champion.num_images == 3 * 200 * 4
     evaluate, quantize = plan.generated["evaluate"], plan.generated["quantize"]
     assert (evaluate.devices, quantize.devices) == (8, 1)
     assert evaluate.hours == pytest.approx(200 * plan.flops_of_an_image / (0.4 * 989 * TERA) / 3600)
-    assert of_flux(8, generate={"autocast": False}).generated["evaluate"].hours == pytest.approx(
+    assert flux_plan(8, generate={"autocast": False}).generated["evaluate"].hours == pytest.approx(
         15 * evaluate.hours
     )
 
 
-def test_generation_holds_the_whole_model_in_float32_whatever_was_trained(flux):
-    """FLUX.1-dev 11.9 G parameters, HPSv2.1 and the VAE 4.28 GB; judge and CLIP-L taken to be as large as HPSv2.1."""
+def test_generation_keeps_the_whole_model_in_float32(flux):
+    """FLUX.1-dev has 11.9 G parameters, HPSv2.1 and VAE 4.28 GB; judge and CLIP-L count as large as HPSv2.1."""
     parts = flux.generation
     assert parts["parameters"] / GB == pytest.approx(47.6, rel=0.01)
     assert parts["judge and scorers"] / GB == pytest.approx(2 * 3.94, rel=0.01)
@@ -254,12 +254,12 @@ def test_generation_holds_the_whole_model_in_float32_whatever_was_trained(flux):
     assert passing[4] == parts["passing tensors"]
 
 
-def test_four_images_a_device_are_four_times_the_work():
-    assert of_flux(8).flops["rollout"] == pytest.approx(4 * of_flux(32).flops["rollout"])
+def test_four_images_per_device_take_four_times_the_flops():
+    assert flux_plan(8).flops["rollout"] == pytest.approx(4 * flux_plan(32).flops["rollout"])
 
 
 @pytest.mark.pipeline
-def test_what_does_not_fit_is_made_to_fit_by_the_cheapest_changes_that_do():
+def test_a_run_that_does_not_fit_gets_the_cheapest_changes_that_make_it_fit():
     whole = settings("tiny")
     plan = make_plan(whole, cluster(1))
     done, better = remedies(whole, cluster(1, memory=0.7 * plan.peak / GB))
@@ -275,8 +275,8 @@ def test_more_devices_than_images_are_refused():
         make_plan(settings("tiny"), cluster(17))
 
 
-def test_each_method_is_planned_by_its_own_cost():
-    """ReFL and Direct-Align train one image per sample, SRPO two; the tiny rollout has 16 steps, ReFL rolls out 15 of them, DRaFT-2 14."""
+def test_each_method_is_planned_with_its_own_cost():
+    """ReFL and Direct-Align train one image per sample, SRPO two; of 16 rollout steps ReFL uses 15 and DRaFT-2 14."""
     one = make_plan(settings("tiny"), cluster(1))
     for method, steps, images in (("refl", 15, 1), ("direct_align", 16, 1), ("draft_k", 14, 1)):
         other = make_plan(settings("tiny", train={"method": method}), cluster(1))
@@ -313,7 +313,7 @@ def test_the_command_prints_every_table(monkeypatch, capsys):
 
 
 @pytest.mark.pipeline
-def test_the_command_shows_what_makes_a_run_fit(monkeypatch, capsys):
+def test_the_command_shows_the_changes_that_make_a_run_fit(monkeypatch, capsys):
     from srpo_core.__main__ import main
 
     peak = make_plan(settings("tiny"), cluster(1)).peak / GB
@@ -334,7 +334,7 @@ def test_the_command_shows_what_makes_a_run_fit(monkeypatch, capsys):
     assert better <= room
 
 
-def test_the_presets_differ_in_what_their_names_say():
+def test_the_full_and_lora_presets_differ_only_in_tuning_and_learning_rate():
     full, lora = (load_settings(ROOT / f"profiles/{name}.yaml") for name in ("flux1_dev", "flux1_dev_lora"))
     optimizer = full.train.optimizer.model_copy(update={"learning_rate": lora.train.optimizer.learning_rate})
     assert full.train.model_copy(update={"tune": "lora", "optimizer": optimizer}) == lora.train

@@ -99,7 +99,7 @@ def test_every_shipped_preset_is_consistent(preset):
         ),
     ],
 )
-def test_settings_that_would_fail_only_after_training_are_refused_in_one_line_that_names_the_key(patch, line):
+def test_settings_that_would_fail_after_training_are_refused_with_the_name_of_the_key(patch, line):
     with pytest.raises(ConfigError, match=line) as caught:
         require_consistent(settings(patch))
     assert "\n" not in str(caught.value)

@@ -15,7 +15,7 @@ def settings(profile):
     return load_settings(ROOT / f"profiles/{profile}.yaml")
 
 
-def test_the_count_of_weights_is_that_of_the_model():
+def test_the_weight_count_equals_the_parameter_count_of_the_model():
     directory = ROOT / "assets/tiny/family/base/transformer"
     weights = load_transformer(settings("tiny").model, directory).parameters()
     assert count_weights(directory) == sum(parameter.numel() for parameter in weights)
@@ -27,20 +27,20 @@ def test_a_directory_without_weights_counts_as_zero(tmp_path):
 
 def test_a_run_of_flux_needs_at_most_one_and_a_half_terabytes():
     found = {what: size / GB for what, size in bytes_of_run(settings("flux1_dev"), FLUX).items()}
-    # four checkpoints in float32, in the workspace, in DVC's cache and in the checkout
+    # four float32 checkpoints in the workspace, in DVC's cache and in the checkout
     assert found["checkpoints"] == pytest.approx(4 * 4 * 11.9014 * 3, rel=1e-4)
-    # their weights until the stage is done, and the moments of the two that stay and of the one being written
+    # weights of all until the stage ends; moments of the two that are kept and of the one being written
     assert found["state to resume training"] == pytest.approx((4 * 4 + 3 * 8) * 11.9014, rel=1e-4)
     assert sum(found.values()) == pytest.approx(1577.0, abs=1)
 
 
-def test_adapters_have_whole_checkpoints_and_almost_no_state_to_resume_from():
+def test_adapters_have_full_size_checkpoints_and_almost_no_resume_state():
     full, adapters = (bytes_of_run(settings(name), FLUX) for name in ("flux1_dev", "flux1_dev_lora"))
     assert adapters["checkpoints"] == full["checkpoints"]
     assert adapters["state to resume training"] == 0 < full["state to resume training"]
 
 
-def test_the_size_of_a_format_counts_its_bits_in_workspace_cache_checkout_and_store():
+def test_the_size_of_a_format_includes_workspace_cache_checkout_and_store():
     whole = settings("tiny")
 
     def gigabytes(*formats):

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def weights(monkeypatch):
-    """The lines about weights for a preset, in the checkout."""
+    """Return the lines about weights for a preset, in the checkout."""
     monkeypatch.chdir(ROOT)
 
     def lines(profile):

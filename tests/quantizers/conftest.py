@@ -7,7 +7,7 @@ from diffusers import FluxTransformer2DModel
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory):
-    """Matrices of standard deviation 0.045: fitted, so that the errors are those of the facts' table."""
+    """Matrices have standard deviation 0.045, chosen to reproduce the errors in the table FACTS."""
     torch.manual_seed(0)
     model = FluxTransformer2DModel(
         num_layers=2,
@@ -29,7 +29,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def forward(checkpoint):
-    """A function from the weights of such a model to the output of one forward pass in float32."""
+    """Return a function that computes one float32 forward pass from the weights of this model."""
     config = FluxTransformer2DModel.load_config(checkpoint)
     model = FluxTransformer2DModel.from_config(config)
     generator = torch.Generator().manual_seed(1)

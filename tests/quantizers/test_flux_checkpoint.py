@@ -1,4 +1,4 @@
-"""Checkpoints as others have written them: shards, single files, prefixes, and damaged ones."""
+"""Checkpoints from other programs: shards, single files, prefixes, damaged files."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def in_bfl_names(checkpoint, prefix=""):
 
 
 def rewritten(checkpoint, target, change):
-    """A copy of a checkpoint with its tensors changed by `change(state)`."""
+    """Return a copy of a checkpoint with tensors changed by `change(state)`."""
     shutil.copytree(checkpoint, target)
     state = load_file(checkpoint / WEIGHTS)
     change(state)
@@ -115,9 +115,7 @@ def test_a_nan_weight_is_named_and_no_file_is_left(checkpoint, tmp_path, value, 
     assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
-def test_weights_too_large_for_a_type_are_clamped_and_counted_and_so_are_weights_too_small(
-    checkpoint, tmp_path
-):
+def test_weights_outside_the_range_of_a_type_are_clamped_and_counted(checkpoint, tmp_path):
     name = "transformer_blocks.0.attn.to_q.weight"
 
     def spoil(state):

@@ -1,4 +1,4 @@
-"""The key map against diffusers' own model and converter."""
+"""Compare the key map with the model and the converter of diffusers."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_flux1_dev_has_780_tensors_in_the_original_naming(dev):
     assert len(dev) == 1160
 
 
-def test_both_maps_together_return_every_tensor_of_flux1_dev_to_its_own_rows(dev):
+def test_the_two_maps_are_inverse_for_every_tensor_of_flux1_dev(dev):
     there = bfl_names(dev)
     back = diffusers_names({name: shape_of(rows, dev) for name, rows in there.items()})
     assert back.keys() == dev.keys()
@@ -50,7 +50,7 @@ def _rows_of(piece, there):
     return stacked[piece.start : piece.stop]
 
 
-def test_shapes_are_those_of_the_original_model(dev):
+def test_shapes_match_the_original_model(dev):
     there = bfl_names(dev)
     expected = {
         "img_in.weight": (3072, 64),
@@ -69,7 +69,7 @@ def test_shapes_are_those_of_the_original_model(dev):
 def test_diffusers_own_converter_splits_a_file_in_the_same_way():
     from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 
-    # that converter knows the hidden width 3072 only; rows are marked, columns are few
+    # the converter supports only hidden width 3072; rows are numbered, and there are few columns
     shapes = shapes_of_flux(num_layers=1, num_single_layers=1, guidance_embeds=True)
     state = {
         name: torch.arange(shape[0]).float() + index * 1e6

@@ -1,4 +1,4 @@
-"""A LoRA is carried through only if it is what the merged checkpoint was made of."""
+"""A LoRA is copied only if the merged checkpoint was made from it."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ LAYERS = ("transformer_blocks.1.attn.to_q", "single_transformer_blocks.0.proj_ml
 
 @pytest.fixture(scope="module")
 def merged(checkpoint, tmp_path_factory):
-    """The checkpoint with an adapter of rank 4 on two layers, as a diffusers directory with the LoRA beside it."""
+    """The checkpoint merged with a rank-4 adapter on two layers, as a diffusers directory with the LoRA file."""
     directory = tmp_path_factory.mktemp("merged")
     torch.manual_seed(3)
     model = FluxTransformer2DModel.from_pretrained(checkpoint)
@@ -50,7 +50,7 @@ def test_a_lora_is_copied_byte_for_byte_and_described(checkpoint, merged, tmp_pa
     assert known["deviation"] < 1e-3
 
 
-def test_the_lora_of_another_checkpoint_is_refused(checkpoint, merged, tmp_path):
+def test_a_lora_of_another_checkpoint_is_refused(checkpoint, merged, tmp_path):
     def double(tensors):
         tensors[f"transformer.{LAYERS[0]}.lora_B.weight"] *= 2
 

@@ -1,4 +1,4 @@
-"""Every format of the registry, written from a small FLUX and opened by readers that are not ours."""
+"""Write every format of the registry from a small FLUX and open it with third-party readers."""
 
 import hashlib
 import json
@@ -43,13 +43,13 @@ FACTS = {
     "q4_k_m": 8.5e-2,
     "q4_0": 1.2e-1,
 }
-# What keeps in float32 the layers that the table's files had in 16 bits is better than the table.
+# Better than the table: these keep in float32 some layers that the files of the table had in 16 bits.
 BETTER = {"q8_0", "gguf_bf16"}
 
 
 @pytest.fixture(scope="session")
 def written(checkpoint, tmp_path_factory):
-    """All formats in one pass."""
+    """Write all formats in one pass."""
     return convert(open_flux(checkpoint), QUANTIZERS, tmp_path_factory.mktemp("formats"), stem="model")
 
 
@@ -63,7 +63,7 @@ def error_of(weights, checkpoint, forward):
 
 
 @pytest.mark.parametrize("name", sorted(QUANTIZERS))
-def test_every_format_is_as_exact_as_real_loaders_were_measured_to_be(name, written, checkpoint, forward):
+def test_every_format_has_the_error_measured_in_real_loaders(name, written, checkpoint, forward):
     for file in written[name]:
         error = error_of(read(file), checkpoint, forward)
         assert error < 1.2 * FACTS[name]
@@ -72,7 +72,7 @@ def test_every_format_is_as_exact_as_real_loaders_were_measured_to_be(name, writ
 
 
 @pytest.mark.parametrize("name", sorted(QUANTIZERS))
-def test_every_file_has_its_recorded_digest_and_size_and_no_other_file_is_left(name, written):
+def test_every_file_has_its_recorded_digest_and_size_and_there_are_no_others(name, written):
     for file in written[name]:
         data = file.path.read_bytes()
         assert (hashlib.sha256(data).hexdigest(), len(data)) == (file.sha256, file.num_bytes)
@@ -111,7 +111,7 @@ def test_fp8_is_bit_identical_to_torch(written, checkpoint):
     assert torch.equal(stored[name].view(torch.uint8), exact.to(torch.float8_e4m3fn).view(torch.uint8))
 
 
-def test_a_scaled_file_lists_its_layers_in_comfyui_s_metadata_and_uses_the_whole_range(written):
+def test_a_scaled_file_lists_its_layers_for_comfyui_and_uses_the_whole_range(written):
     path = written["fp8_e4m3fn_scaled"][0].path
     with safe_open(path, framework="pt") as file:
         metadata = json.loads(file.metadata()["_quantization_metadata"])
@@ -128,7 +128,7 @@ def test_a_scaled_file_lists_its_layers_in_comfyui_s_metadata_and_uses_the_whole
         assert float(stored[f"{layer}.weight"].float().abs().max()) == 448
 
 
-def test_bf16_single_is_the_single_file_of_bf16_and_nothing_else(written):
+def test_bf16_single_contains_only_the_single_file_of_bf16(written):
     (single,) = written["bf16_single"]
     assert single.path.name == "model-bf16_single.safetensors"
     assert single.sha256 == written["bf16"][0].sha256
@@ -151,7 +151,7 @@ def test_a_gguf_file_states_flux_and_its_type_and_keeps_vectors_in_float32(writt
         assert all(len(tensor.shape) > 1 for tensor in reader.tensors if tensor.tensor_type.name != "F32")
 
 
-def test_an_m_mixture_gives_the_qkv_projection_the_next_better_type(written):
+def test_an_m_mixture_uses_the_next_better_type_for_the_qkv_projection(written):
     kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(written["q4_k_m"][0].path).tensors}
     assert kinds["double_blocks.0.txt_attn.qkv.weight"] == "Q5_K"
     assert kinds["double_blocks.0.txt_mlp.0.weight"] == "Q4_K"
@@ -162,7 +162,7 @@ def test_an_m_mixture_gives_the_qkv_projection_the_next_better_type(written):
 def test_diffusers_with_a_patched_width_loads_a_single_file_of_every_kind(
     written, checkpoint, forward, monkeypatch
 ):
-    """diffusers 0.42 splits every file as if the model were 3072 wide."""
+    """diffusers 0.42 splits every file as if its hidden width were 3072."""
     import diffusers.loaders.single_file_utils as upstream
 
     source = upstream.convert_flux_transformer_checkpoint_to_diffusers
@@ -222,7 +222,7 @@ def test_the_progress_bar_ends_at_its_total_for_any_choice_of_formats(names, che
     assert min(advanced) > 0
 
 
-def test_rows_that_no_super_block_divides_fall_back_as_in_llama_cpp():
+def test_rows_that_are_no_multiple_of_a_super_block_fall_back_as_in_llama_cpp():
     def dtype(name, columns):
         return QUANTIZERS[name].encoding("double_blocks.0.img_attn.proj.weight", (64, columns)).name
 
@@ -231,7 +231,7 @@ def test_rows_that_no_super_block_divides_fall_back_as_in_llama_cpp():
     assert [dtype(name, 24) for name in ("q6_k", "q8_0", "q4_0")] == ["F16", "F16", "F16"]
 
 
-def test_a_replacing_type_records_the_type_that_it_replaces():
+def test_a_fallback_type_records_the_type_that_it_replaces():
     def meant(name, columns):
         return QUANTIZERS[name].encoding("double_blocks.0.img_attn.proj.weight", (64, columns)).meant
 
@@ -240,7 +240,7 @@ def test_a_replacing_type_records_the_type_that_it_replaces():
 
 
 @pytest.mark.parametrize("sizes", [[CHUNK] * count for count in range(1, 12)] + [[CHUNK, CHUNK // 10] * 3])
-def test_errors_are_measured_on_at_most_two_chunks_of_a_tensor_and_on_all_of_a_small_one(sizes):
+def test_errors_are_measured_on_at_most_two_chunks_of_a_tensor(sizes):
     losses = _Losses(BF16, sum(sizes), 1.0)
     values = np.ones(CHUNK, np.float32)
     for size in sizes:
@@ -272,8 +272,8 @@ def test_format_names_ignore_case_and_an_unknown_one_lists_the_known_ones():
         chosen_quantizers(["bf16", "BF16"])
 
 
-def test_a_format_is_written_from_bfloat16_as_exactly_as_torch_would(written, tmp_path, checkpoint):
-    """The tables for bfloat16 and the arithmetic for float32 are one definition."""
+def test_a_format_written_from_bfloat16_equals_the_cast_of_torch(written, tmp_path, checkpoint):
+    """The bfloat16 tables and the float32 arithmetic agree."""
     source = shutil.copytree(checkpoint, tmp_path / "source")
     FluxTransformer2DModel.from_pretrained(source, torch_dtype=torch.bfloat16).save_pretrained(source)
     names = ("fp8_e4m3fn", "fp16", "bf16")
@@ -301,7 +301,7 @@ def test_fp8_agrees_with_torch_on_every_bfloat16_value_below_the_clamp():
 
 
 @pytest.mark.parametrize("scale", [0.37 / 448, 1.9e-4, 3.0])
-def test_a_scaled_fp8_agrees_with_torch_s_division_and_cast_on_every_bfloat16_value(scale):
+def test_scaled_fp8_agrees_with_torch_on_every_bfloat16_value(scale):
     from srpo_core.quantizers.encodings import FP8_SCALED
 
     bits = np.arange(1 << 16, dtype=np.uint16)
@@ -313,7 +313,7 @@ def test_a_scaled_fp8_agrees_with_torch_s_division_and_cast_on_every_bfloat16_va
     assert np.array_equal(encoded, expected)
 
 
-def test_fp8_rounds_float32_as_torch_does_also_at_ties():
+def test_fp8_rounds_float32_as_torch_does_including_ties():
     from srpo_core.quantizers.encodings import float8_bits
 
     generator = torch.Generator().manual_seed(0)
@@ -346,10 +346,12 @@ def test_q8_0_matches_gguf_py_except_for_exact_halves(dtype):
 
 
 def test_q8_0_of_bfloat16_weights_equals_that_of_float32_weights_for_every_magnitude():
-    """The steps that are looked up are those that are computed."""
+    """The steps from the table equal the computed steps."""
     from srpo_core.quantizers.blocks import encoding_of
 
-    largest = np.arange(0x0400, 0x7F80, dtype=np.uint32)  # below, the inverse of the step is infinite
+    largest = np.arange(
+        0x0400, 0x7F80, dtype=np.uint32
+    )  # for smaller values the inverse of the step is infinite
     places = np.random.default_rng(0).integers(0, 32, largest.size)
     shares = np.random.default_rng(1).uniform(-1, 1, (largest.size, 32)).astype(np.float32)
     values = (largest << 16).view(np.float32)[:, None] * shares
@@ -365,7 +367,7 @@ def test_q8_0_of_bfloat16_weights_equals_that_of_float32_weights_for_every_magni
 
 
 @pytest.mark.parametrize("name", ["bf16", "gguf_bf16", "fp16"])
-def test_a_tensor_already_stored_in_the_required_type_is_copied_without_loss(name, written, tmp_path):
+def test_a_tensor_already_in_the_required_type_is_copied_without_loss(name, written, tmp_path):
     source = written["fp16" if name == "fp16" else "bf16"][1].path.parent
     (file, *_) = convert(open_flux(source), {name: QUANTIZERS[name]}, tmp_path, stem="m")[name]
     exact = load_file(source / WEIGHTS)
@@ -377,7 +379,7 @@ def test_a_tensor_already_stored_in_the_required_type_is_copied_without_loss(nam
 
 
 @pytest.mark.parametrize("name", ["Q4_K", "Q5_K", "Q6_K"])
-def test_gguf_py_reads_what_ggml_writes_close_to_the_weights(name):
+def test_gguf_py_reads_the_output_of_ggml_and_it_is_close_to_the_weights(name):
     from srpo_core.quantizers.blocks import encoding_of
 
     values = np.random.default_rng(0).standard_normal(1 << 12, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""`srpo quantize`: as a user runs it, also one who kills it."""
+"""`srpo quantize` as a user runs it, including kills."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def test_formats_of_another_source_or_with_a_damaged_record_are_written_again(ch
     assert not quantize(checkpoint, ["q8_0"], tmp_path, "m")[0].endswith("kept")
 
 
-def test_files_of_another_source_are_not_kept_after_a_kill_between_them_and_their_record(
+def test_files_of_another_source_are_not_kept_if_a_kill_prevented_their_record(
     checkpoint, tmp_path, monkeypatch
 ):
     other = tmp_path / "other"

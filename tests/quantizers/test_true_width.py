@@ -45,9 +45,7 @@ def output(model):
 
 
 @pytest.mark.parametrize(("name", "limit"), [("bf16", 0.0), ("fp8_e4m3fn", 0.04), ("q8_0", 0.02)])
-def test_diffusers_loads_the_single_file_and_computes_the_same_as_from_the_checkpoint(
-    flux, tmp_path, name, limit
-):
+def test_diffusers_gives_the_same_output_from_the_single_file_and_the_checkpoint(flux, tmp_path, name, limit):
     file = convert(open_flux(flux), {name: QUANTIZERS[name]}, tmp_path, stem="flux")[name][0]
     options = {"torch_dtype": torch.bfloat16, "config": str(flux), "local_files_only": True}
     if file.path.suffix == ".gguf":

@@ -1,4 +1,4 @@
-"""A small project that DVC has reproduced (tiny base, checkpoint, formats, report, decision), and its release."""
+"""A small project reproduced by DVC (tiny base, checkpoint, formats, report, decision), and its release."""
 
 import os
 import shutil
@@ -65,7 +65,7 @@ DECISION = {
 
 
 def write_settings(path):
-    """Write the committed settings with few images, and limits that weights with noise of 2e-4 satisfy."""
+    """Write the committed settings with few images and with limits that weights with noise of 2e-4 satisfy."""
     settings = yaml.safe_load((ROOT / "params.yaml").read_text())
     loose = {"max_relative_error": 0.2, "min_psnr": 0, "min_completeness": 0, "min_gain_kept": -1e9}
     settings["quantize"] |= {"num_prompts": 2, "formats": dict.fromkeys(FORMATS, loose)}

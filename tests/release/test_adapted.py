@@ -1,4 +1,4 @@
-"""A release with a LoRA and with a refused format, as the user sees them."""
+"""A release with a LoRA and a refused format, from the view of a user."""
 
 import re
 import shutil

@@ -90,9 +90,7 @@ def test_rollback_undoes_a_killed_promotion(store, publish, monkeypatch):
     assert rollback(store).after == first
 
 
-def test_a_promotion_overtaken_by_another_leaves_the_previous_version_of_the_later_one(
-    store, publish, monkeypatch
-):
+def test_a_promotion_overtaken_by_a_later_one_keeps_the_aliases_of_the_later_one(store, publish, monkeypatch):
     first, second, third = publish(1), publish(2), publish(3)
     promote(store, first)
     honest = aliases.move_alias
@@ -148,7 +146,7 @@ def test_one_of_eight_concurrent_promotions_succeeds_and_the_others_fail(store, 
     kind = type(store)
     honest = kind.manifest
 
-    def together(self, version):  # each has read the alias before it arrives here
+    def together(self, version):  # every thread has read the alias before this call
         manifest = honest(self, version)
         if threading.current_thread() is not threading.main_thread() and not hasattr(
             threading.current_thread(), "met"

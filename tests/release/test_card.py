@@ -94,7 +94,7 @@ def test_every_code_block_of_the_card_imports_the_names_it_uses(settings):
     assert [unbound_names(block) for block in blocks] == [set()] * len(blocks)
 
 
-def test_a_model_of_another_width_has_no_code_for_single_files(settings):
+def test_a_model_of_another_width_gets_no_code_for_single_files(settings):
     text = card(settings, settings.quantize.formats, config=NARROW)
     assert single_file_calls(text) == []
     assert "This model is 128 wide, so diffusers loads only\nits directories" in text

@@ -90,7 +90,7 @@ def test_the_checkpoint_of_a_workflow_is_neither_a_directory_nor_a_scaled_file()
 
 
 @pytest.mark.network
-def test_comfyui_s_graph_library_opens_both_workflows_with_every_link(release, tmp_path):
+def test_the_comfyui_graph_library_opens_both_workflows_with_every_link(release, tmp_path):
     """Needs node and npm's registry."""
     store, published = release
     for name in ("workflow.json", "workflow-gguf.json"):

@@ -64,7 +64,7 @@ def test_an_interrupted_pull_is_resumed_and_complete_files_are_kept(store, publi
 
 
 class CuttingProxy:
-    """A proxy that closes each connection after `num_bytes` of an object; None: never."""
+    """A proxy that closes each connection after `num_bytes` of an object, or never if it is None."""
 
     def __init__(self, endpoint, num_bytes):
         host, port = endpoint.removeprefix("http://").split(":")
@@ -109,7 +109,7 @@ def cut_off(bucket, s3_environment, tmp_path, monkeypatch):
 
 
 @pytest.mark.s3
-def test_a_pull_that_is_cut_off_leaves_a_part_and_resumes_from_it(cut_off, tmp_path, monkeypatch):
+def test_an_interrupted_pull_leaves_a_partial_file_and_resumes_from_it(cut_off, tmp_path, monkeypatch):
     store, proxy = cut_off
     target = tmp_path / "here"
     with pytest.raises(StoreError, match=r"was cut off in the middle of a file .*try again") as caught:
@@ -232,7 +232,7 @@ def test_a_damaged_download_is_refused_and_removed(release, bucket, tmp_path, mo
 
 
 @pytest.mark.s3
-def test_a_killed_fetch_is_resumed_after_its_complete_files(release, bucket, tmp_path, monkeypatch):
+def test_a_killed_fetch_resumes_after_the_complete_files(release, bucket, tmp_path, monkeypatch):
     local, published = release
     store = open_store(f"s3://{bucket}")
     manifest = local.manifest(published.version)

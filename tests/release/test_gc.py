@@ -12,7 +12,7 @@ def test_gc_counts_the_versions_of_each_model_separately(store, publish):
     assert store.versions() == sorted({*versions} - {versions[2]})
 
 
-def test_gc_keeps_the_newest_versions_those_of_aliases_and_all_that_were_in_production(store, publish):
+def test_gc_keeps_the_newest_versions_aliased_versions_and_past_production_versions(store, publish):
     versions = [publish(number) for number in range(1, 7)]
     promote(store, versions[0])
     promote(store, versions[1])
@@ -27,7 +27,7 @@ def test_gc_keeps_the_newest_versions_those_of_aliases_and_all_that_were_in_prod
     assert collect_garbage(store, keep=9).versions == ()
 
 
-def test_gc_keeps_a_version_that_is_promoted_while_it_removes_others(store, publish, monkeypatch):
+def test_gc_keeps_a_version_promoted_while_others_are_removed(store, publish, monkeypatch):
     versions = [publish(number) for number in range(1, 5)]
     kind = type(store)
     honest = kind.remove

@@ -111,7 +111,7 @@ def test_an_unknown_format_or_release_is_an_error_with_the_known_ones(release, t
         generate(store, "production", "x", output=tmp_path / "x.png")
 
 
-def test_a_damaged_release_is_an_error_of_one_line(damaged, tmp_path):
+def test_a_damaged_release_gives_a_one_line_error(damaged, tmp_path):
 
     store, directory = damaged
     weights = directory / "transformer/diffusion_pytorch_model.safetensors"

@@ -14,7 +14,7 @@ def test_the_environment_records_the_hash_of_requirements_lock(tmp_path):
     assert environment(tmp_path)["requirements_lock"] == hashlib.sha256(b"torch==2.9.0\n").hexdigest()
 
 
-def test_the_environment_is_that_of_the_machine_that_published(tmp_path):
+def test_the_environment_describes_the_publishing_machine(tmp_path):
     found = environment(tmp_path)
     assert found["of"] == "the machine that published"
     assert found["cores"] == os.cpu_count()

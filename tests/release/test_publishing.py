@@ -34,7 +34,7 @@ def test_the_version_is_the_name_and_twelve_digits_of_the_lock(release, reproduc
     assert published.version == f"tiny-{digits}"
 
 
-def test_a_release_contains_pipeline_formats_evidence_and_what_reproduces_it(release):
+def test_a_release_contains_pipeline_formats_evidence_and_inputs_to_reproduce_it(release):
     store, published = release
     names = set(store.manifest(published.version)["files"])
     assert names >= {
@@ -119,7 +119,7 @@ def test_the_manifest_records_uncommitted_changes_and_untracked_files(project, s
     assert git["untracked"] == ["new.py"]
 
 
-def test_the_content_of_an_untracked_file_is_never_published_even_if_a_run_added_it(project, store):
+def test_the_content_of_an_untracked_file_is_never_published(project, store):
     (project / "credentials.json").write_text("a password\n")
     subprocess.run(["git", "add", "--all"], cwd=project, check=True)  # as a run's workspace does
     (project / "renamed.yaml").write_bytes((project / "params.yaml").read_bytes())
@@ -139,7 +139,7 @@ def test_publishing_again_is_a_no_op_even_after_a_commit_or_a_new_comment(projec
     assert len(store.alias("tiny/candidate")[0]["history"]) == 1
 
 
-def test_a_changed_card_or_licence_is_not_a_new_version_and_a_warning_names_the_files(project, store, caplog):
+def test_a_changed_card_or_licence_gives_a_warning_and_no_new_version(project, store, caplog):
     first = publish(store, root=project)
     (project / "NOTICE").write_text("Other words.\n")
     path = project / "params.yaml"
@@ -164,7 +164,7 @@ def test_workflows_and_licences_of_any_name_are_not_part_of_the_content(project,
     assert publish(store, root=project).created is False
 
 
-def test_the_history_of_an_alias_records_who_moved_it_when_why_and_from_where(release):
+def test_the_history_of_an_alias_records_user_time_reason_and_previous_version(release):
     store, published = release
     value, _ = store.alias("tiny/candidate")
     assert value["version"] == published.version
@@ -271,7 +271,7 @@ def test_the_manifest_records_the_cost_of_the_run(project, store):
     assert store.manifest(published.version)["cost"] == {"stage_seconds": {"train": 60.0}}
 
 
-def test_the_grid_contains_the_workflow_in_comfyui_s_metadata(release):
+def test_the_grid_contains_the_workflow_in_its_comfyui_metadata(release):
     _, published = release
     with Image.open(Path(published.uri) / "grid.png") as image:
         graph, prompt = (json.loads(image.text[name]) for name in ("workflow", "prompt"))
@@ -282,7 +282,7 @@ def test_the_grid_contains_the_workflow_in_comfyui_s_metadata(release):
     }
 
 
-def test_a_damaged_lock_is_an_error_of_one_line(project, store):
+def test_a_damaged_lock_gives_a_one_line_error(project, store):
     (project / "dvc.lock").write_text("stages: [")
     with pytest.raises(ArtifactError, match=r"dvc\.lock is damaged") as caught:
         publish(store, root=project)
@@ -308,7 +308,7 @@ def test_a_publication_can_be_withdrawn(project, store):
     assert publish(store, root=project).created is True
 
 
-def test_withdrawing_a_version_that_is_in_production_by_now_keeps_it(project, store, caplog):
+def test_withdrawing_keeps_a_version_that_is_now_in_production(project, store, caplog):
     published = publish(store, root=project)
     promote(store, published.version)
     withdraw(store, published)

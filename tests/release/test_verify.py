@@ -22,7 +22,7 @@ def faults_of(store):
     return faults
 
 
-def test_one_flipped_bit_in_any_stored_file_is_found_and_the_file_named(store, publish):
+def test_one_flipped_bit_in_a_stored_file_is_found_and_the_file_is_named(store, publish):
     version = publish(1)
     promote(store, version)
     files = Files(store)
@@ -41,7 +41,7 @@ def test_one_flipped_bit_in_any_stored_file_is_found_and_the_file_named(store, p
         assert faults_of(store) == []
 
 
-def test_a_missing_stored_file_is_found(store, publish):
+def test_a_missing_file_is_found(store, publish):
     version = publish(1)
     promote(store, version)
     files = Files(store)

@@ -1,4 +1,4 @@
-"""The page in a real browser: what a reader does with the slider, by mouse and by keyboard."""
+"""The page in a real browser: a reader moves the slider by mouse and by keyboard."""
 
 import base64
 import io
@@ -30,7 +30,7 @@ FLAGS = "--headless --no-sandbox --disable-gpu --no-first-run --remote-debugging
 
 
 class Tab:
-    """One tab of a headless Chromium, by the DevTools protocol."""
+    """One tab of a headless Chromium, controlled over the DevTools protocol."""
 
     def __init__(self, socket):
         self.socket, self.numbers = socket, itertools.count(1)
@@ -57,15 +57,15 @@ class Tab:
         for kind in ("rawKeyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
-    def middle_of(self, selector):
+    def centre_of(self, selector):
         return self.run(
             f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
             "const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2, b.width]; })()"
         )
 
     def pixel_colours(self, selector):
-        """Colours of an image at a quarter and at three quarters of its width."""
-        x, y, width = self.middle_of(selector)
+        """Return the colours of an image at 1/4 and 3/4 of its width."""
+        x, y, width = self.centre_of(selector)
         shot = Image.open(io.BytesIO(base64.b64decode(self.call("Page.captureScreenshot")["data"]))).convert(
             "RGB"
         )
@@ -80,7 +80,7 @@ def png(colour):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """A page whose images are red before and blue after."""
+    """A page with red images before alignment and blue images after it."""
     import numpy as np
 
     from srpo_core.gates.pairs import Pairs
@@ -193,7 +193,7 @@ def split(tab):
 def test_the_slider_moves_by_keyboard_and_by_dragging_and_the_images_follow(tab):
     assert tab.pixel_colours(FIRST) == [RED, BLUE], "side by side at first"
     assert tab.run("getComputedStyle(document.querySelector('.slide')).display") == "none"
-    x, y, _ = tab.middle_of("label[for=view-slider]")
+    x, y, _ = tab.centre_of("label[for=view-slider]")
     tab.click(x, y)
     assert split(tab) == ("50", "50%")
     assert tab.pixel_colours(FIRST) == [RED, BLUE], "before to the left of the line, after to its right"
@@ -209,13 +209,13 @@ def test_the_slider_moves_by_keyboard_and_by_dragging_and_the_images_follow(tab)
     assert split(tab) == ("5", "5%")
     assert tab.run("document.querySelector('#split').getAttribute('aria-valuetext')") == "5 percent before"
 
-    x, y, width = tab.middle_of(FIRST)
+    x, y, width = tab.centre_of(FIRST)
     tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=x + 0.4 * width, y=y)
     assert int(split(tab)[0]) == pytest.approx(90, abs=2)
     assert tab.pixel_colours(FIRST) == [RED, RED]
 
 
-def test_the_views_are_reached_by_tab_and_arrow_keys_alone(tab):
+def test_the_views_are_reachable_with_tab_and_arrow_keys_only(tab):
     tab.press("Tab", 9)
     assert tab.run("document.activeElement.id") == "view-side"
     tab.press("ArrowRight", 39)
@@ -227,7 +227,7 @@ def test_the_views_are_reached_by_tab_and_arrow_keys_alone(tab):
     assert "split" in seen
 
 
-def test_nothing_is_fetched_and_no_script_but_our_own_may_run(tab, page):
+def test_nothing_is_fetched_and_only_our_own_script_can_run(tab, page):
     tab.call("Network.enable")
     entries = tab.run("performance.getEntriesByType('resource').map(entry => entry.name.slice(0, 5))")
     assert set(entries) <= {"data:"}

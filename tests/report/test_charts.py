@@ -29,8 +29,8 @@ RULE = {
 }
 
 
-def places(svg, name):
-    """Every element of a class, as attributes."""
+def elements(svg, name):
+    """Return the attributes of every element of a class."""
     return [
         element.attrib for element in ET.fromstring(svg).iter() if name in element.get("class", "").split()
     ]
@@ -52,9 +52,9 @@ def test_ticks_are_round_numbers_that_span_the_data(low, high, ticks):
     assert found == pytest.approx(ticks)
 
 
-def test_a_greater_value_stands_higher_and_a_later_step_further_right():
+def test_larger_values_are_higher_and_later_steps_are_further_right():
     svg = line_chart([Series("loss", [(0, 1.0), (5, 3.0), (10, 2.0)])], label="loss", x_label="step")
-    first, second, third = [(float(dot["cx"]), float(dot["cy"])) for dot in places(svg, "dot")]
+    first, second, third = [(float(dot["cx"]), float(dot["cy"])) for dot in elements(svg, "dot")]
     assert first[0] < second[0] < third[0]
     assert second[1] < third[1] < first[1]
     assert second[0] - first[0] == pytest.approx(third[0] - second[0], abs=0.11)
@@ -64,48 +64,48 @@ def test_a_greater_value_stands_higher_and_a_later_step_further_right():
 def test_the_chosen_step_is_marked_with_its_value():
     series = [Series("judge", [(5, 0.4), (10, 0.6), (15, 0.9)])]
     svg = line_chart(series, label="judge", x_label="step", mark=Mark(10, "step 10:"))
-    [chosen] = places(svg, "chosen")
-    assert chosen["cx"] == places(svg, "dot")[1]["cx"]
+    [chosen] = elements(svg, "chosen")
+    assert chosen["cx"] == elements(svg, "dot")[1]["cx"]
     assert "step 10: 0.600" in svg
 
 
-def chosen_words(values, step):
+def label_and_dot(values, step):
     points = list(zip((0, 10, 20), values, strict=True))
     svg = line_chart([Series("judge", points)], label="", x_label="", mark=Mark(step, "step"))
-    [words], [chosen] = places(svg, "chosen-value"), places(svg, "chosen")
+    [words], [chosen] = elements(svg, "chosen-value"), elements(svg, "chosen")
     return words["text-anchor"], float(words["y"]), float(chosen["cy"])
 
 
-def test_the_words_at_the_chosen_step_stand_off_the_line():
-    anchor, words, chosen = chosen_words([0.1, 0.5, 0.9], 10)
+def test_the_label_of_the_chosen_step_does_not_overlap_the_line():
+    anchor, words, chosen = label_and_dot([0.1, 0.5, 0.9], 10)
     assert (anchor, words < chosen) == ("end", True)
-    anchor, words, chosen = chosen_words([0.9, 0.5, 0.1], 10)
+    anchor, words, chosen = label_and_dot([0.9, 0.5, 0.1], 10)
     assert (anchor, words > chosen) == ("end", True)
 
 
 @pytest.mark.parametrize("values", [[0.1, 0.5, 0.9], [0.9, 0.5, 0.1]])
 @pytest.mark.parametrize("step", [0, 10, 20])
-def test_the_words_at_the_chosen_step_stay_above_the_axis(values, step):
-    _, words, _ = chosen_words(values, step)
+def test_the_label_of_the_chosen_step_stays_inside_the_plot(values, step):
+    _, words, _ = label_and_dot(values, step)
     assert TOP <= words <= HEIGHT - BOTTOM
 
 
-def test_a_step_that_was_not_measured_has_a_line_but_no_value():
+def test_an_unmeasured_step_has_a_line_but_no_value():
     svg = line_chart(
         [Series("judge", [(5, 0.4), (15, 0.9)])], label="", x_label="", mark=Mark(10, "step 10:")
     )
-    assert len(places(svg, "mark")) == 1
-    assert places(svg, "chosen") == []
+    assert len(elements(svg, "mark")) == 1
+    assert elements(svg, "chosen") == []
 
 
 def test_one_point_and_a_flat_line_can_be_drawn():
     for points in ([(5, 0.4)], [(0, 0.0), (1, 0.0)]):
         svg = line_chart([Series("flat", points)], label="", x_label="")
         assert "nan" not in svg
-        assert len(places(svg, "dot")) == len(points)
+        assert len(elements(svg, "dot")) == len(points)
 
 
-def test_words_are_escaped():
+def test_text_is_escaped():
     svg = line_chart([Series("x", [(0, 1), (1, 2)])], label='"<b>', x_label="<i>&")
     assert ET.fromstring(svg).get("aria-label") == '"<b>'
     assert not re.search("<[bi]>", svg)
@@ -113,28 +113,28 @@ def test_words_are_escaped():
 
 def test_the_shaded_side_is_where_the_rule_holds():
     least, most = interval_bar(RULE), interval_bar(RULE | {"side": "at_most"})
-    threshold = float(places(least, "threshold")[0]["x1"])
-    [right], [left] = places(least, "allowed"), places(most, "allowed")
+    threshold = float(elements(least, "threshold")[0]["x1"])
+    [right], [left] = elements(least, "allowed"), elements(most, "allowed")
     assert (float(right["x"]), float(right["x"]) + float(right["width"])) == (threshold, BAR_WIDTH)
     assert (float(left["x"]), float(left["width"])) == (0.0, threshold)
 
 
-def test_a_band_has_two_edges_around_the_figure_of_equal_models():
+def test_a_band_is_centred_on_the_value_of_equal_models():
     for compare, neutral in (("difference", 0.0), ("ratio", 1.0), ("win_rate", 0.5)):
         rule = RULE | {"compare": compare, "side": "within", "margin": 0.2}
         svg = interval_bar(rule | {key: neutral + RULE[key] for key in ("low", "value", "high")})
-        left, right = (float(one["x1"]) for one in places(svg, "threshold"))
-        [zero], [allowed] = places(svg, "zero"), places(svg, "allowed")
+        left, right = (float(one["x1"]) for one in elements(svg, "threshold"))
+        [zero], [allowed] = elements(svg, "zero"), elements(svg, "allowed")
         assert float(zero["x1"]) == pytest.approx((left + right) / 2, abs=0.1)
         assert float(allowed["x"]) == left
         assert float(allowed["width"]) == pytest.approx(right - left, abs=0.11)
 
 
-def test_threshold_interval_mean_and_zero_stand_in_their_order():
+def test_threshold_interval_mean_and_zero_are_in_the_order_of_their_values():
     svg = interval_bar(RULE)
-    [interval], [value], [zero] = places(svg, "interval"), places(svg, "value"), places(svg, "zero")
+    [interval], [value], [zero] = elements(svg, "interval"), elements(svg, "value"), elements(svg, "zero")
     ordered = [
-        float(places(svg, "threshold")[0]["x1"]),
+        float(elements(svg, "threshold")[0]["x1"]),
         float(interval["x1"]),
         float(value["cx"]),
         float(zero["x1"]),
@@ -144,7 +144,7 @@ def test_threshold_interval_mean_and_zero_stand_in_their_order():
     assert len(set(ordered)) == 5
 
 
-def test_a_figure_that_was_not_measured_leaves_only_the_threshold():
+def test_an_unmeasured_rule_shows_only_its_threshold():
     svg = interval_bar(RULE | {"value": None, "low": None, "high": None, "compare": "value"})
-    assert len(places(svg, "threshold")) == 1
-    assert places(svg, "value") + places(svg, "interval") + places(svg, "zero") == []
+    assert len(elements(svg, "threshold")) == 1
+    assert elements(svg, "value") + elements(svg, "interval") + elements(svg, "zero") == []

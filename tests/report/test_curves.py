@@ -15,7 +15,7 @@ def log(tmp_path):
     return tmp_path / "log"
 
 
-def test_the_two_branches_share_a_panel_and_the_rest_stand_alone(log):
+def test_the_two_branches_share_a_panel_and_other_columns_have_their_own(log):
     panels = training_panels(log)
     assert {name: [line.name for line in lines] for name, lines in panels.items()} == {
         "grad_norm": ["grad_norm"],
@@ -25,11 +25,11 @@ def test_the_two_branches_share_a_panel_and_the_rest_stand_alone(log):
     assert panels["loss"][0].points == [(0.0, 0.7), (1.0, 0.5)]
 
 
-def test_a_timestamp_column_and_a_figure_that_is_not_a_number_are_left_out(log):
+def test_timestamps_and_nan_values_are_left_out(log):
     assert training_panels(log)["reward"][1].points == [(0.0, 0.3)]
 
 
-def test_a_line_without_a_number_is_left_out_and_its_panel_keeps_the_others(log):
+def test_a_curve_with_only_nan_values_is_left_out_of_its_panel(log):
     (log / TRAIN_PLOTS / "reward_inversion.tsv").write_text("step\treward_inversion\n0\tnan\n")
     (log / TRAIN_PLOTS / "loss.tsv").write_text("step\tloss\n0\tnan\n")
     panels = training_panels(log)
@@ -50,7 +50,7 @@ def test_an_empty_log_is_named(tmp_path):
         training_panels(tmp_path)
 
 
-def test_checkpoints_are_drawn_by_metric_in_the_order_of_the_evaluation():
+def test_checkpoint_panels_follow_the_metric_order_of_the_evaluation():
     curve = [
         {"step": 10, "reward": 0.7, "judge": 0.6, "note": "text"},
         {"step": 5, "reward": None, "judge": 0.5, "extra": 1},

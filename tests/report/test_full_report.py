@@ -17,7 +17,7 @@ BF16 = {"files": {"a": {"bytes": 2_000_000}}, "relative_error": 0.01, "psnr": No
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """A run that passed in a directory that is not the current one; returns a function that says what it left."""
+    """Return a function that writes the files of a finished run and changes to another directory."""
     root = tmp_path / "workspace"
     (tmp_path / "elsewhere").mkdir()
     root.mkdir()
@@ -27,7 +27,7 @@ def run(tmp_path, monkeypatch):
     (root / "weights").write_bytes(b"w")
     monkeypatch.chdir(root)
 
-    def leave(*, passed=True, proof=True, timed=True):
+    def write_run(*, passed=True, proof=True, timed=True):
         artifacts.write_json(artifacts.DECISION, {"passed": passed})
         artifacts.REPORT.parent.mkdir(parents=True, exist_ok=True)
         artifacts.REPORT.write_text(PAGE)
@@ -41,10 +41,10 @@ def run(tmp_path, monkeypatch):
         monkeypatch.setenv("SRPO_HOME", str(tmp_path / "another"))
         return root
 
-    return leave
+    return write_run
 
 
-def test_the_copy_of_a_run_elsewhere_has_its_formats_and_its_cost_and_its_page_stays_as_it_was(run, tmp_path):
+def test_the_full_report_adds_formats_and_cost_and_the_page_of_the_run_is_unchanged(run, tmp_path):
     root = run()
     rows = write_whole(Path("whole.html"), root=root, home=tmp_path / "home")
     assert [(row["stage"], row["wall_hours"]) for row in rows] == [("train", 0.01)]
@@ -57,14 +57,14 @@ def test_the_copy_of_a_run_elsewhere_has_its_formats_and_its_cost_and_its_page_s
     assert Path.cwd() == tmp_path / "elsewhere"
 
 
-def test_formats_of_an_earlier_run_are_not_shown_of_a_refused_model(run, tmp_path):
+def test_the_report_of_a_refused_model_omits_the_formats_of_an_earlier_run(run, tmp_path):
     write_whole(tmp_path / "whole.html", root=run(passed=False), home=tmp_path / "home")
     page = (tmp_path / "whole.html").read_text()
     assert FORMATS_MARK in page
     assert '<td class="name">train</td>' in page
 
 
-def test_without_times_and_formats_the_copy_is_the_page(run, tmp_path):
+def test_without_times_and_formats_the_full_report_equals_the_page(run, tmp_path):
     root = run(proof=False, timed=False)
     assert write_whole(tmp_path / "whole.html", root=root, home=tmp_path / "home") == []
     assert (tmp_path / "whole.html").read_text() == PAGE

@@ -60,36 +60,36 @@ def test_prompts_are_spread_evenly_and_images_belong_to_their_prompt_and_seed(ev
             assert shot.after == label("aligned", tile.prompt, shot.seed)
 
 
-def test_no_more_prompts_are_shown_than_there_are(evaluated):
+def test_at_most_the_existing_prompts_are_shown(evaluated):
     tiles = choose_tiles(pair_up(pq.read_table(evaluated), evaluated), evaluated, 100)
     assert len({tile.prompt for tile in tiles}) == len(tiles) == 25
 
 
-def test_only_the_wanted_images_are_read(evaluated):
+def test_only_the_requested_images_are_read(evaluated):
     keys = {("base", "p00", 4), ("aligned", "p24", 1), ("base", "p13", 2)}
     assert read_images(evaluated, keys) == {key: label(*key) for key in keys}
 
 
-def test_an_image_that_is_not_there_is_named(evaluated):
+def test_a_missing_image_is_named(evaluated):
     with pytest.raises(ArtifactError, match="lacks 1 images, for instance that of base for 'p00', seed 9"):
         read_images(evaluated, {("base", "p00", 9), ("base", "p00", 1)})
 
 
-def test_the_tiles_of_chosen_prompts_come_in_the_order_asked_for(evaluated):
+def test_tiles_are_in_the_requested_order_of_prompts(evaluated):
     tiles = tiles_of(pair_up(pq.read_table(evaluated), evaluated), evaluated, [7, 2], 1)
     assert [tile.prompt for tile in tiles] == ["p07", "p02"]
     assert [[shot.seed for shot in tile.shots] for tile in tiles] == [[1], [1]]
     assert tiles[0].shots[0].after == label("aligned", "p07", 1)
 
 
-def test_a_small_image_goes_into_the_page_unchanged():
+def test_a_small_image_is_embedded_unchanged():
     image = png()
     head, _, body = data_uri(image).partition(",")
     assert head == "data:image/png;base64"
     assert base64.b64decode(body) == image
 
 
-def test_a_large_image_is_made_smaller():
+def test_a_large_image_is_scaled_down():
     head, _, body = data_uri(png(size=(1024, 512))).partition(",")
     assert head == "data:image/webp;base64"
     with Image.open(io.BytesIO(base64.b64decode(body))) as small:
@@ -123,7 +123,7 @@ def test_the_grid_shows_before_above_after_in_columns(size, cell, tmp_path):
     assert red[0] == lime[0] < blue[0] == yellow[0]
 
 
-def test_captions_fit_their_column_and_a_cut_one_ends_in_an_ellipsis():
+def test_captions_fit_their_column_and_long_ones_end_in_an_ellipsis():
     font = ImageFont.load_default(17)
     text = "a very long prompt about a supercalifragilisticexpialidocious cat in a hat"
     lines = wrapped(text, font, 128)
@@ -134,7 +134,7 @@ def test_captions_fit_their_column_and_a_cut_one_ends_in_an_ellipsis():
     assert wrapped("", font, 128) == [""]
 
 
-def test_both_rows_are_labelled_and_before_is_the_longer_word(tmp_path):
+def test_both_rows_are_labelled_before_above_after(tmp_path):
     draw_grid([Tile("first", (Shot(0, png(), png()),))], tmp_path / "grid.png")
     with Image.open(tmp_path / "grid.png") as image:
         rows = [

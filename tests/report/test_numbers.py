@@ -12,16 +12,16 @@ from srpo_core.report.numbers import finite, percent, plain, signed
         (None, "–", "–"),
     ],
 )
-def test_figures_are_rounded_with_a_real_minus_and_no_negative_zero(figure, as_plain, as_signed):
+def test_figures_are_rounded_with_a_minus_sign_and_without_negative_zero(figure, as_plain, as_signed):
     assert plain(figure) == as_plain
     assert signed(figure) == as_signed
 
 
-def test_a_share_becomes_a_percentage():
+def test_a_fraction_becomes_a_percentage():
     assert percent(0.9654, 1) == "96.5%"
 
 
-def test_what_is_not_finite_is_none():
+def test_values_that_are_not_finite_become_none():
     assert [finite(figure) for figure in (1.5, float("nan"), float("inf"), float("-inf"))] == [
         1.5,
         None,

@@ -25,7 +25,7 @@ def pairs(styles, aligned):
     return pair_up(pa.Table.from_pylist(rows), Path("images.parquet"))
 
 
-def test_a_change_is_after_less_before_and_each_list_has_its_own_before_and_after():
+def test_a_change_is_after_minus_before_and_each_list_has_its_own_means():
     [change] = metric_changes(pairs(["food", "food", "animals"], [0.6, 0.8, 0.2]), {"quality": "how good"})
     assert change["note"] == "how good"
     assert change["before"] == pytest.approx(0.5)
@@ -37,11 +37,11 @@ def test_a_change_is_after_less_before_and_each_list_has_its_own_before_and_afte
     }
 
 
-def test_one_list_needs_no_columns_of_its_own():
+def test_a_single_list_gets_no_columns():
     assert metric_changes(pairs(["food", "food"], [0.6, 0.8]), {})[0]["by_list"] == {}
 
 
-def test_a_figure_that_is_not_a_number_is_none():
+def test_a_nan_figure_becomes_none():
     [change] = metric_changes(pairs(["food", "animals"], [float("nan"), 0.8]), {})
     assert change["after"] is None
     assert change["by_list"]["food"] == (pytest.approx(0.5), None)
@@ -49,7 +49,7 @@ def test_a_figure_that_is_not_a_number_is_none():
 
 
 def extremes(monkeypatch, changes, side, count=2):
-    """Indices of the best and of the worst prompts whose figure changed from 0.5 by `changes`."""
+    """Return the indices of the best and the worst prompts; figures change from 0.5 by `changes`."""
     monkeypatch.setattr("srpo_core.report.page.tiles_of", lambda pairs, source, indices, seeds: list(indices))
     given = pairs(["food"] * len(changes), [0.5 + change for change in changes])
     found = find_extremes(given, Path("images.parquet"), {"metric": "quality", "side": side}, count)
@@ -60,11 +60,11 @@ def extremes(monkeypatch, changes, side, count=2):
     ("side", "best", "worst"),
     [("at_least", [1, 3], [0, 2]), ("at_most", [0, 2], [1, 3]), ("within", [2, 3], [1, 0])],
 )
-def test_the_best_prompts_are_best_by_the_side_that_the_rule_asks_for(monkeypatch, side, best, worst):
+def test_the_best_prompts_follow_the_direction_of_the_rule(monkeypatch, side, best, worst):
     assert extremes(monkeypatch, [-0.3, 0.4, 0.0, 0.1], side) == (best, worst)
 
 
-def test_no_prompt_is_among_the_best_and_the_worst(monkeypatch):
+def test_no_prompt_is_both_best_and_worst(monkeypatch):
     assert extremes(monkeypatch, [0.3, 0.1, 0.2], "at_least", count=4) == ([0, 2], [1])
     assert extremes(monkeypatch, [0.3], "at_least", count=4) == ([0], [])
 

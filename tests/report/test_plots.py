@@ -1,4 +1,4 @@
-"""`dvc plots show` by this repository's template: drawn without a network."""
+"""`dvc plots show` with this repository's template needs no network."""
 
 import os
 import re
@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 
-def test_the_curves_of_a_training_are_drawn_with_nothing_from_elsewhere(tmp_path):
+def test_training_curves_are_drawn_without_external_resources(tmp_path):
     project = tmp_path / "project"
     (project / ".dvc").mkdir(parents=True)
     for name in ("config", "plots.html"):

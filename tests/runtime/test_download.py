@@ -9,7 +9,7 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Source:
-    """A source that records from which offsets it is read, and fails after `limit` bytes."""
+    """A source that records the offsets of reads and fails after `limit` bytes."""
 
     def __init__(self, content=CONTENT, limit=None):
         self.content, self.limit, self.offsets = content, limit, []
@@ -27,7 +27,7 @@ def target(tmp_path):
     return tmp_path / "deep/file"
 
 
-def test_a_download_writes_the_file_and_leaves_no_part(target):
+def test_a_download_writes_the_file_and_leaves_no_partial_file(target):
     source = Source()
     assert download(source, target, DIGEST) is True
     assert source.offsets == [0]
@@ -42,7 +42,7 @@ def test_a_complete_file_is_not_read_again(target):
     assert source.offsets == []
 
 
-def test_an_interrupted_download_leaves_a_part_and_only_the_rest_is_read(target):
+def test_an_interrupted_download_leaves_a_partial_file_and_only_the_rest_is_read(target):
     with pytest.raises(ConnectionError):
         download(Source(limit=3000), target, DIGEST)
     assert not target.exists()
@@ -54,7 +54,7 @@ def test_an_interrupted_download_leaves_a_part_and_only_the_rest_is_read(target)
 
 
 @pytest.mark.parametrize("part", [b"another file", CONTENT + b"more", CONTENT[:-1] + b"?"])
-def test_a_part_that_is_not_the_beginning_of_the_file_is_replaced(target, part):
+def test_a_partial_file_that_is_not_the_beginning_of_the_file_is_replaced(target, part):
     target.parent.mkdir()
     (target.parent / "file.part").write_bytes(part)
     source = Source()

@@ -22,7 +22,7 @@ def test_a_stage_has_its_description_settings_inputs_outputs_and_needs(tmp_path)
     assert quantize.description == "quantize"
 
 
-def test_watched_settings_are_named_as_dvc_lock_records_them(tmp_path):
+def test_watched_settings_have_the_names_used_in_dvc_lock(tmp_path):
     (tmp_path / "dvc.yaml").write_text(
         "stages: {train: {cmd: x, params: [model, train.steps, train.early_stop]}}"
     )
@@ -35,7 +35,7 @@ def test_templates_are_filled_from_the_settings():
     assert argument_name("train.rollout.source") == "train_rollout_source"
 
 
-def test_a_setting_that_is_not_there_is_named():
+def test_a_missing_setting_is_named():
     with pytest.raises(ConfigError, match=r"dvc.yaml names the setting 'train.stepz'"):
         value_at(SETTINGS, "train.stepz")
     with pytest.raises(ConfigError, match=r"dvc.yaml names the setting 'train.steps.more'"):
@@ -52,7 +52,7 @@ def test_a_setting_that_is_not_there_is_named():
         ("stages: {train: 1}", "has a stage that cannot be read"),
     ],
 )
-def test_an_unusable_dvc_yaml_is_an_error_of_one_line_that_does_not_name_profiles(tmp_path, text, fault):
+def test_an_unusable_dvc_yaml_gives_a_one_line_error_that_does_not_name_profiles(tmp_path, text, fault):
     if text is not None:
         (tmp_path / "dvc.yaml").write_text(text)
     with pytest.raises(ConfigError, match=fault) as caught:

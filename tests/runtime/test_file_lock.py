@@ -1,4 +1,4 @@
-"""File locks between processes: each test's second process is a real one."""
+"""File locks between processes: the second process of each test is a real process."""
 
 import subprocess
 import sys
@@ -90,7 +90,7 @@ def test_a_process_that_waited_for_a_removed_lock_file_locks_the_new_one(tmp_pat
     last.release()
     waiting.join(timeout=30)
     assert path.exists()
-    assert try_acquire(path) is None  # it is the file at `path` that the waiting one holds
+    assert try_acquire(path) is None  # the waiting thread has locked the file that is now at `path`
     acquired[0].release()
 
 

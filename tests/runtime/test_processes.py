@@ -32,23 +32,23 @@ def written_pid(file: Path) -> int:
     return int(file.read_text())
 
 
-def test_output_comes_line_by_line_in_the_order_written_with_the_exit_code(tmp_path):
+def test_output_is_passed_line_by_line_in_order_with_the_exit_code(tmp_path):
     lines: list[str] = []
     code = stream(["sh", "-c", "echo one; echo two >&2; echo three; exit 7"], tmp_path, lines)
     assert (code, lines) == (7, ["one", "two", "three"])
 
 
-def test_a_command_killed_by_a_signal_gives_128_plus_its_number(tmp_path):
+def test_a_command_killed_by_a_signal_returns_128_plus_the_signal_number(tmp_path):
     assert stream(["sh", "-c", "kill -9 $$"], tmp_path) == 137
 
 
-def test_an_unknown_command_is_one_line_and_127(tmp_path):
+def test_an_unknown_command_prints_one_line_and_returns_127(tmp_path):
     lines: list[str] = []
     assert stream(["no-such-command-here"], tmp_path, lines) == 127
     assert lines == ["srpo: error: no-such-command-here is not installed: run 'make setup' first"]
 
 
-def test_processes_of_a_command_in_another_session_end_with_it(tmp_path):
+def test_child_processes_in_another_session_end_with_the_command(tmp_path):
     stream(["sh", "-c", "setsid sleep 300 >/dev/null 2>&1 & echo $! > left; sleep 0.3"], tmp_path)
     assert not runs_by_number(written_pid(tmp_path / "left"))
 
@@ -98,7 +98,7 @@ def test_a_command_that_ignores_sigterm_is_killed(tmp_path):
 
 @pytest.fixture
 def guardian():
-    """Starts a guardian of a command, as `run_streaming` does, and gives both; what is left is killed."""
+    """Return a function that starts a command and its guardian, as `run_streaming` does; kill both at the end."""
     started = []
 
     def start(*command):
@@ -117,7 +117,7 @@ def guardian():
             continue
 
 
-def test_a_guardian_that_gets_many_signals_still_ends_its_command(guardian):
+def test_a_guardian_that_receives_many_signals_still_ends_its_command(guardian):
     """The kernel sends one signal for each thread of a killed run."""
     for _ in range(10):
         watching, below = guardian("sh", "-c", "echo $$; exec sleep 300 >/dev/null")
@@ -128,13 +128,13 @@ def test_a_guardian_that_gets_many_signals_still_ends_its_command(guardian):
         assert not runs(below)
 
 
-def test_signals_that_the_guardian_awaits_reach_its_command(tmp_path):
+def test_signals_blocked_in_the_guardian_are_not_blocked_in_its_command(tmp_path):
     lines: list[str] = []
     stream(["sh", "-c", "trap 'echo heard' TERM; kill -TERM $$"], tmp_path, lines)
     assert lines == ["heard"]
 
 
-def test_a_command_that_is_not_executable_is_one_line_and_126(tmp_path):
+def test_a_command_that_is_not_executable_prints_one_line_and_returns_126(tmp_path):
     file = tmp_path / "steps"
     file.write_text("")
     lines: list[str] = []
@@ -142,7 +142,7 @@ def test_a_command_that_is_not_executable_is_one_line_and_126(tmp_path):
     assert lines == [f"srpo: error: {file} is not executable: run chmod +x on it"]
 
 
-def test_a_module_of_the_workspace_with_the_name_of_a_standard_module_does_not_break_the_guardian(tmp_path):
+def test_a_workspace_module_named_like_a_standard_module_does_not_break_the_guardian(tmp_path):
     (tmp_path / "ctypes.py").write_text("raise RuntimeError('not the standard library')")
     lines: list[str] = []
     code = processes.run_streaming(
@@ -154,8 +154,8 @@ def test_a_module_of_the_workspace_with_the_name_of_a_standard_module_does_not_b
     assert (code, lines) == (0, ["ran"])
 
 
-@pytest.mark.serial  # a neighbour's run may end the same process, or leave others to be counted
-def test_only_processes_with_the_mark_of_a_dead_owner_are_ended(tmp_path):
+@pytest.mark.serial  # a parallel test may end the same processes or leave others behind
+def test_only_processes_marked_with_a_dead_owner_are_ended(tmp_path):
     mine = processes.owner_mark()
     pid, started, namespace = mine.split(".")
     marks = {

@@ -21,7 +21,7 @@ def on_gpus(wanted):
 
 
 @pytest.mark.parametrize("address", ["cluster", "http://cluster:8265", "ray://cluster:10001", ":6379"])
-def test_an_address_in_another_form_is_refused_with_the_right_form(monkeypatch, address):
+def test_an_invalid_address_is_refused_with_the_expected_form(monkeypatch, address):
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ConfigError, match="write host:port"):
         cluster.require_cluster()
@@ -56,7 +56,7 @@ def test_a_missing_gpu_is_refused_if_the_settings_ask_for_one(monkeypatch):
     assert cluster.local_device(on_gpus(True)) == torch.device("cuda")
 
 
-def test_a_machine_without_a_gpu_that_drives_a_cluster_warns_that_it_uses_its_cpu(monkeypatch, caplog):
+def test_a_driver_machine_without_a_gpu_warns_that_it_uses_its_cpu(monkeypatch, caplog):
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with caplog.at_level(logging.WARNING):

@@ -43,24 +43,24 @@ def project(tmp_path, monkeypatch):
 
 @pytest.fixture
 def done(project):
-    """The resume directory of a stage that succeeded, whether DVC has recorded it or not."""
+    """The resume directory of a stage that succeeded."""
     with resumable("train") as directory:
         (directory / "step").write_text("1")
     return directory
 
 
 def record():
-    """Run the stage by DVC, which writes dvc.lock."""
+    """Run the stage with DVC, which writes dvc.lock."""
     for command in (["init", "--no-scm", "--quiet"], ["repro", "--quiet", "train"]):
         subprocess.run([sys.executable, "-m", "dvc", *command], check=True)
 
 
-def test_the_directory_stays_after_a_success_because_dvc_may_be_killed_before_it_records_the_outputs(done):
+def test_the_directory_is_kept_after_success_until_dvc_has_recorded_the_outputs(done):
     with resumable("train") as again:
         assert (again / "step").read_text() == "1"
 
 
-def test_the_directory_is_removed_when_a_stage_that_reads_the_outputs_starts_and_by_no_other(done):
+def test_the_directory_is_removed_only_when_a_stage_that_reads_the_outputs_starts(done):
     discard_recorded("embed")
     assert done.exists()
     discard_recorded("select")
@@ -75,7 +75,7 @@ def test_the_directory_of_a_failed_run_is_not_removed(project):
     assert directory.exists()
 
 
-def test_a_directory_that_a_run_holds_is_not_removed(done):
+def test_a_directory_locked_by_a_run_is_not_removed(done):
     with resumable("train"):
         discard_recorded("select")
         assert done.exists()
@@ -96,7 +96,7 @@ def test_a_forced_run_starts_at_step_0_once_dvc_has_recorded_the_outputs(done):
 
 
 @pytest.mark.parametrize("changed", ["setting", "input", "code"])
-def test_a_record_with_other_settings_inputs_or_code_does_not_count(project, changed):
+def test_a_record_with_other_settings_inputs_or_code_is_ignored(project, changed):
     record()
     if changed == "setting":
         (project / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "train": {"steps": 4}}))
@@ -116,7 +116,7 @@ def test_the_next_run_finds_the_directory_of_a_failed_run(project):
         assert (again / "step").read_text() == "1"
 
 
-def test_after_a_kill_during_the_removal_there_is_nothing_to_resume_from(done, project, monkeypatch):
+def test_after_a_kill_during_removal_there_is_nothing_to_resume(done, project, monkeypatch):
     def killed(*_args, **_kwargs):
         raise KeyboardInterrupt
 
@@ -137,7 +137,7 @@ def test_the_directory_is_outside_the_outputs_of_the_stage(project):
 
 
 @pytest.mark.parametrize("changed", ["setting", "input", "code"])
-def test_another_setting_input_or_code_has_another_directory(project, changed):
+def test_another_setting_input_or_code_gives_another_directory(project, changed):
     before = fingerprint("train")
     if changed == "setting":
         (project / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "train": {"steps": 4}}))
@@ -146,7 +146,7 @@ def test_another_setting_input_or_code_has_another_directory(project, changed):
     assert fingerprint("train") != before
 
 
-def test_a_setting_of_another_stage_keeps_the_directory(project):
+def test_a_setting_of_another_stage_does_not_change_the_directory(project):
     before = fingerprint("train")
     (project / "params.yaml").write_text(yaml.safe_dump({**PARAMS, "gate": {"margin": 2}}))
     assert fingerprint("train") == before
@@ -180,7 +180,7 @@ def test_a_second_run_of_the_same_stage_is_refused_and_the_first_is_named(projec
         assert directory.is_dir()
 
 
-def test_a_dotted_setting_counts_and_its_neighbours_do_not(project):
+def test_only_the_named_key_of_a_dotted_setting_changes_the_fingerprint(project):
     graph = yaml.safe_load((project / "dvc.yaml").read_text())
     graph["stages"]["train"]["params"] = ["train.steps"]
     (project / "dvc.yaml").write_text(yaml.safe_dump(graph))
@@ -191,7 +191,7 @@ def test_a_dotted_setting_counts_and_its_neighbours_do_not(project):
     assert fingerprint("train") != before
 
 
-def test_dvc_s_record_of_a_dotted_setting_and_of_a_package_is_recognized(project):
+def test_a_dvc_record_of_a_dotted_setting_and_a_package_is_recognized(project):
     graph = yaml.safe_load((project / "dvc.yaml").read_text())
     graph["stages"]["train"] |= {"params": ["train.rate"], "deps": ["${model.path}", "package"]}
     (project / "dvc.yaml").write_text(yaml.safe_dump(graph))
@@ -206,7 +206,7 @@ def test_dvc_s_record_of_a_dotted_setting_and_of_a_package_is_recognized(project
         assert not (again / "step").exists(), "DVC has recorded the result, so this run was forced"
 
 
-def test_compiled_files_of_a_package_do_not_count(project):
+def test_compiled_files_of_a_package_do_not_change_the_fingerprint(project):
     graph = yaml.safe_load((project / "dvc.yaml").read_text())
     graph["stages"]["train"]["deps"] = ["package"]
     (project / "dvc.yaml").write_text(yaml.safe_dump(graph))

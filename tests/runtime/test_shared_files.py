@@ -10,7 +10,7 @@ from srpo_core.runtime.shared_files import Location, local_copy, storage
 
 @pytest.fixture(params=["path", "file", pytest.param("s3", marks=pytest.mark.s3)])
 def place(request, tmp_path):
-    """A location of each kind; all of them behave alike."""
+    """A location of each kind; all behave the same."""
     if request.param == "s3":
         return Location.of(f"s3://{request.getfixturevalue('bucket')}/runs")
     return Location.of(f"file://{tmp_path}/runs" if request.param == "file" else tmp_path / "runs")

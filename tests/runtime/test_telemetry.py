@@ -10,7 +10,7 @@ def test_the_telemetry_of_every_tool_is_off_by_default():
     assert quiet["DO_NOT_TRACK"] == "1"
 
 
-def test_variables_that_the_user_set_are_kept():
+def test_variables_set_by_the_user_are_kept():
     assert quiet_environment({"RAY_USAGE_STATS_ENABLED": "1"})["RAY_USAGE_STATS_ENABLED"] == "1"
 
 

@@ -30,7 +30,7 @@ def tiny_parts():
 
 @pytest.fixture(scope="session")
 def tiny_condition(tiny_parts):
-    """Embeddings of `PROMPTS`; and of the same with the word Ink, which the tiny base understands."""
+    """Embeddings of `PROMPTS` without and with the word Ink, which the tiny base understands."""
     from srpo_core.models import encode_prompts
 
     texts = [*PROMPTS, *(f"Ink. {prompt}" for prompt in PROMPTS)]
@@ -40,7 +40,7 @@ def tiny_condition(tiny_parts):
 
 @pytest.fixture
 def tiny_run(tmp_path, monkeypatch, tiny_parts, tiny_condition):
-    """A directory in which embed has run; returns a function that leaves a checkpoint of train.
+    """Work in a directory where embed has run; return a function that writes a checkpoint of train.
 
     The checkpoint is the base with `change` applied to its transformer in place.
     """
@@ -51,11 +51,11 @@ def tiny_run(tmp_path, monkeypatch, tiny_parts, tiny_condition):
     for split in ("validation", "test"):
         write_embeddings(split, PROMPTS, STYLES, tiny_condition[0])
 
-    def leave_checkpoint(step, change=None):
+    def write_checkpoint(step, change=None):
         transformer = load_transformer(tiny_parts["model"], TINY / "family/base/transformer")
         if change is not None:
             with torch.no_grad():
                 change(transformer)
         transformer.save_pretrained(artifacts.step_directory(step))
 
-    return leave_checkpoint
+    return write_checkpoint

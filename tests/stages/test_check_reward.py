@@ -29,7 +29,7 @@ def emoji():
 
 @pytest.fixture
 def pairs(tmp_path, monkeypatch, emoji):
-    """Write pairs in which the image of the prompt's own subject is preferred, or rejected."""
+    """Write pairs: first those that prefer the image of the prompt's subject, then those that reject it."""
     monkeypatch.chdir(tmp_path)
     write_images(
         (name, content, *Image.open(io.BytesIO(content)).size) for name, content in sorted(emoji.items())
@@ -53,14 +53,14 @@ def run(max_pairs=100, min_agreement=0.9, reward=REWARD):
     return artifacts.read_json(artifacts.AGREEMENT)
 
 
-def test_the_tiny_reward_agrees_with_pairs_that_are_true_by_construction(pairs):
+def test_the_tiny_reward_agrees_with_pairs_that_are_correct_by_construction(pairs):
     pairs(6)
     figures = run()
     low, high = wilson_interval(1.0, 6)
     assert figures == {"pairs": 6, "prompts": 6, "agreement": 1.0, "low": low, "high": high}
 
 
-def test_exchanged_pairs_are_counted_against_the_reward_and_stop_the_run(pairs):
+def test_swapped_pairs_count_as_disagreement_and_stop_the_run(pairs):
     pairs(2, 4)
     with pytest.raises(GateError) as caught:
         run()
@@ -76,12 +76,12 @@ def test_an_agreement_that_equals_the_threshold_passes(pairs):
     assert run(min_agreement=0.5)["agreement"] == 0.5
 
 
-def test_two_equal_images_are_no_agreement(pairs, emoji):
+def test_two_equal_images_do_not_count_as_agreement(pairs, emoji):
     write_rows(artifacts.PAIRS, PAIR_COLUMNS, [(0, "test", "rocket", "rocket", "rocket", "")])
     assert run(min_agreement=0)["agreement"] == 0
 
 
-def test_at_most_max_pairs_are_scored_and_many_are_scored_in_portions(pairs):
+def test_at_most_max_pairs_are_scored_in_several_batches(pairs):
     pairs(150)
     assert run(max_pairs=100)["pairs"] == 100
     assert run(max_pairs=3)["pairs"] == 3
@@ -93,7 +93,7 @@ def test_only_held_out_pairs_count(pairs):
         run()
 
 
-def test_the_file_is_the_same_when_run_again(pairs):
+def test_a_second_run_writes_the_same_file(pairs):
     pairs(5, 1)
     run(min_agreement=0.5)
     first = artifacts.AGREEMENT.read_bytes()
@@ -111,7 +111,7 @@ def test_a_missing_table_names_the_stage_to_run(tmp_path, monkeypatch):
     ("successes", "trials", "low", "high"),
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (29, 29, 0.8830, 1.0)],
 )
-def test_the_interval_is_wilson_s_as_newcombe_prints_it(successes, trials, low, high):
+def test_the_wilson_interval_matches_the_table_of_newcombe(successes, trials, low, high):
     # Newcombe 1998, table I, method 3 (score without continuity correction)
     assert wilson_interval(successes / trials, trials) == (
         pytest.approx(low, abs=6e-5),
@@ -119,7 +119,7 @@ def test_the_interval_is_wilson_s_as_newcombe_prints_it(successes, trials, low, 
     )
 
 
-def test_pairs_of_one_prompt_that_agree_as_one_count_as_one():
+def test_pairs_of_a_prompt_with_the_same_outcome_count_as_one_pair():
     prompts = [f"prompt {number // 5}" for number in range(100)]
     as_one = [number // 5 % 4 != 0 for number in range(100)]  # three prompts of four
     assert independent_pairs(as_one, prompts) == pytest.approx(20 * 19 / 20)
@@ -129,12 +129,12 @@ def test_pairs_of_one_prompt_that_agree_as_one_count_as_one():
     assert independent_pairs([True, False], ["one", "one"]) == 1
 
 
-def test_the_interval_covers_the_truth_where_pairs_share_their_prompts():
+def test_the_interval_covers_the_true_value_if_pairs_share_prompts():
     generate, share, worlds = random.Random(5), 0.8, 1000
     prompts = [str(number // 6) for number in range(360)]
     covered = blind = 0
     for _ in range(worlds):
-        # a prompt decides for five of its six pairs at once
+        # five of the six pairs of a prompt share their outcome
         agreed = [
             one for _ in range(60) for one in [generate.random() < share] * 5 + [generate.random() < share]
         ]
@@ -147,7 +147,7 @@ def test_the_interval_covers_the_truth_where_pairs_share_their_prompts():
     assert blind / worlds < 0.75, "counted as independent, they claim far too much"
 
 
-def test_the_interval_of_the_file_is_wider_where_pairs_repeat_a_prompt(pairs):
+def test_the_written_interval_is_wider_if_pairs_repeat_a_prompt(pairs):
     pairs(150)
     figures = run(max_pairs=100)
     assert (figures["pairs"], figures["prompts"]) == (100, 6)

@@ -54,13 +54,13 @@ def prompts(*styles):
     return [Prompt(number, f"prompt {number}", "test", style) for number, style in enumerate(styles)]
 
 
-def test_each_split_holds_as_many_prompts_as_the_run_uses(project):
+def test_each_split_contains_as_many_prompts_as_the_run_uses(project):
     run(train_steps=2, train_batch_size=5, select_num_prompts=3, evaluate_num_prompts=4)
     sizes = {split: len(read_embeddings(split)[0]) for split in ("train", "validation", "test")}
     assert sizes == {"train": 10, "validation": 3, "test": 4}
 
 
-def test_all_prompts_are_taken_in_order_if_there_are_fewer_than_asked_for(project):
+def test_all_prompts_are_used_in_order_if_there_are_fewer_than_requested(project):
     run()
     for split in ("train", "test"):
         assert read_embeddings(split)[0] == [prompt.text for prompt in read_prompts(split)]
@@ -95,7 +95,7 @@ def test_chosen_prompts_keep_the_order_of_the_data_and_depend_on_the_seed():
     assert [prompt.prompt_id for prompt in first] == sorted(prompt.prompt_id for prompt in first)
 
 
-def test_real_images_are_embedded_only_if_they_are_used_and_always_to_the_same_bytes(project):
+def test_real_images_are_embedded_only_if_used_and_reproducibly(project):
     small = {
         "train_steps": 1,
         "train_batch_size": 9,
@@ -122,7 +122,7 @@ def test_the_real_image_of_a_prompt_is_the_preferred_one_of_its_first_pair(proje
         embed.preferred_images([prompts[0], "a moose"])
 
 
-def test_without_prompts_the_stage_to_run_is_named(tmp_path, monkeypatch):
+def test_missing_prompts_name_the_stage_to_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ArtifactError, match="run 'dvc repro ingest' first"):
         run()

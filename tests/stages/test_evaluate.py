@@ -31,7 +31,7 @@ SETTINGS = EvaluateSettings(
 
 @pytest.fixture
 def tiny_run(tiny_run, tiny_condition):
-    """As the one it takes the place of, with other prompts to train and to choose by."""
+    """The fixture of conftest.py, with other prompts for training and validation."""
     from srpo_core.models.embeddings import write_embeddings
 
     for split in ("train", "validation"):
@@ -53,7 +53,7 @@ def run(tiny_parts, **changes):
 
 
 def publish(version, transformer):
-    """A release in the store of SRPO_STORE that has the files of a transformer."""
+    """Publish a release with the files of a transformer to the store of SRPO_STORE."""
     from srpo_core.storage import open_store
 
     files = {f"transformer/{path.name}": path for path in transformer.iterdir()}
@@ -64,31 +64,31 @@ def publish(version, transformer):
 
 
 def figures():
-    """(model, prompt, seed) -> metric -> value."""
+    """Return the figures as {(model, prompt, seed): {metric: value}}."""
     found = {}
     for row in pq.read_table(artifacts.FIGURES).to_pylist():
         found.setdefault((row["model"], row["prompt"], row["seed"]), {})[row["metric"]] = row["value"]
     return found
 
 
-def fade(transformer):
-    """A fifth of the velocity: the images stay noise."""
+def shrink_velocity(transformer):
+    """Reduce the velocity to a fifth, so that images remain noise."""
     transformer.proj_out.weight.mul_(0.2)
     transformer.proj_out.bias.mul_(0.2)
 
 
-def of_model(rows, name):
+def rows_of(rows, name):
     return [{k: v for k, v in row.items() if k != "model"} for row in rows if row["model"] == name]
 
 
-def test_an_unchanged_model_has_the_base_s_very_images_and_figures(tiny_run, tiny_parts):
+def test_an_unchanged_model_has_the_same_images_and_figures_as_the_base(tiny_run, tiny_parts):
     tiny_run(5)
     select_step(5)
     table = run(tiny_parts)
     assert table.column_names == ["model", "prompt", "style", "seed", "png"]
     rows = table.to_pylist()
     assert len(rows) == 2 * 3 * 2
-    assert of_model(rows, "base") == of_model(rows, "aligned")
+    assert rows_of(rows, "base") == rows_of(rows, "aligned")
     long = pq.read_table(artifacts.FIGURES)
     assert long.column_names == ["model", "prompt", "style", "seed", "metric", "value"]
     assert long.num_rows == 2 * 3 * 2 * len(METRIC_NAMES)
@@ -101,14 +101,12 @@ def test_an_unchanged_model_has_the_base_s_very_images_and_figures(tiny_run, tin
     assert summary["change"] == dict.fromkeys(METRIC_NAMES, 0.0)
 
 
-def test_another_model_draws_other_images_from_the_same_noise_and_the_summary_holds_the_means(
-    tiny_run, tiny_parts
-):
+def test_a_changed_model_generates_other_images_and_the_summary_contains_the_means(tiny_run, tiny_parts):
     tiny_run(5)
-    tiny_run(10, fade)
+    tiny_run(10, shrink_velocity)
     select_step(10)
     rows = run(tiny_parts).to_pylist()
-    base, aligned = of_model(rows, "base"), of_model(rows, "aligned")
+    base, aligned = rows_of(rows, "base"), rows_of(rows, "aligned")
     keys = [(row["prompt"], row["style"], row["seed"]) for row in base]
     assert keys == [(row["prompt"], row["style"], row["seed"]) for row in aligned]
     assert keys[0] == ("penguin", "animals", 0)
@@ -125,7 +123,7 @@ def test_another_model_draws_other_images_from_the_same_noise_and_the_summary_ho
 def test_the_figures_can_be_measured_again_from_the_stored_images(tiny_run, tiny_parts):
     tiny_run(5)
     select_step(5)
-    rows = of_model(run(tiny_parts).to_pylist(), "base")
+    rows = rows_of(run(tiny_parts).to_pylist(), "base")
     context = MetricContext(tiny_parts["reward"], tiny_parts["judge"], tiny_parts["control_words"])
     for start in range(0, len(rows), 2):
         pair = rows[start : start + 2]
@@ -136,9 +134,7 @@ def test_the_figures_can_be_measured_again_from_the_stored_images(tiny_run, tiny
             assert values.tolist() == pytest.approx([own[metric] for own in stored], abs=1e-5)
 
 
-def test_the_word_ink_in_the_embedding_is_seen_by_the_judge_and_by_the_reward(
-    tiny_run, tiny_parts, tiny_condition
-):
+def test_the_word_ink_in_the_embedding_raises_judge_and_reward_figures(tiny_run, tiny_parts, tiny_condition):
     from srpo_core.models.embeddings import read_embeddings, write_embeddings
 
     tiny_run(5)
@@ -153,8 +149,8 @@ def test_the_word_ink_in_the_embedding_is_seen_by_the_judge_and_by_the_reward(
     assert ink["relative_reward"] > plain["relative_reward"] + 0.03
 
 
-def test_all_files_are_the_same_when_run_again(tiny_run, tiny_parts):
-    tiny_run(5, fade)
+def test_a_second_run_writes_the_same_files(tiny_run, tiny_parts):
+    tiny_run(5, shrink_velocity)
     select_step(5)
     files = (artifacts.EVALUATION, artifacts.FIGURES, artifacts.EVALUATION_SUMMARY)
     run(tiny_parts)
@@ -163,19 +159,19 @@ def test_all_files_are_the_same_when_run_again(tiny_run, tiny_parts):
     assert first == [path.read_bytes() for path in files]
 
 
-def test_only_the_metrics_asked_for_become_columns_each_once(tiny_run, tiny_parts):
+def test_each_requested_metric_is_measured_once(tiny_run, tiny_parts):
     tiny_run(5)
     select_step(5)
     run(tiny_parts, metrics=["judge_top5", "reward", "judge_top5"])
     assert all(list(own) == ["judge_top5", "reward"] for own in figures().values())
 
 
-def test_the_profile_measures_all_that_its_kind_of_judge_can():
+def test_the_tiny_profile_measures_every_metric_that_its_judge_supports():
     measured = load_settings(ROOT / "profiles/tiny.yaml").evaluate.metrics
     assert set(measured) == set(METRICS) - {"judge_score", "judge_sgp"}
 
 
-def test_a_further_scorer_adds_its_two_metrics_and_hps_its_table_by_style(tiny_run, tiny_parts):
+def test_a_further_scorer_adds_two_metrics_and_hps_adds_a_table_by_style(tiny_run, tiny_parts):
     tiny_run(5)
     select_step(5)
     run(tiny_parts, scorers={"hps": HPS}, metrics=["reward"])
@@ -188,7 +184,7 @@ def test_a_further_scorer_adds_its_two_metrics_and_hps_its_table_by_style(tiny_r
     assert table["base"]["animals"] == {"mean": pytest.approx(100 * np.mean(animals)), "std": 0.0}
 
 
-def test_a_prompt_that_was_trained_on_or_chose_may_not_judge(tiny_run, tiny_parts, tiny_condition):
+def test_a_training_or_validation_prompt_is_refused_as_a_test_prompt(tiny_run, tiny_parts, tiny_condition):
     from srpo_core.models.embeddings import write_embeddings
 
     tiny_run(5)
@@ -202,11 +198,13 @@ def test_a_prompt_that_was_trained_on_or_chose_may_not_judge(tiny_run, tiny_part
 
 
 @pytest.mark.parametrize("way", ["directory", pytest.param("bucket", marks=pytest.mark.s3)])
-def test_a_champion_is_drawn_from_its_release_and_paired(tiny_run, tiny_parts, request, monkeypatch, way):
+def test_a_champion_is_loaded_from_its_release_and_compared_in_pairs(
+    tiny_run, tiny_parts, request, monkeypatch, way
+):
     monkeypatch.setenv(
         "SRPO_STORE", "store" if way == "directory" else f"s3://{request.getfixturevalue('bucket')}/r"
     )
-    tiny_run(5, fade)
+    tiny_run(5, shrink_velocity)
     tiny_run(10)
     select_step(10)
     publish("tiny-1", artifacts.step_directory(5))
@@ -219,7 +217,7 @@ def test_a_champion_is_drawn_from_its_release_and_paired(tiny_run, tiny_parts, r
         run(tiny_parts, champion="tiny-2")
 
 
-def test_a_champion_that_was_altered_is_not_drawn(tiny_run, tiny_parts, monkeypatch):
+def test_an_altered_champion_is_refused(tiny_run, tiny_parts, monkeypatch):
     from srpo_core.storage import open_store
 
     monkeypatch.setenv("SRPO_STORE", "store")
@@ -233,7 +231,7 @@ def test_a_champion_that_was_altered_is_not_drawn(tiny_run, tiny_parts, monkeypa
         run(tiny_parts, champion="tiny-1")
 
 
-def test_one_seed_and_diversity_stop_before_anything_is_drawn(tiny_run, tiny_parts):
+def test_diversity_with_one_seed_raises_an_error_before_generation(tiny_run, tiny_parts):
     tiny_run(5)
     select_step(5)
     with pytest.raises(ConfigError, match="seeds_per_prompt is 1"):
@@ -255,9 +253,7 @@ def test_a_selection_without_a_step_is_damaged(tiny_run, tiny_parts):
         run(tiny_parts)
 
 
-def test_a_prompt_that_was_trained_on_and_chose_is_refused_as_a_test_prompt_would_be(
-    tiny_run, tiny_parts, tiny_condition
-):
+def test_a_training_prompt_is_refused_as_a_validation_prompt(tiny_run, tiny_parts, tiny_condition):
     from srpo_core.models.embeddings import write_embeddings
 
     tiny_run(5)
@@ -271,10 +267,10 @@ def test_a_prompt_that_was_trained_on_and_chose_is_refused_as_a_test_prompt_woul
     assert not artifacts.EVALUATION.exists()
 
 
-def test_a_new_metric_is_evaluated_decides_at_the_gate_and_is_explained_in_the_report(
+def test_a_new_metric_is_evaluated_used_by_the_gate_and_explained_in_the_report(
     tiny_run, tiny_parts, register
 ):
-    """Nothing but its entry in the registry knows the metric."""
+    """The metric is only added to the registry."""
     from srpo_core.config import GateRule, GateSettings
     from srpo_core.gates.pairs import pair_up
     from srpo_core.report.page import metric_changes
@@ -285,13 +281,13 @@ def test_a_new_metric_is_evaluated_decides_at_the_gate_and_is_explained_in_the_r
         del prompt, context
         return images[:, 2].mean((1, 2))
 
-    tiny_run(10, fade)
+    tiny_run(10, shrink_velocity)
     select_step(10)
     register(METRICS, "blueness", Metric(blueness, (0, 1), "this test", "how blue the image is"))
     rows = run(tiny_parts, metrics=["reward", "blueness"]).to_pylist()
     pairs = pair_up(artifacts.read_table(artifacts.FIGURES), artifacts.FIGURES)
     for model, measured in (("base", pairs.base), ("aligned", pairs.aligned)):
-        images = [Image.open(io.BytesIO(row["png"])) for row in of_model(rows, model)]
+        images = [Image.open(io.BytesIO(row["png"])) for row in rows_of(rows, model)]
         expected = [np.asarray(image, dtype=float)[..., 2].mean() / 255 for image in images]
         assert measured["blueness"].tolist() == pytest.approx(expected, abs=1e-6)
     rule = GateRule(

@@ -41,7 +41,7 @@ def evaluated(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures("evaluated")
-def test_a_refusal_is_written_and_the_stage_ends_well():
+def test_a_refusal_is_written_and_the_stage_succeeds():
     stage.run(seed=0, gate=settings(margin=0.9))
     decision = artifacts.read_json(artifacts.DECISION)
     assert decision["schema_version"] == 2
@@ -62,7 +62,7 @@ def test_the_same_input_gives_the_same_bytes():
 
 
 @pytest.mark.usefixtures("evaluated")
-def test_a_damaged_evaluation_is_one_clear_line():
+def test_a_damaged_evaluation_gives_a_one_line_error():
     artifacts.FIGURES.write_bytes(b"PAR1 not really")
     with pytest.raises(ArtifactError, match=r"runs/evaluate/figures\.parquet is damaged") as caught:
         stage.run(seed=0, gate=settings(margin=0.1))

@@ -23,7 +23,7 @@ STYLES = 4
 
 @pytest.fixture(scope="module")
 def ingested(tmp_path_factory):
-    """A directory in which the tiny set was ingested."""
+    """A directory with the ingested tiny set."""
     directory = tmp_path_factory.mktemp("ingested")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
@@ -44,7 +44,7 @@ def broken(tmp_path, monkeypatch):
     return tmp_path / "hpd"
 
 
-def refusal():
+def error_of_run():
     with pytest.raises(DataError) as caught:
         run(seed=0, ingest=IngestSettings(source="hpd", validation_share=0.2))
     assert "\n" not in str(caught.value)
@@ -55,8 +55,8 @@ def records(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def first_with(path, key, value):
-    """The number of the first record that holds the value under the key."""
+def index_with(path, key, value):
+    """Return the index of the first record whose entry under the key contains the value."""
     return next(number for number, record in enumerate(records(path)) if value in record[key])
 
 
@@ -112,7 +112,7 @@ def test_the_preferred_image_shows_the_subject_and_the_rejected_one_another_in_t
 
 @pytest.mark.usefixtures("tiny")
 def test_no_image_is_preferred_more_often_than_rejected():
-    # else a reward could agree with the pairs without a look at the prompt
+    # otherwise a reward could agree with the pairs while ignoring the prompt
     pairs = read_pairs("train") + read_pairs("test")
     assert Counter(pair.preferred for pair in pairs) == Counter(pair.rejected for pair in pairs)
 
@@ -152,15 +152,15 @@ def test_a_second_run_writes_the_same_bytes(ingested, tmp_path, monkeypatch):
 
 def test_a_missing_image_is_named_with_its_record(broken):
     repack(broken / "train.tar", lambda name, content: None if name == "00000008.webp" else content)
-    record = first_with(broken / "train.json", "file_path", "00000008.webp")
+    record = index_with(broken / "train.json", "file_path", "00000008.webp")
     expected = f"hpd/train.json: record {record}: image '00000008.webp' is not in hpd/train.tar"
-    assert f"{expected} (1 of {len(TRAIN) * STYLES}" in refusal()
+    assert f"{expected} (1 of {len(TRAIN) * STYLES}" in error_of_run()
 
 
 def test_an_image_that_cannot_be_decoded_is_named_with_its_record(broken):
     repack(broken / "test.tar", lambda name, content: content[:300] if name == "00000004.webp" else content)
-    record = first_with(broken / "test.json", "image_path", "00000004.webp")
-    message = refusal()
+    record = index_with(broken / "test.json", "image_path", "00000004.webp")
+    message = error_of_run()
     assert message.startswith("hpd/test.tar: image '00000004.webp' cannot be decoded (")
     assert message.endswith(f"it is used in hpd/test.json, record {record}")
     assert not artifacts.VALIDATION.exists()
@@ -170,20 +170,20 @@ def test_a_broken_json_record_is_named_with_line_and_column(broken):
     path = broken / "train.json"
     record = next(number for number, entry in enumerate(records(path)) if entry["human_preference"] == [1, 0])
     path.write_text(path.read_text(encoding="utf-8").replace("[1, 0]", "[1, 0", 1), encoding="utf-8")
-    # one line per record, after the line of the bracket
-    assert refusal().startswith(
+    # one line per record, after the line with the opening bracket
+    assert error_of_run().startswith(
         f"hpd/train.json: record {record}: broken JSON at line {record + 2}, column 37"
     )
 
 
 def test_a_prompt_of_the_benchmark_must_not_be_trained_on(broken):
     (broken / "benchmark/more.json").write_text(json.dumps(TRAIN[:1]), encoding="utf-8")
-    assert refusal().startswith(
+    assert error_of_run().startswith(
         f"hpd/benchmark/more.json: record 0: prompt {TRAIN[0]!r} is also in hpd/train.json"
     )
 
 
-def test_a_record_of_test_json_whose_prompt_is_trained_on_is_left_out_and_counted(broken, caplog):
+def test_a_test_record_with_a_training_prompt_is_left_out_and_counted(broken, caplog):
     caplog.set_level("WARNING")
     first, *others = records(broken / "test.json")
     trained = records(broken / "train.json")[0]["prompt"]
@@ -195,6 +195,6 @@ def test_a_record_of_test_json_whose_prompt_is_trained_on_is_left_out_and_counte
     assert prompts == {record["prompt"] for record in others}
 
 
-def test_a_source_that_is_not_there_is_named(tmp_path, monkeypatch):
+def test_a_missing_source_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert refusal().startswith("hpd/train.json is missing")
+    assert error_of_run().startswith("hpd/train.json is missing")

@@ -1,4 +1,4 @@
-"""Stage quantize, on the tiny base's transformer after a small step."""
+"""Stage quantize, on the transformer of the tiny base with a small change."""
 
 import json
 import math
@@ -69,7 +69,7 @@ def proof():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A checkpoint as training leaves it: float32, a little away from the base."""
+    """A checkpoint as training writes it: float32 and slightly different from the base."""
     directory = tmp_path_factory.mktemp("trained")
     write_near_base(directory)
     return directory
@@ -129,9 +129,7 @@ def test_each_format_is_written_verified_and_recorded_by_tensor(before_quantize)
     assert 0 <= zeroed < 0.2
 
 
-def test_a_new_format_is_added_by_one_entry_and_reaches_proof_report_disk_estimate_and_command(
-    before_quantize, monkeypatch
-):
+def test_a_new_registry_entry_is_used_by_proof_report_disk_estimate_and_command(before_quantize, monkeypatch):
     from srpo_core import quantizers
     from srpo_core.preflight.disk import bytes_of_run
     from srpo_core.quantizers.conversion import is_block_weight
@@ -163,8 +161,8 @@ def test_a_new_format_is_added_by_one_entry_and_reaches_proof_report_disk_estima
     assert Path("out/fp16_blocks/new-fp16_blocks.safetensors").is_file()
 
 
-def test_the_proof_names_the_replacing_type_of_rows_that_no_super_block_divides(before_quantize):
-    """The tiny base is 128 wide: of its rows only those of the MLP's outputs are as long as ggml's 256."""
+def test_the_proof_names_the_fallback_type_of_rows_that_are_no_multiple_of_256(before_quantize):
+    """The tiny base is 128 wide, so only the rows of MLP output layers are multiples of ggml's block of 256."""
     run(formats("bf16", "q4_k_m"))
     figures = proof()["formats"]["q4_k_m"]
     kinds = {name: dtype for name, (dtype, *_) in figures["tensors"].items()}
@@ -177,19 +175,19 @@ def test_the_proof_names_the_replacing_type_of_rows_that_no_super_block_divides(
     assert proof()["formats"]["bf16"]["meant"] == {}
     path = artifacts.QUANTIZED / "q4_k_m/model-q4_k_m.gguf"
     assert {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(path).tensors} == kinds
-    # computed from what gguf-py read: between what Q8_0 and Q4_0 lose
+    # measured on the weights that gguf-py reads: between the errors of Q8_0 and Q4_0
     assert 4e-2 < figures["relative_error"] < 0.1
 
 
-def test_nothing_is_written_without_the_gpu_that_the_resources_ask_for(before_quantize, monkeypatch):
+def test_nothing_is_written_if_the_resources_require_a_missing_gpu(before_quantize, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"resources.use_gpu is true and this machine has no GPU"):
         run(formats("bf16"), resources=RESOURCES.model_copy(update={"use_gpu": True}))
     assert not artifacts.QUANTIZED.exists()
 
 
-def test_at_most_one_set_of_weights_is_in_memory_beside_the_base_s(before_quantize, monkeypatch):
-    """Of full size each is 48 GB: the checkpoint's and a format's go before the next are read."""
+def test_at_most_one_set_of_weights_besides_the_base_is_in_memory(before_quantize, monkeypatch):
+    """At full size each set has 48 GB, so the previous one must be freed before the next is read."""
     alive = []
 
     def counted(read):
@@ -215,7 +213,7 @@ def test_at_most_one_set_of_weights_is_in_memory_beside_the_base_s(before_quanti
     assert len(alive) > 300
 
 
-def test_images_are_compared_with_those_of_bf16_from_the_same_noise(before_quantize):
+def test_images_are_compared_with_bf16_images_from_the_same_noise(before_quantize):
     run(formats("q4_0", "bf16", "q8_0"))
     figures = proof()["formats"]
     assert list(figures) == ["bf16", "q4_0", "q8_0"]
@@ -238,7 +236,7 @@ def test_the_gain_kept_is_measured_on_the_images_of_evaluate(before_quantize):
     assert proof()["formats"]["bf16"]["gain_kept"] is None
 
 
-def test_a_second_run_gives_the_same_bytes(before_quantize):
+def test_a_second_run_writes_the_same_bytes(before_quantize):
     def outputs():
         run(formats("bf16", "fp8_e4m3fn"))
         return {path: path.read_bytes() for path in Path("runs/quantize").rglob("*") if path.is_file()}
@@ -288,9 +286,7 @@ def test_more_images_than_evaluate_generated_or_an_unmeasured_gain_raises_an_err
 
 
 @pytest.mark.parametrize("metric", ["diversity", "kid", "alignment"])
-def test_a_gain_that_needs_several_images_of_a_prompt_raises_an_error_before_anything_is_written(
-    before_quantize, metric
-):
+def test_a_gain_that_needs_several_images_per_prompt_raises_an_error_before_writing(before_quantize, metric):
     write_evaluation(base=0.1, aligned=0.5, metric=metric)
     with pytest.raises(ConfigError, match=f"metric '{metric}'"):
         run(formats("bf16").model_copy(update={"gain": metric}))
@@ -334,7 +330,7 @@ def test_a_damaged_checkpoint_raises_a_one_line_error(before_quantize, trained):
     assert "\n" not in str(caught.value)
 
 
-def test_a_nan_figure_is_a_reason_to_leave_a_format_out_and_a_missing_figure_is_not():
+def test_a_nan_figure_excludes_a_format_and_a_missing_figure_does_not():
     measured = {"relative_error": math.nan, "psnr": None, "completeness": math.nan, "gain_kept": None}
     assert [reason.split()[0] for reason in quantize._reasons(measured, LOOSE)] == [
         "relative_error",

@@ -98,7 +98,7 @@ def write_log():
 
 
 def write_runs(wanted_after, admissible):
-    """All that the stages before the report leave, with real images."""
+    """Write the outputs of all stages before the report, with real images."""
     write_evaluation(wanted_after)
     write_log()
     curve = [
@@ -158,7 +158,7 @@ def build():
 
 
 class Page(html.parser.HTMLParser):
-    """Collects what the page refers to, and that its tags are balanced."""
+    """Collect the references and the text of the page, and check that tags are balanced."""
 
     VOID = frozenset({"meta", "img", "input", "link", "br"})
 
@@ -188,7 +188,7 @@ class Page(html.parser.HTMLParser):
 
 
 @pytest.mark.usefixtures("passed")
-def test_the_page_needs_nothing_but_itself():
+def test_the_page_is_self_contained():
     page = Page(build())
     assert page.open == []
     assert len(page.sources) == TILES * SEEDS * 2 + 2 * 2 * EXTREMES
@@ -220,7 +220,7 @@ def test_the_verdict_comes_first_then_the_images_then_the_gate():
 
 
 @pytest.mark.usefixtures("refused")
-def test_a_refused_model_gets_a_page_that_says_so_and_why():
+def test_the_page_of_a_refused_model_gives_the_verdict_and_the_reason():
     text = Page(build()).text
     decision = artifacts.read_json(artifacts.DECISION)
     assert decision["verdict"] == "refused"
@@ -241,7 +241,7 @@ def test_the_same_input_gives_the_same_bytes():
 
 
 @pytest.mark.usefixtures("passed")
-def test_the_before_images_are_the_bases_and_the_after_images_the_aligned_ones():
+def test_before_images_are_from_the_base_and_after_images_from_the_aligned_model():
     build()
     with Image.open(artifacts.GRID) as grid:
         pixels = np.asarray(grid.convert("HSV"), dtype=float)[..., 1]
@@ -252,7 +252,7 @@ def test_the_before_images_are_the_bases_and_the_after_images_the_aligned_ones()
 
 
 @pytest.mark.usefixtures("passed")
-def test_the_page_says_which_data_which_settings_and_how_often_an_equal_model_is_refused():
+def test_the_page_shows_data_settings_and_the_chance_of_refusing_an_equal_model():
     text = Page(build()).text
     digest = hashlib.sha256(b"prompts.parquet").hexdigest()[:12]
     assert f"prompts.parquet {digest}" in text
@@ -265,7 +265,7 @@ def test_the_page_says_which_data_which_settings_and_how_often_an_equal_model_is
 
 
 @pytest.mark.usefixtures("passed")
-def test_the_best_and_worst_prompts_are_those_of_the_first_rules_metric():
+def test_best_and_worst_prompts_are_chosen_by_the_metric_of_the_first_rule():
     text = Page(build()).text
     pairs = pair_up(artifacts.read_table(artifacts.FIGURES), artifacts.FIGURES)
     change = pairs.by_prompt(pairs.aligned["judge_wanted"] - pairs.base["judge_wanted"])
@@ -304,7 +304,7 @@ def test_a_prompt_cannot_put_markup_into_the_page():
 
 
 @pytest.mark.usefixtures("passed")
-def test_neither_worker_counts_nor_the_releases_name_change_the_page():
+def test_thread_count_and_release_name_do_not_change_the_page():
     before = build()
     text = Path("params.yaml").read_text()
     other = re.sub(r"threads_per_worker: \d+", "threads_per_worker: 3", text).replace(
@@ -315,13 +315,13 @@ def test_neither_worker_counts_nor_the_releases_name_change_the_page():
     assert build() == before
 
 
-def test_dvc_watches_nothing_that_leaves_the_page_as_it_was():
+def test_dvc_ignores_settings_that_do_not_change_the_page():
     graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["report"]
     assert "params.yaml" not in graph["deps"]
     assert not {"resources", "release", "champion"} & set(graph["params"])
 
 
-def test_the_stage_receives_what_dvc_watches():
+def test_the_stage_receives_exactly_the_settings_that_dvc_watches():
     graph = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["report"]
     assert set(graph["params"]) == set(inspect.signature(stage.run).parameters)
 
@@ -371,7 +371,7 @@ def chromium():
 @pytest.mark.browser
 @pytest.mark.skipif(chromium() is None, reason="no Chromium on this machine (apt-get install chromium)")
 @pytest.mark.parametrize("verdict", ["passed", "refused"])
-def test_a_browser_shows_every_image_and_scrolls_sideways_at_no_width(verdict, request, tmp_path):
+def test_a_browser_shows_every_image_without_horizontal_scrolling(verdict, request, tmp_path):
     import json
 
     request.getfixturevalue(verdict)
@@ -401,14 +401,14 @@ def test_a_browser_shows_every_image_and_scrolls_sideways_at_no_width(verdict, r
 
 
 @pytest.mark.usefixtures("passed")
-def test_the_page_says_which_control_words_the_prompts_show():
+def test_the_page_shows_how_often_prompts_contain_the_control_words():
     text = Page(build()).text
     assert "Control words in the 120 training prompts: Ink (wanted) in none, 3D (unwanted) in 7." in text
     assert "Ended early" not in text
 
 
 @pytest.mark.usefixtures("passed")
-def test_the_page_says_why_training_ended_early():
+def test_the_page_shows_why_training_ended_early():
     outcome = artifacts.read_json(artifacts.TRAIN_OUTCOME)
     reason = "judge_top5 of the judge select_judge fell from 0.9 (step 10) to 0.4 (step 20)"
     artifacts.write_json(artifacts.TRAIN_OUTCOME, outcome | {"steps": 20, "stopped_early": reason})

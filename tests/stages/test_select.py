@@ -17,7 +17,7 @@ BASE = {"judge_wanted": 0.3, "judge_top5": 0.9}
 
 
 def means(**steps):
-    """Means by step from pairs (judge_wanted, judge_top5), beside the base's."""
+    """Return the means of the base and of each step, given as (judge_wanted, judge_top5)."""
     curve = {int(step[1:]): {"judge_wanted": a, "judge_top5": b} for step, (a, b) in steps.items()}
     return {0: BASE} | curve
 
@@ -86,9 +86,7 @@ def test_the_worst_breach_of_a_step_counts():
     assert choice.step == 10
 
 
-def test_an_unchanged_checkpoint_generates_the_base_s_images_and_a_ruined_one_is_inadmissible(
-    tiny_run, tiny_parts
-):
+def test_an_unchanged_checkpoint_matches_the_base_and_a_ruined_one_is_inadmissible(tiny_run, tiny_parts):
     tiny_run(5)
     tiny_run(10, ruin)
     selection = run(tiny_parts)
@@ -158,7 +156,7 @@ def test_a_damaged_checkpoint_raises_a_one_line_error_that_names_it(tiny_run, ti
     assert "\n" not in str(caught.value)
 
 
-def test_without_checkpoints_the_stage_to_run_is_named(tiny_run, tiny_parts):
+def test_missing_checkpoints_name_the_stage_to_run(tiny_run, tiny_parts):
     with pytest.raises(ArtifactError, match="dvc repro train"):
         run(tiny_parts)
     artifacts.CHECKPOINTS.mkdir(parents=True)
@@ -217,10 +215,10 @@ def test_two_ray_tasks_give_the_same_bytes_as_the_stage_in_one_process(tiny_run,
     run(tiny_parts)
     expected = files()
 
-    def none_here(*_, **__):
+    def not_in_this_process(*_, **__):
         raise AssertionError("generated in the stage's own process")
 
-    monkeypatch.setattr(batches, "generate_set", none_here)
+    monkeypatch.setattr(batches, "generate_set", not_in_this_process)
     two = tiny_parts["resources"].model_copy(update={"generate_workers": 2})
     run(tiny_parts | {"resources": two})
     assert files() == expected

@@ -4,7 +4,7 @@ from srpo_core.config import ControlWords
 from srpo_core.stages import train
 
 
-def test_control_words_are_counted_in_the_training_prompts_with_a_warning_for_missing_ones(
+def test_control_words_in_training_prompts_are_counted_and_missing_ones_warned_about(
     tiny_project, monkeypatch, caplog
 ):
     """The prompts are red apple, crab, tiger face, penguin and rose."""

@@ -5,8 +5,8 @@ import hashlib
 import pytest
 
 
-def described(files):
-    """The manifest that belongs to `files` (name: path)."""
+def manifest_of(files):
+    """Return the manifest of `files` (name: path)."""
     entries = {
         name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
         for name, path in files.items()
@@ -25,7 +25,7 @@ def make_release(tmp_path):
         files = {"README.md": root / "README.md", "transformer/weights": root / "transformer/weights"}
         files["README.md"].write_text(f"card {tag}")
         files["transformer/weights"].write_bytes(hashlib.sha256(tag.encode()).digest() * (num_bytes // 32))
-        return files, described(files)
+        return files, manifest_of(files)
 
     return make
 

@@ -126,7 +126,7 @@ def test_one_of_two_concurrent_processes_publishes(tmp_path, make_release):
     assert open_store(str(tmp_path / "store")).versions() == ["tiny-1"]
 
 
-def test_a_full_store_is_an_error_of_one_line_and_loses_nothing(tmpfs, make_release):
+def test_a_full_store_gives_a_one_line_error_and_loses_nothing(tmpfs, make_release):
     mount, remount = tmpfs
     store = open_store(str(mount / "store"))
     store.publish("tiny-small", *make_release(MEGABYTE, "small"))

@@ -30,7 +30,7 @@ print(time.monotonic() - begun, flush=True)
 """
 
 
-# Prints the number of each sent part; parts after LAST_PART are never sent.
+# Prints the number of each part that was sent; parts after LAST_PART are never sent.
 COUNTING = """
 import os, time
 from botocore.client import BaseClient
@@ -67,11 +67,11 @@ def publisher(uri, source, *, script=PUBLISH, **environment):
     return process
 
 
-def begun(store):
+def unfinished_uploads(store):
     """List what an unfinished publication has left in a store: files, objects, uploads."""
     if isinstance(store, DirectoryStore):
         return sorted(str(path) for path in Path(store.uri, ".incoming").rglob("*") if path.is_file())
-    client, (name, prefix) = boto3.client("s3"), place_of(store)
+    client, (name, prefix) = boto3.client("s3"), bucket_and_prefix(store)
     listed = client.list_objects_v2(Bucket=name, Prefix=f"{prefix}/objects/").get("Contents", ())
     uploads = client.list_multipart_uploads(Bucket=name, Prefix=f"{prefix}/objects/").get("Uploads", ())
     return sorted(
@@ -79,30 +79,30 @@ def begun(store):
     )
 
 
-def forget(store):
+def remove_version(store):
     """Remove the version and its objects, so that the next publisher must send everything."""
     store.remove("tiny-1")
     if isinstance(store, DirectoryStore):
         return
-    name, _ = place_of(store)
-    for key, _ in begun(store):
+    name, _ = bucket_and_prefix(store)
+    for key, _ in unfinished_uploads(store):
         boto3.client("s3").delete_object(Bucket=name, Key=key)
 
 
-def place_of(store):
+def bucket_and_prefix(store):
     name, _, prefix = store.uri.removeprefix("s3://").partition("/")
     return name, prefix
 
 
-@pytest.mark.serial  # spreads its kills over a time that it has measured
+@pytest.mark.serial  # kill times depend on a measured duration
 def test_twenty_kills_leave_no_incomplete_version(any_store, source):
     # measure the duration of one publication, in a separate store
     whole = publisher(f"{any_store.uri}-of-its-own", source)
     seconds = float(whole.communicate()[0])
     draws, inside, published = random.Random(0), 0, 0
     rounds = draws.sample(range(KILLS), KILLS)
-    for place in rounds:  # one moment in each twentieth of twice that duration
-        before = begun(any_store)
+    for place in rounds:  # one random kill time in each of KILLS slices of twice that duration
+        before = unfinished_uploads(any_store)
         process = publisher(any_store.uri, source)
         time.sleep(2 * seconds * (place + draws.random()) / KILLS)
         process.send_signal(signal.SIGKILL)
@@ -111,11 +111,11 @@ def test_twenty_kills_leave_no_incomplete_version(any_store, source):
             assert any_store.versions() == ["tiny-1"]
             assert contents(any_store, "tiny-1") == contents_of(source)
             published += 1
-            forget(any_store)
-        elif begun(any_store) != before:
+            remove_version(any_store)
+        elif unfinished_uploads(any_store) != before:
             inside += 1
     print(f"of {KILLS} publishers {inside} were killed at work, {published} had published")
-    assert inside > 0  # how many had published by then depends on the load of the machine
+    assert inside > 0  # the number of completed publications depends on machine load
     publisher(any_store.uri, source).communicate()
     assert any_store.versions() == ["tiny-1"]
     assert contents(any_store, "tiny-1") == contents_of(source)
@@ -176,7 +176,7 @@ def test_an_alias_survives_kills_of_its_writers(any_store, source):
 
 @pytest.mark.s3
 def test_the_memory_of_an_upload_does_not_depend_on_its_size(bucket, tmp_path):
-    """Measure peak memory above that of the imports, for 160 MB and 560 MB: both have more parts than are sent at once."""
+    """Measure peak memory beyond the imports, for 160 and 560 MB: both have more parts than are sent at once."""
     script = PUBLISH.replace("S3Store(uri, part_bytes=5 << 20)", "S3Store(uri)").replace(
         "store.publish(",
         "import boto3, re; store.versions(); peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"

@@ -42,7 +42,7 @@ def test_two_versions_share_their_common_files(bucket, make_release):
 
 
 def test_a_large_file_is_sent_in_parts(bucket, make_release):
-    five = 5 << 20  # the least size of a part
+    five = 5 << 20  # the minimum size of a part
     store = S3Store(f"s3://{bucket}", part_bytes=five)
     files, manifest = make_release(2 * five + 3200)
     assert store.publish("tiny-1", files, manifest) is True
@@ -54,7 +54,7 @@ def test_a_large_file_is_sent_in_parts(bucket, make_release):
     assert head["ETag"].endswith('-3"')
 
 
-def test_a_large_file_that_changes_during_upload_leaves_no_parts(bucket, make_release):
+def test_a_large_file_changed_during_upload_leaves_no_parts(bucket, make_release):
     five = 5 << 20
     files, manifest = make_release(five + 3200)
     files["transformer/weights"].write_bytes(bytes(five + 10))
@@ -151,7 +151,9 @@ def test_a_store_that_ignores_a_condition_is_detected(bucket, monkeypatch, argum
     assert open_store(f"s3://{bucket}").ignored_conditions() == [header]
 
 
-def test_a_store_without_conditions_is_written_to_only_if_that_is_accepted(bucket, make_release, monkeypatch):
+def test_a_store_without_conditional_writes_is_used_only_if_the_settings_accept_it(
+    bucket, make_release, monkeypatch
+):
     from botocore.client import BaseClient
     from botocore.exceptions import ClientError
 
@@ -280,7 +282,7 @@ def test_a_part_with_other_content_is_sent_again(bucket, make_release):
     assert b"".join(store.read("tiny-1", "transformer/weights")) == files["transformer/weights"].read_bytes()
 
 
-def test_a_sweep_deletes_old_leftovers_and_nothing_that_versions_need(bucket, make_release, monkeypatch):
+def test_a_sweep_deletes_old_leftovers_and_no_file_of_a_version(bucket, make_release, monkeypatch):
     from datetime import timedelta
 
     store = open_store(f"s3://{bucket}")
@@ -289,7 +291,7 @@ def test_a_sweep_deletes_old_leftovers_and_nothing_that_versions_need(bucket, ma
     client = boto3.client("s3")
     client.put_object(Bucket=bucket, Key="objects/orphan", Body=b"x")
     assert store.sweep(without=["tiny-b"], delete=True) == []  # nothing is a day old
-    client.create_multipart_upload(Bucket=bucket, Key="objects/half")  # in moto they are all of 2010
+    client.create_multipart_upload(Bucket=bucket, Key="objects/half")  # moto dates all uploads to 2010
     monkeypatch.setattr("srpo_core.storage.s3.sweep.STALE", timedelta(seconds=-5))
     left = store.sweep(without=["tiny-b"], delete=False)
     assert "objects/orphan" in left
@@ -309,7 +311,7 @@ def test_a_file_can_be_read_from_any_byte(bucket, make_release):
         assert b"".join(store.read("tiny-1", "transformer/weights", start)) == whole[start:]
 
 
-def test_a_write_is_repeated_if_s3_asks_for_it(bucket, monkeypatch):
+def test_a_write_is_retried_if_s3_requests_it(bucket, monkeypatch):
     from botocore.client import BaseClient
     from botocore.exceptions import ClientError
 
@@ -348,9 +350,7 @@ def test_a_lost_object_is_named(bucket, make_release):
         list(store.read("tiny-1", "README.md"))
 
 
-def test_one_of_eight_publishers_that_reach_the_manifest_together_publishes(
-    bucket, make_release, monkeypatch
-):
+def test_one_of_eight_publishers_that_write_the_manifest_together_succeeds(bucket, make_release, monkeypatch):
     files, manifest = make_release()
     barrier, outcomes, honest = threading.Barrier(8), [], Bucket.put_if
 
@@ -372,7 +372,7 @@ def test_one_of_eight_publishers_that_reach_the_manifest_together_publishes(
     assert sorted(outcomes) == [False] * 7 + [True]
 
 
-def test_a_write_whose_answer_was_lost_succeeds(bucket, make_release, monkeypatch):
+def test_a_write_with_a_lost_response_succeeds(bucket, make_release, monkeypatch):
     """The network drops the answer, botocore writes again, and the store answers that the object exists."""
     from botocore.httpsession import URLLib3Session
 
@@ -424,8 +424,8 @@ def test_a_damaged_object_of_a_killed_publisher_is_replaced(bucket, make_release
         assert b"".join(store.read("tiny-1", name)) == path.read_bytes()
 
 
-def age(bucket, **by):
-    """Make all objects of a bucket older, in moto's memory."""
+def make_older(bucket, **by):
+    """Make all objects of a bucket older, in the memory of moto."""
     from datetime import timedelta
 
     from moto.s3.models import s3_backends
@@ -443,7 +443,7 @@ def test_a_sweep_keeps_a_file_that_is_published_meanwhile(bucket, make_release, 
     files, manifest = make_release()
     store.publish("tiny-1", files, manifest)
     store.remove("tiny-1")
-    age(bucket, days=2)
+    make_older(bucket, days=2)
     assert len(store.sweep(without=(), delete=False)) == 2
     honest, published = BaseClient._make_api_call, []
 
@@ -464,7 +464,7 @@ def test_an_old_object_is_renewed_before_a_manifest_names_it(bucket, make_releas
     files, manifest = make_release()
     store.publish("tiny-1", files, manifest)
     store.remove("tiny-1")
-    age(bucket, hours=13)
+    make_older(bucket, hours=13)
     honest, changed = Bucket.put_if, []
 
     def record_then_put(self, key, data, **condition):
@@ -477,7 +477,7 @@ def test_an_old_object_is_renewed_before_a_manifest_names_it(bucket, make_releas
     assert all((datetime.now(UTC) - when).total_seconds() < 3600 for when in changed)
 
 
-def test_no_part_is_started_after_one_was_refused(bucket, make_release, monkeypatch):
+def test_no_part_is_sent_after_one_was_refused(bucket, make_release, monkeypatch):
     from botocore.client import BaseClient
     from botocore.exceptions import ClientError
 
@@ -506,15 +506,15 @@ class Streamed(BytesIO):
 @pytest.mark.parametrize(
     ("status", "code"), [(507, "XMinioStorageFull"), (403, "QuotaExceeded"), (507, "")], ids=str
 )
-def test_a_full_bucket_is_an_error_shows_nothing_and_can_be_resumed(
+def test_a_full_bucket_gives_an_error_leaves_nothing_visible_and_can_be_resumed(
     bucket, make_release, request_name, status, code
 ):
-    """Replace the server's answer by those that other stores give over HTTP."""
+    """Replace the response of the server by the HTTP responses of other full stores."""
     from botocore.awsrequest import AWSResponse
 
     def full(request, **_):
         if "/objects/" not in request.url and request_name == "PutObject":
-            return None  # the probe is written, and the files are not
+            return None  # let the probe pass; only files fail
         text = f"<Error><Code>{code}</Code><Message>no</Message></Error>" if code else ""
         return AWSResponse(request.url, status, {}, Streamed(text.encode()))
 

@@ -1,4 +1,4 @@
-"""What every kind of store guarantees."""
+"""Guarantees of every kind of store."""
 
 import json
 import threading
@@ -101,7 +101,7 @@ def test_a_removed_version_can_be_published_again(any_store, make_release):
     assert any_store.publish("tiny-1", *make_release()) is True
 
 
-def test_a_removal_is_undone_if_the_version_is_needed_after_all(any_store, make_release):
+def test_a_removal_is_undone_if_the_version_is_still_needed(any_store, make_release):
     files, manifest = make_release()
     any_store.publish("tiny-1", files, manifest)
     seen = []
@@ -174,7 +174,7 @@ def test_versions_and_aliases_are_stored_by_model(any_store, make_release):
     assert version_key("flux-dev-1a") == "models/flux-dev/versions/flux-dev-1a"
 
 
-def test_a_version_or_an_alias_without_its_model_is_refused(any_store, make_release):
+def test_a_version_or_an_alias_without_a_model_name_is_refused(any_store, make_release):
     with pytest.raises(StoreError, match="version 'tiny' names no model: write <model>-<digits>"):
         any_store.publish("tiny", *make_release())
     with pytest.raises(StoreError, match="alias 'production' names no model: write <model>/production"):
@@ -221,7 +221,7 @@ def test_sealing_is_idempotent_and_keys_become_strings():
     assert encode_sealed(decode_manifest(data, "here")) == data
 
 
-def test_the_uri_decides_the_kind_of_store(tmp_path, monkeypatch):
+def test_the_uri_determines_the_kind_of_store(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SRPO_STORE", raising=False)
     assert open_store().uri == str(tmp_path / "store")
@@ -236,7 +236,7 @@ def test_the_uri_decides_the_kind_of_store(tmp_path, monkeypatch):
     assert list(Path().iterdir()) == []
 
 
-def test_the_content_digest_changes_with_a_name_and_with_a_hash_but_not_with_the_order():
+def test_the_content_digest_depends_on_names_and_hashes_but_not_on_order():
     files = {"a": {"sha256": "1"}, "b": {"sha256": "2"}}
     assert content_digest(files, ["a", "b"]) == content_digest(files, ["b", "a"])
     digests = {

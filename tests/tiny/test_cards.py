@@ -1,4 +1,4 @@
-"""Every model of the family has a model card for the hub with the figures that the recipe measured."""
+"""Every model of the family has a model card with the figures measured by the recipe."""
 
 import json
 

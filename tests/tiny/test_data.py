@@ -40,7 +40,7 @@ def encoded(colour, size=64, form="WEBP"):
 
 @pytest.fixture
 def packages():
-    """Two subjects that exist in all styles, one that its group excludes, one that no SVG package has."""
+    """Two subjects that exist in all styles, one excluded by its group, and one missing in the SVG packages."""
     clear = encoded((0, 0, 0, 0), 256)
     iconify = {"icons.json": json.dumps(ICONS).encode(), "chars.json": json.dumps(CHARS).encode()}
     return {
@@ -117,7 +117,7 @@ def test_only_subjects_that_exist_in_all_styles_become_rows(data, packages, resv
     assert ['viewBox="0 0 32 40"' in options["svg_string"] for options in resvg] == [False] * 3 + [True] * 3
 
 
-def test_of_two_images_of_an_emoji_the_alphabetically_first_is_used(data):
+def test_the_alphabetically_first_of_two_images_of_an_emoji_is_used(data):
     files = {"assets/1f399.webp": encoded(RED), "assets/1f399-fe0f.webp": encoded(WHITE)}
     assert data.drawn_by_pixels(files)(STUDIO).getpixel((0, 0)) == WHITE
     files = {
@@ -157,7 +157,7 @@ def test_an_npm_package_is_read_if_its_digest_matches_the_pinned_one(data, npm, 
         data.read_packages({"3D": data.Source("@set/a", "1.0.0", "sha512-other")})
 
 
-def test_a_failure_of_npm_is_an_error_of_one_line(data, npm, tmp_path):
+def test_a_failure_of_npm_gives_a_one_line_error(data, npm, tmp_path):
     npm("echo 'npm error code E404' >&2; echo 'npm error more' >&2; exit 1")
     with pytest.raises(SystemExit) as caught:
         data.fetch(data.Source("a", "1.0.0", ""), tmp_path)
@@ -190,7 +190,7 @@ def test_an_existing_table_is_never_overwritten(data, resvg, monkeypatch, tmp_pa
     assert target.read_bytes() == b"precious"
 
 
-def test_an_invalid_table_to_compare_with_is_an_error_of_one_line(data, tmp_path):
+def test_an_invalid_table_to_compare_with_gives_a_one_line_error(data, tmp_path):
     (tmp_path / "text").write_text("no table")
     for path in (tmp_path / "text", tmp_path / "missing"):
         with pytest.raises(SystemExit, match="cannot be read as a table of pictures") as caught:

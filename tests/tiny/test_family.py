@@ -63,7 +63,7 @@ def test_the_shipped_tokenizers_equal_those_that_the_recipe_makes(pipeline, reci
     assert not (captions.token_ids(t5, texts, captions.T5_TOKENS) == t5.unk_token_id).any()
 
 
-def test_no_file_is_a_pickle_or_over_ten_megabytes_and_all_together_are_under_forty(tiny):
+def test_there_are_no_pickles_or_files_over_10_mb_and_the_total_is_under_40_mb(tiny):
     files = [
         path for part in ("data", "family", "hpd") for path in (tiny / part).rglob("*") if path.is_file()
     ]

@@ -26,7 +26,7 @@ def short(value: float) -> str:
 
 
 @pytest.mark.parametrize("judge", ["a", "b"])
-def test_both_judges_recognise_the_subjects_that_alignment_never_sees(figures, judge):
+def test_both_judges_recognise_the_subjects_that_are_not_used_in_alignment(figures, judge):
     measured = figures["measure"]
     assert measured["pictures"] >= 400
     assert measured[f"top1_{judge}"] >= 0.85
@@ -105,7 +105,7 @@ def test_the_readme_contains_the_figures_of_every_seed(figures, readme):
         assert f"| {name} | {first} | {five} | {row} |" in readme
 
 
-def test_at_a_lower_guidance_the_base_follows_every_style_word_and_keeps_the_subject(figures):
+def test_at_lower_guidance_the_base_follows_every_style_word_and_keeps_the_subject(figures):
     for guidance in ("2", "2.5"):
         at = figures["guidance"]["drawn"][guidance]
         assert min(share for name, share in at.items() if name.startswith("obeys_")) >= 0.85

@@ -80,7 +80,7 @@ def test_a_benchmark_without_subjects_is_removed_even_if_an_earlier_run_wrote_it
         (["lion"], None, 'must be JSON with the lists "train" and "eval"'),
     ],
 )
-def test_invalid_subjects_are_an_error_of_one_line_before_a_file_is_written(
+def test_invalid_subjects_give_a_one_line_error_before_a_file_is_written(
     make_hpd, subjects_file, tmp_path, train, held_out, line
 ):
     with pytest.raises(SystemExit) as caught:

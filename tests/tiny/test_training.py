@@ -20,9 +20,7 @@ def spread(recipe_module):
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (16, 72), (200, 32)])
-def test_an_orthogonalized_matrix_keeps_its_singular_vectors_and_has_singular_values_near_one(
-    training, shape
-):
+def test_orthogonalization_keeps_singular_vectors_and_makes_singular_values_near_one(training, shape):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
 
@@ -71,7 +69,7 @@ def test_the_spread_over_seeds_is_minimum_mean_and_maximum_of_each_figure(spread
     assert result == {"top1": {"least": 0.8, "mean": pytest.approx(0.9), "greatest": 1.0}}
 
 
-def test_another_seed_shares_every_model_but_the_base(spread, tmp_path, monkeypatch):
+def test_another_seed_shares_every_model_except_the_base(spread, tmp_path, monkeypatch):
     recipe = tmp_path / "recipe"
     recipe.mkdir()
     for source in spread.SHARED.values():
@@ -86,7 +84,7 @@ def test_another_seed_shares_every_model_but_the_base(spread, tmp_path, monkeypa
     assert (place / "params.yaml").read_text() == "seed: 2\nprocesses: 2\n"
     copied = {path.parent.name: path.read_text() for path in place.glob("out/*/config.json")}
     assert copied == spread.SHARED
-    assert place.parent == tmp_path  # beside the recipe, so that ../data is the same
+    assert place.parent == tmp_path  # next to the recipe, so that ../data is the same
 
 
 STAGE_OF_A_STUB = """
@@ -174,7 +172,7 @@ def recipe_path(tiny):
     return os.pathsep.join([str(tiny / "recipe"), str(tiny.parents[1])])
 
 
-def test_muon_on_two_processes_takes_exactly_the_steps_of_one(tiny, training, tmp_path):
+def test_muon_on_two_processes_gives_exactly_the_steps_of_one(tiny, training, tmp_path):
     targets = [tmp_path / f"{rank}.pt" for rank in range(2)]
     processes = [
         subprocess.Popen(
@@ -256,7 +254,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_killed_training_resumes_to_exactly_the_weights_of_an_uninterrupted_one(tiny, tmp_path):
+def test_a_killed_and_resumed_training_gives_the_weights_of_an_uninterrupted_one(tiny, tmp_path):
     def run(place, **more):
         place.mkdir(exist_ok=True)
         (place / "toy.py").write_text(TRAINED)
@@ -315,7 +313,7 @@ def test_training_resumes_only_with_the_same_code_settings_and_inputs(fingerprin
 
 
 @pytest.mark.parametrize("guidance", ["0.5", "5.5", "nan"])
-def test_a_guidance_that_the_base_was_not_distilled_for_is_rejected(
+def test_a_guidance_scale_that_the_base_was_not_distilled_for_is_rejected(
     recipe_module, tiny, monkeypatch, capsys, guidance
 ):
     monkeypatch.chdir(tiny / "recipe")

@@ -14,7 +14,7 @@ FILES = {"config.json": b"{}", "model.safetensors": b"weights" * 100}
 
 
 class Hub(BaseHTTPRequestHandler):
-    """What hf_hub_download asks of a hub: sizes, entity tags and bytes of files at a revision."""
+    """Serves what hf_hub_download requests: sizes, entity tags and bytes of files at a revision."""
 
     def do_HEAD(self):
         self.answer(body=False)
@@ -80,7 +80,7 @@ def test_missing_files_are_downloaded_and_existing_files_are_only_checked(hub):
         list(fetch("models/x"))
 
 
-def test_a_new_digest_is_written_into_its_entry_and_nothing_else_changes(hub):
+def test_a_new_digest_is_written_to_its_entry_and_nothing_else_changes(hub):
     written = (
         "# why\nmodels/a:\n  files:\n    config.json: null\n  repo: r\n  revision: v\n  architecture: {}\n"
         f"\nmodels/x:   # its own\n  repo: some/model\n  revision: {REVISION}\n  files:\n"
@@ -95,7 +95,7 @@ def test_a_new_digest_is_written_into_its_entry_and_nothing_else_changes(hub):
 
 
 @pytest.mark.parametrize("form", ["pickle", "safetensors"])
-def test_weights_with_another_digest_than_locked_are_not_opened(tmp_path, monkeypatch, form):
+def test_weights_with_a_digest_other_than_the_locked_one_are_not_loaded(tmp_path, monkeypatch, form):
     import torch
     from safetensors.torch import save_file
 

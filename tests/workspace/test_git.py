@@ -12,12 +12,12 @@ def repository(tmp_path):
     return tmp_path
 
 
-def test_the_output_is_stripped_or_not(repository):
+def test_git_strips_the_output_and_try_git_does_not(repository):
     assert git(repository, "rev-parse", "--is-inside-work-tree") == "true"
     assert try_git(repository, "rev-parse", "--is-inside-work-tree") == "true\n"
 
 
-def test_a_failure_is_one_line_with_the_reason_or_none(repository):
+def test_on_failure_git_raises_one_line_and_try_git_returns_none(repository):
     with pytest.raises(SrpoError, match=r"^'git rev-parse HEAD' in .* failed: fatal: "):
         git(repository, "rev-parse", "HEAD")
     assert try_git(repository, "rev-parse", "HEAD") is None

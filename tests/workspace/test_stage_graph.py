@@ -15,7 +15,7 @@ def project(path: Path, stages: dict) -> Path:
     return path
 
 
-def test_the_graph_has_every_stage_of_dvc_yaml_once_after_the_stages_whose_outputs_it_reads(tmp_path):
+def test_the_graph_has_every_stage_of_dvc_yaml_once_after_its_dependencies(tmp_path):
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     graph = read_graph(ROOT)
     names = [stage.name for stage in graph.stages]
@@ -60,7 +60,7 @@ def test_only_data_versions_that_a_stage_reads_are_listed(tmp_path):
     assert read_graph(root).data == ("data/cats.dvc",)
 
 
-def test_an_input_below_a_data_version_or_of_a_setting_names_its_file(tmp_path):
+def test_an_input_inside_a_data_version_or_from_a_setting_names_its_file(tmp_path):
     root = project(tmp_path, {"ingest": {"cmd": "true", "deps": ["${ingest.source}/train.json"]}})
     (root / "params.yaml").write_text("ingest: {source: data/cats}")
     (root / "data").mkdir()
@@ -69,14 +69,12 @@ def test_an_input_below_a_data_version_or_of_a_setting_names_its_file(tmp_path):
 
 
 @pytest.mark.parametrize(("dependency", "out"), [("a", "a/b"), ("a/b", "a"), ("a", "a")])
-def test_a_stage_runs_after_one_whose_output_contains_its_input_or_is_contained_in_it(
-    tmp_path, dependency, out
-):
+def test_a_stage_runs_after_one_whose_output_overlaps_its_input(tmp_path, dependency, out):
     stages = {"reads": {"cmd": "true", "deps": [dependency]}, "writes": {"cmd": "true", "outs": [out]}}
     assert [stage.name for stage in read_graph(project(tmp_path, stages)).stages] == ["writes", "reads"]
 
 
-def test_a_circle_of_stages_is_an_error_that_names_them(tmp_path):
+def test_a_cycle_of_stages_gives_an_error_that_names_them(tmp_path):
     root = project(
         tmp_path,
         {
@@ -88,7 +86,7 @@ def test_a_circle_of_stages_is_an_error_that_names_them(tmp_path):
         read_graph(root)
 
 
-def test_the_order_is_one_in_which_dvc_runs_the_stages():
+def test_the_order_is_valid_for_dvc():
     """DVC's own graph has the same edges."""
     from dvc.repo import Repo
     from dvc.stage import PipelineStage

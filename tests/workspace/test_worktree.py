@@ -60,7 +60,7 @@ def checkout(tmp_path, monkeypatch) -> Path:
     return top
 
 
-def test_a_relative_store_is_relative_to_the_checkout_also_in_a_workspace(checkout, monkeypatch):
+def test_a_relative_store_path_in_a_workspace_is_relative_to_the_checkout(checkout, monkeypatch):
     ask = "from srpo_core.storage import open_store; print(open_store().uri)"
     monkeypatch.chdir(checkout)
     for given, store in (
@@ -84,7 +84,7 @@ def test_a_relative_store_is_relative_to_the_checkout_also_in_a_workspace(checko
         assert said.stdout.strip() == str(store)
 
 
-def test_a_workspace_equals_the_checkout_and_git_diff_there_shows_the_uncommitted_changes(checkout):
+def test_a_workspace_equals_the_checkout_and_its_git_diff_shows_uncommitted_changes(checkout):
     (checkout / "kept.txt").write_text("edited\n")
     (checkout / "new.txt").write_text("untracked\n")
     (checkout / "double.py").unlink()
@@ -116,7 +116,7 @@ def test_a_named_revision_excludes_uncommitted_changes(checkout):
         assert git(run.path, "status", "--porcelain") == ""
 
 
-def test_a_directory_without_git_or_an_unknown_revision_is_one_clear_error(checkout, tmp_path):
+def test_a_directory_without_git_or_an_unknown_revision_gives_a_clear_error(checkout, tmp_path):
     (tmp_path / "plain").mkdir()
     with (
         pytest.raises(ConfigError, match=r"plain is not a git checkout.*clone the repository"),
@@ -128,7 +128,7 @@ def test_a_directory_without_git_or_an_unknown_revision_is_one_clear_error(check
     assert not (tmp_path / "plain/.srpo").exists()
 
 
-def test_the_snapshot_changes_if_and_only_if_a_file_that_git_sees_changes(checkout):
+def test_the_snapshot_changes_only_with_files_that_git_does_not_ignore(checkout):
     first = checkout_snapshot(checkout)
     (checkout / "store").mkdir()
     (checkout / "store/x").write_text("ignored")
@@ -137,7 +137,7 @@ def test_the_snapshot_changes_if_and_only_if_a_file_that_git_sees_changes(checko
     assert checkout_snapshot(checkout) != first
 
 
-def test_commands_in_a_workspace_run_its_own_code_and_write_below_the_home(checkout, monkeypatch):
+def test_commands_in_a_workspace_run_its_own_code_and_write_under_srpo_home(checkout, monkeypatch):
     monkeypatch.setenv("GIT_DIR", "/nowhere")
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
     with open_workspace(checkout) as run:
@@ -157,7 +157,7 @@ def test_the_cache_and_the_remote_are_those_of_the_checkout(checkout):
         assert git(run.path, "status", "--porcelain") == ""
 
 
-def test_written_settings_are_the_profile_byte_for_byte_or_with_the_patch_applied(checkout):
+def test_written_settings_equal_the_profile_or_the_patched_profile(checkout):
     with open_workspace(checkout) as run:
         write_settings(run.path, profile="tiny", patch={})
         assert (run.path / "params.yaml").read_bytes() == (ROOT / "profiles/tiny.yaml").read_bytes()
@@ -170,7 +170,7 @@ def test_written_settings_are_the_profile_byte_for_byte_or_with_the_patch_applie
         assert kept == settings
 
 
-def test_wrong_settings_are_an_error_of_one_line(checkout):
+def test_wrong_settings_give_a_one_line_error(checkout):
     with open_workspace(checkout) as run:
         with pytest.raises(ConfigError, match=r"unknown profile 'huge': known are tiny"):
             write_settings(run.path, profile="huge", patch={})
@@ -195,7 +195,7 @@ def test_a_second_run_is_cached_and_dvc_repro_in_the_checkout_has_nothing_to_do(
 
 
 @pytest.mark.pipeline
-def test_results_are_not_brought_to_a_checkout_with_other_settings_or_edits(checkout):
+def test_results_are_not_copied_to_a_checkout_with_other_settings_or_edits(checkout):
     with open_workspace(checkout) as run:
         write_settings(run.path, profile="tiny", patch={"seed": 21})
         reproduce(run, "double", str)
@@ -209,8 +209,8 @@ def test_results_are_not_brought_to_a_checkout_with_other_settings_or_edits(chec
 
 
 @pytest.mark.pipeline
-def test_an_untracked_log_that_no_stage_reads_does_not_keep_results_from_the_checkout(checkout):
-    """As `make demo | tee demo.log` writes one while the run lives."""
+def test_an_untracked_log_that_no_stage_reads_does_not_block_copying_results(checkout):
+    """`make demo | tee demo.log` writes such a log during the run."""
     (checkout / "demo.log").write_text("begins\n")
     with open_workspace(checkout) as run:
         reproduce(run, "double", str)
@@ -230,7 +230,7 @@ def test_an_untracked_log_that_no_stage_reads_does_not_keep_results_from_the_che
         "an input is edited",
     ],
 )
-def test_a_checkout_has_changed_by_a_tracked_file_or_an_untracked_input(checkout, change):
+def test_a_changed_tracked_file_or_untracked_input_marks_the_checkout_as_changed(checkout, change):
     (checkout / "dvc.yaml").write_text(DVC_YAML.replace("[double.py]", "[double.py, words]"))
     (checkout / "words").mkdir()
     (checkout / "words/a.txt").write_text("untracked input")
@@ -249,7 +249,7 @@ def test_a_checkout_has_changed_by_a_tracked_file_or_an_untracked_input(checkout
 
 
 @pytest.mark.pipeline
-def test_editing_a_result_in_a_workspace_does_not_reach_the_cache(checkout):
+def test_editing_a_result_in_a_workspace_does_not_change_the_cache(checkout):
     for _ in range(2):
         with open_workspace(checkout) as run:
             write_settings(run.path, profile="tiny", patch={})
@@ -290,7 +290,7 @@ def test_old_workspaces_are_removed_and_those_of_live_runs_are_kept(checkout):
     assert str(dead[2]) in listed
 
 
-def test_after_kill_9_the_next_run_ends_the_remaining_processes_and_works(checkout):
+def test_after_kill_9_the_next_run_ends_the_remaining_processes_and_succeeds(checkout):
     script = (
         "import time; from pathlib import Path; from srpo_core.runtime.processes import owner_mark\n"
         "from srpo_core.workspace.worktree import open_workspace\n"
@@ -316,7 +316,7 @@ def test_after_kill_9_the_next_run_ends_the_remaining_processes_and_works(checko
         orphan.wait()
 
 
-def test_fetched_weights_of_the_checkout_are_linked_in_every_workspace_and_never_added_to_git(checkout):
+def test_fetched_weights_are_linked_in_every_workspace_and_never_added_to_git(checkout):
     (checkout / "models/base").mkdir(parents=True)
     (checkout / "models/base/weights.bin").write_text("tens of gigabytes")
     for revision in (None, "main"):
@@ -324,7 +324,7 @@ def test_fetched_weights_of_the_checkout_are_linked_in_every_workspace_and_never
             assert (run.path / "models/base/weights.bin").read_text() == "tens of gigabytes"
             assert "models" not in git(run.path, "ls-tree", "-r", "--name-only", run.snapshot)
             assert git(run.path, "status", "--porcelain") == ""
-    with open_workspace(checkout, keep=1):  # sweeps the two before
+    with open_workspace(checkout, keep=1):  # removes the two earlier workspaces
         assert (checkout / "models/base/weights.bin").exists()
 
 
@@ -340,7 +340,7 @@ def test_dvc_reruns_a_stage_when_the_fetched_weights_change(checkout):
         assert not reproduce(run, "double", lambda line: None).cached
 
 
-def test_a_half_made_worktree_is_removed(checkout):
+def test_an_incomplete_worktree_is_removed(checkout):
     with open_workspace(checkout) as run:
         pass
     (run.path / ".git").unlink()
@@ -352,7 +352,7 @@ def test_a_half_made_worktree_is_removed(checkout):
     assert worktree.KEEP_WORKSPACES >= 2
 
 
-def test_a_patch_may_have_text_beyond_ascii(checkout):
+def test_a_patch_may_contain_non_ascii_text(checkout):
     with open_workspace(checkout) as run:
         pair = {"wanted": {"墨": 1}, "unwanted": {"3D": 1}}
         patch = {"control_words": {"use": "墨", "library": {"墨": pair}}}

@@ -1,4 +1,4 @@
-"""How much of what a full-size preset learns survives bfloat16: its base is in bfloat16, and small changes round away.
+"""How much of the change by a full-size preset survives bfloat16, where small changes are rounded away.
 
 AdamW moves a weight by at most the learning rate per step, so `rate · steps` bounds the change; a random walk moves
 `rate · √steps`.
@@ -25,17 +25,19 @@ def rounded(weights):
 
 
 def change(train, reach):
-    """What moves a matrix when every trained entry goes `reach` steps far, its sign at random."""
+    """Return the change of a matrix if every trained entry moves `reach` steps with a random sign."""
     far = train.optimizer.learning_rate * reach
     if train.tune == "full":
         return far * torch.randn(OUT, IN).sign()
     rank = train.lora.rank
-    a = (2 * torch.rand(rank, IN) - 1) / math.sqrt(IN)  # peft's: uniform, by the number of inputs
+    a = (2 * torch.rand(rank, IN) - 1) / math.sqrt(
+        IN
+    )  # initialized as in peft: uniform, scaled by the number of inputs
     return train.lora.alpha / rank * far * torch.randn(OUT, rank).sign() @ a
 
 
 def kept(train, reach):
-    """The share of the change that is left in bfloat16: its projection."""
+    """Return the share of the change that remains in bfloat16, by projection."""
     torch.manual_seed(0)
     base = rounded(SIZE * torch.randn(OUT, IN))
     moved = change(train, reach)
@@ -43,7 +45,7 @@ def kept(train, reach):
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_largest_change_that_a_preset_can_learn_survives_in_the_reference_format(preset):
+def test_the_largest_change_that_a_preset_can_learn_survives_in_bf16(preset):
     whole = load_settings(PROFILES_DIR / f"{preset}.yaml")
     steps = whole.train.steps
     at_most, at_random = (kept(whole.train, reach) for reach in (steps, math.sqrt(steps)))
