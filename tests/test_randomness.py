@@ -29,7 +29,7 @@ def test_an_order_is_a_permutation():
     assert keyed_order(50, 0, "prompts") != list(range(50))
 
 
-def test_every_element_occurs_once_per_epoch_in_a_new_order():
+def test_every_element_occurs_once_per_epoch_and_each_epoch_has_a_new_order():
     epochs = [[epoch_index(epoch * 20 + place, 20, 7) for place in range(20)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]

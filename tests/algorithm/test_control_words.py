@@ -17,7 +17,7 @@ def test_words_of_equal_weight_alternate_as_in_the_reference():
     ]
 
 
-def test_in_turn_each_word_has_its_share_at_every_step():
+def test_words_chosen_in_turn_have_their_share_at_every_step():
     counts = Counter()
     for step in range(60):
         counts[word_in_turn(UNEQUAL, step)] += 1
@@ -26,7 +26,7 @@ def test_in_turn_each_word_has_its_share_at_every_step():
     assert counts == {"Real": 30, "Detailed": 20, "Photo": 10}
 
 
-def test_by_weight_words_are_drawn_in_proportion_to_their_weights():
+def test_words_chosen_by_weight_are_drawn_in_proportion_to_their_weights():
     counts = Counter(word_by_weight(UNEQUAL, 0, "wanted", step) for step in range(3000))
     for word, weight in UNEQUAL.items():
         assert counts[word] / 3000 == pytest.approx(weight / 6, abs=0.03)
@@ -59,7 +59,7 @@ def test_a_single_word_is_always_chosen():
         ("墨", "墨 cat", True),
     ],
 )
-def test_only_whole_words_count(word, prompt, found):
+def test_only_whole_words_match(word, prompt, found):
     assert count_prompts(word, [prompt, "a penguin"]) == found
 
 

@@ -87,7 +87,7 @@ def test_the_model_receives_the_noise_level_and_the_guidance(latents):
 
 
 @pytest.mark.parametrize(("ratio", "expected"), [(0.9, 100), (0.7, 301), (0.8, 200), (0.5, 501), (1.0, 1)])
-def test_the_step_length_has_the_references_float_quirk(ratio, expected):
+def test_the_step_length_has_the_floating_point_error_of_the_reference(ratio, expected):
     assert step_length(POINTS, ratio) == expected
 
 
@@ -98,7 +98,7 @@ def test_both_branches_step_to_the_same_level_in_the_middle_of_the_grid():
     assert (inversion.t - inversion.s).tolist() == [-100, -100]
 
 
-def test_the_denoise_branch_starts_noisier_and_the_inversion_branch_cleaner_everywhere():
+def test_the_denoise_branch_always_starts_noisier_and_the_inversion_branch_cleaner():
     midpoints = range(EDGE, POINTS - EDGE + 1)
     denoise, inversion = branches(midpoints, POINTS, 0.9).values()
     assert bool((denoise.s < denoise.t).all())

@@ -31,21 +31,23 @@ from srpo_core.training.learner import Learner, adamw, backward_terms
 
 ELEMENTWISE = 1e-5
 LOSS = 1e-6
-GRADIENT = 1e-5  # a tensor's norm, of itself; all whole gradients of a case, of the norm of all
-TENSOR = 2e-5  # a whole gradient, of its own norm: sums in another order move one by up to 8e-6
-FLOOR = 1e-4  # of the norm of all gradients: what a tensor below it is measured by, in place of its own norm
-ONE_CALL = 3e-5  # a call on two rows sums in another order than two calls on one
+GRADIENT = 1e-5  # error of a tensor's norm, relative to it; or of all gradients of a case, relative to the norm of all
+TENSOR = (
+    2e-5  # error of a whole gradient, relative to its norm: another order of sums changes one by up to 8e-6
+)
+FLOOR = 1e-4  # relative to the norm of all gradients: the smallest norm that an error is divided by
+ONE_CALL = 3e-5  # one call on two rows sums in another order than two calls on one row
 PROBE = 5e-5  # a weighted sum of signed entries: its error may be several times that of the norm
 WEIGHT = 1e-6
 MOVE = 1e-4  # Adam divides by the gradient's size, so the rounding of an entry near zero decides its change
-# of a tensor's root mean square: below it, a gradient's rounding decides how its weight changes, and rounding differs
-# between CPUs (AVX2, AVX-512) also in diffusers' forward pass; such entries, under 2 %, may differ by 3 % of a step
+# relative to a tensor's root mean square. For a smaller gradient, rounding decides how its weight changes, and rounding
+# differs between CPUs (AVX2, AVX-512), also in diffusers. Such entries, under 2 %, may differ by 3 % of a step.
 VANISHING = 1e-3
 OF_A_STEP = 0.03
-EDGE = 1e-6  # how near to 0 or 1 a pixel's rounding decides whether the clamp lets its gradient pass
-ON_THE_EDGE = 2  # such pixels at most in a case; more are a mistake
+EDGE = 1e-6  # distance from 0 or 1 within which rounding decides whether the clamp passes a pixel's gradient
+ON_THE_EDGE = 2  # largest number of such pixels in a case; more are an error
 FUSED = {"compute": PLAIN | {"fused_optimizer": True}}
-TOGETHER = {"batch_branches": True}  # with FUSED: what benchmarks/train_step.py times as `exact`
+TOGETHER = {"batch_branches": True}  # with FUSED, this is `exact` in benchmarks/train_step.py
 STATES = ("noisy", "pred", "recovered_packed", "image")
 SEEN = (*STATES, "decoded")
 INDEX_TABLES = {"hps": "hps.mid500", "ps": "ps.mid500", "r05_N200": "ga4.mid100"}
@@ -84,7 +86,7 @@ every_table = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _tell_what_was_compared(request):
+def _print_what_was_compared(request):
     yield
     counts = ", ".join(f"{count} {what}" for what, count in compared.items())
     errors = ", ".join(f"{what} {error:.1e}" for what, error in worst.items())
@@ -147,7 +149,7 @@ def at_bounds(images):
 
 
 def undecided(step, golden, case):
-    """Count the pixels whose rounding decides about their gradient.
+    """Count the pixels for which rounding decides whether they have a gradient.
 
     They are clamped in one implementation only or, if the reference's image is not stored, near the edge.
     """
@@ -155,7 +157,7 @@ def undecided(step, golden, case):
     for index, (decoded, image) in enumerate(zip(step.seen["decoded"], step.seen["image"], strict=True)):
         if (known := f"{case}.b{index}.image") in golden:
             count += int((at_bounds(image) != at_bounds(golden[known])).sum())
-        else:  # the subset leaves some images out
+        else:  # the subset omits some images
             count += int((torch.minimum(decoded.abs(), (decoded - 1).abs()) < EDGE).sum())
     return count
 
@@ -194,7 +196,7 @@ def test_the_full_set_is_complete():
 
 
 @every_case
-def test_the_rollout_makes_the_references_calls(recorded, directory, case):
+def test_the_rollout_makes_the_same_model_calls_as_the_reference(recorded, directory, case):
     expected = golden_of(directory).cases[case]
     step = recorded(directory, case)
     assert [time for time, _ in step.rolled] == expected["rollout_timestep_ints"]
@@ -211,13 +213,13 @@ def test_every_branch_of_a_case_equals_the_references(recorded, directory, case)
         assert step.times[index] == branch["timestep_over_1000"]
         assert [step.guidance[index]] == branch["guidance"]
         for name in STATES:
-            if name != "image" or f"{case}.b{index}.{name}" in golden:  # the subset leaves some images out
+            if name != "image" or f"{case}.b{index}.{name}" in golden:  # the subset omits some images
                 theirs = golden[f"{case}.b{index}.{name}"]
                 assert note(name, relative_error(step.seen[name][index], theirs)) < ELEMENTWISE, name
         reward, loss = term.rewards[branch["kind"]].tolist(), float(term.losses.detach().sum())
         rounding = reward_tolerance(golden.rewards[golden.cases[case]["reward"]], branch["k"])
         assert reward == pytest.approx(branch["reward"], rel=LOSS, abs=rounding)
-        assert loss == pytest.approx(branch["loss"], rel=LOSS, abs=rounding)  # the margin less the reward
+        assert loss == pytest.approx(branch["loss"], rel=LOSS, abs=rounding)  # margin minus reward
         note("reward", abs(reward[0] - branch["reward"][0]) / max(1.0, abs(reward[0])))
     assert float(step.terms[-1].losses.detach().sum()) == pytest.approx(
         golden.cases[case]["returned_loss"], rel=LOSS, abs=rounding
@@ -238,7 +240,7 @@ def test_every_gradient_of_a_case_equals_the_references(recorded, directory, cas
             assert error <= GRADIENT * size, name
             off = abs(probe(gradient) - figures["probe"])
             assert off <= PROBE * size, name
-            if size > 0:  # past the hinge all are zero
+            if size > 0:  # beyond the hinge all gradients are zero
                 note("gradient norm", error / size)
                 note("gradient probe", off / size)
             if (full := f"{case}.b{index}.grad.{name}") in golden:
@@ -261,7 +263,7 @@ def test_the_images_of_the_rollout_equal_the_references(directory, case):
 
 
 @every_case
-def test_branches_in_one_call_give_the_gradient_of_branches_one_by_one(recorded, directory, case):
+def test_branches_in_one_call_give_the_same_gradient_as_separate_calls(recorded, directory, case):
     golden, apart = golden_of(directory), recorded(directory, case)
     if len(apart.terms) == 1:
         return

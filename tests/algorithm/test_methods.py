@@ -112,7 +112,7 @@ def test_draft_k_has_the_gradient_of_the_loop_detached_before_its_last_k_steps(b
     assert torch.allclose(ours, unrolled(batch, settings, STEPS - last_steps), rtol=1e-6, atol=1e-12)
 
 
-def test_fewer_trained_steps_give_another_gradient(batch, settings):
+def test_fewer_trained_steps_give_a_different_gradient(batch, settings):
     assert not torch.allclose(unrolled(batch, settings, 0), unrolled(batch, settings, STEPS - 1), rtol=1e-2)
 
 
@@ -144,7 +144,7 @@ def test_draft_lv_averages_variations_with_independent_noise(batch, settings):
     assert not any(torch.allclose(each[0], other, rtol=1e-2) for other in each[1:])
 
 
-def test_refl_trains_one_late_call_and_predicts_the_image_from_there(batch, settings):
+def test_refl_trains_one_late_model_call_and_predicts_the_image_from_it(batch, settings):
     settings = with_(settings, "refl", late_share=0.4)
     (stops,) = {tuple(batch.draws.integers(("late step",), 3, 4))}
     ours, _, model = gradient("refl", batch, settings)
@@ -168,7 +168,7 @@ def test_refl_trains_one_late_call_and_predicts_the_image_from_there(batch, sett
     assert torch.allclose(ours, expected.transformer.weight.grad, rtol=1e-6, atol=1e-12)
 
 
-def test_refl_includes_the_first_step_of_its_late_share(batch, settings):
+def test_refl_includes_the_first_step_of_its_late_range(batch, settings):
     """(1 - 0.7) * 10 is 3.0000000000000004 in floating point, and step 3 must be included."""
     longer = settings.model_copy(
         update={"rollout": settings.rollout.model_copy(update={"num_inference_steps": 10})}
@@ -197,7 +197,7 @@ def test_the_number_of_model_calls_does_not_depend_on_the_draws(batch, settings,
 
 
 @pytest.mark.parametrize("name", ["srpo", "direct_align", "direct_align_aggregated"])
-def test_a_perfect_model_is_scored_on_the_image_that_it_started_from(batch, settings, name):
+def test_with_a_perfect_model_the_scored_image_equals_the_original_image(batch, settings, name):
     x0 = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     batch = TrainBatch(**{**vars(batch), "real": dict(enumerate(x0))})
     model, seen = Linear(), []
@@ -216,7 +216,7 @@ def test_a_perfect_model_is_scored_on_the_image_that_it_started_from(batch, sett
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("together", [False, True])
-def test_a_step_makes_the_calls_that_its_cost_states(batch, settings, name, together):
+def test_a_step_makes_the_number_of_calls_that_its_cost_states(batch, settings, name, together):
     settings = settings.model_copy(update={"pairs_per_rollout": 2, "batch_branches": together})
     settings = with_(settings, "draft", last_steps=3, variations=2)
     settings = with_(settings, "aggregate", levels=3)
@@ -251,7 +251,7 @@ def test_branches_in_one_call_have_the_same_gradient_with_half_the_calls(batch, 
     assert torch.allclose(one[0].rewards["inversion"], two[1].rewards["inversion"])
 
 
-def test_the_pairs_of_a_rollout_are_averaged_and_share_it(batch, settings):
+def test_pairs_of_the_same_rollout_are_averaged(batch, settings):
     shared, _, model = gradient("srpo", batch, settings.model_copy(update={"pairs_per_rollout": 3}))
     assert [trained for trained, _ in model.calls] == [False] * STEPS + [True] * 3
     singles = []
@@ -308,7 +308,7 @@ def written_out(batch, settings, midpoints, weight=1.0):
     grid = training_grid(align.schedule_steps, settings.rollout.shift, align.first, align.last, align.grid)
     k = int((1 - align.ratio) * align.grid) + 1
     from_level, to_level = [], []
-    for m in midpoints:  # counted from the clean end; the denoise branch comes from k points noisier
+    for m in midpoints:  # counted from the clean end; the denoise branch starts k points noisier
         from_level.append(grid[align.grid - m - min(k, align.grid - m, m)])
         to_level.append(grid[align.grid - m])
     s, t = torch.stack(from_level), torch.stack(to_level)
@@ -328,7 +328,7 @@ def test_direct_align_has_the_gradient_of_the_papers_formulas(batch, settings):
     assert torch.allclose(ours, written_out(batch, settings, midpoints), rtol=1e-5, atol=1e-10)
 
 
-def test_two_levels_of_the_aggregated_reward_are_two_weighted_denoise_branches(batch, settings):
+def test_two_levels_of_the_aggregated_reward_equal_two_weighted_denoise_branches(batch, settings):
     two = with_(settings, "aggregate", levels=2, decay=0.5)
     align = settings.direct_align
     (first,) = draw_midpoints(batch.draws, settings)
@@ -351,7 +351,7 @@ def test_the_levels_of_the_aggregated_reward_are_one_step_apart_and_stay_on_the_
     ]
 
 
-def test_one_level_of_the_aggregated_reward_is_direct_align(batch, settings):
+def test_one_level_of_the_aggregated_reward_equals_direct_align(batch, settings):
     single = with_(settings, "aggregate", levels=1)
     ours, _, _ = gradient("direct_align_aggregated", batch, single)
     assert torch.allclose(ours, gradient("direct_align", batch, settings)[0])
@@ -365,6 +365,6 @@ def test_the_terms_of_the_aggregated_reward_are_weighted_by_lambda(batch, settin
         assert torch.allclose(term.losses, weight * other.losses)
 
 
-def test_the_texts_of_an_absolute_reward_are_a_setting(batch, settings):
+def test_the_texts_of_an_absolute_reward_can_be_configured(batch, settings):
     assert scored_texts(batch, settings) == ["rrr. r", "rrr. gg"]
     assert scored_texts(batch, settings.model_copy(update={"reward_text": "plain"})) == ["r", "gg"]

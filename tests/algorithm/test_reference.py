@@ -10,20 +10,20 @@ def settings(tiny_train):
     return tiny_train.model_copy(update={"reference": True})
 
 
-def test_the_time_input_is_truncated_to_whole_thousandths_only_in_the_reference(settings, tiny_train):
+def test_the_time_input_is_truncated_to_thousandths_only_in_reference_mode(settings, tiny_train):
     sigma = torch.tensor([0.8789, 0.5, 1.0])
     assert truncated_time(sigma).tolist() == pytest.approx([0.878, 0.5, 1.0], abs=1e-7)
     assert torch.equal(time_of(settings)(sigma), truncated_time(sigma))
     assert torch.equal(time_of(tiny_train)(sigma), sigma)
 
 
-def test_noise_is_rounded_to_bfloat16_only_in_the_reference(settings, tiny_train):
+def test_noise_is_rounded_to_bfloat16_only_in_reference_mode(settings, tiny_train):
     noise = torch.randn(2, 4, 8)
     assert torch.equal(noise_of(noise, tiny_train), noise)
     assert torch.equal(noise_of(noise, settings), noise.bfloat16().float())
 
 
-def test_products_are_rounded_for_the_samples_whose_index_was_a_number(settings):
+def test_products_are_rounded_for_samples_whose_index_is_a_python_number_in_the_reference(settings):
     level, eps = torch.full((4, 1, 1), 0.7512), torch.randn(4, 3, 5).bfloat16().float()
     at = branches([99, 100, 101, 500], 1000, 0.9)
     rounded = (level.bfloat16() * eps.bfloat16()).float()

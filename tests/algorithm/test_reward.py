@@ -31,7 +31,7 @@ def test_the_wanted_word_raises_and_the_unwanted_word_lowers_the_reward(images):
     assert score(images, "r", "g") == [2.0, -2.0]
 
 
-def test_exchanged_words_reverse_the_sign_without_a_discount(images):
+def test_without_a_discount_exchanged_words_reverse_the_sign(images):
     assert score(images, "g", "r") == [-value for value in score(images, "r", "g")]
 
 
@@ -39,7 +39,7 @@ def test_the_discount_weights_only_the_positive_side(images):
     assert score(images, "r", "g", k=0.5) == [3.0, -2.0]
 
 
-def test_the_common_part_of_both_words_cancels(images):
+def test_the_common_part_of_both_text_features_cancels(images):
     assert score(images, "r", "r") == [0.0, 0.0]
 
 
@@ -51,5 +51,5 @@ def test_there_is_no_gradient_above_the_margin():
     assert rewards.grad.tolist() == [-1, 0, 0]
 
 
-def test_a_control_word_is_put_before_each_prompt():
+def test_a_control_word_is_prepended_to_each_prompt():
     assert with_control_word("Ink", ["red apple", "crab"]) == ["Ink. red apple", "Ink. crab"]

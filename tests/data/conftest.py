@@ -35,7 +35,7 @@ def test_record():
 
 @pytest.fixture
 def write(tmp_path):
-    """Write a JSON file below a source directory, which is returned."""
+    """Return a function that writes a JSON file below a source directory and returns the directory."""
 
     def put(name, value) -> Path:
         path = tmp_path / "hpd" / name

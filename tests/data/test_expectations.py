@@ -29,7 +29,7 @@ def pairs(**changes):
     return pd.DataFrame(columns | changes)
 
 
-def test_sound_tables_pass_and_every_rule_reports_its_figure():
+def test_valid_tables_pass_and_every_rule_reports_its_figure():
     results = check_prompts(prompts(), SPLITS) + check_pairs(pairs())
     assert len(results) == 14
     assert all(result["success"] is True for result in results)

@@ -52,13 +52,15 @@ def test_a_test_record_gives_a_pair_for_every_two_images_of_different_rank(write
         ({"file_path": ["a", "/b"]}, "file_path: '/b' is not a plain relative path"),
     ],
 )
-def test_a_train_record_that_breaks_a_rule_is_named_with_the_rule(write, train_record, change, rule):
+def test_the_error_for_an_invalid_train_record_names_the_record_and_the_rule(
+    write, train_record, change, rule
+):
     source = write("train.json", [train_record, train_record | change])
     assert refusal(source, "train") == f"train.json: record 1: {rule}"
 
 
 @pytest.mark.parametrize("key", ["prompt", "file_path", "human_preference"])
-def test_a_missing_key_is_named(write, train_record, key):
+def test_the_error_names_a_missing_key(write, train_record, key):
     del train_record[key]
     found = ", ".join(sorted(train_record))
     source = write("train.json", [train_record])
@@ -80,7 +82,7 @@ def test_a_record_must_be_an_object(write):
         ({"image_path": ["a"], "rank": [1]}, "image_path: at least two images are required, found 1"),
     ],
 )
-def test_a_test_record_that_breaks_a_rule_is_named_with_the_rule(write, test_record, change, rule):
+def test_the_error_for_an_invalid_test_record_names_the_record_and_the_rule(write, test_record, change, rule):
     source = write("test.json", [test_record | change])
     assert refusal(source, "test") == f"test.json: record 0: {rule}"
 
@@ -98,7 +100,7 @@ def test_a_test_record_that_breaks_a_rule_is_named_with_the_rule(write, test_rec
         ("[1, 2] 3", "nothing may follow the JSON list, found '3'"),
     ],
 )
-def test_broken_json_is_named_with_line_and_column(write, text, message):
+def test_the_error_for_broken_json_names_line_and_column(write, text, message):
     source = write("train.json", text)
     with pytest.raises(DataError, match=re.escape(f"{source}/train.json: {message}")):
         list(read_list(source / "train.json"))
@@ -115,16 +117,16 @@ def test_records_before_a_broken_one_are_read_first(write, train_record):
     assert next(read_choices(source, "train")).record == 0
 
 
-def test_a_file_that_is_not_utf8_is_named_with_the_byte(tmp_path):
+def test_the_error_for_a_file_that_is_not_utf8_names_the_byte(tmp_path):
     (tmp_path / "train.json").write_bytes(b'["\xff"]')
     assert refusal(tmp_path, "train") == "train.json: not UTF-8 at byte 2"
 
 
-def test_a_missing_file_says_what_the_source_must_hold(tmp_path):
+def test_the_error_for_a_missing_file_says_what_the_source_must_contain(tmp_path):
     assert refusal(tmp_path, "train").startswith("train.json is missing: ingest.source must name")
 
 
-def test_benchmark_prompts_carry_the_name_of_their_list_and_come_once(write):
+def test_benchmark_prompts_have_the_name_of_their_list_and_are_unique(write):
     write("benchmark/photo.json", ["a road", "a cat"])
     prompts = read_benchmark(write("benchmark/anime.json", ["a cat", "a castle"]))
     assert [(entry.prompt, entry.style, entry.record) for entry in prompts] == [
@@ -146,7 +148,7 @@ def test_a_benchmark_entry_must_be_a_text(write, entry, rule):
         read_benchmark(source)
 
 
-def test_a_prompt_in_train_and_benchmark_is_refused_with_both_places(write):
+def test_a_prompt_in_train_and_benchmark_is_refused_with_both_locations(write):
     source = write("benchmark/photo.json", ["a road", "a cat"])
     expected = f"photo.json: record 1: prompt 'a cat' is also in {source}/train.json (record 4)"
     with pytest.raises(DataError, match=re.escape(expected)):
@@ -154,8 +156,8 @@ def test_a_prompt_in_train_and_benchmark_is_refused_with_both_places(write):
     require_disjoint({"a dog": 0}, read_benchmark(source), source)
 
 
-def test_the_list_of_drawbench_is_no_style_of_the_benchmark(write):
-    """HPDv2 has it beside the four lists of styles and scores it apart."""
+def test_drawbench_is_not_a_style_of_the_benchmark(write):
+    """HPDv2 stores it next to the four lists of styles and scores it separately."""
     write("benchmark/photo.json", ["a cat"])
     source = write("benchmark/drawbench.json", ["a dog"])
     assert [(entry.prompt, entry.style) for entry in read_benchmark(source)] == [("a cat", "photo")]

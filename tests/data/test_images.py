@@ -43,14 +43,14 @@ def source(request, tmp_path, monkeypatch, contents):
     return tmp_path
 
 
-def test_every_form_gives_the_same_bytes(source, contents):
+def test_every_storage_format_gives_the_same_bytes(source, contents):
     with open_images(source, "train") as images:
-        # backwards, as an archive need not be in the order of reading
+        # in reverse, since images may be read in another order than that of the archive
         assert {name: images.read(name) for name in reversed(contents)} == contents
         assert "green.png" not in images
 
 
-def test_unpacking_an_archive_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_unpacking_an_archive_leaves_no_files(tmp_path, monkeypatch):
     monkeypatch.setenv("SRPO_HOME", str(tmp_path / "home"))
     (tmp_path / "train.tar.gz").write_bytes(gzip.compress(tar_bytes([("a", b"1")])))
     with open_images(tmp_path, "train") as images:
@@ -58,7 +58,7 @@ def test_unpacking_an_archive_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list((tmp_path / "home").iterdir()) == []
 
 
-def test_a_named_image_that_is_not_there_is_named_with_its_record(source):
+def test_the_error_for_a_missing_image_names_the_image_and_its_record(source):
     used = {"red.png": 0, "green.png": 3, "grey.png": 9}
     with open_images(source, "train") as images:
         expected = f"train.json: record 3: image 'green.png' is not in {images.where} (2 of 3 images are"
@@ -67,7 +67,7 @@ def test_a_named_image_that_is_not_there_is_named_with_its_record(source):
         require_images(images, {"red.png": 0}, source / "train.json")
 
 
-def test_images_in_no_form_or_in_two_forms_are_refused(tmp_path):
+def test_images_in_no_format_or_in_two_formats_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"one of train/, train\.tar, train\.tar\.gz, found none"):
         open_images(tmp_path, "train").__enter__()
     (tmp_path / "train").mkdir()
@@ -76,13 +76,13 @@ def test_images_in_no_form_or_in_two_forms_are_refused(tmp_path):
         open_images(tmp_path, "train").__enter__()
 
 
-def test_two_members_of_the_same_name_are_refused(tmp_path):
+def test_two_archive_members_with_the_same_name_are_refused(tmp_path):
     (tmp_path / "test.tar").write_bytes(tar_bytes([("a.png", b"1"), ("test/a.png", b"2")]))
     with pytest.raises(DataError, match=r"test\.tar: two members have the name 'a\.png'"):
         open_images(tmp_path, "test").__enter__()
 
 
-def test_a_cut_archive_is_refused(tmp_path, monkeypatch):
+def test_a_truncated_archive_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("SRPO_HOME", str(tmp_path / "home"))
     whole = tar_bytes([("a.png", bytes(5000))])
     (tmp_path / "test.tar").write_bytes(whole[:3000])
@@ -98,7 +98,7 @@ def test_the_size_of_an_image_is_width_then_height(image):
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
-def test_an_image_whose_end_is_missing_cannot_be_decoded(form):
+def test_a_truncated_image_cannot_be_decoded(form):
     file = io.BytesIO()
     Image.effect_noise((64, 64), 50).convert("RGB").save(file, form)
     assert image_size(file.getvalue()) == (64, 64)
@@ -106,6 +106,6 @@ def test_an_image_whose_end_is_missing_cannot_be_decoded(form):
         image_size(file.getvalue()[:-200])
 
 
-def test_what_is_no_image_cannot_be_decoded():
+def test_bytes_that_are_not_an_image_cannot_be_decoded():
     with pytest.raises(ValueError, match=r"^cannot identify image file$"):
         image_size(b"no image")

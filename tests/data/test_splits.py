@@ -6,11 +6,11 @@ from srpo_core.errors import DataError
 PROMPTS = [f"prompt {number}" for number in range(5000)]
 
 
-def test_the_held_out_share_is_about_what_was_asked_for():
+def test_the_held_out_share_is_close_to_the_requested_share():
     assert len(held_out_prompts(PROMPTS, 0.2, 0)) == pytest.approx(1000, abs=4 * (5000 * 0.2 * 0.8) ** 0.5)
 
 
-def test_prompts_added_later_move_no_other_prompt():
+def test_adding_prompts_does_not_change_the_split_of_the_others():
     before = held_out_prompts(PROMPTS[:3000], 0.2, 0)
     after = held_out_prompts(PROMPTS[::-1], 0.2, 0)
     assert before == after & set(PROMPTS[:3000])
@@ -21,7 +21,7 @@ def test_another_seed_holds_out_other_prompts():
     assert len(both) == pytest.approx(200, abs=60)
 
 
-def test_a_small_share_holds_out_one_prompt_and_no_share_none():
+def test_a_small_share_holds_out_one_prompt_and_a_zero_share_none():
     assert len(held_out_prompts(PROMPTS[:3], 1e-9, 0)) == 1
     assert held_out_prompts(PROMPTS, 0.0, 0) == frozenset()
 

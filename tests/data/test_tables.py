@@ -10,7 +10,7 @@ PROMPT_ROWS = [(0, "cat", "train", ""), (1, "dog", "validation", ""), (2, "road"
 
 
 @pytest.fixture(autouse=True)
-def in_a_directory_of_its_own(tmp_path, monkeypatch):
+def run_in_tmp_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
@@ -30,7 +30,7 @@ def test_pairs_are_read_by_split_in_order():
     assert tables.read_pairs("train", 5) == [Pair(0, "train", "prompt 0", "train/a0", "train/b0", "")]
 
 
-def test_a_limit_takes_pairs_from_all_over_the_table():
+def test_a_limit_selects_pairs_from_the_whole_table():
     tables.write_rows(artifacts.PAIRS, tables.PAIR_COLUMNS, map(pair_row, range(1000)))
     chosen = [pair.pair_id for pair in tables.read_pairs("test", 100)]
     assert len(set(chosen)) == 100
@@ -40,7 +40,7 @@ def test_a_limit_takes_pairs_from_all_over_the_table():
     assert chosen == [pair.pair_id for pair in tables.read_pairs("test", 100)]
 
 
-def test_images_come_back_by_path_across_shards(monkeypatch, image):
+def test_images_are_read_by_path_across_shards(monkeypatch, image):
     monkeypatch.setattr(tables, "ROWS_PER_FILE", 300)
     rows = [(f"train/{number:04d}.png", image((number % 256, 0, 9)), 6, 4) for number in range(700)]
     assert tables.write_images(iter(rows)) == 700
@@ -55,25 +55,25 @@ def test_images_come_back_by_path_across_shards(monkeypatch, image):
     assert pq.read_table(shards[2], columns=["image"])["image"][99].as_py() == rows[699][1]
 
 
-def test_a_path_that_no_shard_holds_is_named(image):
+def test_the_error_names_a_path_that_no_shard_contains(image):
     tables.write_images([("train/a.png", image("red"), 6, 4)])
     with pytest.raises(ArtifactError, match=r"has no image 'train/b\.png' \(1 of 2 are missing\)"):
         tables.read_images(["train/a.png", "train/b.png"])
 
 
-def test_a_missing_table_names_the_stage_to_run():
+def test_the_error_for_a_missing_table_names_the_stage_to_run():
     with pytest.raises(ArtifactError, match="run 'dvc repro ingest' first"):
         tables.read_prompts("train")
 
 
-def test_a_damaged_table_is_named():
+def test_the_error_names_a_damaged_table():
     artifacts.PAIRS.parent.mkdir(parents=True)
     artifacts.PAIRS.write_bytes(b"PAR1 but no more")
     with pytest.raises(ArtifactError, match=r"pairs\.parquet is damaged"):
         tables.read_pairs("train")
 
 
-def test_a_table_of_no_rows_can_be_written_and_read():
+def test_an_empty_table_can_be_written_and_read():
     assert tables.write_rows(artifacts.PAIRS, tables.PAIR_COLUMNS, []) == 0
     assert tables.read_pairs("train") == []
 

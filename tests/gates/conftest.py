@@ -10,7 +10,7 @@ MODELS = ("base", "aligned", "champion")
 
 
 def evaluation(**metrics):
-    """A table as evaluate leaves it: metric -> (base, aligned[, champion]) figures, each (PROMPTS, SEEDS) or a number."""
+    """Return a table like that of evaluate: metric -> (base, aligned[, champion]), each (PROMPTS, SEEDS) or a number."""
     rows = []
     for name, by_model in metrics.items():
         for model, given in zip(MODELS, by_model, strict=False):
@@ -42,7 +42,7 @@ def gate(objective="quality", **rules):
 
 @pytest.fixture
 def make():
-    """The makers of tables, rules and gates."""
+    """Return the functions that build tables, rules and gates."""
 
     class Makers:
         table = staticmethod(evaluation)

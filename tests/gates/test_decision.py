@@ -21,7 +21,7 @@ def noisy(mean, seed=0, spread=0.02):
     return np.random.default_rng(seed).normal(mean, spread, (12, 2))
 
 
-def test_a_clear_gain_passes_with_its_figures(make):
+def test_a_clear_gain_passes_and_the_decision_contains_its_figures(make):
     result = decision(make.table(quality=(0.25, 0.5)), make.gate(better=make.rule()))
     assert result["passed"] is True
     assert result["verdict"] == "passed"
@@ -44,7 +44,7 @@ def test_swapping_base_and_aligned_turns_a_pass_into_a_refusal(make):
     assert won["rules"][0]["value"] == pytest.approx(-lost["rules"][0]["value"])
 
 
-def test_a_constant_loss_of_the_subject_is_refused_and_said(make):
+def test_a_constant_loss_of_the_subject_is_refused_with_a_reason(make):
     rules = make.gate(kept=make.rule(margin=-0.1, meaning="the subject is kept"))
     result = decision(make.table(quality=(0.9, 0.7)), rules)
     assert result["verdict"] == "refused"
@@ -75,14 +75,14 @@ def test_a_constant_loss_of_the_subject_is_refused_and_said(make):
         ({"severity": "veto", "margin": -0.1}, "no part of the interval is ≥ -0.100. No longer true: "),
     ],
 )
-def test_every_kind_of_breach_says_what_was_seen_and_what_was_asked(make, changes, said):
+def test_the_reason_for_every_kind_of_breach_states_the_figure_and_the_limit(make, changes, said):
     result = decision(make.table(quality=(0.6, 0.3)), make.gate(one=make.rule(**changes)))
     assert result["verdict"] == "refused"
     assert said in result["reason"]
     assert "\n" not in result["reason"]
 
 
-def test_a_rule_to_be_shown_fails_where_a_veto_does_not_bite_yet(make):
+def test_an_inconclusive_interval_breaks_a_refuse_rule_but_not_a_veto(make):
     figures = (0.0, noisy(-0.05, 4, spread=0.2))
     rules = make.gate(shown=make.rule(margin=-0.1), veto=make.rule(margin=-0.1, severity="veto"))
     shown, veto = decision(make.table(quality=figures), rules)["rules"]
@@ -90,7 +90,7 @@ def test_a_rule_to_be_shown_fails_where_a_veto_does_not_bite_yet(make):
     assert (shown["passed"], veto["passed"]) == (False, True)
 
 
-def test_an_objective_that_rises_while_the_subject_falls_is_called_reward_hacking(make):
+def test_a_rising_objective_with_a_falling_subject_is_reported_as_reward_hacking(make):
     falls = make.rule(metric="subject", margin=-0.1, severity="hacking", meaning="the subject is kept")
     gate = make.gate("objective", not_traded=falls)
     subject = (0.9, noisy(0.5, 1))
@@ -103,7 +103,7 @@ def test_an_objective_that_rises_while_the_subject_falls_is_called_reward_hackin
     assert honest["rules"][0]["verdict"] == "holds"
 
 
-def test_an_objective_that_is_not_a_number_disarms_no_sign_of_hacking(make):
+def test_hacking_rules_still_apply_if_the_objective_is_nan(make):
     falls = make.rule(metric="subject", margin=-0.1, severity="hacking", meaning="the subject is kept")
     gate = make.gate("objective", not_traded=falls)
     result = decision(make.table(objective=(0.2, float("nan")), subject=(0.9, noisy(0.5, 1))), gate)
@@ -112,7 +112,7 @@ def test_an_objective_that_is_not_a_number_disarms_no_sign_of_hacking(make):
     assert "it is unknown whether the training objective rose" in result["reason"]
 
 
-def test_a_figure_that_leaves_its_band_on_either_side_is_vetoed(make):
+def test_a_figure_above_or_below_its_band_is_vetoed(make):
     gate = make.gate(colour=make.rule(side="within", margin=0.1, severity="veto", meaning="colours stay"))
     for change, verdict in ((0.0, "passed"), (0.09, "passed"), (0.3, "refused"), (-0.3, "refused")):
         assert decision(make.table(quality=(0.5, noisy(0.5 + change, 3))), gate)["verdict"] == verdict
@@ -120,7 +120,7 @@ def test_a_figure_that_leaves_its_band_on_either_side_is_vetoed(make):
     assert passed["reason"].endswith("None of 1 signs of reward hacking was found.")
 
 
-def test_without_a_champion_its_rules_do_not_apply_and_with_one_they_do(make):
+def test_champion_rules_apply_only_if_there_is_a_champion(make):
     gate = make.gate(better=make.rule(), champion=make.rule(against="champion", margin=-0.05))
     first = decision(make.table(quality=(0.2, 0.5)), gate)
     assert first["passed"] is True
@@ -141,7 +141,7 @@ def test_seeds_of_one_prompt_are_not_independent_evidence(make):
     assert together["high"] - together["low"] == pytest.approx(2 * 2.228 * within, rel=0.15)
 
 
-def test_a_broken_warning_passes_and_is_said(make):
+def test_a_broken_warn_rule_passes_and_is_reported(make):
     rules = make.gate(better=make.rule(), colour=make.rule(metric="colour", severity="warn"))
     result = decision(make.table(quality=(0.0, 0.5), colour=(0.5, 0.0)), rules)
     assert result["verdict"] == "passed"
@@ -152,7 +152,7 @@ def test_a_broken_warning_passes_and_is_said(make):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("side", [0, 1])
 @pytest.mark.parametrize("severity", ["refuse", "veto", "hacking"])
-def test_a_figure_that_is_not_a_number_refuses_and_is_named(make, bad, side, severity):
+def test_a_figure_that_is_not_finite_is_refused_with_its_prompt_and_seed(make, bad, side, severity):
     broken = np.full((12, 2), 0.9)
     broken[3, 1] = bad
     figures = [0.0, 0.9]
@@ -166,7 +166,7 @@ def test_a_figure_that_is_not_a_number_refuses_and_is_named(make, bad, side, sev
 
 @pytest.mark.parametrize("severity", ["refuse", "veto", "hacking"])
 @pytest.mark.parametrize("count", [1, 2, 4, 6])
-def test_a_handful_of_prompts_gives_no_interval_and_so_no_lucky_pass(make, severity, count):
+def test_too_few_prompts_give_no_interval_and_are_refused(make, severity, count):
     table = make.table(quality=(0.0, 0.9))
     kept = {f"prompt {number}" for number in range(count)}
     few = table.filter([prompt in kept for prompt in table["prompt"].to_pylist()])
@@ -176,14 +176,14 @@ def test_a_handful_of_prompts_gives_no_interval_and_so_no_lucky_pass(make, sever
     assert "Not shown: the images are better than before" in result["reason"]
 
 
-def test_too_few_resamples_refuse_in_place_of_an_interval_without_a_width(make):
+def test_too_few_resamples_are_refused_instead_of_giving_a_zero_width_interval(make):
     gate = make.gate(better=make.rule()).model_copy(update={"resamples": 1})
     result = decision(make.table(quality=(0.0, noisy(0.9))), gate)
     assert result["verdict"] == "refused"
     assert "1 resamples are too few for an interval of 95%: raise gate.resamples to 200" in result["reason"]
 
 
-def test_no_admissible_checkpoint_refuses_even_when_every_rule_holds(make):
+def test_without_an_admissible_checkpoint_the_gate_refuses_even_if_every_rule_holds(make):
     selection = {"step": 5, "admissible": [], "reason": "every checkpoint lost the subject."}
     result = decision(make.table(quality=(0.0, 0.5)), make.gate(better=make.rule()), selection)
     assert result["verdict"] == "refused"
@@ -191,19 +191,19 @@ def test_no_admissible_checkpoint_refuses_even_when_every_rule_holds(make):
     assert result["rules"][0]["passed"] is True
 
 
-def test_an_objective_that_was_not_measured_is_named(make):
+def test_the_error_names_an_objective_that_was_not_measured(make):
     with pytest.raises(ConfigError, match="'relative_reward' is not in the evaluation"):
         decision(make.table(quality=(0.0, 0.5)), make.gate("relative_reward", better=make.rule()))
 
 
-def test_adding_a_rule_changes_no_other_rules_interval(make):
+def test_adding_a_rule_does_not_change_the_interval_of_another_rule(make):
     table = make.table(quality=(0.0, noisy(0.2)), colour=(0.0, noisy(0.1, 5)))
     alone = decision(table, make.gate(better=make.rule()))["rules"][0]
     second = decision(table, make.gate(first=make.rule(metric="colour"), better=make.rule()))["rules"][1]
     assert alone == second
 
 
-def test_the_figures_for_dvc_are_numbers_by_rule(make):
+def test_the_dvc_metrics_contain_the_figures_of_each_rule(make):
     figures = rule_figures(decision(make.table(quality=(0.25, 0.5)), make.gate(better=make.rule())))
     assert figures == {
         "passed": True,
@@ -211,26 +211,26 @@ def test_the_figures_for_dvc_are_numbers_by_rule(make):
     }
 
 
-def test_a_refused_decision_stops_whoever_asks_with_its_reason():
+def test_a_refused_decision_raises_its_reason():
     with pytest.raises(GateError, match="the subject is lost") as caught:
         require_passed({"passed": False, "reason": "the subject is lost."})
     assert caught.value.exit_code == 3
 
 
 @pytest.mark.parametrize("decision", [{}, {"passed": "yes"}, {"passed": None}, {"verdict": "passed"}])
-def test_only_a_plain_true_passes(decision):
+def test_only_passed_true_is_accepted(decision):
     with pytest.raises(GateError):
         require_passed(decision)
 
 
-def test_a_passed_decision_goes_through():
+def test_a_passed_decision_is_accepted():
     require_passed({"schema_version": SCHEMA_VERSION, "passed": True, "reason": "every rule holds"})
 
 
 @pytest.mark.parametrize(
     "version", [{}, {"schema_version": 1}, {"schema_version": 3}, {"schema_version": "2"}]
 )
-def test_a_decision_of_another_schema_lets_nothing_through_and_says_which_and_what_to_run(version):
+def test_a_passed_decision_of_another_schema_version_is_an_error_with_the_command_to_run(version):
     with pytest.raises(ArtifactError) as caught:
         require_passed({"passed": True, "reason": "every rule holds"} | version)
     assert str(caught.value) == (
@@ -239,6 +239,6 @@ def test_a_decision_of_another_schema_lets_nothing_through_and_says_which_and_wh
     )
 
 
-def test_a_decision_of_another_schema_that_refused_is_still_a_refusal():
+def test_a_refused_decision_of_another_schema_version_is_still_refused():
     with pytest.raises(GateError, match="the subject is lost"):
         require_passed({"schema_version": 1, "passed": False, "reason": "the subject is lost."})

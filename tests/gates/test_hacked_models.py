@@ -1,4 +1,4 @@
-"""Trivially hacked models on real images and real scorers: the shipped gate refuses each, by the right rule."""
+"""The shipped gate refuses trivially hacked models by the right rule, on real images with real scorers."""
 
 import io
 import json
@@ -19,13 +19,13 @@ from srpo_core.scorers.metrics import MetricContext, finish, measure
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = load_settings(ROOT / "profiles/tiny.yaml")
 SUBJECTS = json.loads((ROOT / "assets/tiny/recipe/subjects.json").read_text())
-STYLES = ("3D", "Flat", "Noto")  # of the base, one for each seed
+STYLES = ("3D", "Flat", "Noto")  # styles of the base, one per seed
 SELECTION = {"step": 10, "admissible": [10], "reason": "it is best"}
 
 
 @pytest.fixture(scope="module")
 def images():
-    """(subject, style) -> image (3, 64, 64) in [0, 1], of evaluation and training subjects."""
+    """Return (subject, style) -> image (3, 64, 64) in [0, 1] for evaluation and training subjects."""
     names = SUBJECTS["eval"] + SUBJECTS["train"]
     rows = pq.read_table(
         ROOT / "assets/tiny/data/emoji4.parquet", filters=[("name", "in", names)]
@@ -51,7 +51,7 @@ def context(images):
 
 
 def figures(draw, context):
-    """Metric -> (P,) of the model that draws `draw(subject, seed)`."""
+    """Return metric -> (P,) for a model that generates the image `draw(subject, seed)`."""
     metrics = SETTINGS.evaluate.metrics
     found = {name: [] for name in metrics}
     for subject in SUBJECTS["eval"]:
@@ -63,7 +63,7 @@ def figures(draw, context):
 
 @pytest.fixture(scope="module")
 def base(images, context):
-    """A model that draws each seed in another style, and no ink."""
+    """Return the pairs of a model that uses another style for each seed, and never ink."""
     count = len(SUBJECTS["eval"])
     own = figures(lambda subject, seed: images[subject, STYLES[seed]], context)
     return Pairs(
@@ -83,7 +83,9 @@ def verdicts(base, draw, context):
     return decision["verdict"], {rule["name"]: rule for rule in decision["rules"]}
 
 
-def test_a_model_that_only_changes_the_style_gains_it_and_keeps_subject_and_variety(base, images, context):
+def test_a_model_that_only_changes_the_style_passes_the_style_subject_and_diversity_rules(
+    base, images, context
+):
     def honest(subject, seed):
         return images[subject, "Ink" if seed == 0 else STYLES[seed]]
 
@@ -93,7 +95,7 @@ def test_a_model_that_only_changes_the_style_gains_it_and_keeps_subject_and_vari
     assert {"subject_not_traded", "reality_kept", "grid_band"} <= held
 
 
-def test_one_image_for_everything_is_refused_for_subject_and_variety(base, images, context):
+def test_one_image_for_all_prompts_is_refused_for_subject_and_diversity(base, images, context):
     constant = images[SUBJECTS["eval"][0], "Ink"]
     verdict, rules = verdicts(base, lambda subject, seed: constant, context)
     assert verdict == "refused"
@@ -104,7 +106,7 @@ def test_one_image_for_everything_is_refused_for_subject_and_variety(base, image
     assert "how reward hacking looks" in rules["subject_not_traded"]["reason"]
 
 
-def test_colours_at_their_strongest_are_refused_by_the_band_of_saturation(base, images, context):
+def test_oversaturated_images_are_refused_by_the_saturation_band(base, images, context):
     def saturated(subject, seed):
         image = images[subject, STYLES[seed]]
         grey = image.mean(0, keepdim=True)
@@ -124,7 +126,7 @@ def test_copied_training_images_are_refused_for_the_subject(base, images, contex
     assert rules["reward_kept"]["verdict"] == "refuses"
 
 
-def test_one_memorised_image_of_the_right_subject_for_every_seed_is_refused_for_variety(
+def test_one_memorised_image_of_the_right_subject_for_all_seeds_is_refused_for_diversity(
     base, images, context
 ):
     verdict, rules = verdicts(base, lambda subject, seed: images[subject, "Ink"], context)

@@ -28,7 +28,7 @@ def table(rows):
     return pa.Table.from_pylist(rows)
 
 
-def test_rows_are_paired_by_prompt_and_seed_in_whatever_order_they_stand():
+def test_rows_are_paired_by_prompt_and_seed_in_any_row_order():
     for rows in (ROWS, ROWS[::-1]):
         pairs = pair_up(table(rows), SOURCE)
         assert dict(zip(pairs.prompts, pairs.styles, strict=True)) == {"cat": "food", "pie": "sweet"}
@@ -42,18 +42,18 @@ def test_rows_are_paired_by_prompt_and_seed_in_whatever_order_they_stand():
     assert pairs.champion is None
 
 
-def test_the_order_is_that_of_the_evaluation():
+def test_pairs_keep_the_order_of_the_evaluation():
     pairs = pair_up(table(ROWS), SOURCE)
     assert pairs.prompts == ("cat", "pie")
     assert pairs.seeds.tolist() == [0, 1, 0]
 
 
-def test_seeds_are_averaged_within_their_prompt():
+def test_seeds_are_averaged_per_prompt():
     pairs = pair_up(table(ROWS), SOURCE)
     np.testing.assert_allclose(pairs.by_prompt(pairs.base["quality"]), [0.2, 0.5])
 
 
-def test_metrics_keep_their_order_and_a_champion_is_paired_as_well():
+def test_metrics_keep_their_order_and_the_champion_is_paired_too():
     champion = [{**entry, "model": "champion", "value": 1.0} for entry in ROWS[:3]]
     rows = [*ROWS, *champion]
     both = rows + [{**entry, "metric": "colour", "value": entry["value"] + 1} for entry in rows]
@@ -63,7 +63,7 @@ def test_metrics_keep_their_order_and_a_champion_is_paired_as_well():
     np.testing.assert_allclose(pairs.champion["quality"], 1.0)
 
 
-def test_a_missing_figure_is_not_a_number():
+def test_a_missing_figure_becomes_nan():
     rows = [{**ROWS[0], "value": None}, *ROWS[1:]]
     assert np.isnan(pair_up(table(rows), SOURCE).base["quality"][0])
 
@@ -80,19 +80,19 @@ def test_a_missing_figure_is_not_a_number():
         ([{"model": "base", "seed": 0}], "has no column prompt, style, metric, value"),
     ],
 )  # fmt: skip
-def test_a_table_that_cannot_be_paired_is_named(rows, fault):
+def test_the_error_says_why_a_table_cannot_be_paired(rows, fault):
     with pytest.raises(ArtifactError) as caught:
         pair_up(table(rows), SOURCE)
     assert fault in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_an_empty_table_is_no_evidence():
+def test_an_empty_table_is_refused():
     with pytest.raises(ArtifactError, match="has 0 rows of the base"):
         pair_up(table(ROWS).slice(0, 0), SOURCE)
 
 
-def test_wins_losses_and_ties_are_counted_and_a_difference_as_large_as_the_tie_is_one():
+def test_wins_losses_and_ties_are_counted_and_the_tie_limit_is_inclusive():
     ours, theirs = np.array([0.9, 0.1, 0.5, 0.5, np.nan]), np.array([0.2, 0.8, 0.5, 0.25, 0.5])
     assert count_wins(ours, theirs, tie=0.25) == (1, 1, 2)
     assert count_wins(ours, theirs, tie=0.0) == (2, 1, 1)

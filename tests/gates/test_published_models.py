@@ -1,4 +1,4 @@
-"""The full-size gate on published figures (facts: arXiv 2509.06942, table 1, and the re-test arXiv 2512.24146)."""
+"""The full-size gate applied to published figures (arXiv 2509.06942, table 1; re-test: arXiv 2512.24146)."""
 
 import re
 from dataclasses import replace
@@ -36,7 +36,7 @@ TABLE = {
 }
 # the re-test: GenEval .663 -> .623, diversity .408 -> .352
 RETESTED = TABLE["SRPO"] | {"alignment": 0.678 * 0.623 / 0.663, "diversity": 0.352}
-# spread of an image's change around its mean, as a share of the base's figure: an assumption, for nobody published it
+# spread of an image's change around the mean change, relative to the base's figure; assumed, since it is not published
 SPREAD = {"relative_reward": 0.15, "reward": 0.05, "judge_score": 0.03, "alignment": 0.1, "diversity": 0.1}
 SELECTION = {"step": 10, "admissible": [10], "reason": "it is best"}
 
@@ -71,33 +71,31 @@ def decision(profile, after):
 
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("after", [TABLE["SRPO"], RETESTED], ids=["published", "re-tested"])
-def test_the_papers_own_model_passes_although_its_training_reward_did_not_rise(profile, after):
+def test_the_model_of_the_paper_passes_although_its_training_reward_did_not_rise(profile, after):
     assert decision(profile, after) == ("passed", set())
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_dance_grpo_is_refused_for_what_it_set_out_to_gain_and_for_the_prompts(profile):
+def test_dance_grpo_is_refused_for_its_objective_and_its_prompt_alignment(profile):
     verdict, broken = decision(profile, TABLE["DanceGRPO"])
     assert verdict == "refused"
     assert {"objective_gained", "alignment_kept"} <= broken
 
 
-def test_direct_align_without_the_relative_reward_is_refused_for_the_gain_alone():
+def test_direct_align_without_the_relative_reward_is_refused_only_for_its_objective():
     assert decision("flux1_dev", TABLE["Direct-Align"]) == ("refused", {"objective_gained"})
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("name", ["ReFL", "DRaFT-LV"])
-def test_what_people_found_no_better_than_the_base_is_refused_although_reward_and_judge_like_it(
-    profile, name
-):
+def test_refl_and_draft_lv_are_refused_although_their_reward_and_judge_score_rose(profile, name):
     verdict, broken = decision(profile, TABLE[name])
     assert verdict == "refused"
     assert "objective_gained" in broken
     assert not broken & {"judge_wins", "reward_kept", "diversity_kept"}, "reward and judge rose"
 
 
-def test_a_model_equal_to_the_base_gains_nothing_and_breaks_nothing_else():
+def test_a_model_equal_to_the_base_breaks_only_the_gain_rules():
     assert decision("flux1_dev", {}) == ("refused", {"objective_gained", "judge_wins"})
 
 
@@ -113,14 +111,14 @@ def test_an_unchanged_copy_of_the_base_is_refused_by_every_preset(profile):
 
 
 @pytest.mark.parametrize(("share", "verdict"), [(0.86, "passed"), (0.75, "refused")])
-def test_diversity_may_fall_to_what_the_re_test_found_but_not_below_four_fifths(share, verdict):
+def test_diversity_may_fall_to_the_re_tested_86_percent_but_not_to_75_percent(share, verdict):
     found, broken = decision("flux1_dev", TABLE["SRPO"] | {"diversity": 0.408 * share})
     assert found == verdict
     assert broken <= {"diversity_kept"}
 
 
 @pytest.mark.parametrize("profile", ["tiny", *PROFILES])
-def test_no_sign_of_hacking_is_asked_that_a_rule_to_be_shown_has_covered(profile):
+def test_no_veto_or_hacking_rule_is_implied_by_a_refuse_rule(profile):
     rules = load_settings(ROOT / f"profiles/{profile}.yaml").gate.rules
     shown = {name: one for name, one in rules.items() if one.severity == "refuse"}
     for name, sign in rules.items():

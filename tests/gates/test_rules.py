@@ -38,7 +38,7 @@ def measure(make, rules, seed=0, **metrics):
     return measure_rules(rules, pair_up(make.table(**metrics), SOURCE), seed=seed, gate=make.gate(**rules))
 
 
-def test_every_severity_and_side_of_the_settings_is_known_to_the_gate(make):
+def test_the_gate_supports_every_severity_and_side_of_the_settings(make):
     assert choices("severity") == set(SEVERITIES)
     for side in choices("side"):
         assert limits(make.rule(side=side)) != (None, None)
@@ -64,7 +64,7 @@ def test_every_severity_and_side_of_the_settings_is_known_to_the_gate(make):
         ),
     ],
 )
-def test_a_rule_whose_parts_do_not_fit_is_refused_by_its_key(make, changes, line):
+def test_a_rule_with_inconsistent_settings_is_refused_with_its_key(make, changes, line):
     rules = {"better": make.rule(), "odd": make.rule(**changes)}
     for check in (require_valid_rules, lambda rules: measure(make, rules, quality=(0.0, 0.5))):
         with pytest.raises(ConfigError, match=rf"^gate\.rules\.odd{line}") as caught:
@@ -76,8 +76,8 @@ def both_means(rule):
     return [(ALIGNED, rule.metric, 0.0), (rule.against, rule.metric, 0.0)]
 
 
-def test_a_new_comparison_is_accepted_decided_by_and_drawn_by_its_entry_alone(make, register):
-    """A log ratio: nothing but the entry says what it is, how it is written and where equality is."""
+def test_a_new_comparison_needs_only_its_entry_to_be_checked_decided_and_plotted(make, register):
+    """Add a log ratio: its entry alone defines the value, the format and the value at equality."""
     rule = make.rule(compare="log_ratio", margin=0.1)
     with pytest.raises(ConfigError, match="unknown comparison 'log_ratio'"):
         require_valid_rules({"better": rule})
@@ -114,7 +114,7 @@ def test_a_new_comparison_is_accepted_decided_by_and_drawn_by_its_entry_alone(ma
     )
 
 
-def test_each_comparison_gives_its_own_figure_and_points_from_the_other_model_to_ours(make):
+def test_each_comparison_measures_our_model_relative_to_the_other(make):
     base, ours = np.array([[0.2, 0.4]] * 12), np.array([[0.3, 0.4]] * 12)
     rules = {
         name: make.rule(compare=name, against="absolute" if name == "value" else "base")
@@ -129,43 +129,43 @@ def test_each_comparison_gives_its_own_figure_and_points_from_the_other_model_to
     assert swapped["win_rate"].value == pytest.approx(0.25)
 
 
-def test_figures_that_differ_by_no_more_than_a_tie_share_the_win(make):
-    """A judge that is sure of both, .96 and .95, has not preferred either."""
+def test_a_difference_within_the_tie_counts_as_half_a_win(make):
+    """A judge that gives two images 0.96 and 0.95 prefers neither."""
     rules = {"close": make.rule(compare="win_rate"), "even": make.rule(compare="win_rate", tie=0.05)}
     base, ours = np.array([[0.96, 0.10]] * 12), np.array([[0.95, 0.90]] * 12)
     found = measure(make, rules, quality=(base, ours))
     assert (found["close"].value, found["even"].value) == (0.5, 0.75)
 
 
-def test_two_equal_models_score_what_each_comparison_calls_neutral(make):
+def test_two_equal_models_give_the_neutral_value_of_each_comparison(make):
     figures = np.random.default_rng(0).random((12, 2)) + 0.1
     rules = {name: make.rule(compare=name) for name in ("difference", "ratio", "win_rate")}
     for name, one in measure(make, rules, quality=(figures, figures)).items():
         assert one.value == one.low == one.high == pytest.approx(COMPARISONS[name].neutral)
 
 
-def test_a_rule_against_the_champion_sees_the_champion_and_not_the_base(make):
+def test_a_champion_rule_compares_with_the_champion_and_not_with_the_base(make):
     rules = {"kept": make.rule(against="champion", compare="win_rate")}
     assert measure(make, rules, quality=(0.9, 0.5, 0.4))["kept"].value == 1.0
     assert measure(make, rules, quality=(0.1, 0.5, 0.6))["kept"].value == 0.0
     assert measure(make, rules | {"own": make.rule()}, quality=(0.9, 0.5)).keys() == {"own"}
 
 
-def test_a_style_that_loses_while_the_others_gain_counts_by_its_prompts(make):
+def test_each_style_is_weighted_by_its_number_of_prompts(make):
     figures = np.where(np.arange(12) % 2, 0.4, -0.2)[:, None]  # animals gain, food loses
     found = measure(make, {"all": make.rule()}, quality=(0.0, figures))["all"]
     assert found.value == pytest.approx(0.1)
-    # the styles' numbers do not vary from resample to resample
+    # every resample has the same number of prompts per style
     assert (found.low, found.high) == pytest.approx((0.1, 0.1))
 
 
-def test_a_ratio_to_a_mean_that_is_not_positive_is_no_figure(make):
+def test_a_ratio_to_a_mean_that_is_not_positive_is_nan(make):
     found = measure(make, {"share": make.rule(compare="ratio")}, quality=(-0.1, 0.5))["share"]
     assert math.isnan(found.value)
     assert "not above 0" in found.fault
 
 
-def test_vetoes_share_their_error_and_rules_that_must_all_hold_do_not(make):
+def test_veto_and_hacking_rules_share_one_error_rate_and_refuse_rules_do_not(make):
     draw = np.random.default_rng(1).normal(0, 0.1, (12, 2))
     alone = measure(make, {"v0": make.rule(severity="veto")}, quality=(0.0, draw))["v0"]
     rules = {f"v{i}": make.rule(severity="veto" if i % 2 else "hacking") for i in range(10)}
@@ -179,7 +179,7 @@ def test_vetoes_share_their_error_and_rules_that_must_all_hold_do_not(make):
 
 @pytest.mark.parametrize("side", ["at_least", "at_most", "within"])
 @pytest.mark.parametrize("severity", ["refuse", "veto"])
-def test_the_suite_agrees_with_plain_comparison_of_intervals(make, side, severity):
+def test_the_rules_that_hold_agree_with_a_plain_comparison_of_intervals(make, side, severity):
     rules, ends, expected = {}, {}, {}
     points = [-1.0, -0.1, 0.0, 0.05, 0.1, 1.0]
     for low in points:
@@ -195,7 +195,7 @@ def test_the_suite_agrees_with_plain_comparison_of_intervals(make, side, severit
     assert len(set(expected.values())) == 2
 
 
-def test_a_figure_that_is_not_finite_holds_no_threshold(make):
+def test_a_figure_that_is_not_finite_breaks_its_rule(make):
     for severity in SEVERITIES:
         rules = dict.fromkeys(("nan", "inf", "fine"), make.rule(margin=0.0, severity=severity))
         found = {
@@ -206,13 +206,13 @@ def test_a_figure_that_is_not_finite_holds_no_threshold(make):
         assert rules_that_hold(rules, found, armed=False) == {"nan": False, "inf": False, "fine": True}
 
 
-def test_a_rule_of_severity_hacking_is_armed_by_the_objective_alone(make):
+def test_a_hacking_rule_is_armed_only_by_the_objective(make):
     rules, ends = {"fell": make.rule(margin=-0.1, severity="hacking")}, {"fell": measured(-0.5, -0.3)}
     assert rules_that_hold(rules, ends, armed=True) == {"fell": False}
     assert rules_that_hold(rules, ends, armed=False) == {"fell": True}
 
 
-def test_an_unknown_metric_lists_the_measured_ones(make):
+def test_the_error_for_an_unknown_metric_lists_the_measured_ones(make):
     with pytest.raises(ConfigError, match="'beauty' is not in the evaluation: known are quality"):
         measure(make, {"better": make.rule(metric="beauty")}, quality=(0.0, 0.5))
 
@@ -220,7 +220,7 @@ def test_an_unknown_metric_lists_the_measured_ones(make):
 SIGMA, MARGIN, WORLDS = 0.2, -0.12, 600
 
 
-def test_the_chance_of_refusing_an_equal_model_is_how_often_equal_models_are_refused(make):
+def test_the_chance_of_refusing_an_equal_model_agrees_with_simulation(make):
     world = np.random.default_rng(7)
     rules = {
         "kept": make.rule(margin=MARGIN),
@@ -238,26 +238,26 @@ def test_the_chance_of_refusing_an_equal_model_is_how_often_equal_models_are_ref
     worlds = [draw() for _ in range(WORLDS)]
     refused = [one["kept"].low < MARGIN or one["band"].high < -0.2 or one["band"].low > 0.2 for one in worlds]
     computed = [chance_of_refusing_an_equal(rules, one) for one in worlds]
-    # an equal model's interval reaches 2.2 standard errors of .058 down: it touches the margin half of the time
+    # an equal model's interval extends 2.2 standard errors of 0.058 down and crosses the margin half of the time
     assert 0.3 < np.mean(refused) < 0.7
     assert np.mean(computed) == pytest.approx(np.mean(refused), abs=0.06)
 
 
-def test_without_a_rule_that_equality_satisfies_there_is_no_such_chance(make):
+def test_the_chance_of_refusing_an_equal_model_is_none_if_no_refuse_rule_allows_equality(make):
     rules = {"gain": make.rule(margin=0.0), "warned": make.rule(margin=-1.0, severity="warn")}
     assert chance_of_refusing_an_equal(rules, measure(make, rules, quality=(0.0, 0.5))) is None
 
 
-def test_a_sign_of_hacking_with_no_change_for_its_margin_counts_in_that_chance(make):
+def test_a_hacking_rule_with_zero_margin_counts_in_the_chance_of_refusing_an_equal_model(make):
     figures = np.random.default_rng(2).normal(0, 0.2, (12, 1))
     rules = {"not_traded": make.rule(margin=0.0, severity="hacking")}
     chance = chance_of_refusing_an_equal(rules, measure(make, rules, quality=(0.0, figures)))
-    # the far end of a 95 % interval of an equal model lies below no change once in forty times
+    # the upper end of an equal model's 95 % interval is below 0 in one of forty cases
     assert chance is not None
     assert 0.0 < chance < 0.06
 
 
-def test_what_a_rule_with_a_fault_would_do_is_not_known_so_neither_is_the_chance(make):
+def test_the_chance_of_refusing_an_equal_model_is_none_if_a_rule_has_a_fault(make):
     rules = {"kept": make.rule(margin=-0.5), "share": make.rule(compare="ratio", margin=0.5)}
     assert chance_of_refusing_an_equal(rules, measure(make, rules, quality=(0.4, 0.5))) == 0.0
     broken = measure(make, rules, quality=(-0.1, 0.5))

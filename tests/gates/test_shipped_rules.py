@@ -1,7 +1,7 @@
-"""Every rule of every preset, one at a time: what it lets pass, what it refuses, and how sure it has to be.
+"""Every rule of every preset, one at a time: what it passes, what it refuses, and how much evidence it needs.
 
-The other model of the comparison is moved and the aligned one left as it is, so that a rule against the base
-and one against the champion that read the same metric are told apart.
+Only the figures of the other model (base or champion) are changed. This separates a rule against the base from a
+rule against the champion on the same metric.
 """
 
 from pathlib import Path
@@ -20,12 +20,12 @@ SELECTION = {"step": 10, "admissible": [10], "reason": "it is best"}
 STYLES = ("anime", "photo")
 PROMPTS, SEEDS = 40, 20
 RESAMPLES = 4000
-STEP = 1 / SEEDS  # what one image more of each prompt changes in a share of wins
+STEP = 1 / SEEDS  # change of the win rate if one more image per prompt wins
 SLIGHT = 1e-4
-WIDE = 0.5  # from prompt to prompt: the interval then reaches far over either side of any margin
+WIDE = 0.5  # spread between prompts that makes the interval extend far beyond both sides of any margin
 
-# A clearly good model: the base's and the aligned model's figures; the champion is a little behind the latter. What is
-# not named is the same for all three.
+# A clearly good model: figures of the base and of the aligned model. The champion is slightly worse than the aligned
+# model. Metrics that are not listed are equal for all three.
 GOOD = {
     "relative_reward": (0.40, 0.60),
     "judge_wanted": (0.40, 0.80),
@@ -34,7 +34,7 @@ GOOD = {
 }
 SAME = 0.5
 BEHIND = 0.001
-# By hand, rule by rule: its severity, and figures that nobody would let pass (a difference, a ratio or a share of wins).
+# Written by hand: the severity of each rule, and clearly bad figures (a difference, a ratio or a win rate).
 TINY = {
     "style_gained": ("refuse", 0.0),
     "style_wins": ("refuse", 0.4),
@@ -86,7 +86,7 @@ BREAKS = {"refuse": REFUSES, "veto": REFUSES, "hacking": REFUSES, "warn": ("warn
 
 
 def good(profile):
-    """The pairs of the good model, each figure (PROMPTS * SEEDS,)."""
+    """Return the pairs of the good model; each metric has shape (PROMPTS * SEEDS,)."""
     evaluate, count = SETTINGS[profile].evaluate, PROMPTS * SEEDS
     figures = {
         name: GOOD.get(name, (SAME, SAME)) for name in metric_names(evaluate.metrics, list(evaluate.scorers))
@@ -103,39 +103,39 @@ def good(profile):
 
 
 def moved(pairs, rule, figure, *, spread=0.0):
-    """The same pairs, but that the rule's comparison gives `figure`; by prompt it differs by plus or minus `spread`."""
+    """Return pairs for which the rule's comparison gives `figure`, with plus or minus `spread` by prompt."""
     ours = pairs.aligned[rule.metric].reshape(PROMPTS, SEEDS)
     sign = np.where(np.arange(PROMPTS) % 2, 1.0, -1.0)[:, None]
     seed = np.arange(SEEDS)
     if rule.compare == "win_rate":
-        # wins are large and losses small, so that the mean gains whatever the share
+        # wins are large and losses small, so the mean rises at any win rate
         wins = np.round(SEEDS * figure + sign * SEEDS * spread * (1 - figure))
         theirs = ours - np.where(seed < wins, 0.4, -0.01 - rule.tie)
     elif rule.compare == "ratio":
         theirs = ours.mean() / figure * (1 + sign * spread) + 0 * seed
     else:
-        # three of four images win a little and the fourth loses it, so that a slight loss in the mean still wins
+        # three of four images win slightly and the fourth loses their sum, so the win rate is high even at a small mean loss
         theirs = ours - figure - np.where(seed % 4, 0.02, -0.06) + sign * spread
     other = dict(getattr(pairs, rule.against)) | {rule.metric: theirs.ravel()}
     return Pairs(**{**vars(pairs), rule.against: other})
 
 
 def gate_of(profile, *names):
-    """The preset's gate with these of its rules, or with all."""
+    """Return the preset's gate with only the named rules, or with all."""
     gate = SETTINGS[profile].gate
     kept = {name: rule for name, rule in gate.rules.items() if not names or name in names}
     return gate.model_copy(update={"resamples": RESAMPLES, "rules": kept})
 
 
 def verdict(profile, name, pairs):
-    """What the gate says by this rule alone, and whether it then passes the model."""
+    """Return the verdict of the gate with only this rule, and whether the model passes."""
     decision = decide(pairs, SELECTION, seed=0, gate=gate_of(profile, name))
     [rule] = decision["rules"]
     return rule["verdict"], decision["passed"]
 
 
 def broken(profile, pairs):
-    """Names of the rules whose intervals break them, by plain comparison: a whole suite takes seconds."""
+    """Return the rules that are broken, by plain comparison of intervals: a decision by all rules takes seconds."""
     gate, found = gate_of(profile), set()
     for name, one in measure_rules(gate.rules, pairs, seed=0, gate=gate).items():
         least, greatest = limits(gate.rules[name])
@@ -146,7 +146,7 @@ def broken(profile, pairs):
 
 
 def just_around(rule):
-    """Pairs of figures, one that the rule just allows and one just beyond, at each of its limits."""
+    """Yield two figures at each limit of the rule: one just inside and one just outside."""
     least, greatest = limits(rule)
     step = STEP if rule.compare == "win_rate" else SLIGHT
     if least is not None:
@@ -161,14 +161,14 @@ def test_every_preset_has_exactly_these_rules_with_these_severities(profile):
     assert found == {name: severity for name, (severity, *_) in PRESETS[profile].items()}
 
 
-def test_every_preset_is_held_to_these_rules_and_both_full_size_ones_have_one_gate():
+def test_every_preset_is_listed_and_both_full_size_presets_have_the_same_gate():
     assert {path.stem for path in (ROOT / "profiles").glob("*.yaml")} == PRESETS.keys()
-    # so that every rule below is tried once
+    # so the tests below run each rule once
     assert SETTINGS["flux1_dev_lora"].gate == SETTINGS["flux1_dev"].gate
 
 
 @pytest.mark.parametrize("profile", TRIED)
-def test_a_clearly_good_model_that_keeps_up_with_the_champion_passes_every_rule(profile):
+def test_a_clearly_good_model_that_is_better_than_the_champion_passes_every_rule(profile):
     decision = decide(good(profile), SELECTION, seed=0, gate=gate_of(profile))
     assert decision["passed"]
     assert {rule["verdict"] for rule in decision["rules"]} == {"holds"}
@@ -176,7 +176,7 @@ def test_a_clearly_good_model_that_keeps_up_with_the_champion_passes_every_rule(
 
 
 @pytest.mark.parametrize(("profile", "name"), EVERY_RULE)
-def test_a_rule_holds_just_inside_its_margin_and_it_alone_breaks_just_beyond(profile, name):
+def test_a_rule_holds_just_inside_its_margin_and_only_it_breaks_just_outside(profile, name):
     rule = SETTINGS[profile].gate.rules[name]
     for inside, beyond in just_around(rule):
         pairs = moved(good(profile), rule, inside)
@@ -188,7 +188,7 @@ def test_a_rule_holds_just_inside_its_margin_and_it_alone_breaks_just_beyond(pro
 
 
 @pytest.mark.parametrize(("profile", "name"), EVERY_RULE)
-def test_a_rule_breaks_at_figures_that_nobody_would_let_pass(profile, name):
+def test_every_rule_breaks_at_clearly_bad_figures(profile, name):
     _, *bad = PRESETS[profile][name]
     for figure in bad:
         pairs = moved(good(profile), SETTINGS[profile].gate.rules[name], figure)
@@ -196,9 +196,7 @@ def test_a_rule_breaks_at_figures_that_nobody_would_let_pass(profile, name):
 
 
 @pytest.mark.parametrize(("profile", "name"), EVERY_RULE)
-def test_where_the_prompts_differ_widely_what_must_be_shown_breaks_and_a_sign_of_hacking_does_not(
-    profile, name
-):
+def test_if_prompts_differ_widely_refuse_rules_break_but_veto_and_hacking_rules_hold(profile, name):
     rule = SETTINGS[profile].gate.rules[name]
     for inside, beyond in just_around(rule):
         figure = beyond if rule.severity in SIGNS else inside

@@ -42,7 +42,7 @@ def small_config():
 
 @pytest.fixture(scope="session")
 def small_clip():
-    """Random towers in fp16, as weights are stored."""
+    """Return random CLIP towers in fp16, the precision of stored weights."""
     from open_clip import CLIP
 
     torch.manual_seed(0)
@@ -51,7 +51,7 @@ def small_clip():
 
 @pytest.fixture(scope="session")
 def small_pick_score():
-    """A random CLIPModel of transformers."""
+    """Return a random CLIPModel of transformers."""
     from transformers import CLIPConfig, CLIPModel
 
     torch.manual_seed(0)
@@ -60,7 +60,7 @@ def small_pick_score():
 
 @pytest.fixture(scope="session")
 def directories(tmp_path_factory, family, small_clip, small_config, small_pick_score):
-    """By scorer, a directory that it loads."""
+    """Return, for each scorer, a directory that it can load."""
     from safetensors.torch import save_file
 
     root = tmp_path_factory.mktemp("scorers")
@@ -80,7 +80,7 @@ def directories(tmp_path_factory, family, small_clip, small_config, small_pick_s
 
 @pytest.fixture
 def refusal():
-    """The one line with which `load` refuses `path`."""
+    """Return a function that gives the one-line error of `load(path)`."""
     from srpo_core.errors import ArtifactError
 
     def line(load, path):
@@ -113,7 +113,7 @@ def judge(family):
 
 @pytest.fixture(scope="session")
 def emoji():
-    """Real images (N, 3, 64, 64) in [0, 1] of the evaluation subjects, with their styles and names."""
+    """Return real images (N, 3, 64, 64) in [0, 1] of the evaluation subjects, with their styles and names."""
     import numpy as np
     import pyarrow.parquet as pq
     from PIL import Image

@@ -5,7 +5,7 @@ from srpo_core.scorers.autocast import AutocastReward
 TEXTS = ["Ink. red apple", "3D. crab", "penguin"]
 
 
-def test_features_under_autocast_are_float32_of_unit_length_and_near_the_exact_ones(reward):
+def test_features_under_autocast_are_float32_with_unit_length_and_close_to_full_precision(reward):
     exact = reward
     half = AutocastReward(exact)
     images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -9,7 +9,7 @@ TEXTS = ["a red apple", "two cats on a mat", "Ink. dog"]
 
 
 class Towers(torch.nn.Module):
-    """transformers' CLIPModel with features as plain tensors, which torchmetrics still expects."""
+    """A CLIPModel of transformers whose features are plain tensors, as torchmetrics expects."""
 
     def __init__(self, clip):
         super().__init__()
@@ -23,7 +23,7 @@ class Towers(torch.nn.Module):
 
 
 def processor(text=None, images=None, **_):
-    """What CLIP's processor does with images that have the right size, and with short texts."""
+    """Process short texts, and images of the right size, like CLIP's processor."""
     from open_clip import SimpleTokenizer
 
     if images is not None:
@@ -33,7 +33,7 @@ def processor(text=None, images=None, **_):
     return {"input_ids": tokens.masked_fill(mask == 0, 49407), "attention_mask": mask}
 
 
-def test_scores_are_those_of_torchmetrics_own_code(tmp_path, small_pick_score):
+def test_scores_equal_those_of_torchmetrics(tmp_path, small_pick_score):
     from torchmetrics.functional.multimodal.clip_score import _clip_score_update
 
     small_pick_score.save_pretrained(tmp_path)
@@ -47,7 +47,7 @@ def test_scores_are_those_of_torchmetrics_own_code(tmp_path, small_pick_score):
     assert theirs.std() > 0.1
 
 
-def test_a_perfect_fit_scores_a_hundred(tmp_path, small_pick_score):
+def test_a_perfect_match_scores_100(tmp_path, small_pick_score):
     small_pick_score.save_pretrained(tmp_path)
     scorer = load_clip_score(tmp_path)
     text = scorer.encode_texts(["cat"])

@@ -1,7 +1,7 @@
-"""Parity of the scorers with the reference's own functions, from files, as a user loads them.
+"""Parity of the scorers with the functions of the reference. The scorers are loaded from files, as by a user.
 
-The vectors in tests/golden are a subset; the full set is compared too where it is at hand, and SRPO_GOLDEN_DIR
-names another in their place. What a set lacks is skipped with a line that says so.
+The vectors in tests/golden are a subset. The full set is compared too if it is available. SRPO_GOLDEN_DIR replaces
+them with another set. A test is skipped with a message if a set lacks its vectors.
 """
 
 import json
@@ -27,25 +27,25 @@ SCORE = 1e-6
 golden_of = cache(Golden)
 
 
-def holds(golden, what):
-    """Whether a set has a tensor, or an entry of its JSON."""
+def has_entry(golden, what):
+    """Return whether a set has a tensor or a JSON entry of this name."""
     return what in golden or what in golden.json
 
 
 def of_set(directory, *values, lack=None):
-    """Parameters of one test on one set; what the set lacks is the reason for leaving it out."""
+    """Return the parameters of a test on one set; the test is skipped if the set lacks something."""
     marks = [pytest.mark.skip(reason=f"the vectors in {directory.name} lack {lack}")] if lack else []
     name = "-".join(map(str, [golden_of(directory).name, *values]))
     return pytest.param(directory, *values, id=name, marks=marks)
 
 
 def every(names, needed):
-    """Each name on each set that holds what `needed` names for it."""
+    """Return each name on each set; `needed(name)` lists the entries that the set must have."""
     return [
         of_set(
             directory,
             name,
-            lack=next((what for what in needed(name) if not holds(golden_of(directory), what)), None),
+            lack=next((what for what in needed(name) if not has_entry(golden_of(directory), what)), None),
         )
         for directory in directories()
         for name in names
@@ -53,7 +53,7 @@ def every(names, needed):
 
 
 def images():
-    """Each set's images of training; the subset leaves some out for their size."""
+    """Return the training images of each set; the subset omits some because of their size."""
     return [
         of_set(directory, case, index, lack=None if "k" in branch else "the discount of a branch")
         for directory in directories()
@@ -74,7 +74,7 @@ every_image = pytest.mark.parametrize(("directory", "case", "index"), images())
 
 @pytest.fixture(scope="module")
 def scorers(tmp_path_factory):
-    """The scorers of a set, loaded from directories in the form in which their weights are published."""
+    """Return a function that loads the scorers of a set from directories in the published format."""
 
     @cache
     def load(directory):
@@ -84,7 +84,7 @@ def scorers(tmp_path_factory):
         (root / "hps_v2/small.json").write_text(json.dumps(configs["hps_open_clip"]))
         torch.save({"state_dict": golden.state("model.hps.")}, root / "hps_v2/hps.pt")
         found = {"hps_v2": load_hps_v2(root / "hps_v2")}
-        if "pickscore_hf_clip" in configs:  # a set of another seed has none
+        if "pickscore_hf_clip" in configs:  # a set of another seed has no PickScore
             (root / "pick_score").mkdir()
             config = configs["pickscore_hf_clip"] | {"model_type": "clip"}
             (root / "pick_score/config.json").write_text(json.dumps(config))
@@ -110,11 +110,11 @@ def relative_reward(scorer, image, prompt, negative, k):
 
 
 @every_size
-def test_the_gradient_of_the_preprocessing_is_the_references(directory, size):
+def test_the_gradient_of_the_preprocessing_equals_the_references(directory, size):
     golden = golden_of(directory)
     image = image_of(golden, size).requires_grad_()
     pixels = normalize(fit(image, 224), CLIP_MEAN, CLIP_STD)
-    if f"comp.hps_pre.{size}.out" in golden:  # left out of the subset for its size
+    if f"comp.hps_pre.{size}.out" in golden:  # omitted from the subset because of its size
         assert torch.allclose(pixels[0], golden[f"comp.hps_pre.{size}.out"], rtol=0, atol=1e-5)
     weights = torch.cos(0.01 * torch.arange(pixels.numel()))
     (gradient,) = torch.autograd.grad((pixels.flatten() * weights).sum(), image)
@@ -126,7 +126,7 @@ def test_the_gradient_of_the_preprocessing_is_the_references(directory, size):
 
 
 @every_text
-def test_tokens_are_the_references(scorers, directory, name):
+def test_tokens_equal_the_references(scorers, directory, name):
     golden, ours = golden_of(directory), scorers(directory)
     text = text_of(golden, name)
     assert torch.equal(ours["hps_v2"]._tokenize([text]), golden[f"comp.text.{name}.tokens"])
@@ -135,7 +135,7 @@ def test_tokens_are_the_references(scorers, directory, name):
 
 @pytest.mark.parametrize("scorer", PREFIX)
 @every_text
-def test_text_features_are_the_references(scorers, scorer, directory, name):
+def test_text_features_equal_the_references(scorers, scorer, directory, name):
     golden = golden_of(directory)
     features = scorers(directory)[scorer].encode_texts([text_of(golden, name)])
     expected = golden[f"comp.text.{name}.{PREFIX[scorer]}_feat"]
@@ -144,7 +144,7 @@ def test_text_features_are_the_references(scorers, scorer, directory, name):
 
 @pytest.mark.parametrize("scorer", PREFIX)
 @every_size
-def test_image_features_and_relative_rewards_are_the_references(scorers, scorer, directory, size):
+def test_image_features_and_relative_rewards_equal_the_references(scorers, scorer, directory, size):
     golden, ours = golden_of(directory), scorers(directory)[scorer]
     case, image = golden.json["scores"][size], image_of(golden, size)
     expected = golden[f"comp.score.{size}.{PREFIX[scorer]}_image_feat"]
@@ -154,7 +154,7 @@ def test_image_features_and_relative_rewards_are_the_references(scorers, scorer,
 
 
 @every_size
-def test_the_plain_score_of_hps_is_the_references(scorers, directory, size):
+def test_the_hps_score_without_control_words_equals_the_references(scorers, directory, size):
     golden, ours = golden_of(directory), scorers(directory)["hps_v2"]
     case = golden.json["scores"][size]
     image = ours.encode_images(image_of(golden, size))
@@ -163,12 +163,12 @@ def test_the_plain_score_of_hps_is_the_references(scorers, directory, size):
 
 
 @pytest.mark.parametrize("directory", directories(), ids=lambda path: golden_of(path).name)
-def test_the_vectors_hold_images_of_training(directory):
+def test_the_vectors_contain_training_images(directory):
     assert any(image.values[0] == directory for image in images())
 
 
 @every_image
-def test_rewards_of_the_images_of_training_are_the_references(scorers, directory, case, index):
+def test_rewards_of_the_training_images_equal_the_references(scorers, directory, case, index):
     golden = golden_of(directory)
     scorer = scorers(directory)["pick_score" if case.startswith("ps.") else "hps_v2"]
     branch = golden.cases[case]["branches"][index]

@@ -20,7 +20,7 @@ TEXTS = ["red apple", "An old man's PORTRAIT &amp; a   cat -- café, 35mm", "wor
 
 @pytest.fixture(scope="module")
 def hpsv2():
-    """The open_clip that hpsv2 carries, imported without tkinter and with the vocabulary that it lacks."""
+    """Return the open_clip copy in hpsv2, imported without tkinter and with the vocabulary file that it lacks."""
     import open_clip
 
     vocabulary = Path(open_clip.__file__).with_name("bpe_simple_vocab_16e6.txt.gz")
@@ -33,7 +33,7 @@ def hpsv2():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "turtle", turtle)
-        patch.setenv("TOKENIZERS_PARALLELISM", "false")  # which the import sets, for good
+        patch.setenv("TOKENIZERS_PARALLELISM", "false")  # the import sets it permanently
         patch.setattr(gzip, "open", opened)
         import hpsv2.src.open_clip as carried
 
@@ -44,7 +44,7 @@ def hpsv2():
 
 @pytest.fixture(scope="module")
 def carried(hpsv2, small_config):
-    """A random model of hpsv2's own code."""
+    """Return a random model built by hpsv2."""
     torch.manual_seed(3)
     return hpsv2.CLIP(**small_config, output_dict=True).eval()
 
@@ -62,7 +62,7 @@ def pil_image(height, width):
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (90, 70), (20, 45)])
-def test_scores_are_those_of_hpsv2_s_own_code(hpsv2, carried, directory, height, width):
+def test_scores_equal_those_of_hpsv2(hpsv2, carried, directory, height, width):
     pixels = pil_image(height, width)
     prepare = hpsv2.image_transform(32, is_train=False)
     image = prepare(Image.fromarray(pixels.permute(1, 2, 0).numpy()))[None]
@@ -77,7 +77,7 @@ def test_scores_are_those_of_hpsv2_s_own_code(hpsv2, carried, directory, height,
     assert torch.allclose(ours.scale * features @ texts.T, scores, rtol=0, atol=1e-6)
 
 
-def test_the_gradient_of_a_score_is_that_of_hpsv2_s_own_code(hpsv2, carried, directory):
+def test_the_gradient_of_a_score_equals_that_of_hpsv2(hpsv2, carried, directory):
     ours, tokens = load_hps_v2(directory), hpsv2.tokenize(TEXTS[:1], context_length=16)
     image = (pil_image(40, 50)[None].float() / 255).requires_grad_()
     score = (ours.encode_images(image) * ours.encode_texts(TEXTS[:1])).sum()
@@ -87,18 +87,18 @@ def test_the_gradient_of_a_score_is_that_of_hpsv2_s_own_code(hpsv2, carried, dir
     assert float((gradient - expected).norm() / expected.norm()) < 1e-5
 
 
-def test_the_logit_scale_of_the_weights_does_not_reach_the_score(directory, carried):
+def test_the_score_ignores_the_logit_scale_of_the_weights(directory, carried):
     assert float(carried.logit_scale.detach().exp()) == pytest.approx(1 / 0.07)
     assert load_hps_v2(directory).scale == 1.0
 
 
-def test_case_blanks_and_html_entities_make_no_difference(directory):
+def test_case_spaces_and_html_entities_do_not_change_text_features(directory):
     texts = load_hps_v2(directory).encode_texts(["Cat  &amp; DOG", "cat & dog", "cat and dog"])
     assert torch.equal(texts[0], texts[1])
     assert not torch.equal(texts[0], texts[2])
 
 
-def test_safetensors_of_the_same_weights_give_the_same_features(directory, carried):
+def test_safetensors_and_pickle_of_the_same_weights_give_the_same_features(directory, carried):
     image = pil_image(40, 40)[None].float() / 255
     pickled = load_hps_v2(directory)
     (directory / PUBLISHED).unlink()
@@ -108,7 +108,7 @@ def test_safetensors_of_the_same_weights_give_the_same_features(directory, carri
     assert torch.equal(pickled.encode_texts(TEXTS), plain.encode_texts(TEXTS))
 
 
-def test_half_precision_weights_are_computed_in_fp32(directory, carried):
+def test_half_precision_weights_are_converted_to_fp32(directory, carried):
     halves = {name: tensor.half() for name, tensor in carried.state_dict().items()}
     torch.save({"state_dict": halves}, directory / PUBLISHED)
     reward = load_hps_v2(directory)
@@ -117,7 +117,7 @@ def test_half_precision_weights_are_computed_in_fp32(directory, carried):
     assert torch.equal(table, halves["token_embedding.weight"].float())
 
 
-def test_weights_alone_are_read_as_the_published_vit_h_14(directory, monkeypatch):
+def test_weights_without_a_configuration_are_loaded_as_the_published_vit_h_14(directory, monkeypatch):
     from open_clip import CLIP
 
     asked = []
@@ -133,20 +133,20 @@ def test_weights_alone_are_read_as_the_published_vit_h_14(directory, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["HPS_v2_compressed.pt", "other.safetensors"])
-def test_two_files_of_weights_are_ambiguous_and_both_are_named(directory, refusal, name):
+def test_the_error_for_two_weight_files_names_both(directory, refusal, name):
     (directory / name).touch()
     line = refusal(load_hps_v2, directory)
     assert PUBLISHED in line.partition("but contains")[2]
     assert name in line.partition("but contains")[2]
 
 
-def test_two_configurations_are_ambiguous_and_both_are_named(directory, refusal):
+def test_the_error_for_two_configurations_names_them(directory, refusal):
     (directory / "other.json").write_text("{}")
     assert "small.json" in refusal(load_hps_v2, directory).partition("but contains")[2]
 
 
 @pytest.mark.parametrize("where", ["nowhere", "."])
-def test_a_directory_without_weights_is_named_with_what_it_must_hold(tmp_path, refusal, where):
+def test_the_error_for_a_directory_without_weights_names_the_expected_files(tmp_path, refusal, where):
     line = refusal(load_hps_v2, tmp_path / where)
     assert str(tmp_path / where) in line
     assert PUBLISHED in line
@@ -154,7 +154,7 @@ def test_a_directory_without_weights_is_named_with_what_it_must_hold(tmp_path, r
 
 
 @pytest.mark.parametrize("fault", ["missing", "surplus"])
-def test_a_tensor_that_the_pickle_lacks_or_has_too_many_is_named(directory, carried, refusal, fault):
+def test_the_error_names_a_missing_or_surplus_tensor_of_the_pickle(directory, carried, refusal, fault):
     state, name = dict(carried.state_dict()), "visual.proj"
     if fault == "missing":
         del state[name]
@@ -167,25 +167,25 @@ def test_a_tensor_that_the_pickle_lacks_or_has_too_many_is_named(directory, carr
 
 
 @pytest.mark.parametrize("content", [b"", b"no pickle", b"PK\x03\x04broken", b"\x80\x02}q\x00."])
-def test_a_broken_pickle_is_named(directory, refusal, content):
+def test_the_error_for_a_broken_pickle_names_the_file(directory, refusal, content):
     (directory / PUBLISHED).write_bytes(content)
     assert str(directory / PUBLISHED) in refusal(load_hps_v2, directory)
 
 
 @pytest.mark.parametrize("content", [{}, [1], torch.zeros(1), {"state_dict": 3}])
-def test_a_pickle_without_a_state_dict_is_named(directory, refusal, content):
+def test_the_error_for_a_pickle_without_a_state_dict_names_the_file(directory, refusal, content):
     torch.save(content, directory / PUBLISHED)
     line = refusal(load_hps_v2, directory)
     assert str(directory / PUBLISHED) in line
     assert "state_dict" in line
 
 
-def test_a_pickle_of_something_else_than_tensors_is_named(directory, carried, refusal):
+def test_the_error_for_a_pickle_without_tensors_names_the_file(directory, carried, refusal):
     torch.save({"state_dict": dict.fromkeys(carried.state_dict(), 1)}, directory / PUBLISHED)
     assert str(directory / PUBLISHED) in refusal(load_hps_v2, directory)
 
 
-def test_a_pickle_that_runs_code_is_refused_and_has_not_run(directory, refusal):
+def test_a_pickle_that_runs_code_is_refused_without_running_it(directory, refusal):
     class Runs:
         def __reduce__(self):
             return (Path.touch, (directory / "ran",))
@@ -195,7 +195,7 @@ def test_a_pickle_that_runs_code_is_refused_and_has_not_run(directory, refusal):
     assert not (directory / "ran").exists()
 
 
-def test_a_pickle_is_mapped_and_not_read_into_memory(directory, monkeypatch):
+def test_a_pickle_is_memory_mapped_and_loaded_with_weights_only(directory, monkeypatch):
     loaded, load = [], torch.load
 
     def recording(*args, **kwargs):
@@ -207,8 +207,8 @@ def test_a_pickle_is_mapped_and_not_read_into_memory(directory, monkeypatch):
     assert [(given["mmap"], given["weights_only"]) for given in loaded] == [(True, True)]
 
 
-def test_the_table_by_style_is_what_hpsv2_s_own_evaluation_prints(hpsv2, carried, tmp_path, capsys):
-    """Images and prompts of two styles, one with a chunk that is not full, through its whole code."""
+def test_the_table_by_style_equals_the_output_of_the_hpsv2_evaluation(hpsv2, carried, tmp_path, capsys):
+    """Run the whole evaluation of hpsv2 on two styles, one of which has an incomplete chunk."""
     import importlib
     import json
 
@@ -246,7 +246,7 @@ def test_the_table_by_style_is_what_hpsv2_s_own_evaluation_prints(hpsv2, carried
     assert written == printed
 
 
-def test_a_dropped_style_is_missed_and_a_short_chunk_weighs_as_a_full_one():
+def test_a_missing_style_has_no_row_and_a_short_chunk_counts_like_a_full_one():
     scores, styles = [0.3] * 80 + [0.1] * 40 + [0.2] * 80, ["a"] * 120 + ["b"] * 80
     assert benchmark(scores, styles) == {
         "Average": {"mean": pytest.approx(22.0)},

@@ -20,7 +20,7 @@ INK_OVER_3D = ControlWords.of(wanted=["Ink"], unwanted=["3D"])
 
 
 class TwoTowers:
-    """A reward whose image features are the mean colour, and whose texts lie where they are put."""
+    """A reward whose image features are the mean colour, and whose text features are given."""
 
     scale = 3.0
 
@@ -55,7 +55,7 @@ class ColourJudge:
 
 @dataclass
 class Given:
-    """A context with scorers at hand."""
+    """A metric context with given scorers."""
 
     control_words: ControlWords
     reward: object = None
@@ -95,13 +95,13 @@ def tiny(family):
 
 @pytest.fixture
 def by_style(emoji):
-    """Images of one subject, by style."""
+    """Return the name and the images by style of one subject."""
     images, styles, names = emoji
     rows = [row for row, name in enumerate(names) if name == names[0]]
     return names[0], {styles[row]: images[row] for row in rows}
 
 
-def test_reward_is_the_scaled_product_of_image_and_prompt():
+def test_reward_is_the_scaled_product_of_image_and_prompt_features():
     context = Given(INK_OVER_3D, TwoTowers({"cat": [1.0, 0.0, 0.5]}))
     assert figures("reward", plain([0.2, 0.9, 0.4], [0.0, 1.0, 0.0]), "cat", context) == pytest.approx(
         [1.2, 0]
@@ -116,7 +116,7 @@ def test_relative_reward_is_the_mean_over_all_pairs_of_control_words():
     assert figures("relative_reward", image, "cat", context) == pytest.approx([sum(pairs) / 2])
 
 
-def test_a_word_that_is_trained_three_times_as_often_weighs_three_times_as_much():
+def test_control_words_are_weighted_by_how_often_they_are_trained():
     texts = {"A. cat": [1.0, 0, 0], "B. cat": [0, 1.0, 0], "C. cat": [0, 0, 1.0]}
     words = ControlWords.model_validate(
         {
@@ -129,7 +129,7 @@ def test_a_word_that_is_trained_three_times_as_often_weighs_three_times_as_much(
     assert found == pytest.approx([3 * (0.75 * 0.9 + 0.25 * 0.5 - 0.1)])
 
 
-def test_exchanging_wanted_and_unwanted_flips_the_sign_of_the_relative_reward(tiny, by_style):
+def test_exchanging_wanted_and_unwanted_words_reverses_the_sign_of_the_relative_reward(tiny, by_style):
     name, inputs = by_style
     images = torch.stack([inputs["Ink"], inputs["3D"]])
     exchanged = MetricContext(
@@ -140,7 +140,7 @@ def test_exchanging_wanted_and_unwanted_flips_the_sign_of_the_relative_reward(ti
     assert figures("relative_reward", images, name, exchanged) == pytest.approx([-ink, -three_d], abs=1e-6)
 
 
-def test_judge_wanted_is_the_probability_of_all_wanted_styles_together():
+def test_judge_wanted_is_the_total_probability_of_all_wanted_styles():
     image = plain([0.2, 0.3, 0.5])
     for wanted, expected in ((["Green"], 0.3), (["Green", "Blue"], 0.8), (["Blue", "Blue"], 0.5)):
         context = Given(ControlWords.of(wanted=wanted, unwanted=["Red"]), judge=ColourJudge())
@@ -148,7 +148,7 @@ def test_judge_wanted_is_the_probability_of_all_wanted_styles_together():
 
 
 @pytest.mark.parametrize("name", ["judge_top1", "judge_top5"])
-def test_a_judge_that_tells_nothing_apart_has_not_found_the_subject(name):
+def test_equal_logits_do_not_count_as_finding_the_subject(name):
     black = plain([0.0, 0.0, 0.0])
     assert figures(name, black, "cat", Given(INK_OVER_3D, judge=ColourJudge([0.5] * 7))) == [0]
     broken = Given(INK_OVER_3D, judge=ColourJudge([0.1, math.nan, *[0.0] * 5]))
@@ -156,13 +156,13 @@ def test_a_judge_that_tells_nothing_apart_has_not_found_the_subject(name):
 
 
 @pytest.mark.parametrize("names", [("pixels",), ("fit", "fit_sgp")])
-def test_a_scorer_may_not_take_the_place_of_images_or_of_another_scorers_figures(tiny, names):
+def test_a_scorer_named_like_the_images_or_another_scorers_metric_is_refused(tiny, names):
     context = replace(tiny, scorer_settings=dict.fromkeys(names, tiny.reward_settings))
     with pytest.raises(ConfigError, match=f"{names[0]!r} or .* is the name of a metric"):
         check_metrics([], context, ["cat"], num_seeds=2)
 
 
-def test_nearly_every_real_ink_image_is_seen_as_wanted(tiny, emoji):
+def test_judge_wanted_is_high_for_real_ink_images_and_low_for_others(tiny, emoji):
     images, styles, _ = emoji
     ink = torch.tensor([style == "Ink" for style in styles])
     wanted = torch.tensor(figures("judge_wanted", images, "any", tiny))
@@ -170,7 +170,7 @@ def test_nearly_every_real_ink_image_is_seen_as_wanted(tiny, emoji):
     assert (wanted[~ink] < 0.1).float().mean() >= 0.9
 
 
-def test_real_images_show_their_subject_and_not_another(tiny, emoji):
+def test_real_images_score_high_for_their_subject_and_low_for_another(tiny, emoji):
     images, _, names = emoji
     shown, others = [], []
     for name, other in zip(sorted(set(names)), sorted(set(names))[1:], strict=False):
@@ -184,7 +184,7 @@ def test_real_images_show_their_subject_and_not_another(tiny, emoji):
 
 
 @pytest.mark.parametrize(("rank", "top1", "top5"), [(0, 1, 1), (1, 0, 1), (4, 0, 1), (5, 0, 0), (6, 0, 0)])
-def test_top_figures_follow_the_rank_of_the_subject(rank, top1, top5):
+def test_judge_top1_and_judge_top5_follow_the_rank_of_the_subject(rank, top1, top5):
     logits = [6.0 - place for place in range(7)]
     context = Given(INK_OVER_3D, judge=ColourJudge(logits))
     prompt = ColourJudge.subjects[rank]
@@ -212,7 +212,7 @@ def test_the_subject_is_the_longest_name_that_the_prompt_ends_with(prompt, subje
 
 
 @pytest.mark.parametrize("prompt", ["meerkat", "bobcat", "cat on a mat", ""])
-def test_a_prompt_without_a_known_subject_is_an_error_that_names_it(prompt):
+def test_the_error_names_a_prompt_without_a_known_subject(prompt):
     context = Given(INK_OVER_3D, judge=ColourJudge([0.0] * 7))
     with pytest.raises(DataError, match=f"prompt '{prompt}' ends with none of the judge's 7 subjects"):
         check_metrics(["judge_top1"], context, ["cat", prompt], num_seeds=2)
@@ -220,13 +220,13 @@ def test_a_prompt_without_a_known_subject_is_an_error_that_names_it(prompt):
 
 def test_diversity_is_the_mean_distance_to_the_other_seeds():
     context = Given(INK_OVER_3D, judge=ColourJudge())
-    images = plain([1.0, 0, 0], [0.5, 0, 0], [0, 1.0, 0])  # the first two point the same way
+    images = plain([1.0, 0, 0], [0.5, 0, 0], [0, 1.0, 0])  # the first two have the same direction
     apart = math.sqrt(2)
     expected = [apart / 2, apart / 2, apart]
     assert figures("diversity", images, "cat", context) == pytest.approx(expected)
 
 
-def test_diversity_is_nothing_when_all_seeds_draw_one_image_and_more_among_real_ones(tiny, by_style):
+def test_diversity_is_zero_for_identical_images_and_larger_for_different_real_images(tiny, by_style):
     name, inputs = by_style
     same = torch.stack([inputs["Ink"]] * 3)
     different = torch.stack(list(inputs.values()))
@@ -234,7 +234,7 @@ def test_diversity_is_nothing_when_all_seeds_draw_one_image_and_more_among_real_
     assert min(figures("diversity", different, name, tiny)) > 0.3
 
 
-def test_a_wanted_word_that_is_no_style_is_an_error_that_lists_the_styles(tiny):
+def test_the_error_for_a_wanted_word_that_is_not_a_style_lists_the_styles(tiny):
     watercolour = MetricContext(
         tiny.reward_settings, tiny.judge_settings, ControlWords.of(wanted=["Watercolour"], unwanted=["3D"])
     )
@@ -244,13 +244,13 @@ def test_a_wanted_word_that_is_no_style_is_an_error_that_lists_the_styles(tiny):
         check_metrics(["judge_wanted"], watercolour, ["cat"], num_seeds=2)
 
 
-def test_diversity_of_one_seed_is_an_error_before_anything_is_drawn(tiny):
+def test_diversity_with_one_seed_is_refused_before_any_image_is_generated(tiny):
     with pytest.raises(ConfigError, match="seeds_per_prompt is 1"):
         check_metrics(["diversity"], tiny, ["cat"], num_seeds=1)
     check_metrics(["diversity"], tiny, ["cat"], num_seeds=2)
 
 
-def test_an_unknown_metric_is_an_error_that_lists_the_known(tiny):
+def test_the_error_for_an_unknown_metric_lists_the_known_ones(tiny):
     with pytest.raises(ConfigError, match="unknown metric 'beauty': known are clipped_highlights, diversity"):
         check_metrics(["beauty"], tiny, ["cat"], num_seeds=2)
 
@@ -264,13 +264,13 @@ def test_a_scorer_is_loaded_only_for_a_metric_that_needs_it(tiny, family):
 
 @pytest.fixture
 def complete(tiny, emoji, directories):
-    """A context with real images and a further scorer."""
+    """Return a context with real images and an additional scorer."""
     clip = ScorerSettings(scorer="clip_score", path=str(directories["clip_score"]))
     return replace(tiny, real=lambda: emoji[0][:80].split(32), scorer_settings={"clip": clip})
 
 
 @pytest.mark.parametrize("name", metric_names(sorted(METRICS), ["clip"]))
-def test_every_metric_gives_one_figure_per_image_in_its_range_and_says_the_range(name, complete, by_style):
+def test_every_metric_gives_one_figure_per_image_in_its_documented_range(name, complete, by_style):
     subject, inputs = by_style
     context, scale = complete, 1.0
     if name in {"judge_score", "judge_sgp"}:
@@ -295,7 +295,7 @@ BY_JUDGE = {"judge_wanted", "judge_top1", "judge_top5", "judge_score", "judge_sg
 
 
 @pytest.mark.parametrize(("reward", "judge"), [("pick_score", "hps_v2"), ("hps_v2", "pick_score")])
-def test_a_metric_has_the_licence_of_the_weights_that_measure_it_or_else_of_this_project(reward, judge):
+def test_a_metric_has_the_licence_of_its_scorers_weights_or_else_of_this_project(reward, judge):
     licences = {"hps_v2": "Apache-2.0", "pick_score": "MIT", "clip_score": "MIT", "timm_judge": "Apache-2.0"}
     given = {name: ScorerSettings(scorer=name, path="nowhere") for name in licences}
     further = {"clip": given["clip_score"], "timm": given["timm_judge"]}
@@ -309,7 +309,7 @@ def test_a_metric_has_the_licence_of_the_weights_that_measure_it_or_else_of_this
     assert found == dict.fromkeys(found, "Apache-2.0") | of_scorers
 
 
-def test_every_further_scorer_adds_its_score_and_its_sgp(complete, by_style):
+def test_every_additional_scorer_adds_its_score_and_its_sgp(complete, by_style):
     subject, inputs = by_style
     images = torch.stack(list(inputs.values()))
     assert metric_names(["reward", "clip"], ["clip"]) == ["reward", "clip", "clip_sgp"]
@@ -325,7 +325,7 @@ def test_every_further_scorer_adds_its_score_and_its_sgp(complete, by_style):
     )
 
 
-def test_a_scorer_with_a_metrics_name_and_one_that_reads_no_texts_are_refused(complete):
+def test_a_scorer_named_like_a_metric_and_one_that_does_not_read_texts_are_refused(complete):
     reward = complete.reward_settings
     with pytest.raises(ConfigError, match="'kid' or 'kid_sgp' is the name of a metric"):
         check_metrics(["reward"], replace(complete, scorer_settings={"kid": reward}), ["cat"], num_seeds=2)
@@ -334,9 +334,7 @@ def test_a_scorer_with_a_metrics_name_and_one_that_reads_no_texts_are_refused(co
         measure(["j"], torch.rand(2, 3, 64, 64), "cat", judge)
 
 
-def test_a_judge_that_reads_texts_scores_as_the_same_reward_and_one_that_does_not_says_what_to_measure(
-    tiny, by_style
-):
+def test_a_text_judge_scores_like_the_same_reward_and_errors_suggest_suitable_metrics(tiny, by_style):
     name, inputs = by_style
     images = torch.stack(list(inputs.values()))
     reading = replace(tiny, judge_settings=tiny.reward_settings)
@@ -352,7 +350,7 @@ def test_a_judge_that_reads_texts_scores_as_the_same_reward_and_one_that_does_no
         check_metrics(["judge_sgp"], tiny, [name], num_seeds=2)
 
 
-def test_the_kernel_distance_is_to_the_real_images_in_the_wanted_style(tiny, emoji):
+def test_the_kernel_distance_compares_with_real_images_in_the_wanted_style(tiny, emoji):
     images, styles, _ = emoji
     context = replace(tiny, real=lambda: images[:80].split(32))
     seen_as_ink = len(context.real_features)
@@ -367,13 +365,13 @@ def test_the_kernel_distance_is_to_the_real_images_in_the_wanted_style(tiny, emo
     assert min(distance, key=distance.get) == "Ink"
     assert all(
         distance["Ink"] < distance[other] / 3 for other in ("3D", "Flat", "Noto")
-    )  # measured .26 to .28
+    )  # measured: 0.26 to 0.28
 
 
-def test_a_judge_that_reads_texts_has_a_kernel_distance_that_one_can_read(tiny, emoji):
+def test_the_kernel_distance_of_a_text_judge_is_large_enough_for_three_decimals(tiny, emoji):
     images, styles, names = emoji
     order = {name: place for place, name in enumerate(dict.fromkeys(names))}
-    # every other subject, as they are sorted by kind: both halves have animals, food and objects in all four styles
+    # subjects are sorted by kind: with every second one, both halves have animals, food and objects in all four styles
     half = torch.tensor([order[name] % 2 == 0 for name in names])
     context = replace(tiny, judge_settings=tiny.reward_settings, real=lambda: images[half].split(32))
     assert context.real_features.norm(dim=1).mean() == pytest.approx(context.real_features.shape[1] ** 0.5)
@@ -384,7 +382,7 @@ def test_a_judge_that_reads_texts_has_a_kernel_distance_that_one_can_read(tiny, 
     assert far > 0.05, "at length 1 the three decimals of a report would hardly show it"
 
 
-def test_the_kernel_distance_without_real_images_stops_before_anything_is_drawn(tiny, emoji):
+def test_the_kernel_distance_without_real_images_is_refused_before_any_image_is_generated(tiny, emoji):
     with pytest.raises(ConfigError, match="only the stage evaluate reads"):
         check_metrics(["kid"], tiny, ["cat"], num_seeds=2)
     none_wanted = torch.stack([i for i, style in zip(*emoji[:2], strict=True) if style == "3D"][:10])

@@ -1,4 +1,4 @@
-"""A new reward and a new metric are added here by one entry each, and everything that uses them does."""
+"""Add a new reward and a new metric by one entry each, and check that all parts of the project support them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -58,7 +58,7 @@ COLOURS = ScorerEntry(
 
 
 def blueness(images, prompt, context):
-    """The mean of the blue channel, in [0, 1]."""
+    """Return the mean of the blue channel, in [0, 1]."""
     del prompt, context
     return images[:, 2].mean((1, 2))
 
@@ -75,7 +75,7 @@ def with_metric(name="blueness", **patch):
     return tiny(evaluate={"metrics": metrics}, **patch)
 
 
-def test_a_new_reward_is_planned_and_counted_by_its_own_size(register, monkeypatch):
+def test_the_plan_uses_the_size_and_flops_of_a_new_reward(register, monkeypatch):
     monkeypatch.chdir(ROOT)
     reward = {"scorer": "colours", "path": "assets/tiny/family/reward"}
     with pytest.raises(ConfigError, match="unknown scorer 'colours'"):
@@ -88,7 +88,7 @@ def test_a_new_reward_is_planned_and_counted_by_its_own_size(register, monkeypat
     assert 0 < plan.flops["reward"] < plan.flops["decoder"]
 
 
-def test_a_new_reward_is_trained_against(register, job):
+def test_a_model_can_be_trained_with_a_new_reward(register, job):
     from srpo_core.training.worker import Worker
 
     register(SCORERS, "colours", COLOURS)
@@ -102,7 +102,7 @@ def test_a_new_reward_is_trained_against(register, job):
     assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
-def test_a_new_reward_measures_as_a_further_scorer_and_has_notes(register, family):
+def test_a_new_reward_works_as_an_additional_scorer_and_has_notes(register, family):
     register(SCORERS, "colours", COLOURS)
     settings = tiny(evaluate={"scorers": {"taste": {"scorer": "colours", "path": str(family / "reward")}}})
     require_consistent(settings)
@@ -116,7 +116,7 @@ def test_a_new_reward_measures_as_a_further_scorer_and_has_notes(register, famil
     assert metric_notes(settings.evaluate.scorers)["taste"].endswith("by the further scorer taste (colours)")
 
 
-def test_a_new_metric_is_accepted_by_the_settings_measured_and_explained(register, family):
+def test_a_new_metric_is_accepted_in_the_settings_measured_and_explained(register, family):
     with pytest.raises(ConfigError, match=r"^evaluate\.metrics: unknown metric 'blueness'"):
         require_consistent(with_metric())
     register(METRICS, "blueness", BLUENESS)
@@ -160,7 +160,7 @@ def test_a_new_metric_is_accepted_by_the_settings_measured_and_explained(registe
         ),
     ],
 )
-def test_what_a_new_metric_needs_is_checked_by_its_entry_alone(register, needs, patch, line):
+def test_the_requirements_of_a_new_metric_are_checked_from_its_entry(register, needs, patch, line):
     register(METRICS, "blueness", replace(BLUENESS, **needs))
     metrics = load_settings(ROOT / "profiles/tiny.yaml").evaluate.metrics
     evaluate = {"metrics": ["blueness", *metrics], **patch.get("evaluate", {})}

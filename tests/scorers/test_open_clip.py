@@ -25,11 +25,11 @@ def images(count=3, size=40):
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def test_a_reward_is_a_cosine_without_logit_scale(small):
+def test_a_reward_is_a_cosine_similarity_without_logit_scale(small):
     assert small.scale == 1.0
 
 
-def test_a_step_along_the_gradient_raises_the_reward_by_its_slope(small):
+def test_a_step_along_the_gradient_raises_the_reward_by_the_predicted_amount(small):
     text = small.encode_texts(["red apple"])[0]
     image = images(1).requires_grad_()
     score = (small.encode_images(image) @ text).sum()
@@ -40,29 +40,29 @@ def test_a_step_along_the_gradient_raises_the_reward_by_its_slope(small):
     assert math.isclose(rise, 0.1 * gradient.norm(), rel_tol=0.02)
 
 
-def test_a_missing_directory_is_named(tmp_path, refusal):
+def test_the_error_names_a_missing_directory(tmp_path, refusal):
     assert str(tmp_path / "nowhere") in refusal(load_open_clip, tmp_path / "nowhere")
 
 
-def test_two_configurations_are_ambiguous(directory, refusal):
+def test_two_configurations_are_refused_as_ambiguous(directory, refusal):
     (directory / "other.json").write_text("{}")
     line = refusal(load_open_clip, directory)
     assert str(directory) in line
     assert "contains 2" in line
 
 
-def test_missing_weights_are_named(directory, refusal):
+def test_the_error_names_missing_weights(directory, refusal):
     (directory / "small.safetensors").unlink()
     assert f"{directory / 'small.safetensors'} is missing" in refusal(load_open_clip, directory)
 
 
-def test_weights_cut_short_are_named(directory, refusal):
+def test_the_error_names_truncated_weights(directory, refusal):
     path = directory / "small.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     assert f"{path} is damaged" in refusal(load_open_clip, directory)
 
 
-def test_weights_of_another_architecture_are_named(directory, small_config, refusal):
+def test_the_error_names_weights_of_another_architecture(directory, small_config, refusal):
     wider = small_config | {"embed_dim": 24}
     (directory / "small.json").write_text(json.dumps(wider))
     line = refusal(load_open_clip, directory)
@@ -71,12 +71,12 @@ def test_weights_of_another_architecture_are_named(directory, small_config, refu
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"embed_dim": 16}', '{"hf_model": 1}'])
-def test_a_broken_configuration_is_named(directory, text, refusal):
+def test_the_error_names_a_broken_configuration(directory, text, refusal):
     (directory / "small.json").write_text(text)
     assert str(directory / "small.json") in refusal(load_open_clip, directory)
 
 
-def test_the_tiny_reward_finds_the_subject_of_real_images(reward, emoji):
+def test_the_tiny_reward_recognizes_the_subject_of_real_images(reward, emoji):
     images, _, names = emoji
     subjects = sorted(set(names))
     texts = reward.encode_texts(subjects)
@@ -92,10 +92,10 @@ def test_the_tiny_reward_prefers_the_right_style_word(reward, emoji):
     texts = torch.stack([reward.encode_texts([f"{word}. {name}" for name in names]) for word in words])
     best = (features * texts).sum(-1).argmax(0).tolist()
     right = sum(words[guess] == style for guess, style in zip(best, styles, strict=True))
-    assert right / len(styles) > 0.7  # chance is .25
+    assert right / len(styles) > 0.7  # chance is 0.25
 
 
-def test_a_directory_as_open_clip_publishes_it_gives_the_same_features(tmp_path, small_clip, small_config):
+def test_a_directory_in_the_format_of_open_clip_gives_the_same_features(tmp_path, small_clip, small_config):
     (tmp_path / "own").mkdir()
     (tmp_path / "own/small.json").write_text(json.dumps(small_config))
     save_file(small_clip.state_dict(), tmp_path / "own/small.safetensors")

@@ -39,12 +39,12 @@ def refused(act, package):
     return line
 
 
-def test_every_scorer_is_tried_without_its_packages():
+def test_every_scorer_is_tested_without_its_packages():
     assert NEEDS.keys() == SCORERS.keys()
 
 
 @pytest.mark.parametrize(("scorer", "package"), PAIRS)
-def test_a_scorer_without_its_package_is_one_line_that_names_the_install_line(
+def test_the_error_for_a_missing_package_is_one_line_with_the_install_command(
     scorer, package, directories, monkeypatch
 ):
     settings = ScorerSettings(scorer=scorer, path=str(directories[scorer]))
@@ -52,15 +52,13 @@ def test_a_scorer_without_its_package_is_one_line_that_names_the_install_line(
     assert str(directories[scorer]) in refused(lambda: load_scorer(settings), package)
 
 
-def test_hps_of_the_published_size_says_so_before_it_asks_open_clip_for_its_configuration(
-    tmp_path, monkeypatch
-):
+def test_hps_without_a_configuration_file_also_reports_that_open_clip_is_missing(tmp_path, monkeypatch):
     (tmp_path / "HPS_v2.1_compressed.pt").touch()
     hide(monkeypatch, "open_clip")
     refused(lambda: load_scorer(ScorerSettings(scorer="hps_v2", path=str(tmp_path))), "open_clip")
 
 
-def test_the_judge_of_the_tiny_family_needs_none_of_them(directories, monkeypatch):
+def test_the_tiny_judge_needs_none_of_the_packages(directories, monkeypatch):
     for package in PACKAGES:
         hide(monkeypatch, package)
     path = str(directories["style_subject_judge"])
@@ -68,7 +66,9 @@ def test_the_judge_of_the_tiny_family_needs_none_of_them(directories, monkeypatc
     assert judge.features(torch.rand(1, 3, 64, 64)).ndim == 2
 
 
-def test_the_kernel_distance_without_torchmetrics_stops_before_anything_is_drawn(directories, monkeypatch):
+def test_the_kernel_distance_without_torchmetrics_is_refused_before_any_image_is_generated(
+    directories, monkeypatch
+):
     judge = ScorerSettings(scorer="style_subject_judge", path=str(directories["style_subject_judge"]))
     context = MetricContext(judge, judge, ControlWords.of(wanted=["Ink"], unwanted=["3D"]), real=list)
     hide(monkeypatch, "torchmetrics")
@@ -76,12 +76,12 @@ def test_the_kernel_distance_without_torchmetrics_stops_before_anything_is_drawn
     refused(lambda: kernel_distances(torch.rand(3, 4), torch.rand(3, 4)), "torchmetrics")
 
 
-def test_an_installed_package_is_let_through():
+def test_an_installed_package_is_accepted():
     for package in PACKAGES:
         require_package(package, "this test")
 
 
-def test_each_package_is_installed_under_a_name_that_the_project_depends_on():
+def test_the_install_name_of_each_package_is_a_dependency_of_the_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     known = {re.split(r"[<>=\[]", one)[0] for one in project["dependencies"]}
     assert set(PACKAGES.values()) <= known

@@ -29,7 +29,7 @@ def images():
 
 
 def padded_tokens(texts):
-    """Tokens as a processor of transformers gives them: padded with the end token, and masked."""
+    """Return tokens like a processor of transformers: padded with the end token, and with a mask."""
     from open_clip import SimpleTokenizer
 
     tokens = SimpleTokenizer(context_length=16)(texts)
@@ -45,7 +45,7 @@ def edit(path, **changes):
     path.write_text(json.dumps(config))
 
 
-def test_the_score_is_the_formula_on_transformers_own_model(directory, reward, images):
+def test_the_score_equals_the_formula_on_the_model_of_transformers(directory, reward, images):
     from transformers import CLIPModel
 
     clip = CLIPModel.from_pretrained(directory).eval()
@@ -61,7 +61,7 @@ def test_the_score_is_the_formula_on_transformers_own_model(directory, reward, i
     assert torch.allclose(ours, logits, rtol=0, atol=1e-5)
 
 
-def test_the_scale_is_that_of_the_weights_over_the_reference_s_twenty(directory, reward):
+def test_the_scale_is_the_logit_scale_of_the_weights_divided_by_the_references_20(directory, reward):
     assert reward.scale == pytest.approx(math.exp(2.6592) / 20, rel=1e-6)  # CLIP's initial logit_scale
     state = load_file(directory / "model.safetensors")
     save_file(state | {"logit_scale": torch.tensor(math.log(100.0))}, directory / "model.safetensors")
@@ -69,7 +69,7 @@ def test_the_scale_is_that_of_the_weights_over_the_reference_s_twenty(directory,
 
 
 @pytest.mark.parametrize(("height", "width"), [(90, 70), (20, 45)])
-def test_an_image_of_another_size_is_resized_and_cut_at_the_centre(reward, height, width):
+def test_an_image_of_another_size_is_resized_and_center_cropped(reward, height, width):
     images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(2))
     scale = 32 / min(height, width)
     size = (int(height * scale), int(width * scale))
@@ -82,7 +82,7 @@ def test_an_image_of_another_size_is_resized_and_cut_at_the_centre(reward, heigh
     assert torch.allclose(reward.encode_images(images), expected, rtol=0, atol=1e-5)
 
 
-def test_a_step_along_the_gradient_raises_the_reward_by_its_slope(reward, images):
+def test_a_step_along_the_gradient_raises_the_reward_by_the_predicted_amount(reward, images):
     text = reward.encode_texts(TEXTS)[0]
     image = images[:1].requires_grad_()
     score = reward.scale * (reward.encode_images(image) @ text).sum()
@@ -94,27 +94,27 @@ def test_a_step_along_the_gradient_raises_the_reward_by_its_slope(reward, images
     assert rise == pytest.approx(0.02 * float(gradient.norm()), rel=0.02)
 
 
-def test_texts_are_cleaned_as_transformers_does_which_keeps_html_entities(reward):
+def test_texts_are_cleaned_as_in_transformers_which_keeps_html_entities(reward):
     texts = reward.encode_texts(["Cat  & DOG", "cat & dog", "cat &amp; dog"])
     assert torch.equal(texts[0], texts[1])
     assert not torch.equal(texts[1], texts[2])
 
 
-def test_a_long_text_is_cut_to_the_context_and_still_ends(reward):
+def test_a_long_text_is_truncated_and_keeps_its_end_token(reward):
     tokens = reward._tokenize("word " * 100).input_ids
     assert len(tokens) == 16
     assert (tokens[0], tokens[-1]) == (49406, 49407)
 
 
 def test_old_configurations_with_a_wrong_end_token_give_the_same_features(directory, reward):
-    """Before transformers 4.31 CLIP's configurations said 2, and PickScore_v1 is that old."""
+    """Before transformers 4.31, CLIP configurations had the end token 2. PickScore_v1 is older than that."""
     edit(directory / "config.json", text_config__eos_token_id=2)
     old = load_pick_score(directory)
     assert old.clip.config.text_config.eos_token_id == 2
     assert torch.equal(old.encode_texts(TEXTS), reward.encode_texts(TEXTS))
 
 
-def test_counted_positions_that_old_files_hold_are_no_surplus(directory, reward, images):
+def test_position_ids_in_old_files_do_not_count_as_surplus_tensors(directory, reward, images):
     counted = {
         "text_model.embeddings.position_ids": torch.arange(16)[None],
         "vision_model.embeddings.position_ids": torch.arange(5)[None],
@@ -124,19 +124,19 @@ def test_counted_positions_that_old_files_hold_are_no_surplus(directory, reward,
     assert torch.equal(load_pick_score(directory).encode_images(images), reward.encode_images(images))
 
 
-def test_half_precision_weights_are_computed_in_fp32(directory):
+def test_half_precision_weights_are_converted_to_fp32(directory):
     path = directory / "model.safetensors"
     save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
     assert {parameter.dtype for parameter in load_pick_score(directory).parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_missing_file_is_named(directory, refusal, name):
+def test_the_error_names_a_missing_file(directory, refusal, name):
     (directory / name).unlink()
     assert f"{directory / name} is missing" in refusal(load_pick_score, directory)
 
 
-def test_weights_of_another_width_are_named(directory, refusal):
+def test_the_error_names_weights_of_another_width(directory, refusal):
     edit(directory / "config.json", projection_dim=24)
     line = refusal(load_pick_score, directory)
     assert str(directory / "model.safetensors") in line
@@ -155,6 +155,6 @@ def test_weights_of_another_width_are_named(directory, refusal):
         '{"model_type": "clip", "vision_config": {"hidden_size": 10, "num_attention_heads": 3}}',
     ],
 )
-def test_a_broken_configuration_is_named(directory, refusal, text):
+def test_the_error_names_a_broken_configuration(directory, refusal, text):
     (directory / "config.json").write_text(text)
     assert str(directory / "config.json") in refusal(load_pick_score, directory)

@@ -8,13 +8,13 @@ def inputs(height, width):
     return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
-def test_an_image_of_the_right_size_passes_unchanged():
+def test_an_image_of_the_right_size_is_not_changed():
     images = inputs(64, 64)
     assert torch.equal(fit(images, 64), images)
 
 
 @pytest.mark.parametrize(("height", "width"), [(96, 48), (48, 96), (20, 33)])
-def test_the_shorter_side_becomes_the_size_and_the_centre_is_kept(height, width):
+def test_the_shorter_side_is_resized_and_the_image_is_center_cropped(height, width):
     images = inputs(height, width)
     scale = 32 / min(height, width)
     resized_size = (int(height * scale), int(width * scale))
@@ -25,7 +25,7 @@ def test_the_shorter_side_becomes_the_size_and_the_centre_is_kept(height, width)
     assert torch.allclose(fit(images, 32), expected, atol=1e-6)
 
 
-def test_normalizing_is_per_channel_and_exact():
+def test_normalization_is_per_channel_and_exact():
     mean = torch.tensor(CLIP_MEAN).view(1, 3, 1, 1).expand(1, 3, 4, 4)
     assert torch.equal(normalize(mean, CLIP_MEAN, CLIP_STD), torch.zeros(1, 3, 4, 4))
     one_deviation = mean + torch.tensor(CLIP_STD).view(1, 3, 1, 1)
@@ -33,7 +33,7 @@ def test_normalizing_is_per_channel_and_exact():
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(40, 40, 8), (12, 20, 32), (33, 20, 16)])
-def test_the_gradient_is_that_of_a_linear_map(height, width, size):
+def test_the_gradient_equals_that_of_a_linear_map(height, width, size):
     images = inputs(height, width).double().requires_grad_()
     assert torch.autograd.gradcheck(
         lambda x: normalize(fit(x, size), CLIP_MEAN, CLIP_STD).sum((2, 3)), images, fast_mode=True
@@ -41,7 +41,7 @@ def test_the_gradient_is_that_of_a_linear_map(height, width, size):
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (45, 20), (300, 225)])
-def test_the_gradient_is_that_of_torchs_own_resize(height, width):
+def test_the_gradient_equals_that_of_torchs_resize(height, width):
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.functional import center_crop, resize
 

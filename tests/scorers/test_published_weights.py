@@ -1,9 +1,9 @@
-"""The published weights on one fixed image: behind the marker network, as they have to be fetched (gigabytes).
+"""The published weights on one fixed image. The marker is `network`, since the weights (gigabytes) must be fetched.
 
     srpo fetch --profile flux1_dev
     pytest -m network -s tests/scorers/test_published_weights.py
 
-prints the figures of the table in docs/gates.md. Nobody has run it here yet.
+These commands print the figures of the table in docs/gates.md. They have not been run yet.
 """
 
 from pathlib import Path
@@ -27,14 +27,14 @@ SHOWN, OTHER = "red apple", "owl"
 
 @pytest.fixture
 def apple(emoji):
-    """The image of a red apple in the style 3D, (1, 3, 64, 64) in [0, 1]; the scorer brings it to its size."""
+    """Return the image of a red apple in the style 3D, (1, 3, 64, 64) in [0, 1]; the scorer resizes it."""
     images, styles, names = emoji
     [row] = [row for row, found in enumerate(zip(names, styles, strict=True)) if found == (SHOWN, "3D")]
     return images[row : row + 1]
 
 
 def scores(settings, image):
-    """The image's scores for what it shows and for something else."""
+    """Return the scores of an image for its subject and for another."""
     scorer = load_reward(settings)
     with torch.no_grad():
         return (scorer.scale * scorer.encode_images(image) @ scorer.encode_texts([SHOWN, OTHER]).T)[
@@ -44,10 +44,10 @@ def scores(settings, image):
 
 @pytest.mark.network
 @pytest.mark.parametrize("directory", PUBLISHED)
-def test_published_weights_load_strictly_and_rank_what_the_image_shows_above_something_else(
+def test_published_weights_load_strictly_and_rank_the_shown_subject_above_another(
     directory, apple, monkeypatch
 ):
-    monkeypatch.chdir(ROOT)  # where models.lock lies, to whose digests the files are held
+    monkeypatch.chdir(ROOT)  # models.lock is here; the files are checked against its digests
     missing = missing_files(directory, read_lock()[directory])
     assert not missing, f"{directory} lacks {', '.join(missing)}: run 'srpo fetch --profile flux1_dev' first"
     shown, other = scores(ScorerSettings(scorer=PUBLISHED[directory], path=directory), apple)
@@ -56,14 +56,14 @@ def test_published_weights_load_strictly_and_rank_what_the_image_shows_above_som
     assert low <= other < shown <= high
 
 
-def test_every_entry_of_the_lock_that_scores_has_such_a_check_and_a_row_in_the_docs():
+def test_every_scorer_in_the_lock_is_checked_here_and_has_a_row_in_the_docs():
     scoring = {name for name in read_lock(ROOT / "models.lock") if name != "models/flux1_dev"}
     assert scoring == PUBLISHED.keys()
     table = (ROOT / "docs/gates.md").read_text()
     assert all(f"| `{directory}` |" in table for directory in PUBLISHED)
 
 
-def test_the_same_check_runs_on_the_tiny_reward_and_its_figures_are_right(apple, directories):
+def test_the_same_check_passes_with_the_tiny_reward(apple, directories):
     settings = ScorerSettings(scorer="open_clip", path=str(directories["open_clip"]))
     shown, other = scores(settings, apple)
     assert -1 <= other < shown <= 1

@@ -38,7 +38,7 @@ def images():
     return torch.rand(3, 3, 72, 80, generator=torch.Generator().manual_seed(1))
 
 
-def test_every_entry_loads_and_offers_its_protocol(settings):
+def test_every_entry_loads_and_implements_its_protocol(settings):
     entry, scorer = SCORERS[settings.scorer], load_scorer(settings)
     images = torch.rand(2, 3, 64, 64)
     if entry.differentiable:
@@ -51,17 +51,17 @@ def test_every_entry_loads_and_offers_its_protocol(settings):
         assert scorer.features(images).ndim == 2
 
 
-def test_every_entry_states_a_licence_that_lets_a_product_use_it(settings):
+def test_every_entry_has_a_licence_that_allows_use_in_a_product(settings):
     assert SCORERS[settings.scorer].licence in {"Apache-2.0", "MIT", "BSD-3-Clause"}
 
 
-def test_every_entry_states_its_source_and_a_range_that_its_scores_keep(settings):
+def test_every_entry_states_its_source_and_its_scores_are_in_its_range(settings):
     entry, scorer = SCORERS[settings.scorer], load_scorer(settings)
     low, high = entry.range
     images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     if entry.differentiable:
         figures = scorer.scale * scorer.encode_images(images) @ scorer.encode_texts(["cat", "red apple"]).T
-        # the range is reached by a perfect fit and its opposite, as features have unit length
+        # features have unit length, so a perfect match and its opposite reach the ends of the range
         assert scorer.scale <= high == -low
     else:
         figures = scorer.style_probabilities(images)
@@ -76,7 +76,7 @@ def test_features_have_unit_length_and_are_fp32(reward_model, images):
         assert torch.allclose(features.norm(dim=-1), torch.ones(len(features)), atol=1e-6)
 
 
-def test_gradients_flow_to_every_image_and_to_nothing_else(reward_model, images):
+def test_every_image_has_a_gradient_and_the_parameters_have_none(reward_model, images):
     images.requires_grad_()
     reward_model.encode_images(images)[:, 0].sum().backward()
     assert (images.grad.flatten(1).norm(dim=1) > 0).all()
@@ -84,14 +84,14 @@ def test_gradients_flow_to_every_image_and_to_nothing_else(reward_model, images)
     assert not reward_model.encode_texts(["red apple"]).requires_grad
 
 
-def test_an_image_has_the_same_features_in_any_company(reward_model, images):
+def test_the_features_of_an_image_do_not_depend_on_its_batch(reward_model, images):
     together = reward_model.encode_images(images)
     alone = torch.cat([reward_model.encode_images(image[None]) for image in images])
     assert torch.allclose(together, alone, rtol=0, atol=1e-6)
     assert not torch.allclose(together[0], together[1], rtol=0, atol=1e-4)
 
 
-def test_a_text_has_the_same_features_in_any_company(reward_settings):
+def test_the_features_of_a_text_do_not_depend_on_its_batch(reward_settings):
     alone = load_reward(reward_settings).encode_texts(["red apple"])[0]
     reward_model = load_reward(reward_settings)
     together = reward_model.encode_texts(["a much longer prompt of a cat", "red apple", "dog", "red apple"])
@@ -110,12 +110,12 @@ def test_the_text_tower_runs_once_per_distinct_text(reward_settings, reward_mode
     assert torch.equal(again, first[[1, 0]])
 
 
-def test_a_text_that_is_too_long_is_cut_and_still_has_features(reward_model):
+def test_a_text_that_is_too_long_is_truncated(reward_model):
     long, longer = reward_model.encode_texts(["word " * 100, "word " * 200])
     assert torch.equal(long, longer)
 
 
-def test_only_a_differentiable_entry_is_loaded_as_a_reward(settings):
+def test_only_a_differentiable_entry_can_be_loaded_as_a_reward(settings):
     if SCORERS[settings.scorer].differentiable:
         assert load_reward(settings).scale > 0
         return
@@ -124,7 +124,7 @@ def test_only_a_differentiable_entry_is_loaded_as_a_reward(settings):
             load(settings)
 
 
-def test_every_reward_is_built_without_weights_in_the_shape_of_the_loaded_one(reward_settings, reward_model):
+def test_a_reward_built_without_weights_has_the_shapes_of_the_loaded_one(reward_settings, reward_model):
     with torch.device("meta"):
         built = build_reward(reward_settings)
         features = built.encode_images(torch.empty(2, 3, 64, 64))
@@ -136,13 +136,13 @@ def test_every_reward_is_built_without_weights_in_the_shape_of_the_loaded_one(re
     assert all(parameter.is_meta for parameter in built.parameters())
 
 
-def test_a_reward_without_a_way_to_build_it_is_a_defect_of_its_entry():
+def test_a_reward_entry_without_build_is_refused():
     with pytest.raises(AssertionError, match="needs `build`"):
         replace(SCORERS["open_clip"], build=None)
 
 
 @pytest.mark.parametrize("fault", ["missing", "surplus"])
-def test_every_entry_names_a_tensor_that_is_missing_or_surplus(settings, tmp_path, fault):
+def test_the_error_of_every_entry_names_a_missing_or_surplus_tensor(settings, tmp_path, fault):
     shutil.copytree(settings.path, tmp_path, dirs_exist_ok=True)
     (weights,) = tmp_path.glob("*.safetensors")
     tensors = load_file(weights)
@@ -159,13 +159,13 @@ def test_every_entry_names_a_tensor_that_is_missing_or_surplus(settings, tmp_pat
     assert "\n" not in str(caught.value)
 
 
-def test_every_entry_names_weights_that_are_missing(settings, tmp_path):
+def test_the_error_of_every_entry_names_missing_weights(settings, tmp_path):
     with pytest.raises(ArtifactError, match=str(tmp_path)):
         load_scorer(settings.model_copy(update={"path": str(tmp_path)}))
 
 
 @pytest.mark.parametrize("load", [load_scorer, load_reward, build_reward])
-def test_an_unknown_scorer_is_a_configuration_error_that_lists_the_known(load):
+def test_the_error_for_an_unknown_scorer_lists_the_known_ones(load):
     with pytest.raises(ConfigError, match=f"known are {', '.join(sorted(SCORERS))}"):
         load(ScorerSettings(scorer="hps_v3", path="nowhere"))
 

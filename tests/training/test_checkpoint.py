@@ -95,7 +95,7 @@ def test_a_background_write_has_the_weights_of_its_step(saved):
     assert torch.equal(read_whole(root / "step-000004/weights")["linear.weight"], expected)
 
 
-def test_a_failed_background_write_raises_and_keeps_the_checkpoint_before_it(saved, monkeypatch):
+def test_a_failed_background_write_raises_and_keeps_the_previous_checkpoint(saved, monkeypatch):
     root, model, optimizer = saved
 
     def full(*_args, **_kwargs):
@@ -143,7 +143,7 @@ def test_a_checkpoint_has_no_pickle(saved):
     assert names == {"safetensors", "json"}
 
 
-def test_a_damaged_checkpoint_is_logged_in_one_line_and_the_one_before_it_is_used(saved, caplog):
+def test_a_damaged_checkpoint_is_logged_in_one_line_and_the_previous_one_is_used(saved, caplog):
     root, model, optimizer = saved
     save(root, 4, model, optimizer)
     (root / "step-000004/state.json").write_text("{")
@@ -164,9 +164,7 @@ def test_steps_after_a_missing_or_damaged_checkpoint_are_trained_again(saved):
     assert newest(root) is None
 
 
-def test_only_the_newest_checkpoint_is_verified_and_the_one_before_it_if_it_was_changed(
-    saved, monkeypatch, caplog
-):
+def test_only_the_newest_checkpoint_is_verified_unless_it_is_damaged(saved, monkeypatch, caplog):
     root, model, optimizer = saved
     for step in (4, 6):
         save(root, step, model, optimizer)
@@ -185,7 +183,7 @@ def test_only_the_newest_checkpoint_is_verified_and_the_one_before_it_if_it_was_
     assert line.endswith("does not have its digest; resuming from step 4")
 
 
-def test_a_checkpoint_that_lacks_files_of_another_rank_does_not_appear(saved, monkeypatch):
+def test_a_checkpoint_without_the_files_of_another_rank_is_not_committed(saved, monkeypatch):
     """For example on two machines without a shared disk."""
     root, model, optimizer = saved
     monkeypatch.setattr("srpo_core.training.checkpoint_writer.VISIBLE_SECONDS", 0.0)
@@ -200,7 +198,7 @@ def test_a_checkpoint_that_lacks_files_of_another_rank_does_not_appear(saved, mo
     assert not (root / "step-000004").exists()
 
 
-def test_files_of_another_rank_that_become_visible_late_are_waited_for(saved, monkeypatch):
+def test_the_writer_waits_for_files_of_another_rank_that_become_visible_late(saved, monkeypatch):
     """NFS caches a directory listing for half a minute."""
     root, model, optimizer = saved
     files, calls = Location.files, []
@@ -272,7 +270,7 @@ def test_an_empty_directory_has_no_newest_checkpoint(tmp_path):
 
 
 def test_joined_shards_equal_the_bytes_that_safetensors_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr("srpo_core.weights.shards.PORTION", 20)  # forces several portions
+    monkeypatch.setattr("srpo_core.weights.shards.PORTION", 20)  # forces several chunks
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2))
     model[1].to(torch.bfloat16)
@@ -287,7 +285,7 @@ def test_joined_shards_equal_the_bytes_that_safetensors_writes(tmp_path, monkeyp
     assert load_file(tmp_path / "joined.safetensors")["1.weight"].dtype is torch.bfloat16
 
 
-def test_missing_weights_are_named(saved):
+def test_the_error_names_missing_weights(saved):
     root, _, _ = saved
     other = torch.nn.Linear(2, 2)
     with pytest.raises(ArtifactError, match=r"cannot be read as weights: .*Missing key"):

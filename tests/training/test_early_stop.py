@@ -22,7 +22,7 @@ RULE = EarlyStop(
 
 
 def rows(figures, objectives, every=2):
-    """Return the metrics of a run that is evaluated at every `every` steps; its base has judge_top5 0.9 and reward 0."""
+    """Return the metrics of a run that is evaluated every `every` steps; its base has judge_top5 0.9 and reward 0."""
     made = []
     for figure, objective in zip(figures, objectives, strict=True):
         made += [{"loss": 1.0} for _ in range(every)]
@@ -80,7 +80,7 @@ def test_the_evaluations_are_the_base_and_every_checkpoint():
 
 @pytest.fixture
 def known(job, tmp_path, monkeypatch):
-    """The job with prompts whose subjects the judge knows."""
+    """Return the job with prompts whose subjects the judge knows."""
     from srpo_core.models import encode_prompts
     from srpo_core.models.embeddings import write_embeddings
 
@@ -125,7 +125,7 @@ def test_a_metric_that_does_not_fit_the_prompts_is_refused_before_training(job):
 
 
 @pytest.mark.pipeline
-def test_a_run_that_destroys_its_images_stops_early_with_its_checkpoints_and_the_reason(
+def test_a_run_that_destroys_its_images_stops_early_with_a_reason_and_keeps_its_checkpoints(
     known,
 ):
     """With a learning rate a hundred times too high, the relative reward rises and the subjects are lost."""
@@ -142,7 +142,7 @@ def test_a_run_that_destroys_its_images_stops_early_with_its_checkpoints_and_the
     steps = len((wild.state / PROGRESS).read_text().splitlines())
     run(
         replace(wild, resume=checkpoint.step)
-    )  # a second start of the same run sees at once that it has ended
+    )  # a second start of the same run detects immediately that it has ended
     assert len((wild.state / PROGRESS).read_text().splitlines()) == steps == checkpoint.step
     export.export(wild, {"prompts": 5, "wanted": {}, "unwanted": {}})
     outcome = json.loads(artifacts.TRAIN_OUTCOME.read_text())

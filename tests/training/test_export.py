@@ -16,7 +16,7 @@ WORDS = {"prompts": 5, "wanted": {"Ink": 0}, "unwanted": {"3D": 3}}
 
 @pytest.fixture
 def outputs(tmp_path, monkeypatch):
-    """A directory for the stage's outputs."""
+    """Return a directory for the stage's outputs."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path / "here/runs/train"
@@ -39,7 +39,7 @@ def test_the_outputs_are_every_checkpoint_samples_and_the_metrics_of_every_step(
     assert not [path for path in left if "optimizer" in path or "resume" in path]
     for path in (tmp_path / "here/runs").rglob("*.safetensors"):
         with safe_open(path, "pt") as file:
-            assert not [name for name in file.keys() if "exp_avg" in name]  # noqa: SIM118  # no mapping
+            assert not [name for name in file.keys() if "exp_avg" in name]  # noqa: SIM118  # not a mapping
     table = (tmp_path / "here/runs/train/log/plots/metrics/train/loss.tsv").read_text().splitlines()
     losses = [row["loss"] for row in newest_checkpoint(job.state, count(2, 2)).metrics]
     assert [line.split("\t") for line in table[1:]] == [

@@ -17,7 +17,7 @@ STEPS = 5
 
 @pytest.fixture(scope="session")
 def gpu():
-    """The name of the GPU; without one the test fails before anything is loaded."""
+    """Return the name of the GPU; without one the test fails before anything is loaded."""
     if not torch.cuda.is_available():
         pytest.fail("this machine has no GPU that torch can use: see 'srpo doctor'", pytrace=False)
     torch.backends.cuda.matmul.allow_tf32 = False

@@ -220,7 +220,7 @@ def test_after_the_whole_ray_session_is_killed_the_same_command_resumes(job, tmp
 
 
 @pytest.mark.serial  # the watchdog waits 15 s: on a busy machine a slow step would count as a stall
-def test_stalled_workers_restart_and_the_rank_at_fault_is_named(job, tmp_path, expected):
+def test_stalled_workers_restart_and_the_log_names_the_rank_at_fault(job, tmp_path, expected):
     patient = settings(job, tmp_path, "stuck")
     stall = patient.resources.stall.model_copy(update={"factor": 3.0, "least_seconds": 15.0})
     resources = patient.resources.model_copy(update={"stall": stall})
@@ -233,7 +233,7 @@ def test_stalled_workers_restart_and_the_rank_at_fault_is_named(job, tmp_path, e
     assert run.steps_logged() == [1, 2, 3, 3, 4, 5, 6]
 
 
-@pytest.mark.serial  # a neighbour's run may end the same process
+@pytest.mark.serial  # a run of another test may end the same process
 def test_a_retry_ends_the_processes_of_a_killed_run(tmp_path):
     """They are recognized by the mark of an owner that has ended, which all processes of the stage inherit."""
     script = (

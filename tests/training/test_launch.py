@@ -34,7 +34,7 @@ def test_requesting_more_gpus_than_this_machine_has_is_refused(job):
         launch.fit(wanted)
 
 
-def test_a_cluster_that_does_not_answer_is_an_error_at_once(job, monkeypatch):
+def test_a_cluster_that_does_not_answer_is_an_immediate_error(job, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(SrpoError, match=r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1"):
         launch.fit(job)

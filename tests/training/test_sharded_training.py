@@ -24,7 +24,7 @@ def largest_difference(one, other):
 
 
 def train_in_float64(job, tmp_path, *, num_steps, tune, shard=None, batch_size=4):
-    """Train on one rank, or on two if `shard` says how; return (metrics of each rank, their elements, weights).
+    """Train on one rank, or on two if `shard` is given; return (metrics of each rank, their elements, weights).
 
     In float64 a difference comes from the computation and not from the order in which it is rounded. In float32 the
     first step agrees within 1e-6; then the clamp of pixels and AdamW's division by small moments increase rounding
@@ -48,7 +48,7 @@ def train_in_float64(job, tmp_path, *, num_steps, tune, shard=None, batch_size=4
 
 
 def assert_same_training(alone, together, *, shard):
-    """Require that two ranks learned what one learned, and that each had a half of the model or all of it."""
+    """Require that two ranks learned the same as one, and that each had half of the model or all of it."""
     ((metrics,), _, expected), ((on_first, on_second), (held, total), found) = alone, together
     assert on_first == on_second
     for one, two in zip(metrics, on_first, strict=True):

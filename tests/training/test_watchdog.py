@@ -18,7 +18,7 @@ def watching(tmp_path, ended, stall=QUICK):
     return Watchdog(Location.of(tmp_path), "a", 3, 4, stall, exit_process=ended.append, grace=0.0)
 
 
-def test_steps_of_usual_length_are_no_stall(tmp_path):
+def test_steps_of_usual_length_are_not_a_stall(tmp_path):
     ended = []
     with watching(tmp_path, ended) as watchdog:
         for step in range(1, 6):
@@ -56,12 +56,12 @@ def test_the_process_ends_even_if_the_report_cannot_be_written(tmp_path):
     assert ended == [EXIT_CODE]
 
 
-def test_time_spent_on_a_checkpoint_is_no_stall(tmp_path):
+def test_time_spent_on_a_checkpoint_is_not_a_stall(tmp_path):
     ended = []
     with watching(tmp_path, ended) as watchdog:
         watchdog.step_done(1)
         with watchdog.between_steps():
-            time.sleep(0.5)  # a step would have had 0.2
+            time.sleep(0.5)  # the limit of a step is 0.2
         time.sleep(0.05)
     assert ended == []
 
@@ -88,7 +88,7 @@ def test_the_limit_grows_with_the_median_step_and_has_a_minimum(tmp_path):
     assert watchdog.limit == pytest.approx(20)
 
 
-def test_a_rank_that_reads_figures_from_its_device_counts_as_waiting(monkeypatch):
+def test_a_rank_that_reads_results_from_its_device_counts_as_waiting(monkeypatch):
     """On GPUs a collective returns at once; the host waits where it reads the result, in a call without a frame."""
     standing = threading.Event()
 
@@ -100,7 +100,7 @@ def test_a_rank_that_reads_figures_from_its_device_counts_as_waiting(monkeypatch
     monkeypatch.setattr("srpo_core.training.learner.torch.stack", lambda _: Device())
 
     def train():
-        with suppress(TypeError):  # what a nap returns is no list
+        with suppress(TypeError):  # time.sleep does not return a list
             read_scalars({})
 
     thread = threading.Thread(target=train)
@@ -125,19 +125,19 @@ def write_reports(tmp_path, *rows, world=3):
         (stall_reports(Location.of(tmp_path), "a") / f"rank-{rank}.json").write(json.dumps(row).encode())
 
 
-def test_the_rank_that_does_not_wait_for_the_others_is_named(tmp_path):
+def test_the_stall_message_names_the_rank_that_does_not_wait_for_the_others(tmp_path):
     write_reports(tmp_path, (0, True), (1, False), (2, True))
     line = pop_stall(Location.of(tmp_path), "a")
     assert line == "step 8 stalled for 61 s at rank 1 in reward.py:36 encode"
     assert pop_stall(Location.of(tmp_path), "a") is None, "read only once"
 
 
-def test_a_rank_without_a_report_is_named(tmp_path):
+def test_the_stall_message_names_a_rank_without_a_report(tmp_path):
     write_reports(tmp_path, (0, True), (2, True))
     assert pop_stall(Location.of(tmp_path), "a") == "step 8 stalled for 61 s at rank 1"
 
 
-def test_ranks_that_a_smaller_group_does_not_have_are_not_named(tmp_path):
+def test_the_stall_message_does_not_name_ranks_that_a_smaller_group_does_not_have(tmp_path):
     """The settings asked for 32 ranks and Ray started 2."""
     write_reports(tmp_path, (0, True), (1, False), world=2)
     line = pop_stall(Location.of(tmp_path), "a")

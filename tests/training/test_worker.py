@@ -103,7 +103,7 @@ def test_shared_noise_is_equal_within_a_step_and_differs_between_steps(job):
     assert not any(torch.equal(own[0], other) for other in own[1:])
 
 
-def test_hybrid_chooses_real_images_by_sample_independent_of_the_number_of_workers(job):
+def test_hybrid_chooses_real_images_per_sample_independently_of_the_number_of_workers(job):
     hybrid = job.train.rollout.model_copy(update={"source": "hybrid", "share_offline": 0.5})
     mixed = with_train(job, rollout=hybrid, batch_size=40)
     latents = torch.arange(5.0)[:, None, None].expand(5, 16, 64)
@@ -234,7 +234,7 @@ def test_a_diverging_run_finishes_the_checkpoint_that_is_being_written(job):
     assert ended == ["step 15"]
 
 
-def test_an_evaluation_that_takes_longer_than_a_step_is_no_stall(job):
+def test_an_evaluation_that_takes_longer_than_a_step_is_not_a_stall(job):
     """The watchdog allows 0.2 s for a step, and a second for the work between steps."""
     ended, evaluated = [], []
 
