@@ -104,7 +104,7 @@ def test_the_champion_is_evaluated_and_its_rules_are_applied(settings, tmp_path,
         evaluate_checkpoint(settings.model_copy(update={"champion": "tiny-2"}), checkpoint, tmp_path / "no")
 
 
-def test_a_path_that_is_not_a_checkpoint_is_an_error_before_anything_is_generated(settings, tmp_path):
+def test_a_path_that_is_not_a_checkpoint_gives_an_error_before_generation(settings, tmp_path):
     with pytest.raises(
         ArtifactError, match="nowhere is not a checkpoint: give a directory with a transformer's"
     ):

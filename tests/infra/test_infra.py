@@ -209,7 +209,7 @@ def test_dependencies_and_volumes_are_declared():
     )
 
 
-def test_the_file_contains_no_secret_and_the_readme_names_each():
+def test_the_compose_file_contains_no_secrets_and_the_readme_lists_them():
     text = (INFRA / "compose.yaml").read_text()
     secrets = set(re.findall(r"\$\{(\w+)", text))
     readme = (INFRA / "README.md").read_text()

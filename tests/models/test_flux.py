@@ -45,7 +45,7 @@ def test_position_ids_count_rows_and_columns():
     assert image_ids(4, 6).tolist() == [[0, r, c] for r in range(2) for c in range(3)]
 
 
-def test_prompts_are_encoded_one_by_one_as_in_a_batch(settings, condition):
+def test_a_prompt_has_the_same_embedding_alone_and_in_a_batch(settings, condition):
     alone = encode_prompts(settings, ["tiger face"], batch_size=1)
     assert alone.tensors.keys() == {"prompt_embeds", "pooled_prompt_embeds"}
     for name, tensor in alone.tensors.items():

@@ -222,7 +222,7 @@ def test_run_time_and_cost_are_computed_from_the_step_time():
     assert plan.cost == pytest.approx(2.5 * plan.device_hours)
 
 
-def test_the_images_that_later_stages_generate_are_counted_for_every_model_and_format():
+def test_images_generated_by_later_stages_are_counted_for_every_model_and_format():
     plan = flux_plan(8)
     formats = len(plan.settings.quantize.formats)
     images = {stage: generated.num_images for stage, generated in plan.generated.items()}

@@ -161,7 +161,7 @@ def test_a_missing_and_an_unknown_tensor_are_named(checkpoint, tmp_path):
         open_flux(more)
 
 
-def test_another_model_and_a_quantized_one_are_named(checkpoint, tmp_path):
+def test_another_architecture_and_a_quantized_checkpoint_are_refused(checkpoint, tmp_path):
     save_file({"conv_in.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(DataError, match=r"is no FLUX transformer: neither .* but conv_in"):
         open_flux(tmp_path / "other.safetensors")

@@ -238,7 +238,7 @@ def test_an_alias_cannot_point_to_an_unknown_version(store):
     assert store.aliases() == []
 
 
-def test_an_alias_that_other_writers_keep_moving_is_an_error_after_five_attempts(release, monkeypatch):
+def test_moving_an_alias_fails_after_five_attempts_if_others_keep_moving_it(release, monkeypatch):
     store, published = release
     monkeypatch.setattr(type(store), "write_alias", lambda *_: False)
     with pytest.raises(StoreError, match="other writers moved the alias tiny/production"):

@@ -161,7 +161,7 @@ def _pull_with_a_file_size_limit(uri, target, outcomes):
         outcomes.put(str(error))
 
 
-def test_a_pull_to_a_full_disk_is_an_error_and_can_be_resumed(tmp_path):
+def test_a_pull_to_a_full_disk_fails_and_can_be_resumed(tmp_path):
     """A limit on the file size interrupts a write, as a full disk does."""
     store = open_store(str(tmp_path / "store"))
     publish_small(store, tmp_path, 1)

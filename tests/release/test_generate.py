@@ -101,7 +101,7 @@ def test_generate_is_deterministic_and_depends_on_seed_and_format(release, tmp_p
     assert 0 < abs(pixels(gguf) - pixels(first)).mean() < abs(pixels(eight) - pixels(first)).mean()
 
 
-def test_an_unknown_format_or_release_is_an_error_with_the_known_ones(release, tmp_path):
+def test_an_unknown_format_or_release_gives_an_error_that_lists_the_known_ones(release, tmp_path):
     store, published = release
     with pytest.raises(ConfigError, match="has no format 'q4': known are bf16, fp8_e4m3fn, q8_0"):
         generate(store, published.version, "x", output=tmp_path / "x.png", weights="q4")

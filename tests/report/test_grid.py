@@ -60,7 +60,7 @@ def test_prompts_are_spread_evenly_and_images_belong_to_their_prompt_and_seed(ev
             assert shot.after == label("aligned", tile.prompt, shot.seed)
 
 
-def test_at_most_the_existing_prompts_are_shown(evaluated):
+def test_requesting_more_prompts_than_exist_shows_all_of_them(evaluated):
     tiles = choose_tiles(pair_up(pq.read_table(evaluated), evaluated), evaluated, 100)
     assert len({tile.prompt for tile in tiles}) == len(tiles) == 25
 

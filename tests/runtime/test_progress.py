@@ -1,7 +1,7 @@
 from srpo_core.runtime.progress import with_progress
 
 
-def test_every_item_is_passed_on_in_order_and_nothing_is_printed_without_a_terminal(capfd):
+def test_items_keep_their_order_and_nothing_is_printed_without_a_terminal(capfd):
     assert list(with_progress(iter("abc"), "letters", 3)) == ["a", "b", "c"]
     assert capfd.readouterr() == ("", "")
 

@@ -27,7 +27,7 @@ def test_an_invalid_address_is_refused_with_the_expected_form(monkeypatch, addre
         cluster.require_cluster()
 
 
-def test_a_cluster_that_does_not_answer_is_an_error_at_once(monkeypatch):
+def test_a_cluster_that_does_not_answer_fails_immediately(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(
         SrpoError, match=r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1 .*ray start --head"

@@ -49,7 +49,7 @@ def test_stages_that_generate_by_tasks_count_each_device_and_other_stages_count_
     assert found == {"select": (32, 32.0), "evaluate": (32, 32.0), "quantize": (1, 1.0)}
 
 
-def test_the_last_time_with_the_same_settings_and_inputs_counts(resources, tmp_path):
+def test_the_last_time_with_the_same_settings_and_inputs_is_used(resources, tmp_path):
     note_stage("train", 100.0, resources)
     note_stage("train", 200.0, resources)
     assert [row["seconds"] for row in costs(["train"])] == [200.0]

@@ -87,7 +87,7 @@ def test_at_most_max_pairs_are_scored_in_several_batches(pairs):
     assert run(max_pairs=3)["pairs"] == 3
 
 
-def test_only_held_out_pairs_count(pairs):
+def test_only_held_out_pairs_are_counted(pairs):
     pairs(6, split="train")
     with pytest.raises(DataError, match="no pairs of the split test"):
         run()

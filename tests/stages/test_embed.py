@@ -95,7 +95,7 @@ def test_chosen_prompts_keep_the_order_of_the_data_and_depend_on_the_seed():
     assert [prompt.prompt_id for prompt in first] == sorted(prompt.prompt_id for prompt in first)
 
 
-def test_real_images_are_embedded_only_if_used_and_reproducibly(project):
+def test_real_images_are_embedded_reproducibly_and_only_if_used(project):
     small = {
         "train_steps": 1,
         "train_batch_size": 9,

@@ -97,7 +97,7 @@ def test_prompts_are_numbered_in_the_order_of_the_source():
 
 
 @pytest.mark.usefixtures("tiny")
-def test_the_preferred_image_shows_the_subject_and_the_rejected_one_another_in_the_same_style():
+def test_only_the_preferred_image_shows_the_subject_and_both_have_the_same_style():
     rows = pq.read_table(TINY / "data/emoji4.parquet").to_pylist()
     known = {row["image"]: (row["name"], row["style"]) for row in rows}
     stored = pq.read_table(artifacts.IMAGES).to_pylist()

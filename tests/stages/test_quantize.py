@@ -300,7 +300,7 @@ def test_a_refused_model_is_not_written_in_any_format(before_quantize):
     assert not Path("runs/quantize").exists()
 
 
-def test_a_format_name_in_capitals_is_the_same_format(before_quantize):
+def test_format_names_are_case_insensitive(before_quantize):
     run(formats("BF16"))
     assert list(artifacts.read_json(artifacts.PROOF)["formats"]) == ["bf16"]
 

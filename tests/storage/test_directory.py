@@ -175,7 +175,7 @@ def test_a_read_only_store_can_be_read_but_not_written(tmpfs, make_release):
     assert published(store, "tiny-1")["README.md"] == b"card a"
 
 
-def test_a_store_that_cannot_be_created_is_an_error(tmpfs, make_release):
+def test_a_store_that_cannot_be_created_gives_an_error(tmpfs, make_release):
     mount, remount = tmpfs
     remount("ro")
     store = open_store(str(mount / "new/store"))
@@ -208,7 +208,7 @@ def test_an_interrupted_write_leaves_nothing_visible(tmp_path, make_release):
     assert everything(uri) == [".incoming.lock"]
 
 
-def test_a_store_path_that_is_a_file_is_an_error(tmp_path, make_release):
+def test_a_store_path_that_is_a_file_gives_an_error(tmp_path, make_release):
     (tmp_path / "store").write_text("not a directory")
     with pytest.raises(StoreError, match=r"Not a directory|File exists"):
         open_store(str(tmp_path / "store")).publish("tiny-1", *make_release())
@@ -248,7 +248,7 @@ def test_a_writer_of_an_alias_waits_for_the_lock(tmp_path):
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EDQUOT, errno.EIO])
-def test_an_error_while_syncing_is_one_line_and_leaves_no_version(tmp_path, make_release, monkeypatch, code):
+def test_an_error_while_syncing_has_one_line_and_leaves_no_version(tmp_path, make_release, monkeypatch, code):
     def failing(descriptor):
         raise OSError(code, os.strerror(code))
 

@@ -41,14 +41,14 @@ def test_a_version_is_never_overwritten_with_other_content(any_store, make_relea
     assert contents(any_store, "tiny-1")["README.md"] == b"card a"
 
 
-def test_a_store_holds_several_versions(any_store, make_release):
+def test_a_store_can_contain_several_versions(any_store, make_release):
     for tag in ("b", "a"):
         any_store.publish(f"tiny-{tag}", *make_release(tag=tag))
     assert any_store.versions() == ["tiny-a", "tiny-b"]
     assert contents(any_store, "tiny-a")["README.md"] == b"card a"
 
 
-def test_an_unknown_version_is_an_error_with_the_known_ones(any_store, make_release):
+def test_an_unknown_version_gives_an_error_that_lists_the_known_ones(any_store, make_release):
     any_store.publish("tiny-1", *make_release())
     with pytest.raises(StoreError, match="no version 'tiny-2': known are tiny-1"):
         any_store.manifest("tiny-2")
@@ -188,7 +188,7 @@ def test_a_manifest_that_names_files_outside_its_release_is_refused(name):
         decode_manifest(data, "here")
 
 
-def test_a_damaged_manifest_is_an_error():
+def test_a_damaged_manifest_gives_an_error():
     unfinished = (encode_sealed({}), encode_sealed({"files": {}}))
     for data in (b"{", b"[]", b"{}", b"[" * 100_000, *unfinished):
         with pytest.raises(StoreError, match="here is damaged"):

@@ -52,12 +52,12 @@ def test_the_four_styles_differ_as_much_as_in_the_originals(figures):
     )
 
 
-def test_the_vae_keeps_twenty_six_decibels_on_unseen_subjects(figures):
+def test_the_vae_has_a_psnr_of_at_least_26_db_on_unseen_subjects(figures):
     assert figures["vae"]["psnr_unseen_db"] >= 26
 
 
 @pytest.mark.parametrize("judge", ["judge_a", "judge_b"])
-def test_a_judge_names_the_style_of_nine_in_ten_unseen_real_images(figures, judge):
+def test_each_judge_recognises_the_style_of_at_least_90_percent_of_unseen_real_images(figures, judge):
     assert figures[judge]["style_unseen"] >= 0.9
 
 
