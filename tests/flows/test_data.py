@@ -71,7 +71,7 @@ def test_the_tar_of_an_image_directory_does_not_depend_on_order_and_times(tmp_pa
     [
         (shutil.rmtree, r"is not a directory: give one in the layout of HPDv2"),
         (lambda source: (source / "test.json").unlink(), r"test.json is missing"),
-        (lambda source: (source / "train.tar").unlink(), r"images of 'train' must lie in exactly one"),
+        (lambda source: (source / "train.tar").unlink(), r"images of 'train' must be in exactly one"),
         (lambda source: (source / "train").mkdir(), r"exactly one .* found .*train and .*train.tar"),
     ],
 )

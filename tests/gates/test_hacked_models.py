@@ -103,7 +103,7 @@ def test_one_image_for_all_prompts_is_refused_for_subject_and_diversity(base, im
         assert rules[name]["verdict"] == "refuses", name
     assert rules["objective_gained"]["passed"], "the objective alone would let it pass"
     assert rules["style_gained"]["passed"], "and so would the judge's style"
-    assert "how reward hacking looks" in rules["subject_not_traded"]["reason"]
+    assert "the pattern of reward hacking" in rules["subject_not_traded"]["reason"]
 
 
 def test_oversaturated_images_are_refused_by_the_saturation_band(base, images, context):

@@ -78,7 +78,7 @@ def test_a_copy_of_the_report_lists_the_formats_and_the_cost_of_the_run(checkout
 
 @pytest.mark.whole_run
 def test_the_release_is_complete_and_generates_an_image(checkout, first):
-    assert "files are as they were published" in checkout.srpo("verify", "candidate").stdout
+    assert "files are intact" in checkout.srpo("verify", "candidate").stdout
     checkout.srpo("generate", "--release", "candidate", "red apple", "--output", ".srpo/apple.png")
     assert (checkout.path / ".srpo/apple.png").read_bytes().startswith(b"\x89PNG")
 
