@@ -19,12 +19,12 @@ def run_command(command: Sequence[str], *, cwd: Path, environment: Mapping[str, 
     """Run a command and return its output, stripped.
 
     Raises:
-        SrpoError: it failed; the message has the last line that it printed.
+        SrpoError: it failed; the message has the reason that it printed, in one line.
     """
     done = _run(command, cwd, environment)
     if done.returncode:
         printed = (done.stderr.strip() or done.stdout.strip()).decode(errors="replace")
-        reason = (printed or f"exit code {done.returncode}").splitlines()[-1]
+        reason = _reason(printed.splitlines()) or f"exit code {done.returncode}"
         raise SrpoError(f"'{' '.join(command[:3])}' in {cwd} failed: {reason}")
     return done.stdout.decode(errors="replace").strip()
 
@@ -35,7 +35,7 @@ def git(cwd: Path, *arguments: str, environment: Mapping[str, str] | None = None
     `GIT_*` variables of this process are ignored: a git hook that calls this project sets some of them.
 
     Raises:
-        SrpoError: git failed; the message has the last line that it printed.
+        SrpoError: git failed; the message has the reason that it printed, in one line.
     """
     return run_command(["git", *arguments], cwd=cwd, environment=_git_environment() | dict(environment or {}))
 
@@ -52,6 +52,11 @@ def try_git(cwd: Path, *arguments: str) -> str | None:
 def without_git_variables() -> dict[str, str]:
     """Return this process's environment without `GIT_*`."""
     return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+
+def _reason(lines: Sequence[str]) -> str:
+    """Return git's own error line, which may be followed by advice, else the last line."""
+    return next((line for line in lines if line.startswith(("fatal:", "error:"))), lines[-1] if lines else "")
 
 
 def _git_environment() -> dict[str, str]:
