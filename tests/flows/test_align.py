@@ -193,7 +193,7 @@ def test_a_run_killed_in_a_stage_leaves_no_process_and_can_be_repeated(standin, 
         stderr=subprocess.PIPE,
         text=True,
     )
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not (marker.exists() and marker.read_text().endswith("\n")):
         assert killed.poll() is None
         assert time.monotonic() < until

@@ -163,7 +163,7 @@ def test_a_run_started_over_the_api_applies_its_patch_and_runs_only_affected_sta
             f"/flow_runs/{run['id']}",
             None,
             lambda run: run["state_type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"},
-            seconds=420,
+            seconds=900,
         )
     assert ended["state_type"] == "COMPLETED", ended["state"]["message"] + log.read_text()
     (made,) = {path for path in checkout.path.glob(".srpo/runs/*") if path.is_dir()} - before
@@ -261,7 +261,7 @@ def killed(tmp_path_factory):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     ) as process:
-        wait_for(lambda: list(resume.glob("train-*/step-000002")), 240)
+        wait_for(lambda: list(resume.glob("train-*/step-000002")), 900)  # other tests run beside it
         os.kill(process.pid, signal.SIGKILL)
     return checkout
 
