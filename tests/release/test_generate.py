@@ -80,7 +80,7 @@ def test_the_model_card_has_the_header_that_hubs_read(release):
     assert 'the texts are "LICENSE", "NOTICE"' in card
     assert "arXiv preprint arXiv:2509.06942" in card
     assert f"# {published.version}\n" in card
-    assert 'prefers\n"Ink" to "3D"' in card
+    assert 'The wanted control words are\n"Ink"; the unwanted ones are "3D".' in card
     assert "| a judge sees more of the wanted style | 0.310 | at least 0.05 | holds |" in card
     assert "{{" not in card
     assert "\n\n\n" not in card
