@@ -303,7 +303,7 @@ def test_the_command_prints_every_table(monkeypatch, capsys):
     for word in (
         "optimizer",
         "It fits into 16 GB.",
-        "Generating 32 images at once needs 0.0762 GB",
+        "Generating 32 images at once needs 0.0763 GB",
         "rollout",
         "30 steps",
         "pairs_per_rollout=4",
