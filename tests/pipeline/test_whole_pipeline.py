@@ -1,8 +1,8 @@
 """The whole pipeline as a user runs it, with short settings.
 
-`make test` runs it once; `make test-all` adds repetitions, kills and a run over Prefect's API. All tests share
-one checkout, except those that kill a run. The first run starts its own Prefect server, as in a terminal; later runs
-use the server of the tests.
+`make test` runs it once, and kills that run once in the middle of training; `make demo` is a run without a kill.
+`make test-all` adds repetitions and a run over Prefect's API. All tests share one checkout. The first run starts its
+own Prefect server, as in a terminal; later runs use the server of the tests.
 """
 
 import json
@@ -24,21 +24,75 @@ DECIDED_BY_THE_GATE = {"gate", "report", "quantize"}
 REPRODUCED = ["ingest", "embed", "train", "select", "quantize"]
 
 
+def wait_for(found, seconds):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if result := found():
+            return result
+        time.sleep(0.05)
+    raise AssertionError(f"nothing after {seconds} s")
+
+
+def commands_of(path):
+    """Return the command lines of running processes that use a directory."""
+    found = []
+    for process in psutil.process_iter():
+        try:  # a process may end between the listing and the query
+            words, cwd = process.cmdline(), process.cwd()
+        except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
+            continue
+        if process.pid != os.getpid() and any(str(path) in word for word in (cwd, *words)):
+            found.append(words)
+    return found
+
+
+def is_prefect_server(command):
+    return any("prefect.server" in word for word in command)
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
     return short_pipeline.make_checkout(tmp_path_factory.mktemp("first") / "checkout")
 
 
 @pytest.fixture(scope="module")
-def first(checkout):
-    """Run the whole pipeline once; save the hashes of its outputs as `checkout.reference`."""
+def killed(checkout):
+    """Kill the run by `kill -9` after its first checkpoint, in the middle of training; return its log."""
+    resume, log = checkout.path / ".srpo/resume", checkout.path.parent / "killed.log"
+    with (
+        log.open("w") as output,
+        subprocess.Popen(
+            checkout.command("align", "--profile", "tiny"),
+            cwd=checkout.path,
+            env=checkout.environment,
+            stdout=output,
+            stderr=output,
+        ) as process,
+    ):
+        wait_for(lambda: list(resume.glob("train-*/step-000002")), 900)  # other tests run beside it
+        os.kill(process.pid, signal.SIGKILL)
+    return log.read_text()
+
+
+@pytest.fixture(scope="module")
+def first(checkout, killed):
+    """Complete the run by the same command; save the hashes of its outputs as `checkout.reference`."""
+    wait_for(lambda: all(is_prefect_server(command) for command in commands_of(checkout.path)), 30)
     done = checkout.srpo("align", "--profile", "tiny")
     checkout.reference = checkout.outputs()
     return done
 
 
 @pytest.mark.whole_run
-def test_a_run_ends_with_a_verdict_a_report_and_a_release(checkout, first):
+def test_no_stage_outlives_a_killed_run(checkout, killed):
+    """The Prefect server may outlive it; the next run ends the server."""
+    wait_for(lambda: all(is_prefect_server(command) for command in commands_of(checkout.path)), 30)
+
+
+@pytest.mark.whole_run
+def test_the_same_command_after_a_kill_trains_only_the_missing_steps_and_ends_with_a_release(
+    checkout, killed, first
+):
     assert "verdict  passed" in first.stdout
     assert "report   .srpo/report.html" in first.stdout
     release = checkout.path / next(
@@ -46,7 +100,12 @@ def test_a_run_ends_with_a_verdict_a_report_and_a_release(checkout, first):
     )
     assert (release / "manifest.json").is_file()
     assert (checkout.path / "runs/report/report.html").stat().st_size > 10_000
-    assert checkout.steps_trained() == [4]
+    (trained,) = checkout.steps_trained()
+    assert 1 <= trained <= 2
+    for stage in ("ingest", "embed", "check_reward"):
+        assert f"✓ {stage}" in killed
+    assert not list((checkout.path / ".srpo/resume").glob("train-*/"))
+    wait_for(lambda: not commands_of(checkout.path), 30)
 
 
 @pytest.mark.whole_run
@@ -88,7 +147,7 @@ def test_a_second_run_without_changes_runs_no_stage(checkout, first, prefect_ser
     again = checkout.srpo("align", "--profile", "tiny", PREFECT_API_URL=prefect_server.url)
     for stage in STAGES:
         assert f"✓ {stage:<14}cached" in again.stderr, again.stderr
-    assert checkout.steps_trained() == [4]
+    assert len(checkout.steps_trained()) == 1
     assert first.stdout.splitlines()[-1] == again.stdout.splitlines()[-1]
 
 
@@ -179,7 +238,7 @@ def test_a_run_started_over_the_api_applies_its_patch_and_runs_only_affected_sta
 
 
 @pytest.mark.pipeline
-def test_a_forced_run_trains_from_step_0_and_gives_the_same_bytes(checkout, first):
+def test_a_run_without_a_kill_gives_the_same_bytes(checkout, first):
     before, trained = checkout.reference, checkout.steps_trained()
     checkout.run("dvc", "repro", "--force", "--single-item", *REPRODUCED)
     assert checkout.steps_trained() == [*trained, 4]
@@ -225,62 +284,3 @@ def test_a_cluster_runs_the_code_of_the_run_and_gives_the_same_weights(checkout,
         *["dvc", "repro", "--force", "--single-item", "train"], RAY_ADDRESS=cluster, RAY_AUTH_MODE="disabled"
     )
     assert checkout.outputs()["train"] == checkout.reference["train"]
-
-
-def wait_for(found, seconds):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if result := found():
-            return result
-        time.sleep(0.05)
-    raise AssertionError(f"nothing after {seconds} s")
-
-
-def commands_of(path):
-    """Return the command lines of running processes that use a directory."""
-    found = []
-    for process in psutil.process_iter():
-        try:  # a process may end between the listing and the query
-            words, cwd = process.cmdline(), process.cwd()
-        except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
-            continue
-        if process.pid != os.getpid() and any(str(path) in word for word in (cwd, *words)):
-            found.append(words)
-    return found
-
-
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory):
-    """Kill a run with kill -9 after its first checkpoint, in the middle of training; return its checkout."""
-    checkout = short_pipeline.make_checkout(tmp_path_factory.mktemp("killed") / "checkout")
-    resume = checkout.path / ".srpo/resume"
-    with subprocess.Popen(
-        checkout.command("align", "--set", "train.steps=8"),
-        cwd=checkout.path,
-        env=checkout.environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        wait_for(lambda: list(resume.glob("train-*/step-000002")), 900)  # other tests run beside it
-        os.kill(process.pid, signal.SIGKILL)
-    return checkout
-
-
-def is_prefect_server(command):
-    return any("prefect.server" in word for word in command)
-
-
-@pytest.mark.pipeline
-def test_no_stage_outlives_a_killed_run(killed):
-    """The Prefect server may outlive it; the next run ends the server."""
-    wait_for(lambda: all(is_prefect_server(command) for command in commands_of(killed.path)), 30)
-
-
-@pytest.mark.pipeline
-def test_the_same_command_after_a_kill_finishes_and_trains_only_the_missing_steps(killed):
-    done = killed.srpo("align", "--set", "train.steps=8")
-    assert "verdict  passed" in done.stdout
-    (trained,) = killed.steps_trained()
-    assert 1 <= trained <= 6
-    assert not list((killed.path / ".srpo/resume").glob("train-*/"))
-    wait_for(lambda: not commands_of(killed.path), 30)

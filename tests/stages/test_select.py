@@ -209,16 +209,22 @@ def test_an_interrupted_selection_generates_only_missing_images_and_gives_the_sa
     assert not list((artifacts.home() / "resume").iterdir())
 
 
-@pytest.mark.pipeline
-def test_two_ray_tasks_give_the_same_bytes_as_the_stage_in_one_process(tiny_run, tiny_parts, monkeypatch):
+def test_batches_distributed_over_two_tasks_give_the_same_bytes(tiny_run, tiny_parts, monkeypatch):
+    """The tasks run here one after the other; tests/generation/test_batches.py runs them on Ray."""
     tiny_run(5, ruin)
     run(tiny_parts)
-    expected = files()
+    expected, tasks = files(), []
 
-    def not_in_this_process(*_, **__):
-        raise AssertionError("generated in the stage's own process")
+    def in_tasks(job, directory, resources):
+        with batches._exchange(job, directory) as (shared, exchange):
+            missing = batches._missing(job, directory)
+            for first in range(resources.generate_workers):
+                tasks.append(missing[first :: resources.generate_workers])
+                batches._generate_in_task(shared, exchange, tasks[-1], 1)
 
-    monkeypatch.setattr(batches, "generate_set", not_in_this_process)
+    monkeypatch.setattr(batches, "_generate_on_ray", in_tasks)
     two = tiny_parts["resources"].model_copy(update={"generate_workers": 2})
     run(tiny_parts | {"resources": two})
+    assert len(tasks) > 2
+    assert all(tasks[:2]), "both tasks have batches"
     assert files() == expected

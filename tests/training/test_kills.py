@@ -175,8 +175,34 @@ def expected(uninterrupted, job, tmp_path):
     return uninterrupted
 
 
-def test_after_a_worker_is_killed_during_a_checkpoint_write_the_group_restarts(job, tmp_path, expected):
-    run = Run(settings(job, tmp_path, "worker"), tmp_path).start("writing")
+def test_a_run_that_loses_its_ray_session_a_worker_and_its_driver_gives_the_same_weights(
+    job, tmp_path, expected
+):
+    run = Run(settings(job, tmp_path, "killed"), tmp_path)
+    _kill_the_whole_session_after_a_checkpoint(run.start())
+    _kill_a_worker_during_a_checkpoint_write(run.start("writing"))
+    children = _kill_the_driver_after_the_next_checkpoint(run)
+    run.start().finish()
+    assert ended(children, 120), "Ray's processes take longer to end; the retry ends the rest"
+    assert run.weights() == expected
+    logged = run.steps_logged()
+    assert logged.count(1) == logged.count(2) == 1, "every later run resumed from a checkpoint"
+    assert logged.count(3) == 3, (
+        "the session, and the worker during the write, were lost in step 3 and after step 4"
+    )
+    assert logged[-2:] == [5, 6], "the last run resumed after step 4"
+
+
+def _kill_the_whole_session_after_a_checkpoint(run):
+    run.wait_for(lambda: 3 in run.steps_logged())
+    everything = [*run.processes(), psutil.Process(run.driver.pid)]
+    kill(everything)
+    run.driver.wait()
+    assert ended(everything, 120)
+    assert not (run.job.state.path / "step-000004").exists()
+
+
+def _kill_a_worker_during_a_checkpoint_write(run):
     state = run.job.state.path
     (partial,) = run.wait_for(lambda: list(state.glob(".step-000004.*.part")))
     workers = run.workers()
@@ -185,38 +211,19 @@ def test_after_a_worker_is_killed_during_a_checkpoint_write_the_group_restarts(j
     assert ended(workers, 120), "the worker that waits for it ends too"
     assert partial.exists(), "the write was not finished"
     assert not (state / "step-000004").exists()
-    run.finish()
-    assert run.weights() == expected
+    run.wait_for(lambda: 5 in run.steps_logged())
     assert not partial.exists()
     (line,) = (line for line in run.log.read_text().splitlines() if "restarting the workers" in line)
     assert line.endswith("1 of 2 times")
-    assert run.steps_logged() == [1, 2, 3, 4, 3, 4, 5, 6]
 
 
-def test_after_the_driver_is_killed_its_children_end_and_the_same_command_resumes(job, tmp_path, expected):
-    run = Run(settings(job, tmp_path, "driver"), tmp_path).start()
-    run.wait_for(lambda: 3 in run.steps_logged())
+def _kill_the_driver_after_the_next_checkpoint(run):
     children, workers = run.processes(), run.workers()
     assert len(workers) == 2
     run.driver.kill()
     run.driver.wait()
     assert ended(workers, 120), "the workers end with the driver"
-    run.start().finish()
-    assert ended(children, 120), "Ray's processes take longer; the retry ends the rest"
-    assert run.weights() == expected
-    assert run.steps_logged().count(1) == 1, "it resumed from the checkpoint"
-
-
-def test_after_the_whole_ray_session_is_killed_the_same_command_resumes(job, tmp_path, expected):
-    run = Run(settings(job, tmp_path, "session"), tmp_path).start()
-    run.wait_for(lambda: 5 in run.steps_logged())
-    everything = [*run.processes(), psutil.Process(run.driver.pid)]
-    kill(everything)
-    run.driver.wait()
-    assert ended(everything, 120)
-    run.start().finish()
-    assert run.weights() == expected
-    assert run.steps_logged().count(3) == 1
+    return children
 
 
 @pytest.mark.serial  # the watchdog waits 15 s: on a busy machine a slow step would count as a stall
