@@ -33,12 +33,14 @@ REWARD = 2e-6  # of the scorer's scale: with AVX-512, PickScore on vectors of an
 SCORERS = {"hps": "hps_v2", "pickscore": "pick_score"}
 
 
-def reward_tolerance(scorer, k):
-    """Return how far a relative reward may be from the reference's: errors of features grow with scale·|1 + k|.
+def reward_scale(scorer, k):
+    """Return the factor by which errors of features grow in a relative reward: 61 in the case with extreme discounts."""
+    return max(1.0, scorer.scale * abs(1 + k))
 
-    That factor is 61 in the case with extreme discounts.
-    """
-    return REWARD * max(1.0, scorer.scale * abs(1 + k))
+
+def reward_tolerance(scorer, k):
+    """Return how far a relative reward may be from the reference's."""
+    return REWARD * reward_scale(scorer, k)
 
 
 def directories():
