@@ -201,7 +201,7 @@ def test_a_refusal_is_a_result_and_nothing_is_published(checkout, first, prefect
     assert '<td class="name">train</td>' in report.read_text()
     assert "Traceback" not in refused.stderr
     assert checkout.srpo("releases").stdout == before
-    assert checkout.steps_trained() == [4], "a threshold of the gate must not retrain"
+    assert len(checkout.steps_trained()) == 1, "a threshold of the gate must not retrain"
 
 
 @pytest.mark.pipeline
