@@ -31,7 +31,9 @@ $(STAMP): requirements.lock pyproject.toml
 	  echo "srpo: error: Python 3.11 is required, found '$$($(PYTHON) --version 2>&1)' as '$(PYTHON)': install it, or run 'make $(MAKECMDGOALS) PYTHON=/path/to/python3.11'" >&2; exit 2; }
 	@echo "Installing the environment into $(VENV) (7 GB, 3 to 10 minutes) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r requirements.lock
+	@# pip compiles on one core only. Files for other versions of Python in some packages do not compile.
+	-@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >$(VENV)/compile.log 2>&1
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 

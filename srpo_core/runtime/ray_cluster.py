@@ -144,7 +144,12 @@ def _init_options(workers: int) -> Iterator[dict[str, Any]]:
     """
     if "RAY_ADDRESS" not in os.environ:
         cpus = max(os.cpu_count() or 1, workers)
-        yield {"address": "local", "num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES}
+        yield {
+            "address": "local",
+            "num_cpus": cpus,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "include_dashboard": False,  # it would open a port without authentication, and start ten processes
+        }
         return
     package = Path(srpo_core.__file__).parent
     with TemporaryDirectory() as code:

@@ -196,6 +196,8 @@ def test_a_run_that_loses_its_ray_session_a_worker_and_its_driver_gives_the_same
 def _kill_the_whole_session_after_a_checkpoint(run):
     run.wait_for(lambda: 3 in run.steps_logged())
     everything = [*run.processes(), psutil.Process(run.driver.pid)]
+    dashboard = [process for process in everything if "ray-dashboard" in " ".join(command_line(process))]
+    assert not dashboard, "a local Ray serves no dashboard, which would have no authentication"
     kill(everything)
     run.driver.wait()
     assert ended(everything, 120)
