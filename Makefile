@@ -32,8 +32,8 @@ $(STAMP): requirements.lock pyproject.toml
 	@echo "Installing the environment into $(VENV) (7 GB, 3 to 10 minutes) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r requirements.lock
-	@# pip compiles on one core only. Files for other versions of Python in some packages do not compile.
-	-@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >$(VENV)/compile.log 2>&1
+	@# pip compiles on one core only. Some packages contain files for other versions of Python, which do not compile.
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >$(VENV)/compile.log 2>&1 || true
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
