@@ -46,13 +46,15 @@ def stuck(job):
     trainer.Worker.step = standing
     trainer.train_worker(job)
 def writing(job):
-    """Run a worker that never finishes its second checkpoint, unless it resumed from the first."""
+    """Run a worker that never finishes its second checkpoint the first time."""
     import time
     from srpo_core.training import checkpoint_writer as checkpoint
     from srpo_core.training import worker as trainer
     commit = checkpoint.CheckpointWriter._commit
     def standing(writer, staging, description):
-        if job.resume == 0 and description["step"] == 4:
+        once = job.state.path / "stalled-once"
+        if description["step"] == 4 and not once.exists():
+            once.touch()
             time.sleep(3600)
         commit(writer, staging, description)
     checkpoint.CheckpointWriter._commit = standing
@@ -179,18 +181,16 @@ def test_a_run_that_loses_its_ray_session_a_worker_and_its_driver_gives_the_same
     job, tmp_path, expected
 ):
     run = Run(settings(job, tmp_path, "killed"), tmp_path)
-    _kill_the_whole_session_after_a_checkpoint(run.start())
+    _kill_the_whole_session_after_a_checkpoint(run.start("stuck"))  # it never ends step 4
     _kill_a_worker_during_a_checkpoint_write(run.start("writing"))
     children = _kill_the_driver_after_the_next_checkpoint(run)
     run.start().finish()
     assert ended(children, 120), "Ray's processes take longer to end; the retry ends the rest"
     assert run.weights() == expected
     logged = run.steps_logged()
-    assert logged.count(1) == logged.count(2) == 1, "every later run resumed from a checkpoint"
-    assert logged.count(3) == 3, (
-        "the session, and the worker during the write, were lost in step 3 and after step 4"
-    )
-    assert logged[-2:] == [5, 6], "the last run resumed after step 4"
+    # the session was lost in step 4, a worker during the checkpoint after it, the driver in step 5 or 6
+    assert logged[:8] == [1, 2, 3, 3, 4, 3, 4, 5]
+    assert logged[8:] in ([5, 6], [6, 5, 6], [6])
 
 
 def _kill_the_whole_session_after_a_checkpoint(run):
@@ -206,7 +206,8 @@ def _kill_the_whole_session_after_a_checkpoint(run):
 
 def _kill_a_worker_during_a_checkpoint_write(run):
     state = run.job.state.path
-    (partial,) = run.wait_for(lambda: list(state.glob(".step-000004.*.part")))
+    run.wait_for((state / "stalled-once").exists)
+    (partial,) = state.glob(".step-000004.*.part")
     workers = run.workers()
     assert len(workers) == 2
     kill(workers[:1])
