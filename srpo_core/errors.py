@@ -9,19 +9,25 @@ SrpoError                exit code 1   base class; the command line prints the m
 ├── StageError           the stage's   a stage of dvc.yaml failed in a flow; the message is the stage's
 └── StoreError           exit code 1   the release store is full, read-only, unreachable or inconsistent
 
-A message names what is wrong, where, the allowed values and the next step, in one or two sentences.
+A message names what is wrong, where, the allowed values and the next step, in one or two sentences. Credentials in it
+are masked.
 """
 
 from collections.abc import Mapping
 from typing import ClassVar, TypeVar
 
+from srpo_core.credentials import mask_credentials
+
 T = TypeVar("T")
 
 
 class SrpoError(Exception):
-    """Base class of all errors that are reported to the user as one line."""
+    """Base class of all errors that are reported to the user as one line, with credentials masked."""
 
     exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(mask_credentials(message))
 
 
 class ConfigError(SrpoError):

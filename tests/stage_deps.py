@@ -23,6 +23,7 @@ REQUIREMENTS = "requirements.lock"
 # Code that cannot change a result. What only such a module imports is no dependency either.
 WITHOUT_EFFECT = {
     "srpo_core.errors": "raises: an error ends a stage without a result",
+    "srpo_core.credentials": "masks messages; no output of a stage contains one",
     "srpo_core.artifacts": "declares the files of stages, and reads and writes them without computing",
     "srpo_core.config": "declares which settings exist; DVC watches their values",
     "srpo_core.runtime": "decides where, when and how often code runs: devices, Ray, locks, resume, progress, times",

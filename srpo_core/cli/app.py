@@ -9,6 +9,7 @@ from typing import Annotated, Final
 import typer
 
 import srpo_core
+from srpo_core.credentials import mask_credentials
 from srpo_core.runtime.telemetry import quiet_environment
 
 app = typer.Typer(
@@ -21,6 +22,14 @@ app = typer.Typer(
 )
 
 OWN_PACKAGES: Final = ("srpo_core", "flows")
+
+
+class MaskingFormatter(logging.Formatter):
+    """Format records, with their tracebacks, without the credentials in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format one record."""
+        return mask_credentials(super().format(record))
 
 
 @app.callback(invoke_without_command=True)
@@ -40,7 +49,8 @@ def options(
     handler.addFilter(
         lambda record: record.levelno >= logging.WARNING or record.name.startswith(OWN_PACKAGES)
     )
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    handler.setFormatter(MaskingFormatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for name in OWN_PACKAGES:
         logging.getLogger(name).setLevel(logging.INFO)
     os.environ.update(quiet_environment())

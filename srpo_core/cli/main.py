@@ -8,6 +8,7 @@ import typer
 from srpo_core import errors
 from srpo_core.cli import checks, data, release, run
 from srpo_core.cli.app import app
+from srpo_core.credentials import mask_credentials
 
 # importing the modules registers their commands; `srpo --help` lists the panels in this order
 PANELS: Final = (run.PANEL, data.PANEL, release.PANEL, checks.PANEL)
@@ -37,5 +38,5 @@ def main() -> None:
 
 
 def _fail(line: str, exit_code: int) -> None:
-    typer.echo(f"srpo: error: {line}", err=True)
+    typer.echo(f"srpo: error: {mask_credentials(line)}", err=True)
     sys.exit(exit_code)

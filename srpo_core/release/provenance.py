@@ -14,6 +14,7 @@ import yaml
 
 from srpo_core.artifacts import sha256
 from srpo_core.config import PARAMS_FILE, load_settings, parse_settings, read_values
+from srpo_core.credentials import mask_file_content
 from srpo_core.errors import ArtifactError
 from srpo_core.release.layout import require_existing
 from srpo_core.runtime.dvc_yaml import read_stages
@@ -71,7 +72,8 @@ def git_state(root: Path) -> dict[str, Any]:
     """Return the commit, the diff of tracked files against it (None: no difference), and the names of other files.
 
     For files that the commit does not have, added or untracked, only names are recorded: a run's workspace contains
-    every untracked file of the checkout, and one may hold a password. All three are None outside a git checkout.
+    every untracked file of the checkout, and one may hold a password. Credentials in the diff, for instance the key of
+    a remote in .dvc/config, are masked; `git apply` then needs them put back. All three are None outside a git checkout.
     """
     revision = try_git(root, "rev-parse", "HEAD")
     if revision is None:
@@ -82,7 +84,11 @@ def git_state(root: Path) -> dict[str, Any]:
     added = try_git(root, *changes, "--name-only", "-z", "--diff-filter=A", *place) or ""
     untracked = try_git(root, "ls-files", "--others", "--exclude-standard", "-z") or ""
     names = {*added.split("\0"), *untracked.split("\0")} - {"", str(LOCK)}
-    return {"revision": revision.strip(), "diff": diff or None, "untracked": sorted(names)}
+    return {
+        "revision": revision.strip(),
+        "diff": mask_file_content(diff) if diff else None,
+        "untracked": sorted(names),
+    }
 
 
 def environment(root: Path) -> dict[str, Any]:

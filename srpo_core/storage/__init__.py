@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
+from srpo_core.credentials import mask_credentials
 from srpo_core.errors import StoreError
 from srpo_core.storage.directory import DirectoryStore
 from srpo_core.storage.manifest import MANIFEST, FileLostError, content_digest, model_of, version_key
@@ -119,12 +120,17 @@ def open_store(uri: str | None = None) -> Store:
     """Open the store at `uri`, by default at `SRPO_STORE`, else the directory store/. Nothing is read or written yet.
 
     Raises:
-        StoreError: the URI has an unknown scheme, or it names no bucket.
+        StoreError: the URI has an unknown scheme, contains credentials, or names no bucket.
     """
     where = store_uri(uri)
-    scheme, separator, _ = where.partition("://")
+    scheme, separator, rest = where.partition("://")
     if not separator:
         return DirectoryStore(Path(where))
+    if "@" in rest:
+        raise StoreError(
+            f"store {mask_credentials(where)}: a URI must not contain credentials, because it is printed and recorded: "
+            "write s3://bucket/prefix, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     if scheme not in _SCHEMES:
         known = ", ".join(f"{name}://" for name in sorted(_SCHEMES))
         raise StoreError(f"store {where}: unknown scheme {scheme}://; known are a directory and {known}")

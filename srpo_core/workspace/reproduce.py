@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from srpo_core.credentials import mask_credentials
 from srpo_core.errors import StageError
 from srpo_core.runtime.processes import run_streaming
 from srpo_core.workspace.worktree import Workspace
@@ -46,12 +47,15 @@ def run_in_workspace(
 ) -> list[str]:
     """Run a command in the workspace and return all its lines; `on_line` gets them without the hints of DVC.
 
+    Credentials in them are masked: the lines are printed, and Prefect records them.
+
     Raises:
         StageError: the command failed; the message is `what` and its error line.
     """
     lines: list[str] = []
 
     def take(line: str) -> None:
+        line = mask_credentials(line)
         lines.append(line)
         if not _DVC_HINT.match(line):
             on_line(line)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import srpo_core
-from srpo_core.cli.app import OWN_PACKAGES
+from srpo_core.cli.app import OWN_PACKAGES, MaskingFormatter
 from srpo_core.cli.main import main
 
 ROOT = Path(__file__).parents[2]
@@ -246,3 +246,19 @@ def test_the_doctor_reports_no_problem_in_the_project(srpo, tmp_path):
 def test_an_unknown_release_gives_a_one_line_error(srpo, tmp_path):
     line = assert_one_line_error(srpo("verify", "none-such", SRPO_STORE=str(tmp_path / "store")), 1)
     assert "none-such" in line
+
+
+def test_neither_an_error_nor_a_log_record_prints_credentials(srpo, tmp_path, monkeypatch):
+    done = srpo("releases", SRPO_STORE="s3://AKEY:plantedSECRET@bucket")
+    assert_one_line_error(done, 1)
+    assert "s3://***@bucket" in done.stderr
+    assert "plantedSECRET" not in done.stdout + done.stderr
+    formatter = MaskingFormatter("%(message)s")
+    error = OSError("https://me:plantedSECRET@host is unreachable")
+    record = logging.LogRecord(
+        "srpo_core", logging.INFO, "", 0, "to %s", ("s3://a:plantedSECRET@b",), (OSError, error, None)
+    )
+    text = formatter.format(record)
+    assert "to s3://***@b" in text
+    assert "https://***@host is unreachable" in text
+    assert "plantedSECRET" not in text

@@ -2,10 +2,11 @@
 
 import hashlib
 import os
+import subprocess
 
 import torch
 
-from srpo_core.release.provenance import environment
+from srpo_core.release.provenance import environment, git_state
 
 
 def test_the_environment_records_the_hash_of_requirements_lock(tmp_path):
@@ -45,3 +46,23 @@ def test_a_cloned_directory_has_the_digest_that_dvc_gives_it(tmp_path):
     assert _dvc_md5(base) == stage.outs[0].hash_info.value
     (base / "config.json").write_text("[]")
     assert _dvc_md5(base) != stage.outs[0].hash_info.value
+
+
+def test_the_recorded_diff_has_no_credentials_of_a_tracked_file(tmp_path):
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    config = tmp_path / ".dvc/config"
+    config.parent.mkdir()
+    config.write_text("[core]\n")
+    git("init")
+    git("add", "--all")
+    git("commit", "--message", "first")
+    config.write_text(
+        "[core]\n    remote = own\n['remote \"own\"']\n    secret_access_key = pl/anted+SECRET\n"
+    )
+    diff = git_state(tmp_path)["diff"]
+    assert "+    remote = own" in diff
+    assert "+    secret_access_key = ***" in diff
+    assert "pl/anted" not in diff

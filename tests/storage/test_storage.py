@@ -245,3 +245,12 @@ def test_the_content_digest_depends_on_names_and_hashes_but_not_on_order():
         content_digest({"a": {"sha256": "2"}, "b": {"sha256": "1"}}, ["a", "b"]),
     }
     assert len(digests) == 3
+
+
+@pytest.mark.parametrize("secret", ["planted", "pl/ant+ed0123456789"])
+def test_a_uri_with_credentials_is_refused_and_not_printed(monkeypatch, secret):
+    monkeypatch.setenv("SRPO_STORE", f"s3://AKEY:{secret}@bucket/releases")
+    with pytest.raises(StoreError, match="must not contain credentials") as caught:
+        open_store()
+    assert secret not in str(caught.value)
+    assert "s3://***@bucket/releases" in str(caught.value)
