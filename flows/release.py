@@ -8,12 +8,12 @@ from pathlib import Path
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
-from srpo_core.config import PARAMS_FILE, load_settings
 from srpo_core.errors import StoreError
 from srpo_core.release import aliases, download, summary
 from srpo_core.release import verify as verification
 from srpo_core.release.gc import GarbageCollection, collect_garbage
-from srpo_core.storage import Store, open_store, require_conditions
+from srpo_core.release.guard import guarded_store
+from srpo_core.storage import open_store
 
 
 @flow(name="releases")
@@ -54,7 +54,7 @@ def promote(version: str, reason: str = "", override: bool = False) -> aliases.M
         reason: recorded in the history of production.
         override: promote although the gate refused the release; requires a reason.
     """
-    return _report_move(aliases.promote(_guarded_store(), version, reason=reason, override=override))
+    return _report_move(aliases.promote(guarded_store(), version, reason=reason, override=override))
 
 
 @flow(name="rollback")
@@ -65,7 +65,7 @@ def rollback(model: str | None = None, reason: str = "") -> aliases.Move:
         model: the model whose production moves; required if the store has several.
         reason: recorded in the history of production.
     """
-    return _report_move(aliases.rollback(_guarded_store(), model=model, reason=reason))
+    return _report_move(aliases.rollback(guarded_store(), model=model, reason=reason))
 
 
 @flow(name="verify")
@@ -123,14 +123,6 @@ def gc(keep: int, delete: bool = False) -> GarbageCollection:
     for name in (*garbage.versions, *garbage.leftovers):
         get_run_logger().info("%s %s", name, state)
     return garbage
-
-
-def _guarded_store() -> Store:
-    """Open the store and check that it honours conditional writes, unless the settings here accept that it does not."""
-    store = open_store()
-    accepted = PARAMS_FILE.is_file() and load_settings().release.unconditional_store
-    require_conditions(store, accepted=accepted)
-    return store
 
 
 def _report_move(move: aliases.Move) -> aliases.Move:

@@ -73,12 +73,11 @@ def promote(
     ] = False,
 ) -> None:
     """Point the alias `production` of its model to a release; `previous` then points to the former one."""
-    from flows.terminal import prepare_terminal
+    from srpo_core.release import aliases
+    from srpo_core.release.guard import guarded_store
 
-    prepare_terminal()
-    from flows.release import promote as promote_flow
-
-    typer.echo(_move_line(promote_flow(version=release, reason=reason, override=override)))
+    move = aliases.promote(guarded_store(), release, reason=reason, override=override)
+    typer.echo(_move_line(move))
 
 
 @app.command(rich_help_panel=PANEL)
@@ -90,12 +89,10 @@ def rollback(
     reason: Reason = "",
 ) -> None:
     """Move the alias production back to the previous release. Safe to repeat."""
-    from flows.terminal import prepare_terminal
+    from srpo_core.release import aliases
+    from srpo_core.release.guard import guarded_store
 
-    prepare_terminal()
-    from flows.release import rollback as rollback_flow
-
-    typer.echo(_move_line(rollback_flow(model=model, reason=reason)))
+    typer.echo(_move_line(aliases.rollback(guarded_store(), model=model, reason=reason)))
 
 
 @app.command(rich_help_panel=PANEL)
@@ -151,12 +148,10 @@ def gc(
     ] = False,
 ) -> None:
     """List old releases, or remove them with --delete. Those with an alias or once in production are kept."""
-    from flows.terminal import prepare_terminal
+    from srpo_core.release.gc import collect_garbage
+    from srpo_core.storage import open_store
 
-    prepare_terminal()
-    from flows.release import gc as gc_flow
-
-    garbage = gc_flow(keep=keep, delete=delete)
+    garbage = collect_garbage(open_store(), keep=keep, delete=delete)
     state = "removed" if garbage.deleted else "would remove"
     for name in (*garbage.versions, *garbage.leftovers):
         typer.echo(f"{state}  {name}")

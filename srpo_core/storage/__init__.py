@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 DEFAULT_STORE: Final = "store"
+PARAMS: Final = Path("params.yaml")
 
 log = getLogger(__name__)
 
@@ -93,8 +94,11 @@ class Store(Protocol):
         ...
 
 
-def require_conditions(store: Store, *, accepted: bool) -> None:
-    """Raise `StoreError` if a store ignores conditional writes; if that is accepted, only log a warning."""
+def require_conditions(store: Store, *, accepted: bool, where: Path = PARAMS) -> None:
+    """Raise `StoreError` if a store ignores conditional writes; if that is accepted, only log a warning.
+
+    where: the settings file in which `release.unconditional_store` accepts it, for the message.
+    """
     ignored = store.ignored_conditions()
     if not ignored:
         return
@@ -102,9 +106,9 @@ def require_conditions(store: Store, *, accepted: bool) -> None:
     if not accepted:
         raise StoreError(
             f"{what}, so concurrent writers could overwrite each other: use another store, or set "
-            "release.unconditional_store: true and write from one process at a time"
+            f"release.unconditional_store: true in {where} and write from one process at a time"
         )
-    log.warning("%s: write from one process at a time", what)
+    log.warning("%s: %s accepts it, so write from one process at a time", what, where)
 
 
 _SCHEMES: Final[Mapping[str, Callable[[str], Store]]] = MappingProxyType({"s3": S3Store})
