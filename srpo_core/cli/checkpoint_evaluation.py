@@ -7,8 +7,9 @@ from typing import Any, Final
 from srpo_core import artifacts
 from srpo_core.config import Settings
 from srpo_core.errors import ArtifactError
-from srpo_core.gates.decision import decide
-from srpo_core.gates.pairs import pair_up
+from srpo_core.gates import verdict
+from srpo_core.gates.completeness import expected_rows
+from srpo_core.prompts import read_texts
 from srpo_core.stages.evaluate import evaluate_models, metric_context, models_to_compare
 
 # The gate reads the result of stage select; a checkpoint given on the command line has none.
@@ -46,8 +47,14 @@ def evaluate_checkpoint(settings: Settings, checkpoint: Path, target: Path) -> d
         {"checkpoint": str(checkpoint), "champion": settings.champion, **summary},
     )
     figures = target / artifacts.FIGURES.name
-    pairs = pair_up(artifacts.read_table(figures), figures)
-    decision = decide(pairs, GIVEN_BY_USER, seed=settings.seed, gate=settings.gate)
+    decision = verdict(
+        artifacts.read_table(figures),
+        GIVEN_BY_USER,
+        expected_rows(read_texts("test"), settings.evaluate, settings.champion),
+        seed=settings.seed,
+        gate=settings.gate,
+        source=figures,
+    )
     artifacts.write_json(target / artifacts.DECISION.name, decision)
     return decision
 

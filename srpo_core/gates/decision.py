@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from srpo_core.config import GateRule, GateSettings
 from srpo_core.errors import ArtifactError, GateError
+from srpo_core.gates.completeness import unmeasured
 from srpo_core.gates.expectations import rules_that_hold
 from srpo_core.gates.pairs import Pairs
 from srpo_core.gates.rules import (
@@ -41,6 +42,7 @@ def decide(pairs: Pairs, selection: Mapping[str, Any], *, seed: int, gate: GateS
         for name, rule in gate.rules.items()
     ]
     blocks = [f"{rule['name']}: {rule['reason']}" for rule in rules if rule["verdict"] == "refuses"]
+    blocks += _unmeasured(pairs, rules)
     if not selection["admissible"]:
         blocks.insert(0, f"no checkpoint was admissible: {selection['reason'].rstrip('.')}")
     return {
@@ -83,6 +85,12 @@ def require_passed(decision: Mapping[str, Any]) -> None:
             f"runs/gate/decision.json has schema version {decision.get('schema_version')!r}, known is {SCHEMA_VERSION}: "
             "run 'dvc repro --force -s gate' to decide anew"
         )
+
+
+def _unmeasured(pairs: Pairs, rules: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Describe figures that are not finite and that no refusing rule reports: a damaged evaluation passes no model."""
+    reported = {rule["metric"] for rule in rules if rule["verdict"] == "refuses" and rule["value"] is None}
+    return [fault for metric, fault in unmeasured(pairs).items() if metric not in reported]
 
 
 def _entry(

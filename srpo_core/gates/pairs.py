@@ -56,29 +56,34 @@ def pair_up(table: Any, source: Path) -> Pairs:
     A missing figure becomes NaN.
 
     Raises:
-        ArtifactError: a column is missing, a model is unknown, or a figure has no partner or is repeated.
+        ArtifactError: a column is missing or has a wrong type, a model is unknown, a prompt has two styles, or a figure
+            has no partner or is repeated.
     """
     missing = [name for name in COLUMNS if name not in table.column_names]
     if missing:
-        raise _damaged(source, f"has no column {', '.join(missing)}")
+        raise damaged(source, f"has no column {', '.join(missing)}")
+    _require_types(table, source)
     frame = table.select(list(COLUMNS)).to_pandas()
     unknown = sorted(set(frame["model"]) - set(MODELS))
     if unknown:
-        raise _damaged(source, f"has rows of model {unknown[0]!r}, known are {', '.join(MODELS)}")
+        raise damaged(source, f"has rows of model {unknown[0]!r}, known are {', '.join(MODELS)}")
     of_base = frame[frame["model"] == BASE]
     places = of_base[["prompt", "style", "seed"]].drop_duplicates(["prompt", "seed"])
     prompts = of_base.drop_duplicates("prompt")
     if places.empty:
-        raise _damaged(source, "has 0 rows of the base")
+        raise damaged(source, "has 0 rows of the base")
+    styles = frame.drop_duplicates(["prompt", "style"])["prompt"]
+    if styles.duplicated().any():
+        raise damaged(source, f"has two styles of prompt {styles[styles.duplicated()].iloc[0]!r}")
     index = {prompt: number for number, prompt in enumerate(prompts["prompt"])}
     keys = list(zip(places["prompt"], places["seed"], strict=True))
     figures = {model: _figures(rows, keys, source, model) for model, rows in frame.groupby("model")}
     if ALIGNED not in figures:
-        raise _damaged(source, "has 0 rows of the aligned model")
+        raise damaged(source, "has 0 rows of the aligned model")
     for model, found in figures.items():
         if found.keys() != figures[BASE].keys():
             odd = sorted(found.keys() ^ figures[BASE].keys())
-            raise _damaged(source, f"has metric {odd[0]} of only one of base and {model}")
+            raise damaged(source, f"has metric {odd[0]} of only one of base and {model}")
     order = list(dict.fromkeys(of_base["metric"]))
     ordered = {model: {name: found[name] for name in order} for model, found in figures.items()}
     return Pairs(
@@ -103,11 +108,11 @@ def _figures(rows: Any, keys: list[tuple[str, int]], source: Path, model: str) -
         where = f"of model {model}, metric {metric}"
         if at.has_duplicates:
             prompt, seed = at[at.duplicated()][0]
-            raise _damaged(source, f"repeats prompt {prompt!r}, seed {seed} {where}")
+            raise damaged(source, f"repeats prompt {prompt!r}, seed {seed} {where}")
         alone = wanted.symmetric_difference(at)
         if len(alone):
             prompt, seed = alone[0]
-            raise _damaged(
+            raise damaged(
                 source,
                 f"has {len(alone)} rows {where} without a partner, for instance prompt {prompt!r} seed {seed}",
             )
@@ -116,5 +121,27 @@ def _figures(rows: Any, keys: list[tuple[str, int]], source: Path, model: str) -
     return found
 
 
-def _damaged(source: Path, fault: str) -> ArtifactError:
+def _require_types(table: Any, source: Path) -> None:
+    """Require that prompts, models and metrics are texts, seeds are whole numbers, and figures are numbers.
+
+    Raises:
+        ArtifactError: a column has another type, or a row has no model, prompt, style, seed or metric.
+    """
+    import pyarrow.types as kinds
+
+    checks = {"seed": (kinds.is_integer, "whole numbers"), "value": (kinds.is_floating, "numbers")}
+    for name in COLUMNS:
+        column = table.column(name)
+        kind = column.type.value_type if kinds.is_dictionary(column.type) else column.type
+        fits, noun = checks.get(
+            name, (lambda one: kinds.is_string(one) or kinds.is_large_string(one), "texts")
+        )
+        if not fits(kind):
+            raise damaged(source, f"has {column.type} in the column {name}, which must hold {noun}")
+        if name != "value" and column.null_count:
+            raise damaged(source, f"has {column.null_count} rows without {name}")
+
+
+def damaged(source: Path, fault: str) -> ArtifactError:
+    """Make the error of an evaluation that cannot be used, with the next step."""
     return ArtifactError(f"{source} {fault}: run 'dvc repro --force -s evaluate' to write it again")

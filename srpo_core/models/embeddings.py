@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from srpo_core.artifacts import EMBEDDINGS, replacing, require
 from srpo_core.errors import ArtifactError
+from srpo_core.prompts import TEXTS
 from srpo_core.protocols import Condition
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-TEXTS = "texts"
 LATENTS = "latents"
 
 
@@ -47,13 +47,6 @@ def read_embeddings(split: str) -> tuple[list[str], list[str], Condition]:
         texts = json.loads(file.metadata()[TEXTS])
         condition = Condition({name: file.get_tensor(name) for name in file.keys() if name != LATENTS})  # noqa: SIM118
         return texts["prompts"], texts["styles"], condition
-
-
-def read_texts(split: str) -> list[str]:
-    """Read the prompts of a split without their embeddings. Raises as `read_embeddings`."""
-    with _opened(split) as file:
-        texts: list[str] = json.loads(file.metadata()[TEXTS])["prompts"]
-        return texts
 
 
 def read_latents(split: str) -> "Tensor":

@@ -22,7 +22,8 @@ from srpo_core.data.tables import read_images, read_pairs, to_tensor
 from srpo_core.errors import ArtifactError, DataError
 from srpo_core.generation.batches import GeneratedBatches, GenerationJob, generate_batches
 from srpo_core.generation.images import ImageSet, to_png
-from srpo_core.models.embeddings import read_embeddings, read_texts
+from srpo_core.models.embeddings import read_embeddings
+from srpo_core.prompts import read_texts
 from srpo_core.release.champion import champion_transformer
 from srpo_core.scorers.hps_v2 import benchmark
 from srpo_core.scorers.metrics import MetricContext, check_metrics, metric_names

@@ -3,22 +3,29 @@
 from logging import getLogger
 
 from srpo_core import artifacts
-from srpo_core.config import GateSettings
-from srpo_core.gates.decision import decide, rule_figures
-from srpo_core.gates.pairs import pair_up
+from srpo_core.config import EvaluateSettings, GateSettings
+from srpo_core.gates import verdict
+from srpo_core.gates.completeness import expected_rows
+from srpo_core.gates.decision import rule_figures
+from srpo_core.prompts import read_texts
 
 log = getLogger(__name__)
 
 
-def run(*, seed: int, gate: GateSettings) -> None:
+def run(*, seed: int, champion: str | None, evaluate: EvaluateSettings, gate: GateSettings) -> None:
     """Check the evaluation against the rules and write the decision. A refused model is not an error of the stage.
 
     Raises:
-        ArtifactError: the evaluation or the selection is missing or damaged.
+        ArtifactError: the evaluation or the selection is missing, damaged or incomplete.
         ConfigError: a rule's metric was not measured, or its parts do not fit each other.
     """
-    pairs = pair_up(artifacts.read_table(artifacts.FIGURES), artifacts.FIGURES)
-    decision = decide(pairs, artifacts.read_json(artifacts.SELECTION), seed=seed, gate=gate)
+    decision = verdict(
+        artifacts.read_table(artifacts.FIGURES),
+        artifacts.read_json(artifacts.SELECTION),
+        expected_rows(read_texts("test"), evaluate, champion),
+        seed=seed,
+        gate=gate,
+    )
     artifacts.write_json(artifacts.DECISION, decision)
     artifacts.write_json(artifacts.GATE_FIGURES, rule_figures(decision))
     log.info("%s: %s", decision["verdict"], decision["reason"])

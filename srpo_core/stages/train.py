@@ -7,7 +7,7 @@ from typing import Any
 
 from srpo_core.algorithm.control_words import count_prompts
 from srpo_core.config import ControlWords, ModelSettings, ResourceSettings, ScorerSettings, TrainSettings
-from srpo_core.models.embeddings import read_texts
+from srpo_core.prompts import read_texts
 from srpo_core.runtime.processes import OWNER, end_leftovers, owner_mark
 from srpo_core.runtime.resume import register_external, resumable
 from srpo_core.runtime.shared_files import COMPLETE, storage

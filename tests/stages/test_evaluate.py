@@ -301,6 +301,8 @@ def test_a_new_metric_is_evaluated_used_by_the_gate_and_explained_in_the_report(
     )
     gate.run(
         seed=0,
+        champion=None,
+        evaluate=SETTINGS.model_copy(update={"metrics": ["reward", "blueness"]}),
         gate=GateSettings(confidence=0.95, resamples=1000, objective="reward", rules={"blue": rule}),
     )
     [decided] = artifacts.read_json(artifacts.DECISION)["rules"]

@@ -1,12 +1,19 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from srpo_core import artifacts
-from srpo_core.config import GateRule, GateSettings
+from srpo_core.config import EvaluateSettings, GateRule, GateSettings
 from srpo_core.errors import ArtifactError
+from srpo_core.models.embeddings import write_embeddings
+from srpo_core.protocols import Condition
 from srpo_core.stages import gate as stage
 
+PROMPTS = [f"p{number}" for number in range(6)]
+EVALUATE = EvaluateSettings(
+    num_prompts=6, seeds_per_prompt=2, metrics=["judge_wanted"], scorers={}, real_images=0
+)
 SELECTION = {"step": 20, "admissible": [20], "reason": "step 20 is best", "curve": [], "checkpoint": "x"}
 
 
@@ -29,7 +36,7 @@ def settings(margin):
 def evaluated(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [
-        {"model": model, "prompt": f"p{prompt}", "style": "food", "seed": seed, "metric": "judge_wanted"}
+        {"model": model, "prompt": PROMPTS[prompt], "style": "food", "seed": seed, "metric": "judge_wanted"}
         | {"value": (0.3 if model == "base" else 0.6) + 0.01 * prompt * seed}
         for model in ("base", "aligned")
         for prompt in range(6)
@@ -38,11 +45,21 @@ def evaluated(tmp_path, monkeypatch):
     artifacts.FIGURES.parent.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), artifacts.FIGURES)
     artifacts.write_json(artifacts.SELECTION, SELECTION)
+    write_prompts(PROMPTS)
+
+
+def write_prompts(prompts):
+    """Write the texts of the split test as stage embed does."""
+    write_embeddings("test", prompts, ["food"] * len(prompts), Condition({"t": torch.zeros(len(prompts), 1)}))
+
+
+def run(margin, champion=None):
+    stage.run(seed=0, champion=champion, evaluate=EVALUATE, gate=settings(margin=margin))
 
 
 @pytest.mark.usefixtures("evaluated")
 def test_a_refusal_is_written_and_the_stage_succeeds():
-    stage.run(seed=0, gate=settings(margin=0.9))
+    run(margin=0.9)
     decision = artifacts.read_json(artifacts.DECISION)
     assert decision["schema_version"] == 2
     assert decision["verdict"] == "refused"
@@ -54,9 +71,9 @@ def test_a_refusal_is_written_and_the_stage_succeeds():
 
 @pytest.mark.usefixtures("evaluated")
 def test_the_same_input_gives_the_same_bytes():
-    stage.run(seed=0, gate=settings(margin=0.1))
+    run(margin=0.1)
     first = artifacts.DECISION.read_bytes()
-    stage.run(seed=0, gate=settings(margin=0.1))
+    run(margin=0.1)
     assert artifacts.DECISION.read_bytes() == first
     assert artifacts.read_json(artifacts.DECISION)["passed"] is True
 
@@ -65,11 +82,31 @@ def test_the_same_input_gives_the_same_bytes():
 def test_a_damaged_evaluation_gives_a_one_line_error():
     artifacts.FIGURES.write_bytes(b"PAR1 not really")
     with pytest.raises(ArtifactError, match=r"runs/evaluate/figures\.parquet is damaged") as caught:
-        stage.run(seed=0, gate=settings(margin=0.1))
+        run(margin=0.1)
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_evaluation_names_the_stage_to_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ArtifactError, match="run 'dvc repro evaluate' first"):
-        stage.run(seed=0, gate=settings(margin=0.1))
+        run(margin=0.1)
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_an_evaluation_of_fewer_prompts_than_were_embedded_is_an_error_with_the_number_that_is_needed():
+    write_prompts([*PROMPTS, "p6"])
+    with pytest.raises(ArtifactError) as caught:
+        run(margin=0.1)
+    assert str(caught.value) == (
+        "runs/evaluate/figures.parquet must have 7 prompts with 2 seeds each, but lacks 2 images of each model, for "
+        "instance prompt 'p6' seed 0: run 'dvc repro --force -s evaluate' to write it again"
+    )
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_a_champion_in_the_settings_must_be_in_the_evaluation():
+    with pytest.raises(
+        ArtifactError, match=r"has no rows of the champion, but champion in params\.yaml names one"
+    ):
+        run(margin=0.1, champion="tiny@1")
+    assert not artifacts.DECISION.exists()

@@ -1,0 +1,75 @@
+"""The rows that an evaluation must have, known from the settings and the prompts and not from its table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from srpo_core.artifacts import ALIGNED, BASE, CHAMPION
+from srpo_core.config import EvaluateSettings
+from srpo_core.gates.pairs import Pairs, damaged
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The images and metrics of a complete evaluation: each model has each prompt with each seed once.
+
+    prompts: those that stage embed chose of the split test; metrics: names that must be measured, others may be.
+    """
+
+    prompts: tuple[str, ...]
+    seeds_per_prompt: int
+    champion: bool
+    metrics: tuple[str, ...]
+
+
+def expected_rows(prompts: Sequence[str], evaluate: EvaluateSettings, champion: str | None) -> Expected:
+    """Describe the evaluation that these settings and test prompts lead to."""
+    metrics = tuple(dict.fromkeys([*evaluate.metrics, *evaluate.scorers]))
+    return Expected(tuple(prompts), evaluate.seeds_per_prompt, champion is not None, metrics)
+
+
+def require_complete(pairs: Pairs, expected: Expected, source: Path) -> None:
+    """Require every image and metric of the evaluation, and no others.
+
+    Raises:
+        ArtifactError: a prompt, a seed, a model or a metric is missing, or one is there that was not asked for.
+    """
+    if (pairs.champion is not None) != expected.champion:
+        has, asks = ("no rows", "names one") if expected.champion else ("rows", "names none")
+        raise damaged(source, f"has {has} of the {CHAMPION}, but champion in params.yaml {asks}")
+    if lacking := [name for name in expected.metrics if name not in pairs.aligned]:
+        raise damaged(source, f"lacks {len(lacking)} metrics of evaluate, the first is {lacking[0]}")
+    found = {
+        (pairs.prompts[index], int(seed)) for index, seed in zip(pairs.prompt_index, pairs.seeds, strict=True)
+    }
+    wanted = {(prompt, seed) for prompt in expected.prompts for seed in range(expected.seeds_per_prompt)}
+    if found == wanted:
+        return
+    size = f"{len(expected.prompts)} prompts with {expected.seeds_per_prompt} seeds each"
+    for what, odd in (("lacks", wanted - found), ("also has", found - wanted)):
+        if odd:
+            prompt, seed = min(odd)
+            raise damaged(
+                source,
+                f"must have {size}, but {what} {len(odd)} images of each model, for instance prompt {prompt!r} seed {seed}",
+            )
+
+
+def unmeasured(pairs: Pairs) -> dict[str, str]:
+    """Find the metrics with figures that are not finite numbers; the value says how many and where the first is."""
+    faults: dict[str, str] = {}
+    models = {BASE: pairs.base, ALIGNED: pairs.aligned, CHAMPION: pairs.champion or {}}
+    for metric in pairs.metrics:
+        bad = {
+            model: np.flatnonzero(~np.isfinite(own[metric])) for model, own in models.items() if metric in own
+        }
+        if not (count := sum(map(len, bad.values()))):
+            continue
+        model, first = next((model, places[0]) for model, places in bad.items() if len(places))
+        place = (
+            f"model {model}, prompt {pairs.prompts[pairs.prompt_index[first]]!r}, seed {pairs.seeds[first]}"
+        )
+        faults[metric] = f"{metric} is not a finite number in {count} images (first: {place})"
+    return faults
