@@ -32,10 +32,21 @@ from srpo_core.release.layout import (
     require_existing,
 )
 from srpo_core.release.provenance import environment, git_state, require_reproduced, version_of
+from srpo_core.release.verdict import require_recomputed
 from srpo_core.report.formats import with_formats
 from srpo_core.storage import Store, content_digest, model_of, require_conditions, version_key
 
 SCHEMA_VERSION: Final = 2
+# what a release contains or is judged by, as dvc.lock names it
+RECORDED: Final = (
+    artifacts.EMBEDDINGS,
+    artifacts.SELECTION.parent,
+    artifacts.FIGURES,
+    artifacts.EVALUATION_SUMMARY,
+    artifacts.DECISION,
+    artifacts.REPORT.parent,
+    artifacts.QUANTIZED.parent,
+)
 
 log = getLogger(__name__)
 
@@ -70,14 +81,15 @@ def publish(
     cost: what the run took, recorded in the manifest.
 
     Raises:
-        GateError: the gate refused the model.
-        ArtifactError: a file or a licence text is missing, or differs from what dvc.lock records.
+        GateError: the gate refused the model, or its figures and rules do.
+        ArtifactError: a file or a licence text is missing, differs from what dvc.lock records, or is a verdict that
+            does not follow from the figures.
         StoreError: the store is full, read-only, unreachable, or has other content under this version.
     """
     require_passed(artifacts.read_json(require_existing(root, artifacts.DECISION)))
     settings = load_settings(root / PARAMS_FILE)
-    recorded = (artifacts.QUANTIZED.parent, artifacts.DECISION, artifacts.REPORT.parent)
-    require_reproduced(root, (Path(settings.model.path), *recorded))
+    require_reproduced(root, (Path(settings.model.path), *RECORDED))
+    require_recomputed(root, settings)
     version = version_of(settings.release.name, root)
     with TemporaryDirectory(prefix="srpo-card-") as scratch:
         files, manifest = _assemble(root, settings, version, Path(scratch))

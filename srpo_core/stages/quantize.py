@@ -20,6 +20,7 @@ from srpo_core.config import (
 from srpo_core.data.subsets import evenly_spaced
 from srpo_core.errors import GateError
 from srpo_core.fidelity.format_images import PURPOSE, REWARD, FormatImages, ImageProof, evaluated_images
+from srpo_core.fidelity.limits import broken_limits
 from srpo_core.gates import require_passed
 from srpo_core.generation.images import ImageSet
 from srpo_core.models import load_base, load_transformer, require_release_formats
@@ -162,7 +163,7 @@ class _Figures:
                 for file in self.files
             },
             "limits": limits.model_dump(),
-            "refused": _reasons(measured, limits),
+            "refused": broken_limits(measured, limits),
             "ssim": _figure(self.images.ssim),
             "reward_delta": _figure(self.images.reward_delta),
             "tensors": {
@@ -196,20 +197,6 @@ def _forward_pass(base: BaseModel, condition: Condition, seed: int, device: "tor
         return base.velocity(latents, timestep, PROOF_GUIDANCE, condition)
 
     return velocity
-
-
-def _reasons(measured: Mapping[str, float | None], limits: FormatLimits) -> list[str]:
-    """List the reasons for leaving a format out. NaN is a reason; a figure that does not exist is not."""
-    error = measured["relative_error"]
-    assert error is not None, "every file has an output error"
-    reasons = []
-    if not error <= limits.max_relative_error:
-        reasons.append(f"relative_error {error:.3g} is above max_relative_error {limits.max_relative_error}")
-    for name in ("psnr", "completeness", "gain_kept"):
-        value, limit = measured[name], getattr(limits, f"min_{name}")
-        if value is not None and not value >= limit:
-            reasons.append(f"{name} {value:.3g} is below min_{name} {limit}")
-    return reasons
 
 
 def _write_proof(

@@ -22,8 +22,19 @@ FORMATS = ("bf16", "fp8_e4m3fn", "q8_0")
 
 DVC_YAML = """\
 stages:
+  embed:
+    cmd: "true"
+    outs: [runs/embed]
+  select:
+    cmd: "true"
+    outs: [runs/select]
+  evaluate:
+    cmd: "true"
+    outs: [runs/evaluate/figures.parquet]
+    metrics: [runs/evaluate/summary.json]
   gate:
     cmd: "true"
+    deps: [runs/select/selection.json, runs/evaluate/figures.parquet]
     params: [seed, gate]
     metrics: [runs/gate/decision.json]
   report:
@@ -38,29 +49,17 @@ stages:
     outs: [runs/quantize]
 """
 
-DECISION = {
-    "schema_version": 2,
-    "passed": True,
-    "verdict": "passed",
-    "reason": "every rule holds on 96 pairs of images.",
-    "rules": [
-        {
-            "name": "style_gained",
-            "metric": "judge_wanted",
-            "against": "base",
-            "value": 0.31,
-            "low": 0.25,
-            "high": 0.36,
-            "compare": "difference",
-            "margin": 0.05,
-            "verdict": "holds",
-            "side": "at_least",
-            "severity": "refuse",
-            "passed": True,
-            "meaning": "a judge sees more of the wanted style",
-            "reason": "it does",
-        }
-    ],
+PROMPTS = ["tiger face", "red apple", *(f"subject {number}" for number in range(22))]
+METRICS = ["judge_wanted", "relative_reward"]
+GAIN = 0.31
+RULE = {
+    "metric": "judge_wanted",
+    "against": "base",
+    "compare": "difference",
+    "side": "at_least",
+    "margin": 0.05,
+    "severity": "refuse",
+    "meaning": "a judge sees more of the wanted style",
 }
 
 
@@ -70,10 +69,12 @@ def write_settings(path):
     loose = {"max_relative_error": 0.2, "min_psnr": 0, "min_completeness": 0, "min_gain_kept": -1e9}
     settings["quantize"] |= {"num_prompts": 2, "formats": dict.fromkeys(FORMATS, loose)}
     settings["generate"]["num_inference_steps"] = 16
+    settings["evaluate"] |= {"num_prompts": len(PROMPTS), "seeds_per_prompt": 1, "metrics": METRICS}
+    settings["gate"] |= {"resamples": 2000, "rules": {"style_gained": RULE}}
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
 
 
-def record(root):
+def record_run(root):
     """Write dvc.lock and fill the cache as `dvc repro` would, for the outputs that exist."""
     environment = os.environ | {"DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(root / ".dvc/site")}
     done = subprocess.run(
@@ -108,8 +109,8 @@ def adapt(directory):
     write_lora(adapters, lora, directory)
 
 
-def run_quantize():
-    """Run stage quantize on the checkpoint of step 10."""
+def write_figures():
+    """Write encoded prompts, figures in which the aligned model gains `GAIN` on average, and select's result."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -117,20 +118,39 @@ def run_quantize():
     from srpo_core.config import load_settings
     from srpo_core.models import encode_prompts
     from srpo_core.models.embeddings import write_embeddings
-    from srpo_core.stages import quantize
 
-    artifacts.write_json(artifacts.SELECTION, {"step": 10, "checkpoint": str(artifacts.step_directory(10))})
-    settings = load_settings()
-    prompts = ["tiger face", "red apple"]
-    write_embeddings("test", prompts, ["x"] * 2, encode_prompts(settings.model, prompts, batch_size=2))
+    encoded = encode_prompts(load_settings().model, PROMPTS, batch_size=len(PROMPTS))
+    write_embeddings("test", PROMPTS, ["x"] * len(PROMPTS), encoded)
     rows = [
-        {"model": name, "prompt": prompt, "style": "x", "seed": 0, "metric": "judge_wanted", "value": figure}
-        for name, figure in (("base", 0.0), ("aligned", 1e-3))
-        for prompt in prompts
+        {"model": model, "prompt": prompt, "style": "x", "seed": 0, "metric": metric, "value": value}
+        for number, prompt in enumerate(PROMPTS)
+        for model, value in (("base", 0.0), ("aligned", GAIN + (0.05 if number % 2 else -0.05)))
+        for metric in METRICS
     ]
     artifacts.FIGURES.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), artifacts.FIGURES)
-    artifacts.write_json(artifacts.EVALUATION_SUMMARY, {"means": {"aligned": {"judge_wanted": 1e-3}}})
+    artifacts.write_json(artifacts.EVALUATION_SUMMARY, {"means": {"aligned": {"judge_wanted": GAIN}}})
+    checkpoint = str(artifacts.step_directory(10))
+    artifacts.write_json(
+        artifacts.SELECTION, {"step": 10, "checkpoint": checkpoint, "admissible": [10], "reason": "the best"}
+    )
+
+
+def run_gate():
+    """Run stage gate on the figures."""
+    from srpo_core.config import load_settings
+    from srpo_core.stages import gate
+
+    settings = load_settings()
+    gate.run(seed=settings.seed, champion=None, evaluate=settings.evaluate, gate=settings.gate)
+
+
+def run_quantize():
+    """Run stage quantize on the checkpoint of step 10."""
+    from srpo_core.config import load_settings
+    from srpo_core.stages import quantize
+
+    settings = load_settings()
     parts = ("seed", "model", "reward", "judge", "control_words", "generate", "quantize", "resources")
     quantize.run(**{part: getattr(settings, part) for part in parts})
 
@@ -150,7 +170,8 @@ def reproduced(tmp_path_factory):
     (root / "dvc.yaml").write_text(DVC_YAML)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        artifacts.write_json(artifacts.DECISION, DECISION)
+        write_figures()
+        run_gate()
         artifacts.REPORT.parent.mkdir(parents=True)
         artifacts.REPORT.write_text(f"<title>report</title>{FORMATS_MARK}")
         Image.new("RGB", (8, 8), "red").save(artifacts.GRID)
@@ -159,7 +180,7 @@ def reproduced(tmp_path_factory):
     (root / ".gitignore").write_text("/runs\n/.dvc/site\n/.dvc/cache\n/.dvc/tmp\n")
     (root / ".dvc").mkdir()
     (root / ".dvc/config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
-    record(root)
+    record_run(root)
     for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "a run"]):
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
         subprocess.run(["git", *identity, *command], cwd=root, check=True)
@@ -170,6 +191,12 @@ def reproduced(tmp_path_factory):
 def project(reproduced, tmp_path):
     """A copy of the project to change."""
     return Path(shutil.copytree(reproduced, tmp_path / "project"))
+
+
+@pytest.fixture
+def record():
+    """The function that records a project's outputs in dvc.lock, as `dvc commit` does."""
+    return record_run
 
 
 @pytest.fixture(scope="session")
@@ -210,7 +237,7 @@ def adapted_release(reproduced, tmp_path_factory):
         shutil.rmtree(artifacts.step_directory(10))
         adapt(artifacts.step_directory(10))
         run_quantize()
-    record(root)
+    record_run(root)
     store = open_store(str(tmp_path_factory.mktemp("published") / "store"))
     return store, publish(store, root=root)
 

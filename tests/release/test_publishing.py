@@ -104,7 +104,7 @@ def test_the_manifest_records_hashes_revision_decision_and_proof(release, reprod
     }
     tensors = manifest["proof"]["formats"]["q8_0"]["tensors"]
     assert tensors["single_blocks.3.linear2.weight"][0] == "Q8_0"
-    assert manifest["evaluation"]["means"]["aligned"] == {"judge_wanted": 1e-3}
+    assert manifest["evaluation"]["means"]["aligned"] == {"judge_wanted": 0.31}
     assert manifest["environment"]["libraries"]["torch"] == torch.__version__.partition("+")[0]
     assert manifest["environment"]["cores"] >= 1
     assert manifest["cost"] == {}
@@ -185,12 +185,27 @@ def test_a_refused_model_is_not_published(project, store):
     assert store.versions() == []
 
 
+def test_a_refused_decision_that_was_edited_and_recorded_by_dvc_commit_is_not_published(
+    project, store, record
+):
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("margin: 0.05", "margin: 0.5"))
+    edit_json(project / "runs/gate/decision.json", passed=True, verdict="passed")
+    record(project)
+    with pytest.raises(GateError, match=r"says passed, but .* refuse the model: style_gained"):
+        publish(store, root=project)
+    assert store.versions() == []
+
+
 @pytest.mark.parametrize(
     "path",
     [
         "runs/quantize/formats/bf16/diffusion_pytorch_model.safetensors",
         "runs/report/report.html",
         "runs/gate/decision.json",
+        "runs/evaluate/figures.parquet",
+        "runs/evaluate/summary.json",
+        "runs/select/selection.json",
         "assets/tiny/family/base/vae/config.json",
     ],
 )

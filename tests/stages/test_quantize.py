@@ -1,7 +1,6 @@
 """Stage quantize, on the transformer of the tiny base with a small change."""
 
 import json
-import math
 import weakref
 from contextlib import nullcontext
 from pathlib import Path
@@ -328,11 +327,3 @@ def test_a_damaged_checkpoint_raises_a_one_line_error(before_quantize, trained):
     with pytest.raises(DataError, match="step-000010") as caught:
         run(formats("bf16"))
     assert "\n" not in str(caught.value)
-
-
-def test_a_nan_figure_excludes_a_format_and_a_missing_figure_does_not():
-    measured = {"relative_error": math.nan, "psnr": None, "completeness": math.nan, "gain_kept": None}
-    assert [reason.split()[0] for reason in quantize._reasons(measured, LOOSE)] == [
-        "relative_error",
-        "completeness",
-    ]

@@ -1,0 +1,82 @@
+"""Recompute the verdicts of a run from its figures, so that an edited verdict is not published."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from srpo_core import artifacts
+from srpo_core.artifacts import DECISION, FIGURES, PROOF, QUANTIZED, SELECTION
+from srpo_core.config import Settings
+from srpo_core.errors import ArtifactError, GateError
+from srpo_core.fidelity.limits import broken_limits
+from srpo_core.gates import require_passed, verdict
+from srpo_core.gates.completeness import expected_rows
+from srpo_core.gates.verdict import require_same
+from srpo_core.prompts import read_texts
+from srpo_core.quantizers import released_formats
+from srpo_core.release.layout import require_existing
+
+
+def require_recomputed(root: Path, settings: Settings) -> None:
+    """Require that the verdicts of the run in `root` follow from its figures and its settings.
+
+    Raises:
+        GateError: the gate refused the model, or decision.json does not follow from the figures and the rules.
+        ArtifactError: proof.json does not follow from its figures and the limits, or is of other files.
+    """
+    decision = artifacts.read_json(require_existing(root, DECISION))
+    require_passed(decision)
+    _require_decision(root, settings, decision)
+    _require_proof(root, settings)
+
+
+def _require_decision(root: Path, settings: Settings, decision: Mapping[str, Any]) -> None:
+    computed = verdict(
+        artifacts.read_table(require_existing(root, FIGURES)),
+        artifacts.read_json(require_existing(root, SELECTION)),
+        expected_rows(read_texts("test", root), settings.evaluate, settings.champion),
+        seed=settings.seed,
+        gate=settings.gate,
+    )
+    if not computed["passed"]:
+        raise GateError(
+            f"{DECISION} says passed, but {FIGURES}, {SELECTION} and gate.rules refuse the model: "
+            f"{computed['reason']} Run 'dvc repro --force -s gate' to restore the decision"
+        )
+    require_same(decision, computed, str(DECISION))
+    computed = json.loads(json.dumps(computed))
+    # sentences round the figures, so they may differ only if a figure does
+    if decision != computed and _numbers(decision) == _numbers(computed):
+        raise GateError(
+            f"{DECISION} gives another reason than its own figures: run 'dvc repro --force -s gate' to decide anew"
+        )
+
+
+def _require_proof(root: Path, settings: Settings) -> None:
+    """Require that each format meets its limits by its recorded figures, which are of the files at hand."""
+    proof = artifacts.read_json(require_existing(root, PROOF))
+    given = {name: limit for name, (limit, _) in released_formats(settings.quantize.formats).items()}
+    for name, figures in proof["formats"].items():
+        limits = settings.quantize.formats.get(given.get(name, ""))
+        if limits is None or figures["limits"] != limits.model_dump():
+            raise _forged(f"format {name} was measured with other limits than quantize.formats has")
+        if broken := broken_limits(figures, limits):
+            raise _forged(f"format {name} has no reason in refused, but {'; '.join(broken)}")
+        for made, entry in figures["files"].items():
+            if artifacts.sha256(require_existing(root, QUANTIZED / made)) != entry["sha256"]:
+                raise _forged(f"the figures of format {name} are of another file than {QUANTIZED / made}")
+
+
+def _forged(fault: str) -> ArtifactError:
+    return ArtifactError(
+        f"{PROOF} is not the result of stage quantize ({fault}): run 'dvc repro --force -s quantize'"
+    )
+
+
+def _numbers(tree: Any) -> list[float]:
+    if isinstance(tree, Mapping):
+        return [number for key in sorted(tree) for number in _numbers(tree[key])]
+    if isinstance(tree, list):
+        return [number for entry in tree for number in _numbers(entry)]
+    return [tree] if isinstance(tree, float) else []
