@@ -5,7 +5,7 @@ SrpoError                exit code 1   base class; the command line prints the m
 ├── DataError            exit code 2   an input file or record breaks a rule
 ├── ArtifactError        exit code 1   an output of an earlier stage is missing or damaged
 ├── DivergenceError      exit code 1   training produced a NaN or an infinity
-├── GateError            exit code 3   a gate refused the model
+├── GateError            exit code 3   a gate refused the model, or a check refused a scorer
 ├── StageError           the stage's   a stage of dvc.yaml failed in a flow; the message is the stage's
 └── StoreError           exit code 1   the release store is full, read-only, unreachable or inconsistent
 
@@ -51,7 +51,7 @@ class DivergenceError(SrpoError):
 
 
 class GateError(SrpoError):
-    """A gate refused the model, or the reward."""
+    """A gate refused the model, or a check refused a scorer."""
 
     exit_code = 3
 

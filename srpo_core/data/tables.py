@@ -13,7 +13,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from srpo_core import artifacts
-from srpo_core.errors import ArtifactError
+from srpo_core.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -87,6 +87,33 @@ def read_pairs(split: str, limit: int | None = None) -> list[Pair]:
         # neighbouring rows share a prompt, so the first rows would cover only a few prompts
         table = table.take(sorted(Random(0).sample(range(len(table)), limit)))
     return [Pair(**row) for row in table.to_pylist()]
+
+
+def read_examples(count: int) -> "list[tuple[str, Tensor, Tensor]]":
+    """Read prompts of the split test with a preferred and a rejected image each, (1, 3, H, W) in [0, 1].
+
+    At most `count`, spread over the table; from one prompt to the next another of its pairs, since the pairs of a
+    prompt may be ordered by the style of their images.
+
+    Raises:
+        ArtifactError: a table is missing or damaged.
+        DataError: the split has no pairs.
+    """
+    by_prompt: dict[str, list[Pair]] = {}
+    for pair in read_pairs("test"):
+        by_prompt.setdefault(pair.prompt, []).append(pair)
+    if not by_prompt:
+        raise DataError(
+            f"{artifacts.PAIRS} has no pairs of the split test to check scorers with: "
+            "add records to test.json of ingest.source"
+        )
+    groups = list(by_prompt.values())
+    chosen = groups[:: max(1, len(groups) // count)][:count]
+    pairs = [own[number % len(own)] for number, own in enumerate(chosen)]
+    images = read_images({path for pair in pairs for path in (pair.preferred, pair.rejected)})
+    return [
+        (pair.prompt, to_tensor(images[pair.preferred]), to_tensor(images[pair.rejected])) for pair in pairs
+    ]
 
 
 def read_images(paths: Iterable[str]) -> "dict[str, Image.Image]":

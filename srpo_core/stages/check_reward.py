@@ -1,4 +1,4 @@
-"""Stage check_reward: does the reward prefer the images that the held-out pairs prefer?"""
+"""Stage check_reward: do the scorers of training know what people prefer, and what is plain to see?"""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -9,12 +9,13 @@ import torch
 
 from srpo_core import artifacts
 from srpo_core.config import CheckRewardSettings, ResourceSettings, ScorerSettings
-from srpo_core.data.tables import Pair, read_images, read_pairs, to_tensor
+from srpo_core.data.tables import Pair, read_examples, read_images, read_pairs, to_tensor
 from srpo_core.errors import DataError, GateError
 from srpo_core.protocols import RewardModel
 from srpo_core.runtime.progress import with_progress
 from srpo_core.runtime.ray_cluster import local_device
 from srpo_core.scorers import load_reward
+from srpo_core.scorers.canaries import NUM_EXAMPLES, Example, require_known_answers
 
 PAIRS_AT_ONCE: Final = 64  # twice as many images are in memory
 Z_95: Final = 1.959964  # quantile of the normal distribution for a two-sided 95 % interval
@@ -22,16 +23,24 @@ Z_95: Final = 1.959964  # quantile of the normal distribution for a two-sided 95
 log = logging.getLogger(__name__)
 
 
-def run(*, reward: ScorerSettings, check_reward: CheckRewardSettings, resources: ResourceSettings) -> None:
+def run(
+    *,
+    reward: ScorerSettings,
+    select_judge: ScorerSettings,
+    check_reward: CheckRewardSettings,
+    resources: ResourceSettings,
+) -> None:
     """Score held-out pairs and write runs/check_reward/agreement.json, which is kept after a refusal, too.
 
     The measured share, not a bound of its interval, is compared with `check_reward.min_agreement`: the check should
-    stop a reward that is broken or inverted, not rank good ones.
+    stop a reward that is broken or inverted, not rank good ones. The reward and the judge of select and of early stop
+    also answer the questions of `srpo_core/scorers/canaries.py`.
 
     Raises:
         DataError: the split test has no pairs.
         ConfigError: the resources ask for a GPU and there is none.
-        GateError: the reward agrees with fewer pairs than `check_reward.min_agreement`.
+        GateError: the reward prefers what people rejected, a scorer fails a question with a known answer, or the reward
+            agrees with fewer pairs than `check_reward.min_agreement`.
     """
     torch.set_num_threads(resources.threads_per_worker)
     pairs = read_pairs("test", check_reward.max_pairs)
@@ -57,6 +66,16 @@ def run(*, reward: ScorerSettings, check_reward: CheckRewardSettings, resources:
         },
     )
     figures = f"{agreement:.3f} of {len(pairs)} pairs (95 % CI over {len(set(prompts))} prompts: {low:.3f} … {high:.3f})"
+    if high < 1 / 2:
+        raise GateError(
+            f"the reward {reward.scorer} in {reward.path} prefers the rejected images: it agrees with only {figures}, so "
+            "its scores are inverted, or the preferences in ingest.source are: compare a few pairs by eye"
+        )
+    require_known_answers(
+        {"reward": reward, "select_judge": select_judge},
+        [Example(*one) for one in read_examples(NUM_EXAMPLES)],
+        device,
+    )
     if agreement < least:
         raise GateError(
             f"the reward {reward.scorer} in {reward.path} agrees with only {figures}, "
@@ -106,7 +125,16 @@ def _agreements_at_once(scorer: RewardModel, pairs: Sequence[Pair], device: torc
     # HPD's images differ in size, so each one is encoded separately
     features = {path: scorer.encode_images(to_tensor(image).to(device))[0] for path, image in images.items()}
     texts = scorer.encode_texts([pair.prompt for pair in pairs])
-    return [
-        bool((features[pair.preferred] - features[pair.rejected]) @ text > 0)
-        for pair, text in zip(pairs, texts, strict=True)
-    ]
+    gained = torch.stack(
+        [
+            (features[pair.preferred] - features[pair.rejected]) @ text
+            for pair, text in zip(pairs, texts, strict=True)
+        ]
+    )
+    if broken := (~gained.isfinite()).nonzero().flatten().tolist():
+        raise GateError(
+            f"the reward gives no finite score to a pair of {pairs[broken[0]].prompt!r}, and {len(broken) - 1} others "
+            "of this batch: check its files with 'srpo doctor'"
+        )
+    preferred: list[bool] = (gained > 0).tolist()
+    return preferred

@@ -18,13 +18,15 @@ from srpo_core.config import (
     ResourceSettings,
     ScorerSettings,
 )
-from srpo_core.data.tables import read_images, read_pairs, to_tensor
+from srpo_core.data.tables import read_examples, read_images, read_pairs, to_tensor
 from srpo_core.errors import ArtifactError, DataError
 from srpo_core.generation.batches import GeneratedBatches, GenerationJob, generate_batches
 from srpo_core.generation.images import ImageSet, to_png
 from srpo_core.models.embeddings import read_embeddings
 from srpo_core.prompts import read_texts
 from srpo_core.release.champion import champion_transformer
+from srpo_core.runtime.ray_cluster import local_device
+from srpo_core.scorers.canaries import NUM_EXAMPLES, Example, require_known_answers
 from srpo_core.scorers.hps_v2 import benchmark
 from srpo_core.scorers.metrics import MetricContext, check_metrics, metric_names
 
@@ -57,7 +59,8 @@ def run(  # noqa: PLR0913  # the parts of the settings that DVC trackes
     Raises:
         ArtifactError: the selection, its checkpoint or the champion is missing or damaged.
         ConfigError: a metric is unknown or cannot be measured with these settings.
-        DataError: a test prompt was trained on or chose the checkpoint.
+        DataError: a test prompt was trained on or chose the checkpoint, or there are no held-out pairs.
+        GateError: a scorer fails a question with a known answer.
     """
     step, checkpoint = _selected()
     summary = evaluate_models(
@@ -106,7 +109,8 @@ def evaluate_models(
 ) -> dict[str, Any]:
     """Generate the test prompts with models (name: directory of weights, None for the base), and measure each image.
 
-    Writes images.parquet and figures.parquet into `target`, as described in `run`, and returns the means.
+    Writes images.parquet and figures.parquet into `target`, as described in `run`, and returns the means. Before an image
+    is generated, every scorer answers the questions of `srpo_core/scorers/canaries.py`.
     """
     torch.set_num_threads(resources.threads_per_worker)
     prompts, styles, condition = read_embeddings("test")
@@ -116,6 +120,11 @@ def evaluate_models(
     check_metrics(metrics, context, prompts, evaluate.seeds_per_prompt)
     for path in filter(None, transformers.values()):
         artifacts.require(path)
+    require_known_answers(
+        {"reward": context.reward_settings, "judge": context.judge_settings, **context.scorer_settings},
+        [Example(*one) for one in read_examples(NUM_EXAMPLES)],
+        local_device(resources),
+    )
     with ExitStack() as held:
         batches = {
             name: held.enter_context(

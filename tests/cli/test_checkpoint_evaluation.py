@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from known_pairs import write_known_pairs
 
 from srpo_core import artifacts
 from srpo_core.cli.checkpoint_evaluation import evaluate_checkpoint, rule_table
@@ -25,6 +26,7 @@ def settings(tiny_project, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "project")
     Path("assets").symlink_to(ROOT / "assets")
     shutil.copytree(tiny_project / "runs", "runs")
+    write_known_pairs()
     prompts, styles, condition = read_embeddings("validation")
     whole = load_settings(ROOT / "profiles/tiny.yaml")
     names = [*prompts, "owl"]

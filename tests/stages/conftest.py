@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from known_pairs import write_known_pairs
 
 from srpo_core import artifacts
 from srpo_core.config import ControlWords, GenerateSettings, ModelSettings, ScorerSettings, load_settings
@@ -40,7 +41,7 @@ def tiny_condition(tiny_parts):
 
 @pytest.fixture
 def tiny_run(tmp_path, monkeypatch, tiny_parts, tiny_condition):
-    """Work in a directory where embed has run; return a function that writes a checkpoint of train.
+    """Work in a directory where ingest and embed have run; return a function that writes a checkpoint of train.
 
     The checkpoint is the base with `change` applied to its transformer in place.
     """
@@ -48,6 +49,7 @@ def tiny_run(tmp_path, monkeypatch, tiny_parts, tiny_condition):
     from srpo_core.models.embeddings import write_embeddings
 
     monkeypatch.chdir(tmp_path)
+    write_known_pairs()
     for split in ("validation", "test"):
         write_embeddings(split, PROMPTS, STYLES, tiny_condition[0])
 

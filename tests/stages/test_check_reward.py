@@ -1,42 +1,34 @@
-import io
 import random
+import shutil
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+import torch
+from known_pairs import SUBJECTS, write_known_pairs
+from safetensors.torch import load_file, save_file
 
 from srpo_core import artifacts
 from srpo_core.config import CheckRewardSettings, ScorerSettings, load_settings
-from srpo_core.data.tables import PAIR_COLUMNS, write_images, write_rows
+from srpo_core.data.tables import PAIR_COLUMNS, write_rows
 from srpo_core.errors import ArtifactError, DataError, GateError
+from srpo_core.scorers import load_reward
 from srpo_core.stages import check_reward
 from srpo_core.stages.check_reward import independent_pairs, wilson_interval
 
 TINY = Path(__file__).resolve().parents[2] / "assets/tiny"
 REWARD = ScorerSettings(scorer="open_clip", path=str(TINY / "family/reward"))
 RESOURCES = load_settings(TINY.parents[1] / "profiles/tiny.yaml").resources
-SUBJECTS = ["rocket", "owl", "tiger face", "red apple", "penguin", "sunflower"]
-
-
-@pytest.fixture(scope="module")
-def emoji():
-    table = pq.read_table(
-        TINY / "data/emoji4.parquet", filters=[("name", "in", SUBJECTS), ("style", "=", "Flat")]
-    )
-    return {row["name"]: row["image"] for row in table.to_pylist()}
+JUDGE = ScorerSettings(scorer="timm_judge", path=str(TINY / "family/judge_a"))
 
 
 @pytest.fixture
-def pairs(tmp_path, monkeypatch, emoji):
+def pairs(tmp_path, monkeypatch):
     """Write pairs: first those that prefer the image of the prompt's subject, then those that reject it."""
     monkeypatch.chdir(tmp_path)
-    write_images(
-        (name, content, *Image.open(io.BytesIO(content)).size) for name, content in sorted(emoji.items())
-    )
+    write_known_pairs()
 
     def write(num_right, num_wrong=0, split="test"):
-        names = sorted(emoji)
+        names = list(SUBJECTS)
         rows = []
         for number in range(num_right + num_wrong):
             own, other = names[number % len(names)], names[(number + 1) % len(names)]
@@ -47,9 +39,9 @@ def pairs(tmp_path, monkeypatch, emoji):
     return write
 
 
-def run(max_pairs=100, min_agreement=0.9, reward=REWARD):
+def run(max_pairs=100, min_agreement=0.9, reward=REWARD, judge=JUDGE):
     settings = CheckRewardSettings(max_pairs=max_pairs, min_agreement=min_agreement)
-    check_reward.run(reward=reward, check_reward=settings, resources=RESOURCES)
+    check_reward.run(reward=reward, select_judge=judge, check_reward=settings, resources=RESOURCES)
     return artifacts.read_json(artifacts.AGREEMENT)
 
 
@@ -61,22 +53,57 @@ def test_the_tiny_reward_agrees_with_pairs_that_are_correct_by_construction(pair
 
 
 def test_swapped_pairs_count_as_disagreement_and_stop_the_run(pairs):
-    pairs(2, 4)
+    pairs(12, 4)
     with pytest.raises(GateError) as caught:
         run()
     message = str(caught.value)
-    assert "only 0.333 of 6 pairs" in message
+    assert "only 0.750 of 16 pairs" in message
     assert "min_agreement is 0.9" in message
     assert "\n" not in message
-    assert artifacts.read_json(artifacts.AGREEMENT)["agreement"] == pytest.approx(1 / 3)
+    assert artifacts.read_json(artifacts.AGREEMENT)["agreement"] == 0.75
+
+
+def test_inverted_preferences_stop_the_run_whatever_the_threshold(pairs):
+    pairs(0, 24)
+    with pytest.raises(GateError, match=r"open_clip in .* prefers the rejected images: .* 0.000 of 24 pairs"):
+        run(min_agreement=0)
+    assert artifacts.read_json(artifacts.AGREEMENT)["agreement"] == 0
+
+
+def test_a_reward_or_a_judge_that_fails_a_known_answer_stops_the_run_by_its_name(pairs, tmp_path):
+    """Both have the weights of an untrained model: the files are complete and load without an error."""
+    pairs(6)
+    untrained = tmp_path / "untrained"
+    shutil.copytree(JUDGE.path, untrained)
+    weights = load_file(untrained / "judge.safetensors")
+    for name in ("b.1.weight", "b.1.bias"):
+        weights[name] = torch.zeros_like(weights[name])
+    save_file(weights, untrained / "judge.safetensors")
+    with pytest.raises(GateError) as caught:
+        run(judge=JUDGE.model_copy(update={"path": str(untrained)}))
+    message = str(caught.value)
+    assert (
+        f"the scorer select_judge (timm_judge in {untrained}) fails a question with a known answer" in message
+    )
+    assert "an image must fit its prompt better than noise does" in message
+
+
+def test_a_reward_that_gives_no_number_is_an_error_and_no_disagreement(pairs, monkeypatch):
+    pairs(6)
+    reward = load_reward(REWARD)
+    encode = reward.encode_texts
+    monkeypatch.setattr(reward, "encode_texts", lambda texts: encode(texts) * torch.nan)
+    monkeypatch.setattr(check_reward, "load_reward", lambda settings: reward)
+    with pytest.raises(GateError, match="no finite score to a pair of 'owl'"):
+        run(min_agreement=0)
 
 
 def test_an_agreement_that_equals_the_threshold_passes(pairs):
-    pairs(3, 3)
-    assert run(min_agreement=0.5)["agreement"] == 0.5
+    pairs(12, 4)
+    assert run(min_agreement=0.75)["agreement"] == 0.75
 
 
-def test_two_equal_images_do_not_count_as_agreement(pairs, emoji):
+def test_two_equal_images_do_not_count_as_agreement(pairs):
     write_rows(artifacts.PAIRS, PAIR_COLUMNS, [(0, "test", "rocket", "rocket", "rocket", "")])
     assert run(min_agreement=0)["agreement"] == 0
 

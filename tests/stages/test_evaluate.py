@@ -1,4 +1,5 @@
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -6,10 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from srpo_core import artifacts
 from srpo_core.config import EvaluateSettings, ScorerSettings, load_settings
-from srpo_core.errors import ArtifactError, ConfigError, DataError, StoreError
+from srpo_core.errors import ArtifactError, ConfigError, DataError, GateError, StoreError
+from srpo_core.scorers import canaries
 from srpo_core.scorers.metrics import METRICS, MetricContext, measure
 from srpo_core.stages import evaluate as stage
 
@@ -309,3 +312,34 @@ def test_a_new_metric_is_evaluated_used_by_the_gate_and_explained_in_the_report(
     assert (decided["metric"], decided["verdict"]) == ("blueness", "warns")
     notes = {change["name"]: change["note"] for change in metric_changes(pairs, metric_notes({}))}
     assert notes["blueness"] == "how blue the image is"
+
+
+def test_a_scorer_that_fails_a_known_answer_stops_the_run_before_an_image_is_generated(
+    tiny_run, tiny_parts, tmp_path
+):
+    tiny_run(5)
+    select_step(5)
+    weights = load_file(Path(tiny_parts["judge"].path) / "judge.safetensors")
+    own = shutil.copytree(tiny_parts["judge"].path, tmp_path / "untrained")
+    weights["a.weight"] = torch.zeros_like(weights["a.weight"])
+    save_file(weights, own / "judge.safetensors")
+    judge = tiny_parts["judge"].model_copy(update={"path": str(own)})
+    with pytest.raises(
+        GateError, match=r"scorer judge \(timm_judge in .*untrained\) fails a question .* have a style"
+    ):
+        run({**tiny_parts, "judge": judge})
+    assert not artifacts.EVALUATION.exists()
+
+
+def test_every_further_scorer_is_asked_by_its_name(tiny_run, tiny_parts, monkeypatch):
+    tiny_run(5)
+    select_step(5)
+    asked = []
+    original = canaries.require_answers
+    monkeypatch.setattr(
+        canaries,
+        "require_answers",
+        lambda name, *rest: (asked.append(name.split()[0]), original(name, *rest)),
+    )
+    run(tiny_parts, scorers={"clip": HPS})
+    assert asked == ["reward", "judge", "clip"]

@@ -9,6 +9,7 @@ from torch import Tensor
 from srpo_core.errors import DataError
 from srpo_core.scorers.metrics.context import MetricContext, wanted_styles
 from srpo_core.scorers.metrics.metric import THIS_PROJECT, Metric, judge_licence
+from srpo_core.scorers.subjects import subject_of
 
 TOP: Final = 5
 
@@ -39,14 +40,13 @@ def _subject_is_among_first(count: int, images: Tensor, prompt: str, context: Me
 
 def _find_subject(prompt: str, subjects: Sequence[str]) -> int:
     """Index of the longest subject name that the prompt ends with, at a word boundary."""
-    text = f" {prompt.casefold()}"
-    ends = [index for index, name in enumerate(subjects) if text.endswith(f" {name.casefold()}")]
-    if not ends:
+    subject = subject_of(prompt, subjects)
+    if subject is None:
         raise DataError(
             f"prompt {prompt!r} ends with none of the judge's {len(subjects)} subjects "
             f"({', '.join(subjects[:3])}, ...): use other prompts, or drop the metrics judge_top1 and judge_top5"
         )
-    return max(ends, key=lambda index: len(subjects[index]))
+    return subject
 
 
 def _require_known_styles(context: MetricContext, prompts: Sequence[str]) -> None:
