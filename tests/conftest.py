@@ -62,18 +62,23 @@ def moto_endpoint():
     server.stop()
 
 
-@pytest.fixture
-def s3_environment(monkeypatch, moto_endpoint):
-    """Set dummy credentials, and block the way to any real cloud."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": moto_endpoint,
+def s3_variables(endpoint):
+    """Environment variables with dummy credentials, which also block the way to any real cloud."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "dummy",
         "AWS_SECRET_ACCESS_KEY": "dummy",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_CONFIG_FILE": "/dev/null",
         "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
-    }.items():
+    }
+
+
+@pytest.fixture
+def s3_environment(monkeypatch, moto_endpoint):
+    """Use moto's server in this process and in those that it starts."""
+    for name, value in s3_variables(moto_endpoint).items():
         monkeypatch.setenv(name, value)
     return moto_endpoint
 
@@ -98,11 +103,15 @@ def prefect_server(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def one_cpu_cluster():
-    """Start a Ray cluster of one CPU outside any run, which does not find this checkout; yield its address."""
+def one_cpu_cluster(moto_endpoint):
+    """Start a Ray cluster of one CPU outside any run, which does not find this checkout; yield its address.
+
+    Its workers may use the S3 server of the tests.
+    """
     from ray_head import ray_head
 
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= s3_variables(moto_endpoint)
     with ray_head(environment, cpus=1) as address:
         yield address
 

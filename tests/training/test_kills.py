@@ -35,12 +35,12 @@ from srpo_core.training.launch import fit
 end_leftovers()  # like the stage
 os.environ[OWNER] = owner_mark()
 def stuck(job):
-    """Run a worker that stalls on rank 1 in the fourth step, unless it resumed from a checkpoint."""
+    """Run a worker that stalls on rank 1 in the fourth step."""
     import time
     from srpo_core.training import worker as trainer
     step = trainer.Worker.step
     def standing(worker, number):
-        if job.resume == 0 and (worker.rank, number) == (1, 4):
+        if (worker.rank, number) == (1, 4):
             time.sleep(3600)
         return step(worker, number)
     trainer.Worker.step = standing
@@ -112,6 +112,9 @@ class Run:
             else []
         )
 
+    def restarts(self):
+        return [line for line in self.log.read_text().splitlines() if "restarting the workers" in line]
+
     def processes(self):
         return psutil.Process(self.driver.pid).children(recursive=True)
 
@@ -162,39 +165,49 @@ def settings(job, tmp_path, name):
     return replace(small, attempt="", resume=0)
 
 
-@pytest.fixture(scope="module")
-def uninterrupted():
-    """The weights of the uninterrupted run; the first test that needs them trains it."""
-    return {}
-
-
 @pytest.fixture
-def expected(uninterrupted, job, tmp_path):
-    if not uninterrupted:
-        alone = settings(job, tmp_path, "alone")
-        ranks.train(alone, 2)
-        uninterrupted.update(Run(alone, tmp_path).weights())
-    return uninterrupted
+def expected(job, tmp_path):
+    """The weights of an uninterrupted run."""
+    alone = settings(job, tmp_path, "alone")
+    ranks.train(alone, 2)
+    return Run(alone, tmp_path).weights()
 
 
-def test_a_run_that_loses_its_ray_session_a_worker_and_its_driver_gives_the_same_weights(
+def test_a_run_that_stalls_and_loses_its_session_a_worker_and_its_driver_gives_the_same_weights(
     job, tmp_path, expected
 ):
-    run = Run(settings(job, tmp_path, "killed"), tmp_path)
-    _kill_the_whole_session_after_a_checkpoint(run.start("stuck"))  # it never ends step 4
+    job = settings(job, tmp_path, "killed")
+    stalled = Run(with_watchdog(job), tmp_path).start("stuck")  # no start of this driver ends step 4
+    _wait_until_the_stalled_workers_restart(stalled)
+    _kill_the_whole_session_after_a_checkpoint(stalled)
+    run = Run(job, tmp_path)
     _kill_a_worker_during_a_checkpoint_write(run.start("writing"))
     children = _kill_the_driver_after_the_next_checkpoint(run)
     run.start().finish()
     assert ended(children, 120), "Ray's processes take longer to end; the retry ends the rest"
     assert run.weights() == expected
     logged = run.steps_logged()
-    # the session was lost in step 4, a worker during the checkpoint after it, the driver in step 5 or 6
-    assert logged[:8] == [1, 2, 3, 3, 4, 3, 4, 5]
-    assert logged[8:] in ([5, 6], [6, 5, 6], [6])
+    # the first workers stall in step 4, the session is lost in step 4 too, a worker during the checkpoint after it,
+    # the driver in step 5 or 6
+    assert logged[:9] == [1, 2, 3, 3, 3, 4, 3, 4, 5]
+    assert logged[9:] in ([5, 6], [6, 5, 6], [6])
+
+
+def with_watchdog(job):
+    """A step takes a second or two; the watchdog waits a minute, so that no slow step counts as a stall."""
+    stall = job.resources.stall.model_copy(update={"factor": 3.0, "least_seconds": 60.0})
+    return replace(job, resources=job.resources.model_copy(update={"stall": stall}))
+
+
+def _wait_until_the_stalled_workers_restart(run):
+    run.wait_for(lambda: run.steps_logged() == [1, 2, 3, 3])
+    (line,) = run.restarts()
+    assert line.startswith("step 4 stalled for ")
+    assert " at rank 1;" in line or " at rank 1 in " in line
+    assert line.endswith("1 of 2 times")
 
 
 def _kill_the_whole_session_after_a_checkpoint(run):
-    run.wait_for(lambda: 3 in run.steps_logged())
     everything = [*run.processes(), psutil.Process(run.driver.pid)]
     dashboard = [process for process in everything if "ray-dashboard" in " ".join(command_line(process))]
     assert not dashboard, "a local Ray serves no dashboard, which would have no authentication"
@@ -216,8 +229,7 @@ def _kill_a_worker_during_a_checkpoint_write(run):
     assert not (state / "step-000004").exists()
     run.wait_for(lambda: 5 in run.steps_logged())
     assert not partial.exists()
-    (line,) = (line for line in run.log.read_text().splitlines() if "restarting the workers" in line)
-    assert line.endswith("1 of 2 times")
+    assert run.restarts()[1].endswith("1 of 2 times")
 
 
 def _kill_the_driver_after_the_next_checkpoint(run):
@@ -227,20 +239,6 @@ def _kill_the_driver_after_the_next_checkpoint(run):
     run.driver.wait()
     assert ended(workers, 120), "the workers end with the driver"
     return children
-
-
-@pytest.mark.serial  # the watchdog waits 15 s: on a busy machine a slow step would count as a stall
-def test_stalled_workers_restart_and_the_log_names_the_rank_at_fault(job, tmp_path, expected):
-    patient = settings(job, tmp_path, "stuck")
-    stall = patient.resources.stall.model_copy(update={"factor": 3.0, "least_seconds": 15.0})
-    resources = patient.resources.model_copy(update={"stall": stall})
-    run = Run(replace(patient, resources=resources), tmp_path).start("stuck")
-    run.finish()
-    assert run.weights() == expected
-    (line,) = (line for line in run.log.read_text().splitlines() if "restarting the workers" in line)
-    assert line.startswith("step 4 stalled for ")
-    assert " at rank 1;" in line or " at rank 1 in " in line
-    assert run.steps_logged() == [1, 2, 3, 3, 4, 5, 6]
 
 
 @pytest.mark.serial  # a run of another test may end the same process

@@ -53,25 +53,6 @@ def test_a_diverging_run_names_its_step_and_keeps_earlier_checkpoints(job):
     assert all(tensor.isfinite().all() for tensor in whole.values())
 
 
-@pytest.mark.pipeline
-def test_a_cluster_that_is_too_small_for_all_workers_trains_with_fewer(job, tmp_path, one_cpu_cluster):
-    """One CPU for one to two workers. That both learn the same is tested in test_sharded_training.py.
-
-    In a new process, since Ray reads RAY_AUTH_MODE only once.
-    """
-    elastic = with_resources(job, train_workers=2, min_train_workers=1)
-    (tmp_path / "job.pickle").write_bytes(pickle.dumps(elastic))
-    code = "import pickle, sys; from srpo_core.training.launch import fit; fit(pickle.load(open(sys.argv[1], 'rb')))"
-    subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "job.pickle")],
-        cwd=job.inputs.path,
-        env={**os.environ, "RAY_ADDRESS": one_cpu_cluster, "RAY_AUTH_MODE": "disabled"},
-        check=True,
-    )
-    state = json.loads((job.state.path / "step-000004/state.json").read_text())
-    assert (state["step"], state["world"]) == (4, 1)
-
-
 def test_the_run_fails_after_a_bounded_number_of_failed_starts(job, monkeypatch, caplog):
     started = []
 
@@ -115,7 +96,13 @@ def test_only_inputs_that_the_fingerprint_covers_are_shared(tiny_project, tmp_pa
 
 @pytest.mark.pipeline
 @pytest.mark.s3
-def test_workers_that_share_only_object_storage_learn_the_same_weights(job, bucket, monkeypatch, tmp_path):
+def test_a_cluster_that_is_too_small_and_shares_only_object_storage_learns_the_same_weights(
+    job, bucket, monkeypatch, tmp_path, one_cpu_cluster
+):
+    """One CPU for one to two workers. That both learn the same is tested in test_sharded_training.py.
+
+    The driver is a new process, since Ray reads RAY_AUTH_MODE only once.
+    """
     import torch
     from safetensors.torch import load_file
 
@@ -126,9 +113,22 @@ def test_workers_that_share_only_object_storage_learn_the_same_weights(job, buck
     paths = (job.model.path, job.reward.path, job.select_judge.path)
     inputs, digests, state = launch.share_inputs(tmp_path / "train-abc", *paths)
     far = replace(job, inputs=inputs, digests=digests, state=state, attempt="")
-    launch.fit(far)
+    far = with_resources(far, train_workers=2, min_train_workers=1)
+    _fit_on_a_cluster(far, tmp_path / "job.pickle", one_cpu_cluster)
+    description = json.loads((state / "step-000004/state.json").read_text())
+    assert (description["step"], description["world"]) == (4, 1)
     export.export(far, WORDS)
     exported = load_file("runs/train/checkpoints/step-000004/diffusion_pytorch_model.safetensors")
     expected = read_whole(here.location.path / "weights")
     assert all(torch.equal(exported[name], tensor) for name, tensor in expected.items())
     assert len(list(Path("runs/train/samples").glob("*.png"))) == 2
+
+
+def _fit_on_a_cluster(job, file, address):
+    file.write_bytes(pickle.dumps(job))
+    code = "import pickle, sys; from srpo_core.training.launch import fit; fit(pickle.load(open(sys.argv[1], 'rb')))"
+    subprocess.run(
+        [sys.executable, "-c", code, str(file)],
+        env={**os.environ, "RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"},
+        check=True,
+    )
