@@ -25,10 +25,10 @@ Column = tuple[str, str, float]  # (model, metric, 0), or ("wins against <model>
 class Comparison:
     """One way to compare the aligned model with another one.
 
-    columns: what to average over the prompts; statistic: from these averages to the figure; neutral: the figure of two
-    equal models, NaN if it compares with none; describe: the figure in words; format: a figure as a short text;
-    label: what the report calls it; equality: what the report calls the neutral figure; allows_tie: whether the setting
-    `tie` applies.
+    columns: what to average over the prompts; statistic: from these averages to the figure, which rises with the first
+    average and falls with the second, if there is one; neutral: the figure of two equal models, NaN if it compares with
+    none; describe: the figure in words; format: a figure as a short text; label: what the report calls it; equality:
+    what the report calls the neutral figure; allows_tie: whether the setting `tie` applies.
     """
 
     columns: Callable[[GateRule], list[Column]]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -19,6 +19,7 @@ from srpo_core.gates.bootstrap import (
     resampled_means,
     why_no_interval,
 )
+from srpo_core.gates.bounded import Range, bounded_interval
 from srpo_core.gates.comparisons import COMPARISONS, WINS, Column, require_valid_rules
 from srpo_core.gates.pairs import Pairs
 
@@ -115,7 +116,7 @@ def measure_rules(
         gate.confidence, sum(rule.severity in BY_PROOF_OF_BREACH for rule in used.values())
     )
     sample = Sample(len(pairs.prompts), len(set(pairs.styles)))
-    return {
+    found = {
         name: _measure(
             rule,
             point,
@@ -126,6 +127,7 @@ def measure_rules(
         )
         for name, rule in used.items()
     }
+    return {name: _with_exact_ends(one, used[name], pairs, seed=seed) for name, one in found.items()}
 
 
 def _measure(
@@ -141,6 +143,54 @@ def _measure(
     low, high = percentile_interval(draws, sample, confidence=confidence)
     why = why_no_interval(sample, resamples=len(draws), confidence=confidence)
     return Measurement(value, low, high, confidence, draws, why)
+
+
+def _with_exact_ends(measured: Measurement, rule: GateRule, pairs: Pairs, *, seed: int) -> Measurement:
+    """Widen the interval to the bound for bounded figures, where the bootstrap does not see rare losses.
+
+    This is the case for figures that are 0 or 1, for win rates, and if no resample differs from another one. In the
+    last case the range of a figure without a known range is the one that the evaluation shows; if all its images have
+    the same figure, there is no interval.
+    """
+    comparison = COMPARISONS[rule.compare]
+    if measured.fault:
+        return measured
+    columns = comparison.columns(rule)
+    ranges = [_known_range(pairs, column) for column in columns]
+    flat = measured.high - measured.low <= ROUNDING
+    if None in ranges and not flat:
+        return measured
+    low, high = bounded_interval(
+        np.column_stack([_by_prompt(pairs, column) for column in columns]),
+        [known or _seen_range(pairs, metric) for known, (_, metric, _) in zip(ranges, columns, strict=True)],
+        comparison.statistic,
+        confidence=measured.confidence,
+        resamples=len(measured.draws),
+        generator=np.random.default_rng(seed),
+    )
+    wide = replace(measured, low=min(low, measured.low), high=max(high, measured.high))
+    if wide.high - wide.low > ROUNDING or rule.severity in BY_PROOF_OF_BREACH:
+        return wide
+    why = f"{rule.metric} is the same number in all images of all models, which proves nothing"
+    return replace(measured, low=math.nan, high=math.nan, fault=why)
+
+
+def _known_range(pairs: Pairs, column: Column) -> Range | None:
+    """The range of a column's figures by their nature: of wins, and of metrics that say yes or no; None for others."""
+    model, metric, _ = column
+    binary = model.startswith(WINS) or all(
+        np.isin(figures[metric], (0.0, 1.0)).all() for figures in _models(pairs)
+    )
+    return (0.0, 1.0) if binary else None
+
+
+def _seen_range(pairs: Pairs, metric: str) -> Range:
+    together = np.concatenate([figures[metric] for figures in _models(pairs)])
+    return float(together.min()), float(together.max())
+
+
+def _models(pairs: Pairs) -> list[Mapping[str, Floats]]:
+    return [pairs.base, pairs.aligned, *([pairs.champion] if pairs.champion is not None else [])]
 
 
 def chance_of_refusing_an_equal(

@@ -72,10 +72,10 @@ def test_the_base_is_refused_with_differences_of_zero(settings, tmp_path):
     assert decision["verdict"] == "refused"
     broken = {rule["name"] for rule in decision["rules"] if rule["verdict"] == "refuses"}
     assert "style_gained" in broken
-    assert "reward_kept" not in broken
     for rule in decision["rules"]:
         if rule["compare"] == "difference" and rule["against"] == "base":
-            assert rule["value"] == rule["low"] == rule["high"] == 0
+            assert rule["value"] == 0
+            assert rule["low"] < 0 < rule["high"], "six equal prompts do not prove equality"
     assert artifacts.read_json(tmp_path / "out/decision.json") == decision
     assert pq.read_table(tmp_path / "out/images.parquet").num_rows == 2 * 6 * 2
     assert pq.read_table(tmp_path / "out/figures.parquet").num_rows == 2 * 6 * 2 * 4

@@ -12,6 +12,9 @@ from srpo_core.gates.pairs import pair_up
 SELECTION = {"step": 20, "admissible": [10, 20], "reason": "step 20 is best"}
 SOURCE = Path("runs/evaluate/figures.parquet")
 
+# of the table (0.25, 0.5): up to 26 % of the prompts may lose 0.25 and not be among the twelve
+LEAST_GAIN = 0.25 - 0.5 * (1 - 0.025 ** (1 / 12))
+
 
 def decision(table, gate, selection=SELECTION, seed=0):
     return decide(pair_up(table, SOURCE), selection, seed=seed, gate=gate)
@@ -27,11 +30,14 @@ def test_a_clear_gain_passes_and_the_decision_contains_its_figures(make):
     assert result["verdict"] == "passed"
     assert result["schema_version"] == 2
     [rule] = result["rules"]
-    assert (rule["value"], rule["low"], rule["high"]) == (0.25, 0.25, 0.25)
+    assert rule["value"] == 0.25
+    assert (rule["low"], rule["high"]) == (pytest.approx(LEAST_GAIN, abs=0.01), 0.25)
     assert (rule["passed"], rule["verdict"]) == (True, "holds")
     assert "the images are better than before" in result["reason"]
     assert "24 image pairs of 12 test prompts" in result["reason"]
-    assert result["objective"] == {"metric": "quality", "rose": True, "value": 0.25, "low": 0.25, "high": 0.25, "confidence": 0.95}  # fmt: skip
+    assert result["objective"] == {"metric": "quality", "rose": True, "confidence": 0.95} | {
+        key: rule[key] for key in ("value", "low", "high")
+    }
 
 
 def test_swapping_base_and_aligned_turns_a_pass_into_a_refusal(make):
@@ -44,12 +50,12 @@ def test_swapping_base_and_aligned_turns_a_pass_into_a_refusal(make):
     assert won["rules"][0]["value"] == pytest.approx(-lost["rules"][0]["value"])
 
 
-def test_a_constant_loss_of_the_subject_is_refused_with_a_reason(make):
+def test_a_loss_of_the_subject_is_refused_with_a_reason(make):
     rules = make.gate(kept=make.rule(margin=-0.1, meaning="the subject is kept"))
-    result = decision(make.table(quality=(0.9, 0.7)), rules)
+    result = decision(make.table(quality=(0.9, np.where(np.arange(12) % 4 < 2, 0.65, 0.75)[:, None])), rules)
     assert result["verdict"] == "refused"
     assert result["reason"] == (
-        "kept: quality changed by -0.200 against the base (95 % CI -0.200 … -0.200); the lower bound must be "
+        "kept: quality changed by -0.200 against the base (95 % CI -0.233 … -0.167); the lower bound must be "
         "≥ -0.100. Not shown: the subject is kept."
     )
 
@@ -205,9 +211,11 @@ def test_adding_a_rule_does_not_change_the_interval_of_another_rule(make):
 
 def test_the_dvc_metrics_contain_the_figures_of_each_rule(make):
     figures = rule_figures(decision(make.table(quality=(0.25, 0.5)), make.gate(better=make.rule())))
+    low = figures["rules"]["better"]["low"]
+    assert low == pytest.approx(LEAST_GAIN, abs=0.01)
     assert figures == {
         "passed": True,
-        "rules": {"better": {"value": 0.25, "low": 0.25, "high": 0.25, "passed": True}},
+        "rules": {"better": {"value": 0.25, "low": low, "high": 0.25, "passed": True}},
     }
 
 

@@ -20,8 +20,11 @@ SELECTION = {"step": 10, "admissible": [10], "reason": "it is best"}
 STYLES = ("anime", "photo")
 PROMPTS, SEEDS = 40, 20
 RESAMPLES = 4000
-STEP = 1 / SEEDS  # change of the win rate if one more image per prompt wins
+STEP = 2 / SEEDS  # change of the win rate if two more images per prompt win
 SLIGHT = 1e-4
+UNEVEN = (
+    1e-6  # differences between prompts, without which an interval is as wide as the figures' range allows
+)
 WIDE = 0.5  # spread between prompts that makes the interval extend far beyond both sides of any margin
 
 # A clearly good model: figures of the base and of the aligned model. The champion is slightly worse than the aligned
@@ -91,31 +94,38 @@ def good(profile):
     figures = {
         name: GOOD.get(name, (SAME, SAME)) for name in metric_names(evaluate.metrics, list(evaluate.scorers))
     }
+    uneven = UNEVEN * np.repeat(sign_of_prompts(), SEEDS)
     return Pairs(
         prompts=tuple(str(number) for number in range(PROMPTS)),
         styles=tuple(STYLES[number * len(STYLES) // PROMPTS] for number in range(PROMPTS)),
         prompt_index=np.repeat(np.arange(PROMPTS), SEEDS),
         seeds=np.tile(np.arange(SEEDS), PROMPTS),
-        base={name: np.full(count, base) for name, (base, _) in figures.items()},
+        base={name: base + uneven for name, (base, _) in figures.items()},
         aligned={name: np.full(count, ours) for name, (_, ours) in figures.items()},
-        champion={name: np.full(count, ours - BEHIND) for name, (_, ours) in figures.items()},
+        champion={name: ours - BEHIND + uneven for name, (_, ours) in figures.items()},
     )
+
+
+def sign_of_prompts():
+    """Return 1 and -1 in turn, (PROMPTS,)."""
+    return np.where(np.arange(PROMPTS) % 2, 1.0, -1.0)
 
 
 def moved(pairs, rule, figure, *, spread=0.0):
     """Return pairs for which the rule's comparison gives `figure`, with plus or minus `spread` by prompt."""
     ours = pairs.aligned[rule.metric].reshape(PROMPTS, SEEDS)
-    sign = np.where(np.arange(PROMPTS) % 2, 1.0, -1.0)[:, None]
+    sign = sign_of_prompts()[:, None]
     seed = np.arange(SEEDS)
     if rule.compare == "win_rate":
         # wins are large and losses small, so the mean rises at any win rate
-        wins = np.round(SEEDS * figure + sign * SEEDS * spread * (1 - figure))
+        wins = np.round(SEEDS * figure + sign * SEEDS * 2 * spread * (1 - figure))
         theirs = ours - np.where(seed < wins, 0.4, -0.01 - rule.tie)
     elif rule.compare == "ratio":
         theirs = ours.mean() / figure * (1 + sign * spread) + 0 * seed
     else:
         # three of four images win slightly and the fourth loses their sum, so the win rate is high even at a small mean loss
         theirs = ours - figure - np.where(seed % 4, 0.02, -0.06) + sign * spread
+    theirs = theirs + UNEVEN * sign
     other = dict(getattr(pairs, rule.against)) | {rule.metric: theirs.ravel()}
     return Pairs(**{**vars(pairs), rule.against: other})
 

@@ -37,7 +37,7 @@ def evaluated(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = [
         {"model": model, "prompt": PROMPTS[prompt], "style": "food", "seed": seed, "metric": "judge_wanted"}
-        | {"value": (0.3 if model == "base" else 0.6) + 0.01 * prompt * seed}
+        | {"value": (0.3 if model == "base" else 0.6 + 0.02 * (prompt % 2) - 0.01) + 0.01 * prompt * seed}
         for model in ("base", "aligned")
         for prompt in range(6)
         for seed in range(2)
