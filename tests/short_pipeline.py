@@ -32,8 +32,9 @@ SHORT = {
         "rules": {
             **{
                 name: {"margin": -1.0}
-                for name in ("style_gained", "style_wins", "objective_gained", "subject_kept", "reward_kept")
+                for name in ("style_gained", "objective_gained", "subject_kept", "reward_kept")
             },
+            "style_wins": {"severity": "warn"},
             "diversity_kept": {"margin": 0.0},
         },
     },

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from srpo_core.config.parts import Part, Positive, PositiveFloat, ScorerSettings
 
@@ -46,14 +46,14 @@ class GateRule(Part):
     side: Literal["at_least", "at_most", "within"] = Field(
         description="side of the margin on which the rule holds; within: at most the margin away from no change"
     )
-    margin: float = Field(
+    margin: FiniteFloat = Field(
         description="the limit: lowest figure, highest figure, or largest distance from no change"
     )
     severity: Literal["refuse", "warn", "veto", "hacking"] = Field(
         description="refuse and warn require proof that the rule holds; veto and hacking refuse on proof that it is "
         "broken, hacking only if gate.objective rises"
     )
-    tie: float = Field(
+    tie: FiniteFloat = Field(
         default=0.0,
         ge=0,
         description="for win_rate: figures of two images that differ by at most this much count as half a win",
@@ -64,8 +64,8 @@ class GateRule(Part):
 class GateSettings(Part):
     """When a model may be released."""
 
-    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(
-        description="confidence of the bootstrap intervals; for vetoes, of all of them together"
+    confidence: Annotated[float, Field(ge=0.8, lt=1)] = Field(
+        description="confidence of the intervals, at least 0.8; for vetoes, of all of them together"
     )
     resamples: Positive = Field(description="number of bootstrap resamples over prompts")
     objective: str = Field(description="the metric that training maximizes")

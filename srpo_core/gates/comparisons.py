@@ -28,7 +28,8 @@ class Comparison:
     columns: what to average over the prompts; statistic: from these averages to the figure, which rises with the first
     average and falls with the second, if there is one; neutral: the figure of two equal models, NaN if it compares with
     none; describe: the figure in words; format: a figure as a short text; label: what the report calls it; equality:
-    what the report calls the neutral figure; allows_tie: whether the setting `tie` applies.
+    what the report calls the neutral figure; allows_tie: whether the setting `tie` applies; range: the
+    least and the greatest possible figure.
     """
 
     columns: Callable[[GateRule], list[Column]]
@@ -39,6 +40,7 @@ class Comparison:
     label: Callable[[GateRule], str]
     equality: str = ""
     allows_tie: bool = False
+    range: tuple[float, float] = (-math.inf, math.inf)
 
     @property
     def needs_model(self) -> bool:
@@ -122,6 +124,7 @@ COMPARISONS: Final[Mapping[str, Comparison]] = MappingProxyType(
             label=_label_wins,
             equality="one half",
             allows_tie=True,
+            range=(0.0, 1.0),
         ),
         "value": Comparison(
             lambda rule: [(ALIGNED, rule.metric, 0.0)],

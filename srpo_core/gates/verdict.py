@@ -8,8 +8,10 @@ from typing import Any, Final
 from srpo_core.artifacts import FIGURES
 from srpo_core.config import GateSettings
 from srpo_core.errors import GateError
+from srpo_core.gates.comparisons import require_valid_rules
 from srpo_core.gates.completeness import Expected, require_complete
 from srpo_core.gates.decision import decide
+from srpo_core.gates.effect import require_effect
 from srpo_core.gates.pairs import pair_up
 
 # kinds of CPU differ in the last bits of a mean
@@ -32,8 +34,10 @@ def verdict(  # everything that the decision depends on
 
     Raises:
         ArtifactError: rows are missing, repeated, not asked for, or of a wrong type.
-        ConfigError: a rule's metric was not measured, or its parts do not fit each other.
+        ConfigError: a rule's metric was not measured, its parts do not fit each other, or no rule can refuse the model.
     """
+    require_valid_rules(gate.rules)
+    require_effect(gate.rules)
     pairs = pair_up(table, source)
     require_complete(pairs, expected, source)
     return decide(pairs, selection, seed=seed, gate=gate)

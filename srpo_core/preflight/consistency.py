@@ -7,6 +7,7 @@ from srpo_core.config import Settings
 from srpo_core.errors import ConfigError, pick
 from srpo_core.gates.bootstrap import Sample, per_rule_confidence, why_no_interval
 from srpo_core.gates.comparisons import require_valid_rules
+from srpo_core.gates.effect import require_effect
 from srpo_core.gates.rules import BY_PROOF_OF_BREACH
 from srpo_core.models import BASES
 from srpo_core.quantizers import released_formats
@@ -30,6 +31,7 @@ def require_consistent(settings: Settings) -> None:
             raise ConfigError(f"{key}: {error}") from None
     released_formats(settings.quantize.formats)
     require_valid_rules(settings.gate.rules)
+    require_effect(settings.gate.rules)
     _require_measured(settings)
     _require_images(settings)
     _require_single(settings)

@@ -302,13 +302,16 @@ def test_a_new_metric_is_evaluated_used_by_the_gate_and_explained_in_the_report(
         severity="warn",
         meaning="the images are as blue as before",
     )
+    kept = rule.model_copy(update={"severity": "refuse", "margin": 1.0})
     gate.run(
         seed=0,
         champion=None,
         evaluate=SETTINGS.model_copy(update={"metrics": ["reward", "blueness"]}),
-        gate=GateSettings(confidence=0.95, resamples=1000, objective="reward", rules={"blue": rule}),
+        gate=GateSettings(
+            confidence=0.95, resamples=1000, objective="reward", rules={"blue": rule, "kept": kept}
+        ),
     )
-    [decided] = artifacts.read_json(artifacts.DECISION)["rules"]
+    decided, _ = artifacts.read_json(artifacts.DECISION)["rules"]
     assert (decided["metric"], decided["verdict"]) == ("blueness", "warns")
     notes = {change["name"]: change["note"] for change in metric_changes(pairs, metric_notes({}))}
     assert notes["blueness"] == "how blue the image is"
