@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
 from srpo_core.errors import DataError
+from srpo_core.prompts import normal_form
 
 _PAIR: Final = 2
 _BLANK: Final = re.compile(r"[ \t\n\r]*")
@@ -64,7 +65,7 @@ def read_choices(source: Path, split: str) -> Iterator[Choice]:
 
 
 def read_benchmark(source: Path) -> list[BenchmarkPrompt]:
-    """Read the lists of styles in `benchmark/`, in the order of their names; repeated prompts are dropped.
+    """Read the lists of styles in `benchmark/`, in the order of their names; repeated prompts (`normal_form`) are dropped.
 
     HPDv2 also has DrawBench's list there, but scores it separately, so it is not a style of the benchmark.
 
@@ -79,20 +80,25 @@ def read_benchmark(source: Path) -> list[BenchmarkPrompt]:
     for path in paths:
         for index, value in read_list(path):
             prompt = _Record(path, index, {"prompt": value}).prompt()
-            prompts.setdefault(prompt, BenchmarkPrompt(path, index, prompt, path.stem))
+            prompts.setdefault(normal_form(prompt), BenchmarkPrompt(path, index, prompt, path.stem))
     return list(prompts.values())
 
 
 def require_disjoint(train: Mapping[str, int], benchmark: list[BenchmarkPrompt], source: Path) -> None:
-    """Refuse a prompt that is both in train.json and in a benchmark list.
+    """Refuse a prompt that is both in train.json and in a benchmark list, apart from case, blanks and composition.
 
     train: prompt to the index of its first record.
     """
+    known: dict[str, str] = {}
+    for trained in train:
+        known.setdefault(normal_form(trained), trained)
     for entry in benchmark:
-        if entry.prompt in train:
+        prompt = known.get(normal_form(entry.prompt))
+        if prompt is not None:
+            spelled = "" if prompt == entry.prompt else f" as {prompt!r}"
             raise DataError(
                 f"{entry.file}: record {entry.record}: prompt {entry.prompt!r} is also in "
-                f"{source / 'train.json'} (record {train[entry.prompt]}): train and benchmark must be "
+                f"{source / 'train.json'}{spelled} (record {train[prompt]}): train and benchmark must be "
                 "disjoint, so remove one of the two"
             )
 

@@ -4,21 +4,26 @@ import hashlib
 from collections.abc import Collection
 
 from srpo_core.errors import DataError
+from srpo_core.prompts import normal_form
 
 
 def held_out_prompts(prompts: Collection[str], share: float, seed: int) -> frozenset[str]:
     """Choose about `share` of `prompts` for validation, at least one if `share` is not 0.
 
-    The choice depends only on a hash of the prompt and the seed, so that adding prompts later does not move other
-    prompts between training and validation.
+    The choice depends only on a hash of the prompt and the seed, so that adding other prompts later does not move a
+    prompt between training and validation. Spellings of one prompt (`normal_form`) are held out together.
 
     Raises:
         DataError: no prompt would be left to train on.
     """
-    place = {prompt: _place(prompt, seed) for prompt in prompts}
+    spellings: dict[str, list[str]] = {}
+    for prompt in prompts:
+        spellings.setdefault(normal_form(prompt), []).append(prompt)
+    place = {prompt: _place(min(same), seed) for same in spellings.values() for prompt in same}
     chosen = {prompt for prompt in prompts if place[prompt] < share}
     if share > 0 and not chosen and prompts:
-        chosen = {min(prompts, key=lambda prompt: place[prompt])}
+        least = min(place.values())
+        chosen = {prompt for prompt in prompts if place[prompt] == least}
     if len(chosen) == len(prompts):
         raise DataError(
             f"validation_share {share} holds out all {len(prompts)} prompts of train.json and leaves none "

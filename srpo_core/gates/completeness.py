@@ -1,5 +1,6 @@
 """The rows that an evaluation must have, known from the settings and the prompts and not from its table."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 from srpo_core.artifacts import ALIGNED, BASE, CHAMPION
 from srpo_core.config import EvaluateSettings
 from srpo_core.gates.pairs import Pairs, damaged
+from srpo_core.prompts import normal_form
 
 
 @dataclass(frozen=True)
@@ -41,19 +43,24 @@ def require_complete(pairs: Pairs, expected: Expected, source: Path) -> None:
         raise damaged(source, f"has {has} of the {CHAMPION}, but champion in params.yaml {asks}")
     if lacking := [name for name in expected.metrics if name not in pairs.aligned]:
         raise damaged(source, f"lacks {len(lacking)} metrics of evaluate, the first is {lacking[0]}")
-    found = {
-        (pairs.prompts[index], int(seed)) for index, seed in zip(pairs.prompt_index, pairs.seeds, strict=True)
-    }
-    wanted = {(prompt, seed) for prompt in expected.prompts for seed in range(expected.seeds_per_prompt)}
-    if found == wanted:
-        return
+    spelled = {normal_form(prompt): prompt for prompt in (*pairs.prompts, *expected.prompts)}
+    forms = [normal_form(prompt) for prompt in pairs.prompts]
+    found = Counter(
+        (forms[index], int(seed)) for index, seed in zip(pairs.prompt_index, pairs.seeds, strict=True)
+    )
+    wanted = Counter(
+        (normal_form(prompt), seed)
+        for prompt in expected.prompts
+        for seed in range(expected.seeds_per_prompt)
+    )
     size = f"{len(expected.prompts)} prompts with {expected.seeds_per_prompt} seeds each"
     for what, odd in (("lacks", wanted - found), ("also has", found - wanted)):
         if odd:
-            prompt, seed = min(odd)
+            form, seed = min(odd)
             raise damaged(
                 source,
-                f"must have {size}, but {what} {len(odd)} images of each model, for instance prompt {prompt!r} seed {seed}",
+                f"must have {size}, but {what} {odd.total()} images of each model, for instance prompt "
+                f"{spelled[form]!r} seed {seed}",
             )
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from srpo_core.artifacts import ALIGNED, BASE, CHAMPION, MODELS
 from srpo_core.errors import ArtifactError
+from srpo_core.prompts import normal_form
 
 COLUMNS: Final = ("model", "prompt", "style", "seed", "metric", "value")
 
@@ -21,7 +22,8 @@ Integers = NDArray[np.int64]
 class Pairs:
     """P pairs over N prompts.
 
-    prompts, styles: (N,) in the order of the evaluation; prompt_index: (P,) indices into them; seeds: (P,);
+    prompts, styles: (N,) in the order of the evaluation, each prompt in the spelling that comes first, because
+    spellings of one prompt are not independent evidence; prompt_index: (P,) indices into them; seeds: (P,);
     base, aligned, champion: metric -> (P,); champion is None if there is none.
     """
 
@@ -67,15 +69,16 @@ def pair_up(table: Any, source: Path) -> Pairs:
     unknown = sorted(set(frame["model"]) - set(MODELS))
     if unknown:
         raise damaged(source, f"has rows of model {unknown[0]!r}, known are {', '.join(MODELS)}")
+    frame["same"] = frame["prompt"].map({prompt: normal_form(prompt) for prompt in frame["prompt"].unique()})
     of_base = frame[frame["model"] == BASE]
-    places = of_base[["prompt", "style", "seed"]].drop_duplicates(["prompt", "seed"])
-    prompts = of_base.drop_duplicates("prompt")
+    places = of_base[["prompt", "seed"]].drop_duplicates()
+    prompts = of_base.drop_duplicates("same")
     if places.empty:
         raise damaged(source, "has 0 rows of the base")
-    styles = frame.drop_duplicates(["prompt", "style"])["prompt"]
-    if styles.duplicated().any():
-        raise damaged(source, f"has two styles of prompt {styles[styles.duplicated()].iloc[0]!r}")
-    index = {prompt: number for number, prompt in enumerate(prompts["prompt"])}
+    styles = frame.drop_duplicates(["same", "style"])
+    if (repeated := styles["same"].duplicated()).any():
+        raise damaged(source, f"has two styles of prompt {styles['prompt'][repeated].iloc[0]!r}")
+    index = {same: number for number, same in enumerate(prompts["same"])}
     keys = list(zip(places["prompt"], places["seed"], strict=True))
     figures = {model: _figures(rows, keys, source, model) for model, rows in frame.groupby("model")}
     if ALIGNED not in figures:
@@ -89,7 +92,7 @@ def pair_up(table: Any, source: Path) -> Pairs:
     return Pairs(
         prompts=tuple(prompts["prompt"]),
         styles=tuple(prompts["style"]),
-        prompt_index=np.array([index[prompt] for prompt, _ in keys], dtype=np.int64),
+        prompt_index=np.array([index[normal_form(prompt)] for prompt, _ in keys], dtype=np.int64),
         seeds=np.array([seed for _, seed in keys], dtype=np.int64),
         base=ordered[BASE],
         aligned=ordered[ALIGNED],

@@ -11,6 +11,7 @@ from srpo_core import artifacts
 from srpo_core.config import CheckRewardSettings, ResourceSettings, ScorerSettings
 from srpo_core.data.tables import Pair, read_examples, read_images, read_pairs, to_tensor
 from srpo_core.errors import DataError, GateError
+from srpo_core.prompts import normal_form
 from srpo_core.protocols import RewardModel
 from srpo_core.runtime.progress import with_progress
 from srpo_core.runtime.ray_cluster import local_device
@@ -52,7 +53,7 @@ def run(
     device = local_device(resources)
     agreed = list(_agreements(load_reward(reward).to(device), pairs, device))
     agreement = sum(agreed) / len(pairs)
-    prompts = [pair.prompt for pair in pairs]
+    prompts = [normal_form(pair.prompt) for pair in pairs]
     low, high = wilson_interval(agreement, independent_pairs(agreed, prompts))
     least = check_reward.min_agreement
     artifacts.write_json(

@@ -23,7 +23,7 @@ from srpo_core.errors import ArtifactError, DataError
 from srpo_core.generation.batches import GeneratedBatches, GenerationJob, generate_batches
 from srpo_core.generation.images import ImageSet, to_png
 from srpo_core.models.embeddings import read_embeddings
-from srpo_core.prompts import read_texts
+from srpo_core.prompts import normal_form, read_texts
 from srpo_core.release.champion import champion_transformer
 from srpo_core.runtime.ray_cluster import local_device
 from srpo_core.scorers.canaries import NUM_EXAMPLES, Example, require_known_answers
@@ -157,18 +157,27 @@ def _selected() -> tuple[int, Path]:
 
 def _require_unseen(prompts: Sequence[str]) -> None:
     """Require disjoint splits: a model must not be evaluated on prompts that it was trained on or selected by."""
-    trained, chose = (set(read_texts(split)) for split in ("train", "validation"))
-    if both := sorted(trained & chose):
+    trained, chose = (read_texts(split) for split in ("train", "validation"))
+    if both := _in_both(trained, chose):
         raise DataError(
             f"{len(both)} training prompts are also in {artifacts.EMBEDDINGS}/validation.safetensors, for "
             f"instance {both[0]!r}: what a model was trained on cannot choose it; run 'dvc repro ingest embed'"
         )
-    for split, did in (("train", "was trained on"), ("validation", "chose the checkpoint")):
-        if both := sorted(set(read_texts(split)) & set(prompts)):
+    for split, texts, did in (
+        ("train", trained, "was trained on"),
+        ("validation", chose, "chose the checkpoint"),
+    ):
+        if both := _in_both(prompts, texts):
             raise DataError(
                 f"{len(both)} test prompts are also in {artifacts.EMBEDDINGS}/{split}.safetensors, for "
                 f"instance {both[0]!r}, which {did}: remove them from one of the lists in ingest.source"
             )
+
+
+def _in_both(prompts: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Return the prompts that are among the others in any spelling, sorted."""
+    known = set(map(normal_form, others))
+    return sorted(prompt for prompt in prompts if normal_form(prompt) in known)
 
 
 def _real_images(count: int) -> Iterator["Tensor"]:

@@ -12,6 +12,7 @@ from srpo_core import artifacts
 from srpo_core.config import IngestSettings
 from srpo_core.data import expectations, hpd, images, splits, tables
 from srpo_core.errors import DataError
+from srpo_core.prompts import normal_form
 from srpo_core.runtime.progress import with_progress
 
 _log = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def run(*, seed: int, ingest: IngestSettings) -> None:
 def _pair_rows(source: Path, used: dict[str, _Used]) -> Iterator[tuple[Any, ...]]:
     """Yield rows of the pairs, and record in `used` every prompt and image of the records.
 
-    A record of test.json whose prompt is also in train.json, apart from case and whitespace, is not held out and is
+    A record of test.json whose prompt is also in train.json, in any spelling (`normal_form`), is not held out and is
     skipped.
     """
     pair_id = count()
@@ -57,11 +58,11 @@ def _pair_rows(source: Path, used: dict[str, _Used]) -> Iterator[tuple[Any, ...]
     for split, names in used.items():
         skipped = 0
         for choice in hpd.read_choices(source, split):
-            if split == "test" and _normalized(choice.prompt) in known:
+            if split == "test" and normal_form(choice.prompt) in known:
                 skipped += 1
                 continue
             if split == "train":
-                known.add(_normalized(choice.prompt))
+                known.add(normal_form(choice.prompt))
             names.prompts.setdefault(choice.prompt, choice.record)
             for name in choice.images:
                 names.images.setdefault(name, choice.record)
@@ -69,11 +70,6 @@ def _pair_rows(source: Path, used: dict[str, _Used]) -> Iterator[tuple[Any, ...]
                 yield next(pair_id), split, choice.prompt, f"{split}/{preferred}", f"{split}/{rejected}", ""
         if skipped:
             _log.warning("skipped %d records of test.json whose prompts are in train.json", skipped)
-
-
-def _normalized(prompt: str) -> str:
-    """Ignore case and whitespace, which do not make a different prompt."""
-    return " ".join(prompt.casefold().split())
 
 
 def _prompt_rows(

@@ -136,6 +136,21 @@ def test_benchmark_prompts_have_the_name_of_their_list_and_are_unique(write):
     ]
 
 
+@pytest.mark.parametrize("spelling", ["A Caf\u00e9", "a  cafe\u0301 ", "A\nCAF\u00c9"])
+def test_spellings_of_one_prompt_are_one_prompt_of_the_benchmark_and_of_training(write, spelling):
+    write("benchmark/anime.json", ["a caf\u00e9"])
+    source = write("benchmark/photo.json", [spelling, "a road"])
+    prompts = read_benchmark(source)
+    assert [(entry.prompt, entry.style) for entry in prompts] == [
+        ("a caf\u00e9", "anime"),
+        ("a road", "photo"),
+    ]
+    with pytest.raises(
+        DataError, match=re.escape(f"/train.json as {spelling!r} (record 4): train and benchmark")
+    ):
+        require_disjoint({"a dog": 0, spelling: 4}, prompts, source)
+
+
 def test_a_source_without_benchmark_lists_is_refused(write):
     with pytest.raises(DataError, match="benchmark contains no list of prompts"):
         read_benchmark(write("train.json", []))

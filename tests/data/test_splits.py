@@ -16,6 +16,15 @@ def test_adding_prompts_does_not_change_the_split_of_the_others():
     assert before == after & set(PROMPTS[:3000])
 
 
+def test_spellings_of_one_prompt_are_held_out_together_in_any_order():
+    spellings = [prompt.upper().replace(" ", "  ") for prompt in PROMPTS]
+    chosen = held_out_prompts([*PROMPTS, *spellings], 0.2, 0)
+    assert {prompt in chosen for prompt in PROMPTS} == {True, False}
+    for prompt, spelling in zip(PROMPTS, spellings, strict=True):
+        assert (prompt in chosen) == (spelling in chosen)
+    assert chosen == held_out_prompts([*spellings, *PROMPTS][::-1], 0.2, 0)
+
+
 def test_another_seed_holds_out_other_prompts():
     both = held_out_prompts(PROMPTS, 0.2, 0) & held_out_prompts(PROMPTS, 0.2, 1)
     assert len(both) == pytest.approx(200, abs=60)

@@ -53,6 +53,18 @@ def test_seeds_are_averaged_per_prompt():
     np.testing.assert_allclose(pairs.by_prompt(pairs.base["quality"]), [0.2, 0.5])
 
 
+def test_spellings_of_one_prompt_are_one_cluster_of_the_bootstrap():
+    spelled = [
+        {**entry, "prompt": "  CAT", "value": entry["value"] + 1}
+        for entry in ROWS
+        if entry["prompt"] == "cat"
+    ]
+    pairs = pair_up(table([*ROWS, *spelled]), SOURCE)
+    assert pairs.prompts == ("cat", "pie")
+    assert len(pairs.seeds) == 5
+    np.testing.assert_allclose(pairs.by_prompt(pairs.base["quality"]), [0.7, 0.5])
+
+
 def test_metrics_keep_their_order_and_the_champion_is_paired_too():
     champion = [{**entry, "model": "champion", "value": 1.0} for entry in ROWS[:3]]
     rows = [*ROWS, *champion]

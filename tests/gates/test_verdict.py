@@ -62,6 +62,15 @@ def test_a_table_that_does_not_have_the_rows_of_the_settings_is_an_error(make, w
     assert str(caught.value).endswith("run 'dvc repro --force -s evaluate' to write it again")
 
 
+def test_a_prompt_that_is_also_there_in_another_spelling_is_not_asked_for(make):
+    rows = make.table(quality=(0.25, 0.5)).to_pylist()
+    spelled = [row | {"prompt": "PROMPT 3"} for row in rows if row["prompt"] == "prompt 3"]
+    with pytest.raises(
+        ArtifactError, match="also has 2 images of each model, for instance prompt 'prompt 3'"
+    ):
+        decide(make.table(quality=(0.25, 0.5)).from_pylist(rows + spelled), make, expected())
+
+
 def test_a_champion_that_the_settings_do_not_name_is_an_error(make):
     table = make.table(quality=(0.25, 0.5, 0.4))
     with pytest.raises(

@@ -256,17 +256,17 @@ def test_a_selection_without_a_step_is_damaged(tiny_run, tiny_parts):
         run(tiny_parts)
 
 
-def test_a_training_prompt_is_refused_as_a_validation_prompt(tiny_run, tiny_parts, tiny_condition):
+@pytest.mark.parametrize("spelling", ["validation 0", " VALIDATION\u00a00"])
+def test_a_training_prompt_is_refused_as_a_validation_prompt(tiny_run, tiny_parts, tiny_condition, spelling):
     from srpo_core.models.embeddings import write_embeddings
 
     tiny_run(5)
     select_step(5)
-    names = ["validation 0", "train 1", "train 2"]
+    names = [spelling, "train 1", "train 2"]
     write_embeddings("train", names, ["", "", ""], tiny_condition[0])
-    with pytest.raises(
-        DataError, match=r"1 training prompts are also in .*validation.* 'validation 0': what a model"
-    ):
+    with pytest.raises(DataError, match=r"1 training prompts are also in .*validation") as caught:
         run(tiny_parts)
+    assert f"for instance {spelling!r}: what a model was trained on" in str(caught.value)
     assert not artifacts.EVALUATION.exists()
 
 

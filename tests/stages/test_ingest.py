@@ -183,6 +183,12 @@ def test_a_prompt_of_the_benchmark_must_not_be_trained_on(broken):
     )
 
 
+def test_a_prompt_of_the_benchmark_must_not_be_trained_on_in_another_spelling(broken):
+    spelled = TRAIN[0].upper().replace(" ", "\u00a0 ")
+    (broken / "benchmark/more.json").write_text(json.dumps([spelled]), encoding="utf-8")
+    assert f"is also in hpd/train.json as {TRAIN[0]!r}" in error_of_run()
+
+
 def test_a_test_record_with_a_training_prompt_is_left_out_and_counted(broken, caplog):
     caplog.set_level("WARNING")
     first, *others = records(broken / "test.json")
