@@ -1,7 +1,7 @@
 """The rows that an evaluation must have, known from the settings and the prompts and not from its table."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from srpo_core.artifacts import ALIGNED, BASE, CHAMPION
 from srpo_core.config import EvaluateSettings
+from srpo_core.gates.bootstrap import Floats
 from srpo_core.gates.pairs import Pairs, damaged
 from srpo_core.prompts import normal_form
 
@@ -62,6 +63,45 @@ def require_complete(pairs: Pairs, expected: Expected, source: Path) -> None:
                 f"must have {size}, but {what} {odd.total()} images of each model, for instance prompt "
                 f"{spelled[form]!r} seed {seed}",
             )
+
+
+def require_means(
+    pairs: Pairs, means: Mapping[str, Mapping[str, float]], source: Path, summary: Path
+) -> None:
+    """Require that each model's figures have the means that stage evaluate wrote when it measured them.
+
+    Rows whose models were exchanged, or whose figures were changed, pair like others; their means give them away.
+
+    means: model -> metric -> mean, from `summary`.
+
+    Raises:
+        ArtifactError: a model is missing in the summary, its means are those of another model, or one of them differs.
+    """
+    models = {BASE: pairs.base, ALIGNED: pairs.aligned, CHAMPION: pairs.champion}
+    for model, figures in models.items():
+        if figures is None:
+            continue
+        if model not in means:
+            raise damaged(summary, f"has no means of the {model}")
+        odd = _other_means(figures, means[model])
+        if not odd:
+            continue
+        for other, theirs in means.items():
+            if other != model and not _other_means(figures, theirs):
+                raise damaged(source, f"has the figures of the {other} in the rows of the {model}")
+        found, written = float(np.mean(figures[odd[0]])), means[model].get(odd[0])
+        raise damaged(
+            source, f"gives a mean {odd[0]} of {found:.6g} for the {model}, but {summary} says {written}"
+        )
+
+
+def _other_means(figures: Mapping[str, Floats], means: Mapping[str, float]) -> list[str]:
+    """Return the metrics whose mean is missing in `means` or differs by more than rounding."""
+    return [
+        metric
+        for metric, own in figures.items()
+        if not np.isclose(np.mean(own), means.get(metric, np.inf), rtol=1e-6, atol=1e-9, equal_nan=True)
+    ]
 
 
 def unmeasured(pairs: Pairs) -> dict[str, str]:

@@ -5,8 +5,9 @@ from logging import getLogger
 from srpo_core import artifacts
 from srpo_core.config import EvaluateSettings, GateSettings
 from srpo_core.gates import verdict
-from srpo_core.gates.completeness import expected_rows
+from srpo_core.gates.completeness import expected_rows, require_means
 from srpo_core.gates.decision import rule_figures
+from srpo_core.gates.pairs import pair_up
 from srpo_core.prompts import read_texts
 
 log = getLogger(__name__)
@@ -19,8 +20,11 @@ def run(*, seed: int, champion: str | None, evaluate: EvaluateSettings, gate: Ga
         ArtifactError: the evaluation or the selection is missing, damaged or incomplete.
         ConfigError: a rule's metric was not measured, or its parts do not fit each other.
     """
+    table, summary = artifacts.read_table(artifacts.FIGURES), artifacts.EVALUATION_SUMMARY
+    means = artifacts.read_json(summary)["means"]
+    require_means(pair_up(table, artifacts.FIGURES), means, artifacts.FIGURES, summary)
     decision = verdict(
-        artifacts.read_table(artifacts.FIGURES),
+        table,
         artifacts.read_json(artifacts.SELECTION),
         expected_rows(read_texts("test"), evaluate, champion),
         seed=seed,

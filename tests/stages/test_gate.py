@@ -1,3 +1,5 @@
+from statistics import fmean
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -46,6 +48,16 @@ def evaluated(tmp_path, monkeypatch):
     pq.write_table(pa.Table.from_pylist(rows), artifacts.FIGURES)
     artifacts.write_json(artifacts.SELECTION, SELECTION)
     write_prompts(PROMPTS)
+    write_means(rows)
+
+
+def write_means(rows):
+    """Write the means of the rows' figures by model as stage evaluate does."""
+    means = {
+        model: {"judge_wanted": fmean(row["value"] for row in rows if row["model"] == model)}
+        for model in {row["model"] for row in rows}
+    }
+    artifacts.write_json(artifacts.EVALUATION_SUMMARY, {"means": means})
 
 
 def write_prompts(prompts):
@@ -110,3 +122,28 @@ def test_a_champion_in_the_settings_must_be_in_the_evaluation():
     ):
         run(margin=0.1, champion="tiny@1")
     assert not artifacts.DECISION.exists()
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_rows_of_base_and_aligned_that_were_exchanged_are_an_error_that_says_so():
+    rows = pq.read_table(artifacts.FIGURES).to_pylist()
+    other = {"base": "aligned", "aligned": "base"}
+    pq.write_table(
+        pa.Table.from_pylist([row | {"model": other[row["model"]]} for row in rows]), artifacts.FIGURES
+    )
+    with pytest.raises(
+        ArtifactError, match=r"figures\.parquet has the figures of the aligned in the rows of the base"
+    ):
+        run(margin=0.1)
+    assert not artifacts.DECISION.exists()
+
+
+@pytest.mark.usefixtures("evaluated")
+def test_a_figure_that_was_changed_after_the_evaluation_is_an_error_that_names_its_model_and_metric():
+    rows = pq.read_table(artifacts.FIGURES).to_pylist()
+    rows[-1]["value"] += 0.001
+    pq.write_table(pa.Table.from_pylist(rows), artifacts.FIGURES)
+    with pytest.raises(
+        ArtifactError, match=r"gives a mean judge_wanted of \S+ for the aligned, but \S+summary\.json says"
+    ):
+        run(margin=0.1)
