@@ -98,15 +98,16 @@ def verify(version: str | None = None) -> dict[str, str]:
 
 
 @flow(name="pull")
-def pull(version: str, to: str, format_name: str | None = None) -> list[str]:
+def pull(version: str, to: str, format_name: str | None = None, force: bool = False) -> list[str]:
     """Download a release's files to a directory of the worker and verify each SHA-256.
 
     Args:
         version: a version or an alias.
         to: directory to write to.
         format_name: one of the release's formats; empty downloads all files.
+        force: also replace files that are not from an earlier pull.
     """
-    paths = download.pull(open_store(), version, format_name=format_name, target=Path(to))
+    paths = download.pull(open_store(), version, format_name=format_name, target=Path(to), force=force)
     return [str(path) for path in paths]
 
 

@@ -102,12 +102,15 @@ def pull(
     format_name: Annotated[
         str | None, typer.Option("--format", help="One of the release's formats; default: all files.")
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also replace files that are not from an earlier pull.")
+    ] = False,
 ) -> None:
     """Download a release's files and verify each SHA-256. Repeat it to resume an interrupted download."""
     from srpo_core.release.download import pull as pull_files
     from srpo_core.storage import open_store
 
-    for path in pull_files(open_store(), release, format_name=format_name, target=to):
+    for path in pull_files(open_store(), release, format_name=format_name, target=to, force=force):
         typer.echo(path)
 
 

@@ -1,5 +1,6 @@
 """Download releases: `pull` copies files to a directory of the user's, `fetch` keeps a release in a local cache."""
 
+import hashlib
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -8,26 +9,38 @@ from typing import Any
 from srpo_core import artifacts
 from srpo_core.errors import ConfigError, StoreError
 from srpo_core.release.aliases import resolve
+from srpo_core.release.pulled import record_pull, require_replaceable
 from srpo_core.runtime.download import download
 from srpo_core.runtime.file_lock import acquire
 from srpo_core.storage import MANIFEST, Store
+from srpo_core.storage.manifest import encode
 
 
-def pull(store: Store, reference: str, *, format_name: str | None, target: Path) -> list[Path]:
+def pull(
+    store: Store, reference: str, *, format_name: str | None, target: Path, force: bool = False
+) -> list[Path]:
     """Copy the files of one format of a release, or all files, to `target` and verify each SHA-256.
 
     Files that are already complete are kept, and interrupted downloads are resumed.
 
+    force: also replace files in `target` that are not from an earlier pull.
+
     Raises:
         ConfigError: the release has no such format.
-        StoreError: there is no such release, a file does not match its manifest, or `target` cannot be written.
+        StoreError: there is no such release, a file does not match its manifest, `target` has a file of the same name
+            that is not from an earlier pull, or it cannot be written.
     """
     version = resolve(store, reference)
     manifest = store.manifest(version)
     names = list(manifest["files"]) if format_name is None else _files_of(manifest, format_name)
+    wanted = {name: str(manifest["files"][name]["sha256"]) for name in names}
+    own = wanted | {MANIFEST: hashlib.sha256(encode(manifest)).hexdigest()}
     try:
-        for name in names:
-            download_file(store, version, name, manifest["files"][name]["sha256"], target / name)
+        missing = require_replaceable(target, own, force=force)
+        record_pull(target, own)
+        for name, digest in wanted.items():
+            if name in missing:
+                download_file(store, version, name, digest, target / name)
         artifacts.write_json(target / MANIFEST, manifest)
     except OSError as error:
         raise StoreError(

@@ -26,7 +26,7 @@ def test_pull_downloads_one_format_and_its_config_only(store, publish, tmp_path)
     pull(store, version, format_name="BF16", target=target)
     names = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
     expected = {"tiny-bf16.safetensors", "transformer/weights", "transformer/config.json", "manifest.json"}
-    assert names == expected
+    assert names == expected | {".pulled.json"}
     with pytest.raises(ConfigError, match="has no format 'q4': known are bf16"):
         pull(store, version, format_name="q4", target=target)
 
@@ -115,7 +115,7 @@ def test_an_interrupted_pull_leaves_a_partial_file_and_resumes_from_it(cut_off, 
     with pytest.raises(StoreError, match=r"was cut off in the middle of a file .*try again") as caught:
         pull(store, "tiny-1", format_name=None, target=target)
     assert "\n" not in str(caught.value)
-    (partial_file,) = (path for path in target.rglob("*") if path.is_file())
+    (partial_file,) = (path for path in target.rglob("*") if path.is_file() and path.name != ".pulled.json")
     assert partial_file.name == "README.md.part"
     size = partial_file.stat().st_size
     assert 2_000_000 < size < 2_500_000
@@ -175,7 +175,7 @@ def test_a_pull_to_a_full_disk_fails_and_can_be_resumed(tmp_path):
     assert f"release tiny-1 cannot be written to {target} (" in message
     assert "File too large): free space or fix the permissions, then" in message
     assert "\n" not in message
-    assert [path.name for path in target.rglob("*") if path.is_file()] == ["README.md.part"]
+    assert {path.name for path in target.rglob("*") if path.is_file()} == {".pulled.json", "README.md.part"}
     for path in pull(store, "tiny-1", format_name=None, target=target):
         assert path.read_bytes() == b"".join(store.read("tiny-1", str(path.relative_to(target))))
     assert not list(target.rglob("*.part"))
@@ -186,7 +186,7 @@ def test_a_pulled_file_with_another_sha256_is_refused(store, publish, tmp_path, 
     monkeypatch.setattr(type(store), "read", lambda *_: iter([b"other bytes"]))
     with pytest.raises(StoreError, match="does not have its SHA-256: run 'srpo verify'"):
         pull(store, version, format_name=None, target=tmp_path / "here")
-    assert not [path for path in (tmp_path / "here").rglob("*") if path.is_file()]
+    assert [path.name for path in (tmp_path / "here").rglob("*") if path.is_file()] == [".pulled.json"]
 
 
 def test_fetch_returns_the_directory_of_a_local_store(release, tmp_path):
