@@ -23,6 +23,8 @@ def releases() -> list[str]:
     table = [
         f"| `{line.version}` | {line.created_at} | {', '.join(line.aliases)} | {', '.join(line.formats)} "
         f"| {line.num_bytes / 1e6:.1f} |"
+        if line.fault is None
+        else f"| `{line.version}` | unreadable: {line.fault} | {', '.join(line.aliases)} | | |"
         for line in found
     ]
     create_markdown_artifact(
@@ -123,6 +125,8 @@ def gc(keep: int, delete: bool = False) -> GarbageCollection:
     state = "removed" if garbage.deleted else "would be removed"
     for name in (*garbage.versions, *garbage.leftovers):
         get_run_logger().info("%s %s", name, state)
+    for fault in garbage.unreadable:
+        get_run_logger().warning("kept %s", fault)
     return garbage
 
 

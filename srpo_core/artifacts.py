@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from srpo_core.errors import ArtifactError
+from srpo_core.errors import ArtifactError, ConfigError
 
 RUNS = Path("runs")
 
@@ -52,7 +52,21 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 
 def home() -> Path:
     """Return the absolute directory of all files that are not outputs: `SRPO_HOME`, or else .srpo."""
-    return Path(os.environ.get("SRPO_HOME", ".srpo")).absolute()
+    return user_path(os.environ.get("SRPO_HOME", ".srpo"))
+
+
+def user_path(text: str | Path) -> Path:
+    """Return a path from the environment as an absolute path; `~` is the home directory, as in a shell.
+
+    Raises:
+        ConfigError: it names the home directory of a user that this machine does not know.
+    """
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise ConfigError(
+            f"{text} names the home directory of an unknown user: write the whole path"
+        ) from None
 
 
 def require(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from pathlib import Path
 from types import MappingProxyType
 
@@ -53,13 +54,23 @@ def _commands_of_this_environment():
 
 @pytest.fixture(scope="session")
 def moto_endpoint():
+    """A server of moto that checks a condition and writes in one step, as S3 does; by itself moto lets several win."""
+    from moto.s3.responses import S3Response
     from moto.server import ThreadedMotoServer
 
+    honest, one_at_a_time = S3Response.put_object, threading.Lock()
+
+    def put_object(self):
+        with one_at_a_time:
+            return honest(self)
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(S3Response, "put_object", put_object)
+        server.start()
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+        server.stop()
 
 
 def s3_variables(endpoint):
@@ -77,7 +88,8 @@ def s3_variables(endpoint):
 
 @pytest.fixture
 def s3_environment(monkeypatch, moto_endpoint):
-    """Use moto's server in this process and in those that it starts."""
+    """Use moto's server in this process and those that it starts; this one repeats requests without long delays."""
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.01)
     for name, value in s3_variables(moto_endpoint).items():
         monkeypatch.setenv(name, value)
     return moto_endpoint

@@ -18,8 +18,7 @@ class Files:
             return iter(sorted(str(path) for path in found if "lock" not in path.name))
         prefix = f"{self.place['Prefix']}/"
         listed = self.client.list_objects_v2(Bucket=self.place["Bucket"], Prefix=prefix)["Contents"]
-        names = (entry["Key"].removeprefix(prefix) for entry in listed)
-        return iter([name for name in names if name != "verified-writes"])
+        return iter([entry["Key"].removeprefix(prefix) for entry in listed])
 
     def __getitem__(self, name):
         if self.root:

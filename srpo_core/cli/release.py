@@ -51,7 +51,8 @@ def releases() -> None:
         typer.echo(f"no release in {store.uri}")
     for release in found:
         names = f"  ({', '.join(release.aliases)})" if release.aliases else ""
-        typer.echo(f"{release.version}  {release.created_at}{names}")
+        state = release.created_at if release.fault is None else f"unreadable: {release.fault}"
+        typer.echo(f"{release.version}  {state}{names}")
 
 
 @app.command(rich_help_panel=PANEL)
@@ -158,6 +159,8 @@ def gc(
     state = "removed" if garbage.deleted else "would remove"
     for name in (*garbage.versions, *garbage.leftovers):
         typer.echo(f"{state}  {name}")
+    for fault in garbage.unreadable:
+        typer.echo(f"kept  {fault}")
     if not garbage.versions and not garbage.leftovers:
         typer.echo("nothing to remove")
     elif not garbage.deleted:

@@ -9,11 +9,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from logging import getLogger
 from types import MappingProxyType
 from typing import Any, Final
 
 from srpo_core.errors import ConfigError, GateError, StoreError
-from srpo_core.storage import Store, model_of
+from srpo_core.storage import Store, is_version, listed, model_of
 
 CANDIDATE: Final = "candidate"
 PRODUCTION: Final = "production"
@@ -22,6 +23,7 @@ ROLLBACK: Final = "rollback"  # marks a step in the history of production
 ATTEMPTS: Final = 5
 
 Step = Mapping[str, Any]
+log = getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,11 @@ def resolve(store: Store, reference: str) -> str:
     Raises:
         StoreError: there is no such release (the message lists the known ones), or several models have the alias.
     """
-    versions = store.versions()
-    if reference in versions:
+    if is_version(reference) and store.has(reference):
         return reference
     name = find_alias(store, reference)
     if name is None:
-        known = ", ".join([*store.aliases(), *versions]) or "none"
+        known = listed([*store.aliases(), *store.versions()])
         raise StoreError(f"{store.uri} has no release {reference!r}: known are {known}")
     version = read_alias(store, name).version
     if version is None:
@@ -91,11 +92,18 @@ def resolve(store: Store, reference: str) -> str:
 
 
 def history_of(store: Store, version: str) -> Mapping[str, list[Step]]:
-    """Return, for each alias that ever pointed to `version`, its moves to and from it, oldest first."""
-    histories = {
-        name: [step for step in read_alias(store, name).history if version in (step["from"], step["to"])]
-        for name in store.aliases()
-    }
+    """Return, for each alias that ever pointed to `version`, its moves to and from it, oldest first.
+
+    An alias that cannot be read is left out, and the reason is logged.
+    """
+    histories = {}
+    for name in store.aliases():
+        try:
+            history = read_alias(store, name).history
+        except StoreError as error:
+            log.warning("%s", error)
+        else:
+            histories[name] = [step for step in history if version in (step["from"], step["to"])]
     return {name: steps for name, steps in histories.items() if steps}
 
 
@@ -222,7 +230,7 @@ def _update_previous(store: Store, production: str, *, who: str | None) -> None:
         step = history[-1]
         if step == done:
             return
-        if step["from"] in store.versions():
+        if step["from"] is not None and store.has(step["from"]):
             move_alias(store, previous, step["from"], why=f"production moved to {step['to']}", who=who)
         done = step
 
@@ -256,7 +264,7 @@ def _require_kept(store: Store, before: Alias, version: str) -> None:
     Raises:
         StoreError: the version was removed at the same time.
     """
-    if version in store.versions():
+    if store.has(version):
         return
     now = read_alias(store, before.name)
     if now.version == version:  # otherwise another process has already moved the alias

@@ -7,7 +7,7 @@ from srpo_core.artifacts import home, sha256
 from srpo_core.errors import StoreError
 from srpo_core.release.download import download_file
 from srpo_core.runtime.file_lock import acquire
-from srpo_core.storage import open_store
+from srpo_core.storage import is_version, listed, open_store
 
 TRANSFORMER: Final = "transformer"
 
@@ -19,8 +19,8 @@ def champion_transformer(version: str) -> Path:
         StoreError: the store of SRPO_STORE has no such version, or one of its files is missing or altered.
     """
     store = open_store()
-    if version not in store.versions():
-        known = ", ".join(store.versions()) or "none"
+    if not is_version(version) or not store.has(version):
+        known = listed(store.versions())
         raise StoreError(
             f"champion {version!r} is not a version in {store.uri}: known are {known}; set champion to one of them, "
             "or to null"

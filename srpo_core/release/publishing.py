@@ -115,7 +115,7 @@ def withdraw(store: Store, published: Published) -> None:
     if alias.version == published.version != published.previous:
         move_alias(store, published.alias, published.previous, why=f"{published.version} was withdrawn")
     if published.created:
-        remove_unprotected(store, published.version)
+        remove_unprotected(store, [published.version])
 
 
 def _warn_if_descriptions_differ(

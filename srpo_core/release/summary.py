@@ -1,43 +1,74 @@
 """Summaries of releases: the list of all, and the description of one as lines of text."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from logging import getLogger
 from typing import Any
 
+from srpo_core.errors import StoreError
 from srpo_core.quantizers import LORA_FORMAT, REFERENCE
 from srpo_core.release.aliases import history_of, read_alias, resolve
 from srpo_core.storage import Store
 
+log = getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class ReleaseSummary:
-    """One line of the list of releases; num_bytes: size of all files."""
+    """One line of the list of releases.
+
+    num_bytes: size of all files; fault: why its manifest cannot be read, or None. Then only version and aliases are
+    known.
+    """
 
     version: str
     created_at: str
     aliases: tuple[str, ...]
     formats: tuple[str, ...]
     num_bytes: int
+    fault: str | None = None
 
 
 def list_releases(store: Store) -> list[ReleaseSummary]:
-    """List all published versions, oldest first."""
-    aliases = {name: read_alias(store, name).version for name in store.aliases()}
-    releases = []
-    for version in store.versions():
-        manifest = store.manifest(version)
-        releases.append(
-            ReleaseSummary(
-                version=version,
-                created_at=manifest["created_at"],
-                aliases=tuple(
-                    name.partition("/")[2] for name, to in sorted(aliases.items()) if to == version
-                ),
-                formats=tuple(manifest["formats"]),
-                num_bytes=sum(entry["bytes"] for entry in manifest["files"].values()),
-            )
+    """List all published versions, oldest first; those whose manifest cannot be read are last, with the reason."""
+    names = defaultdict[str, list[str]](list)
+    for alias, version in alias_targets(store).items():
+        if version is not None:
+            names[version].append(alias.partition("/")[2])
+    releases = [
+        _summary(version, manifest, tuple(sorted(names[version])))
+        for version, manifest in store.manifests(store.versions())
+    ]
+    return sorted(
+        releases, key=lambda release: (release.fault is not None, release.created_at, release.version)
+    )
+
+
+def alias_targets(store: Store) -> dict[str, str | None]:
+    """Return the version of each alias that can be read; of each other one, only log why it cannot."""
+    targets = {}
+    for name in store.aliases():
+        try:
+            targets[name] = read_alias(store, name).version
+        except StoreError as error:
+            log.warning("%s", error)
+    return targets
+
+
+def _summary(
+    version: str, manifest: Mapping[str, Any] | StoreError, aliases: tuple[str, ...]
+) -> ReleaseSummary:
+    if isinstance(manifest, StoreError):
+        return ReleaseSummary(version, "", aliases, (), 0, str(manifest))
+    try:
+        num_bytes = sum(entry["bytes"] for entry in manifest["files"].values())
+        return ReleaseSummary(
+            version, str(manifest["created_at"]), aliases, tuple(manifest["formats"]), num_bytes
         )
-    return sorted(releases, key=lambda release: (release.created_at, release.version))
+    except (KeyError, TypeError) as error:
+        fault = f"its manifest is not one of srpo ({type(error).__name__}: {error}): restore it from a backup"
+        return ReleaseSummary(version, "", aliases, (), 0, fault)
 
 
 def describe(store: Store, reference: str) -> Iterator[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from srpo_core.errors import StoreError
 from srpo_core.release.aliases import read_alias, resolve
-from srpo_core.storage import FileLostError, Store
+from srpo_core.storage import DamagedFileError, Store
 
 
 def verify(store: Store, reference: str) -> Mapping[str, Any]:
@@ -24,21 +24,22 @@ def verify(store: Store, reference: str) -> Mapping[str, Any]:
     ]
     if damaged:
         raise StoreError(
-            f"release {version} in {store.uri} is damaged: {', '.join(damaged)}; restore it from a backup"
+            f"release {version} in {store.uri} is damaged: {', '.join(damaged)}; restore it from a backup, or publish "
+            "it again"
         )
     return manifest
 
 
 def verify_aliases(store: Store) -> list[str]:
     """Return one message for each alias that was altered or that points to a version that does not exist."""
-    versions, faults = store.versions(), []
+    faults: list[str] = []
     for name in store.aliases():
         try:
             version = read_alias(store, name).version
         except StoreError as error:
             faults.append(str(error))  # the caller raises once all aliases are read
         else:
-            if version is not None and version not in versions:
+            if version is not None and not store.has(version):
                 faults.append(
                     f"the alias {name} in {store.uri} points to {version}, which does not exist: restore it from a "
                     "backup or move the alias"
@@ -52,6 +53,6 @@ def _is_intact(store: Store, version: str, name: str, entry: Mapping[str, Any]) 
         for block in store.read(version, name):
             seen.update(block)
             size += len(block)
-    except FileLostError:
+    except DamagedFileError:
         return False
     return (seen.hexdigest(), size) == (entry["sha256"], entry["bytes"])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from srpo_core.artifacts import replacing, sha256
+from srpo_core.artifacts import replacing, sha256, user_path
 from srpo_core.errors import ArtifactError, ConfigError
 from srpo_core.runtime import file_lock
 
@@ -39,7 +39,7 @@ class Location:
         """
         text = str(where)
         if "://" not in text:
-            return cls(str(Path(text).absolute()))
+            return cls(str(user_path(text)))
         known = ("file", "s3", "memory")
         if (scheme := text.partition("://")[0]) not in known:
             raise ConfigError(f"{text}: unknown storage {scheme!r}: use a path, file:// or s3://")

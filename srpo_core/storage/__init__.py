@@ -12,19 +12,32 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
+from srpo_core.artifacts import user_path
 from srpo_core.credentials import mask_credentials
 from srpo_core.errors import StoreError
 from srpo_core.storage.directory import DirectoryStore
-from srpo_core.storage.manifest import MANIFEST, FileLostError, content_digest, model_of, version_key
+from srpo_core.storage.manifest import (
+    MANIFEST,
+    DamagedFileError,
+    FileLostError,
+    content_digest,
+    is_version,
+    listed,
+    model_of,
+    version_key,
+)
 from srpo_core.storage.s3 import S3Store
 
 __all__ = [
     "MANIFEST",
+    "DamagedFileError",
     "DirectoryStore",
     "FileLostError",
     "S3Store",
     "Store",
     "content_digest",
+    "is_version",
+    "listed",
     "model_of",
     "open_store",
     "require_conditions",
@@ -46,6 +59,14 @@ class Store(Protocol):
         """List the published versions, sorted by name."""
         ...
 
+    def has(self, version: str) -> bool:
+        """Return whether a version is published."""
+        ...
+
+    def manifests(self, versions: Collection[str]) -> Iterator[tuple[str, dict[str, Any] | StoreError]]:
+        """Yield each of `versions` with its manifest, or with the error that it cannot be read."""
+        ...
+
     def manifest(self, version: str) -> dict[str, Any]:
         """Return the manifest of a version: `files` (name: sha256, bytes), `content`, and what the publisher added."""
         ...
@@ -53,23 +74,30 @@ class Store(Protocol):
     def publish(self, version: str, files: Mapping[str, Path], manifest: Mapping[str, Any]) -> bool:
         """Publish `files` (name: local path) as `version`; False if it exists with the same content.
 
+        Lost and damaged files of an existing version are replaced by the files at hand that have the same SHA-256.
         A version that exists with other content is an error.
         """
         ...
 
     def read(self, version: str, name: str, start: int = 0) -> Iterator[bytes]:
-        """Yield the bytes of one file from byte `start` on, in blocks. Raises `FileLostError` if the store has lost it."""
+        """Yield the bytes of one file from byte `start` on, in blocks.
+
+        Raises `FileLostError` if the store has lost it, `DamagedFileError` if its length is not that of the manifest.
+        """
         ...
 
     def local(self, version: str) -> Path | None:
         """Return the version's directory if the store is on this machine's file system, else None."""
         ...
 
-    def remove(self, version: str, unless: Callable[[], bool] | None = None) -> bool:
-        """Hide a version, then delete it unless `unless()` is true; return whether it was deleted.
+    def remove(
+        self, versions: Collection[str], needed: Callable[[], Collection[str | None]] | None = None
+    ) -> list[str]:
+        """Hide versions, then delete those that `needed()` does not return, and restore the others.
 
         A process that points an alias to a version checks afterwards that the version still exists, so at least one
-        of two concurrent processes notices the other. Removing a version that does not exist is not an error.
+        of two concurrent processes notices the other. Returns the versions that are gone. Removing a version that
+        does not exist is not an error.
         """
         ...
 
@@ -86,7 +114,15 @@ class Store(Protocol):
         ...
 
     def ignored_conditions(self) -> Sequence[str]:
-        """Test which of the conditions for safe concurrent writes this store does not honour."""
+        """Test which of the conditions for safe concurrent writes this store does not honour, also in a race."""
+        ...
+
+    def probe(self) -> None:
+        """Write and delete something, so that a store that refuses it is found before hours of work.
+
+        Raises:
+            StoreError: the store cannot be written to, or nothing can be deleted from it.
+        """
         ...
 
     def sweep(self, *, without: Collection[str], delete: bool) -> list[str]:
@@ -117,7 +153,7 @@ _SCHEMES: Final[Mapping[str, Callable[[str], Store]]] = MappingProxyType({"s3": 
 def store_uri(uri: str | None = None) -> str:
     """Return the URI or absolute path that `open_store` opens, valid in every working directory."""
     where = uri or os.environ.get("SRPO_STORE") or DEFAULT_STORE
-    return where if "://" in where else str(Path(where).absolute())
+    return where if "://" in where else str(user_path(where))
 
 
 def open_store(uri: str | None = None) -> Store:

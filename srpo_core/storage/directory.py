@@ -10,30 +10,41 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from logging import getLogger
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any
 from uuid import uuid4
 
 from srpo_core.errors import StoreError
 from srpo_core.runtime.file_lock import acquire, try_acquire
+from srpo_core.storage.files import (
+    copy_file,
+    disk_errors,
+    has_digest,
+    read_if_present,
+    sync_directories,
+    sync_directory,
+    write_file,
+)
 from srpo_core.storage.manifest import (
     BLOCK,
     MANIFEST,
     FileLostError,
     alias_key,
-    changed_while_published,
+    cannot_repair,
     decode_alias,
     decode_manifest,
     encode_sealed,
+    listed,
     require_file,
     require_same,
     unknown_version,
     version_key,
+    wrong_length,
 )
 
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_READ_ONLY: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
+log = getLogger(__name__)
 
 
 class DirectoryStore:
@@ -52,7 +63,18 @@ class DirectoryStore:
         if self._root.is_file():
             raise StoreError(f"the store {self.uri} is a file: point SRPO_STORE to a directory")
         with self._errors("cannot be listed"):
-            return sorted(path.parent.name for path in self._models.glob(f"*/versions/*/{MANIFEST}"))
+            found = (path for path in self._models.glob("*/versions") if path.is_dir())
+            return sorted(
+                entry.name
+                for path in found
+                for entry in os.scandir(path)
+                if os.path.isfile(os.path.join(entry.path, MANIFEST))  # noqa: PTH113, PTH118  # 10,000 versions
+            )
+
+    def has(self, version: str) -> bool:
+        """Return whether a version is published."""
+        with self._errors(f"cannot read {version}"):
+            return (self._root / version_key(version) / MANIFEST).is_file()
 
     def manifest(self, version: str) -> dict[str, Any]:
         """Return the manifest of a version. Raises `StoreError` with the known versions if there is none."""
@@ -61,28 +83,42 @@ class DirectoryStore:
             raise unknown_version(version, self.versions(), self.uri)
         return manifest
 
+    def manifests(self, versions: Collection[str]) -> Iterator[tuple[str, dict[str, Any] | StoreError]]:
+        """Yield each version with its manifest, or with the error that it cannot be read."""
+        for version in versions:
+            try:
+                yield version, self.manifest(version)
+            except StoreError as error:
+                yield version, error
+
     def publish(self, version: str, files: Mapping[str, Path], manifest: Mapping[str, Any]) -> bool:
-        """Copy the files, sync, and rename into place; False if the version exists with the same content."""
+        """Copy the files, sync, and rename into place; False if the version exists with the same content.
+
+        Files of an existing version that are lost or damaged are replaced.
+        """
         if self._is_published(version, manifest):
+            self._repair(version, files, manifest)
             return False
         size = sum(entry["bytes"] for entry in manifest["files"].values())
         what = f"cannot store {version} ({size / 1e6:.1f} MB); nothing was published"
         with self._errors(what), self._new_directory() as partial:
             for name, path in files.items():
-                _copy(path, partial / name, manifest["files"][name]["sha256"], name)
-            _write(partial / MANIFEST, encode_sealed(manifest))
-            _sync_directories(partial)
+                copy_file(path, partial / name, manifest["files"][name]["sha256"], name)
+            write_file(partial / MANIFEST, encode_sealed(manifest))
+            sync_directories(partial)
             return self._move_into_place(partial, version, manifest)
 
     def read(self, version: str, name: str, start: int = 0) -> Iterator[bytes]:
         """Yield the bytes of one file of a version from byte `start` on, in blocks."""
-        require_file(self.manifest(version), name, version, self.uri)
+        entry = require_file(self.manifest(version), name, version, self.uri)
         path = self._root / version_key(version) / name
         if not path.is_file():
             raise FileLostError(
-                f"the store {self.uri} has lost {name} of {version}: restore it from a backup"
+                f"the store {self.uri} has lost {name} of {version}: restore it from a backup, or publish it again"
             )
         with self._errors(f"cannot read {name} of {version}"), path.open("rb") as file:
+            if (size := path.stat().st_size) != entry["bytes"]:
+                raise wrong_length(name, version, self.uri, size, entry["bytes"])
             file.seek(start)
             while block := file.read(BLOCK):
                 yield block
@@ -92,20 +128,24 @@ class DirectoryStore:
         self.manifest(version)
         return self._root / version_key(version)
 
-    def remove(self, version: str, unless: Callable[[], bool] | None = None) -> bool:
-        """Hide a version by one rename, then delete it, or restore it by another rename if `unless()`."""
-        with self._errors(f"cannot remove {version}"), self._new_directory() as hidden:
-            directory = self._root / version_key(version)
-            if not (directory / MANIFEST).is_file():
-                return True
-            directory.rename(hidden / version)
-            restore = True  # also if `unless` raises
+    def remove(
+        self, versions: Collection[str], needed: Callable[[], Collection[str | None]] | None = None
+    ) -> list[str]:
+        """Hide versions, each by one rename, then delete them, or restore the needed ones by another rename."""
+        with self._errors(f"cannot remove {listed(versions)}"), self._new_directory() as hidden:
+            hid: list[str] = []
+            kept: Collection[str | None] = hid  # also if hiding or `needed` raises
             try:
-                restore = unless is not None and unless()
+                for version in versions:
+                    with suppress(FileNotFoundError):  # it does not exist
+                        (self._root / version_key(version)).rename(hidden / version)
+                        hid.append(version)
+                kept = needed() if needed else ()
             finally:
-                if restore:
-                    _restore(hidden / version, directory)
-            return not restore
+                for version in hid:
+                    if version in kept:
+                        _restore(hidden / version, self._root / version_key(version))
+            return [version for version in versions if version not in kept]
 
     def aliases(self) -> list[str]:
         """List the aliases, each as `<model>/<name>`, sorted."""
@@ -117,7 +157,7 @@ class DirectoryStore:
         """Return the value of an alias, or None, and the digest of its file as token."""
         path = self._root / alias_key(name)
         with self._errors(f"cannot read the alias {name}"):
-            data = _read_if_present(path)
+            data = read_if_present(path)
         if data is None:
             return None, None
         return decode_alias(data, str(path)), hashlib.sha256(data).hexdigest()
@@ -130,14 +170,32 @@ class DirectoryStore:
             with self._new_directory() as partial, acquire(self._root / ".aliases.lock"):
                 if self.alias(name)[1] != token:
                     return False
-                _write(partial / path.name, encode_sealed(value))
+                write_file(partial / path.name, encode_sealed(value))
                 (partial / path.name).replace(path)
-                _sync_directory(path.parent)
+                sync_directory(path.parent)
                 return True
 
     def ignored_conditions(self) -> Sequence[str]:
         """Return nothing: a lock file serializes the writers."""
         return ()
+
+    def probe(self) -> None:
+        """Write, rename and delete a file. Raises `StoreError` if that fails; a store that is not there is not made."""
+        if self._root.exists():
+            with self._errors("cannot be written to"), self._new_directory() as partial:
+                write_file(partial / "probe", b"This store was asked whether it can be written to.\n")
+                (partial / "probe").replace(partial / "renamed")
+                (partial / "renamed").unlink()
+            return
+        there = next(path for path in self._root.parents if path.exists())
+        if not there.is_dir():
+            raise StoreError(
+                f"the store {self.uri} cannot be made, because {there} is a file: set SRPO_STORE"
+            )
+        if not os.access(there, os.W_OK):
+            raise StoreError(
+                f"the store {self.uri} cannot be made, because {there} is not writable: set SRPO_STORE"
+            )
 
     def sweep(self, *, without: Collection[str], delete: bool) -> list[str]:
         """Return what killed publishers left in .incoming; nothing while another publisher is active."""
@@ -157,7 +215,7 @@ class DirectoryStore:
     def _manifest(self, version: str) -> dict[str, Any] | None:
         path = self._root / version_key(version) / MANIFEST
         with self._errors(f"cannot read {version}"):
-            data = _read_if_present(path)
+            data = read_if_present(path)
         return None if data is None else decode_manifest(data, str(path))
 
     def _is_published(self, version: str, manifest: Mapping[str, Any]) -> bool:
@@ -165,6 +223,24 @@ class DirectoryStore:
         if existing is not None:
             require_same(existing, manifest, version, self.uri)
         return existing is not None
+
+    def _repair(self, version: str, files: Mapping[str, Path], manifest: Mapping[str, Any]) -> None:
+        """Replace the lost and damaged files of a published version by the files at hand, if they are the same."""
+        directory, other = self._root / version_key(version), []
+        for name, entry in self.manifest(version)["files"].items():
+            if has_digest(directory / name, entry["sha256"], entry["bytes"]):
+                continue
+            if name not in files or manifest["files"].get(name, {}).get("sha256") != entry["sha256"]:
+                other.append(name)  # reported when all others are repaired
+                continue
+            with self._errors(f"cannot repair {name} of {version}"), self._new_directory() as partial:
+                copy_file(files[name], partial / "file", entry["sha256"], name)
+                (directory / name).parent.mkdir(parents=True, exist_ok=True)
+                (partial / "file").replace(directory / name)
+                sync_directory((directory / name).parent)
+            log.warning("repaired %s of %s in %s", name, version, self.uri)
+        if other:
+            raise cannot_repair(other, version, self.uri)
 
     def _move_into_place(self, partial: Path, version: str, manifest: Mapping[str, Any]) -> bool:
         target = self._root / version_key(version)
@@ -176,7 +252,7 @@ class DirectoryStore:
                 raise
             # another publisher was faster: a rename never replaces a directory that is not empty
             return not self._is_published(version, manifest)
-        _sync_directory(target.parent)
+        sync_directory(target.parent)
         return True
 
     @contextmanager
@@ -199,60 +275,8 @@ class DirectoryStore:
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
 
-    @contextmanager
-    def _errors(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self._raise(error, what)
-
-    def _raise(self, error: OSError, what: str) -> NoReturn:
-        if error.errno in _FULL:
-            raise StoreError(
-                f"the store {self.uri} is full and {what}: free space there, or set SRPO_STORE to another store"
-            ) from error
-        if error.errno in _READ_ONLY:
-            raise StoreError(
-                f"the store {self.uri} is read-only and {what}: make it writable, or set SRPO_STORE to another store"
-            ) from error
-        raise StoreError(f"the store {self.uri} {what}: {error}") from error
-
-
-def _copy(source: Path, target: Path, digest: str, name: str) -> None:
-    """Copy a file to disk, sync it, and check the digest of the copied bytes."""
-    seen = hashlib.sha256()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with source.open("rb") as reader, target.open("xb") as writer:
-        while block := reader.read(BLOCK):
-            seen.update(block)
-            writer.write(block)
-        _sync(writer)
-    if seen.hexdigest() != digest:
-        raise changed_while_published(name)
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("xb") as file:
-        file.write(data)
-        _sync(file)
-
-
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_directories(root: Path) -> None:
-    for directory in (root, *(path for path in root.rglob("*") if path.is_dir())):
-        _sync_directory(directory)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def _errors(self, what: str) -> AbstractContextManager[None]:
+        return disk_errors(self.uri, what)
 
 
 def _restore(hidden: Path, directory: Path) -> None:
@@ -262,10 +286,3 @@ def _restore(hidden: Path, directory: Path) -> None:
         # the version may have been published again meanwhile, with the same content
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-
-
-def _read_if_present(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None

@@ -15,9 +15,16 @@ BLOCK: Final = 1 << 20
 SEAL: Final = "seal"
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+# The line of the seal in an encoded object: only a key of the object itself is indented by two spaces.
+_SEAL_LINE: Final = re.compile(rb'\n  "seal": "([0-9a-f]{64})"(,?)(?=\n)')
+_SHOWN: Final = 10  # names of versions in an error
 
 
-class FileLostError(StoreError):
+class DamagedFileError(StoreError):
+    """A file in the store is not the one that its manifest describes."""
+
+
+class FileLostError(DamagedFileError):
     """A file that a manifest names is not in the store."""
 
 
@@ -36,6 +43,12 @@ def model_of(version: str) -> str:
     if not model or not digits:
         raise StoreError(f"version {version!r} names no model: write <model>-<digits>")
     return model
+
+
+def is_version(name: str) -> bool:
+    """Return whether a name has the form of a version, `<model>-<digits>`."""
+    model, _, digits = name.rpartition("-")
+    return bool(_NAME.fullmatch(name) and model and digits)
 
 
 def version_key(version: str) -> str:
@@ -85,9 +98,20 @@ def decode_sealed(data: bytes, where: str) -> dict[str, Any]:
     value = decode(data, where)
     if SEAL not in value:
         raise StoreError(f"{where} is damaged (it has no seal): restore it from a backup")
-    if encode_sealed(value) != data:
+    if not _seal_holds(data):
         raise StoreError(f"{where} was altered after it was written: restore it from a backup")
     return value
+
+
+def _seal_holds(data: bytes) -> bool:
+    """Return whether the seal is the SHA-256 of the other bytes, which need not be encoded again for that."""
+    found = _SEAL_LINE.search(data)
+    if found is None:
+        return False
+    before, after = data[: found.start()], data[found.end() :]
+    if not found[2]:  # the last entry: the one before it ends with a comma, or the object has no other
+        before, after = (before[:-1], after) if before.endswith(b",") else (b"{}", after.removeprefix(b"\n}"))
+    return hashlib.sha256(before + after).hexdigest().encode() == found[1]
 
 
 def decode_alias(data: bytes, where: str) -> dict[str, Any]:
@@ -136,6 +160,29 @@ def changed_while_published(name: str) -> StoreError:
     return StoreError(f"{name} changed while it was published: nothing was published, try again")
 
 
+def wrong_length(name: str, version: str, uri: str, found: int, expected: int) -> DamagedFileError:
+    """Return the error for a stored file whose length is not the one in the manifest."""
+    return DamagedFileError(
+        f"{name} of {version} in {uri} has {found} bytes instead of {expected}: publish it again to repair it, or "
+        "restore it from a backup"
+    )
+
+
+def cannot_repair(names: Iterable[str], version: str, uri: str) -> DamagedFileError:
+    """Return the error for damaged files of a published version whose local files have other bytes."""
+    return DamagedFileError(
+        f"the store {uri} has lost or damaged {', '.join(names)} of {version}, and your file has other bytes: publish "
+        "from the commit of that version, or restore it from a backup"
+    )
+
+
 def unknown_version(version: str, known: Iterable[str], uri: str) -> StoreError:
     """Return the error for a version that a store does not have."""
-    return StoreError(f"{uri} has no version {version!r}: known are {', '.join(sorted(known)) or 'none'}")
+    return StoreError(f"{uri} has no version {version!r}: known are {listed(known)}")
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names for an error, sorted: all of a few, or the first ones and the number of the others."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - _SHOWN} more, see 'srpo releases'" if len(ordered) > _SHOWN else ""
+    return (", ".join(ordered[:_SHOWN]) or "none") + more

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from srpo_core.artifacts import replacing
+from srpo_core.artifacts import replacing, user_path
 from srpo_core.config import PARAMS_FILE, read_values
 from srpo_core.errors import ConfigError, SrpoError
 from srpo_core.runtime import file_lock, processes
@@ -83,7 +83,7 @@ def open_workspace(
         ConfigError: `checkout` is not a git checkout, or it has no such revision.
     """
     top = _top(checkout)
-    home = Path(os.environ.get("SRPO_HOME", top / ".srpo")).absolute()
+    home = user_path(os.environ.get("SRPO_HOME", top / ".srpo"))
     with file_lock.acquire(home / "runs/lock"):
         run = home / "runs" / f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"  # unique and in order, under the lock
         _remove_dead_runs(top, home / "runs", keep - 1)

@@ -84,7 +84,7 @@ def test_the_flow_verify_names_damaged_files_and_fails(store, prefect):
 
 def test_the_flow_verify_finds_an_alias_of_a_missing_version(store, prefect):
     promote("tiny-1")
-    store.remove("tiny-1")
+    store.remove(["tiny-1"])
     with pytest.raises(
         StoreError, match=r"the alias tiny/production .* points to tiny-1, which does not exist"
     ):

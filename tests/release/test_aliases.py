@@ -182,7 +182,7 @@ def remove_after_the_next_move(store, version, monkeypatch):
     def write_then_remove(self, name, value, token):
         done = honest(self, name, value, token)
         monkeypatch.setattr(kind, "write_alias", honest)
-        self.remove(version)
+        self.remove([version])
         return done
 
     monkeypatch.setattr(kind, "write_alias", write_then_remove)
@@ -218,10 +218,10 @@ def test_a_promotion_survives_a_store_that_fails_right_after_it(store, publish, 
     honest = type(store).write_alias
 
     def then_unreachable(self, name, value, token):
-        patch.setattr(type(store), "versions", unreachable)
+        patch.setattr(type(store), "has", unreachable)
         return honest(self, name, value, token)
 
-    def unreachable(_):
+    def unreachable(*_):
         raise StoreError("cannot be reached")
 
     with monkeypatch.context() as patch, pytest.raises(StoreError, match="cannot be reached"):

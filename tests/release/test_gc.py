@@ -32,9 +32,9 @@ def test_gc_keeps_a_version_promoted_while_others_are_removed(store, publish, mo
     kind = type(store)
     honest = kind.remove
 
-    def promote_then_remove(self, version, **options):
+    def promote_then_remove(self, versions_now, **options):
         promote(store, versions[1])
-        return honest(self, version, **options)
+        return honest(self, versions_now, **options)
 
     monkeypatch.setattr(kind, "remove", promote_then_remove)
     assert collect_garbage(store, keep=1).versions == tuple(versions[:3])
@@ -63,6 +63,6 @@ def test_a_version_promoted_while_it_is_removed_is_kept(store, publish, monkeypa
         return protected
 
     monkeypatch.setattr(gc, "protected_versions", promote_meanwhile)
-    assert gc.remove_unprotected(store, second) is False
+    assert gc.remove_unprotected(store, [second]) == []
     assert resolve(store, "production") == second
     assert verify(store, second)

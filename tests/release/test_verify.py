@@ -78,7 +78,7 @@ def test_a_release_with_an_altered_decision_cannot_be_promoted_or_read(store, pu
         assert "\n" not in str(caught.value)
     assert store.aliases() == []
     assert not (tmp_path / "here").exists()
-    store.remove(version)
+    store.remove([version])
     assert store.versions() == []
 
 

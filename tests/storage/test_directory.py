@@ -50,12 +50,12 @@ import json, os, sys, time
 from pathlib import Path
 from srpo_core.storage import directory, open_store
 
-def slow_copy(source, target, digest, name, copy=directory._copy):
+def slow_copy(source, target, digest, name, copy=directory.copy_file):
     copy(source, target, digest, name)
     Path(sys.argv[3]).write_text(name)
     time.sleep(600)
 
-directory._copy = slow_copy
+directory.copy_file = slow_copy
 plan = json.loads(Path(sys.argv[2]).read_text())
 files = {name: Path(path) for name, path in plan["files"].items()}
 open_store(sys.argv[1]).publish("tiny-1", files, plan["manifest"])
@@ -168,7 +168,7 @@ def test_a_read_only_store_can_be_read_but_not_written(tmpfs, make_release):
     with pytest.raises(StoreError, match="is read-only and cannot move the alias"):
         store.write_alias("tiny/candidate", {"version": "x"}, store.alias("tiny/candidate")[1])
     with pytest.raises(StoreError, match="is read-only and cannot remove tiny-1"):
-        store.remove("tiny-1")
+        store.remove(["tiny-1"])
     assert store.publish("tiny-1", *release) is False
     assert store.versions() == ["tiny-1"]
     assert store.alias("tiny/candidate")[0] == {"version": "tiny-1"}

@@ -81,7 +81,7 @@ def unfinished_uploads(store):
 
 def remove_version(store):
     """Remove the version and its objects, so that the next publisher must send everything."""
-    store.remove("tiny-1")
+    store.remove(["tiny-1"])
     if isinstance(store, DirectoryStore):
         return
     name, _ = bucket_and_prefix(store)

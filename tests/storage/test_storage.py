@@ -95,8 +95,8 @@ def test_eight_concurrent_publishers_create_one_version(any_store, make_release,
 
 def test_a_removed_version_can_be_published_again(any_store, make_release):
     any_store.publish("tiny-1", *make_release())
-    any_store.remove("tiny-1")
-    any_store.remove("tiny-1")
+    any_store.remove(["tiny-1"])
+    any_store.remove(["tiny-1"])
     assert any_store.versions() == []
     assert any_store.publish("tiny-1", *make_release()) is True
 
@@ -108,19 +108,19 @@ def test_a_removal_is_undone_if_the_version_is_still_needed(any_store, make_rele
 
     def needed():
         seen.append(any_store.versions())
-        return True
+        return {"tiny-1"}
 
-    assert any_store.remove("tiny-1", unless=needed) is False
-    assert seen == [[]], "the version is hidden when `unless` is called"
+    assert any_store.remove(["tiny-1"], needed=needed) == []
+    assert seen == [[]], "the version is hidden when `needed` is called"
     assert contents(any_store, "tiny-1") == {name: path.read_bytes() for name, path in files.items()}
 
     def fail():
         raise StoreError("cannot be reached")
 
     with pytest.raises(StoreError, match="cannot be reached"):
-        any_store.remove("tiny-1", unless=fail)
+        any_store.remove(["tiny-1"], needed=fail)
     assert any_store.versions() == ["tiny-1"]
-    assert any_store.remove("tiny-1", unless=lambda: False) is True
+    assert any_store.remove(["tiny-1"], needed=lambda: {"tiny-2", None}) == ["tiny-1"]
     assert any_store.versions() == []
 
 

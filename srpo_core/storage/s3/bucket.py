@@ -1,31 +1,41 @@
 """The objects below a prefix of a bucket: list, read, write, also under conditions, and delete."""
 
 import hashlib
-import os
+import time
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
 from functools import cached_property
-from typing import Any, Final
+from logging import getLogger
+from typing import Any, Final, TypeVar
 
 from srpo_core.errors import StoreError
+from srpo_core.storage.s3.client import CONNECTIONS, make_client
 from srpo_core.storage.s3.errors import (
     ABSENT,
-    ATTEMPTS,
+    BUSY,
     CONDITION_FAILED,
-    CONDITION_UNKNOWN,
     CONFLICT,
+    UNKNOWN,
     error_code,
     store_errors,
 )
 
-# An object that is older and that no version needs was left by a killed publisher.
+# An object that is older, by the store's clock, and that no version needs was left by a killed publisher.
 STALE: Final = timedelta(days=1)
 # A copy inside the store goes in parts of this size.
 COPY_PART: Final = 256 << 20
-CONNECT_SECONDS: Final = 5
-READ_SECONDS: Final = 60
+# The most that S3 deletes with one request.
+DELETED_AT_ONCE: Final = 1000
+# How often a write is repeated that another writer of the same object was in the way of, and the first pause.
+CONFLICTS: Final = 6
+CONFLICT_SECONDS: Final = 0.05
+
+T = TypeVar("T")
+log = getLogger(__name__)
 
 
 class Bucket:
@@ -45,27 +55,15 @@ class Bucket:
             raise StoreError(f"store {uri}: no bucket; write s3://bucket/prefix")
         self.prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self.uri = f"s3://{self.name}/{self.prefix}".rstrip("/")
-        # conditions that the store does not implement, as found by `ignored_conditions`
-        self._unknown_conditions: set[str] = set()
+        # conditions that the store does not implement, as found by the probe
+        self.unknown_conditions: set[str] = set()
+        # whether it accepts x-amz-checksum-sha256; some stores refuse every request with such a header
+        self._sha256 = True
 
     @cached_property
     def client(self) -> Any:
-        """The boto3 client. Raises `StoreError` if AWS_ENDPOINT_URL is not a URL."""
-        import boto3
-        from botocore.config import Config
-
-        # behind a custom endpoint the host name <bucket>.<host> usually does not exist
-        custom = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        config = Config(
-            connect_timeout=CONNECT_SECONDS,
-            read_timeout=READ_SECONDS,
-            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-            s3={"addressing_style": "path" if custom else "auto"},
-        )
-        try:
-            return boto3.session.Session().client("s3", config=config)
-        except ValueError as error:
-            raise StoreError(f"the store {self.uri}: {error}; check AWS_ENDPOINT_URL") from error
+        """The boto3 client, made when it is first used. Raises `StoreError` as `make_client` does."""
+        return make_client(self.uri)
 
     def errors(self) -> AbstractContextManager[None]:
         """Raise errors of botocore as `StoreError`."""
@@ -80,9 +78,11 @@ class Bucket:
         entries = self.entries("list_objects_v2", "Contents", below)
         return [entry["Key"].removeprefix(self.prefix + below) for entry in entries]
 
-    def entries(self, request: str, part: str, below: str) -> Iterator[dict[str, Any]]:
+    def entries(self, request: str, part: str, below: str, **options: str) -> Iterator[dict[str, Any]]:
         """Yield the entries of a paginated request; part: the key of the entries in its answer."""
-        pages = self.client.get_paginator(request).paginate(Bucket=self.name, Prefix=self.prefix + below)
+        pages = self.client.get_paginator(request).paginate(
+            Bucket=self.name, Prefix=self.prefix + below, **options
+        )
         for page in pages:
             yield from page.get(part, ())
 
@@ -90,13 +90,19 @@ class Bucket:
         """Return the answer to a GET, with the stream `Body`, or None if there is no such object."""
         return self._unless_absent(lambda: self.client.get_object(**self.target(key), **options))
 
-    def modified(self, key: str) -> datetime | None:
-        """Return when an object was written, or None if there is none."""
-        head = self._unless_absent(lambda: self.client.head_object(**self.target(key)))
-        if head is None:
-            return None
-        modified: datetime = head["LastModified"]
-        return modified
+    def head(self, key: str) -> Any:
+        """Return the answer to a HEAD, with `LastModified` and `ContentLength`, or None if there is no such object."""
+        return self._unless_absent(lambda: self.client.head_object(**self.target(key)))
+
+    def now(self) -> datetime:
+        """Return the time of the store's clock, by which it dates objects. Raises `StoreError` if it tells none."""
+        now = clock(self.client.list_objects_v2(Bucket=self.name, Prefix=f"{self.prefix}objects/", MaxKeys=1))
+        if now is None:
+            raise StoreError(
+                f"the store {self.uri} answers without its time (header Date), so the age of its objects is unknown and "
+                "none is removed: check what is between this machine and the store"
+            )
+        return now
 
     def touch(self, key: str) -> bool:
         """Copy an object onto itself inside the store, so that it counts as new; False if there is none."""
@@ -115,69 +121,106 @@ class Bucket:
         """Delete an object, if there is one."""
         self.client.delete_object(**self.target(key))
 
+    def delete_all(self, keys: Sequence[str]) -> None:
+        """Delete objects, many with each request; one by one if the store has no such request."""
+        from botocore.exceptions import ClientError
+
+        for start in range(0, len(keys), DELETED_AT_ONCE):
+            batch = keys[start : start + DELETED_AT_ONCE]
+            objects = [{"Key": self.prefix + key} for key in batch]
+            try:
+                answer = self.client.delete_objects(
+                    Bucket=self.name, Delete={"Objects": objects, "Quiet": True}
+                )
+            except ClientError as error:
+                if error_code(error) not in UNKNOWN:
+                    raise
+                self.parallel(self.delete, batch)
+                continue
+            for fault in answer.get("Errors", ()):
+                raise ClientError({"Error": fault}, "DeleteObjects")
+
+    def parallel(self, act: Callable[[str], T], keys: Iterable[str]) -> list[T]:
+        """Make one request for each key, several at once; return the answers in order."""
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            return list(pool.map(act, keys))
+
     def put_if(self, key: str, data: bytes, **condition: str) -> bool:
         """Write an object under a condition; False if the condition does not hold.
 
-        If the answer to a write is lost, botocore writes again, and the condition no longer holds. Then the object
-        already has the data that was to be written.
+        If the answer to a write is lost, botocore writes again, and the condition no longer holds; or every attempt
+        fails, although one was carried out. In both cases the object has the data that was to be written.
         """
-        if self.put(key, data, **condition):
+        from botocore import exceptions as boto
+
+        lost = (boto.ClientError, boto.ConnectionError, boto.HTTPClientError)
+        try:
+            return self.put(key, data, **condition) or self._has(key, data)
+        except lost as error:
+            if isinstance(error, boto.ClientError) and error_code(error) not in BUSY:
+                raise
+            try:
+                done = self._has(key, data)
+            except lost:
+                raise StoreError(
+                    f"the store {self.uri} did not answer the write of {key}, which may have been carried out: check "
+                    "with 'srpo releases' when it answers again, then repeat the command if it was not"
+                ) from error
+            if not done:
+                raise
             return True
+
+    def _has(self, key: str, data: bytes) -> bool:
         found = self.get(key)
         return found is not None and found["Body"].read() == data
 
     def put(self, key: str, data: bytes, **condition: str) -> bool:
-        """Write an object, with checksums; False if a condition does not hold."""
-        return self.conditionally(
-            lambda **known: self.client.put_object(
-                **self.target(key),
-                Body=data,
-                # some stores verify only one of the two
-                ChecksumSHA256=b64encode(hashlib.sha256(data).digest()).decode(),
-                ContentMD5=b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode(),
-                **known,
-            ),
-            **condition,
-        )
+        """Write an object, with checksums; False if a condition does not hold.
+
+        Some stores verify only one of the two checksums, and some refuse a request with SHA-256: then MD5 is sent alone.
+        """
+        from botocore.exceptions import ClientError
+
+        md5 = b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+        sha256 = b64encode(hashlib.sha256(data).digest()).decode()
+
+        def write(**more: str) -> Any:
+            return self.client.put_object(**self.target(key), Body=data, ContentMD5=md5, **more)
+
+        if self._sha256:
+            try:
+                return self.conditionally(lambda **known: write(ChecksumSHA256=sha256, **known), **condition)
+            except ClientError as error:
+                if error_code(error) not in UNKNOWN:
+                    raise
+                refused = error
+            try:
+                done = self.conditionally(write, **condition)
+            except ClientError:
+                raise refused from None  # the checksum was not the reason
+            self._sha256 = False
+            log.info("the store %s refuses SHA-256 checksums: MD5 is sent instead", self.uri)
+            return done
+        return self.conditionally(write, **condition)
 
     def conditionally(self, request: Callable[..., Any], **condition: str) -> bool:
         """Make a request under a condition; False if it does not hold."""
         from botocore.exceptions import ClientError
 
-        known = {name: value for name, value in condition.items() if name not in self._unknown_conditions}
-        for last in (False, False, True):
+        known = {name: value for name, value in condition.items() if name not in self.unknown_conditions}
+        for attempt in range(CONFLICTS + 1):
             try:
                 request(**known)
             except ClientError as error:
                 if error_code(error) in CONDITION_FAILED:
                     return False
-                # with two writers at the same moment S3 asks one of them to try again
-                if last or error_code(error) not in CONFLICT:
+                # with several writers at the same moment S3 asks all but one of them to try again
+                if attempt == CONFLICTS or error_code(error) not in CONFLICT:
                     raise
+                time.sleep(CONFLICT_SECONDS * 2**attempt)
             else:
                 return True
         raise AssertionError("the last attempt returns or raises")
-
-    def ignored_conditions(self) -> Sequence[str]:
-        """Test If-None-Match and If-Match; return those that the store does not implement or honour.
-
-        Later writes leave out conditions that it does not implement, because it would refuse such a write.
-        """
-        key, note = "conditional-writes", b"This store was asked whether it honours conditions.\n"
-        tested = {"If-None-Match": {"IfNoneMatch": "*"}, "If-Match": {"IfMatch": f'"{"0" * 32}"'}}
-        self.put(key, note)
-        return [name for name, condition in tested.items() if self._writes_despite(key, note, condition)]
-
-    def _writes_despite(self, key: str, note: bytes, condition: Mapping[str, str]) -> bool:
-        from botocore.exceptions import ClientError
-
-        try:
-            return self.put(key, note, **condition)
-        except ClientError as error:
-            if error_code(error) not in CONDITION_UNKNOWN:
-                raise
-            self._unknown_conditions |= condition.keys()
-            return True
 
     @staticmethod
     def _unless_absent(request: Callable[[], Any]) -> Any:
@@ -190,3 +233,11 @@ class Bucket:
             if error_code(error) in ABSENT:
                 return None
             raise
+
+
+def clock(answer: Any) -> datetime | None:
+    """Return the time of the store's clock when it gave an answer, or None if the answer has no such header."""
+    try:
+        return parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"].get("date", ""))
+    except ValueError:
+        return None

@@ -1,22 +1,53 @@
 """Translate errors of boto3 into `StoreError`s of one line, and name the error codes that the store handles."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
 from srpo_core.errors import StoreError
 
-ATTEMPTS: Final = 3
+# With botocore's backoff, the delays between so many attempts are about a minute together.
+ATTEMPTS: Final = 10
 
 CONDITION_FAILED: Final = ("PreconditionFailed", "412")
 CONDITION_UNKNOWN: Final = ("NotImplemented", "501")
 CONFLICT: Final = ("ConditionalRequestConflict", "409")
 ABSENT: Final = ("NoSuchKey", "404")
+# answers to a header or a request that the store does not know
+UNKNOWN: Final = (
+    "NotImplemented",
+    "501",
+    "InvalidArgument",
+    "InvalidRequest",
+    "MethodNotAllowed",
+    "405",
+    "400",
+)
+OUTSIDE: Final = ("InvalidRange", "416")
 UPLOAD_GONE: Final = ("NoSuchUpload",)
 _BAD_DIGEST: Final = ("BadDigest", "InvalidDigest")
 WRONG_DIGEST: Final = (*_BAD_DIGEST, "400")
-_DENIED: Final = ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken")
-_FULL: Final = ("QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507")
+BUSY: Final = ("SlowDown", "ServiceUnavailable", "503", "InternalError", "500", "502", "504")
+
+# What the error says for each group of codes.
+_REFUSALS: Final[Sequence[tuple[Sequence[str], str]]] = (
+    (("NoSuchBucket",), "cannot be used: there is no bucket {bucket}; create it or set SRPO_STORE"),
+    (
+        ("SignatureDoesNotMatch",),
+        "refuses these credentials ({code}): it knows the key, so check AWS_SECRET_ACCESS_KEY",
+    ),
+    (
+        ("AccessDenied", "403", "InvalidAccessKeyId", "ExpiredToken", "InvalidToken"),
+        "refuses these credentials ({code}): check AWS_ACCESS_KEY_ID and its permissions",
+    ),
+    (("RequestTimeTooSkewed",), "refuses the time of this machine ({code}): set its clock"),
+    (BUSY, "was too busy in each of {attempts} attempts ({code}): try again later"),
+    (_BAD_DIGEST, "received other bytes than were sent ({code}) and kept none: try again"),
+    (
+        ("QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507"),
+        "is full ({code}): free space there, or set SRPO_STORE to another store",
+    ),
+)
 
 
 def error_code(error: Any) -> str:
@@ -52,16 +83,9 @@ def store_errors(uri: str, bucket: str) -> Iterator[None]:
 
 def _refusal(error: Any, uri: str, bucket: str) -> str:
     code, message = error_code(error), error.response.get("Error", {}).get("Message", "")
-    if code == "NoSuchBucket":
-        return f"the store {uri}: there is no bucket {bucket}; create it or set SRPO_STORE"
-    if code in _DENIED:
-        return (
-            f"the store {uri} refuses these credentials ({code}): check AWS_ACCESS_KEY_ID and its permissions"
-        )
-    if code in _BAD_DIGEST:
-        return f"the store {uri} received other bytes than were sent ({code}) and kept none: try again"
-    if code in _FULL:
-        return f"the store {uri} is full ({code}): free space there, or set SRPO_STORE to another store"
+    for codes, text in _REFUSALS:
+        if code in codes:
+            return f"the store {uri} {text.format(code=code, bucket=bucket, attempts=ATTEMPTS)}"
     return f"the store {uri} answered {error.operation_name} with {code}: {message}"
 
 

@@ -1,14 +1,17 @@
 """The release store in a bucket: versions, files and aliases."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
+from logging import getLogger
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Final
 
+from srpo_core.errors import StoreError
 from srpo_core.storage.manifest import (
-    BLOCK,
     MANIFEST,
     FileLostError,
     alias_key,
+    cannot_repair,
     decode_alias,
     decode_manifest,
     encode_sealed,
@@ -16,10 +19,18 @@ from srpo_core.storage.manifest import (
     require_same,
     unknown_version,
     version_key,
+    wrong_length,
 )
 from srpo_core.storage.s3.bucket import Bucket
+from srpo_core.storage.s3.probe import ignored_conditions, probe
+from srpo_core.storage.s3.reading import read_object
 from srpo_core.storage.s3.sweep import sweep
 from srpo_core.storage.s3.upload import PART, Uploader
+
+# How often the objects of a version are checked before its manifest is written.
+CHECKS: Final = 3
+
+log = getLogger(__name__)
 
 
 class S3Store:
@@ -43,6 +54,22 @@ class S3Store:
             found = [PurePosixPath(key) for key in self._bucket.keys("models/")]
         return sorted(path.parent.name for path in found if path.match(f"*/versions/*/{MANIFEST}"))
 
+    def has(self, version: str) -> bool:
+        """Return whether a version is published."""
+        with self._bucket.errors():
+            return self._bucket.head(_manifest_key(version)) is not None
+
+    def manifests(self, versions: Collection[str]) -> Iterator[tuple[str, dict[str, Any] | StoreError]]:
+        """Yield each version with its manifest, or with the error that it cannot be read; several are read at once."""
+
+        def read(version: str) -> tuple[str, dict[str, Any] | StoreError]:
+            try:
+                return version, self.manifest(version)
+            except StoreError as error:
+                return version, error
+
+        yield from self._bucket.parallel(read, versions)
+
     def manifest(self, version: str) -> dict[str, Any]:
         """Return the manifest of a version. Raises `StoreError` with the known versions if there is none."""
         manifest = self._manifest(version)
@@ -53,17 +80,18 @@ class S3Store:
     def publish(self, version: str, files: Mapping[str, Path], manifest: Mapping[str, Any]) -> bool:
         """Send the files, then the manifest; False if the version exists with the same content.
 
-        Files of an existing version that the store has lost are sent again.
+        Files of an existing version that the store has lost or damaged are sent again.
 
         Raises:
-            FileLostError: a file was lost, and the file to send has other bytes.
+            DamagedFileError: a file was lost or damaged, and the file to send has other bytes.
         """
         if self._is_published(version, manifest):
-            self._restore(version, files, manifest)
+            self._repair(version, files, manifest)
             return False
         with self._bucket.errors():
             for name, path in files.items():
                 self._uploader.send(path, manifest["files"][name]["sha256"], name)
+            self._require_safe(version, files, manifest)
             if self._bucket.put_if(_manifest_key(version), encode_sealed(manifest), IfNoneMatch="*"):
                 return True
         return not self._is_published(version, manifest)
@@ -71,40 +99,51 @@ class S3Store:
     def read(self, version: str, name: str, start: int = 0) -> Iterator[bytes]:
         """Yield the bytes of one file of a version from byte `start` on, in blocks."""
         entry = require_file(self.manifest(version), name, version, self.uri)
-        if start and start >= entry["bytes"]:
-            return
+        lost = FileLostError(f"the store {self.uri} has lost {name} of {version}: publish it again")
+        wrong = partial(wrong_length, name, version, self.uri, expected=entry["bytes"])
         with self._bucket.errors():
-            options = {"Range": f"bytes={start}-"} if start else {}
-            found = self._bucket.get(f"objects/{entry['sha256']}", **options)
-            if found is None:
-                raise FileLostError(f"the store {self.uri} has lost {name} of {version}: publish it again")
-            yield from found["Body"].iter_chunks(BLOCK)
+            key = f"objects/{entry['sha256']}"
+            yield from read_object(self._bucket, key, start, entry["bytes"], lost=lost, wrong=wrong)
 
     def local(self, version: str) -> Path | None:
         """Return None: a bucket is not on the file system of this machine."""
         self.manifest(version)
         return None
 
-    def remove(self, version: str, unless: Callable[[], bool] | None = None) -> bool:
-        """Delete the manifest, so that the version no longer exists; its files may belong to other versions too."""
-        key = _manifest_key(version)
+    def remove(
+        self, versions: Collection[str], needed: Callable[[], Collection[str | None]] | None = None
+    ) -> list[str]:
+        """Delete manifests, so that the versions no longer exist; their files may belong to other versions too."""
+        keys = {_manifest_key(version): version for version in versions}
         with self._bucket.errors():
-            found = self._bucket.get(key)
-            manifest = b"" if found is None else found["Body"].read()
-            self._bucket.delete(key)
-            restore = found is not None  # also if `unless` raises
+            found = dict(zip(keys, self._bucket.parallel(self._raw, list(keys)), strict=True))
+            there = {key: data for key, data in found.items() if data is not None}
+            kept: Collection[str | None] = versions  # also if deleting or `needed` raises
             try:
-                restore = restore and unless is not None and unless()
+                self._bucket.delete_all(list(there))
+                kept = needed() if needed else ()
             finally:
-                if restore:
-                    self._bucket.put(key, manifest)
-            return not restore
+                for key, data in there.items():
+                    if keys[key] in kept:
+                        self._bucket.put(key, data, IfNoneMatch="*")
+        return [version for version in versions if version not in kept]
 
     def aliases(self) -> list[str]:
         """List the aliases, each as `<model>/<name>`, sorted."""
         with self._bucket.errors():
-            found = [PurePosixPath(key) for key in self._bucket.keys("models/")]
-        return sorted(f"{path.parts[0]}/{path.stem}" for path in found if path.match("*/aliases/*.json"))
+            below = self._bucket.prefix + "models/"
+            models = [
+                entry["Prefix"].removeprefix(below).rstrip("/")
+                for entry in self._bucket.entries(
+                    "list_objects_v2", "CommonPrefixes", "models/", Delimiter="/"
+                )
+            ]
+            return sorted(
+                f"{model}/{key.removesuffix('.json')}"
+                for model in models
+                for key in self._bucket.keys(f"models/{model}/aliases/")
+                if key.endswith(".json")
+            )
 
     def alias(self, name: str) -> tuple[dict[str, Any] | None, str | None]:
         """Return the value of an alias, or None, and its ETag as token."""
@@ -122,22 +161,38 @@ class S3Store:
             return self._bucket.put_if(alias_key(name), encode_sealed(value), **condition)
 
     def ignored_conditions(self) -> Sequence[str]:
-        """Return which of If-None-Match and If-Match this store does not honour; tested by writes."""
+        """Return which of If-None-Match and If-Match this store does not honour; tested by writes, also in a race."""
         with self._bucket.errors():
-            return self._bucket.ignored_conditions()
+            return ignored_conditions(self._bucket)
+
+    def probe(self) -> None:
+        """Write an object, read it and delete it. Raises `StoreError` if that is not possible."""
+        with self._bucket.errors():
+            probe(self._bucket)
 
     def sweep(self, *, without: Collection[str], delete: bool) -> list[str]:
-        """Return objects that only the versions `without` need, and unfinished uploads; at least a day old."""
+        """Return objects that only the versions `without` need, and unfinished uploads; at least a day old.
+
+        While a manifest cannot be read, it is unknown which objects its version needs, and none is returned.
+        """
         digests: dict[str, frozenset[str]] = {}  # by version, which never changes
 
-        def needed() -> set[str]:
-            for version in set(self.versions()) - digests.keys() - set(without):
-                files = self.manifest(version)["files"]
-                digests[version] = frozenset(entry["sha256"] for entry in files.values())
+        def needed() -> Collection[str] | None:
+            for version, manifest in self.manifests(
+                sorted(set(self.versions()) - digests.keys() - set(without))
+            ):
+                if isinstance(manifest, StoreError):
+                    log.warning("no object is removed while a manifest cannot be read: %s", manifest)
+                    return None
+                digests[version] = frozenset(entry["sha256"] for entry in manifest["files"].values())
             return set().union(*digests.values())
 
         with self._bucket.errors():
             return sweep(self._bucket, needed, delete=delete)
+
+    def _raw(self, key: str) -> bytes | None:
+        found = self._bucket.get(key)
+        return None if found is None else bytes(found["Body"].read())
 
     def _manifest(self, version: str) -> dict[str, Any] | None:
         key = _manifest_key(version)
@@ -151,18 +206,43 @@ class S3Store:
             require_same(existing, manifest, version, self.uri)
         return existing is not None
 
-    def _restore(self, version: str, files: Mapping[str, Path], manifest: Mapping[str, Any]) -> None:
-        """Send the lost files of a published version again; its descriptive files may have changed since then."""
+    def _require_safe(self, version: str, files: Mapping[str, Path], manifest: Mapping[str, Any]) -> None:
+        """Check all objects once more before a manifest names them; send those again that were removed meanwhile.
+
+        An upload may take longer than a day, after which a sweep removes what no version needs.
+        """
+        entries = manifest["files"]
+
+        def is_safe(name: str) -> bool:
+            return self._uploader.is_safe(entries[name]["sha256"], entries[name]["bytes"])
+
+        for _ in range(CHECKS):
+            lost = [
+                name
+                for name, safe in zip(files, self._bucket.parallel(is_safe, files), strict=True)
+                if not safe
+            ]
+            if not lost:
+                return
+            for name in lost:
+                self._uploader.send(files[name], entries[name]["sha256"], name)
+        raise StoreError(
+            f"the store {self.uri} loses {lost[0]} of {version} again and again, and nothing was published: look for a "
+            "rule or a process that removes objects there"
+        )
+
+    def _repair(self, version: str, files: Mapping[str, Path], manifest: Mapping[str, Any]) -> None:
+        """Send the lost and damaged files of a published version again; its descriptive files may have changed."""
+        other = []  # reported when all others are repaired
         with self._bucket.errors():
             for name, entry in self.manifest(version)["files"].items():
                 same = manifest["files"].get(name, {}).get("sha256") == entry["sha256"]
                 if same and name in files:
                     self._uploader.send(files[name], entry["sha256"], name)
-                elif self._bucket.modified(f"objects/{entry['sha256']}") is None:
-                    raise FileLostError(
-                        f"the store {self.uri} has lost {name} of {version}, and your file has other bytes: publish "
-                        "from the commit of that version"
-                    )
+                elif not self._uploader.is_intact(entry["sha256"], entry["bytes"]):
+                    other.append(name)
+        if other:
+            raise cannot_repair(other, version, self.uri)
 
 
 def _manifest_key(version: str) -> str:

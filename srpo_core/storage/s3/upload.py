@@ -4,23 +4,25 @@ import hashlib
 from base64 import b64encode
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import UTC, datetime
 from functools import cached_property
 from logging import getLogger
 from pathlib import Path
 from threading import BoundedSemaphore, Event
 from typing import Any, Final
+from uuid import uuid4
 
 from srpo_core.errors import StoreError
 from srpo_core.storage.manifest import BLOCK, changed_while_published
-from srpo_core.storage.s3.bucket import STALE, Bucket
-from srpo_core.storage.s3.errors import ATTEMPTS, UPLOAD_GONE, WRONG_DIGEST, error_code
+from srpo_core.storage.s3.bucket import STALE, Bucket, clock
+from srpo_core.storage.s3.errors import UPLOAD_GONE, WRONG_DIGEST, error_code
 
 # A larger file is sent in parts of this size, or in larger parts if there would be too many.
 PART: Final = 16 << 20
 MAX_PARTS: Final = 10_000
 # Number of parts in transfer at once; one more is in memory while it is read.
 PARALLEL: Final = 4
+# How often an upload is begun that others keep aborting.
+UPLOADS: Final = 3
 
 log = getLogger(__name__)
 
@@ -33,39 +35,57 @@ class Uploader:
         self._part_bytes = part_bytes
 
     def send(self, path: Path, digest: str, name: str) -> None:
-        """Send a file unless an intact object with its digest is there.
+        """Send a file unless an intact object with its digest is there, which is read back to know that.
 
-        A publisher that was killed before it read its object back may have left a damaged one, which is replaced.
+        A damaged object is replaced, whoever wrote it: it would spoil every release that shares it.
 
         name: the file's name in the release, for errors.
 
         Raises:
             StoreError: the file does not have the digest, or the store damages it or keeps losing the upload.
         """
-        key = f"objects/{digest}"
-        modified = self._bucket.modified(key)
+        key, size = f"objects/{digest}", path.stat().st_size
+        found = self._bucket.head(key)
         # renewed long before a sweep could take it for the leftover of a killed publisher
-        old = modified is not None and datetime.now(UTC) - modified > STALE / 2
-        present = self._bucket.touch(key) if old else modified is not None
-        if present and self._is_intact(key, digest):
-            return
-        if path.stat().st_size > self._part_bytes:
-            self._send_in_parts(path, key, digest, name)
+        if found is not None and not _is_recent(found) and not self._bucket.touch(key):
+            found = None
+        if found is not None:
+            if found["ContentLength"] == size and self._reads_back(key, digest):
+                return
+            log.warning("the object of %s in %s is damaged: it is replaced", name, self._bucket.uri)
+        condition = {} if found is not None else {"IfNoneMatch": "*"}
+        if size > self._part_bytes:
+            self._send_in_parts(path, digest, name, condition)
             return
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != digest:
             raise changed_while_published(name)
-        self._bucket.put(key, data, IfNoneMatch="*")
-        self._require_intact(key, digest, name)
+        self._bucket.put(key, data, **condition)
+        self._require_intact(key, digest, size, name)
 
-    def _send_in_parts(self, path: Path, key: str, digest: str, name: str) -> None:
+    def is_safe(self, digest: str, size: int) -> bool:
+        """Return whether an object is there, as long as it should be, and so new that no sweep removes it soon."""
+        found = self._bucket.head(f"objects/{digest}")
+        return found is not None and found["ContentLength"] == size and _is_recent(found)
+
+    def is_intact(self, digest: str, size: int) -> bool:
+        """Return whether an object is there with the right length and bytes; it is read to know that."""
+        found = self._bucket.head(f"objects/{digest}")
+        return (
+            found is not None
+            and found["ContentLength"] == size
+            and self._reads_back(f"objects/{digest}", digest)
+        )
+
+    def _send_in_parts(self, path: Path, digest: str, name: str, condition: Mapping[str, str]) -> None:
         """Send a file in parts, without those that an interrupted upload has already sent.
 
         Publishers of the same file share an upload, because its parts are the same. A later one finds it complete.
         """
         from botocore.exceptions import ClientError
 
-        for _ in range(ATTEMPTS):
+        key, size = f"objects/{digest}", path.stat().st_size
+        for _ in range(UPLOADS):
             upload, sent = self._open_upload(key)
             try:
                 parts = {"Parts": self._send_parts(path, upload, sent, digest, name)}
@@ -73,16 +93,18 @@ class Uploader:
                     lambda upload=upload, parts=parts, **known: self._bucket.client.complete_multipart_upload(
                         **upload, MultipartUpload=parts, **known
                     ),
-                    IfNoneMatch="*",
+                    **condition,
                 )
             except ClientError as error:
                 if error_code(error) not in UPLOAD_GONE:
                     raise
-            if self._bucket.modified(key) is not None:
-                self._require_intact(key, digest, name)
+                if not self._reads_back(key, digest):
+                    continue
+            if self._bucket.head(key) is not None:
+                self._require_intact(key, digest, size, name)
                 return
         raise StoreError(
-            f"the store {self._bucket.uri} lost the upload of {name} {ATTEMPTS} times: try again later"
+            f"the store {self._bucket.uri} lost the upload of {name} {UPLOADS} times: try again later"
         )
 
     def _open_upload(self, key: str) -> tuple[dict[str, str], dict[int, str]]:
@@ -146,32 +168,38 @@ class Uploader:
         from botocore.exceptions import ClientError
 
         wrong = b64encode(hashlib.md5(b"other bytes", usedforsecurity=False).digest()).decode()
+        key = f"probes/{uuid4().hex}"
         try:
-            self._bucket.client.put_object(
-                **self._bucket.target("verified-writes"), Body=b"bytes", ContentMD5=wrong
-            )
+            self._bucket.client.put_object(**self._bucket.target(key), Body=b"bytes", ContentMD5=wrong)
         except ClientError as error:
             if error_code(error) not in WRONG_DIGEST:
                 raise
             return True
+        self._bucket.delete(key)
         log.info("the store %s does not verify checksums: uploads are read back", self._bucket.uri)
         return False
 
-    def _require_intact(self, key: str, digest: str, name: str) -> None:
-        if not self._is_intact(key, digest):
+    def _require_intact(self, key: str, digest: str, size: int, name: str) -> None:
+        """Check an object that was just sent: its length, and its bytes if the store does not verify them."""
+        found = self._bucket.head(key)
+        right = found is not None and found["ContentLength"] == size
+        if not right or not (self._store_verifies or self._reads_back(key, digest)):
+            self._bucket.delete(key)
             raise changed_while_published(name)
 
-    def _is_intact(self, key: str, digest: str) -> bool:
-        """Read an object back if the store does not verify uploads; delete a damaged one and return False."""
-        if self._store_verifies:
-            return True
+    def _reads_back(self, key: str, digest: str) -> bool:
+        """Read an object; return whether it is there and has the digest."""
+        found = self._bucket.get(key)
         seen = hashlib.sha256()
-        for block in self._bucket.get(key)["Body"].iter_chunks(BLOCK):
+        for block in () if found is None else found["Body"].iter_chunks(BLOCK):
             seen.update(block)
-        if seen.hexdigest() == digest:
-            return True
-        self._bucket.delete(key)
-        return False
+        return found is not None and seen.hexdigest() == digest
+
+
+def _is_recent(answer: Any) -> bool:
+    """Return whether an object was written lately, by the store's clock; an unknown time counts as long ago."""
+    now = clock(answer)
+    return now is not None and now - answer["LastModified"] <= STALE / 2
 
 
 def abort_upload(bucket: Bucket, upload: Mapping[str, Any]) -> None:
