@@ -20,6 +20,9 @@ def show_verdict(*, passed: bool, reason: str) -> None:
     typer.echo(f"verdict  {verdict}: {reason}")
 
 
-def shortest(path: Path) -> Path:
-    """Return `path` relative to the working directory if it is inside it, else unchanged."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+def shortest(where: Path | str) -> str:
+    """Return a path relative to the working directory if it is inside it; another path, or a URI, unchanged."""
+    if "://" in str(where):
+        return str(where)
+    path = Path(where)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

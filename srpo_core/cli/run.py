@@ -60,7 +60,7 @@ def align(
     where = "runs" if result.home else f"{shortest(result.workspace)}/runs"
     reason = "" if result.home or revision else f" ({_why_not_home(result.champion)})"
     typer.echo(f"results  {where}{reason}")
-    typer.echo(f"release  {shortest(Path(result.release)) if result.release else 'none'}")
+    typer.echo(f"release  {shortest(result.release) if result.release else 'none'}")
     if not result.passed:
         raise typer.Exit(REFUSED)
 

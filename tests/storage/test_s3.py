@@ -410,7 +410,9 @@ def test_publishing_again_restores_lost_files(bucket, make_release):
     files["README.md"].write_text("another card")
     entry = {"sha256": sha256(files["README.md"]), "bytes": 12}
     changed = manifest | {"files": manifest["files"] | {"README.md": entry}}
-    with pytest.raises(StoreError, match=r"has lost or damaged README\.md of tiny-1, and your file has other bytes"):
+    with pytest.raises(
+        StoreError, match=r"has lost or damaged README\.md of tiny-1, and your file has other bytes"
+    ):
         store.publish("tiny-1", files, changed)
 
 
@@ -468,7 +470,9 @@ def test_an_old_object_is_renewed_before_a_manifest_names_it(bucket, make_releas
     honest, changed = Bucket.put_if, []
 
     def record_then_put(self, key, data, **condition):
-        changed.extend(self.head(f"objects/{entry['sha256']}")["LastModified"] for entry in manifest["files"].values())
+        changed.extend(
+            self.head(f"objects/{entry['sha256']}")["LastModified"] for entry in manifest["files"].values()
+        )
         return honest(self, key, data, **condition)
 
     monkeypatch.setattr(Bucket, "put_if", record_then_put)
