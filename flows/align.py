@@ -26,7 +26,7 @@ from srpo_core.release import publishing, verify
 from srpo_core.release.aliases import PRODUCTION, read_alias
 from srpo_core.report.full_report import write_whole
 from srpo_core.runtime.dvc_yaml import Stage
-from srpo_core.storage import open_store, require_conditions
+from srpo_core.storage import open_store, require_conditions, require_publishable
 from srpo_core.workspace.reproduce import StageResult, reproduce
 from srpo_core.workspace.stage_graph import read_graph
 from srpo_core.workspace.worktree import (
@@ -81,6 +81,8 @@ def align(
         changes = patch.model_dump(mode="json", exclude_none=True)
         settings = write_settings(workspace.path, profile=profile, patch=changes)
         require_consistent(settings)
+        if publish:
+            require_publishable(open_store(), accepted=settings.release.unconditional_store)
         champion = in_production(settings.release.name) if settings.champion is None else None
         plain = has_settings_of_checkout(workspace)
         if champion:  # written after the comparison above, and validated again because one key has changed

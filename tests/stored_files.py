@@ -1,5 +1,6 @@
 """The bytes that a store keeps, read and changed without the store's own code."""
 
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 
@@ -45,3 +46,12 @@ class Files:
 
     def key(self, name):
         return {"Bucket": self.place["Bucket"], "Key": f"{self.place['Prefix']}/{name}"}
+
+
+def make_older(bucket, **by):
+    """Make all objects of a bucket older, in the memory of moto."""
+    from moto.s3.models import s3_backends
+
+    (backend,) = (backend for backend in s3_backends["123456789012"].values() if bucket in backend.buckets)
+    for entry in backend.buckets[bucket].keys.values():
+        entry.last_modified = datetime.now(UTC).replace(tzinfo=None) - timedelta(**by)

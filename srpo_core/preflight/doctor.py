@@ -15,7 +15,7 @@ from srpo_core.errors import SrpoError
 from srpo_core.preflight.consistency import require_consistent
 from srpo_core.preflight.disk import bytes_of_run, count_weights
 from srpo_core.runtime.shared_files import storage
-from srpo_core.storage import open_store
+from srpo_core.storage import open_store, require_publishable
 from srpo_core.weights.models_lock import LOCK, missing_files, read_lock
 
 Found = tuple[bool, str]
@@ -34,7 +34,7 @@ class Finding:
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Run every check of `CHECKS` and yield its findings; nothing is changed."""
+    """Run every check of `CHECKS` and yield its findings; what a check writes to the store, it deletes."""
     for what, check in CHECKS.items():
         found = check(settings)
         for good, detail in [found] if isinstance(found, tuple) else found:
@@ -131,15 +131,14 @@ def _disk(settings: Settings) -> tuple[bool, str]:
     return free > needed, f"{free:.0f} GB free here ({asked})"
 
 
-def _store(_: Settings) -> tuple[bool, str]:
+def _store(settings: Settings) -> tuple[bool, str]:
     try:
         store = open_store()
         count = len(store.versions())
+        require_publishable(store, accepted=settings.release.unconditional_store)
     except SrpoError as error:
         return False, str(error)
-    if "://" not in store.uri and (fault := _not_writable(Path(store.uri))):
-        return False, fault
-    return True, f"{store.uri}, releases: {count}"
+    return True, f"{store.uri}, releases: {count}; writes, deletions and conditions were tested"
 
 
 def _shared(_: Settings) -> tuple[bool, str]:
@@ -148,16 +147,6 @@ def _shared(_: Settings) -> tuple[bool, str]:
     except SrpoError as error:
         return False, str(error)
     return True, f"{shared or 'SRPO_SHARED is not set: workers share the disk of this machine'}"
-
-
-def _not_writable(directory: Path) -> str | None:
-    """Return why a directory, which may not exist yet, cannot be written to; None if it can."""
-    there = next(path for path in (directory, *directory.parents) if path.exists())
-    if not there.is_dir():
-        return f"{there} is a file: point SRPO_STORE to a directory"
-    if not os.access(there, os.W_OK):
-        return f"{there} is not writable: point SRPO_STORE elsewhere"
-    return None
 
 
 def _devices(settings: Settings) -> tuple[bool, str]:

@@ -244,12 +244,15 @@ def _write_move(
     who: str | None,
     marks: Mapping[str, Any] = MappingProxyType({}),
 ) -> bool:
-    """Move an alias by one conditional write; False if another process moved it since it was read."""
+    """Move an alias by one conditional write; False if another process moved it since it was read.
+
+    If the answer to the write was lost, the store refuses to repeat it, also when another process has moved the alias
+    on. Then the history has this move.
+    """
     step = _step(alias.version, version, why=why, who=who) | dict(marks)
-    if not store.write_alias(
-        alias.name, {"version": version, "history": [*alias.history, step]}, alias.token
-    ):
-        return False
+    value = {"version": version, "history": [*alias.history, step]}
+    if not store.write_alias(alias.name, value, alias.token):
+        return read_alias(store, alias.name).history[len(alias.history) :][:1] == (step,)
     if version is not None:
         _require_kept(store, alias, version)
     return True

@@ -41,6 +41,7 @@ __all__ = [
     "model_of",
     "open_store",
     "require_conditions",
+    "require_publishable",
     "version_key",
 ]
 
@@ -145,6 +146,18 @@ def require_conditions(store: Store, *, accepted: bool, where: Path = PARAMS) ->
             f"release.unconditional_store: true in {where} and write from one process at a time"
         )
     log.warning("%s: %s accepts it, so write from one process at a time", what, where)
+
+
+def require_publishable(store: Store, *, accepted: bool, where: Path = PARAMS) -> None:
+    """Test that a store can be written to and honours conditional writes, before the hours of work of a run.
+
+    accepted, where: as for `require_conditions`.
+
+    Raises:
+        StoreError: nothing could be published to the store.
+    """
+    store.probe()
+    require_conditions(store, accepted=accepted, where=where)
 
 
 _SCHEMES: Final[Mapping[str, Callable[[str], Store]]] = MappingProxyType({"s3": S3Store})

@@ -13,6 +13,7 @@ from unittest import mock
 
 import pytest
 import yaml
+from faulty_proxy import FaultyProxy, without
 
 import srpo_core
 from srpo_core.cli.app import OWN_PACKAGES, MaskingFormatter
@@ -262,3 +263,26 @@ def test_neither_an_error_nor_a_log_record_prints_credentials(srpo, tmp_path, mo
     assert "to s3://***@b" in text
     assert "https://***@host is unreachable" in text
     assert "plantedSECRET" not in text
+
+
+@pytest.mark.s3
+def test_the_doctor_reports_a_store_that_does_not_honour_conditions(srpo, bucket, s3_environment):
+    proxy = FaultyProxy(s3_environment, without("if-match"))
+    try:
+        done = srpo("doctor", SRPO_STORE=f"s3://{bucket}/p", AWS_ENDPOINT_URL=proxy.url)
+    finally:
+        proxy.close()
+    assert done.returncode == 1
+    assert re.search(
+        r"^✗ store +the store s3://\S+/p does not honour conditional writes \(If-Match\)",
+        done.stdout,
+        re.MULTILINE,
+    )
+
+
+def test_the_doctor_leaves_no_file_in_a_store(srpo, tmp_path):
+    (tmp_path / "store").mkdir()
+    srpo("doctor", SRPO_STORE=str(tmp_path / "store"))
+    assert [path.name for path in (tmp_path / "store").rglob("*") if path.is_file()] == [".incoming.lock"]
+    srpo("doctor", SRPO_STORE=str(tmp_path / "none/store"))
+    assert not (tmp_path / "none").exists()

@@ -8,6 +8,7 @@ import time
 import psutil
 import pytest
 import yaml
+from faulty_proxy import FaultyProxy, without
 from living import ended, runs
 from standin import keep_stages
 
@@ -217,3 +218,28 @@ def test_a_run_killed_in_a_stage_leaves_no_process_and_can_be_repeated(standin, 
     assert again.returncode == 0, again.stderr
     assert "✓ ingest        cached" in again.stderr
     assert "✓ train         done" in again.stderr
+
+
+def test_a_store_that_cannot_be_written_to_ends_the_run_before_its_first_stage(standin, prefect, monkeypatch):
+    (standin / "file").write_text("no directory")
+    monkeypatch.setenv("SRPO_STORE", str(standin / "file"))
+    with pytest.raises(StoreError, match=r"^the store \S+/file "):
+        run(publish=True)
+    assert newest_run(prefect)["state_type"] == "FAILED"
+    assert not list(standin.glob(".srpo/runs/*/*/runs/ingest"))
+    assert not (standin / "runs/ingest").exists()
+
+
+@pytest.mark.s3
+def test_a_bucket_without_conditions_ends_the_run_before_its_first_stage(
+    standin, prefect, bucket, s3_environment, monkeypatch
+):
+    proxy = FaultyProxy(s3_environment, without("if-match"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    monkeypatch.setenv("SRPO_STORE", f"s3://{bucket}/p")
+    try:
+        with pytest.raises(StoreError, match=r"does not honour conditional writes \(If-Match\)"):
+            run(publish=True)
+        assert not list(standin.glob(".srpo/runs/*/*/runs/ingest"))
+    finally:
+        proxy.close()

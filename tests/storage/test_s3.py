@@ -10,6 +10,7 @@ from io import BytesIO
 import boto3
 import pytest
 from botocore.exceptions import EndpointConnectionError
+from stored_files import make_older
 
 from srpo_core.artifacts import sha256
 from srpo_core.errors import StoreError
@@ -424,17 +425,6 @@ def test_a_damaged_object_of_a_killed_publisher_is_replaced(bucket, make_release
     assert store.publish("tiny-1", files, manifest) is True
     for name, path in files.items():
         assert b"".join(store.read("tiny-1", name)) == path.read_bytes()
-
-
-def make_older(bucket, **by):
-    """Make all objects of a bucket older, in the memory of moto."""
-    from datetime import timedelta
-
-    from moto.s3.models import s3_backends
-
-    (backend,) = (backend for backend in s3_backends["123456789012"].values() if bucket in backend.buckets)
-    for entry in backend.buckets[bucket].keys.values():
-        entry.last_modified = datetime.now(UTC).replace(tzinfo=None) - timedelta(**by)
 
 
 def test_a_sweep_keeps_a_file_that_is_published_meanwhile(bucket, make_release, monkeypatch):
