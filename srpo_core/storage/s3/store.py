@@ -90,7 +90,7 @@ class S3Store:
             return False
         with self._bucket.errors():
             for name, path in files.items():
-                self._uploader.send(path, manifest["files"][name]["sha256"], name)
+                self._uploader.send(path, manifest["files"][name], name)
             self._require_safe(version, files, manifest)
             if self._bucket.put_if(_manifest_key(version), encode_sealed(manifest), IfNoneMatch="*"):
                 return True
@@ -225,7 +225,7 @@ class S3Store:
             if not lost:
                 return
             for name in lost:
-                self._uploader.send(files[name], entries[name]["sha256"], name)
+                self._uploader.send(files[name], entries[name], name)
         raise StoreError(
             f"the store {self.uri} loses {lost[0]} of {version} again and again, and nothing was published: look for a "
             "rule or a process that removes objects there"
@@ -238,7 +238,7 @@ class S3Store:
             for name, entry in self.manifest(version)["files"].items():
                 same = manifest["files"].get(name, {}).get("sha256") == entry["sha256"]
                 if same and name in files:
-                    self._uploader.send(files[name], entry["sha256"], name)
+                    self._uploader.send(files[name], entry, name)
                 elif not self._uploader.is_intact(entry["sha256"], entry["bytes"]):
                     other.append(name)
         if other:

@@ -34,17 +34,18 @@ class Uploader:
         self._bucket = bucket
         self._part_bytes = part_bytes
 
-    def send(self, path: Path, digest: str, name: str) -> None:
+    def send(self, path: Path, entry: Mapping[str, Any], name: str) -> None:
         """Send a file unless an intact object with its digest is there, which is read back to know that.
 
         A damaged object is replaced, whoever wrote it: it would spoil every release that shares it.
 
-        name: the file's name in the release, for errors.
+        entry: the `sha256` and `bytes` of the file in the manifest; name: its name in the release, for errors.
 
         Raises:
             StoreError: the file does not have the digest, or the store damages it or keeps losing the upload.
         """
-        key, size = f"objects/{digest}", path.stat().st_size
+        digest, size = entry["sha256"], entry["bytes"]
+        key = f"objects/{digest}"
         found = self._bucket.head(key)
         # renewed long before a sweep could take it for the leftover of a killed publisher
         if found is not None and not _is_recent(found) and not self._bucket.touch(key):
