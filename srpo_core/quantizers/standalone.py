@@ -1,21 +1,27 @@
 """`srpo quantize`: write any FLUX checkpoint in several formats, each with a record of its errors."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
+from logging import getLogger
 from pathlib import Path
 from typing import Any, Final
 
-from srpo_core.artifacts import write_json
-from srpo_core.errors import DataError
+from srpo_core.artifacts import sha256, write_json
+from srpo_core.errors import ArtifactError, DataError
 from srpo_core.quantizers import WrittenFile, chosen_quantizers, convert, num_weights, open_flux
+from srpo_core.quantizers.conversion import Format
 from srpo_core.quantizers.flux_checkpoint import TRANSFORMER, FluxCheckpoint
+from srpo_core.runtime.file_lock import try_acquire
 
 RECORD: Final = "quantize.json"
+LOCK: Final = ".quantize.lock"
 SCHEMA_VERSION: Final = 1
 # Types that store each weight by itself, without blocks or scales.
 _WHOLE: Final = ("F32", "F16", "BF16")
+
+log = getLogger(__name__)
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
@@ -31,12 +37,49 @@ def quantize_checkpoint(
     Raises:
         ConfigError: a format is unknown or needs a package that is missing.
         DataError: the source is not a FLUX checkpoint, or it is damaged.
+        ArtifactError: `out` cannot be written to, or another process writes to it.
     """
     formats = {name: entry for name, (_, entry) in chosen_quantizers(names).items()}
     checkpoint = open_flux(source)
     called = stem or _stem(source)
     if "/" in called:
         raise DataError(f"--name {called} is not a file name: remove the '/'")
+    try:
+        with _only_writer(out):
+            missing, records = _convert_missing(checkpoint, formats, out, called=called, bar=bar)
+    except OSError as error:
+        raise ArtifactError(
+            f"{out} cannot be written to ({error}): free space there or choose another --out, then repeat the command, "
+            "which keeps the formats that are complete"
+        ) from error
+    for name in formats:
+        for file, entry in records[name]["files"].items():
+            state = "" if name in missing else "  kept"
+            yield (
+                f"{out / name / file}  {entry['bytes'] / 1e9:.3f} GB  "
+                f"weights {entry['relative_error']:.2g} off{state}"
+            )
+
+
+@contextmanager
+def _only_writer(out: Path) -> Iterator[None]:
+    """Let one process write to `out` at a time. Raises `ArtifactError` if another one does."""
+    lock = try_acquire(out / LOCK)
+    if lock is None:
+        raise ArtifactError(
+            f"another 'srpo quantize' writes to {out}: wait until it ends, or choose another directory for --out"
+        )
+    with lock:
+        try:
+            yield
+        finally:
+            lock.remove_file()
+
+
+def _convert_missing(
+    checkpoint: FluxCheckpoint, formats: Mapping[str, Format], out: Path, *, called: str, bar: Bar
+) -> tuple[Mapping[str, Format], dict[str, dict[str, Any]]]:
+    """Write the formats that are not complete; return those, and the records of all formats."""
     origin = _origin(checkpoint)
     kept = {name: record for name in formats if (record := _record(out / name, called, origin)) is not None}
     missing = {name: entry for name, entry in formats.items() if name not in kept}
@@ -56,13 +99,7 @@ def quantize_checkpoint(
             }
             write_json(out / name / RECORD, record)
             kept[name] = record
-    for name in formats:
-        for file, entry in kept[name]["files"].items():
-            state = "" if name in missing else "  kept"
-            yield (
-                f"{out / name / file}  {entry['bytes'] / 1e9:.3f} GB  "
-                f"weights {entry['relative_error']:.2g} off{state}"
-            )
+    return missing, kept
 
 
 def _described(file: WrittenFile) -> dict[str, Any]:
@@ -107,12 +144,16 @@ def _record(directory: Path, called: str, origin: list[dict[str, Any]]) -> dict[
             origin,
             called,
         )
-        sizes = {name: entry["bytes"] for name, entry in record["files"].items()}
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in record["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         return None  # of another program, or truncated by a full disk: the format is written again
-    there = all((directory / name).is_file() for name in sizes)
-    return (
-        record
-        if same and there and all((directory / n).stat().st_size == size for n, size in sizes.items())
-        else None
-    )
+    if not same:
+        return None
+    for name, (size, digest) in files.items():
+        file = directory / name
+        if not file.is_file() or file.stat().st_size != size:
+            return None
+        if sha256(file) != digest:
+            log.warning("%s does not have the SHA-256 of its %s: it is written again", file, RECORD)
+            return None
+    return record

@@ -14,9 +14,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from srpo_core.artifacts import sha256
-from srpo_core.errors import ConfigError, DataError
+from srpo_core.errors import ArtifactError, ConfigError, DataError
 from srpo_core.quantizers import read_file
 from srpo_core.quantizers.standalone import quantize_checkpoint
+from srpo_core.runtime.file_lock import acquire
 
 
 def quantize(source, names, out, stem=None):
@@ -92,6 +93,29 @@ def test_invalid_input_raises_an_error_before_anything_is_written(checkpoint, tm
     assert not (tmp_path / "out").exists()
 
 
+def test_a_kept_file_with_a_flipped_byte_is_reported_and_written_again(checkpoint, tmp_path, caplog):
+    quantize(checkpoint, ["q8_0"], tmp_path, "m")
+    path = tmp_path / "q8_0/m-q8_0.gguf"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert not quantize(checkpoint, ["q8_0"], tmp_path, "m")[0].endswith("kept")
+    assert path.read_bytes() == data
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == f"{path} does not have the SHA-256 of its quantize.json: it is written again"
+    assert quantize(checkpoint, ["q8_0"], tmp_path, "m")[0].endswith("kept")
+
+
+def test_a_second_process_that_writes_to_the_same_directory_is_refused(checkpoint, tmp_path):
+    with acquire(tmp_path / ".quantize.lock"):
+        with pytest.raises(
+            ArtifactError, match=r"another 'srpo quantize' writes to .*choose another directory"
+        ):
+            quantize(checkpoint, ["q8_0"], tmp_path, "m")
+        assert [path.name for path in tmp_path.iterdir()] == [".quantize.lock"]
+    assert len(quantize(checkpoint, ["q8_0"], tmp_path, "m")) == 1
+    assert not (tmp_path / ".quantize.lock").exists()
+
+
 @pytest.mark.pipeline
 def test_a_killed_conversion_leaves_no_partial_file_and_resumes(checkpoint, tmp_path):
     command = [sys.executable, "-m", "srpo_core", "quantize", str(checkpoint), "--out", str(tmp_path)]
@@ -121,6 +145,8 @@ def test_a_full_disk_raises_a_one_line_error_and_leaves_no_file(checkpoint, tmp_
         [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
+    assert f"{tmp_path} cannot be written to (" in done.stderr
     assert "File too large" in done.stderr
+    assert "free space there or choose another --out, then repeat the command" in done.stderr
     assert done.stderr.count("\n") == 1
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
