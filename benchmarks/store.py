@@ -1,7 +1,7 @@
 """Measure how the commands on a store grow with its versions: CPU seconds in a directory, requests in a bucket.
 
-    python benchmarks/store.py --versions 10000             # a directory
-    python benchmarks/store.py --versions 252 --bucket      # a bucket of moto in this process
+    python benchmarks/store.py --versions 10000 --skip "verify --all"   # a directory
+    python benchmarks/store.py --versions 252 --bucket --skip "verify --all"   # a bucket of moto in this process
 
 Each line is a JSON object. The versions have few small files and manifests of the usual size, about 20 kB.
 """
@@ -57,14 +57,17 @@ def files_of(number: int) -> dict[str, bytes]:
     return own | {f"weights-{one}": f"shared {one}".encode() for one in range(1, NUM_FILES)}
 
 
-def fill_directory(root: Path, versions: int) -> None:
-    """Write versions into a directory as the store would, without its synchronisation of each file."""
+def fill_directory(root: Path, versions: int, *, files: bool = True) -> None:
+    """Write versions into a directory as the store would, without its synchronisation of each file.
+
+    files: also write the files, which only `srpo verify` reads.
+    """
     for number in range(versions):
         data = files_of(number)
         manifest = manifest_of(number, data)
         directory = root / version_key(manifest["version"])
         directory.mkdir(parents=True)
-        for name, text in data.items():
+        for name, text in data.items() if files else ():
             (directory / name).write_bytes(text)
         (directory / MANIFEST).write_bytes(encode_sealed(manifest))
 
@@ -165,7 +168,7 @@ def main(arguments: list[str]) -> None:
                 print(json.dumps(line), flush=True)
         return
     with TemporaryDirectory() as root:
-        fill_directory(Path(root), chosen.versions)
+        fill_directory(Path(root), chosen.versions, files="verify --all" not in chosen.skip)
         for line in measure(open_store(root), chosen.versions, skip=chosen.skip):
             print(json.dumps(line), flush=True)
 

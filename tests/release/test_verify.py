@@ -108,3 +108,15 @@ def test_a_failing_store_is_not_reported_as_a_damaged_release(release, monkeypat
     monkeypatch.setattr(DirectoryStore, "read", unreachable)
     with pytest.raises(StoreError, match="cannot be reached"):
         verify(store, "candidate")
+
+
+def test_verifying_or_promoting_a_version_does_not_list_all_versions(store, publish, monkeypatch):
+    """To list ten thousand versions for each of them is quadratic."""
+    versions = [publish(number) for number in range(1, 4)]
+    promote(store, versions[0])
+    monkeypatch.setattr(type(store), "versions", lambda _: pytest.fail("all versions are listed"))
+    for version in versions:
+        assert verify(store, version)["version"] == version
+    assert promote(store, versions[1]).before == versions[0]
+    assert verify(store, "previous")["version"] == versions[0]
+    assert verify_aliases(store) == []
