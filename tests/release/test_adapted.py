@@ -44,7 +44,7 @@ def test_the_pulled_lora_added_to_the_base_gives_the_released_weights(adapted_re
 
     store, published = adapted_release
     (path,) = pull(store, "candidate", format_name="LoRA", target=tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["manifest.json", LORA_FILE]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".pulled.json", "manifest.json", LORA_FILE]
     assert sha256(path) == store.manifest(published.version)["proof"]["lora"]["sha256"]
     base = reproduced / "assets/tiny/family/base"
     pipeline = FluxPipeline.from_pretrained(base, text_encoder=None, text_encoder_2=None)
