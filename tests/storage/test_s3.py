@@ -14,7 +14,9 @@ from stored_files import make_older
 
 from srpo_core.artifacts import sha256
 from srpo_core.errors import StoreError
+from srpo_core.release.gc import collect_garbage
 from srpo_core.storage import S3Store, open_store, require_conditions
+from srpo_core.storage.manifest import encode_sealed
 from srpo_core.storage.s3.bucket import Bucket
 
 pytestmark = pytest.mark.s3
@@ -301,6 +303,41 @@ def test_a_sweep_deletes_old_leftovers_and_no_file_of_a_version(bucket, make_rel
     assert store.sweep(without=["tiny-b"], delete=True) == left
     assert store.sweep(without=["tiny-b"], delete=True) == []
     assert b"".join(store.read("tiny-a", "README.md")) == b"card a"
+
+
+def test_a_sweep_removes_no_object_while_a_manifest_cannot_be_read(bucket, make_release, caplog):
+    store = open_store(f"s3://{bucket}/p")
+    files, manifest = make_release()
+    for version in ("tiny-1", "tiny-2"):
+        store.publish(version, files, manifest)
+    store.remove(["tiny-2"])
+    key = "p/models/tiny/versions/tiny-1/manifest.json"
+    data = boto3.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read()
+    boto3.client("s3").put_object(Bucket=bucket, Key=key, Body=data[:-9])
+    make_older(bucket, days=2)
+    assert store.sweep(without=(), delete=True) == []
+    assert "no object is removed while a manifest cannot be read" in caplog.text
+    boto3.client("s3").put_object(Bucket=bucket, Key=key, Body=data)
+    assert b"".join(store.read("tiny-1", "README.md")) == b"card a"
+
+
+def test_a_removed_version_that_is_published_again_meanwhile_keeps_its_objects(
+    bucket, make_release, monkeypatch
+):
+    store = open_store(f"s3://{bucket}/p")
+    files, manifest = make_release()
+    entry = {"version": "tiny-1", "created_at": "2026", "formats": {}, "decision": {}}
+    store.publish("tiny-1", files, manifest | entry)
+    honest = S3Store.sweep
+
+    def publish_then_sweep(self, **options):
+        make_older(bucket, days=2)
+        self._bucket.put("models/tiny/versions/tiny-1/manifest.json", encode_sealed(manifest | entry))
+        return honest(self, **options)
+
+    monkeypatch.setattr(S3Store, "sweep", publish_then_sweep)
+    assert collect_garbage(store, keep=0, delete=True).leftovers == ()
+    assert b"".join(store.read("tiny-1", "README.md")) == b"card a"
 
 
 def test_a_file_can_be_read_from_any_byte(bucket, make_release):

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from srpo_core.errors import StoreError
-from srpo_core.storage import DirectoryStore, S3Store, content_digest, open_store
+from srpo_core.artifacts import home
+from srpo_core.errors import ConfigError, StoreError
+from srpo_core.runtime.shared_files import Location
+from srpo_core.storage import DirectoryStore, S3Store, content_digest, listed, open_store
 from srpo_core.storage.manifest import decode_manifest, decode_sealed, encode_sealed, version_key
 
 
@@ -254,3 +256,21 @@ def test_a_uri_with_credentials_is_refused_and_not_printed(monkeypatch, secret):
         open_store()
     assert secret not in str(caught.value)
     assert "s3://***@bucket/releases" in str(caught.value)
+
+
+def test_a_tilde_is_the_home_directory_for_the_store_the_state_and_the_shared_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("SRPO_STORE", "SRPO_HOME", "SRPO_SHARED"):
+        monkeypatch.setenv(name, f"~/{name.lower()}")
+    assert open_store().uri == str(tmp_path / "srpo_store")
+    assert home() == tmp_path / "srpo_home"
+    assert str(Location.of("~/srpo_shared")) == str(tmp_path / "srpo_shared")
+    with pytest.raises(ConfigError, match="~none-such/x names the home directory of an unknown user"):
+        open_store("~none-such/x")
+
+
+def test_many_known_versions_are_not_all_listed_in_an_error():
+    names = [f"tiny-{number:02}" for number in range(30)]
+    assert listed(names[:10]) == ", ".join(names[:10])
+    assert listed(names) == f"{', '.join(names[:10])} and 20 more, see 'srpo releases'"
+    assert listed([]) == "none"
