@@ -57,6 +57,7 @@ class DirectoryStore:
         self._models = self._root / "models"
         self._incoming = self._root / ".incoming"
         self._incoming_lock = self._root / ".incoming.lock"
+        self._latest: tuple[str, Mapping[str, Any]] = ("", {})  # the version and manifest that were read last
 
     def versions(self) -> list[str]:
         """List the published versions, sorted by name. Raises `StoreError` if the root is a file."""
@@ -81,6 +82,7 @@ class DirectoryStore:
         manifest = self._manifest(version)
         if manifest is None:
             raise unknown_version(version, self.versions(), self.uri)
+        self._latest = (version, manifest)
         return manifest
 
     def manifests(self, versions: Collection[str]) -> Iterator[tuple[str, dict[str, Any] | StoreError]]:
@@ -96,6 +98,7 @@ class DirectoryStore:
 
         Files of an existing version that are lost or damaged are replaced.
         """
+        self._latest = ("", {})
         if self._is_published(version, manifest):
             self._repair(version, files, manifest)
             return False
@@ -110,7 +113,9 @@ class DirectoryStore:
 
     def read(self, version: str, name: str, start: int = 0) -> Iterator[bytes]:
         """Yield the bytes of one file of a version from byte `start` on, in blocks."""
-        entry = require_file(self.manifest(version), name, version, self.uri)
+        latest, manifest = self._latest  # a version never changes: its manifest is read once for all files
+        manifest = manifest if latest == version else self.manifest(version)
+        entry = require_file(manifest, name, version, self.uri)
         path = self._root / version_key(version) / name
         if not path.is_file():
             raise FileLostError(
@@ -132,6 +137,7 @@ class DirectoryStore:
         self, versions: Collection[str], needed: Callable[[], Collection[str | None]] | None = None
     ) -> list[str]:
         """Hide versions, each by one rename, then delete them, or restore the needed ones by another rename."""
+        self._latest = ("", {})
         with self._errors(f"cannot remove {listed(versions)}"), self._new_directory() as hidden:
             hid: list[str] = []
             kept: Collection[str | None] = hid  # also if hiding or `needed` raises

@@ -120,3 +120,17 @@ def test_verifying_or_promoting_a_version_does_not_list_all_versions(store, publ
     assert promote(store, versions[1]).before == versions[0]
     assert verify(store, "previous")["version"] == versions[0]
     assert verify_aliases(store) == []
+
+
+def test_the_manifest_of_a_version_is_read_once_for_all_of_its_files(store, publish, monkeypatch):
+    kind, honest, asked = type(store), type(store)._manifest, []
+    versions = [publish(number) for number in (1, 2)]
+
+    def counting(self, version):
+        asked.append(version)
+        return honest(self, version)
+
+    monkeypatch.setattr(kind, "_manifest", counting)
+    for version in versions:
+        verify(store, version)
+    assert asked == versions

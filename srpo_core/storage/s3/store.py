@@ -47,6 +47,7 @@ class S3Store:
         self._bucket = Bucket(uri)
         self._uploader = Uploader(self._bucket, part_bytes)
         self.uri = self._bucket.uri
+        self._latest: tuple[str, Mapping[str, Any]] = ("", {})  # the version and manifest that were read last
 
     def versions(self) -> list[str]:
         """List the published versions, sorted by name."""
@@ -75,6 +76,7 @@ class S3Store:
         manifest = self._manifest(version)
         if manifest is None:
             raise unknown_version(version, self.versions(), self.uri)
+        self._latest = (version, manifest)
         return manifest
 
     def publish(self, version: str, files: Mapping[str, Path], manifest: Mapping[str, Any]) -> bool:
@@ -85,6 +87,7 @@ class S3Store:
         Raises:
             DamagedFileError: a file was lost or damaged, and the file to send has other bytes.
         """
+        self._latest = ("", {})
         if self._is_published(version, manifest):
             self._repair(version, files, manifest)
             return False
@@ -98,7 +101,9 @@ class S3Store:
 
     def read(self, version: str, name: str, start: int = 0) -> Iterator[bytes]:
         """Yield the bytes of one file of a version from byte `start` on, in blocks."""
-        entry = require_file(self.manifest(version), name, version, self.uri)
+        latest, manifest = self._latest  # a version never changes: its manifest is read once for all files
+        manifest = manifest if latest == version else self.manifest(version)
+        entry = require_file(manifest, name, version, self.uri)
         lost = FileLostError(f"the store {self.uri} has lost {name} of {version}: publish it again")
         wrong = partial(wrong_length, name, version, self.uri, expected=entry["bytes"])
         with self._bucket.errors():
@@ -114,6 +119,7 @@ class S3Store:
         self, versions: Collection[str], needed: Callable[[], Collection[str | None]] | None = None
     ) -> list[str]:
         """Delete manifests, so that the versions no longer exist; their files may belong to other versions too."""
+        self._latest = ("", {})
         keys = {_manifest_key(version): version for version in versions}
         with self._bucket.errors():
             found = dict(zip(keys, self._bucket.parallel(self._raw, list(keys)), strict=True))
