@@ -171,18 +171,21 @@ def losing_answers(path: str) -> Fault:
 
 
 def racy(writers: int) -> Fault:
-    """Honour the conditions of single writers, but let all of several simultaneous ones win, as Swift does."""
-    meeting = threading.Barrier(writers)
+    """Honour the conditions of single writers, but let all of several simultaneous ones win, as Swift does.
+
+    A conditional write of other bytes than those that were written last waits for as many others.
+    """
+    meeting, last = threading.Barrier(writers), dict[str, bytes]()
 
     def fault(request: Request, send: Send) -> Answer | None:
         conditions = ("if-none-match", "if-match")
-        if request.method != "PUT" or not any(name in request.headers for name in conditions):
+        if request.method != "PUT":
             return send(request)
-        try:
-            meeting.wait(timeout=0.3)
-        except threading.BrokenBarrierError:
-            meeting.reset()
+        if not any(name in request.headers for name in conditions):
+            last[request.path] = request.body
+        if last.get(request.path) == request.body:
             return send(request)
+        meeting.wait(timeout=60)
         return send(request.without(*conditions))
 
     return fault
