@@ -7,6 +7,7 @@ so the same input gives the same bytes.
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,10 +50,59 @@ STEP_PREFIX = "step-"
 # next to the weights of a checkpoint; the name that `load_lora_weights` of diffusers expects
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
+_PRIVATE: Final = 0o700
+_OF_OTHERS: Final = 0o077
+
 
 def home() -> Path:
-    """Return the absolute directory of all files that are not outputs: `SRPO_HOME`, or else .srpo."""
-    return user_path(os.environ.get("SRPO_HOME", ".srpo"))
+    """Return the absolute directory of all files that are not outputs: `SRPO_HOME`, or else .srpo.
+
+    It is created if it is missing, and only this user can enter it: it holds the secret of the Prefect server, untracked
+    files of the checkout, and the pickles of DVC's index.
+
+    Raises:
+        ConfigError: see `private_home`.
+    """
+    return private_home(user_path(os.environ.get("SRPO_HOME", ".srpo")))
+
+
+def private_home(path: Path) -> Path:
+    """Create the directory that `home` returns with mode 0700, or close it to others if it exists; return `path`.
+
+    Raises:
+        ConfigError: the directory, or a file of DVC's index in it that was open to others, belongs to another user.
+    """
+    path.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+    if stat.S_IMODE(_owned(path, path.stat()).st_mode) & _OF_OTHERS:
+        path.chmod(_PRIVATE)
+        for file in (path / "dvc").rglob("*"):
+            _owned(file, file.lstat())
+    return path
+
+
+def private_temporary_directory(path: Path) -> Path:
+    """Create a directory with mode 0700 in a directory that everybody can write to, or take an existing one.
+
+    Raises:
+        ConfigError: an existing one was made by another user, is a link, or lets others in.
+    """
+    path.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+    found = _owned(path, path.lstat())
+    if not stat.S_ISDIR(found.st_mode) or stat.S_IMODE(found.st_mode) & _OF_OTHERS:
+        raise ConfigError(
+            f"{path} is a link, or others can enter it, so its content cannot be trusted: remove it"
+        )
+    return path
+
+
+def _owned(path: Path, found: os.stat_result) -> os.stat_result:
+    """Raise `ConfigError` if a file belongs to another user, who could change what is read from it."""
+    if found.st_uid != os.geteuid():
+        raise ConfigError(
+            f"{path} belongs to user {found.st_uid} and not to you (user {os.geteuid()}), so its content cannot be "
+            "trusted: remove it, or set SRPO_HOME and TMPDIR to directories of your own"
+        )
+    return found
 
 
 def user_path(text: str | Path) -> Path:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from srpo_core.artifacts import replacing, sha256, user_path
+from srpo_core.artifacts import private_temporary_directory, replacing, sha256, user_path
 from srpo_core.errors import ArtifactError, ConfigError
 from srpo_core.runtime import file_lock
 
@@ -191,13 +191,13 @@ def local_copy(location: Location, digests: Mapping[str, str]) -> Iterator[Path]
 
     Raises:
         ArtifactError: a file is missing in the location, or does not have its digest.
+        ConfigError: another user made the directory of the copies.
     """
     if location.path is not None:
         yield location.path
         return
     name = hashlib.sha256(location.uri.encode()).hexdigest()[:12]
-    root = Path(tempfile.gettempdir()) / f"srpo-{os.getuid()}"
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    root = private_temporary_directory(Path(tempfile.gettempdir()) / f"srpo-{os.geteuid()}")
     target = root / name
     with file_lock.acquire(root / f"{name}.readers", shared=True) as readers:
         try:
@@ -241,7 +241,10 @@ def _verified_file(target: Path) -> Path:
 
 
 class _VerifiedFiles:
-    """The verified files of a copy with size and time of their last change, stored in a file beside the copy."""
+    """The verified files of a copy with what changes when a file does, stored in a file beside the copy.
+
+    Besides size and modification time these are the inode and the time of its last change, which no program can set.
+    """
 
     def __init__(self, target: Path) -> None:
         self._target, self._path = target, _verified_file(target)
@@ -262,6 +265,6 @@ class _VerifiedFiles:
         with replacing(self._path) as partial:
             partial.write_text(json.dumps(self._known))
 
-    def _stat(self, name: str) -> tuple[int, int]:
+    def _stat(self, name: str) -> tuple[int, int, int, int]:
         found = (self._target / name).stat()
-        return found.st_size, found.st_mtime_ns
+        return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino

@@ -15,13 +15,15 @@ _NO_HOOKS = {
 }
 
 
-def run_command(command: Sequence[str], *, cwd: Path, environment: Mapping[str, str]) -> str:
+def run_command(command: Sequence[str], *, cwd: Path, environment: Mapping[str, str], umask: int = -1) -> str:
     """Run a command and return its output, stripped.
+
+    umask: of the files that it creates; -1 keeps that of this process.
 
     Raises:
         SrpoError: it failed; the message has the reason that it printed, in one line.
     """
-    done = _run(command, cwd, environment)
+    done = _run(command, cwd, environment, umask)
     if done.returncode:
         printed = (done.stderr.strip() or done.stdout.strip()).decode(errors="replace")
         reason = _reason(printed.splitlines()) or f"exit code {done.returncode}"
@@ -29,7 +31,7 @@ def run_command(command: Sequence[str], *, cwd: Path, environment: Mapping[str, 
     return done.stdout.decode(errors="replace").strip()
 
 
-def git(cwd: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> str:
+def git(cwd: Path, *arguments: str, environment: Mapping[str, str] | None = None, umask: int = -1) -> str:
     """Run git without the user's hooks and return its output, stripped.
 
     `GIT_*` variables of this process are ignored: a git hook that calls this project sets some of them.
@@ -37,7 +39,8 @@ def git(cwd: Path, *arguments: str, environment: Mapping[str, str] | None = None
     Raises:
         SrpoError: git failed; the message has the reason that it printed, in one line.
     """
-    return run_command(["git", *arguments], cwd=cwd, environment=_git_environment() | dict(environment or {}))
+    own = _git_environment() | dict(environment or {})
+    return run_command(["git", *arguments], cwd=cwd, environment=own, umask=umask)
 
 
 def try_git(cwd: Path, *arguments: str) -> str | None:
@@ -64,6 +67,8 @@ def _git_environment() -> dict[str, str]:
 
 
 def _run(
-    command: Sequence[str], cwd: Path, environment: Mapping[str, str]
+    command: Sequence[str], cwd: Path, environment: Mapping[str, str], umask: int = -1
 ) -> "subprocess.CompletedProcess[bytes]":
-    return subprocess.run(command, cwd=cwd, env=dict(environment), capture_output=True, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=dict(environment), umask=umask, capture_output=True, check=False
+    )

@@ -7,6 +7,7 @@ remote, the home directory, and fetched weights, which a run only reads.
 import logging
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from srpo_core.artifacts import replacing, user_path
+from srpo_core.artifacts import private_home, replacing, user_path
 from srpo_core.config import PARAMS_FILE, read_values
 from srpo_core.errors import ConfigError, SrpoError
 from srpo_core.runtime import file_lock, processes
@@ -28,6 +29,8 @@ from srpo_core.workspace.git import git, run_command, without_git_variables
 KEEP_WORKSPACES: Final = 3
 MODELS: Final = "models"  # directory of the weights that `srpo fetch` downloads, see models.lock
 
+_READABLE_BY_OTHERS: Final = stat.S_IRGRP | stat.S_IROTH
+_PRIVATE_UMASK: Final = 0o077
 _DIFFERENCE: Final = ("diff-tree", "-r", "-z", "--name-only", "--no-renames")
 _FILES_OF_COMMIT: Final = ("ls-tree", "-r", "-z", "--name-only", "HEAD")
 
@@ -80,10 +83,10 @@ def open_workspace(
     ended, and all but the newest `keep` of their workspaces are removed. Live runs are never touched.
 
     Raises:
-        ConfigError: `checkout` is not a git checkout, or it has no such revision.
+        ConfigError: `checkout` is not a git checkout, it has no such revision, or its home belongs to another user.
     """
     top = _top(checkout)
-    home = user_path(os.environ.get("SRPO_HOME", top / ".srpo"))
+    home = private_home(user_path(os.environ.get("SRPO_HOME", top / ".srpo")))
     with file_lock.acquire(home / "runs/lock"):
         run = home / "runs" / f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"  # unique and in order, under the lock
         _remove_dead_runs(top, home / "runs", keep - 1)
@@ -95,6 +98,8 @@ def open_workspace(
         path = run / "workspace"
         git(top, "worktree", "add", "--quiet", "--no-checkout", "--detach", str(path), commit)
         git(path, "read-tree", "-u", "--reset", snapshot)
+        if revision is None:
+            _keep_modes(top, path)
         workspace = Workspace(run.name, top, path, home, snapshot)
         _share_dvc(workspace)
         _share_models(workspace)
@@ -104,8 +109,10 @@ def open_workspace(
 def checkout_snapshot(checkout: Path) -> str:
     """Write the checkout, with uncommitted and untracked files, as a git tree, and return its id.
 
-    The user's index and branch are unchanged: this works on a copy of the index.
+    The user's index and branch are unchanged: this works on a copy of the index. What only the user can read in the
+    checkout, others cannot read in git's objects either.
     """
+    _write_private_objects(checkout)
     with tempfile.TemporaryDirectory(prefix="srpo-index-") as scratch:
         index = Path(scratch) / "index"
         with suppress(FileNotFoundError):  # a checkout without an index yet
@@ -113,6 +120,36 @@ def checkout_snapshot(checkout: Path) -> str:
         environment = {"GIT_INDEX_FILE": str(index)}
         git(checkout, "add", "--all", environment=environment)
         return git(checkout, "write-tree", environment=environment)
+
+
+def _private_files(checkout: Path) -> list[Path]:
+    """Return the changed and untracked files of a checkout that others cannot read."""
+    listed = git(checkout, "ls-files", "--others", "--modified", "--exclude-standard", "-z")
+    files = [checkout / name for name in _names(listed)]
+    return [
+        file
+        for file in sorted(files)
+        if file.is_file() and not file.is_symlink() and not file.stat().st_mode & _READABLE_BY_OTHERS
+    ]
+
+
+def _write_private_objects(checkout: Path) -> None:
+    """Write the objects of private files with a mode to match, before `git add` would write them for everybody."""
+    objects = Path(git(checkout, "rev-parse", "--path-format=absolute", "--git-path", "objects"))
+    for file in _private_files(checkout):
+        name = git(checkout, "hash-object", "-w", "--", str(file), umask=_PRIVATE_UMASK)
+        stored = objects / name[:2] / name[2:]
+        if stored.exists():  # else it is in a pack, because it was committed
+            stored.chmod(stat.S_IRUSR)
+            stored.parent.chmod(stat.S_IMODE(objects.stat().st_mode))
+
+
+def _keep_modes(checkout: Path, workspace: Path) -> None:
+    """Give the private files of a checkout the same mode in its workspace; git records only whether one is executable."""
+    for file in _private_files(checkout):
+        copy = workspace / file.relative_to(checkout)
+        if copy.is_file() and not copy.is_symlink():
+            copy.chmod(stat.S_IMODE(file.stat().st_mode))
 
 
 def fetch_data(workspace: Workspace, data: Sequence[str]) -> None:
@@ -221,9 +258,10 @@ def _share_dvc(workspace: Workspace) -> None:
             remotes = dict(repo.config["remote"])
     except NotDvcRepoError:
         raise ConfigError(f"{workspace.checkout} has no .dvc/config: restore it with git") from None
-    own = workspace.checkout / ".dvc/config.local"
+    own, copy = workspace.checkout / ".dvc/config.local", workspace.path / ".dvc/config.local"
+    copy.touch(mode=stat.S_IRUSR | stat.S_IWUSR)  # it may hold the keys of a remote
     if own.exists():
-        shutil.copyfile(own, workspace.path / ".dvc/config.local")
+        shutil.copyfile(own, copy)
     with Config(str(workspace.path / ".dvc")).edit("local") as local:
         local.setdefault("cache", {})["dir"] = cache
         for name, remote in remotes.items():

@@ -79,6 +79,32 @@ def test_a_second_reader_verifies_only_files_that_have_changed(tmp_path, monkeyp
     ] == []
 
 
+def test_a_copy_with_the_old_time_and_size_but_other_bytes_is_not_believed(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    place = Location("memory://test-location/forged")
+    (place / "x").write(b"one")
+    digests = {"x": (place / "x").sha256()}
+    with local_copy(place, digests) as first:
+        before = (first / "x").stat()
+        (first / "x").write_bytes(b"bad")
+        os.utime(first / "x", ns=(before.st_atime_ns, before.st_mtime_ns))
+        with local_copy(place, digests) as again:
+            assert (again / "x").read_bytes() == b"one"
+
+
+def test_a_directory_of_copies_that_others_can_enter_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    place = Location("memory://test-location/open")
+    (place / "x").write(b"one")
+    (tmp_path / f"srpo-{os.getuid()}").mkdir()
+    (tmp_path / f"srpo-{os.getuid()}").chmod(0o777)
+    with (
+        pytest.raises(ConfigError, match="cannot be trusted"),
+        local_copy(place, {"x": (place / "x").sha256()}),
+    ):
+        pass
+
+
 def test_the_copy_is_deleted_if_its_reader_or_its_download_fails(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     place = Location("memory://test-location/runs")
