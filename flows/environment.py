@@ -2,22 +2,36 @@
 
 import os
 from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
 
+from flows.server_secret import CLIENT_SECRET, server_environment
 from srpo_core.artifacts import home
-from srpo_core.runtime.processes import OWNER, end_leftovers, owner_mark
+from srpo_core.runtime.processes import (
+    OWNER,
+    end_children_after_this_process,
+    end_leftovers,
+    owner_mark,
+)
 from srpo_core.runtime.telemetry import quiet_environment
+
+_THIS_MACHINE: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 def prepare_environment() -> None:
     """Disable telemetry and put Prefect's database into the project's home; variables set by the user are kept.
 
-    Without `PREFECT_API_URL` a flow starts its own server on loopback and ends it afterwards. Servers that killed
-    runs left behind are ended here, and this process marks its own so that the next run can do the same.
+    Without `PREFECT_API_URL` a flow starts its own server on loopback, with a secret, and ends it afterwards; if this
+    process is killed, a watcher ends the server. With `PREFECT_API_URL` the server's secret is in
+    `PREFECT_API_AUTH_STRING`; for a server on this machine it is by default the one in the project's home.
     """
     end_leftovers()
     os.environ[OWNER] = owner_mark()
+    if "PREFECT_API_URL" not in os.environ:
+        end_children_after_this_process()
     defaults = {
         **quiet_environment(),
+        **_secret_variables(),
         "PREFECT_HOME": str(home() / "prefect"),
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
         # the default of 20 s is too short on a busy laptop
@@ -26,3 +40,13 @@ def prepare_environment() -> None:
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+
+
+def _secret_variables() -> dict[str, str]:
+    """Return the settings of our own server, or the client's secret for a server on this machine; else nothing."""
+    address = os.environ.get("PREFECT_API_URL")
+    if address is None:
+        return server_environment(home())
+    if urlsplit(address).hostname in _THIS_MACHINE:
+        return {CLIENT_SECRET: server_environment(home())[CLIENT_SECRET]}
+    return {}

@@ -1,5 +1,6 @@
 """Run a Prefect server and a worker, and deploy the flows of a checkout to them."""
 
+import base64
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from flows.server_secret import CLIENT_SECRET, ORIGIN, ORIGINS, SERVER_SECRET, read_or_make_secret
 from srpo_core.runtime.telemetry import quiet_environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,11 +26,15 @@ class Server:
 
     def __init__(self, home: Path, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}/api"
+        self.secret = read_or_make_secret(home)
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")},
             **quiet_environment(),
             "PREFECT_HOME": str(home),
             "PREFECT_API_URL": self.url,
+            SERVER_SECRET: self.secret,
+            CLIENT_SECRET: self.secret,
+            ORIGINS: ORIGIN,
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
             "PREFECT_WORKER_QUERY_SECONDS": "1",
         }
@@ -40,7 +46,9 @@ class Server:
         Prefect's own client, this function retries.
         """
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        basic = base64.b64encode(self.secret.encode()).decode()
+        headers = {"Content-Type": "application/json", "Authorization": f"Basic {basic}"}
+        request = urllib.request.Request(self.url + path, data, headers)
         until = time.monotonic() + 120
         while True:
             try:

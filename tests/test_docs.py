@@ -63,7 +63,7 @@ def unknown_commands(lines: list[str]) -> list[str]:
     commands = {name: one for name, one in typer.main.get_command(app).commands.items() if not one.hidden}
     unknown = []
     for call in (
-        call for line in lines for call in re.findall(r"(?:^|; |\()srpo ([a-z][a-z_-]*[^;|]*)", line)
+        call for line in lines for call in re.findall(r"(?:^|; |\()srpo ([a-z][a-z_-]*[^;|)]*)", line)
     ):
         name, *words = call.split()
         parameters = commands[name].params if name in commands else []

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import os
 import pkgutil
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
@@ -111,6 +112,16 @@ def stage(name: Annotated[str, typer.Argument(help="A stage of dvc.yaml.")]) -> 
     started = time.monotonic()
     run(**arguments)
     note_stage(name, time.monotonic() - started, settings.resources)
+
+
+@app.command(name="server-environment", rich_help_panel=PANEL)
+def server_environment() -> None:
+    """Print the variables of a Prefect server with a secret and of its clients: eval "$(srpo server-environment)"."""
+    from flows.server_secret import ORIGIN
+    from flows.server_secret import server_environment as variables
+
+    for name, value in {"PREFECT_API_URL": f"{ORIGIN}/api", **variables(artifacts.home())}.items():
+        typer.echo(f"export {name}={shlex.quote(os.environ.get(name, value))}")
 
 
 @app.command(rich_help_panel=PANEL)

@@ -1,12 +1,14 @@
 """Child processes that never outlive the run that started them.
 
-`run_streaming` starts a guardian (this file, run as a script) in a new session; the guardian starts the command. Three
+`run_streaming` starts a guardian (this file, run as a script) in a new session; the guardian starts the command. Four
 mechanisms end the processes, each for the cases that the one before it misses:
 
 1. The run ends by an error, a cancellation or Ctrl-C: `run_streaming` ends the guardian in its `finally`.
 2. The run is killed: the kernel signals the guardian (PR_SET_PDEATHSIG). It ends every descendant, also those that
    left its session: as child subreaper it remains their ancestor.
-3. The guardian is killed too, or a library started a server in the background: the next run calls `end_leftovers`.
+3. A library started a server in the background: a watcher (`end_children_after_this_process`) waits for the end of a
+   pipe that the run holds open, which the kernel closes when the process ends, and not when one of its threads does.
+4. Guardian or watcher are killed too: the next run calls `end_leftovers`.
    Every process below a run has its owner's mark in its environment, so a reused process id is never taken for one of
    ours, and processes of a live owner are left alone.
 
@@ -27,6 +29,8 @@ from typing import Final
 OWNER: Final = "SRPO_OWNER"
 GRACE_SECONDS: Final = 5.0
 
+_WATCH: Final = "--watch"
+_watched: Final[dict[int, int]] = {}  # the end of the watcher's pipe that this process holds, by its id
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PROC: Final = Path("/proc")
@@ -79,6 +83,29 @@ def end_leftovers(grace: float = GRACE_SECONDS) -> int:
     They get SIGTERM first, and SIGKILL after `grace` seconds.
     """
     return _end_all(_orphans, grace)
+
+
+def end_children_after_this_process() -> None:
+    """Start a watcher that ends what this process has marked as its own (`OWNER`) once it has ended, even by `kill -9`.
+
+    One watcher for each process: a second call does nothing.
+    """
+    if os.getpid() in _watched:
+        return
+    reading, writing = os.pipe()
+    try:
+        subprocess.Popen(
+            [sys.executable, "-I", "-S", str(Path(__file__).resolve()), _WATCH, owner_mark()],
+            env={name: value for name, value in os.environ.items() if name != OWNER},
+            stdin=reading,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+        )
+    finally:
+        os.close(reading)
+    _watched[os.getpid()] = writing  # inherited by no command: Python opens pipes that close at exec
 
 
 def die_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
@@ -229,5 +256,18 @@ def _reaped_descendants() -> set[int]:
     return _descendants([os.getpid()]) or _descendants([os.getpid()])
 
 
+def _watch(owner: str) -> int:
+    """Wait until every holder of the pipe at standard input has ended, then end the processes of dead owners."""
+    while os.read(0, 1):
+        pass
+    pid, started, _ = owner.split(".")
+    while _started(int(pid)) == started:  # a process closes its files a moment before it has ended
+        time.sleep(0.05)
+    end_leftovers()
+    return 0
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == _WATCH:
+        sys.exit(_watch(sys.argv[2]))
     sys.exit(_guard(int(sys.argv[1]), sys.argv[2:]))

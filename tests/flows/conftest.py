@@ -11,9 +11,10 @@ from standin import make_standin
 @pytest.fixture
 def prefect(prefect_server: Server) -> Iterator[Server]:
     """Use the test server as the API of flows that a test calls directly."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-    with temporary_settings({PREFECT_API_URL: prefect_server.url}):
+    settings = {PREFECT_API_URL: prefect_server.url, PREFECT_API_AUTH_STRING: prefect_server.secret}
+    with temporary_settings(settings):
         yield prefect_server
 
 

@@ -184,6 +184,7 @@ def test_every_address_in_the_environment_has_a_port_of_its_service():
     assert seen == {
         ("PREFECT_API_URL", "server"),
         ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "database"),
+        ("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "server"),
         ("PREFECT_SERVER_UI_API_URL", "server"),
         ("RAY_ADDRESS", "ray"),
         ("AWS_ENDPOINT_URL", "store"),
@@ -215,6 +216,29 @@ def test_the_compose_file_contains_no_secrets_and_the_readme_lists_them():
     readme = (INFRA / "README.md").read_text()
     assert {line.partition("=")[0] for line in re.findall(r"^\w+=\.\.\.", readme, re.M)} == secrets
     assert not re.search(r"(PASSWORD|TOKEN|SECRET\w*): (?!\$\{)", text)
+
+
+def test_the_prefect_server_asks_for_a_secret_that_its_clients_have_and_closes_foreign_origins():
+    server = SERVICES["server"]["environment"]
+    clients = [
+        SERVICES[name]["environment"]
+        for name in SERVICES
+        if "PREFECT_API_URL" in SERVICES[name].get("environment", {})
+    ]
+    assert len(clients) == 2
+    secret = server["PREFECT_SERVER_API_AUTH_STRING"]
+    assert re.fullmatch(r"srpo:\$\{PREFECT_SECRET:\?.*\}", secret), "the run must fail without it"
+    assert all(client["PREFECT_API_AUTH_STRING"] == secret for client in clients)
+    (published,) = (entry.rsplit(":", 1)[0] for entry in SERVICES["server"]["ports"])
+    assert server["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] == f"http://{published}"
+
+
+def test_the_readme_starts_no_prefect_server_without_the_variables_of_its_secret():
+    readme = (INFRA / "README.md").read_text()
+    (block,) = [
+        block for block in re.findall(r"```\n(.*?)```", readme, re.S) if "prefect server start" in block
+    ]
+    assert block.index('eval "$(srpo server-environment)"') < block.index("prefect server start")
 
 
 def test_worker_and_deployments_use_the_same_pool():

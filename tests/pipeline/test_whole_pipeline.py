@@ -11,6 +11,9 @@ import re
 import signal
 import subprocess
 import time
+import urllib.error
+import urllib.request
+from http import HTTPStatus
 
 import psutil
 import pytest
@@ -70,23 +73,45 @@ def killed(checkout):
         ) as process,
     ):
         wait_for(lambda: list(resume.glob("train-*/step-000002")), 900)  # other tests run beside it
+        checkout.foreign_answer = answer_to_a_foreign_page(checkout.path)
         os.kill(process.pid, signal.SIGKILL)
     return log.read_text()
+
+
+def answer_to_a_foreign_page(path):
+    """Send what a page in a browser can send to the server of a run; return status and headers of the answer."""
+    (command,) = [words for words in commands_of(path) if is_prefect_server(words) and "--port" in words]
+    port = command[command.index("--port") + 1]
+    headers = {"Origin": "https://evil.example", "Content-Type": "application/json"}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/api/deployments/filter", b"{}", headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.headers
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers
 
 
 @pytest.fixture(scope="module")
 def first(checkout, killed):
     """Complete the run by the same command; save the hashes of its outputs as `checkout.reference`."""
-    wait_for(lambda: all(is_prefect_server(command) for command in commands_of(checkout.path)), 30)
     done = checkout.srpo("align", "--profile", "tiny")
     checkout.reference = checkout.outputs()
     return done
 
 
 @pytest.mark.whole_run
-def test_no_stage_outlives_a_killed_run(checkout, killed):
-    """The Prefect server may outlive it; the next run ends the server."""
-    wait_for(lambda: all(is_prefect_server(command) for command in commands_of(checkout.path)), 30)
+def test_neither_a_stage_nor_the_prefect_server_outlives_a_killed_run(checkout, killed):
+    wait_for(lambda: not commands_of(checkout.path), 30)
+
+
+@pytest.mark.whole_run
+def test_the_server_of_a_run_refuses_a_page_in_a_browser(checkout, killed):
+    status, headers = checkout.foreign_answer
+    assert status == HTTPStatus.UNAUTHORIZED
+    assert "Access-Control-Allow-Origin" not in headers
+    secret = checkout.path / ".srpo/prefect/auth"
+    assert secret.stat().st_mode & 0o777 == 0o600
+    assert secret.read_text().strip() not in killed
 
 
 @pytest.mark.whole_run
@@ -144,7 +169,13 @@ def test_the_release_is_complete_and_generates_an_image(checkout, first):
 
 @pytest.mark.whole_run
 def test_a_second_run_without_changes_runs_no_stage(checkout, first, prefect_server):
-    again = checkout.srpo("align", "--profile", "tiny", PREFECT_API_URL=prefect_server.url)
+    again = checkout.srpo(
+        "align",
+        "--profile",
+        "tiny",
+        PREFECT_API_URL=prefect_server.url,
+        PREFECT_API_AUTH_STRING=prefect_server.secret,
+    )
     for stage in STAGES:
         assert f"✓ {stage:<14}cached" in again.stderr, again.stderr
     assert len(checkout.steps_trained()) == 1
@@ -187,6 +218,7 @@ def test_a_refusal_is_a_result_and_nothing_is_published(checkout, first, prefect
         *["align", "--set", "gate.rules.style_gained.margin=2"],
         check=False,
         PREFECT_API_URL=prefect_server.url,
+        PREFECT_API_AUTH_STRING=prefect_server.secret,
     )
     assert refused.returncode == 3
     assert "verdict  refused" in refused.stdout

@@ -200,3 +200,40 @@ def test_a_stage_dies_when_the_process_that_started_it_is_killed(tmp_path):
     parent.kill()
     parent.wait()
     assert ended([stage], seconds=15)
+
+
+SERVING = """
+import os, subprocess, sys, threading, time
+from pathlib import Path
+from srpo_core.runtime import processes
+
+def serve():
+    os.environ[processes.OWNER] = processes.owner_mark()
+    processes.end_children_after_this_process()
+    processes.end_children_after_this_process()
+    server = subprocess.Popen(["sleep", "300"], start_new_session=True)
+    Path("server").write_text(f"{server.pid}\\n")
+
+thread = threading.Thread(target=serve)
+thread.start()
+thread.join()
+Path("joined").write_text("1\\n")
+time.sleep(300)
+"""
+
+
+@pytest.mark.serial  # a parallel test may end the same processes
+def test_a_background_server_outlives_a_thread_of_its_run_and_ends_with_the_killed_run(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.Popen([sys.executable, "-c", SERVING], cwd=tmp_path, env=environment)
+    try:
+        assert written_pid(tmp_path / "joined") == 1
+        server = psutil.Process(written_pid(tmp_path / "server"))
+        watchers = [child for child in psutil.Process(run.pid).children() if "--watch" in child.cmdline()]
+        assert len(watchers) == 1
+        time.sleep(0.5)  # what would follow the end of a thread has had time to happen
+        assert runs(server)
+    finally:
+        run.kill()
+        run.wait()
+    assert ended([server, *watchers], seconds=15)

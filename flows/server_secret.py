@@ -1,0 +1,59 @@
+"""The secret of the Prefect servers that this project starts, and the settings with which they start.
+
+Without a secret any program of the machine, and a page in a browser on it, can create a deployment and so run commands:
+a browser sends simple requests to loopback from any page. With it the server answers 401.
+"""
+
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from srpo_core.errors import ConfigError
+
+NAME: Final = "auth"
+USER: Final = "srpo"
+MODE: Final = 0o600
+# the page of a server at the default address, which is the only one that needs the API from a browser
+ORIGIN: Final = "http://127.0.0.1:4200"
+
+SERVER_SECRET: Final = "PREFECT_SERVER_API_AUTH_STRING"  # noqa: S105  # the name of a variable
+CLIENT_SECRET: Final = "PREFECT_API_AUTH_STRING"  # noqa: S105  # the name of a variable
+ORIGINS: Final = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
+
+
+def read_or_make_secret(home: Path) -> str:
+    """Return the secret `srpo:<random>` of a home; it is made once, in a file that only this user can read.
+
+    Raises:
+        ConfigError: the file is damaged, or other users can read it.
+    """
+    path = home / "prefect" / NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        partial = path.with_name(f".{NAME}.{secrets.token_hex(4)}")
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(f"{USER}:{secrets.token_urlsafe(32)}\n")
+            os.link(partial, path)  # whole or not at all, and never over one that another process has made
+        finally:
+            partial.unlink()
+    secret = path.read_text(encoding="utf-8").strip()
+    if not secret.startswith(f"{USER}:") or path.stat().st_mode & 0o077:
+        raise ConfigError(
+            f"{path} is damaged, or other users can read it: remove it, and start the server again"
+        )
+    return secret
+
+
+def server_environment(home: Path) -> dict[str, str]:
+    """Return the variables of a protected server and its clients; those that the user has set are kept."""
+    given = os.environ.get(SERVER_SECRET) or os.environ.get(CLIENT_SECRET)
+    secret = given or read_or_make_secret(home)
+    return {
+        SERVER_SECRET: os.environ.get(SERVER_SECRET, secret),
+        CLIENT_SECRET: os.environ.get(CLIENT_SECRET, secret),
+        ORIGINS: os.environ.get(ORIGINS, ORIGIN),
+    }
