@@ -25,6 +25,7 @@ from srpo_core.preflight.consistency import require_consistent
 from srpo_core.release import publishing, verify
 from srpo_core.release.aliases import PRODUCTION, read_alias
 from srpo_core.report.full_report import write_whole
+from srpo_core.report.text import markdown_text
 from srpo_core.runtime.dvc_yaml import Stage
 from srpo_core.storage import open_store, require_conditions, require_publishable
 from srpo_core.workspace.reproduce import StageResult, reproduce
@@ -231,7 +232,7 @@ def markdown(result: AlignResult) -> str:
     return "\n".join(
         [
             f"## {'Passed' if result.passed else 'Refused'}",
-            result.reason,
+            markdown_text(result.reason),
             "",
             f"- report: `{result.report}`",
             f"- release: `{result.release or 'none'}`",

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -11,6 +10,7 @@ import yaml
 from srpo_core.artifacts import LORA_FILE
 from srpo_core.config import Settings
 from srpo_core.release.layout import checkpoint_file, format_files, gguf_file
+from srpo_core.report.text import markdown_text, visible
 from srpo_core.weights.files import WEIGHTS
 
 PIPELINE_TAG: Final = "text-to-image"
@@ -43,7 +43,7 @@ def model_card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["literal"] = partial(json.dumps, ensure_ascii=False)
+    environment.filters |= {"literal": _literal, "text": markdown_text}
     width, head = config["num_attention_heads"] * config["attention_head_dim"], config["attention_head_dim"]
     formats = {name: list(released.values()) for name, released in format_files(settings, proof).items()}
     return environment.get_template("model_card.md.j2").render(
@@ -64,6 +64,11 @@ def model_card(
         licences=[PurePosixPath(name).name for name in settings.release.license_files],
         call=generation_call(settings, proof),
     )
+
+
+def _literal(value: Any) -> str:
+    """Write a value as a literal of Python and JSON that ends no block of code."""
+    return visible(json.dumps(value, ensure_ascii=False)).replace("`", "\\u0060")
 
 
 def _header(settings: Settings, decision: Mapping[str, Any]) -> dict[str, Any]:

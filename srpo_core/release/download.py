@@ -3,14 +3,15 @@
 import hashlib
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from srpo_core import artifacts
 from srpo_core.errors import ConfigError, StoreError
 from srpo_core.release.aliases import resolve
+from srpo_core.release.manifest import release_manifest
 from srpo_core.release.pulled import record_pull, require_replaceable
-from srpo_core.runtime.download import download
+from srpo_core.runtime.download import PART_SUFFIX, download
 from srpo_core.runtime.file_lock import acquire
 from srpo_core.storage import MANIFEST, Store
 from srpo_core.storage.manifest import encode
@@ -31,10 +32,12 @@ def pull(
             that is not from an earlier pull, or it cannot be written.
     """
     version = resolve(store, reference)
-    manifest = store.manifest(version)
+    manifest = release_manifest(store, version)
     names = list(manifest["files"]) if format_name is None else _files_of(manifest, format_name)
     wanted = {name: str(manifest["files"][name]["sha256"]) for name in names}
     own = wanted | {MANIFEST: hashlib.sha256(encode(manifest)).hexdigest()}
+    for name in names:
+        _require_no_links(name, target / name)
     try:
         missing = require_replaceable(target, own, force=force)
         record_pull(target, own)
@@ -84,9 +87,25 @@ def fetch(store: Store, reference: str, *, cache: Path | None = None) -> Path:
 
 
 def download_file(store: Store, version: str, name: str, digest: str, target: Path) -> None:
-    """Download one file of a version and verify its SHA-256. Raises `StoreError` if it does not match."""
+    """Download one file of a version to `target`, a directory and `name`, and verify its SHA-256.
+
+    Raises:
+        StoreError: it does not match, or a symbolic link would lead the file out of the directory.
+    """
+    _require_no_links(name, target)
     if not download(partial(store.read, version, name), target, digest):
         raise StoreError(f"{name} of {version} does not have its SHA-256: run 'srpo verify', then restore it")
+
+
+def _require_no_links(name: str, target: Path) -> None:
+    """Require that no part of the path `name` below the directory of `target` is a symbolic link."""
+    below = [target, *target.parents][: len(PurePosixPath(name).parts)]
+    for path in (*below, target.with_name(target.name + PART_SUFFIX)):
+        if path.is_symlink():
+            raise StoreError(
+                f"{path} is a symbolic link, which would lead {name} to {path.readlink()}: remove it, or choose another "
+                "directory"
+            )
 
 
 def _files_of(manifest: Mapping[str, Any], format_name: str) -> list[str]:

@@ -1,12 +1,15 @@
 """Generate an image with a release."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from srpo_core import artifacts
 from srpo_core.errors import ArtifactError, ConfigError
 from srpo_core.quantizers import LORA_FORMAT, REFERENCE, read_file
 from srpo_core.release.aliases import resolve
 from srpo_core.release.download import fetch
+from srpo_core.release.manifest import release_manifest
 from srpo_core.storage import Store
 
 
@@ -30,11 +33,10 @@ def generate(
         ConfigError: the release has no such format.
         ArtifactError: the release's files cannot be loaded.
     """
-    import diffusers
     import torch
     from safetensors import SafetensorError
 
-    manifest = store.manifest(resolve(store, reference))
+    manifest = release_manifest(store, resolve(store, reference), "pipeline", "call")
     directory = fetch(store, manifest["version"], cache=cache)
     name = weights.lower()
     # a LoRA alone is not a transformer; it is already merged into all other formats
@@ -44,7 +46,7 @@ def generate(
             f"release {manifest['version']} has no format {weights!r}: known are {', '.join(known)}"
         )
     try:
-        pipeline = getattr(diffusers, manifest["pipeline"]).from_pretrained(
+        pipeline = _pipeline_class(manifest).from_pretrained(
             directory, dtype=torch.bfloat16, local_files_only=True
         )
         if name != REFERENCE:
@@ -60,3 +62,17 @@ def generate(
     with artifacts.replacing(output) as partial:
         image.save(partial, format="PNG")
     return output
+
+
+def _pipeline_class(manifest: Mapping[str, Any]) -> Any:
+    """Return the diffusers class that a manifest names. Raises `ArtifactError` if it is no pipeline of diffusers."""
+    import diffusers
+
+    name = manifest["pipeline"]
+    found = getattr(diffusers, name, None)
+    if not isinstance(found, type) or not issubclass(found, diffusers.DiffusionPipeline):
+        raise ArtifactError(
+            f"release {manifest['version']} names the pipeline {name!r}, which diffusers {diffusers.__version__} does not "
+            "have: install the version of diffusers in its manifest, or run 'srpo verify'"
+        )
+    return found

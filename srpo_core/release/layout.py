@@ -82,7 +82,7 @@ def release_files(root: Path, settings: Settings, proof: Mapping[str, Any]) -> d
 
     Raises:
         ArtifactError: a file of the run, a file of the base model or a licence text is missing.
-        ConfigError: the format that the pipeline loads is not among the formats.
+        ConfigError: the format that the pipeline loads is not among the formats, or a licence text is outside `root`.
     """
     if REFERENCE not in proof["formats"]:
         raise ConfigError(
@@ -134,6 +134,11 @@ def _licences(root: Path, settings: Settings) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for name in settings.release.license_files:
         path = root / name
+        if not path.resolve().is_relative_to(root.resolve()):
+            raise ConfigError(
+                f"release.license_files names {name}, which is outside the checkout, and it would be published: copy the "
+                "licence text into the checkout"
+            )
         if not path.is_file() or not path.stat().st_size:
             raise ArtifactError(
                 f"release.license_files names {name}, which is missing or empty: nothing is published without "

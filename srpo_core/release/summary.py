@@ -9,6 +9,7 @@ from typing import Any
 from srpo_core.errors import StoreError
 from srpo_core.quantizers import LORA_FORMAT, REFERENCE
 from srpo_core.release.aliases import history_of, read_alias, resolve
+from srpo_core.release.manifest import release_manifest
 from srpo_core.storage import Store
 
 log = getLogger(__name__)
@@ -73,7 +74,7 @@ def _summary(
 
 def describe(store: Store, reference: str) -> Iterator[str]:
     """Describe a release line by line: origin, verdict, files, formats with their errors, moves of aliases."""
-    manifest = store.manifest(resolve(store, reference))
+    manifest = release_manifest(store, resolve(store, reference))
     decision = manifest["decision"]
     yield f"version  {manifest['version']}"
     yield f"made     {manifest['created_at']} from {manifest['git']['revision'] or 'no git checkout'}"

@@ -6,6 +6,7 @@ from typing import Any
 from markupsafe import Markup
 
 from srpo_core.report.numbers import capitalized, percent, plain, signed
+from srpo_core.report.text import visible
 
 
 def render(template: str, **values: Any) -> Markup:
@@ -23,6 +24,12 @@ def _environment() -> Any:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_visible_text,
     )
     environment.filters |= {"plain": plain, "signed": signed, "percent": percent, "capital": capitalized}
     return environment
+
+
+def _visible_text(value: Any) -> Any:
+    """Replace control characters in what a template inserts; they would reach the browser unchanged."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import Any, Final
 
 from srpo_core.errors import StoreError
@@ -14,6 +15,20 @@ BLOCK: Final = 1 << 20
 # SHA-256 over the rest of a manifest or an alias file, which no other digest covers.
 SEAL: Final = "seal"
 
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+# parts of a release's manifest; the store itself needs only `files` and `content`
+_KINDS: Final[Mapping[str, type]] = MappingProxyType(
+    {
+        "version": str,
+        "created_at": str,
+        "pipeline": str,
+        "formats": dict,
+        "decision": dict,
+        "proof": dict,
+        "git": dict,
+        "call": dict,
+    }
+)
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 # The line of the seal in an encoded object: only a key of the object itself is indented by two spaces.
 _SEAL_LINE: Final = re.compile(rb'\n  "seal": "([0-9a-f]{64})"(,?)(?=\n)')
@@ -120,16 +135,61 @@ def decode_alias(data: bytes, where: str) -> dict[str, Any]:
 
 
 def decode_manifest(data: bytes, where: str) -> dict[str, Any]:
-    """Decode a manifest and check that its file names stay inside the release. Raises `StoreError` naming `where`."""
+    """Decode a manifest and check its parts; its file names stay inside the release.
+
+    Raises:
+        StoreError: it is damaged; the message names `where`.
+    """
     manifest = decode_sealed(data, where)
     files = manifest.get("files")
     if not isinstance(files, dict) or not isinstance(manifest.get("content"), str):
         raise StoreError(f"{where} is damaged (no files or no content digest): restore it from a backup")
-    for name in files:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts:
-            raise StoreError(f"{where} names a file outside its release: {name!r}; do not use this release")
+    for name, entry in files.items():
+        _require_file_entry(name, entry, where)
+    for part, kind in _KINDS.items():
+        if part in manifest and not isinstance(manifest[part], kind):
+            raise StoreError(f"{where} is damaged ({part} is no {kind.__name__}): restore it from a backup")
+    _require_formats(manifest.get("formats", {}), files, where)
+    if "pipeline" in manifest and not manifest["pipeline"].isidentifier():
+        raise StoreError(
+            f"{where} is damaged ({manifest['pipeline']!r} names no class): restore it from a backup"
+        )
     return manifest
+
+
+def _require_file_entry(name: str, entry: Any, where: str) -> None:
+    """Require that a file stays inside the release on every file system, and that its entry has digest and length."""
+    path = PurePosixPath(name)
+    if (
+        path.is_absolute()
+        or ".." in path.parts
+        or str(path) != name
+        or not name.isprintable()
+        or "\\" in name
+    ):
+        raise StoreError(f"{where} names a file outside its release: {name!r}; do not use this release")
+    if (
+        not isinstance(entry, dict)
+        or not _is_digest(entry.get("sha256"))
+        or not _is_length(entry.get("bytes"))
+    ):
+        raise StoreError(f"{where} is damaged (no SHA-256 or length of {name!r}): restore it from a backup")
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _require_formats(formats: Mapping[str, Any], files: Mapping[str, Any], where: str) -> None:
+    for format_name, names in formats.items():
+        if not isinstance(names, list) or not all(isinstance(name, str) and name in files for name in names):
+            raise StoreError(
+                f"{where} is damaged (format {format_name!r} is no list of its files): restore it from a backup"
+            )
 
 
 def require_same(existing: Mapping[str, Any], new: Mapping[str, Any], version: str, uri: str) -> None:

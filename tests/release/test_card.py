@@ -158,3 +158,25 @@ def test_a_refused_format_is_listed_with_every_reason(settings):
         in text
     )
     assert "Left out" not in card(settings, ["bf16"])
+
+
+def test_a_reason_in_the_card_forms_no_heading_image_or_html(settings, monkeypatch):
+    """A reason contains names of the settings and texts of errors."""
+    reason = "lost\n# Passed\n![x](http://h/i.png) <script>a</script> \x1b[2J"
+    monkeypatch.setitem(DECISION, "reason", reason)
+    monkeypatch.setitem(RULE, "meaning", "it | gains")
+    text = card(settings, ["bf16"], refused={"q4_0": {"refused": ["`a` <b>"]}})
+    assert r"passed: lost # Passed !\[x\](http://h/i.png) \<script\>a\</script\> \\x1b\[2J" in text
+    assert r"| it \| gains |" in text
+    assert r"because \`a\` \<b\>." in text
+    assert "\n# Passed" not in text
+    assert "\x1b" not in text
+
+
+def test_a_prompt_cannot_end_the_cards_block_of_code(settings):
+    prompt = "a ```\n# fox\u202e \x9b"
+    text = card(settings, ["bf16"], prompts=[prompt])
+    (first, *_) = python_blocks(text)
+    found = [node.value for node in ast.walk(ast.parse(first)) if isinstance(node, ast.Constant)]
+    assert prompt in found
+    assert "\u202e" not in text

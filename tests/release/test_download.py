@@ -13,9 +13,10 @@ from small_release import publish_small
 from stored_files import Files
 
 from srpo_core.artifacts import sha256
-from srpo_core.errors import ConfigError, StoreError
+from srpo_core.errors import ArtifactError, ConfigError, StoreError
 from srpo_core.release.download import fetch, pull
 from srpo_core.release.generate import generate
+from srpo_core.release.summary import describe
 from srpo_core.release.verify import verify
 from srpo_core.storage import open_store
 
@@ -269,3 +270,55 @@ def test_a_killed_fetch_resumes_after_the_complete_files(release, bucket, tmp_pa
     for name, path in files.items():
         assert (directory / name).read_bytes() == path.read_bytes()
     assert [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()] == [directory.name]
+
+
+@pytest.mark.parametrize("link", ["transformer", "transformer/weights", "transformer/weights.part"])
+def test_pull_follows_no_symbolic_link_below_its_target(store, publish, tmp_path, link):
+    version = publish(1)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "weights").write_bytes(b"mine")
+    place = tmp_path / "here" / link
+    place.parent.mkdir(parents=True)
+    place.symlink_to(outside if link == "transformer" else outside / "weights")
+    with pytest.raises(StoreError, match="is a symbolic link, which would lead transformer/"):
+        pull(store, version, format_name=None, target=tmp_path / "here")
+    assert [path.name for path in outside.iterdir()] == ["weights"]
+    assert (outside / "weights").read_bytes() == b"mine"
+
+
+def test_the_target_itself_may_be_a_link(store, publish, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "here").symlink_to(tmp_path / "disk")
+    pull(store, publish(1), format_name=None, target=tmp_path / "here")
+    assert (tmp_path / "disk/transformer/weights").is_file()
+
+
+@pytest.mark.parametrize("part", ["formats", "version", "created_at"])
+def test_a_manifest_without_a_part_that_pull_and_show_read_is_one_line(
+    store, publish, tmp_path, monkeypatch, part
+):
+    version = publish(1)
+    whole = store.manifest(version)
+    monkeypatch.setattr(
+        type(store), "manifest", lambda self, name: {k: v for k, v in whole.items() if k != part}
+    )
+    for call in (
+        lambda: pull(store, version, format_name="bf16", target=tmp_path / "here"),
+        lambda: list(describe(store, version)),
+        lambda: generate(store, version, "owl", output=tmp_path / "owl.png"),
+    ):
+        with pytest.raises(StoreError, match=f"the manifest of tiny-1 in .* has no {part}"):
+            call()
+
+
+def test_generate_with_an_unknown_pipeline_class_is_one_line(store, publish, tmp_path, monkeypatch):
+    version = publish(1)
+    for name in ("NoSuchPipeline", "logging", "FluxTransformer2DModel"):
+        manifest = store.manifest(version) | {"pipeline": name, "call": {}}
+        with monkeypatch.context() as patch:
+            patch.setattr(type(store), "manifest", lambda self, version, found=manifest: found)
+            with pytest.raises(
+                ArtifactError, match=f"names the pipeline '{name}', which diffusers .* does not have"
+            ):
+                generate(store, version, "owl", output=tmp_path / "owl.png", cache=tmp_path / "cache")

@@ -218,8 +218,9 @@ def test_a_reformatted_manifest_or_one_without_a_seal_is_refused():
 
 
 def test_sealing_is_idempotent_and_keys_become_strings():
-    data = encode_sealed({"files": {10: "ten", 9: "nine"}, "content": ""})
-    assert decode_manifest(data, "here")["files"] == {"10": "ten", "9": "nine"}
+    entry = {"sha256": "0" * 64, "bytes": 1}
+    data = encode_sealed({"files": {10: entry, 9: entry}, "content": ""})
+    assert decode_manifest(data, "here")["files"] == {"10": entry, "9": entry}
     assert encode_sealed(decode_manifest(data, "here")) == data
 
 
@@ -274,3 +275,36 @@ def test_many_known_versions_are_not_all_listed_in_an_error():
     assert listed(names[:10]) == ", ".join(names[:10])
     assert listed(names) == f"{', '.join(names[:10])} and 20 more, see 'srpo releases'"
     assert listed([]) == "none"
+
+
+ENTRY = {"sha256": "0" * 64, "bytes": 1}
+WRONG_PARTS = {
+    "NUL in a name": {"files": {"a\0b": ENTRY}},
+    "control byte in a name": {"files": {"a\x1b[2J": ENTRY}},
+    "empty name": {"files": {"": ENTRY}},
+    "name that is a directory": {"files": {"a/": ENTRY}},
+    "name with a dot": {"files": {"./a": ENTRY}},
+    "backslash": {"files": {"..\\a": ENTRY}},
+    "parent": {"files": {"a/../../b": ENTRY}},
+    "absolute": {"files": {"/etc/passwd": ENTRY}},
+    "entry that is no object": {"files": {"a": "x"}},
+    "no digest": {"files": {"a": {"bytes": 1}}},
+    "path as a digest": {"files": {"a": {"sha256": "../../x", "bytes": 1}}},
+    "no length": {"files": {"a": {"sha256": "0" * 64}}},
+    "negative length": {"files": {"a": {"sha256": "0" * 64, "bytes": -1}}},
+    "length that is no number": {"files": {"a": {"sha256": "0" * 64, "bytes": True}}},
+    "formats that are a list": {"formats": ["bf16"]},
+    "format that is no list": {"formats": {"bf16": "a"}},
+    "format of a file that is not there": {"formats": {"bf16": ["b"]}},
+    "pipeline that is no name": {"pipeline": "a.b"},
+    "decision that is a text": {"decision": "passed"},
+}
+
+
+@pytest.mark.parametrize("fault", WRONG_PARTS)
+def test_a_wrong_part_of_a_manifest_is_one_line_when_it_is_read(fault):
+    right = {"files": {"a": ENTRY}, "content": "", "formats": {"bf16": ["a"]}, "pipeline": "FluxPipeline"}
+    assert decode_manifest(encode_sealed(right), "here")["formats"] == {"bf16": ["a"]}
+    with pytest.raises(StoreError, match=r"^here (is damaged|names a file outside its release)") as caught:
+        decode_manifest(encode_sealed(right | WRONG_PARTS[fault]), "here")
+    assert str(caught.value).isprintable()
