@@ -358,3 +358,30 @@ def test_a_release_in_a_bucket_is_published_verified_and_listed(project, bucket)
     verify(store, "candidate")
     (line,) = list_releases(store)
     assert (line.version, line.aliases) == (published.version, ("candidate",))
+
+
+def test_a_secret_planted_in_every_place_reaches_neither_the_store_nor_a_message(
+    project, tmp_path, monkeypatch, caplog
+):
+    secret = "pl/anted+SECRET0123456789"
+    with (project / ".dvc/config").open("a") as config:
+        config.write(
+            f"['remote \"own\"']\n    url = https://me:{secret}@host/x\n    secret_access_key = {secret}\n"
+        )
+    for name in (".dvc/config.local", ".env", "notes.txt"):
+        (project / name).write_text(f"password = {secret}\n")
+    for name in ("AWS_SECRET_ACCESS_KEY", "PREFECT_API_AUTH_STRING", "HF_TOKEN"):
+        monkeypatch.setenv(name, secret)
+    store = open_store(str(tmp_path / "store"))
+    with caplog.at_level("DEBUG", logger="srpo_core"):
+        published = publish(store, root=project)
+    monkeypatch.setenv("SRPO_STORE", f"s3://AKEY:{secret}@bucket")
+    with pytest.raises(StoreError) as caught:
+        open_store()
+    git = store.manifest(published.version)["git"]
+    assert "secret_access_key = ***" in git["diff"]
+    assert {".env", "notes.txt"} <= set(git["untracked"])
+    written = [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    assert len(written) > 10
+    assert [path for path in written if secret.encode() in path.read_bytes()] == []
+    assert secret not in caplog.text + str(caught.value)
