@@ -35,6 +35,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@# pip compiles on one core only. Some packages contain files for other versions of Python, which do not compile.
 	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >$(VENV)/compile.log 2>&1 || true
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@test -d .srpo || mkdir -m 700 .srpo  # before DVC makes it for everybody
 	@touch $@
 
 demo: $(STAMP) ## align the tiny model and publish it: the whole pipeline, on a laptop
