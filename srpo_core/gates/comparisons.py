@@ -15,9 +15,11 @@ from srpo_core.artifacts import ALIGNED
 from srpo_core.config import GateRule
 from srpo_core.errors import ConfigError, pick
 from srpo_core.gates.bootstrap import Floats
+from srpo_core.gates.shares import Integers, share_of_images, share_of_prompts, whole_figure
 
 WINS: Final = "wins against "
 
+Direct = Callable[[Floats, Integers, float], tuple[float, float, float]]
 Column = tuple[str, str, float]  # (model, metric, 0), or ("wins against <model>", metric, tie)
 
 
@@ -29,7 +31,8 @@ class Comparison:
     average and falls with the second, if there is one; neutral: the figure of two equal models, NaN if it compares with
     none; describe: the figure in words; format: a figure as a short text; label: what the report calls it; equality:
     what the report calls the neutral figure; allows_tie: whether the setting `tie` applies; range: the
-    least and the greatest possible figure.
+    least and the greatest possible figure; direct: for a comparison without resampling, from the images' figures (P,),
+    the index of each image's prompt (P,) and the confidence to the figure and the ends of its interval.
     """
 
     columns: Callable[[GateRule], list[Column]]
@@ -41,6 +44,7 @@ class Comparison:
     equality: str = ""
     allows_tie: bool = False
     range: tuple[float, float] = (-math.inf, math.inf)
+    direct: Direct | None = None
 
     @property
     def needs_model(self) -> bool:
@@ -68,6 +72,11 @@ def require_valid_rules(rules: Mapping[str, GateRule]) -> None:
             raise ConfigError(
                 f"{key}.against is {rule.against}, but compare {rule.compare} needs against: {model}"
             )
+        if comparison.direct and (rule.side != "at_most" or rule.severity not in ("refuse", "warn")):
+            raise ConfigError(
+                f"{key}: compare {rule.compare} has only an upper end, which must be shown to be below the margin: set "
+                "side to at_most, and severity to refuse or warn"
+            )
         if rule.side == "within" and not (comparison.needs_model and rule.margin >= 0):
             raise ConfigError(
                 f"{key}.side: within needs a comparison with a model and a margin of 0 or more; the margin is {rule.margin}"
@@ -76,6 +85,10 @@ def require_valid_rules(rules: Mapping[str, GateRule]) -> None:
 
 def _both_means(rule: GateRule) -> list[Column]:
     return [(ALIGNED, rule.metric, 0.0), (rule.against, rule.metric, 0.0)]
+
+
+def _own(rule: GateRule) -> list[Column]:
+    return [(ALIGNED, rule.metric, 0.0)]
 
 
 def _ratio(means: list[Floats]) -> Floats:
@@ -127,12 +140,50 @@ COMPARISONS: Final[Mapping[str, Comparison]] = MappingProxyType(
             range=(0.0, 1.0),
         ),
         "value": Comparison(
-            lambda rule: [(ALIGNED, rule.metric, 0.0)],
+            _own,
             lambda means: means[0],
             neutral=math.nan,
             describe=lambda rule, value: f"{rule.metric} is {value:.3f}",
             format=lambda value: f"{value:.3f}",
             label=lambda rule: "the figure itself",
+        ),
+        "factor": Comparison(
+            _both_means,
+            lambda means: np.exp(means[0] - means[1]),
+            neutral=1.0,
+            describe=lambda rule, value: (
+                f"the mean of {rule.metric}, a logarithm, is {value:.3f} times that of the {rule.against}"
+            ),
+            format=lambda value: f"{value:.3f}",
+            label=lambda rule: f"factor to the {rule.against}, image by image",
+            equality="equality",
+        ),
+        "share": Comparison(
+            _own,
+            lambda means: means[0],
+            neutral=math.nan,
+            describe=lambda rule, value: f"{rule.metric}: {value:.1%} of the images",
+            format=lambda value: f"{value:.1%}",
+            label=lambda rule: "share of images, exact interval",
+            direct=share_of_images,
+        ),
+        "share_of_prompts": Comparison(
+            _own,
+            lambda means: means[0],
+            neutral=math.nan,
+            describe=lambda rule, value: f"{rule.metric}: most images of {value:.1%} of the prompts",
+            format=lambda value: f"{value:.1%}",
+            label=lambda rule: "share of prompts with most images so, exact interval",
+            direct=share_of_prompts,
+        ),
+        "whole": Comparison(
+            _own,
+            lambda means: means[0],
+            neutral=math.nan,
+            describe=lambda rule, value: f"{rule.metric} of all images together is {value:.3f}",
+            format=lambda value: f"{value:.3f}",
+            label=lambda rule: "figure of all images together, without an interval",
+            direct=whole_figure,
         ),
     }
 )

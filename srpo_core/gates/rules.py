@@ -104,9 +104,14 @@ def measure_rules(
             )
     used = {name: rule for name, rule in rules.items() if applies(rule, pairs)}
     columns = list(
-        dict.fromkeys(c for rule in used.values() for c in COMPARISONS[rule.compare].columns(rule))
+        dict.fromkeys(
+            c
+            for rule in used.values()
+            if COMPARISONS[rule.compare].direct is None
+            for c in COMPARISONS[rule.compare].columns(rule)
+        )
     )
-    by_prompt = np.column_stack([_by_prompt(pairs, column) for column in columns])
+    by_prompt = np.array([_by_prompt(pairs, column) for column in columns]).reshape(-1, len(pairs.prompts)).T
     draws = resampled_means(
         by_prompt, pairs.styles, resamples=gate.resamples, generator=np.random.default_rng(seed)
     )
@@ -116,18 +121,31 @@ def measure_rules(
         gate.confidence, sum(rule.severity in BY_PROOF_OF_BREACH for rule in used.values())
     )
     sample = Sample(len(pairs.prompts), len(set(pairs.styles)))
-    found = {
-        name: _measure(
-            rule,
-            point,
-            means,
-            sample,
-            confidence=any_of if rule.severity in BY_PROOF_OF_BREACH else gate.confidence,
-            fault=_fault(rule, pairs),
+    found: dict[str, Measurement] = {}
+    for name, rule in used.items():
+        confidence = any_of if rule.severity in BY_PROOF_OF_BREACH else gate.confidence
+        fault = _fault(rule, pairs)
+        found[name] = (
+            _measure(rule, point, means, sample, confidence=confidence, fault=fault)
+            if COMPARISONS[rule.compare].direct is None
+            else _measure_directly(rule, pairs, confidence=confidence, fault=fault)
         )
-        for name, rule in used.items()
+    return {
+        name: one
+        if COMPARISONS[used[name].compare].direct
+        else _with_exact_ends(one, used[name], pairs, seed=seed)
+        for name, one in found.items()
     }
-    return {name: _with_exact_ends(one, used[name], pairs, seed=seed) for name, one in found.items()}
+
+
+def _measure_directly(rule: GateRule, pairs: Pairs, *, confidence: float, fault: str) -> Measurement:
+    """Measure a rule whose comparison needs no resamples."""
+    direct = COMPARISONS[rule.compare].direct
+    assert direct is not None, "the caller has checked"
+    if fault:
+        return Measurement(math.nan, math.nan, math.nan, confidence, np.array([math.nan]), fault)
+    value, low, high = direct(pairs.aligned[rule.metric], pairs.prompt_index, confidence)
+    return Measurement(value, low, high, confidence, np.array([value]))
 
 
 def _measure(

@@ -87,13 +87,27 @@ class GeneratedBatches:
             tensors = load_file(self.directory / _file_name(number))
             yield self.job.batch(number), GeneratedImages(tensors.pop(PIXELS), tensors)
 
-    def figures(self) -> dict[str, Tensor]:
-        """Return by metric one figure for each image of the set, (P,)."""
-        measured: dict[str, list[Tensor]] = {name: [] for name in self.job.metrics}
-        for _, generated in self:
-            for name, values in measured.items():
-                values.append(generated.measured[name])
-        return {name: finish(name, torch.cat(values), self.job.context) for name, values in measured.items()}
+    def figures(self, base: "GeneratedBatches | None" = None) -> dict[str, Tensor]:
+        """Return by metric one figure for each image of the set, (P,).
+
+        base: the base's images of the same set, which some metrics compare with.
+        """
+        prompts = torch.tensor([index for index, _ in self.job.image_set.places()])
+        found: dict[str, Tensor] = {}
+        for name in self.job.metrics:  # one at a time, because some need much memory
+            theirs = None if base is None else base.measured(name)
+            found[name] = finish(name, self.measured(name), self.job.context, base=theirs, prompts=prompts)
+        return found
+
+    def measured(self, metric: str) -> Tensor:
+        """Return what `measure` found by one metric for all images, (P,) or (P, ...)."""
+        from safetensors import safe_open
+
+        parts = []
+        for number in range(self.job.num_batches):
+            with safe_open(self.directory / _file_name(number), framework="pt") as file:
+                parts.append(file.get_tensor(metric))
+        return torch.cat(parts)
 
     def close(self) -> None:
         """Release the files. They stay for the same command, or for another run that reads them."""
@@ -140,7 +154,7 @@ def _generate_missing(job: GenerationJob, directory: Path, resources: ResourceSe
     else:
         device = torch.device("cuda" if resources.use_gpu else "cpu")
     # real images are compared with at the end, in this process
-    without_real = replace(job, context=replace(job.context, real=None, device=device))
+    without_real = replace(job, context=replace(job.context, real=None, training=None, device=device))
     if here:
         _generate_some(without_real, Location.of(directory), missing)
     else:

@@ -143,6 +143,10 @@ def _require_images(settings: Settings) -> None:
                 raise ConfigError(
                     f"{place} asks for {name!r}, which compares with real images that only evaluate reads: drop it"
                 )
+            if METRICS[name].beside_base is not None and place != "evaluate":
+                raise ConfigError(
+                    f"{place} asks for {name!r}, which compares with the base's images as only evaluate does: drop it"
+                )
 
 
 def _seeds_per_prompt(settings: Settings) -> dict[str, int]:

@@ -14,6 +14,7 @@ LUMINANCE: Final = (0.299, 0.587, 0.114)  # ITU-R BT.601
 CLIPPED: Final = 250 / 255
 HIGH_FREQUENCY: Final = 0.25  # cycles per pixel: half of the highest frequency that pixels can represent
 ROUNDING: Final = 1e-4  # tolerance of a frequency in cycles per 16 pixels
+LEAST_DETAIL: Final = 1e-6  # of a mean square: below the rounding of 8 bits
 GRID_PIXELS: Final = 16  # one token of FLUX: two latents of eight pixels
 
 
@@ -47,7 +48,7 @@ def high_frequency_energy(images: Tensor) -> Tensor:
 
     The mean luminance is excluded. An image of one colour scores 0.
     """
-    power = _power(_luminance(images))
+    power = _power(luminance(images))
     rows, columns = _frequencies(power)
     fine = torch.maximum(rows.abs()[:, None], columns.abs()[None, :]) >= HIGH_FREQUENCY
     return _share(power, fine)
@@ -59,9 +60,9 @@ def grid_energy(images: Tensor) -> Tensor:
     Edges are the second differences of the luminance, which flatten the spectrum of natural images. A grid is their
     energy at the harmonics of one cycle per 16 pixels that is constant along the other axis.
     """
-    luminance = _luminance(images)
-    height, width = (side - side % GRID_PIXELS for side in luminance.shape[1:])
-    cut = luminance[:, :height, :width]
+    grey = luminance(images)
+    height, width = (side - side % GRID_PIXELS for side in grey.shape[1:])
+    cut = grey[:, :height, :width]
     edges = 4 * cut - sum(cut.roll(step, axis) for axis in (1, 2) for step in (-1, 1))
     power = _power(edges)
     rows, columns = (_is_harmonic(frequency) for frequency in _frequencies(power))
@@ -71,7 +72,57 @@ def grid_energy(images: Tensor) -> Tensor:
     return _share(power, mask)
 
 
-def _luminance(images: Tensor) -> Tensor:
+def log_detail(images: Tensor) -> Tensor:
+    """Logarithm of the mean squared second difference of the luminance, in [-14, 3]: how sharp the image is.
+
+    A blur lowers it and noise raises it, by far more than the share of high frequencies. An image of one colour has the
+    least figure.
+    """
+    return (_edges(luminance(images)).square().mean((1, 2)) + LEAST_DETAIL).log()
+
+
+def contrast(images: Tensor) -> Tensor:
+    """Standard deviation of the luminance over the pixels, in [0, 0.5]."""
+    return luminance(images).std((1, 2), correction=0)
+
+
+def brightness(images: Tensor) -> Tensor:
+    """Mean luminance, in [0, 1]."""
+    return luminance(images).mean((1, 2))
+
+
+def log_high_frequency(images: Tensor) -> Tensor:
+    """Logarithm of `high_frequency_energy`, in [-14, 0]."""
+    return (high_frequency_energy(images) + LEAST_DETAIL).log()
+
+
+def channel_agreement(images: Tensor) -> Tensor:
+    """Mean cosine of the edges of red and green and of those of green and blue, in [-1, 1].
+
+    Edges of objects are in all channels at the same places; coloured noise, a shifted channel and damaged latents have
+    edges in one channel alone. An image of one colour has none to compare and scores 1.
+    """
+    edges = torch.stack([_edges(plane) for plane in images.unbind(1)], 1).flatten(2)
+    norms = edges.norm(dim=2)
+    red_green, green_blue = ((edges[:, i] * edges[:, i + 1]).sum(1) for i in (0, 1))
+    least = LEAST_DETAIL**0.5 * edges.shape[2] ** 0.5
+    flat = norms.amin(1) < least
+    cosines = (
+        red_green / (norms[:, 0] * norms[:, 1]).clamp_min(least**2)
+        + green_blue / (norms[:, 1] * norms[:, 2]).clamp_min(least**2)
+    ) / 2
+    return torch.where(flat & (norms.amax(1) < least), torch.ones_like(cosines), cosines)
+
+
+def _edges(planes: Tensor) -> Tensor:
+    """Compute the second differences of planes (K, H, W); pixels beyond the border equal those on it."""
+    padded = torch.nn.functional.pad(planes[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    neighbours = padded[:, 2:, 1:-1] + padded[:, :-2, 1:-1] + padded[:, 1:-1, 2:] + padded[:, 1:-1, :-2]
+    return 4 * planes - neighbours
+
+
+def luminance(images: Tensor) -> Tensor:
+    """Compute the luminance of images (K, 3, H, W), (K, H, W)."""
     weights = torch.tensor(LUMINANCE, device=images.device, dtype=images.dtype)
     return torch.einsum("kchw,c->khw", images, weights)
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -92,8 +93,11 @@ def metric_context(
     reward: ScorerSettings, judge: ScorerSettings, control_words: ControlWords, evaluate: EvaluateSettings
 ) -> MetricContext:
     """Make the context of the evaluation's metrics."""
-    real = (lambda: _real_images(evaluate.real_images)) if evaluate.real_images else None
-    return MetricContext(reward, judge, control_words, dict(evaluate.scorers), real)
+    real, training = (
+        partial(_images_of_pairs, split, evaluate.real_images) if evaluate.real_images else None
+        for split in ("test", "train")
+    )
+    return MetricContext(reward, judge, control_words, dict(evaluate.scorers), real, training)
 
 
 def evaluate_models(
@@ -117,7 +121,7 @@ def evaluate_models(
     _require_unseen(prompts)
     image_set = ImageSet("evaluate", prompts, styles, condition, evaluate.seeds_per_prompt, seed)
     metrics = metric_names(evaluate.metrics, list(evaluate.scorers))
-    check_metrics(metrics, context, prompts, evaluate.seeds_per_prompt)
+    check_metrics(metrics, context, prompts, evaluate.seeds_per_prompt, beside_base=True)
     for path in filter(None, transformers.values()):
         artifacts.require(path)
     require_known_answers(
@@ -137,7 +141,7 @@ def evaluate_models(
             for name, path in transformers.items()
         }
         _write_images(batches, target / artifacts.EVALUATION.name)
-        figures = {name: own.figures() for name, own in batches.items()}
+        figures = {name: own.figures(batches[BASE]) for name, own in batches.items()}
         _write_figures(figures, image_set, target / artifacts.FIGURES.name)
         for own in batches.values():
             own.discard()
@@ -180,9 +184,9 @@ def _in_both(prompts: Sequence[str], others: Sequence[str]) -> list[str]:
     return sorted(prompt for prompt in prompts if normal_form(prompt) in known)
 
 
-def _real_images(count: int) -> Iterator["Tensor"]:
-    """Yield the preferred images of up to `count` held-out pairs, each (1, 3, H, W) in [0, 1]; their sizes differ."""
-    preferred = dict.fromkeys(pair.preferred for pair in read_pairs("test", count))
+def _images_of_pairs(split: str, count: int) -> Iterator["Tensor"]:
+    """Yield the preferred images of up to `count` pairs, each (1, 3, H, W) in [0, 1]; their sizes differ."""
+    preferred = dict.fromkeys(pair.preferred for pair in read_pairs(split, count))
     images = read_images(preferred)
     for path in preferred:
         yield to_tensor(images[path])

@@ -60,7 +60,7 @@ def test_the_gate_supports_every_severity_and_side_of_the_settings(make):
         ({"tie": 0.05}, r"\.tie: difference has no ties: set compare to win_rate, or tie to 0"),
         (
             {"compare": "best_of"},
-            r"\.compare: unknown comparison 'best_of': known are difference, ratio, value, win",
+            r"\.compare: unknown comparison 'best_of': known are difference, factor, ratio, share, share_of",
         ),
     ],
 )
@@ -118,12 +118,13 @@ def test_a_new_comparison_needs_only_its_entry_to_be_checked_decided_and_plotted
 def test_each_comparison_measures_our_model_relative_to_the_other(make):
     base, ours = np.array([[0.2, 0.4]] * 12), np.array([[0.3, 0.4]] * 12)
     rules = {
-        name: make.rule(compare=name, against="absolute" if name == "value" else "base")
-        for name in COMPARISONS
+        name: make.rule(compare=name, against="base" if entry.needs_model else "absolute", side="at_most")
+        for name, entry in COMPARISONS.items()
     }
     found = measure(make, rules, quality=(base, ours))
     values = {name: one.value for name, one in found.items()}
-    assert values == pytest.approx({"difference": 0.05, "ratio": 0.35 / 0.3, "win_rate": 0.75, "value": 0.35})
+    related = {"difference": 0.05, "ratio": 0.35 / 0.3, "win_rate": 0.75, "factor": math.exp(0.05)}
+    assert values == pytest.approx(related | {"value": 0.35, "whole": 0.3, "share": 0, "share_of_prompts": 0})
     swapped = measure(make, rules, quality=(ours, base))
     assert swapped["difference"].value == pytest.approx(-0.05)
     assert swapped["ratio"].value == pytest.approx(0.3 / 0.35)

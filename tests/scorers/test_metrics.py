@@ -81,7 +81,13 @@ def plain(*colours):
 
 
 def figures(name, images, prompt, context):
-    return finish(name, measure([name], images, prompt, context)[name], context).tolist()
+    """Measure the images; a metric that compares with the base gets them as the base's, too, and as a second prompt's."""
+    found = measure([name], images, prompt, context)[name]
+    if find_metric(name, context.scorer_settings).beside_base is None:
+        return finish(name, found, context).tolist()
+    both = torch.cat([found, found.flip(0)])
+    prompts = torch.arange(2).repeat_interleave(len(images))
+    return finish(name, both, context, base=both, prompts=prompts)[: len(images)].tolist()
 
 
 @pytest.fixture
@@ -250,8 +256,25 @@ def test_diversity_with_one_seed_is_refused_before_any_image_is_generated(tiny):
     check_metrics(["diversity"], tiny, ["cat"], num_seeds=2)
 
 
+def test_a_metric_that_compares_with_the_base_is_refused_where_there_are_no_images_of_the_base(tiny):
+    with pytest.raises(
+        ConfigError, match="'common_edge' compares with the base's images from the same noise, which on"
+    ):
+        check_metrics(["reward", "common_edge"], tiny, ["cat"], num_seeds=2)
+    check_metrics(["reward", "common_edge"], tiny, ["cat"], num_seeds=2, beside_base=True)
+
+
+def test_a_model_equal_to_the_base_has_no_broken_copied_or_repeated_image(complete, by_style):
+    subject, inputs = by_style
+    images = torch.stack(list(inputs.values()))
+    for name in ("broken", "copied", "repeated", "uneven_phases", "spectral_peak"):
+        assert figures(name, images, subject, complete) == [0] * len(images), name
+
+
 def test_the_error_for_an_unknown_metric_lists_the_known_ones(tiny):
-    with pytest.raises(ConfigError, match="unknown metric 'beauty': known are clipped_highlights, diversity"):
+    with pytest.raises(
+        ConfigError, match="unknown metric 'beauty': known are broken, channel_agreement, clipped_highlights"
+    ):
         check_metrics(["beauty"], tiny, ["cat"], num_seeds=2)
 
 
@@ -277,7 +300,7 @@ def test_every_metric_gives_one_figure_per_image_in_its_documented_range(name, c
         context = replace(context, judge_settings=context.reward_settings)
     if name.startswith("clip"):
         scale = context.scorers["clip"].scale if name in {"clip", "clip_sgp"} else 1.0
-    check_metrics([name], context, [subject], num_seeds=4)
+    check_metrics([name], context, [subject], num_seeds=4, beside_base=True)
     values = figures(name, torch.stack(list(inputs.values())), subject, context)
     low, high = find_metric(name, context.scorer_settings).range
     assert len(values) == 4
@@ -291,7 +314,16 @@ def test_every_metric_gives_one_figure_per_image_in_its_documented_range(name, c
 
 
 BY_REWARD = {"reward", "relative_reward"}
-BY_JUDGE = {"judge_wanted", "judge_top1", "judge_top5", "judge_score", "judge_sgp", "diversity", "kid"}
+BY_JUDGE = {
+    "judge_wanted",
+    "judge_top1",
+    "judge_top5",
+    "judge_score",
+    "judge_sgp",
+    "diversity",
+    "kid",
+    "broken",
+}
 
 
 @pytest.mark.parametrize(("reward", "judge"), [("pick_score", "hps_v2"), ("hps_v2", "pick_score")])

@@ -149,6 +149,16 @@ def test_a_new_metric_is_accepted_in_the_settings_measured_and_explained(registe
             r"^select asks for 'blueness', which compares with real images",
         ),
         (
+            {"beside_base": lambda compared, context: compared.own},
+            {"select": {"maximize": "blueness"}},
+            r"^select asks for 'blueness', which compares with the base's images",
+        ),
+        (
+            {"beside_base": lambda compared, context: compared.own},
+            {"quantize": {"gain": "blueness"}},
+            r"^quantize\.gain is 'blueness', which is not defined for a single image of a prompt",
+        ),
+        (
             {"judge": "texts"},
             {},
             r"^evaluate\.metrics, judge: metric 'blueness' needs a judge that scores images against texts",

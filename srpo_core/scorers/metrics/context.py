@@ -19,7 +19,7 @@ class MetricContext:
     """What metrics may use. A scorer is loaded when the first metric needs it.
 
     scorer_settings: further scorers by name; real: returns the images that the metric kid compares with, in
-    batches (R, 3, H, W) in [0, 1].
+    batches (R, 3, H, W) in [0, 1]; training: returns images of the training data in the same way.
     """
 
     reward_settings: ScorerSettings
@@ -27,6 +27,7 @@ class MetricContext:
     control_words: ControlWords
     scorer_settings: Mapping[str, ScorerSettings] = field(default_factory=dict)
     real: Callable[[], Iterable[Tensor]] | None = None
+    training: Callable[[], Iterable[Tensor]] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @cached_property

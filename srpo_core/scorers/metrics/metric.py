@@ -37,6 +37,18 @@ def no_check(context: MetricContext, prompts: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """What a metric needs of all images of a model and of the base: the results of its `figures`, (P, ...) each.
+
+    Row by row the images have the same prompt and the same noise; prompts: (P,) numbers of the prompts, from 0.
+    """
+
+    own: Tensor
+    base: Tensor
+    prompts: Tensor
+
+
+@dataclass(frozen=True)
 class Metric:
     """One entry of the registry `metrics`.
 
@@ -51,6 +63,8 @@ class Metric:
     check: raises before images are generated if the metric cannot be computed for these prompts.
     over_all: for a metric that is defined only over all images of a model: from the results of `figures` for all
         of them, (P, D), to one figure per image.
+    beside_base: for a metric that compares all images with the base's, which only the stage evaluate does: from the
+        results of `figures` for both to one figure per image, (P,), or to one number for all of them.
     """
 
     figures: Callable[[Tensor, str, MetricContext], Tensor]
@@ -63,8 +77,9 @@ class Metric:
     needs_real_images: bool = False
     check: Callable[[MetricContext, Sequence[str]], None] = no_check
     over_all: Callable[[Tensor, MetricContext], Tensor] | None = None
+    beside_base: Callable[[Compared, MetricContext], Tensor] | None = None
 
     @property
     def measures_single_images(self) -> bool:
         """Whether one image of a prompt has a figure of its own."""
-        return not self.needs_seeds and self.over_all is None
+        return not self.needs_seeds and self.over_all is None and self.beside_base is None

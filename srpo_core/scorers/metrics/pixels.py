@@ -10,15 +10,15 @@ from srpo_core.scorers.metrics.context import MetricContext
 from srpo_core.scorers.metrics.metric import THIS_PROJECT, Metric
 
 
-def _metric(statistic: Callable[[Tensor], Tensor], least: float, note: str) -> Metric:
-    """Make a metric of a statistic of images in [least, 1]."""
+def _metric(statistic: Callable[[Tensor], Tensor], least: float, note: str, greatest: float = 1) -> Metric:
+    """Make a metric of a statistic of images in [least, greatest]."""
 
     def figures(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
         del prompt, context
         return statistic(images)
 
     figures.__doc__ = statistic.__doc__
-    return Metric(figures, (least, 1), THIS_PROJECT, note)
+    return Metric(figures, (least, greatest), THIS_PROJECT, note)
 
 
 SATURATION: Final = _metric(image_statistics.saturation, 0, "how strong the colours are, from 0 (grey) to 1")
@@ -38,4 +38,18 @@ GRID_ENERGY: Final = _metric(
     image_statistics.grid_energy,
     0,
     "share of edges that repeat every 16 pixels, which patches may leave behind",
+)
+LOG_DETAIL: Final = _metric(
+    image_statistics.log_detail,
+    -14,
+    "how sharp the image is: the logarithm of its squared second differences",
+    3,
+)
+CONTRAST: Final = _metric(
+    image_statistics.contrast, 0, "contrast: the standard deviation of the luminance", 0.5
+)
+CHANNEL_AGREEMENT: Final = _metric(
+    image_statistics.channel_agreement,
+    -1,
+    "how far red, green and blue have the same edges; coloured noise lowers it",
 )

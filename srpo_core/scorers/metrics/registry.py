@@ -6,7 +6,14 @@ from typing import Final
 
 from srpo_core.config import ScorerSettings
 from srpo_core.errors import ConfigError, pick
-from srpo_core.scorers.metrics import feature_distances, pixels, styles_and_subjects, text_scores
+from srpo_core.scorers.metrics import (
+    broken_images,
+    common_patterns,
+    feature_distances,
+    pixels,
+    styles_and_subjects,
+    text_scores,
+)
 from srpo_core.scorers.metrics.metric import JudgeKind, Metric
 from srpo_core.scorers.registry import SCORERS
 
@@ -33,6 +40,16 @@ METRICS: Final[Mapping[str, Metric]] = MappingProxyType(
         "clipped_highlights": pixels.CLIPPED_HIGHLIGHTS,
         "high_frequency_energy": pixels.HIGH_FREQUENCY_ENERGY,
         "grid_energy": pixels.GRID_ENERGY,
+        "log_detail": pixels.LOG_DETAIL,
+        "contrast": pixels.CONTRAST,
+        "channel_agreement": pixels.CHANNEL_AGREEMENT,
+        "broken": broken_images.BROKEN,
+        "copied": broken_images.COPIED,
+        "repeated": broken_images.REPEATED,
+        "shared_edges": common_patterns.SHARED_EDGES,
+        "common_edge": common_patterns.COMMON_EDGE,
+        "uneven_phases": common_patterns.UNEVEN_PHASES,
+        "spectral_peak": common_patterns.SPECTRAL_PEAK,
     }
 )
 

@@ -32,13 +32,13 @@ def judge_top5(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
 
 def _subject_is_among_first(count: int, images: Tensor, prompt: str, context: MetricContext) -> Tensor:
     logits = context.classifier.subject_logits(images)
-    subject = _find_subject(prompt, context.classifier.subjects)
+    subject = find_subject(prompt, context.classifier.subjects)
     # The subject equals itself, hence -1. A subject that ties with others counts as ranked after them.
     better = (logits >= logits[:, subject : subject + 1]).sum(1) - 1
     return torch.where(logits.isfinite().all(1), (better < count).to(logits.dtype), torch.nan)
 
 
-def _find_subject(prompt: str, subjects: Sequence[str]) -> int:
+def find_subject(prompt: str, subjects: Sequence[str]) -> int:
     """Index of the longest subject name that the prompt ends with, at a word boundary."""
     subject = subject_of(prompt, subjects)
     if subject is None:
@@ -56,7 +56,7 @@ def _require_known_styles(context: MetricContext, prompts: Sequence[str]) -> Non
 
 def _require_known_subjects(context: MetricContext, prompts: Sequence[str]) -> None:
     for prompt in prompts:
-        _find_subject(prompt, context.classifier.subjects)
+        find_subject(prompt, context.classifier.subjects)
 
 
 JUDGE_WANTED: Final = Metric(

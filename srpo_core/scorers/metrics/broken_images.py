@@ -1,0 +1,125 @@
+"""Metrics that mark single images, 1 or 0: broken ones, and copies. The gate limits their share."""
+
+from collections.abc import Sequence
+from typing import Final, cast
+
+import torch
+from torch import Tensor
+
+from srpo_core.protocols import Judge, RewardModel
+from srpo_core.scorers import broken, common_patterns
+from srpo_core.scorers.broken import STATISTICS, Evidence, Scores
+from srpo_core.scorers.metrics.context import MetricContext
+from srpo_core.scorers.metrics.metric import THIS_PROJECT, Compared, Metric, judge_licence
+from srpo_core.scorers.metrics.styles_and_subjects import find_subject
+
+SCORERS: Final = 2  # reward and judge
+
+
+def evidence(images: Tensor, prompt: str, context: MetricContext) -> tuple[list[Scores], Tensor]:
+    """Score images (K, 3, H, W) of one prompt by reward and judge, and compute their statistics (K, S).
+
+    A judge that classifies scores the logarithm of the subject's probability, one that reads texts the prompt itself.
+    """
+    judge = context.judge
+    scored = [_by_text(context.reward, images, prompt)]
+    scored.append(
+        _by_subject(judge, images, prompt)
+        if hasattr(judge, "subjects")
+        else _by_text(cast(RewardModel, judge), images, prompt)
+    )
+    return scored, broken.statistics(images)
+
+
+def broken_images(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
+    """1 where an image is broken that the base's image from the same noise is not, else 0. See `broken`.
+
+    This function returns what decides about each image in one row, because the base's images are the measure.
+    """
+    scored, statistics = evidence(images, prompt, context)
+    width = max(one.images.shape[1] for one in scored)
+    padded = [
+        torch.nn.functional.pad(rows, (0, width - rows.shape[1]))
+        for one in scored
+        for rows in (one.images, one.texts)
+    ]
+    return torch.cat([*padded, statistics], 1).float()
+
+
+def copied_images(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
+    """1 where an image is a copy of an image of another prompt or of a training image, else 0. See `copies`.
+
+    This function returns the outlines, (K, 3, h, w), because only all images together have copies.
+    """
+    del prompt, context
+    return common_patterns.outlines(images)
+
+
+def _by_text(scorer: RewardModel, images: Tensor, prompt: str) -> Scores:
+    seen = scorer.scale * scorer.encode_images(images)
+    return Scores(seen, scorer.encode_texts([prompt]).expand(len(images), -1))
+
+
+def _by_subject(judge: Judge, images: Tensor, prompt: str) -> Scores:
+    seen = judge.subject_logits(images).log_softmax(1)
+    texts = torch.zeros_like(seen)
+    texts[:, find_subject(prompt, judge.subjects)] = 1
+    return Scores(seen, texts)
+
+
+def _unpack(rows: Tensor, prompts: Tensor) -> Evidence:
+    statistics = rows[:, -len(STATISTICS) :]
+    parts = rows[:, : -len(STATISTICS)].chunk(2 * SCORERS, 1)
+    scores = [Scores(parts[2 * index], parts[2 * index + 1]) for index in range(SCORERS)]
+    return Evidence(prompts, scores, statistics)
+
+
+def _lost(compared: Compared, context: MetricContext) -> Tensor:
+    del context
+    own, base = (_unpack(rows, compared.prompts) for rows in (compared.own, compared.base))
+    return broken.lost(own, base)
+
+
+def _copied(compared: Compared, context: MetricContext) -> Tensor:
+    training = None
+    if context.training is not None:
+        training = torch.cat([common_patterns.outlines(images) for images in context.training()])
+    return common_patterns.copies(compared.own, compared.prompts, compared.base, training)
+
+
+def _repeated(compared: Compared, context: MetricContext) -> Tensor:
+    del context
+    return common_patterns.repeats(compared.own, compared.prompts, compared.base)
+
+
+def _require_known_subjects(context: MetricContext, prompts: Sequence[str]) -> None:
+    """Raise `DataError` if the judge classifies subjects and does not know one of the prompts'."""
+    if hasattr(context.judge, "subjects"):
+        for prompt in prompts:
+            find_subject(prompt, context.judge.subjects)
+
+
+BROKEN: Final = Metric(
+    broken_images,
+    (0, 1),
+    THIS_PROJECT,
+    "share of images that no longer fit their prompt or look like none of the base's, where the base's image does",
+    judge_licence,
+    check=_require_known_subjects,
+    beside_base=_lost,
+)
+COPIED: Final = Metric(
+    copied_images,
+    (0, 1),
+    THIS_PROJECT,
+    "share of images that copy an image of another prompt or a training image",
+    beside_base=_copied,
+)
+REPEATED: Final = Metric(
+    copied_images,
+    (0, 1),
+    THIS_PROJECT,
+    "share of images that repeat that of another seed, where the base's images differ",
+    needs_seeds=True,
+    beside_base=_repeated,
+)
