@@ -129,7 +129,8 @@ def write_figures():
     ]
     artifacts.FIGURES.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), artifacts.FIGURES)
-    artifacts.write_json(artifacts.EVALUATION_SUMMARY, {"means": {"aligned": {"judge_wanted": GAIN}}})
+    means = {"base": dict.fromkeys(METRICS, 0.0), "aligned": dict.fromkeys(METRICS, GAIN)}
+    artifacts.write_json(artifacts.EVALUATION_SUMMARY, {"means": means})
     checkpoint = str(artifacts.step_directory(10))
     artifacts.write_json(
         artifacts.SELECTION, {"step": 10, "checkpoint": checkpoint, "admissible": [10], "reason": "the best"}

@@ -104,7 +104,7 @@ def test_the_manifest_records_hashes_revision_decision_and_proof(release, reprod
     }
     tensors = manifest["proof"]["formats"]["q8_0"]["tensors"]
     assert tensors["single_blocks.3.linear2.weight"][0] == "Q8_0"
-    assert manifest["evaluation"]["means"]["aligned"] == {"judge_wanted": 0.31}
+    assert manifest["evaluation"]["means"]["aligned"]["judge_wanted"] == 0.31
     assert manifest["environment"]["libraries"]["torch"] == torch.__version__.partition("+")[0]
     assert manifest["environment"]["cores"] >= 1
     assert manifest["cost"] == {}
