@@ -16,10 +16,19 @@ from srpo_core.scorers.image_statistics import (
     contrast,
     log_detail,
     log_high_frequency,
+    patch_seams,
     saturation,
 )
 
-STATISTICS: Final = (log_detail, log_high_frequency, channel_agreement, contrast, brightness, saturation)
+STATISTICS: Final = (
+    log_detail,
+    log_high_frequency,
+    channel_agreement,
+    contrast,
+    brightness,
+    saturation,
+    patch_seams,
+)
 LEAST_FIT: Final = 0.5  # halfway between an image of another prompt and the base's images
 WIDENED: Final = 0.5  # of the base's range, on each side
 LEAST_GAP: Final = 1.0  # deviations by which the base's images fit their prompt better than images of others

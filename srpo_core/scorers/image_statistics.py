@@ -96,6 +96,23 @@ def log_high_frequency(images: Tensor) -> Tensor:
     return (high_frequency_energy(images) + LEAST_DETAIL).log()
 
 
+def patch_seams(images: Tensor) -> Tensor:
+    """Mean step of the luminance at multiples of 16 pixels over the mean step, in [0, 16]: 1 without seams.
+
+    Patches that are out of order, or do not join, make steps between them. An image of one colour, or without two
+    patches, scores 1.
+    """
+    grey = luminance(images)
+    found = []
+    for axis in (1, 2):
+        steps = grey.diff(dim=axis).abs().mean(3 - axis)  # (K, side - 1)
+        seams = steps[:, GRID_PIXELS - 1 :: GRID_PIXELS]
+        mean = steps.mean(1)
+        ratio = seams.mean(1) / mean.clamp_min(LEAST_DETAIL)
+        found.append(torch.where((mean > LEAST_DETAIL) & (seams.shape[1] > 0), ratio, torch.ones_like(mean)))
+    return torch.stack(found).mean(0)
+
+
 def channel_agreement(images: Tensor) -> Tensor:
     """Mean cosine of the edges of red and green and of those of green and blue, in [-1, 1].
 

@@ -11,6 +11,7 @@ import pytest
 
 from srpo_core.config import load_settings
 from srpo_core.gates import decide
+from srpo_core.gates.comparisons import COMPARISONS
 from srpo_core.gates.pairs import Pairs
 from srpo_core.gates.rules import limits, measure_rules
 from srpo_core.scorers.metrics import metric_names
@@ -34,6 +35,9 @@ GOOD = {
     "judge_wanted": (0.40, 0.80),
     "judge_score": (1.10, 1.20),
     "judge_sgp": (0.40, 0.60),
+    **dict.fromkeys(
+        ("broken", "copied", "repeated", "common_edge", "uneven_phases", "spectral_peak"), (0.0, 0.0)
+    ),
 }
 SAME = 0.5
 BEHIND = 0.001
@@ -50,9 +54,21 @@ TINY = {
     "saturation_band": ("veto", -0.4, 0.4),
     "red_green_band": ("veto", -0.2, 0.2),
     "yellow_blue_band": ("veto", -0.2, 0.2),
-    "highlights_band": ("veto", -0.4, 0.4),
+    "highlights_band": ("refuse", -0.4, 0.4),
     "fine_detail_band": ("veto", -0.15, 0.15),
     "grid_band": ("veto", -0.05, 0.05),
+    "few_broken": ("refuse", 0.08),
+    "no_prompt_lost": ("refuse", 0.1),
+    "few_copies": ("refuse", 0.05),
+    "no_common_mark": ("refuse", 0.05),
+    "no_common_edge": ("refuse", 0.9),
+    "phases_even": ("refuse", 0.3),
+    "no_single_frequency": ("refuse", 2.0),
+    "detail_kept": ("refuse", 0.2),
+    "detail_not_added": ("refuse", 6.0),
+    "contrast_kept": ("refuse", 0.5),
+    "contrast_not_added": ("refuse", 2.0),
+    "channels_agree": ("refuse", -0.2),
     "champion_style": ("refuse", -0.3),
     "champion_subject": ("refuse", -0.3),
     "champion_reward": ("refuse", -0.3),
@@ -73,6 +89,19 @@ FULL_SIZE = {
     "fine_detail_kept": ("veto", 0.3),
     "fine_detail_not_invented": ("veto", 3.0),
     "grid_band": ("veto", 0.3, 2.0),
+    "few_broken": ("refuse", 0.08),
+    "no_prompt_lost": ("refuse", 0.1),
+    "few_copies": ("refuse", 0.05),
+    "few_repeated": ("refuse", 0.1),
+    "no_common_mark": ("refuse", 0.05),
+    "no_common_edge": ("refuse", 0.9),
+    "phases_even": ("refuse", 0.3),
+    "no_single_frequency": ("refuse", 2.0),
+    "detail_kept": ("refuse", 0.2),
+    "detail_not_added": ("refuse", 6.0),
+    "contrast_kept": ("refuse", 0.5),
+    "contrast_not_added": ("refuse", 2.0),
+    "channels_agree": ("refuse", -0.2),
     "champion_judge": ("refuse", -0.03),
     "champion_alignment": ("refuse", 0.8),
     "champion_objective": ("refuse", -0.05),
@@ -81,8 +110,16 @@ FULL_SIZE = {
 }
 PRESETS = {"tiny": TINY, "flux1_dev": FULL_SIZE, "flux1_dev_lora": FULL_SIZE}
 TRIED = ["tiny", "flux1_dev"]
-EVERY_RULE = [(profile, name) for profile in TRIED for name in PRESETS[profile]]
 SETTINGS = {profile: load_settings(ROOT / f"profiles/{profile}.yaml") for profile in PRESETS}
+DIRECT = [
+    (profile, name)
+    for profile in TRIED
+    for name, rule in SETTINGS[profile].gate.rules.items()
+    if COMPARISONS[rule.compare].direct
+]
+EVERY_RULE = [
+    (profile, name) for profile in TRIED for name in PRESETS[profile] if (profile, name) not in DIRECT
+]
 SIGNS = {"veto", "hacking"}
 REFUSES = ("refuses", False)
 BREAKS = {"refuse": REFUSES, "veto": REFUSES, "hacking": REFUSES, "warn": ("warns", True)}
@@ -120,6 +157,8 @@ def moved(pairs, rule, figure, *, spread=0.0):
         # wins are large and losses small, so the mean rises at any win rate
         wins = np.round(SEEDS * figure + sign * SEEDS * 2 * spread * (1 - figure))
         theirs = ours - np.where(seed < wins, 0.4, -0.01 - rule.tie)
+    elif rule.compare == "factor":
+        theirs = ours - np.log(figure) + sign * spread + 0 * seed
     elif rule.compare == "ratio":
         theirs = ours.mean() / figure * (1 + sign * spread) + 0 * seed
     else:
@@ -131,9 +170,10 @@ def moved(pairs, rule, figure, *, spread=0.0):
 
 
 def gate_of(profile, *names):
-    """Return the preset's gate with only the named rules, or with all."""
+    """Return the preset's gate with only the named rules, or with all that compare resampled means."""
     gate = SETTINGS[profile].gate
-    kept = {name: rule for name, rule in gate.rules.items() if not names or name in names}
+    resampled = [name for name in gate.rules if (profile, name) not in DIRECT]
+    kept = {name: rule for name, rule in gate.rules.items() if name in (names or resampled)}
     return gate.model_copy(update={"resamples": RESAMPLES, "rules": kept})
 
 
@@ -213,3 +253,43 @@ def test_if_prompts_differ_widely_refuse_rules_break_but_veto_and_hacking_rules_
         pairs = moved(good(profile), rule, figure, spread=WIDE)
         expected = ("holds", True) if rule.severity in SIGNS else BREAKS[rule.severity]
         assert verdict(profile, name, pairs) == expected, f"at {figure}"
+
+
+@pytest.mark.parametrize(("profile", "name"), DIRECT)
+def test_a_rule_without_resampling_holds_up_to_its_margin_with_as_many_images_as_the_preset_has(
+    profile, name
+):
+    settings = SETTINGS[profile]
+    rule, prompts, seeds = (
+        settings.gate.rules[name],
+        settings.evaluate.num_prompts,
+        settings.evaluate.seeds_per_prompt,
+    )
+    index = np.repeat(np.arange(prompts), seeds)
+    direct = COMPARISONS[rule.compare].direct
+    if rule.compare == "whole":
+        assert direct(np.full(len(index), rule.margin), index, 0.95)[2] <= rule.margin
+        assert PRESETS[profile][name][1] > rule.margin
+        return
+    # the number of broken images, or prompts, that the rule allows: by hand
+    allowed = {
+        "tiny": {"few_broken": 1, "no_prompt_lost": 0, "few_copies": 0},
+        "flux1_dev": {"few_broken": 15, "no_prompt_lost": 1, "few_copies": 3, "few_repeated": 1},
+    }[profile][name]
+    for count, holds in ((allowed, True), (allowed + 1, False)):
+        figures = (np.arange(len(index)) < count).astype(float)
+        if rule.compare == "share_of_prompts":
+            figures = (index < count).astype(float)
+        assert (direct(figures, index, 0.95)[2] <= rule.margin) is holds, count
+
+
+def test_one_lost_prompt_or_four_percent_of_broken_images_is_refused_at_tiny_and_two_and_three_at_full_size():
+    for profile, images, prompts in (("tiny", 0.04, 1 / 40), ("flux1_dev", 0.03, 0.02)):
+        gate, evaluate = SETTINGS[profile].gate, SETTINGS[profile].evaluate
+        index = np.repeat(np.arange(evaluate.num_prompts), evaluate.seeds_per_prompt)
+        scattered = np.zeros(len(index))
+        scattered[:: round(1 / images)] = 1
+        lost = (index < round(prompts * evaluate.num_prompts)).astype(float)
+        for name, figures in (("few_broken", scattered), ("no_prompt_lost", lost)):
+            rule = gate.rules[name]
+            assert COMPARISONS[rule.compare].direct(figures, index, 0.95)[2] > rule.margin, (profile, name)
