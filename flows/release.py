@@ -13,6 +13,7 @@ from srpo_core.release import aliases, download, summary
 from srpo_core.release import verify as verification
 from srpo_core.release.gc import GarbageCollection, collect_garbage
 from srpo_core.release.guard import guarded_store
+from srpo_core.release.trust import trust_here
 from srpo_core.storage import open_store
 
 
@@ -77,12 +78,13 @@ def verify(version: str | None = None) -> dict[str, str]:
     Args:
         version: a version or an alias; empty verifies every version and alias in the store.
     """
-    store = open_store()
+    store, trust = open_store(), trust_here()
     states, faults = {}, [] if version else verification.verify_aliases(store)
     table = [f"| alias | {fault} |" for fault in faults]
     for name in [version] if version else store.versions():
         try:
-            states[name] = f"{len(verification.verify(store, name)['files'])} files are intact"
+            manifest, state = verification.inspect(store, name, trust)
+            states[name] = f"{len(manifest['files'])} files are intact, {state}"
         except StoreError as error:
             states[name] = str(error)
             faults.append(str(error))

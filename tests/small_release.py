@@ -1,12 +1,18 @@
 """Publish a release of a few kilobytes, for tests of what happens to releases later."""
 
 import hashlib
+import json
 from pathlib import Path
 
 from srpo_core.storage import Store
 from srpo_core.storage.manifest import content_digest
 
+# the release has these, decision.json and proof.json
 NAMES = ("README.md", "tiny-bf16.safetensors", "transformer/weights", "transformer/config.json")
+PROOF = {
+    "formats": {"bf16": {"relative_error": 4e-3, "psnr": None, "gain_kept": 0.97}},
+    "refused": {"q4_0": {"refused": ["12.0 dB to bf16, at least 20"]}},
+}
 
 
 def publish_small(
@@ -25,11 +31,17 @@ def publish_small(
     version = f"{model}-{number}"
     source = sources / f"source-{version}"
     source.mkdir()
-    files = {name: source / name.replace("/", "-") for name in NAMES}
+    decision = {
+        "passed": passed,
+        "verdict": "passed" if passed else "refused",
+        "reason": "every rule holds." if passed else "the subject is lost.",
+    }
+    contents = {name: f"{name} of {version}".encode() * repeats for name in NAMES}
+    contents |= {"decision.json": json.dumps(decision).encode(), "proof.json": json.dumps(PROOF).encode()}
+    files = {name: source / name.replace("/", "-") for name in contents}
     entries = {}
-    for name, path in files.items():
-        data = f"{name} of {version}".encode() * repeats
-        path.write_bytes(data)
+    for name, data in contents.items():
+        files[name].write_bytes(data)
         entries[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     manifest = {
         "version": version,
@@ -38,15 +50,8 @@ def publish_small(
         "content": content_digest(entries, entries),
         "formats": {"bf16": ["tiny-bf16.safetensors", "transformer/weights"]},
         "git": {"revision": "0" * 40, "diff": None, "untracked": []},
-        "decision": {
-            "passed": passed,
-            "verdict": "passed" if passed else "refused",
-            "reason": "every rule holds." if passed else "the subject is lost.",
-        },
-        "proof": {
-            "formats": {"bf16": {"relative_error": 4e-3, "psnr": None, "gain_kept": 0.97}},
-            "refused": {"q4_0": {"refused": ["12.0 dB to bf16, at least 20"]}},
-        },
+        "decision": decision,
+        "proof": PROOF,
     }
     store.publish(version, files, manifest)
     return version

@@ -7,6 +7,7 @@ import typer
 
 from srpo_core import errors
 from srpo_core.cli.app import app
+from srpo_core.cli.output import shortest
 from srpo_core.quantizers import REFERENCE
 
 if TYPE_CHECKING:
@@ -122,26 +123,65 @@ def verify(
         bool, typer.Option("--all", help="Verify every version and alias in the store.")
     ] = False,
 ) -> None:
-    """Read a release's files back and compare each with its SHA-256."""
-    from srpo_core.release.verify import verify as verify_files
-    from srpo_core.release.verify import verify_aliases
+    """Read a release's files back, compare each with its SHA-256, and check the signature."""
+    from srpo_core.release.trust import trust_here
+    from srpo_core.release.verify import inspect, verify_aliases
     from srpo_core.storage import open_store
 
-    store = open_store()
+    store, trust = open_store(), trust_here()
     faults = verify_aliases(store) if every else []
     if every and not store.versions():
         typer.echo(f"no release in {store.uri}")
     for version in store.versions() if every else [release]:
         try:
-            manifest = verify_files(store, version)
+            manifest, state = inspect(store, version, trust)
         except errors.StoreError as fault:
             if not every:
                 raise
             faults.append(str(fault))
         else:
-            typer.echo(f"{manifest['version']}: {len(manifest['files'])} files are intact")
+            typer.echo(f"{manifest['version']}: {len(manifest['files'])} files are intact, {state}")
     if faults:
         raise errors.StoreError("; ".join(faults))
+
+
+@app.command(rich_help_panel=PANEL)
+def sign(release: Release = "candidate") -> None:
+    """Sign a published release with the SSH key that SRPO_SIGNING_KEY names. A release can have several signatures."""
+    from srpo_core.release.aliases import resolve
+    from srpo_core.release.signing import KEY_VARIABLE, sign_release
+    from srpo_core.release.trust import release_state, trust_here
+    from srpo_core.storage import open_store
+
+    store = open_store()
+    version = resolve(store, release)
+    if not sign_release(store, version):
+        raise errors.ConfigError(f"{KEY_VARIABLE} is not set: set it to the path of an SSH key")
+    typer.echo(f"{version}: {release_state(store, version, store.manifest(version), trust_here())}")
+
+
+@app.command(rich_help_panel=PANEL)
+def reproduce(release: Release = "candidate") -> None:
+    """Run a release's stages again from its revision, settings and data, and compare the results.
+
+    Exit code 0: same bytes, or on another kind of machine figures within bounds. Exit code 1: something differs.
+    """
+    from srpo_core.release.reproduce import reproduce as run_again
+    from srpo_core.storage import open_store
+
+    comparison, workspace = run_again(
+        open_store(), release, checkout=Path.cwd(), on_line=lambda line: typer.echo(line, err=True)
+    )
+    typer.echo(f"outcome  {comparison.outcome}: {comparison.reason}")
+    for name in comparison.other_bytes:
+        typer.echo(f"bytes    {name} has other bytes")
+    for figure in comparison.figures:
+        numbers = " ".join("none" if one is None else f"{one:.4g}" for one in (figure.released, figure.again))
+        state = "agrees " if figure.agrees else "differs"
+        typer.echo(f"{state}  {figure.name}: {numbers.replace(' ', ' → ')} ({figure.bound})")
+    typer.echo(f"results  {shortest(workspace)}/runs")
+    if comparison.outcome == "different":
+        raise typer.Exit(errors.SrpoError.exit_code)
 
 
 @app.command(rich_help_panel=PANEL)

@@ -25,6 +25,12 @@ class ReleaseSettings(Part):
     unconditional_store: bool = Field(
         description="publish to a store without conditional writes; then only one publisher at a time is safe"
     )
+    allowed_signers: str | None = Field(
+        description="file in OpenSSH's format with the keys whose signatures count; null: signatures are not checked"
+    )
+    require_signature: bool = Field(
+        description="refuse to publish, pull, verify or promote what is not signed by an allowed signer"
+    )
     datasets: list[str] = Field(description="data sets in the model card, by their ids on the hub")
     tags: list[str] = Field(description="tags in the model card")
 
@@ -32,6 +38,14 @@ class ReleaseSettings(Part):
     def _license_has_a_name(self) -> Self:
         if (self.license == "other") != (self.license_name is not None):
             raise ValueError("license other needs license_name, and any other license must not have one")
+        return self
+
+    @model_validator(mode="after")
+    def _signers_are_known(self) -> Self:
+        if self.require_signature and self.allowed_signers is None:
+            raise ValueError(
+                "require_signature needs allowed_signers, the file with the keys whose signatures count"
+            )
         return self
 
 

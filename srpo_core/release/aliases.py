@@ -14,6 +14,10 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from srpo_core.errors import ConfigError, GateError, StoreError
+from srpo_core.release.evidence import require_consistent
+from srpo_core.release.seen import require_not_set_back
+from srpo_core.release.signing import signed_step
+from srpo_core.release.trust import UNCHECKED, UNSIGNED, move_state, release_state, trust_here
 from srpo_core.storage import Store, is_version, listed, model_of
 
 CANDIDATE: Final = "candidate"
@@ -78,6 +82,8 @@ def resolve(store: Store, reference: str) -> str:
 
     Raises:
         StoreError: there is no such release (the message lists the known ones), or several models have the alias.
+        SignatureError: the last move of the alias is not signed as it must be, see `move_state`, or the alias was set
+            back.
     """
     if is_version(reference) and store.has(reference):
         return reference
@@ -85,10 +91,14 @@ def resolve(store: Store, reference: str) -> str:
     if name is None:
         known = listed([*store.aliases(), *store.versions()])
         raise StoreError(f"{store.uri} has no release {reference!r}: known are {known}")
-    version = read_alias(store, name).version
-    if version is None:
+    alias = read_alias(store, name)
+    if alias.version is None:
         raise StoreError(f"the alias {name} in {store.uri} points to nothing: publish a model first")
-    return version
+    state = move_state(store.uri, name, alias.version, alias.history, trust_here())
+    if state not in (UNSIGNED, UNCHECKED):
+        require_not_set_back(store.uri, name, alias.history)
+    log.info("%s points to %s: the move is %s", name, alias.version, state)
+    return alias.version
 
 
 def history_of(store: Store, version: str) -> Mapping[str, list[Step]]:
@@ -150,11 +160,13 @@ def promote(
     Raises:
         GateError: the gate refused the release.
         ConfigError: an override without a reason.
-        StoreError: there is no such release, or another process moved production at the same time.
+        StoreError: there is no such release, or another process moved production at the same time. Or its manifest
+            contradicts its files.
+        SignatureError: the release is not signed as it must be, see `release_state`.
     """
     version = resolve(store, reference)
     production = read_alias(store, f"{model_of(version)}/{PRODUCTION}")
-    decision = store.manifest(version).get("decision", {})
+    decision = _trusted_manifest(store, version)["decision"]
     passed = decision.get("passed") is True
     if override and not reason:
         raise ConfigError("--override needs --reason: it is kept in the history of production")
@@ -190,10 +202,24 @@ def rollback(store: Store, *, model: str | None = None, reason: str = "", who: s
             f"{name or PRODUCTION} in {store.uri} has no previous version: there is nothing to roll back to"
         )
     if last.get(ROLLBACK):
+        _trusted_manifest(store, last["to"])
         return _move_production(store, production, last["to"], why=last["why"], who=who)
-    store.manifest(last["from"])
+    _trusted_manifest(store, last["from"])
     why = reason or "rolled back"
     return _move_production(store, production, last["from"], why=why, who=who, marks={ROLLBACK: True})
+
+
+def _trusted_manifest(store: Store, version: str) -> Mapping[str, Any]:
+    """Return the manifest of a version that may go into production; report who signed it.
+
+    Raises:
+        StoreError: the store has no such version, or its manifest contradicts its files.
+        SignatureError: it is not signed as it must be, see `release_state`.
+    """
+    manifest = store.manifest(version)
+    require_consistent(store, version, manifest)
+    log.info("%s is %s", version, release_state(store, version, manifest, trust_here()))
+    return manifest
 
 
 def _move_production(
@@ -250,6 +276,7 @@ def _write_move(
     on. Then the history has this move.
     """
     step = _step(alias.version, version, why=why, who=who) | dict(marks)
+    step = signed_step(store.uri, alias.name, alias.history, step)
     value = {"version": version, "history": [*alias.history, step]}
     if not store.write_alias(alias.name, value, alias.token):
         return read_alias(store, alias.name).history[len(alias.history) :][:1] == (step,)
@@ -273,6 +300,7 @@ def _require_kept(store: Store, before: Alias, version: str) -> None:
     if now.version == version:  # otherwise another process has already moved the alias
         if before.token is None:
             step = _step(version, None, why=f"{version} was removed at the same time", who=None)
+            step = signed_step(store.uri, before.name, now.history, step)
             history = [*now.history, step]
         else:
             history = list(before.history)

@@ -3,18 +3,23 @@
 import hashlib
 from collections.abc import Mapping
 from functools import partial
+from logging import getLogger
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from srpo_core import artifacts
 from srpo_core.errors import ConfigError, StoreError
 from srpo_core.release.aliases import resolve
+from srpo_core.release.evidence import require_consistent
 from srpo_core.release.manifest import release_manifest
 from srpo_core.release.pulled import record_pull, require_replaceable
+from srpo_core.release.trust import release_state, trust_here
 from srpo_core.runtime.download import PART_SUFFIX, download
 from srpo_core.runtime.file_lock import acquire
 from srpo_core.storage import MANIFEST, Store
 from srpo_core.storage.manifest import encode
+
+log = getLogger(__name__)
 
 
 def pull(
@@ -29,10 +34,13 @@ def pull(
     Raises:
         ConfigError: the release has no such format.
         StoreError: there is no such release, a file does not match its manifest, `target` has a file of the same name
-            that is not from an earlier pull, or it cannot be written.
+            that is not from an earlier pull, or it cannot be written. Or the manifest contradicts the files.
+        SignatureError: no allowed signer has signed the release, see `release_state`.
     """
     version = resolve(store, reference)
     manifest = release_manifest(store, version)
+    require_consistent(store, version, manifest)
+    log.info("%s is %s", version, release_state(store, version, manifest, trust_here()))
     names = list(manifest["files"]) if format_name is None else _files_of(manifest, format_name)
     wanted = {name: str(manifest["files"][name]["sha256"]) for name in names}
     own = wanted | {MANIFEST: hashlib.sha256(encode(manifest)).hexdigest()}

@@ -28,12 +28,12 @@ GGUF_WORKFLOW: Final = "workflow-gguf.json"
 _DESCRIPTIVE: Final = (CARD, GRID, WORKFLOW, GGUF_WORKFLOW, "params.yaml", "dvc.yaml")
 
 
-def descriptive_files(settings: Settings) -> set[str]:
+def descriptive_files(license_files: Iterable[str]) -> set[str]:
     """Return the files that are not part of a version's content digest.
 
     dvc.lock does not record them, so they may differ between two publications of the same version.
     """
-    return {*_DESCRIPTIVE, *(Path(name).name for name in settings.release.license_files)}
+    return {*_DESCRIPTIVE, *(Path(name).name for name in license_files)}
 
 
 def format_directory(name: str) -> str:

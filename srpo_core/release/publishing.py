@@ -32,6 +32,8 @@ from srpo_core.release.layout import (
     require_existing,
 )
 from srpo_core.release.provenance import environment, git_state, require_reproduced, version_of
+from srpo_core.release.signing import sign_release
+from srpo_core.release.trust import release_state, require_signer, trust_here
 from srpo_core.release.verdict import require_recomputed
 from srpo_core.report.formats import with_formats
 from srpo_core.storage import Store, content_digest, model_of, require_conditions, version_key
@@ -91,6 +93,7 @@ def publish(
     require_reproduced(root, (Path(settings.model.path), *RECORDED))
     require_recomputed(root, settings)
     version = version_of(settings.release.name, root)
+    require_signer(trust_here())
     with TemporaryDirectory(prefix="srpo-card-") as scratch:
         files, manifest = _assemble(root, settings, version, Path(scratch))
         manifest["cost"] = dict(cost or {})
@@ -98,6 +101,8 @@ def publish(
         created = store.publish(version, files, manifest)
     if not created:
         _warn_if_descriptions_differ(store.manifest(version)["files"], manifest["files"], version)
+    if sign_release(store, version):
+        log.info("%s is %s", version, release_state(store, version, store.manifest(version), trust_here()))
     log.info("%s %s %s", version, "published to" if created else "is already in", store.uri)
     name = f"{model_of(version)}/{alias}"
     previous = move_alias(store, name, version, why=why, who=who)
@@ -160,7 +165,9 @@ def _assemble(
         "schema_version": SCHEMA_VERSION,
         "version": version,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "content": content_digest(entries, entries.keys() - descriptive_files(settings)),
+        "content": content_digest(
+            entries, entries.keys() - descriptive_files(settings.release.license_files)
+        ),
         "files": entries,
         "formats": formats | _lora(proof),
         "git": git_state(root),

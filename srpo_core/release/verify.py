@@ -6,14 +6,25 @@ from typing import Any
 
 from srpo_core.errors import StoreError
 from srpo_core.release.aliases import read_alias, resolve
+from srpo_core.release.evidence import require_consistent
+from srpo_core.release.trust import Trust, move_state, release_state, trust_here
 from srpo_core.storage import DamagedFileError, Store
 
 
 def verify(store: Store, reference: str) -> Mapping[str, Any]:
-    """Read every file of a release, compare its SHA-256 and size with the manifest, and return the manifest.
+    """Verify a release as `inspect` does, by the allowed signers of the working directory; return its manifest."""
+    return inspect(store, reference, trust_here())[0]
+
+
+def inspect(store: Store, reference: str, trust: Trust) -> tuple[Mapping[str, Any], str]:
+    """Read every file of a release, compare its SHA-256 and size with the manifest, and check the signature.
+
+    Returns the manifest and who signed it, in words.
 
     Raises:
-        StoreError: files are missing or altered; the message names all of them.
+        StoreError: files are missing or altered, or are there and not in the manifest; the message names all of them.
+            Or the manifest contradicts the files.
+        SignatureError: the release is not signed as it must be, see `release_state`.
     """
     version = resolve(store, reference)
     manifest = store.manifest(version)
@@ -27,15 +38,24 @@ def verify(store: Store, reference: str) -> Mapping[str, Any]:
             f"release {version} in {store.uri} is damaged: {', '.join(damaged)}; restore it from a backup, or publish "
             "it again"
         )
-    return manifest
+    if unnamed := store.unnamed_files(version, manifest["files"]):
+        raise StoreError(
+            f"release {version} in {store.uri} has files that its manifest does not name: {', '.join(unnamed)}; remove "
+            "them, nobody has checked them"
+        )
+    require_consistent(store, version, manifest)
+    return manifest, release_state(store, version, manifest, trust)
 
 
 def verify_aliases(store: Store) -> list[str]:
-    """Return one message for each alias that was altered or that points to a version that does not exist."""
+    """Return one message for each alias that was altered, is not signed as it must be, or names no existing version."""
     faults: list[str] = []
+    trust = trust_here()
     for name in store.aliases():
         try:
-            version = read_alias(store, name).version
+            alias = read_alias(store, name)
+            version = alias.version
+            move_state(store.uri, name, version, alias.history, trust)
         except StoreError as error:
             faults.append(str(error))  # the caller raises once all aliases are read
         else:

@@ -102,6 +102,18 @@ class Store(Protocol):
         """
         ...
 
+    def unnamed_files(self, version: str, names: Collection[str]) -> list[str]:
+        """List what is in the directory of a version and is neither its manifest nor one of its files `names`, sorted."""
+        ...
+
+    def signatures(self, version: str) -> list[bytes]:
+        """Return the armored signatures of a version; none is checked."""
+        ...
+
+    def add_signature(self, version: str, signature: bytes) -> None:
+        """Keep a signature beside a version; the same one again changes nothing."""
+        ...
+
     def aliases(self) -> list[str]:
         """List the aliases, each as `<model>/<name>`, sorted."""
         ...

@@ -1,6 +1,7 @@
 """A release store in a directory.
 
 models/<model>/versions/<version>/   all files of a version and manifest.json; created by one rename
+models/<model>/signatures/<version>/ signatures of the version's manifest, each a file that is written once
 models/<model>/aliases/<name>.json   replaced by one rename, under a lock
 .incoming/                           files being written; the next publisher removes what killed ones left
 """
@@ -12,7 +13,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from logging import getLogger
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from uuid import uuid4
 
@@ -39,6 +40,8 @@ from srpo_core.storage.manifest import (
     listed,
     require_file,
     require_same,
+    signature_name,
+    signatures_key,
     unknown_version,
     version_key,
     wrong_length,
@@ -151,7 +154,36 @@ class DirectoryStore:
                 for version in hid:
                     if version in kept:
                         _restore(hidden / version, self._root / version_key(version))
-            return [version for version in versions if version not in kept]
+            gone = [version for version in versions if version not in kept]
+            for version in gone:
+                shutil.rmtree(self._root / signatures_key(version), ignore_errors=True)
+            return gone
+
+    def unnamed_files(self, version: str, names: Collection[str]) -> list[str]:
+        """List what is in the directory of a version and is neither its manifest nor one of its files `names`, sorted."""
+        named = {MANIFEST, *names}
+        directory = self._root / version_key(version)
+        needed = {str(parent) for name in named for parent in PurePosixPath(name).parents}
+        with self._errors(f"cannot list {version}"):
+            found = {str(path.relative_to(directory)) for path in directory.rglob("*")}
+        return sorted(found - named - needed)
+
+    def signatures(self, version: str) -> list[bytes]:
+        """Return the armored signatures of a version; none is checked."""
+        with self._errors(f"cannot read the signatures of {version}"):
+            return [
+                path.read_bytes() for path in sorted((self._root / signatures_key(version)).glob("*.sig"))
+            ]
+
+    def add_signature(self, version: str, signature: bytes) -> None:
+        """Keep a signature beside a version; the same one again changes nothing."""
+        self.manifest(version)
+        target = self._root / signatures_key(version) / signature_name(signature)
+        with self._errors(f"cannot sign {version}; it was not signed"), self._new_directory() as partial:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_file(partial / target.name, signature)
+            (partial / target.name).replace(target)
+            sync_directory(target.parent)
 
     def aliases(self) -> list[str]:
         """List the aliases, each as `<model>/<name>`, sorted."""

@@ -71,6 +71,16 @@ def version_key(version: str) -> str:
     return f"models/{model_of(version)}/versions/{version}"
 
 
+def signatures_key(version: str) -> str:
+    """Return the path of a version's signatures inside a store; they stand beside it, because a version never changes."""
+    return f"models/{model_of(version)}/signatures/{version}"
+
+
+def signature_name(signature: bytes) -> str:
+    """Return the file name of a signature, after its digest."""
+    return f"{hashlib.sha256(signature).hexdigest()[:16]}.sig"
+
+
 def alias_key(alias: str) -> str:
     """Return the path of an alias `<model>/<name>` inside a store. Raises `StoreError` if it names no model."""
     model, separator, name = alias.partition("/")

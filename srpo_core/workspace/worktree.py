@@ -57,9 +57,11 @@ class Workspace:
         return self.path.parent / "dvc"
 
     def environment(self) -> dict[str, str]:
-        """Return the environment of commands in this workspace: its own code, the shared home, no telemetry."""
+        """Return the environment of commands in this workspace: its own code, the shared home, no telemetry, no key."""
+        given = without_git_variables()
+        given.pop("SRPO_SIGNING_KEY", None)  # publishing signs, no stage does
         return {
-            **without_git_variables(),
+            **given,
             **quiet_environment(),
             "DVC_SITE_CACHE_DIR": str(self.site_cache),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),

@@ -72,14 +72,14 @@ def test_the_flow_promote_fails_for_a_refused_release_and_moves_nothing(store):
 
 
 def test_the_flow_verify_names_damaged_files_and_fails(store, prefect):
-    assert verify() == {f"tiny-{number}": "4 files are intact" for number in (1, 2, 3)}
+    assert verify() == {f"tiny-{number}": "6 files are intact, unsigned" for number in (1, 2, 3)}
     (store.local("tiny-2") / "transformer/weights").write_bytes(b"altered")
     with pytest.raises(StoreError, match=r"release tiny-2 .* is damaged: transformer/weights"):
         verify()
     table = artifact(prefect, "verify")
-    assert "| `tiny-1` | 4 files are intact |" in table
+    assert "| `tiny-1` | 6 files are intact, unsigned |" in table
     assert "| `tiny-2` | release tiny-2" in table
-    assert verify("tiny-1") == {"tiny-1": "4 files are intact"}
+    assert verify("tiny-1") == {"tiny-1": "6 files are intact, unsigned"}
 
 
 def test_the_flow_verify_finds_an_alias_of_a_missing_version(store, prefect):
@@ -91,7 +91,7 @@ def test_the_flow_verify_finds_an_alias_of_a_missing_version(store, prefect):
         verify()
     table = artifact(prefect, "verify")
     assert "| alias | the alias tiny/production" in table
-    assert "| `tiny-2` | 4 files are intact |" in table
+    assert "| `tiny-2` | 6 files are intact, unsigned |" in table
 
 
 def test_the_flow_pull_downloads_one_format(store, tmp_path):
@@ -157,7 +157,7 @@ def test_the_commands_list_show_promote_roll_back_pull_verify_and_remove_release
     for path in pulled:
         name = str(path.relative_to("here"))
         assert (tmp_path / path).read_bytes() == b"".join(store.read("tiny-1", name))
-    state = "4 files are intact"
+    state = "6 files are intact, unsigned"
     assert srpo("verify", "--all").splitlines() == [f"tiny-{number}: {state}" for number in (1, 2, 3)]
     assert srpo("gc", "--keep", "0") == "would remove  tiny-3\nnext     repeat it with --delete\n"
     assert store.versions() == ["tiny-1", "tiny-2", "tiny-3"]

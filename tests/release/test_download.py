@@ -55,7 +55,11 @@ def test_an_interrupted_pull_is_resumed_and_complete_files_are_kept(store, publi
 
     monkeypatch.setattr(type(store), "read", read)
     pull(store, version, format_name=None, target=target)
-    assert asked == [("transformer/weights", 5000)]
+    evidence = [
+        ("decision.json", 0),
+        ("proof.json", 0),
+    ]  # compared with the manifest before anything is copied
+    assert asked == [*evidence, ("transformer/weights", 5000)]
     assert (target / "transformer/weights").read_bytes() == whole
     (target / "transformer/weights").unlink()
     (target / "transformer/weights.part").write_bytes(b"no beginning of it")
@@ -198,11 +202,18 @@ def test_a_pull_to_a_full_disk_fails_and_can_be_resumed(tmp_path):
 
 
 def test_a_pulled_file_with_another_sha256_is_refused(store, publish, tmp_path, monkeypatch):
-    version = publish(1)
-    monkeypatch.setattr(type(store), "read", lambda *_: iter([b"other bytes"]))
+    version, honest = publish(1), type(store).read
+
+    def read(self, version, name, start=0):
+        if name.endswith(".json"):
+            return honest(self, version, name, start)
+        return iter([b"other bytes"])
+
+    monkeypatch.setattr(type(store), "read", read)
     with pytest.raises(StoreError, match="does not have its SHA-256: run 'srpo verify'"):
         pull(store, version, format_name=None, target=tmp_path / "here")
-    assert [path.name for path in (tmp_path / "here").rglob("*") if path.is_file()] == [".pulled.json"]
+    kept = {path.name for path in (tmp_path / "here").rglob("*") if path.is_file()}
+    assert kept <= {".pulled.json", "decision.json", "proof.json", "config.json"}
 
 
 def test_fetch_returns_the_directory_of_a_local_store(release, tmp_path):

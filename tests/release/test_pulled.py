@@ -120,4 +120,4 @@ def test_the_record_lists_the_digests_of_every_pull(two):
     assert record["README.md"] == sorted(
         store.manifest(version)["files"]["README.md"]["sha256"] for version in ("tiny-1", "tiny-2")
     )
-    assert set(record) == {*NAMES, MANIFEST}
+    assert set(record) == {*NAMES, "decision.json", "proof.json", MANIFEST}

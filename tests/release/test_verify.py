@@ -27,7 +27,7 @@ def test_one_flipped_bit_in_a_stored_file_is_found_and_the_file_is_named(store, 
     promote(store, version)
     files = Files(store)
     names = list(files)
-    assert len(names) == 6  # four files, their manifest, the alias
+    assert len(names) == 8  # six files, their manifest, the alias
     assert faults_of(store) == []
     digests = {entry["sha256"]: name for name, entry in store.manifest(version)["files"].items()}
     for name in names:

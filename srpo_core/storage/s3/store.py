@@ -15,8 +15,11 @@ from srpo_core.storage.manifest import (
     decode_alias,
     decode_manifest,
     encode_sealed,
+    model_of,
     require_file,
     require_same,
+    signature_name,
+    signatures_key,
     unknown_version,
     version_key,
     wrong_length,
@@ -132,7 +135,27 @@ class S3Store:
                 for key, data in there.items():
                     if keys[key] in kept:
                         self._bucket.put(key, data, IfNoneMatch="*")
-        return [version for version in versions if version not in kept]
+            gone = [version for version in versions if version not in kept]
+            self._delete_signatures(gone)
+        return gone
+
+    def unnamed_files(self, version: str, names: Collection[str]) -> list[str]:
+        """List what is below the key of a version and is not its manifest: a bucket keeps the files elsewhere."""
+        del names
+        with self._bucket.errors():
+            return sorted(name for name in self._bucket.keys(f"{version_key(version)}/") if name != MANIFEST)
+
+    def signatures(self, version: str) -> list[bytes]:
+        """Return the armored signatures of a version; none is checked."""
+        with self._bucket.errors():
+            found = self._bucket.parallel(self._raw, self._signature_keys(version))
+        return [signature for signature in found if signature is not None]
+
+    def add_signature(self, version: str, signature: bytes) -> None:
+        """Keep a signature beside a version; the same one again changes nothing."""
+        self.manifest(version)
+        with self._bucket.errors():
+            self._bucket.put(f"{signatures_key(version)}/{signature_name(signature)}", signature)
 
     def aliases(self) -> list[str]:
         """List the aliases, each as `<model>/<name>`, sorted."""
@@ -195,6 +218,17 @@ class S3Store:
 
         with self._bucket.errors():
             return sweep(self._bucket, needed, delete=delete)
+
+    def _delete_signatures(self, versions: Collection[str]) -> None:
+        """Delete the signatures of versions; one listing for each model."""
+        for model in {model_of(version) for version in versions}:
+            below = f"models/{model}/signatures/"
+            names = (name for name in self._bucket.keys(below) if name.partition("/")[0] in versions)
+            self._bucket.delete_all([below + name for name in names])
+
+    def _signature_keys(self, version: str) -> list[str]:
+        below = f"{signatures_key(version)}/"
+        return [below + name for name in sorted(self._bucket.keys(below)) if name.endswith(".sig")]
 
     def _raw(self, key: str) -> bytes | None:
         found = self._bucket.get(key)
