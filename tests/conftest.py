@@ -22,6 +22,7 @@ GROUPS = {
     "flows": "processes",
     "training/test_kills.py": "processes",
     "workspace": "processes",
+    "release/test_reproduce.py": "processes",
     "runtime/test_processes.py": "processes",
     # share a Ray cluster
     "training/test_launch.py": "ray",

@@ -42,6 +42,16 @@ def reproduce(workspace: Workspace, stage: str, on_line: Callable[[str], None]) 
     return StageResult(stage, cached=not ran, seconds=time.monotonic() - started)
 
 
+def run_again(workspace: Workspace, stage: str, on_line: Callable[[str], None]) -> None:
+    """Run one stage by DVC even if its result is known, and pass each line that it prints to `on_line`.
+
+    Raises:
+        StageError: the stage failed; the message is the error line of the stage, or else of DVC.
+    """
+    command = ["dvc", "repro", "--single-item", "--force", "--no-run-cache", stage]
+    run_in_workspace(workspace, f"stage {stage}", command, on_line)
+
+
 def run_in_workspace(
     workspace: Workspace, what: str, command: Sequence[str], on_line: Callable[[str], None]
 ) -> list[str]:
