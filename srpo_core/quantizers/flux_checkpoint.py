@@ -220,7 +220,7 @@ def open_flux(path: Path) -> FluxCheckpoint:
     Raises:
         DataError: the checkpoint is missing, damaged, not FLUX, or already quantized.
     """
-    files, config = _files(path)
+    files, config = checkpoint_files(path)
     tensors: dict[str, Stored] = {}
     for file in files:
         found, metadata = _read_header(file)
@@ -237,7 +237,7 @@ def open_flux(path: Path) -> FluxCheckpoint:
     return FluxCheckpoint(files, checkpoint, config)
 
 
-def _files(path: Path) -> tuple[list[Path], dict[str, Any] | None]:
+def checkpoint_files(path: Path) -> tuple[list[Path], dict[str, Any] | None]:
     """Return the safetensors files of a checkpoint, and its config.json if it has one."""
     if path.is_file():
         return [path], None

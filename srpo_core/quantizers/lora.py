@@ -63,6 +63,7 @@ def carry_lora(source: Path, base: FluxCheckpoint, merged: FluxCheckpoint, targe
     return {
         "bytes": copy.num_bytes,
         "sha256": copy.sha256,
+        "source_sha256": copy.sha256,  # a copy has the digest of its original
         "rank": max(ranks),
         "layers": len(layers),
         "deviation": worst,

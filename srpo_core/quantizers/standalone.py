@@ -13,11 +13,12 @@ from srpo_core.errors import ArtifactError, DataError
 from srpo_core.quantizers import WrittenFile, chosen_quantizers, convert, num_weights, open_flux
 from srpo_core.quantizers.conversion import Format
 from srpo_core.quantizers.flux_checkpoint import TRANSFORMER, FluxCheckpoint
+from srpo_core.quantizers.source import source_digest
 from srpo_core.runtime.file_lock import try_acquire
 
 RECORD: Final = "quantize.json"
 LOCK: Final = ".quantize.lock"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 # Types that store each weight by itself, without blocks or scales.
 _WHOLE: Final = ("F32", "F16", "BF16")
 
@@ -87,6 +88,7 @@ def _convert_missing(
     for name in missing:
         (out / name / RECORD).unlink(missing_ok=True)
     if missing:
+        source = source_digest(checkpoint.files)
         with bar(f"quantize {called}", num_weights(checkpoint, missing)) as advance:
             written = convert(checkpoint, missing, out, stem=called, advance=advance)
         for name, files in written.items():
@@ -95,7 +97,7 @@ def _convert_missing(
                 "source": origin,
                 "name": called,
                 "format": name,
-                "files": {file.path.name: _described(file) for file in files},
+                "files": {file.path.name: _described(file) | {"source_sha256": source} for file in files},
             }
             write_json(out / name / RECORD, record)
             kept[name] = record

@@ -15,6 +15,8 @@ from srpo_core.gates.completeness import expected_rows
 from srpo_core.gates.verdict import require_same
 from srpo_core.prompts import read_texts
 from srpo_core.quantizers import released_formats
+from srpo_core.quantizers.flux_checkpoint import checkpoint_files
+from srpo_core.quantizers.source import source_digest
 from srpo_core.release.layout import require_existing
 
 
@@ -54,8 +56,13 @@ def _require_decision(root: Path, settings: Settings, decision: Mapping[str, Any
 
 
 def _require_proof(root: Path, settings: Settings) -> None:
-    """Require that each format meets its limits by its recorded figures, which are of the files at hand."""
+    """Require that each format meets its limits by its recorded figures, and that these are of the files at hand.
+
+    The files must have been written from the selected checkpoint.
+    """
     proof = artifacts.read_json(require_existing(root, PROOF))
+    selected = artifacts.read_json(require_existing(root, SELECTION))["checkpoint"]
+    source = source_digest(checkpoint_files(require_existing(root, Path(selected)))[0])
     given = {name: limit for name, (limit, _) in released_formats(settings.quantize.formats).items()}
     for name, figures in proof["formats"].items():
         limits = settings.quantize.formats.get(given.get(name, ""))
@@ -66,6 +73,8 @@ def _require_proof(root: Path, settings: Settings) -> None:
         for made, entry in figures["files"].items():
             if artifacts.sha256(require_existing(root, QUANTIZED / made)) != entry["sha256"]:
                 raise _forged(f"the figures of format {name} are of another file than {QUANTIZED / made}")
+            if entry["source_sha256"] != source:
+                raise _forged(f"{made} was not written from {selected}, which was selected and evaluated")
 
 
 def _forged(fault: str) -> ArtifactError:

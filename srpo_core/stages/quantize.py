@@ -38,6 +38,7 @@ from srpo_core.quantizers import (
     read_file,
     released_formats,
 )
+from srpo_core.quantizers.source import source_digest
 from srpo_core.randomness import keyed_noise
 from srpo_core.runtime.progress import progress_bar
 from srpo_core.runtime.ray_cluster import local_device
@@ -103,6 +104,7 @@ def run(
     images = FormatImages(evaluated, image_set, generate, context, gain=quantize.gain)
     entries = {name: entry for name, (_, entry) in formats.items()}
     checkpoint = open_flux(source)
+    weights = source_digest(checkpoint.files)
     with progress_bar("quantize", num_weights(checkpoint, entries)) as advance:
         written = convert(checkpoint, entries, artifacts.QUANTIZED, stem=STEM, advance=advance)
 
@@ -116,7 +118,7 @@ def run(
     for name in sorted(formats, key=lambda name: name != REFERENCE):
         given, _ = formats[name]
         error = _output_error(written[name], velocity, exact)  # loads the format's weights into the base
-        figures = _Figures(written[name], error, images.measure(base))
+        figures = _Figures(written[name], weights, error, images.measure(base))
         proofs[name] = figures.as_proof(quantize.formats[given])
         _log_proof(name, proofs[name])
     proof_prompts = [prompts[row] for row in rows]
@@ -138,9 +140,10 @@ def _lora(model: ModelSettings, source: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class _Figures:
-    """The measurements of a format."""
+    """The measurements of a format; source_sha256: digest of the weights that its files were written from."""
 
     files: Sequence[WrittenFile]
+    source_sha256: str
     relative_error: float
     images: ImageProof
 
@@ -159,6 +162,7 @@ class _Figures:
                 str(file.path.relative_to(artifacts.QUANTIZED)): {
                     "bytes": file.num_bytes,
                     "sha256": file.sha256,
+                    "source_sha256": self.source_sha256,
                 }
                 for file in self.files
             },

@@ -34,6 +34,7 @@ def test_files_are_named_after_the_source_and_recorded_with_every_tensor(checkpo
     assert name == f"{checkpoint.name}-q8_0.gguf"
     entry = record["files"][name]
     assert entry["sha256"] == sha256(tmp_path / "q8_0" / name)
+    assert entry["source_sha256"] == sha256(checkpoint / "diffusion_pytorch_model.safetensors")
     assert len(entry["tensors"]) == len(read_file(tmp_path / "q8_0" / name)) - 2 * 2 * 4 - 2 * 2 * 3
     assert 3e-3 < entry["relative_error"] < 8e-3
 

@@ -14,6 +14,7 @@ from srpo_core import artifacts
 from srpo_core.config import load_settings
 from srpo_core.errors import ArtifactError, GateError
 from srpo_core.release.verdict import require_recomputed
+from srpo_core.weights.files import WEIGHTS
 
 RULE = {
     "metric": "judge_wanted",
@@ -65,12 +66,17 @@ def run(request, tmp_path, monkeypatch):
     texts = {"prompts": [f"prompt {number}" for number in range(24)]}
     save_file({"none": np.zeros(1)}, artifacts.EMBEDDINGS / "test.safetensors", {"texts": json.dumps(texts)})
     write_figures(getattr(request, "param", 0.3))
-    artifacts.write_json(artifacts.SELECTION, {"step": 10, "admissible": [10], "reason": "the best"})
+    checkpoint = artifacts.step_directory(10)
+    checkpoint.mkdir(parents=True)
+    (checkpoint / WEIGHTS).write_bytes(b"float32")
+    selection = {"step": 10, "checkpoint": str(checkpoint), "admissible": [10], "reason": "the best"}
+    artifacts.write_json(artifacts.SELECTION, selection)
     gate.run(seed=settings.seed, champion=None, evaluate=settings.evaluate, gate=settings.gate)
     path = artifacts.QUANTIZED / FILE
     path.parent.mkdir(parents=True)
     path.write_bytes(b"weights")
-    file = {"bytes": 7, "sha256": hashlib.sha256(b"weights").hexdigest()}
+    digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("weights", "float32")}
+    file = {"bytes": 7, "sha256": digests["weights"], "source_sha256": digests["float32"]}
     formats = {"bf16": {"files": {FILE: file}, "limits": LIMITS, "refused": [], **FIGURES}}
     artifacts.write_json(artifacts.PROOF, {"formats": formats, "refused": {}, "lora": None})
     return tmp_path, settings
@@ -154,6 +160,14 @@ def test_each_edit_that_lets_a_format_pass_is_found(run, change, fault):
 def test_a_format_that_the_settings_do_not_have_is_not_accepted(run):
     edit(artifacts.PROOF, lambda proof: proof["formats"].update(q4_0=proof["formats"]["bf16"]))
     with pytest.raises(ArtifactError, match="format q4_0 was measured with other limits"):
+        require_recomputed(*run)
+
+
+def test_files_of_another_checkpoint_than_the_evaluated_one_are_not_accepted(run):
+    (artifacts.step_directory(10) / WEIGHTS).write_bytes(b"retrained")
+    with pytest.raises(
+        ArtifactError, match=r"was not written from runs/train/checkpoints/step-000010, which was"
+    ):
         require_recomputed(*run)
 
 

@@ -28,6 +28,7 @@ from srpo_core.errors import ArtifactError, ConfigError, DataError, GateError
 from srpo_core.models import encode_prompts
 from srpo_core.models.embeddings import write_embeddings
 from srpo_core.stages import quantize
+from srpo_core.weights.files import WEIGHTS
 
 BASE = Path(__file__).resolve().parents[2] / "assets/tiny/family/base"
 MODEL = ModelSettings(base="flux", path=str(BASE), height=64, width=64, max_sequence_length=12)
@@ -117,10 +118,15 @@ def test_each_format_is_written_verified_and_recorded_by_tensor(before_quantize)
     assert 1e-3 < q8["relative_error"] < 2e-2
     assert proof()["prompts"] == PROMPTS
     assert set(bf16["files"]) == {"bf16/model-bf16.safetensors", "bf16/diffusion_pytorch_model.safetensors"}
+    source = artifacts.sha256(artifacts.step_directory(10) / WEIGHTS)
     for figures in (bf16, fp8, q8):
         for name, entry in figures["files"].items():
             path = artifacts.QUANTIZED / name
-            assert entry == {"bytes": path.stat().st_size, "sha256": artifacts.sha256(path)}
+            assert entry == {
+                "bytes": path.stat().st_size,
+                "sha256": artifacts.sha256(path),
+                "source_sha256": source,
+            }
     dtype, error, clipped, zeroed = fp8["tensors"]["double_blocks.1.img_mlp.0.weight"]
     assert dtype == "F8_E4M3"
     assert 0.02 < error < 0.04

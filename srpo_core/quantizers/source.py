@@ -1,0 +1,18 @@
+"""The digest of the weights that a file was converted from."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from srpo_core.artifacts import sha256
+
+
+def source_digest(files: Sequence[Path]) -> str:
+    """Return the SHA-256 of a checkpoint's file; of several, that of the lines that `sha256sum` prints for them.
+
+    files: in the order of their names, as `FluxCheckpoint.files` has them.
+    """
+    if len(files) == 1:
+        return sha256(files[0])
+    lines = (f"{sha256(path)}  {path.name}\n" for path in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
