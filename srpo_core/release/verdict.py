@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from srpo_core import artifacts
-from srpo_core.artifacts import DECISION, FIGURES, PROOF, QUANTIZED, SELECTION
+from srpo_core.artifacts import DECISION, EVALUATION_SUMMARY, FIGURES, PROOF, QUANTIZED, SELECTION
 from srpo_core.config import Settings
 from srpo_core.errors import ArtifactError, GateError
 from srpo_core.fidelity.limits import broken_limits
 from srpo_core.gates import require_passed, verdict
-from srpo_core.gates.completeness import expected_rows
+from srpo_core.gates.completeness import expected_rows, require_means
+from srpo_core.gates.pairs import pair_up
 from srpo_core.gates.verdict import require_same
 from srpo_core.prompts import read_texts
 from srpo_core.quantizers import released_formats
@@ -25,7 +26,7 @@ def require_recomputed(root: Path, settings: Settings) -> None:
 
     Raises:
         GateError: the gate refused the model, or decision.json does not follow from the figures and the rules.
-        ArtifactError: proof.json does not follow from its figures and the limits, or is of other files.
+        ArtifactError: the summary has other means than the figures. Or proof.json does not follow from its figures and the limits, or is of other files.
     """
     decision = artifacts.read_json(require_existing(root, DECISION))
     require_passed(decision)
@@ -34,8 +35,11 @@ def require_recomputed(root: Path, settings: Settings) -> None:
 
 
 def _require_decision(root: Path, settings: Settings, decision: Mapping[str, Any]) -> None:
+    table = artifacts.read_table(require_existing(root, FIGURES))
+    means = artifacts.read_json(require_existing(root, EVALUATION_SUMMARY))["means"]
+    require_means(pair_up(table, FIGURES), means, FIGURES, EVALUATION_SUMMARY)
     computed = verdict(
-        artifacts.read_table(require_existing(root, FIGURES)),
+        table,
         artifacts.read_json(require_existing(root, SELECTION)),
         expected_rows(read_texts("test", root), settings.evaluate, settings.champion),
         seed=settings.seed,

@@ -46,6 +46,8 @@ def write_figures(gain):
         for metric in METRICS
     ]
     pq.write_table(pa.Table.from_pylist(rows), artifacts.FIGURES)
+    means = {"base": dict.fromkeys(METRICS, 0.0), "aligned": dict.fromkeys(METRICS, gain + 0.005)}
+    artifacts.write_json(artifacts.EVALUATION_SUMMARY, {"means": means})
 
 
 @pytest.fixture
@@ -103,6 +105,12 @@ def test_a_refused_decision_that_was_edited_to_passed_is_refused(run):
 
     edit(artifacts.DECISION, forge)
     with pytest.raises(GateError, match=r"decision\.json says passed, but .* refuse the model: style_gained"):
+        require_recomputed(*run)
+
+
+def test_a_summary_with_other_means_than_the_figures_is_not_accepted(run):
+    edit(artifacts.EVALUATION_SUMMARY, lambda summary: summary["means"]["aligned"].update(judge_wanted=0.9))
+    with pytest.raises(ArtifactError, match="judge_wanted"):
         require_recomputed(*run)
 
 
