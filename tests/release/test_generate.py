@@ -106,7 +106,7 @@ def test_an_unknown_format_or_release_gives_an_error_that_lists_the_known_ones(r
     with pytest.raises(ConfigError, match="has no format 'q4': known are bf16, fp8_e4m3fn, q8_0"):
         generate(store, published.version, "x", output=tmp_path / "x.png", weights="q4")
     with pytest.raises(
-        StoreError, match=f"has no release 'production': known are tiny/candidate, {published.version}"
+        StoreError, match=f"has no release 'production': known are {published.version}, tiny/candidate"
     ):
         generate(store, "production", "x", output=tmp_path / "x.png")
 
