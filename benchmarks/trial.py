@@ -28,17 +28,18 @@ def absolute(settings: Settings) -> Settings:
 
 
 def job_of(settings: Settings, state: Path) -> TrainJob:
-    """Return the training job of `settings` on the files of the working directory."""
+    """Return the training job of `settings` on the files of the working directory, without early stop."""
     return TrainJob(
         inputs=Location.of(Path.cwd()),
         digests={},
         state=Location.of(state),
+        base_images=Location.of(state / "base_images.safetensors"),
         seed=settings.seed,
         model=settings.model,
         reward=settings.reward,
         select_judge=settings.select_judge,
         control_words=settings.control_words,
-        train=settings.train,
+        train=settings.train.model_copy(update={"early_stop": None}),
         resources=settings.resources,
         resume=0,
         attempt="trial",

@@ -1,8 +1,8 @@
 """The form of a run in Prefect's UI: a copy of the settings with every key optional and choices from the registries."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args, get_origin
+from types import MappingProxyType, NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
@@ -57,6 +57,10 @@ def _optional(field: FieldInfo, choices: Mapping[str, tuple[str, ...]], path: st
 def _patch_type(kind: Any, choices: Mapping[str, tuple[str, ...]], path: str) -> Any:
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return patch_model(kind, choices, path)
+    if get_origin(kind) in (Union, UnionType) and NoneType in get_args(kind):
+        # an empty field keeps the setting, so a word sets it to null
+        some = [_patch_type(one, choices, path) for one in get_args(kind) if one is not NoneType]
+        return Union[(Literal[config.NULL], *some)]
     if path in choices:
         known = Literal[choices[path]]  # type: ignore[valid-type]
         return list[known] if get_origin(kind) is list else known

@@ -142,6 +142,7 @@ def tiny_project(tmp_path_factory):
         condition = encode_prompts(load_settings(ROOT / "profiles/tiny.yaml").model, PROMPTS, batch_size=8)
         write_embeddings("train", PROMPTS, [""] * len(PROMPTS), condition)
         write_embeddings("validation", PROMPTS, [""] * len(PROMPTS), condition)
+        write_embeddings("alarm", PROMPTS, [""] * len(PROMPTS), condition)
     return root
 
 
@@ -155,12 +156,20 @@ def job(tiny_project, tmp_path, monkeypatch):
     settings = load_settings(ROOT / "profiles/tiny.yaml")
     rollout = settings.train.rollout.model_copy(update={"num_inference_steps": 3})
     train = settings.train.model_copy(
-        update={"steps": 4, "batch_size": 4, "checkpoint_every": 2, "sample_prompts": 2, "rollout": rollout}
+        update={
+            "steps": 4,
+            "batch_size": 4,
+            "checkpoint_every": 2,
+            "sample_prompts": 2,
+            "rollout": rollout,
+            "early_stop": None,
+        }
     )
     return TrainJob(
         inputs=Location.of(tiny_project),
         digests={},
         state=Location.of(tmp_path),
+        base_images=Location.of(tmp_path / "base_images.safetensors"),
         seed=0,
         model=settings.model,
         reward=settings.reward,

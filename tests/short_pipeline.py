@@ -22,6 +22,7 @@ SHORT = {
         "checkpoint_every": 2,
         "sample_prompts": 2,
         "rollout": {"num_inference_steps": 4},
+        "early_stop": {"num_prompts": 3, "num_inference_steps": 4, "base_seeds": 3},
     },
     "generate": {"num_inference_steps": 4},
     "check_reward": {"max_pairs": 32},

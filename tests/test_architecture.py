@@ -208,11 +208,11 @@ def test_the_weights_of_further_scorers_are_watched_by_their_digests():
 
 
 def test_the_number_of_images_that_are_judged_does_not_retrain():
-    """embed writes a file per split, and train depends on its own alone."""
+    """embed writes a file per split. Train depends on its own, and on that of the prompts of early stop."""
     deps = {
         name: [entry for entry in STAGES[name]["deps"] if entry.startswith("runs/embed")] for name in STAGES
     }
-    assert deps["train"] == ["runs/embed/train.safetensors"]
+    assert deps["train"] == ["runs/embed/train.safetensors", "runs/embed/alarm.safetensors"]
     assert not {"select", "evaluate", "generate", "check_reward"} & set(STAGES["train"]["params"])
 
 

@@ -6,7 +6,7 @@ from srpo_core import errors
 
 
 def parse_changes(changes: list[str]) -> dict[str, Any]:
-    """Parse `a.b=1` to {"a": {"b": 1}}; values are YAML. Raises `ConfigError` if one cannot be parsed."""
+    """Parse `a.b=1` to {"a": {"b": 1}}; values are YAML, and null is `config.NULL`. Raises `ConfigError` if one cannot be parsed."""
     from srpo_core import config
 
     patch: dict[str, Any] = {}
@@ -24,10 +24,14 @@ def parse_changes(changes: list[str]) -> dict[str, Any]:
 def _value(change: str, text: str) -> Any:
     import yaml
 
+    from srpo_core import config
+
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise errors.ConfigError(f"--set {change}: {text!r} is not a YAML value") from None
+    if value is None and text.strip():
+        return config.NULL
     if value is None:
         raise errors.ConfigError(f"--set {change}: no value after '='")
     return value

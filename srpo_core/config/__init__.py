@@ -14,6 +14,7 @@ from srpo_core.config.evaluation import (
     SelectSettings,
 )
 from srpo_core.config.files import (
+    NULL,
     PARAMS_FILE,
     PROFILES_DIR,
     load_settings,
@@ -45,6 +46,7 @@ from srpo_core.config.running import ReleaseSettings, ResourceSettings, StallSet
 from srpo_core.config.settings import Settings, faults, parse_settings
 from srpo_core.config.training import (
     AggregateSettings,
+    AlarmLimit,
     ComputeSettings,
     DirectAlignSettings,
     DraftSettings,
@@ -57,9 +59,11 @@ from srpo_core.config.training import (
 )
 
 __all__ = [
+    "NULL",
     "PARAMS_FILE",
     "PROFILES_DIR",
     "AggregateSettings",
+    "AlarmLimit",
     "BranchName",
     "CheckRewardSettings",
     "ComputeSettings",

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
@@ -11,6 +11,7 @@ from srpo_core.config.settings import Settings, parse_settings
 from srpo_core.errors import ConfigError
 
 PARAMS_FILE = Path("params.yaml")
+NULL: Final = "null"  # in a patch: sets a setting to null. None keeps it, as an empty field of a form does
 
 
 PROFILES_DIR = Path("profiles")
@@ -56,13 +57,16 @@ def profile_path(name: str, root: Path = Path()) -> Path:
 
 
 def patched(values: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings with a nested patch applied; an absent entry, or None, keeps the value."""
+    """Return settings with a nested patch applied; an absent entry, or None, keeps the value, `NULL` sets it to None."""
     merged = dict(values)
     for key, new in patch.items():
         if new is None:
             continue
         old = merged.get(key)
-        merged[key] = patched(old, new) if isinstance(old, Mapping) and isinstance(new, Mapping) else new
+        if new == NULL:
+            merged[key] = None
+        else:
+            merged[key] = patched(old, new) if isinstance(old, Mapping) and isinstance(new, Mapping) else new
     return merged
 
 

@@ -78,19 +78,47 @@ class DraftSettings(Part):
     )
 
 
-class EarlyStop(Part):
-    """When training ends early: the judge's metric falls while the metric of the objective rises."""
+class AlarmLimit(Part):
+    """A limit of early stop on a metric, relative to the base's images of the same prompts."""
 
-    metric: str = Field(description="metric that falls, measured by `select_judge`")
-    objective: str = Field(description="metric that rises: what training maximizes")
-    num_prompts: Positive = Field(
-        description="number of training prompts per checkpoint, always the same prompts"
+    metric: str = Field(description="metric, measured with `select_judge` as judge")
+    compare: Literal["difference", "ratio"] = Field(
+        description="the means over the images: aligned - base, or aligned / base"
     )
-    seeds_per_prompt: Positive
-    margin: float = Field(ge=0, description="a value this far below the best earlier one counts as a fall")
-    patience: Positive = Field(
-        description="number of consecutive checkpoints with a fall before training ends"
+    side: Literal["at_least", "at_most", "within"] = Field(
+        description="within: the difference is at most `margin` in both directions"
     )
+    margin: float
+    cap: PositiveFloat | None = Field(
+        description="an image's difference on the allowed side counts as at most this, or, for a ratio, its figure as "
+        "at most this multiple of the base's mean; null: all of the metric's range counts, and proofs take longer"
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.side == "within" and (self.compare == "ratio" or self.margin <= 0):
+            raise ValueError("side within needs compare difference and a margin above 0")
+        if self.compare == "ratio" and self.margin <= 0:
+            raise ValueError("compare ratio needs a margin above 0")
+        return self
+
+
+class EarlyStop(Part):
+    """When training ends early: when it is proven that the images are beyond a limit (docs/alarm.md)."""
+
+    alpha: Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="chance of a false alarm in a whole run, over all limits and checkpoints together"
+    )
+    num_prompts: Positive = Field(description="number of validation prompts, the same at each checkpoint")
+    seeds_per_prompt: Positive = Field(description="images of each prompt per checkpoint, from new noise")
+    num_inference_steps: Positive = Field(description="number of denoising steps of these images")
+    base_seeds: Positive = Field(
+        description="images of each prompt by the base, which are generated once and kept for later runs"
+    )
+    max_broken: Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="limit on the share of broken images beyond the base's own share"
+    )
+    limits: dict[str, AlarmLimit] = Field(description="further limits by name")
 
 
 class OptimizerSettings(Part):

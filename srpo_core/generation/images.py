@@ -94,8 +94,27 @@ def generate_set(
     Raises:
         DivergenceError: the model generates NaN or infinity.
     """
+    pixels = generate_pixels(base, name, image_set, image_set.places(), generate=generate)
+    return measure_set(pixels, image_set, metrics=metrics, context=context)
+
+
+def generate_pixels(
+    base: BaseModel,
+    name: str,
+    image_set: ImageSet,
+    places: Sequence[tuple[int, int]],
+    *,
+    generate: GenerateSettings,
+) -> Tensor:
+    """Generate some images of a set, given by `places`, in 8 bits (B, 3, H, W). Raises as `generate_set`."""
     with base.autocast(enabled=generate.autocast):
-        pixels = torch.cat(list(_generate(base, name, image_set, generate)))
+        return torch.cat(list(_generate(base, name, image_set, places, generate)))
+
+
+def measure_set(
+    pixels: Tensor, image_set: ImageSet, *, metrics: Sequence[str], context: MetricContext
+) -> GeneratedImages:
+    """Measure the generated images of a set, (P, 3, H, W) in 8 bits in the set's order."""
     measured: dict[str, list[Tensor]] = {metric: [] for metric in metrics}
     seeds = image_set.seeds_per_prompt
     for index, prompt in enumerate(image_set.prompts if metrics else ()):
@@ -146,13 +165,18 @@ def to_png(pixels: Tensor) -> bytes:
 
 
 def noise_batches(
-    image_set: ImageSet, shape: tuple[int, int], *, batch_size: int, device: torch.device
+    image_set: ImageSet,
+    shape: tuple[int, int],
+    *,
+    batch_size: int,
+    device: torch.device,
+    places: Sequence[tuple[int, int]] | None = None,
 ) -> Iterator[tuple[list[int], Condition, Tensor]]:
     """Yield (prompt indices, condition, noise (B, S, C)) of a set's images in its order, on a device.
 
-    shape: (S, C) of one image's packed latents.
+    shape: (S, C) of one image's packed latents; places: the images, if not all of the set.
     """
-    places = image_set.places()
+    places = image_set.places() if places is None else places
     for start in range(0, len(places), batch_size):
         batch = places[start : start + batch_size]
         rows = [index for index, _ in batch]
@@ -171,12 +195,16 @@ def from_8_bits(pixels: Tensor) -> Tensor:
 
 
 def _generate(
-    base: BaseModel, name: str, image_set: ImageSet, generate: GenerateSettings
+    base: BaseModel,
+    name: str,
+    image_set: ImageSet,
+    places: Sequence[tuple[int, int]],
+    generate: GenerateSettings,
 ) -> Iterator[Tensor]:
-    """Yield the images of the set in 8 bits, batch by batch."""
+    """Yield images of the set in 8 bits, batch by batch."""
     device = next(base.transformer.parameters()).device
     for rows, condition, noise in noise_batches(
-        image_set, base.latent_shape, batch_size=generate.batch_size, device=device
+        image_set, base.latent_shape, batch_size=generate.batch_size, device=device, places=places
     ):
         images = base.generate(
             condition,

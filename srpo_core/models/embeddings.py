@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from srpo_core.artifacts import EMBEDDINGS, replacing, require
 from srpo_core.errors import ArtifactError
@@ -14,6 +14,7 @@ from srpo_core.protocols import Condition
 if TYPE_CHECKING:
     from torch import Tensor
 
+ALARM: Final = "alarm"  # the validation prompts of early stop
 LATENTS = "latents"
 
 
@@ -38,7 +39,7 @@ def write_embeddings(
 
 
 def read_embeddings(split: str) -> tuple[list[str], list[str], Condition]:
-    """Read (prompts, styles, condition) of a split: train, validation or test.
+    """Read (prompts, styles, condition) of a split: train, validation, alarm or test.
 
     Raises:
         ArtifactError: the file is missing or damaged.

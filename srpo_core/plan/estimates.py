@@ -219,6 +219,46 @@ class Plan:
         speed = 1 if self.settings.generate.autocast else FLOAT32_SPEED
         return self.flops_of_an_image / (speed * self.cluster.mfu * self.cluster.peak_flops)
 
+    @property
+    def watched(self) -> Mapping[str, Generated]:
+        """What early stop generates while training runs: images of the checkpoints, and once those of the base."""
+        train = self.settings.train
+        if (rule := train.early_stop) is None:
+            return {}
+        gpus = self.cluster.gpus
+        seconds = rule.num_inference_steps * self._seconds_of_a_call
+        gather = rule.num_inference_steps * self._seconds_of_a_gather
+        evaluations = len(checkpoint_steps(train))
+        counts = {
+            "at the checkpoints": (evaluations, rule.seeds_per_prompt),
+            "of the base, once": (1, rule.base_seeds),
+        }
+        return {
+            what: Generated(
+                num_images=times * rule.num_prompts * seeds,
+                devices=gpus,
+                hours=times * (images * seconds + math.ceil(images / self.images) * gather) / 3600,
+            )
+            for what, (times, seeds) in counts.items()
+            if (images := math.ceil(rule.num_prompts * seeds / gpus))
+        }
+
+    @property
+    def _seconds_of_a_call(self) -> float:
+        """Time of a forward pass without gradients for one image, in the precision of training."""
+        speed = 1 if self.settings.train.compute.autocast else FLOAT32_SPEED
+        flops = self.counted.rollout.flops / self.counted.num_images
+        return flops / (speed * self.cluster.mfu * self.cluster.peak_flops)
+
+    @property
+    def _seconds_of_a_gather(self) -> float:
+        """Time to gather all weights of a sharded model for a forward pass."""
+        if self._shards == 1:
+            return 0.0
+        width = 2 if self.settings.train.compute.autocast else 4
+        n = self.cluster.gpus
+        return (n - 1) / n * width * self.sizes.all / self.cluster.bandwidth
+
     @cached_property
     def generated(self) -> Mapping[str, Generated]:
         """What select, evaluate and quantize generate, for every model and format in the settings."""
@@ -246,8 +286,9 @@ class Plan:
 
     @property
     def device_hours(self) -> float:
-        """Device hours of training and of all images that the later stages generate."""
-        generation = sum(stage.hours * stage.devices for stage in self.generated.values())
+        """Device hours of training, and of all images that early stop and the later stages generate."""
+        everything = [*self.watched.values(), *self.generated.values()]
+        generation = sum(images.hours * images.devices for images in everything)
         return self.hours * self.cluster.gpus + generation
 
     @property

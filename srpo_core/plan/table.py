@@ -90,6 +90,12 @@ def _time(plan: Plan) -> Table:
         f"{plan.traffic_seconds:.2f} s",
     )
     table.add_row(f"{train.steps} steps, without overlap, samples and checkpoints", _duration(plan.hours))
+    for what, generated in plan.watched.items():
+        share = 100 * generated.hours / plan.hours
+        table.add_row(
+            f"early stop generates {generated.num_images:,} images {what} ({share:.1f} % of training)",
+            _duration(generated.hours),
+        )
     precision = "" if plan.settings.generate.autocast else ", in float32 (generate.autocast is false)"
     for stage, generated in plan.generated.items():
         where = "one device" if generated.devices == 1 else f"{generated.devices} devices"

@@ -113,8 +113,7 @@ def _registered_metrics(settings: Settings) -> Iterator[tuple[str, str]]:
     yield from (("select.keep", name) for name in settings.select.keep)
     yield from (("evaluate.metrics", name) for name in settings.evaluate.metrics)
     if (early := settings.train.early_stop) is not None:
-        yield "train.early_stop.metric", early.metric
-        yield "train.early_stop.objective", early.objective
+        yield from ((f"train.early_stop.limits.{name}", limit.metric) for name, limit in early.limits.items())
 
 
 def _require_measured(settings: Settings) -> None:
@@ -147,6 +146,19 @@ def _require_images(settings: Settings) -> None:
                 raise ConfigError(
                     f"{place} asks for {name!r}, which compares with the base's images as only evaluate does: drop it"
                 )
+    _require_alarm(settings)
+
+
+def _require_alarm(settings: Settings) -> None:
+    """Check that early stop has enough images of the base to compare with."""
+    if (early := settings.train.early_stop) is None:
+        return
+    for key, least in (("num_prompts", 2), ("base_seeds", 2)):
+        if (found := getattr(early, key)) < least:
+            raise ConfigError(
+                f"train.early_stop.{key} is {found}, but an image is compared with other images of the base, of its own "
+                f"prompt and of others: set it to {least} or more"
+            )
 
 
 def _seeds_per_prompt(settings: Settings) -> dict[str, int]:

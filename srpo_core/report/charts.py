@@ -48,6 +48,14 @@ class Mark:
     label: str
 
 
+@dataclass(frozen=True)
+class Level:
+    """A horizontal line at y, with a label."""
+
+    y: float
+    label: str
+
+
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Choose about `count` round numbers, 1, 2 or 5 times a power of ten apart, that span low to high."""
     if low == high:
@@ -60,16 +68,33 @@ def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
-def line_chart(series: Sequence[Series], *, label: str, x_label: str, mark: Mark | None = None) -> Markup:
-    """Draw lines over a common axis; `mark` marks one x and labels it with the first line's value."""
+def line_chart(
+    series: Sequence[Series],
+    *,
+    label: str,
+    x_label: str,
+    mark: Mark | None = None,
+    level: Level | None = None,
+    powers: bool = False,
+) -> Markup:
+    """Draw lines over a common axis; `mark` marks one x and labels it with the first line's value.
+
+    level: a y to compare the lines with; powers: the y are powers of ten.
+    """
     points = [point for line in series for point in line.points]
     xs, ys = [x for x, _ in points], [y for _, y in points]
-    y_ticks = nice_ticks(min(ys), max(ys))
+    ys += [] if level is None else [level.y]
+    y_ticks = power_ticks(min(ys), max(ys)) if powers else nice_ticks(min(ys), max(ys))
     first, last = min(xs), max(xs)
     x_ticks = [tick for tick in nice_ticks(first, last, 5) if first <= tick <= last and tick == int(tick)]
     across = _scale(first, last, LEFT + INSET, WIDTH - RIGHT)
     upward = _scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
-    parts = [*_horizontal_axis(x_ticks, across, x_label), *_vertical_axis(y_ticks, upward)]
+    parts = [*_horizontal_axis(x_ticks, across, x_label), *_vertical_axis(y_ticks, upward, powers=powers)]
+    if level is not None:
+        parts += [
+            _line("threshold", LEFT, upward(level.y), WIDTH - RIGHT, upward(level.y)),
+            _text("chosen-value", LEFT + INSET, upward(level.y) - 5, "start", level.label),
+        ]
     if mark is not None:
         parts.append(_line("mark", across(mark.x), TOP, across(mark.x), HEIGHT - BOTTOM))
     for number, line in enumerate(series):
@@ -137,14 +162,25 @@ def _horizontal_axis(ticks: Sequence[float], across: Scale, label: str) -> list[
     ]
 
 
-def _vertical_axis(ticks: Sequence[float], upward: Scale) -> list[Part]:
+def power_ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Choose at most about `count` whole powers of ten that span low to high."""
+    first, last = math.floor(low), max(math.ceil(high), math.floor(low) + 1)
+    step = math.ceil((last - first) / count)
+    return [float(tick) for tick in range(first, last + step, step)]
+
+
+def _vertical_axis(ticks: Sequence[float], upward: Scale, *, powers: bool) -> list[Part]:
     digits = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
+
+    def words(tick: float) -> str:
+        return f"{10**tick:g}" if powers else plain(tick, digits)
+
     return [
         part
         for tick in ticks
         for part in (
             _line("rule", LEFT, upward(tick), WIDTH - RIGHT, upward(tick)),
-            _text("tick", LEFT - 6, upward(tick) + 3.5, "end", plain(tick, digits)),
+            _text("tick", LEFT - 6, upward(tick) + 3.5, "end", words(tick)),
         )
     ]
 

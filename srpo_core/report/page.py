@@ -15,6 +15,7 @@ from srpo_core.config import ControlWords, GateRule
 from srpo_core.gates.comparisons import COMPARISONS
 from srpo_core.gates.pairs import Floats, Pairs
 from srpo_core.gates.rules import BY_PROOF_OF_BREACH
+from srpo_core.report.alarm import alarm_figures, alarm_panel
 from srpo_core.report.charts import Mark, Series, interval_bar, line_chart
 from srpo_core.report.costs import COST_MARK
 from srpo_core.report.curves import checkpoint_panels
@@ -99,6 +100,8 @@ def render_page(evidence: Evidence) -> str:
         checkpoints=_checkpoint_charts(evidence),
         training=_training_charts(evidence),
         outcome=evidence.outcome,
+        alarm=alarm_panel(evidence.outcome["alarm"]),
+        watched=alarm_figures(evidence.outcome["alarm"]),
         shown=outcome_words(evidence.outcome),
     )
 

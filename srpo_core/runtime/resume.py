@@ -7,8 +7,9 @@ so a run never resumes from the state of another experiment.
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from math import inf
 from pathlib import Path
 from typing import Any, Final
@@ -80,8 +81,36 @@ def fingerprint(stage: str, *, by_size_from: float = inf) -> str:
     for path in _inputs(definition, settings):
         for file in files_below(path):
             size = file.stat().st_size
-            digest.update(f"{file} {sha256(file) if size < by_size_from else size}\n".encode())
+            digest.update(f"{file} {_sha256(file) if size < by_size_from else size}\n".encode())
     return digest.hexdigest()[:12]
+
+
+def key_of(stage: str, settings: Any, *, without: Collection[Path]) -> str:
+    """Hash some settings with the inputs and the code of a stage to 12 hex digits: a name for what they determine.
+
+    settings: plain values; without: inputs of the stage that do not matter.
+
+    Raises:
+        ArtifactError: an input is missing.
+    """
+    values, definition = _definition(stage)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for path in _inputs(definition, values):
+        for file in () if path in without else files_below(path):
+            digest.update(f"{file} {_sha256(file)}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def _sha256(file: Path) -> str:
+    """Return the SHA-256 of a file that this process may have read already: weights of FLUX.1-dev take minutes."""
+    found = file.stat()
+    return _sha256_of(file.absolute(), found.st_size, found.st_mtime_ns)
+
+
+@cache
+def _sha256_of(file: Path, size: int, changed: int) -> str:
+    del size, changed  # they tell whether the file is the same
+    return sha256(file)
 
 
 @contextmanager

@@ -84,8 +84,12 @@ class Location:
 
     def read_text(self) -> str:
         """The contents of a text file. Raises `FileNotFoundError`."""
+        return self.read_bytes().decode()
+
+    def read_bytes(self) -> bytes:
+        """The contents of a file. Raises `FileNotFoundError`."""
         fs, path = self._fs()
-        return bytes(fs.cat_file(path)).decode()
+        return bytes(fs.cat_file(path))
 
     def write(self, content: bytes) -> None:
         """Write a file atomically."""

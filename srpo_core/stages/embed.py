@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from srpo_core.config import ModelSettings, ResourceSettings
+from srpo_core.config import EarlyStop, ModelSettings, ResourceSettings
 from srpo_core.data.tables import Prompt, read_images, read_pairs, read_prompts
 from srpo_core.errors import DataError
 from srpo_core.models import encode_images, encode_prompts
-from srpo_core.models.embeddings import write_embeddings
+from srpo_core.models.embeddings import ALARM, write_embeddings
 from srpo_core.randomness import keyed_order
 from srpo_core.runtime.ray_cluster import local_device
 
@@ -18,13 +18,14 @@ PROMPTS_PER_BATCH: Final = 64
 IMAGES_PER_BATCH: Final = 8  # a VAE needs more memory for an image than a text encoder for a prompt
 
 
-def run(
+def run(  # noqa: PLR0913  # the settings that DVC tracks
     *,
     seed: int,
     model: ModelSettings,
     train_steps: int,
     train_batch_size: int,
     train_rollout_source: str,
+    train_early_stop: EarlyStop | None,
     select_num_prompts: int,
     evaluate_num_prompts: int,
     resources: ResourceSettings,
@@ -32,7 +33,8 @@ def run(
     """Encode the prompts of each split and write runs/embed/<split>.safetensors.
 
     Training gets at most as many prompts as it generates images; validation and test get as many as `select` and
-    `evaluate` ask for. If `train.rollout.source` is not online, each training prompt comes with the latents of one
+    `evaluate` ask for. The split alarm has the validation prompts of early stop, in a file of its own, so that another
+    `select.num_prompts` does not train again. If `train.rollout.source` is not online, each training prompt comes with the latents of one
     real image.
 
     Raises:
@@ -40,12 +42,13 @@ def run(
         ConfigError: no GPU where the resources ask for one.
     """
     device = local_device(resources)
-    counts = {
-        "train": train_steps * train_batch_size,
-        "validation": select_num_prompts,
-        "test": evaluate_num_prompts,
+    watched = 0 if train_early_stop is None else train_early_stop.num_prompts
+    chosen = {
+        "train": choose_balanced(read_prompts("train"), train_steps * train_batch_size, seed),
+        "validation": choose_balanced(read_prompts("validation"), select_num_prompts, seed),
+        ALARM: choose_balanced(read_prompts("validation"), watched, seed),
+        "test": choose_balanced(read_prompts("test"), evaluate_num_prompts, seed),
     }
-    chosen = {split: choose_balanced(read_prompts(split), count, seed) for split, count in counts.items()}
     texts = [prompt.text for prompts in chosen.values() for prompt in prompts]
     condition = encode_prompts(model, texts, batch_size=PROMPTS_PER_BATCH, device=device)
     start = 0

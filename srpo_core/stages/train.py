@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from srpo_core.algorithm.control_words import count_prompts
+from srpo_core.artifacts import AGREEMENT, EMBEDDINGS
 from srpo_core.config import ControlWords, ModelSettings, ResourceSettings, ScorerSettings, TrainSettings
 from srpo_core.prompts import read_texts
 from srpo_core.runtime.processes import OWNER, end_leftovers, owner_mark
-from srpo_core.runtime.resume import register_external, resumable
+from srpo_core.runtime.resume import key_of, register_external, resumable
 from srpo_core.runtime.shared_files import COMPLETE, storage
 from srpo_core.training.export import export
 from srpo_core.training.job import PROGRESS, TrainJob
-from srpo_core.training.launch import fit, share_inputs
+from srpo_core.training.launch import base_images, fit, share_inputs
 from srpo_core.training.step_log import log_steps
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ def run(
             inputs=inputs,
             digests=digests,
             state=state,
+            base_images=base_images(_key(seed, model, reward, select_judge, train)),
             seed=seed,
             model=model,
             reward=reward,
@@ -59,6 +61,23 @@ def run(
         with log_steps(state / PROGRESS, train.steps):
             fit(job)
         export(job, word_counts)
+
+
+def _key(
+    seed: int, model: ModelSettings, reward: ScorerSettings, judge: ScorerSettings, train: TrainSettings
+) -> str:
+    """Return the name of what early stop measures of the base's images: the same for runs that train differently."""
+    rule = train.early_stop
+    settings = {
+        "seed": seed,
+        "parts": [part.model_dump(mode="json") for part in (model, reward, judge)],
+        "guidance_scale": train.rollout.guidance_scale,
+        "precision": [train.compute.autocast, train.batch_size],
+        "tune": [train.tune, train.lora.model_dump(mode="json")],
+        "images": rule and [rule.base_seeds, rule.num_inference_steps],
+        "metrics": rule and sorted({limit.metric for limit in rule.limits.values()}),
+    }
+    return key_of("train", settings, without={EMBEDDINGS / "train.safetensors", AGREEMENT})
 
 
 def count_control_words(words: ControlWords) -> Mapping[str, Any]:

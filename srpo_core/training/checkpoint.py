@@ -5,7 +5,7 @@ of workers can read what any other number has written:
 
     weights/            the trained parameters by name: the whole transformer, or its adapters
     resume/optimizer/   the optimizer's state by `parameter:name`
-    state.json          step, metrics so far, and the SHA-256 of every other file; written last
+    state.json          step, metrics and evaluations so far, and the SHA-256 of every other file; written last
 
 It appears under its name only when it is complete. On a disk, its directory is renamed. In object storage, the
 files are stored below a name that includes the attempt that wrote them, so another attempt that still writes cannot
@@ -17,7 +17,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from srpo_core.artifacts import step_name
 from srpo_core.errors import ArtifactError
@@ -45,12 +45,13 @@ log = logging.getLogger(__name__)
 class Checkpoint:
     """A complete checkpoint: its location, the steps done, and one row of metrics per step.
 
-    digests: SHA-256 by file; resumable: whether it has the optimizer's state.
+    evaluations: those of early stop, as plain values; digests: SHA-256 by file; resumable: whether it has the optimizer's state.
     """
 
     location: Location
     step: int
     metrics: Sequence[Mapping[str, float]]
+    evaluations: Sequence[Mapping[str, Any]]
     digests: Mapping[str, str]
     resumable: bool
 
@@ -88,7 +89,7 @@ def open_checkpoint(location: Location, *, verify: bool = True) -> Checkpoint:
         resumable = bool(for_resume) and for_resume <= set(files.files())
         kept = {name: digest for name, digest in digests.items() if resumable or name not in for_resume}
         require_files(files, kept)
-        checkpoint = Checkpoint(files, state["step"], state["metrics"], kept, resumable)
+        checkpoint = Checkpoint(files, state["step"], state["metrics"], state["evaluations"], kept, resumable)
         if verify:
             checkpoint.verify()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -57,7 +57,11 @@ class CheckpointWriter:
             WEIGHTS: trained_parameters(state.transformer),
             OPTIMIZER: optimizer_state(state.transformer, state.optimizer),
         }
-        description = {"step": state.step, "metrics": list(state.metrics)}
+        description = {
+            "step": state.step,
+            "metrics": list(state.metrics),
+            "evaluations": list(state.evaluations),
+        }
         if not self.background:
             self._write(tensors, description)
             return

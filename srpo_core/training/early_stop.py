@@ -1,115 +1,140 @@
-"""Early stop: training ends when its images get worse for a judge and better for the reward.
+"""Early stop: training ends when it is proven that the images are beyond a limit, with a stated error rate.
 
-The judge is `select_judge`, which may also choose the checkpoint; the gate's judge never influences training.
+After each checkpoint new images are compared with the base's. The evidence against each limit is a wealth that grows
+only if the limit is exceeded (`betting`). The mean wealth over the limits reaches 1/alpha in at most a share alpha of
+the runs that stay within all of them, over all checkpoints together. The judge is `select_judge`, which may also choose
+the checkpoint; the gate's judge never influences training.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Self
 
-import torch
+import numpy as np
 
-from srpo_core.config import EarlyStop, GenerateSettings
-from srpo_core.generation.images import ImageSet, generate_and_measure, mean_figures
-from srpo_core.protocols import BaseModel
-from srpo_core.scorers.metrics import MetricContext, check_metrics
-from srpo_core.training.batch import TrainingPrompts
-from srpo_core.training.job import TrainJob
+from srpo_core.config import EarlyStop
+from srpo_core.training.betting import Floats, evidence
+from srpo_core.training.limits import weights
 
-BASE_PREFIX: Final = "base_"  # of the base's figures, which are in the row of the first step
+DIGITS: Final = 6
 
 
 @dataclass(frozen=True)
-class Evaluator:
-    """Generates the same images from the same noise at each evaluation, and measures them."""
+class Bets:
+    """What one evaluation says about one hypothesis.
 
-    rule: EarlyStop
-    image_set: ImageSet
-    generate: GenerateSettings
-    context: MetricContext
-
-    def evaluate(self, model: BaseModel) -> dict[str, float]:
-        """Return the means of metric and objective over the images that the model generates now."""
-        metrics = [self.rule.metric, self.rule.objective]
-        measured = generate_and_measure(
-            model, "the model", self.image_set, generate=self.generate, metrics=metrics, context=self.context
-        )
-        return mean_figures(measured, metrics)
-
-
-def make_evaluator(
-    job: TrainJob, prompts: TrainingPrompts, *, device: torch.device, world: int = 1
-) -> Evaluator | None:
-    """Return the evaluator that the settings ask for, on the first training prompts; None without early stop.
-
-    Each of `world` workers generates all images, in batches as large as those that it trains on.
-
-    Raises:
-        ConfigError, DataError: the metric cannot be computed for these prompts.
+    limit: name of the limit; name: the limit with the direction; growth: see `betting.log_growth`; figure: mean over
+    the images; allowed: the mean that is the limit.
     """
-    rule, roll = job.train.early_stop, job.train.rollout
-    if rule is None:
-        return None
-    rows = slice(min(rule.num_prompts, len(prompts.texts)))
-    condition = prompts.condition[rows].to(device)
-    image_set = ImageSet(
-        "early stop", prompts.texts[rows], prompts.styles[rows], condition, rule.seeds_per_prompt, job.seed
-    )
-    context = MetricContext(job.reward, job.select_judge, job.control_words, device=device)
-    check_metrics([rule.metric, rule.objective], context, image_set.prompts, rule.seeds_per_prompt)
-    generate = GenerateSettings(
-        num_inference_steps=roll.num_inference_steps,
-        guidance_scale=roll.guidance_scale,
-        batch_size=-(-job.train.batch_size // world),
-        autocast=job.train.compute.autocast,
-    )
-    return Evaluator(rule, image_set, generate, context)
+
+    limit: str
+    name: str
+    growth: Sequence[float]
+    figure: float
+    allowed: float
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The judge's figure and the objective of the base (step 0) or of a checkpoint, on the same images."""
+    """The evaluation of the checkpoint after `step` steps."""
 
     step: int
-    figure: float
-    objective: float
+    bets: Sequence[Bets]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values, from which `from_json` makes an equal evaluation."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_json` has returned."""
+        return cls(values["step"], tuple(Bets(**one) for one in values["bets"]))
 
 
-def early_stop_reason(rows: Sequence[Mapping[str, float]], rule: EarlyStop | None) -> str | None:
-    """Return why a run with these metrics, one row per step, has to end after the last row; None if it continues.
+@dataclass(frozen=True)
+class Curve:
+    """The evidence after each of T evaluations.
 
-    It ends when, at each of the last `rule.patience` checkpoints, the judge's figure was more than `rule.margin`
-    below the best one before it, while the objective was above its value there.
+    steps: (T,); total: (T,), the mean over the limits, which is compared with 1/alpha; by_name: (T,) by hypothesis, times
+    its share of alpha, so each is compared with 1/alpha too.
     """
-    if rule is None or not rows or rule.metric not in rows[-1]:
+
+    steps: Sequence[int]
+    total: Floats
+    by_name: Mapping[str, Floats]
+
+
+def curve_of(evaluations: Sequence[Evaluation], planned: int) -> Curve:
+    """Compute the evidence after each evaluation.
+
+    planned: number of evaluations of the whole run.
+    """
+    if not evaluations:
+        return Curve([], np.array([]), {})
+    first = evaluations[0].bets
+    shares = weights([one.limit for one in first])
+    by_name = {}
+    for place, one in enumerate(first):
+        growth = [evaluation.bets[place].growth for evaluation in evaluations]
+        by_name[one.name] = shares[place] * evidence(growth, planned)
+    return Curve([one.step for one in evaluations], np.sum(list(by_name.values()), axis=0), by_name)
+
+
+def alarm_reason(evaluations: Sequence[Evaluation], rule: EarlyStop | None, planned: int) -> str | None:
+    """Return why a run with these evaluations has to end after the last one; None if it continues."""
+    if rule is None or not evaluations:
         return None
-    found = evaluations(rows, rule)
-    falls = [_best_before_fall(found[:place], now, rule) for place, now in enumerate(found) if place]
-    last = falls[-rule.patience :]
-    if len(last) < rule.patience or not all(last):
+    curve, threshold = curve_of(evaluations, planned), 1 / rule.alpha
+    if curve.total[-1] < threshold:
         return None
-    best, now = last[-1], found[-1]
-    assert best is not None
+    last = evaluations[-1]
+    strongest = max(curve.by_name, key=lambda name: float(curve.by_name[name][-1]))
+    # a limit is named if it alone is proven to be exceeded; else only that some limit is, and the likeliest one is named
+    named = [name for name, found in curve.by_name.items() if found[-1] >= threshold]
+    figures = ", ".join(
+        f"{one.name} (mean {one.figure:.3f}, limit {one.allowed:.3f})"
+        for one in last.bets
+        if one.name in (named or [strongest])
+    )
+    what = "the images are beyond the limit" if named else "the images are beyond some limit, most likely"
     return (
-        f"{rule.metric} of the judge select_judge fell from {best.figure:.3f} (step {best.step}) to {now.figure:.3f} "
-        f"(step {now.step}), more than {rule.margin} at {rule.patience} checkpoints in a row, while {rule.objective} "
-        f"went from {best.objective:.3f} to {now.objective:.3f}"
+        f"by step {last.step} it is proven that {what} {figures}: evidence {curve.total[-1]:.3g}, at least 1/alpha = "
+        f"{threshold:g}, so this is a false alarm in at most {100 * rule.alpha:g} % of runs"
     )
 
 
-def evaluations(rows: Sequence[Mapping[str, float]], rule: EarlyStop) -> list[Evaluation]:
-    """Return the evaluations of the base and of the checkpoints, in order."""
-    first = rows[0]
-    base = Evaluation(0, first[BASE_PREFIX + rule.metric], first[BASE_PREFIX + rule.objective])
-    return [base] + [
-        Evaluation(step, row[rule.metric], row[rule.objective])
-        for step, row in enumerate(rows, start=1)
-        if rule.metric in row
-    ]
+def alarm_outcome(
+    evaluations: Sequence[Evaluation], rule: EarlyStop | None, planned: int
+) -> dict[str, Any] | None:
+    """Return the evidence as plain values for the outcome of training and the report; None without early stop."""
+    if rule is None:
+        return None
+    curve = curve_of(evaluations, planned)
+    return {
+        "threshold": _rounded(1 / rule.alpha),
+        "alpha": rule.alpha,
+        "reason": alarm_reason(evaluations, rule, planned),
+        "curve": [
+            {
+                "step": step,
+                "evidence": _rounded(curve.total[place]),
+                "limits": {name: _rounded(found[place]) for name, found in curve.by_name.items()},
+            }
+            for place, step in enumerate(curve.steps)
+        ],
+        "figures": [
+            {
+                "step": one.step,
+                "name": test.name,
+                "mean": _rounded(test.figure),
+                "limit": _rounded(test.allowed),
+            }
+            for one in evaluations
+            for test in one.bets
+        ],
+    }
 
 
-def _best_before_fall(before: Sequence[Evaluation], now: Evaluation, rule: EarlyStop) -> Evaluation | None:
-    """Return the best of `before` if `now` is worse although its objective is better."""
-    best = max(before, key=lambda evaluation: evaluation.figure)
-    fallen = now.figure < best.figure - rule.margin and now.objective > best.objective
-    return best if fallen else None
+def _rounded(value: float) -> float:
+    """Round to six digits: more are rounding errors of the images, which depend on the machine."""
+    return float(f"{value:.{DIGITS}g}")

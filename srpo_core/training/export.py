@@ -12,7 +12,7 @@ from srpo_core.models import write_transformer
 from srpo_core.runtime.shared_files import Location, local_copy
 from srpo_core.training import job as names
 from srpo_core.training.checkpoint import WEIGHTS, Checkpoint, open_checkpoint, step_location
-from srpo_core.training.early_stop import BASE_PREFIX, early_stop_reason
+from srpo_core.training.early_stop import Evaluation, alarm_outcome
 from srpo_core.training.job import TrainJob
 from srpo_core.training.steps import checkpoint_steps
 
@@ -32,8 +32,10 @@ def export(job: TrainJob, word_counts: Mapping[str, Any]) -> None:
     for step in checkpoint_steps(train):
         checkpoint = _open_verified(step_location(job.state, step))
         export_weights(checkpoint, job, step_directory(step))
-        if reason := early_stop_reason(checkpoint.metrics, train.early_stop):
-            log.warning("ended after step %d of %d: %s", step, train.steps, reason)
+        evaluations = [Evaluation.from_json(one) for one in checkpoint.evaluations]
+        alarm = alarm_outcome(evaluations, train.early_stop, len(checkpoint_steps(train)))
+        if alarm is not None and alarm["reason"]:
+            log.warning("%s: %s", ended(step, train.steps), alarm["reason"])
             break
     with local_copy(job.state / names.SAMPLES, _sample_digests(job.state)) as samples:
         shutil.copytree(samples, SAMPLES, dirs_exist_ok=True)
@@ -41,11 +43,17 @@ def export(job: TrainJob, word_counts: Mapping[str, Any]) -> None:
     outcome = {
         "steps": checkpoint.step,
         "planned_steps": train.steps,
-        "stopped_early": reason,
+        "stopped_early": alarm["reason"] if alarm and checkpoint.step < train.steps else None,
+        "alarm": alarm,
         "control_words_in_prompts": word_counts,
     }
     write_json(TRAIN_OUTCOME, outcome)
     log.info("%d checkpoints in %s", checkpoint_steps(train).index(checkpoint.step) + 1, CHECKPOINTS)
+
+
+def ended(steps: int, planned: int) -> str:
+    """Return when the alarm came, in words."""
+    return f"training ended after step {steps} of {planned}" if steps < planned else "alarm at the last step"
 
 
 def export_weights(checkpoint: Checkpoint, job: TrainJob, directory: Path) -> None:
@@ -63,8 +71,7 @@ def write_metrics(checkpoint: Checkpoint) -> None:
         for step, row in enumerate(checkpoint.metrics, start=1):
             live.step = step
             for name, value in row.items():
-                if not name.startswith(BASE_PREFIX):  # a single figure is no curve
-                    live.log_metric(f"train/{name}", value, timestamp=False)
+                live.log_metric(f"train/{name}", value, timestamp=False)
 
 
 def _open_verified(location: Location) -> Checkpoint:

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from srpo_core.artifacts import EMBEDDINGS, home
 from srpo_core.errors import SrpoError
+from srpo_core.models.embeddings import ALARM
 from srpo_core.runtime.ray_cluster import ray_for, require_cluster, require_gpus
 from srpo_core.runtime.shared_files import Location, by_name, share, storage
 from srpo_core.training.checkpoint import newest_checkpoint
@@ -29,7 +30,7 @@ def share_inputs(directory: Path, *weights: str) -> tuple[Location, dict[str, st
     """Return the location of the workers' inputs, the digests of those to download, and the location of the state.
 
     On this machine: the working directory, no digests, and the resume directory. With `SRPO_SHARED`: locations
-    below it, to which the directories `weights` and the embedded training prompts are copied.
+    below it, to which the directories `weights` and the embedded prompts of training are copied.
 
     Raises:
         ConfigError: a path in the settings is absolute, so workers on other machines could not find it.
@@ -39,8 +40,17 @@ def share_inputs(directory: Path, *weights: str) -> tuple[Location, dict[str, st
         return Location.of(Path.cwd()), {}, Location.of(directory)
     inputs, state = shared / "inputs" / directory.name, shared / "resume" / directory.name
     # only files that the fingerprint in the directory's name covers: others may change under the same name
-    digests = share(by_name([*map(Path, weights), EMBEDDINGS / "train.safetensors"]), inputs)
+    embedded = (EMBEDDINGS / f"{split}.safetensors" for split in ("train", ALARM))
+    digests = share(by_name([*map(Path, weights), *embedded]), inputs)
     return inputs, digests, state
+
+
+def base_images(name: str) -> Location:
+    """Return the file of early stop's figures of the base's images, which all runs with this base and prompts share.
+
+    name: identifies all that determines the figures; see `resume.key_of`.
+    """
+    return (storage() or Location.of(home())) / "base_images" / f"{name}.safetensors"
 
 
 def fit(job: TrainJob, worker: Callable[[TrainJob], None] = train_worker) -> None:

@@ -6,7 +6,7 @@ uses torch's global generators.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from srpo_core.errors import ArtifactError
 
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 class TrainState:
     """What a checkpoint stores of a worker at the end of a step.
 
-    metrics: one row per step.
+    metrics: one row per step; evaluations: those of early stop, as plain values.
     """
 
     transformer: "torch.nn.Module"
     optimizer: "torch.optim.Optimizer"
     step: int
     metrics: Sequence[Mapping[str, float]]
+    evaluations: Sequence[Mapping[str, Any]] = ()
 
 
 def trained_parameters(transformer: "torch.nn.Module") -> dict[str, "Tensor"]:

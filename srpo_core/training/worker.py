@@ -27,7 +27,8 @@ from srpo_core.scorers.autocast import AutocastReward
 from srpo_core.training.batch import read_training_prompts, step_batch
 from srpo_core.training.checkpoint import open_checkpoint, restore, step_location
 from srpo_core.training.checkpoint_writer import CheckpointWriter
-from srpo_core.training.early_stop import BASE_PREFIX, early_stop_reason, make_evaluator
+from srpo_core.training.early_stop import Evaluation, alarm_reason, curve_of
+from srpo_core.training.evaluator import make_evaluator
 from srpo_core.training.job import PROGRESS, SAMPLES, TrainJob
 from srpo_core.training.learner import Learner, adamw
 from srpo_core.training.samples import generate_samples, png_row
@@ -48,17 +49,20 @@ class Worker:
         self.model = _load_model(job, device)
         optimizer = adamw(self.model.transformer, job.train)
         self.metrics: list[Mapping[str, float]] = []
+        self.evaluations: list[Evaluation] = []
+        # before the weights of a checkpoint are restored: its images are compared with the base's
+        self.evaluator = make_evaluator(job, self.model, device=device, rank=rank, world=world)
         if job.resume:
             checkpoint = open_checkpoint(step_location(job.state, job.resume), verify=False)
             restore(checkpoint, self.model.transformer, optimizer)
             self.metrics = list(checkpoint.metrics)
+            self.evaluations = [Evaluation.from_json(one) for one in checkpoint.evaluations]
             self.model.weights_changed()
         reward = load_reward(job.reward).to(device)
         if job.train.compute.autocast:
             reward = AutocastReward(reward)
         self.learner = Learner(self.model, reward, optimizer, job.train, method_of(job.train))
         self.prompts = read_training_prompts(real_images=real_share(job.train.rollout) > 0)
-        self.evaluator = make_evaluator(job, self.prompts, device=device, world=world)
 
     def run(self) -> None:
         """Train the remaining steps; save checkpoints, samples and progress on the way."""
@@ -78,22 +82,22 @@ class Worker:
                 writer.finish()
 
     def _run(self, writer: CheckpointWriter, watchdog: Watchdog) -> None:
-        # an evaluation takes longer than a step, depending on its number of images, and must not count as a stall
-        with watchdog.between_steps():
-            base_figures = {} if self.metrics else self._evaluate(BASE_PREFIX)
+        planned = len(checkpoint_steps(self.job.train))
         for step in range(len(self.metrics) + 1, self.job.train.steps + 1):
-            if early_stop_reason(self.metrics, self.job.train.early_stop):
+            if alarm_reason(self.evaluations, self.job.train.early_stop, planned):
                 break
             at_checkpoint = step in checkpoint_steps(self.job.train)
-            row = self.step(step) | base_figures
+            row = self.step(step)
             watchdog.step_done(step)
-            if at_checkpoint:
-                with watchdog.between_steps():
-                    row |= self._evaluate()
             self.metrics.append(row)
-            base_figures = {}
+            shown = {"step": step, **row}
+            if at_checkpoint and self.evaluator is not None:
+                # an evaluation takes longer than a step, depending on its number of images: it is no stall
+                with watchdog.between_steps():
+                    self.evaluations.append(self.evaluator.evaluate(self.model, step))
+                shown["alarm"] = float(curve_of(self.evaluations, planned).total[-1])
             if self.rank == 0:
-                self.job.state.append(PROGRESS, json.dumps({"step": step, **row}))
+                self.job.state.append(PROGRESS, json.dumps(shown))
             if at_checkpoint:
                 with watchdog.between_steps():
                     self._save(step, writer)
@@ -112,17 +116,6 @@ class Worker:
             latent_shape=self.model.latent_shape,
             device=self.device,
         )
-
-    def _evaluate(self, prefix: str = "") -> dict[str, float]:
-        """Return the figures of early stop for the current weights, equal on every rank; {} without early stop."""
-        if self.evaluator is None:
-            return {}
-        # every rank generates, because each may have a shard of the model; their figures may differ by rounding
-        measured = self.evaluator.evaluate(self.model)
-        figures = torch.tensor(list(measured.values()), dtype=torch.float64, device=self.device)
-        if self.world > 1:
-            dist.broadcast(figures, src=0)
-        return {prefix + name: value for name, value in zip(measured, figures.tolist(), strict=True)}
 
     def _writer(self) -> CheckpointWriter:
         group: Any = None
@@ -143,7 +136,15 @@ class Worker:
         images = generate_samples(self.model, self.job, self.prompts, self.device)
         if self.rank == 0:
             (self.job.state / SAMPLES / f"{step_name(step)}.png").write(png_row(images))
-        writer.save(TrainState(self.model.transformer, self.learner.optimizer, step, self.metrics))
+        writer.save(
+            TrainState(
+                self.model.transformer,
+                self.learner.optimizer,
+                step,
+                self.metrics,
+                [one.to_json() for one in self.evaluations],
+            )
+        )
 
 
 def train_worker(job: TrainJob) -> None:

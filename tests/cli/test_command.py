@@ -18,6 +18,8 @@ from faulty_proxy import FaultyProxy, without
 import srpo_core
 from srpo_core.cli.app import OWN_PACKAGES, MaskingFormatter
 from srpo_core.cli.main import main
+from srpo_core.cli.options import parse_changes
+from srpo_core.config import patched, read_values
 
 ROOT = Path(__file__).parents[2]
 
@@ -216,6 +218,12 @@ def test_a_setting_without_a_value_shows_the_syntax(srpo):
 )
 def test_a_setting_with_an_invalid_value_gives_a_one_line_error(srpo, change, message):
     assert message in assert_one_line_error(srpo("align", "--set", change), 2)
+
+
+def test_a_setting_can_be_switched_off_by_null():
+    tiny = read_values(ROOT / "profiles/tiny.yaml")
+    assert patched(tiny, parse_changes(["train.early_stop=null"]))["train"]["early_stop"] is None
+    assert patched(tiny, parse_changes(["train.early_stop.alpha=0.1"]))["train"]["early_stop"]["alpha"] == 0.1
 
 
 def test_the_doctor_reports_a_store_that_is_a_file(srpo, tmp_path):

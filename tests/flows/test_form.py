@@ -89,3 +89,25 @@ def test_an_invalid_patch_gives_a_one_line_error_that_names_the_key(patch, line)
     assert "\n" not in str(caught.value)
     with pytest.raises(ValidationError):
         SettingsPatch.model_validate(patch)
+
+
+def test_the_word_null_sets_a_setting_to_null_and_an_empty_field_keeps_it():
+    tiny = yaml.safe_load((config.PROFILES_DIR / "tiny.yaml").read_text())
+    kept = patched(tiny, parse_patch({"train": {"early_stop": None}}).model_dump(exclude_none=True))
+    off = patched(tiny, parse_patch({"train": {"early_stop": "null"}}).model_dump(exclude_none=True))
+    assert kept == tiny
+    assert off["train"]["early_stop"] is None
+    assert Settings.model_validate(off).train.early_stop is None
+
+
+def test_one_key_of_a_part_that_may_be_null_can_be_changed():
+    tiny = yaml.safe_load((config.PROFILES_DIR / "tiny.yaml").read_text())
+    patch = parse_patch({"train": {"early_stop": {"alpha": 0.1, "limits": {"subject": {"margin": -0.2}}}}})
+    changed = Settings.model_validate(patched(tiny, patch.model_dump(exclude_none=True))).train.early_stop
+    assert (changed.alpha, changed.limits["subject"].margin) == (0.1, -0.2)
+    assert changed.limits["subject"].metric == tiny["train"]["early_stop"]["limits"]["subject"]["metric"]
+
+
+def test_a_setting_that_may_not_be_null_is_not_set_to_null():
+    with pytest.raises(ConfigError, match=r"train\.steps"):
+        parse_patch({"train": {"steps": "null"}})

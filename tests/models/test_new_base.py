@@ -29,6 +29,7 @@ TINY = ROOT / "assets/tiny/family/base"
 PROMPTS = {
     "train": ["red apple", "crab", "tiger face", "penguin"],
     "validation": ["avocado", "axe"],
+    "alarm": ["axe", "bread", "popcorn"],
     "test": ["rose", "alarm clock", "backpack"],
 }
 TEXT_TENSORS = (
@@ -189,6 +190,7 @@ def project(tmp_path_factory):
             "checkpoint_every": 1,
             "sample_prompts": 2,
             "rollout": {"num_inference_steps": 2},
+            "early_stop": {"num_prompts": 3, "num_inference_steps": 2, "base_seeds": 2},
             "compute": {"checkpoint_blocks": 0.5, "rollout_copy": True},
         },
         "select": {"num_prompts": 2, "seeds_per_prompt": 2},
@@ -220,6 +222,7 @@ def train(settings, state, resume=0):
         inputs=Location.of(Path.cwd()),
         digests={},
         state=Location.of(state),
+        base_images=Location.of(state / "base_images.safetensors"),
         seed=settings.seed,
         model=settings.model,
         reward=settings.reward,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from srpo_core.config import load_settings, parse_settings, patched, read_values
+from srpo_core.config import NULL, load_settings, parse_settings, patched, read_values
 from srpo_core.errors import ConfigError
 from srpo_core.plan import GB, TERA, Cluster, Plan, Sizes, make_plan, remedies
 from srpo_core.plan.counting import Counted, Phase
@@ -154,6 +154,7 @@ def test_the_planned_peak_matches_the_measured_peak_on_the_tiny_profile(job, mon
     patch = {
         "train": {
             "batch_size": 8,
+            "early_stop": NULL,
             "compute": {"checkpoint_blocks": checkpoint},
             "rollout": {"num_inference_steps": 2},
         }
@@ -236,6 +237,31 @@ def test_images_generated_by_later_stages_are_counted_for_every_model_and_format
     assert evaluate.hours == pytest.approx(200 * plan.flops_of_an_image / (0.4 * 989 * TERA) / 3600)
     assert flux_plan(8, generate={"autocast": False}).generated["evaluate"].hours == pytest.approx(
         15 * evaluate.hours
+    )
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize(("profile", "gpus"), [("flux1_dev", 32), ("flux1_dev_lora", 8)])
+def test_the_evaluations_of_early_stop_cost_at_most_a_tenth_of_training(profile, gpus):
+    plan = make_plan(settings(profile), cluster(gpus))
+    checkpoints, base = plan.watched["at the checkpoints"], plan.watched["of the base, once"]
+    assert (checkpoints.num_images, base.num_images) == (4 * 16 * 2, 16 * 8)
+    assert 0.05 * plan.hours < checkpoints.hours < 0.1 * plan.hours
+    assert base.hours < 0.1 * plan.hours
+
+
+def test_the_images_of_early_stop_are_part_of_the_cost():
+    plan = flux_plan(train={"batch_size": 8})
+    without = flux_plan(train={"batch_size": 8, "early_stop": NULL})
+    watched = sum(images.hours * images.devices for images in plan.watched.values())
+    assert without.watched == {}
+    assert plan.device_hours == pytest.approx(without.device_hours + watched)
+    # 16 prompts on 8 devices: per evaluation 2 prompts of 2 images, in batches of one image
+    calls, gathers = 4 * 2 * 2 * 15, 4 * 4 * 15
+    per_image = plan.flops["rollout"] / plan.images / 25 / (0.4 * 989 * TERA)
+    gather = 7 / 8 * 2 * plan.sizes.all / plan.cluster.bandwidth
+    assert plan.watched["at the checkpoints"].hours == pytest.approx(
+        (calls * per_image + gathers * gather) / 3600
     )
 
 

@@ -5,14 +5,6 @@ from srpo_core.config import PROFILES_DIR, parse_settings, patched
 from srpo_core.errors import ConfigError
 from srpo_core.preflight.consistency import require_consistent
 
-EARLY_STOP = {
-    "metric": "diversity",
-    "objective": "reward",
-    "num_prompts": 4,
-    "seeds_per_prompt": 1,
-    "margin": 0.1,
-    "patience": 1,
-}
 PRESETS = sorted(PROFILES_DIR.glob("*.yaml"))
 
 
@@ -56,8 +48,25 @@ def test_every_shipped_preset_is_consistent(preset):
         ),
         ({"select": {"maximize": "kid"}}, r"^select asks for 'kid', which compares with real images"),
         (
-            {"train": {"early_stop": EARLY_STOP}},
+            {"train": {"early_stop": {"seeds_per_prompt": 1}}},
             r"^train\.early_stop\.seeds_per_prompt is 1, but 'diversity'",
+        ),
+        (
+            {"train": {"early_stop": {"limits": {"subject": {"metric": "beauty"}}}}},
+            r"^train\.early_stop\.limits\.subject: unknown metric 'beauty'",
+        ),
+        (
+            {"train": {"early_stop": {"limits": {"subject": {"metric": "judge_score"}}}}},
+            r"^train\.early_stop\.limits\.subject, select_judge: metric 'judge_score' needs a judge that",
+        ),
+        (
+            {"train": {"early_stop": {"limits": {"subject": {"metric": "kid"}}}}},
+            r"^train\.early_stop asks for 'kid', which compares with real images",
+        ),
+        ({"train": {"early_stop": {"base_seeds": 1}}}, r"^train\.early_stop\.base_seeds is 1, but an image"),
+        (
+            {"train": {"early_stop": {"num_prompts": 1}}},
+            r"^train\.early_stop\.num_prompts is 1, but an image",
         ),
         ({"ingest": {"validation_share": 0}}, r"^ingest\.validation_share is 0"),
         ({"gate": {"resamples": 10}}, r"^the gate would refuse every model: 10 resamples are too few"),

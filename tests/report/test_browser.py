@@ -131,6 +131,7 @@ def page(tmp_path_factory):
             "steps": 1,
             "planned_steps": 1,
             "stopped_early": None,
+            "alarm": None,
             "control_words_in_prompts": {"prompts": 10, "wanted": {"Ink": 0}, "unwanted": {"3D": 3}},
         },
         pairs=pairs,

@@ -1,12 +1,13 @@
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import yaml
 
 from srpo_core.errors import ArtifactError, SrpoError
-from srpo_core.runtime.resume import discard_recorded, fingerprint, register_external, resumable
+from srpo_core.runtime.resume import discard_recorded, fingerprint, key_of, register_external, resumable
 from srpo_core.runtime.shared_files import Location
 
 DVC = {
@@ -217,3 +218,17 @@ def test_compiled_files_of_a_package_do_not_change_the_fingerprint(project):
     assert fingerprint("train") == before
     (project / "package/new.py").write_text("y = 1\n")
     assert fingerprint("train") != before
+
+
+def test_a_key_names_the_given_settings_and_the_inputs_that_matter(project):
+    """Another setting, such as the learning rate, does not change it."""
+    before = key_of("train", {"seed": 0}, without={Path("code.py")})
+    assert key_of("train", {"seed": 1}, without={Path("code.py")}) != before
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["train"]["rate"] = 1.0
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    (project / "code.py").write_text("x = 2\n")
+    assert key_of("train", {"seed": 0}, without={Path("code.py")}) == before
+    assert key_of("train", {"seed": 0}, without=set()) != before
+    (project / "weights/a.bin").write_bytes(b"22")
+    assert key_of("train", {"seed": 0}, without={Path("code.py")}) != before

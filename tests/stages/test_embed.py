@@ -42,6 +42,7 @@ def run(**changes):
         "train_steps": settings.train.steps,
         "train_batch_size": settings.train.batch_size,
         "train_rollout_source": settings.train.rollout.source,
+        "train_early_stop": settings.train.early_stop,
         "select_num_prompts": settings.select.num_prompts,
         "evaluate_num_prompts": settings.evaluate.num_prompts,
         "resources": settings.resources,
@@ -56,8 +57,20 @@ def prompts(*styles):
 
 def test_each_split_contains_as_many_prompts_as_the_run_uses(project):
     run(train_steps=2, train_batch_size=5, select_num_prompts=3, evaluate_num_prompts=4)
-    sizes = {split: len(read_embeddings(split)[0]) for split in ("train", "validation", "test")}
-    assert sizes == {"train": 10, "validation": 3, "test": 4}
+    sizes = {split: len(read_embeddings(split)[0]) for split in ("train", "validation", "alarm", "test")}
+    assert sizes == {"train": 10, "validation": 3, "alarm": 16, "test": 4}
+
+
+def test_early_stop_has_validation_prompts_whatever_select_uses_and_none_if_it_is_off(project):
+    small = {"train_steps": 1, "train_batch_size": 2, "evaluate_num_prompts": 2}
+    contents = []
+    for prompts in (1, 5):
+        run(**small, select_num_prompts=prompts)
+        contents.append((project / "runs/embed/alarm.safetensors").read_bytes())
+    assert contents[0] == contents[1]
+    assert set(read_embeddings("alarm")[0]) <= {prompt.text for prompt in read_prompts("validation")}
+    run(**small, select_num_prompts=1, train_early_stop=None)
+    assert read_embeddings("alarm")[0] == []
 
 
 def test_all_prompts_are_used_in_order_if_there_are_fewer_than_requested(project):

@@ -121,7 +121,13 @@ def write_runs(wanted_after, admissible):
     }
     artifacts.write_json(artifacts.SELECTION, selection)
     words = {"prompts": 120, "wanted": {"Ink": 0}, "unwanted": {"3D": 7}}
-    outcome = {"steps": 30, "planned_steps": 30, "stopped_early": None, "control_words_in_prompts": words}
+    outcome = {
+        "steps": 30,
+        "planned_steps": 30,
+        "stopped_early": None,
+        "alarm": None,
+        "control_words_in_prompts": words,
+    }
     artifacts.write_json(artifacts.TRAIN_OUTCOME, outcome)
     artifacts.write_json(
         artifacts.AGREEMENT,
@@ -407,9 +413,57 @@ def test_the_page_shows_how_often_prompts_contain_the_control_words():
     assert "Ended early" not in text
 
 
+def with_alarm(steps, evidence, reason):
+    """Write an outcome with the evidence after each of `steps`; the limit on broken images has most of it."""
+    alarm = {
+        "threshold": 20.0,
+        "alpha": 0.05,
+        "reason": reason,
+        "curve": [
+            {
+                "step": step,
+                "evidence": found,
+                "limits": {"broken": 0.9 * found, "diversity too low": 0.1 * found},
+            }
+            for step, found in zip(steps, evidence, strict=True)
+        ],
+        "figures": [
+            {"step": step, "name": name, "mean": mean, "limit": limit}
+            for step in steps
+            for name, mean, limit in (("broken", step / 100, 0.03), ("diversity too low", 0.25, 0.125))
+        ],
+    }
+    ended = {"steps": steps[-1], "stopped_early": reason if steps[-1] < 30 else None, "alarm": alarm}
+    artifacts.write_json(artifacts.TRAIN_OUTCOME, artifacts.read_json(artifacts.TRAIN_OUTCOME) | ended)
+
+
 @pytest.mark.usefixtures("passed")
 def test_the_page_shows_why_training_ended_early():
-    outcome = artifacts.read_json(artifacts.TRAIN_OUTCOME)
-    reason = "judge_top5 of the judge select_judge fell from 0.9 (step 10) to 0.4 (step 20)"
-    artifacts.write_json(artifacts.TRAIN_OUTCOME, outcome | {"steps": 20, "stopped_early": reason})
-    assert f"Ended early, after step 20 of 30 : {reason}." in Page(build()).text
+    with_alarm([10, 20], [0.5, 150.0], "by step 20 it is proven")
+    assert "Ended early, after step 20 of 30 : by step 20 it is proven." in Page(build()).text
+
+
+@pytest.mark.usefixtures("passed")
+def test_an_alarm_at_the_last_step_is_no_early_end():
+    with_alarm([10, 20, 30], [0.5, 3.0, 150.0], "by step 30 it is proven")
+    text = Page(build()).text
+    assert "Alarm at the last checkpoint : by step 30 it is proven." in text
+    assert "Ended early" not in text
+
+
+@pytest.mark.usefixtures("passed")
+def test_the_page_shows_the_evidence_of_early_stop_as_a_curve_towards_its_threshold():
+    with_alarm([10, 20, 30], [0.5, 0.1, 0.02], None)
+    page = build()
+    text = Page(page).text
+    assert "Training ends when it reaches 1/alpha = 20" in text
+    assert re.search(r"in at most 5\W*% of runs", text)
+    assert "1/alpha = 20" in text
+    rows = [["broken", "0.300", "0.030", "0.018"], ["diversity too low", "0.250", "0.125", "0.002"]]
+    assert all(re.search(r"\s+".join(map(re.escape, row)), text) for row in rows)
+    assert "Alarm" not in text
+
+
+@pytest.mark.usefixtures("passed")
+def test_without_early_stop_the_page_has_no_evidence():
+    assert "1/alpha" not in Page(build()).text

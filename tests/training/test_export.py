@@ -59,7 +59,7 @@ def test_a_damaged_checkpoint_is_not_exported(job, outputs):
 
 
 def test_the_metrics_files_do_not_depend_on_time(outputs):
-    checkpoint = Checkpoint(Location.of(outputs), 2, [{"loss": 1.0}, {"loss": 0.5}], {}, resumable=True)
+    checkpoint = Checkpoint(Location.of(outputs), 2, [{"loss": 1.0}, {"loss": 0.5}], [], {}, resumable=True)
     contents = []
     for _ in range(2):
         export.write_metrics(checkpoint)

@@ -90,7 +90,7 @@ def test_only_inputs_that_the_fingerprint_covers_are_shared(tiny_project, tmp_pa
     monkeypatch.setenv("SRPO_SHARED", str(tmp_path / "shared"))
     inputs, digests, _ = launch.share_inputs(tmp_path / "train-abc", "assets/tiny/family/reward")
     embeddings = [name for name in digests if name.startswith("runs/embed")]
-    assert embeddings == ["runs/embed/train.safetensors"]
+    assert embeddings == ["runs/embed/train.safetensors", "runs/embed/alarm.safetensors"]
     assert {name for name in inputs.files() if name != COMPLETE} == set(digests)
 
 

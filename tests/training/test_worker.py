@@ -13,7 +13,9 @@ from srpo_core.config import StallSettings
 from srpo_core.errors import DivergenceError
 from srpo_core.models.embeddings import read_embeddings, write_embeddings
 from srpo_core.runtime.shared_files import Location
+from srpo_core.training.betting import SHARES
 from srpo_core.training.checkpoint import WEIGHTS, newest_checkpoint
+from srpo_core.training.early_stop import Bets, Evaluation
 from srpo_core.training.job import PROGRESS, SAMPLES
 from srpo_core.training.steps import checkpoint_steps
 from srpo_core.training.watchdog import EXIT_CODE, Watchdog
@@ -240,15 +242,16 @@ def test_an_evaluation_that_takes_longer_than_a_step_is_not_a_stall(job):
 
     class Evaluating(Worker):
         def __init__(self, job):
-            self.job, self.rank, self.metrics = job, 0, []
+            self.job, self.rank, self.metrics, self.evaluations = job, 0, [], []
+            self.model, self.evaluator = None, self
 
         def step(self, step):
             return {"loss": 1.0}
 
-        def _evaluate(self, prefix=""):
-            evaluated.append(prefix)
+        def evaluate(self, model, step):
+            evaluated.append(step)
             time.sleep(0.5)
-            return {}
+            return Evaluation(step, [Bets("broken", "broken", [0.0] * len(SHARES), 0.0, 0.1)])
 
         def _save(self, step, writer):
             pass
@@ -256,5 +259,5 @@ def test_an_evaluation_that_takes_longer_than_a_step_is_not_a_stall(job):
     stall = StallSettings(factor=5, least_seconds=0.2, restarts=0)
     with Watchdog(job.state, "a", 0, 1, stall, exit_process=ended.append, grace=0.0) as watchdog:
         Evaluating(job)._run(None, watchdog)
-    assert evaluated == ["base_", "", ""]
+    assert evaluated == [2, 4]
     assert ended == []

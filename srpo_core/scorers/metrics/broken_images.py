@@ -46,6 +46,14 @@ def broken_images(images: Tensor, prompt: str, context: MetricContext) -> Tensor
     return torch.cat([*padded, statistics], 1).float()
 
 
+def broken_beside(own: Tensor, prompts: Tensor, base: Tensor, base_prompts: Tensor) -> Tensor:
+    """Which images (P,) are broken, measured by images of the base from other noise; see `broken`.
+
+    own: (P, D), base: (B, D), from `broken_images`; prompts: (P,), base_prompts: (B,), numbers of their prompts.
+    """
+    return broken.broken(_unpack(own, prompts), _unpack(base, base_prompts))
+
+
 def copied_images(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
     """1 where an image is a copy of an image of another prompt or of a training image, else 0. See `copies`.
 
