@@ -166,6 +166,7 @@ COMPARISONS: Final[Mapping[str, Comparison]] = MappingProxyType(
             format=lambda value: f"{value:.1%}",
             label=lambda rule: "share of images, exact interval",
             direct=share_of_images,
+            range=(0.0, 1.0),
         ),
         "share_of_prompts": Comparison(
             _own,
@@ -175,6 +176,7 @@ COMPARISONS: Final[Mapping[str, Comparison]] = MappingProxyType(
             format=lambda value: f"{value:.1%}",
             label=lambda rule: "share of prompts with most images so, exact interval",
             direct=share_of_prompts,
+            range=(0.0, 1.0),
         ),
         "whole": Comparison(
             _own,

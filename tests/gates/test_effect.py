@@ -58,6 +58,14 @@ def test_a_win_rate_whose_margin_no_model_can_miss_is_refused(changes, make):
         require_effect(rules)
 
 
+@pytest.mark.parametrize("compare", ["share", "share_of_prompts"])
+def test_a_share_that_may_be_everything_is_refused(compare, make):
+    changes = {"compare": compare, "against": "absolute", "side": "at_most"}
+    require_effect({"kept": make.rule(), "few": make.rule(**changes, margin=0.05)})
+    with pytest.raises(ConfigError, match=rf"margin is 1, but {compare} is always between 0 and 1"):
+        require_effect({"kept": make.rule(), "few": make.rule(**changes, margin=1.0)})
+
+
 @pytest.mark.parametrize(
     "changes", [{"margin": 0.01}, {"margin": 0.99, "side": "at_most"}, {"margin": 0.49, "side": "within"}]
 )
