@@ -23,7 +23,7 @@ from srpo_core.config import write_settings
 from srpo_core.errors import StageError
 from srpo_core.preflight.consistency import require_consistent
 from srpo_core.release import publishing, verify
-from srpo_core.release.aliases import PRODUCTION, read_alias
+from srpo_core.release.aliases import in_production
 from srpo_core.report.full_report import write_whole
 from srpo_core.report.text import markdown_text
 from srpo_core.runtime.dvc_yaml import Stage
@@ -84,7 +84,8 @@ def align(
         require_consistent(settings)
         if publish:
             require_publishable(open_store(), accepted=settings.release.unconditional_store)
-        champion = in_production(settings.release.name) if settings.champion is None else None
+        # stages know only immutable versions, so the flow writes the version of the alias into the settings
+        champion = in_production(open_store(), settings.release.name) if settings.champion is None else None
         plain = has_settings_of_checkout(workspace)
         if champion:  # written after the comparison above, and validated again because one key has changed
             write_settings(workspace.path, profile=None, patch={"champion": champion})
@@ -110,14 +111,6 @@ def align(
             message=f"{'passed' if result.passed else 'refused'}: {result.reason}",
             data=result,
         )
-
-
-def in_production(model: str) -> str | None:
-    """Return the version of `model` that is in production, or None.
-
-    The flow writes it into the settings as the champion, because stages know only immutable versions.
-    """
-    return read_alias(open_store(), f"{model}/{PRODUCTION}").version
 
 
 def run_stages(workspace: Workspace) -> list[StageResult]:

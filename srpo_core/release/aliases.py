@@ -94,11 +94,29 @@ def resolve(store: Store, reference: str) -> str:
     alias = read_alias(store, name)
     if alias.version is None:
         raise StoreError(f"the alias {name} in {store.uri} points to nothing: publish a model first")
-    state = move_state(store.uri, name, alias.version, alias.history, trust_here())
-    if state not in (UNSIGNED, UNCHECKED):
-        require_not_set_back(store.uri, name, alias.history)
-    log.info("%s points to %s: the move is %s", name, alias.version, state)
+    _require_trusted(store, alias)
     return alias.version
+
+
+def in_production(store: Store, model: str) -> str | None:
+    """Return the version of `model` that is in production, or None. The store may lack this version.
+
+    Raises:
+        SignatureError: the version or the last move of the alias is not signed as it must be, or the alias was set back.
+    """
+    alias = read_alias(store, f"{model}/{PRODUCTION}")
+    if alias.version is not None:
+        _require_trusted(store, alias)
+        if store.has(alias.version):
+            release_state(store, alias.version, store.manifest(alias.version), trust_here())
+    return alias.version
+
+
+def _require_trusted(store: Store, alias: Alias) -> None:
+    state = move_state(store.uri, alias.name, alias.version, alias.history, trust_here())
+    if state not in (UNSIGNED, UNCHECKED):
+        require_not_set_back(store.uri, alias.name, alias.history)
+    log.info("%s points to %s: the move is %s", alias.name, alias.version, state)
 
 
 def history_of(store: Store, version: str) -> Mapping[str, list[Step]]:

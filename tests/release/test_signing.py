@@ -9,7 +9,7 @@ import pytest
 from stored_files import Files
 
 from srpo_core.errors import ConfigError
-from srpo_core.release.aliases import find_alias, move_alias, promote, read_alias, resolve
+from srpo_core.release.aliases import find_alias, in_production, move_alias, promote, read_alias, resolve
 from srpo_core.release.download import pull
 from srpo_core.release.signing import RELEASE_NAMESPACE, manifest_bytes, sign, sign_release
 from srpo_core.release.trust import (
@@ -308,6 +308,15 @@ def test_a_signed_move_is_followed(promoted):
     assert all("signature" in step for step in history)
 
 
+def test_a_release_in_production_without_its_signature_does_not_become_the_champion(promoted, required):
+    assert in_production(promoted, "tiny") == "tiny-2"
+    files = Files(promoted)
+    for name in [name for name in files if name.startswith("models/tiny/signatures/tiny-2/")]:
+        del files[name]
+    with pytest.raises(SignatureError, match=r"release tiny-2 in .* is unsigned"):
+        in_production(promoted, "tiny")
+
+
 def point_elsewhere(value):
     value["version"] = "tiny-1"
 
@@ -340,8 +349,9 @@ def edit_the_last_step(value):
 )
 def test_a_move_by_somebody_who_can_only_write_to_the_store_is_refused(promoted, change):
     edit_alias(promoted, "production", change)
-    with pytest.raises(SignatureError, match="the last move of the alias tiny/production"):
-        resolve(promoted, "production")
+    for read in (resolve, in_production):
+        with pytest.raises(SignatureError, match="the last move of the alias tiny/production"):
+            read(promoted, "production" if read is resolve else "tiny")
     (fault,) = verify_aliases(promoted)
     assert "\n" not in fault
 
