@@ -29,15 +29,18 @@ from srpo_core.storage.manifest import encode_sealed
 
 NUM_FILES = 30
 MODEL = "tiny"
+RULE = {"name": "a rule", "value": 0.31, "low": 0.25, "high": 0.36, "reason": "it holds " * 20}
+FIGURES = {"relative_error": 4e-3, "psnr": 40.0, "gain_kept": 0.97, "files": {"x" * 40: "y" * 64}}
+# of every version: a decision of ten rules, and the figures of five formats
+DECISION = {"passed": True, "reason": "every rule holds.", "rules": [RULE] * 10}
+PROOF = {"formats": {f"format-{one}": FIGURES for one in range(5)}, "refused": {}}
 
 
 def manifest_of(number: int, data: dict[str, bytes]) -> dict[str, Any]:
-    """Return a manifest of the usual size: files, a decision of ten rules, and the figures of five formats."""
+    """Return a manifest of the usual size."""
     entries = {
         name: {"sha256": hashlib.sha256(text).hexdigest(), "bytes": len(text)} for name, text in data.items()
     }
-    rule = {"name": "a rule", "value": 0.31, "low": 0.25, "high": 0.36, "reason": "it holds " * 20}
-    figures = {"relative_error": 4e-3, "psnr": 40.0, "gain_kept": 0.97, "files": {"x" * 40: "y" * 64}}
     return {
         "version": f"{MODEL}-{number:012x}",
         "created_at": f"2026-01-01T00:00:00+00:00 {number:06}",
@@ -46,29 +49,34 @@ def manifest_of(number: int, data: dict[str, bytes]) -> dict[str, Any]:
         "formats": {"bf16": ["weights-0"]},
         "git": {"revision": "0" * 40, "diff": "+ a changed line\n" * 200, "untracked": []},
         "environment": {"packages": {f"package-{one}": "1.2.3" for one in range(120)}},
-        "decision": {"passed": True, "reason": "every rule holds.", "rules": [rule] * 10},
-        "proof": {"formats": {f"format-{one}": figures for one in range(5)}, "refused": {}},
+        "decision": DECISION,
+        "proof": PROOF,
     }
 
 
 def files_of(number: int) -> dict[str, bytes]:
     """Return the files of a version by name: one of its own, the others shared by all versions."""
     own = {"weights-0": f"weights of {number}".encode()}
-    return own | {f"weights-{one}": f"shared {one}".encode() for one in range(1, NUM_FILES)}
+    evidence = {
+        "decision.json": json.dumps(DECISION).encode(),
+        "proof.json": json.dumps(PROOF).encode(),
+    }
+    return own | evidence | {f"weights-{one}": f"shared {one}".encode() for one in range(1, NUM_FILES)}
 
 
 def fill_directory(root: Path, versions: int, *, files: bool = True) -> None:
     """Write versions into a directory as the store would, without its synchronisation of each file.
 
-    files: also write the files, which only `srpo verify` reads.
+    files: also write the weights, which only `srpo verify` reads.
     """
     for number in range(versions):
         data = files_of(number)
         manifest = manifest_of(number, data)
         directory = root / version_key(manifest["version"])
         directory.mkdir(parents=True)
-        for name, text in data.items() if files else ():
-            (directory / name).write_bytes(text)
+        for name, text in data.items():
+            if files or not name.startswith("weights"):
+                (directory / name).write_bytes(text)
         (directory / MANIFEST).write_bytes(encode_sealed(manifest))
 
 
