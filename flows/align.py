@@ -25,7 +25,7 @@ from srpo_core.preflight.consistency import require_consistent
 from srpo_core.release import publishing, verify
 from srpo_core.release.aliases import in_production
 from srpo_core.report.full_report import write_whole
-from srpo_core.report.text import markdown_text
+from srpo_core.report.text import markdown_text, visible
 from srpo_core.runtime.dvc_yaml import Stage
 from srpo_core.storage import open_store, require_conditions, require_publishable
 from srpo_core.workspace.reproduce import StageResult, reproduce
@@ -196,7 +196,9 @@ def show_artifacts(result: AlignResult, decision: Mapping[str, Any]) -> None:
     create_markdown_artifact(markdown(result), key="align", description="verdict and stages of a run")
     if rules := decision.get("rules"):
         create_table_artifact(
-            rule_rows(rules), key="gate", description=f"the gate's rules: {result.reason}"[:500]
+            rule_rows(rules),
+            key="gate",
+            description=markdown_text(f"the gate's rules: {result.reason[:400]}"),
         )
     grid = result.workspace / artifacts.GRID
     if grid.is_file():
@@ -213,7 +215,9 @@ def rule_rows(rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     order = {"refuses": 0, "warns": 1, "holds": 2}
     columns = ("name", "verdict", "value", "low", "high", "side", "margin", "reason")
     ranked = sorted(rules, key=lambda rule: order.get(rule["verdict"], len(order)))
-    return [{column: rule[column] for column in columns} for rule in ranked]
+    return [
+        {column: rule[column] for column in columns} | {"reason": visible(rule["reason"])} for rule in ranked
+    ]
 
 
 def markdown(result: AlignResult) -> str:

@@ -14,6 +14,7 @@ from srpo_core.release import verify as verification
 from srpo_core.release.gc import GarbageCollection, collect_garbage
 from srpo_core.release.guard import guarded_store
 from srpo_core.release.trust import trust_here
+from srpo_core.report.text import markdown_code, markdown_text
 from srpo_core.storage import open_store
 
 
@@ -25,7 +26,7 @@ def releases() -> list[str]:
         f"| `{line.version}` | {line.created_at} | {', '.join(line.aliases)} | {', '.join(line.formats)} "
         f"| {line.num_bytes / 1e6:.1f} |"
         if line.fault is None
-        else f"| `{line.version}` | unreadable: {line.fault} | {', '.join(line.aliases)} | | |"
+        else f"| `{line.version}` | unreadable: {markdown_text(line.fault)} | {', '.join(line.aliases)} | | |"
         for line in found
     ]
     create_markdown_artifact(
@@ -44,7 +45,7 @@ def show(version: str = "candidate") -> list[str]:
         version: a version or an alias.
     """
     lines = list(summary.describe(open_store(), version))
-    create_markdown_artifact("\n".join(["```", *lines, "```"]), key="release", description=lines[0])
+    create_markdown_artifact(markdown_code(lines), key="release", description=lines[0])
     return lines
 
 
@@ -80,7 +81,7 @@ def verify(version: str | None = None) -> dict[str, str]:
     """
     store, trust = open_store(), trust_here()
     states, faults = {}, [] if version else verification.verify_aliases(store)
-    table = [f"| alias | {fault} |" for fault in faults]
+    table = [f"| alias | {markdown_text(fault)} |" for fault in faults]
     for name in [version] if version else store.versions():
         try:
             manifest, state = verification.inspect(store, name, trust)
@@ -88,7 +89,7 @@ def verify(version: str | None = None) -> dict[str, str]:
         except StoreError as error:
             states[name] = str(error)
             faults.append(str(error))
-        table.append(f"| `{name}` | {states[name]} |")
+        table.append(f"| `{name}` | {markdown_text(states[name])} |")
     create_markdown_artifact(
         "\n".join(["| release | state |", "|---|---|", *table]),
         key="verify",

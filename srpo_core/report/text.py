@@ -2,11 +2,13 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Final
 
 # C0, C1 and the controls of writing direction, with which a line can show other text than it contains
 _INVISIBLE: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Zl", "Zp"})
 _KEPT: Final = frozenset("\n\t\u200d")  # the joiner of emoji
+_BACKTICKS: Final = re.compile("`+")
 _MARKDOWN: Final = re.compile(r"([\\`*\[\]<>|~])")  # a line that begins with other text needs no more
 
 
@@ -20,6 +22,14 @@ def visible(text: str) -> str:
         else one.encode("unicode_escape").decode()
         for one in text.encode("utf-8", "backslashreplace").decode()
     )
+
+
+def markdown_code(lines: Sequence[str]) -> str:
+    """Return lines as a block of code in Markdown, with a fence that none of them can close."""
+    shown = [visible(line) for line in lines]
+    longest = max((len(run) for line in shown for run in _BACKTICKS.findall(line)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return "\n".join([fence, *shown, fence])
 
 
 def markdown_text(text: str) -> str:

@@ -3,7 +3,7 @@
 import pytest
 
 from srpo_core.report.templates import _environment
-from srpo_core.report.text import markdown_text, visible
+from srpo_core.report.text import markdown_code, markdown_text, visible
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,9 @@ def test_text_in_markdown_forms_no_link_image_table_code_or_html():
     assert escaped == (
         r"lost # title \| x !\[i\](http://h/i.png) \<script\>\`a\`\</script\> \*b\* judge_top5."
     )
+
+
+def test_no_line_ends_a_block_of_code():
+    lines = ["verdict  refused", "````", "<b>\x1b"]
+    assert markdown_code(lines) == "`````\nverdict  refused\n````\n<b>\\x1b\n`````"
+    assert markdown_code(["a `b` c"]) == "```\na `b` c\n```"
