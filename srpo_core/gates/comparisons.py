@@ -32,7 +32,8 @@ class Comparison:
     none; describe: the figure in words; format: a figure as a short text; label: what the report calls it; equality:
     what the report calls the neutral figure; allows_tie: whether the setting `tie` applies; range: the
     least and the greatest possible figure; direct: for a comparison without resampling, from the images' figures (P,),
-    the index of each image's prompt (P,) and the confidence to the figure and the ends of its interval.
+    the index of each image's prompt (P,) and the confidence to the figure and the ends of its interval; is_ratio: whether
+    the figure is a ratio, whose spread is in proportion to its size.
     """
 
     columns: Callable[[GateRule], list[Column]]
@@ -45,6 +46,7 @@ class Comparison:
     allows_tie: bool = False
     range: tuple[float, float] = (-math.inf, math.inf)
     direct: Direct | None = None
+    is_ratio: bool = False
 
     @property
     def needs_model(self) -> bool:
@@ -127,6 +129,7 @@ COMPARISONS: Final[Mapping[str, Comparison]] = MappingProxyType(
             format=lambda value: f"{value:.3f}",
             label=lambda rule: f"ratio to the {rule.against}",
             equality="equality",
+            is_ratio=True,
         ),
         "win_rate": Comparison(
             lambda rule: [(f"{WINS}{rule.against}", rule.metric, rule.tie)],
@@ -157,6 +160,7 @@ COMPARISONS: Final[Mapping[str, Comparison]] = MappingProxyType(
             format=lambda value: f"{value:.3f}",
             label=lambda rule: f"factor to the {rule.against}, image by image",
             equality="equality",
+            is_ratio=True,
         ),
         "share": Comparison(
             _own,

@@ -4,8 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from srpo_core.config import load_settings
+from srpo_core.models import load_base
+from srpo_core.models.embeddings import read_embeddings
+from srpo_core.scorers.metrics import MetricContext
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,3 +48,31 @@ def test_faults_are_found_after_they_begin(alarm, drawn, name):
 def test_the_former_rule_counts_falls_in_a_row(alarm):
     assert alarm.old_rule([1.0, 0.9, 0.8, 0.8]) == 3
     assert alarm.old_rule([1.0, 0.8, 0.9, 0.8]) is None
+
+
+def test_the_rows_of_a_few_images_have_the_layout_of_the_shipped_ones(
+    benchmark_named, alarm, tiny_project, monkeypatch
+):
+    rows, settings = benchmark_named("alarm_rows"), load_settings(ROOT / "profiles/tiny.yaml")
+    monkeypatch.chdir(tiny_project)
+    monkeypatch.setattr(rows, "SEEDS", 4)
+    texts, _, condition = read_embeddings("validation")
+    prompts = texts[2:4]
+    context = MetricContext(
+        settings.reward, settings.select_judge, settings.control_words, device=torch.device("cpu")
+    )
+    base = load_base(settings.model)
+    found = {
+        collapsed: rows.rows_of(
+            list(rows.generate(base, settings, prompts, condition[2:4], collapsed=collapsed)),
+            prompts,
+            context,
+        )
+        for collapsed in (True, False)
+    }
+    with np.load(alarm.ROWS) as shipped:
+        for name, values in found[True].items():
+            # 2 prompts with 4 seeds here, 40 with 16 there
+            small = tuple({40: 2, 16: 4}.get(size, size) for size in shipped[f"collapse.{name}"].shape)
+            assert (values.shape, values.dtype) == (small, shipped[f"collapse.{name}"].dtype), name
+    assert found[True]["distances"].mean() < 0.5 * found[False]["distances"].mean()

@@ -248,6 +248,15 @@ def test_the_chance_of_refusing_an_equal_model_agrees_with_simulation(make):
     assert np.mean(computed) == pytest.approx(np.mean(refused), abs=0.06)
 
 
+def test_a_ratio_far_above_one_does_not_widen_the_ratio_of_an_equal_model(make):
+    """The logarithms rise by that of 1.9, with a standard error of 0.14: an equal model is hardly ever at half."""
+    figures = np.log(1.9) + np.random.default_rng(2).normal(0, 0.5, (12, 1))
+    rules = {"kept": make.rule(compare="factor", margin=0.5)}
+    measured = measure(make, rules, quality=(0.0, figures))
+    assert measured["kept"].value == pytest.approx(1.9, rel=0.3)
+    assert chance_of_refusing_an_equal(rules, measured) < 0.03
+
+
 def test_the_chance_of_refusing_an_equal_model_is_none_if_no_refuse_rule_allows_equality(make):
     rules = {"gain": make.rule(margin=0.0), "warned": make.rule(margin=-1.0, severity="warn")}
     assert chance_of_refusing_an_equal(rules, measure(make, rules, quality=(0.0, 0.5))) is None
