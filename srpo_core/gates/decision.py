@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from srpo_core.config import GateRule, GateSettings
 from srpo_core.errors import ArtifactError, GateError
+from srpo_core.gates.comparisons import COMPARISONS
 from srpo_core.gates.completeness import unmeasured
 from srpo_core.gates.expectations import rules_that_hold
 from srpo_core.gates.pairs import Pairs
@@ -13,6 +14,7 @@ from srpo_core.gates.rules import (
     BY_PROOF_OF_BREACH,
     Measurement,
     chance_of_refusing_an_equal,
+    equality_satisfies,
     measure_rules,
     objective_rule,
 )
@@ -49,7 +51,7 @@ def decide(pairs: Pairs, selection: Mapping[str, Any], *, seed: int, gate: GateS
         "schema_version": SCHEMA_VERSION,
         "passed": not blocks,
         "verdict": REFUSED if blocks else PASSED,
-        "reason": _reason(blocks, rules, pairs),
+        "reason": _reason(blocks, rules, pairs, gate),
         "rules": rules,
         "objective": {"metric": gate.objective, "rose": rose, **_interval(objective)},
         "confidence": gate.confidence,
@@ -118,7 +120,9 @@ def _interval(measured: Measurement | None) -> dict[str, float | None]:
     }
 
 
-def _reason(blocks: Sequence[str], rules: Sequence[Mapping[str, Any]], pairs: Pairs) -> str:
+def _reason(
+    blocks: Sequence[str], rules: Sequence[Mapping[str, Any]], pairs: Pairs, gate: GateSettings
+) -> str:
     if blocks:
         return f"{'. '.join(blocks)}."
     warnings = [f"{rule['name']}: {rule['reason']}" for rule in rules if rule["verdict"] == "warns"]
@@ -128,10 +132,19 @@ def _reason(blocks: Sequence[str], rules: Sequence[Mapping[str, Any]], pairs: Pa
             f"no rule refuses the model {evidence}, but {len(warnings)} of {len(rules)} rules warn: "
             f"{'. '.join(warnings)}."
         )
-    meanings = "; ".join(rule["meaning"] for rule in rules if _is_proven(rule))
+    proven = [rule for rule in rules if _is_proven(rule)]
+    gains = [rule["meaning"] for rule in proven if _is_gain(gate.rules[rule["name"]])]
+    gained = f": {'; '.join(gains)}" if gains else ""
+    kept = len(proven) - len(gains)
+    limits = f". {kept} rules that limit losses hold" if kept else ""
     vetoes = sum(rule["severity"] in BY_PROOF_OF_BREACH for rule in rules)
     signs = f". None of {vetoes} signs of reward hacking was found" if vetoes else ""
-    return f"all rules hold {evidence}: {meanings}{signs}."
+    return f"all rules hold {evidence}{gained}{limits}{signs}."
+
+
+def _is_gain(rule: GateRule) -> bool:
+    """Whether a copy of the other model fails the rule."""
+    return COMPARISONS[rule.compare].needs_model and not equality_satisfies(rule)
 
 
 def _is_proven(rule: Mapping[str, Any]) -> bool:

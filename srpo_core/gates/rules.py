@@ -224,7 +224,7 @@ def chance_of_refusing_an_equal(
     counted = [
         name
         for name, rule in rules.items()
-        if name in measured and rule.against == BASE and rule.severity != "warn" and _equality_satisfies(rule)
+        if name in measured and rule.against == BASE and rule.severity != "warn" and equality_satisfies(rule)
     ]
     if not counted or any(measured[name].fault for name in counted):
         return None
@@ -258,7 +258,8 @@ def _fails(rule: GateRule, low: Floats, high: Floats) -> NDArray[np.bool_]:
     return failed
 
 
-def _equality_satisfies(rule: GateRule) -> bool:
+def equality_satisfies(rule: GateRule) -> bool:
+    """Whether a copy of the other model has a figure within the rule's limits."""
     neutral = COMPARISONS[rule.compare].neutral
     least, greatest = limits(rule)
     return (least is None or least <= neutral) and (greatest is None or greatest >= neutral)
