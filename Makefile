@@ -8,7 +8,8 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 QUICK := not (pipeline or browser or s3 or distributed or gpu or network or nightly)
 ALL := not (distributed or gpu or network or nightly)
-WORKERS ?= 2
+# Three workers keep two cores busy: many tests wait for servers and for processes that they have started.
+WORKERS ?= 3
 
 # One thread in each process: threads that wait for each other more than double the CPU time of the tests.
 # tests/conftest.py assigns each test to a worker, and starts the longest groups first.
