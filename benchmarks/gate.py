@@ -35,7 +35,7 @@ from srpo_core.gates.pairs import Floats, Pairs, pair_up
 from srpo_core.gates.rules import BY_PROOF_OF_BREACH, Measurement, asks_for_gain, limits, measure_rules
 
 ROOT: Final = Path(__file__).parents[1]
-HONEST: Final = ROOT / "tests/gates/data/honest_seeds.parquet"
+HONEST: Final = ROOT / "tests/gates/data/honest_figures.parquet"
 SHARES: Final = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
 SUBJECTS: Final = ("judge_top1", "judge_top5")
 HALF: Final = 0.5

@@ -47,8 +47,12 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def _commands_of_this_environment():
-    """Put dvc, prefect and srpo on PATH, so that the environment need not be activated."""
+    """Put dvc, prefect and srpo on PATH, so that the environment need not be activated.
+
+    Ray's workers run at niceness 15, so that beside other tests they would hardly run at all.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
         yield
 
