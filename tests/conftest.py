@@ -15,15 +15,15 @@ PROMPTS = ["red apple", "crab", "tiger face", "penguin", "rose"]
 
 # The tests of a group run on one worker, in order. Every other file is a group of its own. Groups start in the
 # order given here, the longest first, so that no worker runs alone at the end.
-# "runs" and "flows": share a Prefect server, and "runs" a run of the pipeline. Each run ends what dead runs have left
-# on the machine, so within a group no run hides that another leaves a process. Between the two groups this can
-# happen, but a run starts too rarely to hide it always.
+# "pipeline" and "flows": share a Prefect server, and "pipeline" a run of the pipeline. Each run ends what dead runs
+# have left on the machine, so within a group no run hides that another leaves a process. Between the two groups this
+# can happen, but a run starts too rarely to hide it always.
 GROUPS = {
-    "pipeline": "runs",
-    "training/test_kills.py": "runs",
+    "pipeline": "pipeline",
     "flows": "flows",
-    "workspace": "flows",
     "runtime/test_processes.py": "flows",
+    "training/test_kills.py": "flows",
+    "workspace": "flows",
     # share a Ray cluster
     "training/test_launch.py": "ray",
     "runtime/test_ray_cluster.py": "ray",
