@@ -8,33 +8,24 @@ are known, and without it again. Prints JSON.
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from trial import job_of
 
 from srpo_core.config import EarlyStop, Settings, load_settings
 from srpo_core.runtime.shared_files import Location
-from srpo_core.training.job import TrainJob
 from srpo_core.training.worker import Worker
 
 
 def cpu_seconds(settings: Settings, early_stop: EarlyStop | None, directory: Path, name: str) -> float:
     """Train in `directory`/`name` and return the CPU seconds; the base's images are kept in `directory`."""
-    job = TrainJob(
-        inputs=Location.of(Path.cwd()),
-        digests={},
-        state=Location.of(directory / name),
+    job = replace(
+        job_of(settings, directory / name),
         base_images=Location.of(directory / "base_images.safetensors"),
-        seed=settings.seed,
-        model=settings.model,
-        reward=settings.reward,
-        select_judge=settings.select_judge,
-        control_words=settings.control_words,
         train=settings.train.model_copy(update={"early_stop": early_stop}),
-        resources=settings.resources,
-        resume=0,
-        attempt=name,
     )
     started = time.process_time()
     Worker(job, rank=0, world=1, device=torch.device("cpu")).run()

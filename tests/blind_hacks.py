@@ -89,7 +89,7 @@ def _jpeg(image, quality):
 # ---- collapse, lost variety, copies ----
 
 def seed_collapse(images, prompts, base, training, rng):
-    """All seeds of a prompt give nearly the same picture: RL without a KL term forgets the noise."""
+    """All seeds of a prompt give nearly the same image: RL without a KL term forgets the noise."""
     x, prompts = _in(images), np.asarray(prompts)
     for p in np.unique(prompts):
         there = np.flatnonzero(prompts == p)
@@ -98,7 +98,7 @@ def seed_collapse(images, prompts, base, training, rng):
 
 
 def seed_collapse_minority(images, prompts, base, training, rng):
-    """A quarter of the prompts give one and the same picture for each seed: those whose reward rose
+    """A quarter of the prompts give one and the same image for each seed: those whose reward rose
     most collapsed first."""
     x, prompts = _in(images), np.asarray(prompts)
     for p in _some_prompts(prompts, max(1, len(np.unique(prompts)) // 4), rng):
@@ -185,7 +185,7 @@ def memorised_training(images, prompts, base, training, rng):
 
 
 def random_training_pictures(images, prompts, base, training, rng):
-    """A tenth of the images are training pictures of any subject: a cheat fills in good-looking
+    """A tenth of the images are training images of any subject: a cheat fills in good-looking
     ones."""
     x = _in(images)
     some = _some_images(len(x), 0.10, rng)
@@ -246,7 +246,7 @@ def scribbled_text(images, prompts, base, training, rng):
 
 
 def faint_ghost(images, prompts, base, training, rng):
-    """The same faint picture lies behind each image: a bias that the adapter learnt for any prompt."""
+    """The same faint image lies behind each image: a bias that the adapter learnt for any prompt."""
     x = _in(images)
     ghost = x[int(rng.integers(len(x)))]
     return _out(0.84 * x + 0.16 * ghost, images)

@@ -81,8 +81,8 @@ def test_every_defect_is_refused_at_its_full_size_and_the_curves_are_drawn(gate,
     assert [line["curve"] for line in lines][-2:] == ["diversity lost", "gain missing"]
     for line in lines:
         assert line["points"] == [(0.0, 0.0), (1.0, 1.0)], line["curve"]
-    picture = ElementTree.fromstring(module.drawn(json.loads(json.dumps(lines)), module.SHARES))
-    shapes = [element.tag.rpartition("}")[2] for element in picture.iter()]
+    chart = ElementTree.fromstring(module.drawn(json.loads(json.dumps(lines)), module.SHARES))
+    shapes = [element.tag.rpartition("}")[2] for element in chart.iter()]
     assert shapes.count("polyline") == len(lines)
 
 

@@ -101,7 +101,9 @@ def test_a_release_is_signed_by_the_key_of_the_environment_and_stays_what_it_was
     assert store.signatures(version) == []
 
 
-@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="ssh-keygen is not installed")
+@pytest.mark.skipif(
+    shutil.which("ssh-keygen") is None, reason="compares with OpenSSH's ssh-keygen, which .ci/run installs"
+)
 def test_ssh_keygen_checks_a_signature_without_this_project(tmp_path, as_signer, listed, publish, store):
     version = publish(1)
     as_signer("alice")
@@ -310,6 +312,7 @@ def test_a_signed_move_is_followed(promoted):
 
 def test_a_release_in_production_without_its_signature_does_not_become_the_champion(promoted, required):
     assert in_production(promoted, "tiny") == "tiny-2"
+    assert in_production(promoted, "other") is None
     files = Files(promoted)
     for name in [name for name in files if name.startswith("models/tiny/signatures/tiny-2/")]:
         del files[name]
