@@ -55,6 +55,7 @@ from srpo_core.config.training import (
     OptimizerSettings,
     ReflSettings,
     RolloutSettings,
+    ScheduleSettings,
     TrainSettings,
 )
 
@@ -90,6 +91,7 @@ __all__ = [
     "ReportSettings",
     "ResourceSettings",
     "RolloutSettings",
+    "ScheduleSettings",
     "ScorerSettings",
     "SelectSettings",
     "Settings",

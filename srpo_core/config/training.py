@@ -121,10 +121,22 @@ class EarlyStop(Part):
     limits: dict[str, AlarmLimit] = Field(description="further limits by name")
 
 
-class OptimizerSettings(Part):
-    """AdamW at a constant learning rate."""
+class ScheduleSettings(Part):
+    """The learning rate over the steps, as a share of train.optimizer.learning_rate."""
 
-    learning_rate: PositiveFloat
+    name: Literal["constant", "linear", "cosine"] = Field(
+        description="after the warm-up: constant, or falling to zero after the last step in a line or half a cosine"
+    )
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(
+        description="number of first steps in which the learning rate rises to its whole in a line; 0: none"
+    )
+
+
+class OptimizerSettings(Part):
+    """AdamW, and its learning rate."""
+
+    learning_rate: PositiveFloat = Field(description="the largest learning rate of a step")
+    schedule: ScheduleSettings
     weight_decay: float = Field(ge=0)
     betas: tuple[Momentum, Momentum] = Field(description="decay rates of the first and the second moment")
     eps: PositiveFloat
@@ -211,6 +223,16 @@ class TrainSettings(Part):
         if self.draft.last_steps > self.rollout.num_inference_steps:
             raise ValueError(
                 f"draft.last_steps {self.draft.last_steps} is more than rollout.num_inference_steps {self.rollout.num_inference_steps}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _warms_up(self) -> Self:
+        warmup = self.optimizer.schedule.warmup_steps
+        if warmup >= self.steps:
+            raise ValueError(
+                f"optimizer.schedule.warmup_steps {warmup} must be less than steps {self.steps}: no step would have "
+                "the whole learning rate"
             )
         return self
 

@@ -7,6 +7,7 @@ from typing import Final
 TRAINING_NOTES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "loss": "what the optimizer minimizes",
+        "learning_rate": "learning rate of the step",
         "grad_norm": "norm of the gradient before clipping",
         "reward_denoise": "relative reward of the denoise branch",
         "reward_inversion": "relative reward of the inversion branch",

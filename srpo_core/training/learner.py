@@ -14,6 +14,7 @@ from srpo_core.config import TrainSettings
 from srpo_core.errors import DivergenceError
 from srpo_core.models.sharding import whole
 from srpo_core.protocols import BaseModel, RewardModel
+from srpo_core.training.schedule import learning_rate, set_learning_rate, varies
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,11 @@ class Learner:
             metrics, transformer, step
         )  # before clipping, which would spread one NaN over all gradients
         torch.nn.utils.clip_grads_with_norm_(transformer.parameters(), largest, norm)
+        rate = learning_rate(self.settings, step)
+        set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
         self.model.weights_changed()
-        return metrics
+        return {**metrics, "learning_rate": rate} if varies(self.settings.optimizer.schedule) else metrics
 
 
 def read_scalars(figures: Mapping[str, Tensor]) -> dict[str, float]:

@@ -13,6 +13,7 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 0.3
 REMOTE_POLL_SECONDS: Final = 2.0
+SHOWN_BY_DECIMALS: Final = 1e-3
 
 
 @contextmanager
@@ -26,7 +27,7 @@ def log_steps(path: Location, num_steps: int) -> Iterator[None]:
         lines = _complete_lines(path)
         for line in lines[num_logged:]:
             row = json.loads(line)
-            figures = "  ".join(f"{name} {value:.4f}" for name, value in row.items() if name != "step")
+            figures = "  ".join(f"{name} {_rounded(value)}" for name, value in row.items() if name != "step")
             log.info("step %d of %d  %s", row["step"], num_steps, figures)
         num_logged = len(lines)
 
@@ -42,6 +43,11 @@ def log_steps(path: Location, num_steps: int) -> Iterator[None]:
         ended.set()
         thread.join()
         log_new_lines()
+
+
+def _rounded(value: float) -> str:
+    """Format a figure with four decimals, or in scientific notation if these would show nothing of it."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= SHOWN_BY_DECIMALS else f"{value:.2e}"
 
 
 def _complete_lines(path: Location) -> list[str]:

@@ -22,3 +22,12 @@ def test_a_partly_written_line_is_logged_when_it_is_complete(tmp_path, caplog):
         time.sleep(2 * step_log.POLL_SECONDS)
         file.write('"loss": 0.5}\n')
     assert [record.getMessage() for record in caplog.records] == ["step 1 of 3  loss 0.5000"]
+
+
+def test_a_small_learning_rate_is_not_logged_as_zero(tmp_path, caplog):
+    path = tmp_path / "progress.jsonl"
+    with caplog.at_level(logging.INFO), step_log.log_steps(Location.of(path), 3):
+        path.write_text(json.dumps({"step": 1, "loss": 0.0, "learning_rate": 2e-5}) + "\n")
+    assert [record.getMessage() for record in caplog.records] == [
+        "step 1 of 3  loss 0.0000  learning_rate 2.00e-05"
+    ]
