@@ -135,6 +135,9 @@ class ScheduleSettings(Part):
 class OptimizerSettings(Part):
     """AdamW, and its learning rate."""
 
+    kind: Literal["adamw", "adamw_8bit"] = Field(
+        description="adamw: moments in float32; adamw_8bit: in 8 bits (bitsandbytes), without resources.shard"
+    )
     learning_rate: PositiveFloat = Field(description="the largest learning rate of a step")
     schedule: ScheduleSettings
     weight_decay: float = Field(ge=0)
@@ -161,7 +164,9 @@ class ComputeSettings(Part):
     compile: bool = Field(
         description="torch.compile of the transformer's blocks and of the VAE decoder; needs a C++ compiler"
     )
-    fused_optimizer: bool = Field(description="AdamW in one fused kernel: faster, with other rounding")
+    fused_optimizer: bool = Field(
+        description="AdamW in one fused kernel: faster, with other rounding; adamw_8bit always is"
+    )
 
 
 class LoraSettings(Part):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Final
 
 from srpo_core.algorithm import METHODS
@@ -18,6 +19,8 @@ GB: Final = 1e9
 TERA: Final = 1e12
 CONTEXT_BYTES: Final = 2e9  # CUDA context, its libraries and NCCL; an allowance, not measured
 FLOPS_OF_ADAMW: Final = 20  # per parameter
+# per parameter; bitsandbytes has a scale in float32 for each moment of a block of 256 values
+BYTES_OF_MOMENTS: Final[Mapping[str, float]] = MappingProxyType({"adamw": 8, "adamw_8bit": 2 + 8 / 256})
 FLOAT32_SPEED: Final = 1 / 15  # relative to bfloat16: A100 19.5 / 312, H100 67 / 989 TFLOP/s, dense
 
 
@@ -106,7 +109,7 @@ class Plan:
         return {
             "parameters": (4 * sizes.trained + frozen) / self._shards,
             "gradients": 4 * sizes.trained / self._shards,
-            "optimizer": 8 * sizes.trained / self._shards,
+            "optimizer": BYTES_OF_MOMENTS[train.optimizer.kind] * sizes.trained / self._shards,
             "gathered weights": gathered,
             "copy for rollouts": 2.0 * sizes.all if train.compute.rollout_copy else 0.0,
             "VAE and reward": sizes.frozen,

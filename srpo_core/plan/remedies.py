@@ -49,6 +49,8 @@ def _branch_by_branch(settings: Settings) -> Settings:
 
 
 def _sharded(settings: Settings) -> Settings:
+    if settings.train.optimizer.kind == "adamw_8bit":  # cannot be sharded
+        return settings
     return settings.model_copy(update={"resources": settings.resources.model_copy(update={"shard": True})})
 
 

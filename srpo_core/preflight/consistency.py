@@ -82,6 +82,11 @@ def _require_workers(settings: Settings) -> None:
             "would not call the model, and the others would wait for its shard. Choose online or offline, or shard: "
             "false"
         )
+    if settings.resources.shard and settings.train.optimizer.kind == "adamw_8bit":
+        raise ConfigError(
+            "resources.shard is true and train.optimizer.kind is adamw_8bit: its blocks of 256 values cannot be divided "
+            "among workers. Choose adamw, or shard: false"
+        )
 
 
 def _require_judges(settings: Settings) -> None:

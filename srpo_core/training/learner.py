@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,17 +106,22 @@ def require_finite(metrics: Mapping[str, float], transformer: torch.nn.Module, s
         )
 
 
-def adamw(transformer: torch.nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """Return AdamW over the transformer's parameters that require a gradient."""
+def adamw(transformer: torch.nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    """Return AdamW over the transformer's parameters that require a gradient, with its moments in 32 or 8 bits."""
     options = settings.optimizer
-    return torch.optim.AdamW(
-        [parameter for parameter in transformer.parameters() if parameter.requires_grad],
-        lr=options.learning_rate,
-        weight_decay=options.weight_decay,
-        betas=options.betas,
-        eps=options.eps,
-        fused=settings.compute.fused_optimizer,
-    )
+    trained = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+    common: dict[str, Any] = {
+        "lr": options.learning_rate,
+        "weight_decay": options.weight_decay,
+        "betas": options.betas,
+        "eps": options.eps,
+    }
+    if options.kind == "adamw":
+        return torch.optim.AdamW(trained, fused=settings.compute.fused_optimizer, **common)
+    from bitsandbytes.optim import AdamW8bit
+
+    eight_bit: torch.optim.Optimizer = AdamW8bit(trained, **common)
+    return eight_bit
 
 
 def _first_not_finite(module: torch.nn.Module) -> str:

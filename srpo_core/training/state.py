@@ -37,7 +37,7 @@ def trained_parameters(transformer: "torch.nn.Module") -> dict[str, "Tensor"]:
 def optimizer_state(
     transformer: "torch.nn.Module", optimizer: "torch.optim.Optimizer"
 ) -> dict[str, "Tensor"]:
-    """Return the optimizer's tensors by `parameter:name`, scalars as (1,).
+    """Return the optimizer's tensors by `parameter:name`, scalars and plain numbers as (1,).
 
     Raises:
         ArtifactError: a trained parameter has no state.
@@ -50,11 +50,8 @@ def optimizer_state(
             "could not resume from such a checkpoint"
         )
     return {
-        # a step count is a scalar, but sharded tensors need a dimension
-        f"{names[parameter]}:{name}": tensor
-        if (tensor := optimizer.state[parameter][name]).ndim
-        else tensor.view(1)
-        for parameter, name in _optimizer_tensors(transformer, optimizer)
+        f"{names[parameter]}:{name}": _with_dimension(optimizer.state[parameter][name])
+        for parameter, name in _optimizer_entries(transformer, optimizer)
     }
 
 
@@ -63,9 +60,12 @@ def load_optimizer_state(
 ) -> None:
     """Copy tensors in the order and form of `optimizer_state` into the optimizer."""
     for (parameter, name), tensor in zip(
-        _optimizer_tensors(transformer, optimizer), state.values(), strict=True
+        _optimizer_entries(transformer, optimizer), state.values(), strict=True
     ):
         target = optimizer.state[parameter][name]
+        if isinstance(target, int):
+            optimizer.state[parameter][name] = int(tensor)
+            continue
         target.copy_(tensor.view(target.shape) if tensor.ndim != target.ndim else tensor)
 
 
@@ -101,10 +101,22 @@ def copy_to_cpu(tensors: Mapping[str, "Tensor"]) -> dict[str, "Tensor"]:
     return copies
 
 
-def _optimizer_tensors(
+def _with_dimension(value: "Tensor | int") -> "Tensor":
+    """Return a state's entry as a tensor of one dimension at least, which a sharded tensor needs.
+
+    torch's AdamW counts its steps in a scalar tensor, that of bitsandbytes in an integer.
+    """
+    import torch
+
+    if isinstance(value, int):
+        return torch.tensor([value])
+    return value if value.ndim else value.view(1)
+
+
+def _optimizer_entries(
     transformer: "torch.nn.Module", optimizer: "torch.optim.Optimizer"
 ) -> Iterator[tuple["Tensor", str]]:
-    """Yield (parameter, name) of each tensor of the optimizer's state, in the order of the parameters."""
+    """Yield (parameter, name) of each entry of the optimizer's state, in the order of the parameters."""
     for parameter in transformer.parameters():
         for name in sorted(optimizer.state.get(parameter, {})):
             yield parameter, name

@@ -84,6 +84,10 @@ def test_every_shipped_preset_is_consistent(preset):
             {"train": {"rollout": {"source": "hybrid"}}, "resources": {"shard": True}},
             r"^resources\.shard is true and train\.rollout\.source is hybrid",
         ),
+        (
+            {"train": {"optimizer": {"kind": "adamw_8bit"}}, "resources": {"shard": True}},
+            r"^resources\.shard is true and train\.optimizer\.kind is adamw_8bit",
+        ),
         ({"judge": {"scorer": "taste"}}, r"^judge: unknown scorer 'taste': known are "),
         ({"reward": {"scorer": "timm_judge"}}, r"^reward: 'timm_judge' does not score images against a text"),
         (
