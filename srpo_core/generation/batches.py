@@ -253,13 +253,18 @@ def _generate_on_ray(job: GenerationJob, directory: Path, resources: ResourceSet
     require_cluster()
     try:
         with (
-            ray_for(resources.generate_workers, least=1, use_gpu=resources.use_gpu),
+            ray_for(
+                resources.generate_workers,
+                least=1,
+                use_gpu=resources.use_gpu,
+                threads=resources.threads_per_worker,
+            ) as cpus,
             _exchange(job, directory) as (shared_job, exchange),
         ):
             numbers = _missing(job, directory)
             # set here, not with `options`: otherwise the task's process would outlive it and keep its GPU
             task = ray.remote(
-                num_cpus=1, num_gpus=int(resources.use_gpu), max_retries=0, scheduling_strategy="SPREAD"
+                num_cpus=cpus, num_gpus=int(resources.use_gpu), max_retries=0, scheduling_strategy="SPREAD"
             )(_generate_in_task)
             shared = ray.put(shared_job)
             shares = [

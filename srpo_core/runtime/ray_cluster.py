@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,10 +25,11 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def ray_for(workers: int, *, least: int, use_gpu: bool) -> Iterator[None]:
-    """Provide a Ray with room for `workers` while the context is open.
+def ray_for(workers: int, *, least: int, use_gpu: bool, threads: int) -> Iterator[int]:
+    """Provide a Ray with room for `workers` while the context is open; yields the CPUs to reserve for each of them.
 
-    Warns if a cluster has no room yet for the `least` workers, with one GPU or CPU each: Ray waits for it.
+    threads: CPUs that a worker uses, see `reserved_cpus`. Warns if a cluster has no room yet for the `least` workers,
+    with one GPU or CPU each: Ray waits for it.
 
     Raises:
         ConfigError: the cluster has several machines, and SRPO_SHARED is not set.
@@ -38,11 +39,32 @@ def ray_for(workers: int, *, least: int, use_gpu: bool) -> Iterator[None]:
     try:
         with _init_options(workers) as options:
             ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
-        require_shared_files(sum(node["Alive"] for node in ray.nodes()))
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        require_shared_files(len(machines))
         _warn_if_too_small(least, "GPU" if use_gpu else "CPU", ray.cluster_resources())
-        yield
+        yield reserved_cpus(machines, workers, use_gpu=use_gpu, threads=threads)
     finally:
         ray.shutdown()
+
+
+def reserved_cpus(
+    machines: Sequence[Mapping[str, float]], workers: int, *, use_gpu: bool, threads: int
+) -> int:
+    """Return the CPUs to reserve for each worker: its `threads`, or as many as leave room for all workers.
+
+    machines: resources of each. Never so many that fewer workers fit than with one CPU each: a machine of two CPUs
+    still starts a worker of four threads.
+    """
+
+    def room(cpus: int) -> int:
+        return sum(
+            int(min(one.get("CPU", 0) // cpus, one.get("GPU", 0) if use_gpu else workers)) for one in machines
+        )
+
+    needed = min(workers, room(1))
+    if needed == 0:  # a cluster that is still empty: what its machines will have is not known
+        return 1
+    return next(cpus for cpus in range(threads, 0, -1) if room(cpus) >= needed)
 
 
 def require_cluster() -> None:

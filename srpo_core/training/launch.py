@@ -9,6 +9,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from srpo_core.artifacts import EMBEDDINGS, home
+from srpo_core.config import ResourceSettings
 from srpo_core.errors import SrpoError
 from srpo_core.models.embeddings import ALARM
 from srpo_core.runtime.ray_cluster import ray_for, require_cluster, require_gpus
@@ -16,7 +17,7 @@ from srpo_core.runtime.shared_files import Location, by_name, share, storage
 from srpo_core.training.checkpoint import newest_checkpoint
 from srpo_core.training.job import TrainJob
 from srpo_core.training.steps import checkpoint_steps
-from srpo_core.training.watchdog import pop_stall
+from srpo_core.training.watchdog import collective_timeout, pop_stall
 from srpo_core.training.worker import train_worker
 
 log = logging.getLogger(__name__)
@@ -87,21 +88,18 @@ class _GroupFailedError(Exception):
 def _fit_once(job: TrainJob, worker: Callable[[TrainJob], None]) -> None:
     import ray
     from ray.exceptions import RayError
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train import FailureConfig, RunConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
 
     resources, name = job.resources, f"{job.state.name}-{job.attempt}"
-    most, least = resources.train_workers, resources.min_train_workers
+    most, least, threads = resources.train_workers, resources.min_train_workers, resources.threads_per_worker
     try:
-        with ray_for(most, least=least, use_gpu=resources.use_gpu):
+        with ray_for(most, least=least, use_gpu=resources.use_gpu, threads=threads) as cpus:
             TorchTrainer(
                 worker,
                 train_loop_config=job,
-                scaling_config=ScalingConfig(
-                    num_workers=most if least == most else (least, most),
-                    use_gpu=resources.use_gpu,
-                    elastic_resize_monitor_interval_s=NEVER,
-                ),
+                torch_config=TorchConfig(timeout_s=int(collective_timeout(resources.stall).total_seconds())),
+                scaling_config=scaling(resources, cpus=cpus),
                 run_config=RunConfig(
                     name=name,
                     storage_path=str(home() / "ray"),
@@ -116,6 +114,19 @@ def _fit_once(job: TrainJob, worker: Callable[[TrainJob], None]) -> None:
         raise _GroupFailedError(f"Ray ended: {_one_line(error)}") from error
     finally:
         shutil.rmtree(home() / "ray" / name, ignore_errors=True)
+
+
+def scaling(resources: ResourceSettings, *, cpus: int) -> Any:
+    """Return Ray's configuration of the workers, each with `cpus` CPUs and, if the settings say so, one GPU."""
+    from ray.train import ScalingConfig
+
+    most, least = resources.train_workers, resources.min_train_workers
+    return ScalingConfig(
+        num_workers=most if least == most else (least, most),
+        use_gpu=resources.use_gpu,
+        resources_per_worker={"CPU": cpus},
+        elastic_resize_monitor_interval_s=NEVER,
+    )
 
 
 def _worker_error(error: Any) -> Exception:

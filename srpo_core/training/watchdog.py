@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any, Final, Self
@@ -22,6 +23,8 @@ from srpo_core.runtime.shared_files import Location
 EXIT_CODE: Final = 75
 WAITING_FUNCTION: Final = "read_scalars"  # of the learner: where the host waits for its device
 GRACE_SECONDS: Final = 3.0  # for the reports of the other ranks, which end with this one
+REPORT_SECONDS: Final = 120.0  # after the limit: to notice it, to write the reports and to end the processes
+LEAST_TIMEOUT: Final = 1800.0  # torch's own; ranks that load from slow storage start far apart
 
 
 @dataclass
@@ -29,7 +32,7 @@ class Watchdog:
     """End this process when a step takes `factor` times the median step, and at least `least_seconds`.
 
     state: location of the reports; exit_process: how to end it. The first step, which loads and compiles, and the
-    work between steps may take `factor` times `least_seconds`.
+    work between steps may take `factor` times `least_seconds`; no step may take longer than that.
     """
 
     state: Location
@@ -72,9 +75,10 @@ class Watchdog:
     @property
     def limit(self) -> float:
         """Seconds after which a step counts as stalled."""
+        longest = longest_limit(self.stall)
         if self._between or not self._steps:
-            return self.stall.factor * self.stall.least_seconds
-        return max(self.stall.least_seconds, self.stall.factor * median(self._steps))
+            return longest
+        return min(longest, max(self.stall.least_seconds, self.stall.factor * median(self._steps)))
 
     def _watch(self, watched: int) -> None:
         while not self._ended.wait(min(1.0, self.stall.least_seconds / 5)):
@@ -99,6 +103,20 @@ class Watchdog:
         }
         place = stall_reports(self.state, self.attempt) / f"rank-{self.rank}.json"
         place.write(json.dumps(report).encode())
+
+
+def longest_limit(stall: StallSettings) -> float:
+    """Return the seconds after which the watchdog ends a process whatever it does."""
+    return stall.factor * stall.least_seconds
+
+
+def collective_timeout(stall: StallSettings) -> timedelta:
+    """Return the timeout of collectives, after every limit of the watchdog.
+
+    A rank waits in a collective only within a step or between two, so its watchdog has ended it and named the rank at
+    fault before. NCCL's own timeout names nobody.
+    """
+    return timedelta(seconds=max(LEAST_TIMEOUT, longest_limit(stall) + REPORT_SECONDS))
 
 
 def stall_reports(state: Location, attempt: str) -> Location:

@@ -34,7 +34,7 @@ from srpo_core.training.learner import Learner, adamw
 from srpo_core.training.samples import generate_samples, png_row
 from srpo_core.training.state import TrainState
 from srpo_core.training.steps import checkpoint_steps
-from srpo_core.training.watchdog import Watchdog
+from srpo_core.training.watchdog import Watchdog, collective_timeout
 
 
 class Worker:
@@ -121,7 +121,7 @@ class Worker:
         group: Any = None
         if self.world > 1:
             # a separate group: collectives of a background write must not mix with those of training
-            group = dist.new_group(backend="gloo")
+            group = dist.new_group(backend="gloo", timeout=collective_timeout(self.job.resources.stall))
         return CheckpointWriter(
             self.job.state,
             attempt=self.job.attempt,
@@ -175,6 +175,8 @@ def _load_model(job: TrainJob, device: torch.device) -> BaseModel:
     mesh = None
     if job.resources.shard and dist.is_initialized():
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+        for group in mesh.get_all_groups():  # new groups have torch's timeout, for NCCL ten minutes
+            dist.set_timeout(collective_timeout(job.resources.stall), group)
     model = load_trainable(job.model, job.train, seed=job.seed, device=device, mesh=mesh)
     model.transformer.train()
     return model

@@ -64,6 +64,27 @@ def test_a_driver_machine_without_a_gpu_warns_that_it_uses_its_cpu(monkeypatch, 
     assert "this machine has no GPU; its CPU computes what is not sent to the cluster" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("machines", "workers", "use_gpu", "threads", "expected"),
+    [
+        ([{"CPU": 2}], 1, False, 4, 2),  # a laptop
+        ([{"CPU": 2}], 2, False, 4, 1),
+        ([{"CPU": 1}], 2, False, 4, 1),  # one of the two starts
+        ([{"CPU": 64}], 2, False, 4, 4),
+        ([{"CPU": 8}, {"CPU": 8}], 3, False, 6, 4),  # 8 CPUs have room for two workers of 4, not of 5
+        ([{"CPU": 64, "GPU": 8}] * 4, 32, True, 4, 4),
+        ([{"CPU": 16, "GPU": 8}] * 4, 32, True, 4, 2),
+        ([{"CPU": 16}, {"CPU": 16, "GPU": 8}], 8, True, 4, 2),  # CPUs beside no GPU do not help
+        ([{"CPU": 8}], 4, True, 4, 1),  # no GPU yet
+        ([], 4, False, 4, 1),
+    ],
+)
+def test_a_worker_reserves_its_threads_unless_fewer_workers_would_fit(
+    machines, workers, use_gpu, threads, expected
+):
+    assert cluster.reserved_cpus(machines, workers, use_gpu=use_gpu, threads=threads) == expected
+
+
 ON_A_CLUSTER = """
 import json
 from hashlib import sha256
@@ -82,7 +103,8 @@ def code():
     return str(root), {str(path.relative_to(root)): sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-with ray_for(WORKERS, least=LEAST, use_gpu=USE_GPU):
+with ray_for(WORKERS, least=LEAST, use_gpu=USE_GPU, threads=4) as cpus:
+    assert cpus == 1, "the cluster has one CPU, or no GPU yet"
     print(json.dumps([code(), None if USE_GPU else ray.get(ray.remote(code).remote(), timeout=300)]))
 """
 

@@ -34,6 +34,14 @@ def test_requesting_more_gpus_than_this_machine_has_is_refused(job):
         launch.fit(wanted)
 
 
+def test_a_worker_asks_ray_for_its_cpus_and_its_gpu(job):
+    alone = launch.scaling(with_resources(job, train_workers=2, min_train_workers=2).resources, cpus=3)
+    assert (alone.num_workers, alone._resources_per_worker_not_none) == (2, {"CPU": 3})
+    wanted = with_resources(job, train_workers=8, min_train_workers=4, use_gpu=True).resources
+    elastic = launch.scaling(wanted, cpus=4)
+    assert (elastic.num_workers, elastic._resources_per_worker_not_none) == ((4, 8), {"CPU": 4, "GPU": 1})
+
+
 def test_a_cluster_that_does_not_answer_is_an_immediate_error(job, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(SrpoError, match=r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1"):

@@ -3,14 +3,23 @@ import threading
 import time
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import pytest
 
-from srpo_core.config import StallSettings
+from srpo_core.config import StallSettings, load_settings
 from srpo_core.runtime.shared_files import Location
 from srpo_core.training.learner import read_scalars
-from srpo_core.training.watchdog import EXIT_CODE, Watchdog, _position, pop_stall, stall_reports
+from srpo_core.training.watchdog import (
+    EXIT_CODE,
+    Watchdog,
+    _position,
+    collective_timeout,
+    pop_stall,
+    stall_reports,
+)
 
+PROFILES = Path(__file__).resolve().parents[2] / "profiles"
 QUICK = StallSettings(factor=5, least_seconds=0.2, restarts=1)
 
 
@@ -86,6 +95,22 @@ def test_the_limit_grows_with_the_median_step_and_has_a_minimum(tmp_path):
     assert watchdog.limit == 4
     watchdog._steps += [2.0, 2.0, 2.0]
     assert watchdog.limit == pytest.approx(20)
+    watchdog._steps += [9.0] * 20
+    assert watchdog.limit == 40, "no limit is longer than that of the first step"
+
+
+@pytest.mark.parametrize("profile", sorted(PROFILES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_collective_times_out_only_after_every_limit_of_the_watchdog(tmp_path, profile):
+    """NCCL's timeout ends a process too, but does not name the rank at fault."""
+    stall = load_settings(profile).resources.stall
+    watchdog = Watchdog(Location.of(tmp_path), "a", 0, 2, stall)
+    limits = [watchdog.limit]
+    for seconds in (1.0, stall.least_seconds, 100 * stall.least_seconds):
+        watchdog._steps = [seconds]
+        limits.append(watchdog.limit)
+    timeout = collective_timeout(stall).total_seconds()
+    assert timeout >= max(limits) + 60 + watchdog.grace
+    assert timeout >= 1800, "ranks that load from slow storage start far apart"
 
 
 def test_a_rank_that_reads_results_from_its_device_counts_as_waiting(monkeypatch):
