@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 import srpo_core
-from srpo_core.artifacts import home, sha256
+from srpo_core.artifacts import home
 from srpo_core.config import GenerateSettings, ModelSettings, ResourceSettings
 from srpo_core.errors import SrpoError
 from srpo_core.generation.images import GeneratedImages, ImageSet, generate_set
-from srpo_core.models import load_base
+from srpo_core.models import files_to_load, load_base
 from srpo_core.runtime import file_lock
+from srpo_core.runtime.digests import known_digest
 from srpo_core.runtime.file_lock import FileLock
 from srpo_core.runtime.progress import with_progress
 from srpo_core.runtime.ray_cluster import local_device, ray_for, require_cluster
@@ -162,7 +163,7 @@ def _generate_missing(job: GenerationJob, directory: Path, resources: ResourceSe
 
 
 def fingerprint(job: GenerationJob) -> str:
-    """Hash a job's settings, prompts, embeddings and weights, and the code of this package."""
+    """Hash a job's settings, prompts, embeddings and the weights that it loads, and the code of this package."""
     image_set, context = job.image_set, job.context
     scorers = {"reward": context.reward_settings, "judge": context.judge_settings, **context.scorer_settings}
     parts = [
@@ -178,15 +179,12 @@ def fingerprint(job: GenerationJob) -> str:
     for name, tensor in sorted(image_set.condition.tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    roots = [
-        Path(job.model.path),
-        *(Path(one.path) for one in scorers.values()),
-        Path(srpo_core.__file__).parent,
-    ]
-    for root in [*roots, *([job.transformer] if job.transformer else [])]:
+    for file in files_to_load(job.model, job.transformer):
+        digest.update(f"{file.parent.name}/{file.name} {known_digest(file)}\n".encode())
+    for root in (*(Path(one.path) for one in scorers.values()), Path(srpo_core.__file__).parent):
         for file in sorted(root.rglob("*")):
             if file.is_file() and "__pycache__" not in file.parts:
-                digest.update(f"{file.relative_to(root)} {sha256(file)}\n".encode())
+                digest.update(f"{file.relative_to(root)} {known_digest(file)}\n".encode())
     return digest.hexdigest()[:DIGITS]
 
 
@@ -229,11 +227,14 @@ def _exchange(job: GenerationJob, directory: Path) -> Iterator[tuple[GenerationJ
     _collect(job, results, directory)  # batches of a run that was killed before it fetched them
     context = job.context
     scorers = (context.reward_settings, context.judge_settings, *context.scorer_settings.values())
-    files = by_name([Path(job.model.path), *(Path(one.path) for one in scorers)])
+    weights = files_to_load(job.model, job.transformer)
+    files = {}
     if job.transformer is not None:  # may be anywhere on this machine
-        weights = sorted(file for file in job.transformer.rglob("*") if file.is_file())
-        files |= {f"{TRANSFORMER}/{file.relative_to(job.transformer)}": file for file in weights}
+        own = [file for file in weights if file.is_relative_to(job.transformer)]
+        weights = [file for file in weights if file not in own]
+        files = {f"{TRANSFORMER}/{file.relative_to(job.transformer)}": file for file in own}
         job = replace(job, transformer=Path(TRANSFORMER))
+    files |= by_name([*weights, *(Path(one.path) for one in scorers)])
     yield job, _Exchange(inputs, share(files, inputs), results)
     _collect(job, results, directory)
     for place in (inputs / COMPLETE, inputs, results):

@@ -24,6 +24,7 @@ __all__ = [
     "base_entry",
     "encode_images",
     "encode_prompts",
+    "files_to_load",
     "load_base",
     "load_trainable",
     "load_transformer",
@@ -46,6 +47,18 @@ def load_base(settings: ModelSettings, transformer: Path | None = None) -> BaseM
         model.transformer = loading.load_transformer(entry, transformer)
     model.transformer.requires_grad_(False)
     return model
+
+
+def files_to_load(settings: ModelSettings, transformer: Path | None = None) -> list[Path]:
+    """List the files that `load_base` reads, sorted: of the pipeline neither text encoders nor other weights.
+
+    Raises:
+        ArtifactError: the pipeline's directory does not exist.
+    """
+    root = loading.existing_pipeline(settings.path)
+    parts = [root / "vae", root / "scheduler", transformer or root / "transformer"]
+    files = [file for part in parts for file in part.rglob("*") if file.is_file()]
+    return sorted({root / "model_index.json", root / "transformer" / CONFIG, *files})
 
 
 def load_trainable(

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Final
 
-from srpo_core.artifacts import home, sha256
+from srpo_core.artifacts import home
 from srpo_core.errors import StoreError
 from srpo_core.release.download import download_file
+from srpo_core.runtime.digests import read_digest
 from srpo_core.runtime.file_lock import acquire
 from srpo_core.storage import is_version, listed, open_store
 
@@ -40,7 +41,7 @@ def champion_transformer(version: str) -> Path:
                 download_file(store, version, name, digest, directory / name)
         return directory / TRANSFORMER
     for name, digest in digests.items():
-        if not (local / name).exists() or sha256(local / name) != digest:
+        if not (local / name).exists() or read_digest(local / name) != digest:
             raise StoreError(
                 f"{name} of champion {version} does not match its manifest: run 'srpo verify {version}'"
             )

@@ -9,15 +9,15 @@ import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from math import inf
 from pathlib import Path
 from typing import Any, Final
 
-from srpo_core.artifacts import home, read_json, require, sha256, write_json
+from srpo_core.artifacts import home, read_json, require, write_json
 from srpo_core.config import PARAMS_FILE, read_values
 from srpo_core.errors import SrpoError
 from srpo_core.runtime import file_lock
+from srpo_core.runtime.digests import known_digest
 from srpo_core.runtime.dvc_yaml import Stage, files_below, read_stages
 from srpo_core.runtime.shared_files import Location
 
@@ -81,7 +81,7 @@ def fingerprint(stage: str, *, by_size_from: float = inf) -> str:
     for path in _inputs(definition, settings):
         for file in files_below(path):
             size = file.stat().st_size
-            digest.update(f"{file} {_sha256(file) if size < by_size_from else size}\n".encode())
+            digest.update(f"{file} {known_digest(file) if size < by_size_from else size}\n".encode())
     return digest.hexdigest()[:12]
 
 
@@ -97,20 +97,8 @@ def key_of(stage: str, settings: Any, *, without: Collection[Path]) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path in _inputs(definition, values):
         for file in () if path in without else files_below(path):
-            digest.update(f"{file} {_sha256(file)}\n".encode())
+            digest.update(f"{file} {known_digest(file)}\n".encode())
     return digest.hexdigest()[:12]
-
-
-def _sha256(file: Path) -> str:
-    """Return the SHA-256 of a file that this process may have read already: weights of FLUX.1-dev take minutes."""
-    found = file.stat()
-    return _sha256_of(file.absolute(), found.st_size, found.st_mtime_ns)
-
-
-@cache
-def _sha256_of(file: Path, size: int, changed: int) -> str:
-    del size, changed  # they tell whether the file is the same
-    return sha256(file)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing import Any
 from srpo_core.artifacts import private_temporary_directory, replacing, sha256, user_path
 from srpo_core.errors import ArtifactError, ConfigError
 from srpo_core.runtime import file_lock
+from srpo_core.runtime.digests import known_digest
 
 CHUNK = 8 << 20
 OLD_VARIABLE = "SRPO_STORAGE"
@@ -184,7 +185,7 @@ def share(files: Mapping[str, Path], location: Location) -> dict[str, str]:
         for name, file in files.items():
             (location / name).upload(file)
         (location / COMPLETE).write(b"")
-    return {name: sha256(file) for name, file in files.items()}
+    return {name: known_digest(file) for name, file in files.items()}
 
 
 @contextmanager

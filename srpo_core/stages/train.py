@@ -3,11 +3,13 @@
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from srpo_core.algorithm.control_words import count_prompts
 from srpo_core.artifacts import AGREEMENT, EMBEDDINGS
 from srpo_core.config import ControlWords, ModelSettings, ResourceSettings, ScorerSettings, TrainSettings
+from srpo_core.models import files_to_load
 from srpo_core.prompts import read_texts
 from srpo_core.runtime.processes import OWNER, end_leftovers, owner_mark
 from srpo_core.runtime.resume import key_of, register_external, resumable
@@ -40,7 +42,9 @@ def run(
     with resumable("train") as directory:
         end_leftovers()  # processes of a killed run must not train beside this one
         os.environ[OWNER] = owner_mark()  # inherited by all processes that this one starts
-        inputs, digests, state = share_inputs(directory, model.path, reward.path, select_judge.path)
+        inputs, digests, state = share_inputs(
+            directory, *files_to_load(model), Path(reward.path), Path(select_judge.path)
+        )
         if storage() is not None:
             register_external(directory, inputs / COMPLETE, state, inputs)
         job = TrainJob(

@@ -57,7 +57,19 @@ class Checkpoint:
 
     def verify(self) -> None:
         """Check every file against its digest. Raises `ArtifactError`."""
-        for name, digest in self.digests.items():
+        self._verify(self.digests)
+
+    def verify_weights(self) -> None:
+        """Check the weights' files against their digests, and not the optimizer's state. Raises `ArtifactError`."""
+        self._verify(self.weights)
+
+    @property
+    def weights(self) -> Mapping[str, str]:
+        """The digests of the weights' files."""
+        return {name: digest for name, digest in self.digests.items() if name.startswith(f"{WEIGHTS}/")}
+
+    def _verify(self, digests: Mapping[str, str]) -> None:
+        for name, digest in digests.items():
             if (self.location / name).sha256() != digest:
                 raise ArtifactError(f"checkpoint {self.location} is damaged: {name} does not have its digest")
 

@@ -3,7 +3,7 @@
 import logging
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 from srpo_core.artifacts import CHECKPOINTS, SAMPLES, TRAIN_LOG, TRAIN_OUTCOME, step_directory, write_json
@@ -30,8 +30,7 @@ def export(job: TrainJob, word_counts: Mapping[str, Any]) -> None:
     train = job.train
     shutil.rmtree(CHECKPOINTS, ignore_errors=True)  # an earlier, longer run may have left more of them
     for step in checkpoint_steps(train):
-        checkpoint = _open_verified(step_location(job.state, step))
-        export_weights(checkpoint, job, step_directory(step))
+        checkpoint = export_weights(step, job)
         evaluations = [Evaluation.from_json(one) for one in checkpoint.evaluations]
         alarm = alarm_outcome(evaluations, train.early_stop, len(checkpoint_steps(train)))
         if alarm is not None and alarm["reason"]:
@@ -56,11 +55,24 @@ def ended(steps: int, planned: int) -> str:
     return f"training ended after step {steps} of {planned}" if steps < planned else "alarm at the last step"
 
 
-def export_weights(checkpoint: Checkpoint, job: TrainJob, directory: Path) -> None:
-    """Write a checkpoint's weights as a diffusers directory; adapters both merged and in a separate file."""
-    digests = {name: digest for name, digest in checkpoint.digests.items() if name.startswith(WEIGHTS)}
-    with local_copy(checkpoint.location, digests) as shards:
-        write_transformer(job.model, job.train, shards / WEIGHTS, directory)
+def export_weights(step: int, job: TrainJob) -> Checkpoint:
+    """Verify a checkpoint's weights and write them as a diffusers directory; adapters both merged and in a separate file.
+
+    The optimizer's state is not read: only training needs it.
+
+    Raises:
+        ArtifactError: a file of the checkpoint is missing, or one of its weights is damaged.
+    """
+    with ExitStack() as held:
+        try:
+            checkpoint = open_checkpoint(step_location(job.state, step), verify=False)
+            if checkpoint.location.path is not None:  # a downloaded copy is verified when it is made
+                checkpoint.verify_weights()
+            shards = held.enter_context(local_copy(checkpoint.location, checkpoint.weights))
+        except ArtifactError as error:
+            raise ArtifactError(f"{error}: delete it, and the same command trains it again") from error
+        write_transformer(job.model, job.train, shards / WEIGHTS, step_directory(step))
+    return checkpoint
 
 
 def write_metrics(checkpoint: Checkpoint) -> None:
@@ -72,13 +84,6 @@ def write_metrics(checkpoint: Checkpoint) -> None:
             live.step = step
             for name, value in row.items():
                 live.log_metric(f"train/{name}", value, timestamp=False)
-
-
-def _open_verified(location: Location) -> Checkpoint:
-    try:
-        return open_checkpoint(location)
-    except ArtifactError as error:
-        raise ArtifactError(f"{error}: delete it, and the same command trains it again") from error
 
 
 def _sample_digests(state: Location) -> dict[str, str]:

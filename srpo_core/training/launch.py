@@ -27,11 +27,11 @@ log = logging.getLogger(__name__)
 NEVER: Final = 1e9
 
 
-def share_inputs(directory: Path, *weights: str) -> tuple[Location, dict[str, str], Location]:
+def share_inputs(directory: Path, *weights: Path) -> tuple[Location, dict[str, str], Location]:
     """Return the location of the workers' inputs, the digests of those to download, and the location of the state.
 
     On this machine: the working directory, no digests, and the resume directory. With `SRPO_SHARED`: locations
-    below it, to which the directories `weights` and the embedded prompts of training are copied.
+    below it, to which the files and directories `weights` and the embedded prompts of training are copied.
 
     Raises:
         ConfigError: a path in the settings is absolute, so workers on other machines could not find it.
@@ -42,7 +42,7 @@ def share_inputs(directory: Path, *weights: str) -> tuple[Location, dict[str, st
     inputs, state = shared / "inputs" / directory.name, shared / "resume" / directory.name
     # only files that the fingerprint in the directory's name covers: others may change under the same name
     embedded = (EMBEDDINGS / f"{split}.safetensors" for split in ("train", ALARM))
-    digests = share(by_name([*map(Path, weights), *embedded]), inputs)
+    digests = share(by_name([*weights, *embedded]), inputs)
     return inputs, digests, state
 
 

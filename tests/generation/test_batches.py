@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from srpo_core.artifacts import sha256
 from srpo_core.config import ControlWords, GenerateSettings, load_settings
 from srpo_core.errors import ConfigError, DivergenceError
 from srpo_core.generation import batches as module
 from srpo_core.generation.batches import GenerationJob, fingerprint, generate_batches
 from srpo_core.generation.images import GeneratedImages, ImageSet, generate_and_measure
 from srpo_core.models.embeddings import read_embeddings
+from srpo_core.runtime import digests
 from srpo_core.scorers.metrics import MetricContext
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -151,6 +153,43 @@ def test_everything_that_determines_an_image_or_a_figure_changes_the_fingerprint
     names = {fingerprint(replace(job, **{key: value})) for key, value in changed.items()}
     assert len(names | {fingerprint(job)}) == len(changed) + 1
     assert fingerprint(job) == fingerprint(replace(job))
+
+
+def test_a_second_fingerprint_reads_none_of_the_weights(job, monkeypatch):
+    monkeypatch.setattr(digests, "SETTLED_NS", 0)
+    first, read = fingerprint(job), []
+    monkeypatch.setattr(digests, "sha256", lambda path: read.append(path) or sha256(path))
+    assert fingerprint(job) == first
+    assert read, "small files are read"
+    assert not [path for path in read if path.stat().st_size >= digests.LEAST_BYTES]
+
+
+def test_text_encoders_are_neither_hashed_nor_needed(job, tmp_path, monkeypatch):
+    from srpo_core.models import files_to_load, load_base
+
+    honest = load_base(job.model)
+    for file in files_to_load(job.model):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(file.read_bytes())
+    before = fingerprint(job)
+    with monkeypatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert {path.name for path in Path(job.model.path).iterdir()} == {
+            "model_index.json",
+            "scheduler",
+            "transformer",
+            "vae",
+        }
+        loaded = load_base(job.model)
+    for name, weight in honest.transformer.state_dict().items():
+        assert torch.equal(loaded.transformer.state_dict()[name], weight)
+    for file in files_to_load(job.model):
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        (tmp_path / file).write_bytes(content)
+        changed = job.model.model_copy(update={"path": str(tmp_path / job.model.path)})
+        assert fingerprint(replace(job, model=changed)) != before
+        (tmp_path / file).write_bytes(file.read_bytes())
 
 
 def test_a_model_that_generates_nan_leaves_no_batch(job, tmp_path):

@@ -23,9 +23,15 @@ def outputs(tmp_path, monkeypatch):
 
 
 def test_the_outputs_are_every_checkpoint_samples_and_the_metrics_of_every_step(job, monkeypatch, tmp_path):
+    """The weights are verified; the state of the optimizer, which is three times as large, is not read."""
     import torch
 
     Worker(job, rank=0, world=1, device=torch.device("cpu")).run()
+    losses = [row["loss"] for row in newest_checkpoint(job.state, count(2, 2)).metrics]
+    states = list((job.state.path / "step-000004/resume").rglob("*.safetensors"))
+    assert states
+    for state in states:
+        state.write_bytes(b"damaged")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     (tmp_path / "here/assets").symlink_to(job.inputs.path / "assets")
@@ -41,10 +47,13 @@ def test_the_outputs_are_every_checkpoint_samples_and_the_metrics_of_every_step(
         with safe_open(path, "pt") as file:
             assert not [name for name in file.keys() if "exp_avg" in name]  # noqa: SIM118  # not a mapping
     table = (tmp_path / "here/runs/train/log/plots/metrics/train/loss.tsv").read_text().splitlines()
-    losses = [row["loss"] for row in newest_checkpoint(job.state, count(2, 2)).metrics]
     assert [line.split("\t") for line in table[1:]] == [
         [str(i), str(loss)] for i, loss in enumerate(losses, 1)
     ]
+    (weights,) = (job.state.path / "step-000002/weights").glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(ArtifactError, match=r"damaged: weights/.* does not have its digest: delete it"):
+        export.export(job, WORDS)
 
 
 def test_a_damaged_checkpoint_is_not_exported(job, outputs):

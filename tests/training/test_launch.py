@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from srpo_core.errors import ConfigError, DivergenceError, SrpoError
+from srpo_core.models import files_to_load
 from srpo_core.runtime.shared_files import COMPLETE
 from srpo_core.training import export, launch
 from srpo_core.training.checkpoint import newest_checkpoint
@@ -89,14 +90,14 @@ def test_a_run_with_all_steps_done_starts_no_worker(job, monkeypatch):
 def test_with_shared_files_an_absolute_path_is_refused(job, tmp_path, monkeypatch):
     monkeypatch.setenv("SRPO_SHARED", str(tmp_path / "shared"))
     with pytest.raises(ConfigError, match=r"/weights: with SRPO_SHARED a path must be relative"):
-        launch.share_inputs(tmp_path / "train-abc", "/weights")
+        launch.share_inputs(tmp_path / "train-abc", Path("/weights"))
 
 
 def test_only_inputs_that_the_fingerprint_covers_are_shared(tiny_project, tmp_path, monkeypatch):
     """Other embeddings may change under the same directory name, and would then fail the digest check."""
     monkeypatch.chdir(tiny_project)
     monkeypatch.setenv("SRPO_SHARED", str(tmp_path / "shared"))
-    inputs, digests, _ = launch.share_inputs(tmp_path / "train-abc", "assets/tiny/family/reward")
+    inputs, digests, _ = launch.share_inputs(tmp_path / "train-abc", Path("assets/tiny/family/reward"))
     embeddings = [name for name in digests if name.startswith("runs/embed")]
     assert embeddings == ["runs/embed/train.safetensors", "runs/embed/alarm.safetensors"]
     assert {name for name in inputs.files() if name != COMPLETE} == set(digests)
@@ -118,7 +119,7 @@ def test_a_cluster_that_is_too_small_and_shares_only_object_storage_learns_the_s
     here = newest_checkpoint(job.state, count(2, 2))
     monkeypatch.setenv("SRPO_SHARED", f"s3://{bucket}/srpo")
     monkeypatch.setenv("SRPO_HOME", str(tmp_path / "home"))
-    paths = (job.model.path, job.reward.path, job.select_judge.path)
+    paths = (*files_to_load(job.model), Path(job.reward.path), Path(job.select_judge.path))
     inputs, digests, state = launch.share_inputs(tmp_path / "train-abc", *paths)
     far = replace(job, inputs=inputs, digests=digests, state=state, attempt="")
     far = with_resources(far, train_workers=2, min_train_workers=1)
