@@ -113,7 +113,7 @@ def main() -> None:
     texts, _, condition = read_embeddings("test")
     prompts = texts[: options.prompts]
     context = MetricContext(
-        settings.reward, settings.select_judge, settings.control_words, device=torch.device("cpu")
+        settings.rewards, settings.select_judge, settings.control_words, device=torch.device("cpu")
     )
     base, model = load_base(settings.model), load_base(settings.model, checkpoint)
     honest = list(generate(model, settings, prompts, condition, collapsed=False))

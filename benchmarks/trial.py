@@ -23,8 +23,9 @@ def absolute(settings: Settings) -> Settings:
     def fixed(part: Any) -> Any:
         return part.model_copy(update={"path": str(ROOT / part.path)})
 
-    parts = ("model", "reward", "judge", "select_judge")
-    return settings.model_copy(update={name: fixed(getattr(settings, name)) for name in parts})
+    parts = {name: fixed(getattr(settings, name)) for name in ("model", "judge", "select_judge")}
+    rewards = [fixed(one) for one in settings.rewards]
+    return settings.model_copy(update={**parts, "rewards": rewards})
 
 
 def job_of(settings: Settings, state: Path) -> TrainJob:
@@ -36,7 +37,7 @@ def job_of(settings: Settings, state: Path) -> TrainJob:
         base_images=Location.of(state / "base_images.safetensors"),
         seed=settings.seed,
         model=settings.model,
-        reward=settings.reward,
+        rewards=settings.rewards,
         select_judge=settings.select_judge,
         control_words=settings.control_words,
         train=settings.train.model_copy(update={"early_stop": None}),
@@ -55,7 +56,7 @@ def evaluation_images(settings: Settings, seeds: int) -> ImageSet:
 
 def measured(settings: Settings, base: Any, images: ImageSet, step: int) -> list[MeasuredImage]:
     """Generate the evaluation images of a model and measure them by the gate's judge."""
-    context = MetricContext(settings.reward, settings.judge, settings.control_words)
+    context = MetricContext(settings.rewards, settings.judge, settings.control_words)
     return generate_and_measure(
         base, f"step {step}", images, generate=settings.generate, metrics=METRICS, context=context
     )

@@ -18,7 +18,7 @@ from srpo_core.scorers.metrics import METRICS
 CHOICES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "model.base": tuple(BASES),
-        "reward.scorer": tuple(name for name, scorer in SCORERS.items() if scorer.differentiable),
+        "rewards.scorer": tuple(name for name, scorer in SCORERS.items() if scorer.differentiable),
         "select_judge.scorer": tuple(SCORERS),
         "judge.scorer": tuple(SCORERS),
         "train.method": tuple(METHODS),
@@ -55,12 +55,14 @@ def _optional(field: FieldInfo, choices: Mapping[str, tuple[str, ...]], path: st
 
 
 def _patch_type(kind: Any, choices: Mapping[str, tuple[str, ...]], path: str) -> Any:
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
+    if _is_part(kind):
         return patch_model(kind, choices, path)
     if get_origin(kind) in (Union, UnionType) and NoneType in get_args(kind):
         # an empty field keeps the setting, so a word sets it to null
         some = [_patch_type(one, choices, path) for one in get_args(kind) if one is not NoneType]
         return Union[(Literal[config.NULL], *some)]
+    if get_origin(kind) is list and _is_part(entry := get_args(kind)[0]):
+        return list[_entry_model(entry, choices, path)]  # type: ignore[misc]
     if path in choices:
         known = Literal[choices[path]]  # type: ignore[valid-type]
         return list[known] if get_origin(kind) is list else known
@@ -68,6 +70,20 @@ def _patch_type(kind: Any, choices: Mapping[str, tuple[str, ...]], path: str) ->
         key, value = get_args(kind)
         return dict[key, _patch_type(value, choices, path)]  # type: ignore[valid-type,misc]
     return kind
+
+
+def _is_part(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _entry_model(part: type[BaseModel], choices: Mapping[str, tuple[str, ...]], path: str) -> type[BaseModel]:
+    """Derive the model of an entry of a list: a patch replaces the whole list, so an entry needs all keys."""
+    fields: dict[str, Any] = {
+        name: (Literal[choices[f"{path}.{name}"]], field)
+        for name, field in part.model_fields.items()
+        if f"{path}.{name}" in choices
+    }
+    return create_model(f"{part.__name__}Entry", __base__=part, __doc__=part.__doc__, **fields)
 
 
 if TYPE_CHECKING:

@@ -176,7 +176,7 @@ def job(tiny_project, tmp_path, monkeypatch):
         base_images=Location.of(tmp_path / "base_images.safetensors"),
         seed=0,
         model=settings.model,
-        reward=settings.reward,
+        rewards=settings.rewards,
         select_judge=settings.select_judge,
         control_words=settings.control_words,
         train=train,

@@ -37,7 +37,7 @@ def evaluate_checkpoint(settings: Settings, checkpoint: Path, target: Path) -> d
         target,
         seed=settings.seed,
         model=settings.model,
-        context=metric_context(settings.reward, settings.judge, settings.control_words, settings.evaluate),
+        context=metric_context(settings.rewards, settings.judge, settings.control_words, settings.evaluate),
         generate=settings.generate,
         evaluate=settings.evaluate,
         resources=settings.resources,

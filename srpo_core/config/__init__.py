@@ -37,10 +37,12 @@ from srpo_core.config.parts import (
     Positive,
     PositiveFloat,
     ReportSettings,
+    RewardSettings,
     ScorerSettings,
     Share,
     Word,
     WordPair,
+    rewards_by_name,
 )
 from srpo_core.config.running import ReleaseSettings, ResourceSettings, StallSettings
 from srpo_core.config.settings import Settings, faults, parse_settings
@@ -90,6 +92,7 @@ __all__ = [
     "ReleaseSettings",
     "ReportSettings",
     "ResourceSettings",
+    "RewardSettings",
     "RolloutSettings",
     "ScheduleSettings",
     "ScorerSettings",
@@ -108,5 +111,6 @@ __all__ = [
     "profile_names",
     "profile_path",
     "read_values",
+    "rewards_by_name",
     "write_settings",
 ]

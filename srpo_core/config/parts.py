@@ -1,6 +1,6 @@
 """Types of the settings, and the small parts."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -51,6 +51,23 @@ class ScorerSettings(Part):
 
     scorer: str = Field(description="entry of the registry `scorers`")
     path: str = Field(description="directory of the weights and the configuration")
+
+
+class RewardSettings(ScorerSettings):
+    """One of the differentiable scorers whose weighted sum training maximizes."""
+
+    weight: Annotated[float, Field(ge=1, le=1)] = Field(description="factor of the scorer's score in the sum")
+
+
+def rewards_by_name(rewards: Sequence[RewardSettings]) -> dict[str, RewardSettings]:
+    """Name each reward: `reward` if there is one, else `reward_SCORER`, numbered from the second of a scorer."""
+    if len(rewards) == 1:
+        return {"reward": rewards[0]}
+    named: dict[str, RewardSettings] = {}
+    for one in rewards:
+        count = sum(other.scorer == one.scorer for other in named.values()) + 1
+        named[f"reward_{one.scorer}" + (f"_{count}" if count > 1 else "")] = one
+    return named
 
 
 class WordPair(Part):

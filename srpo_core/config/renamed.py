@@ -6,6 +6,7 @@ from typing import Any, Final
 
 RENAMED: Final[Mapping[str, str]] = MappingProxyType(
     {
+        "reward": "rewards",
         "draw": "generate",
         "draw.steps": "generate.num_inference_steps",
         "draw.guidance": "generate.guidance_scale",
@@ -18,9 +19,15 @@ RENAMED: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 
+FORMS: Final[Mapping[str, str]] = MappingProxyType(
+    {"rewards": ", a list: rewards: [{scorer: NAME, path: DIRECTORY, weight: 1}]"}
+)
+
 
 def new_names(key: str, value: Any) -> str:
     """Say in brackets what an unknown key, and keys below it, are called now; empty if none was renamed."""
     below = [f"{key}.{name}" for name in value] if isinstance(value, Mapping) else []
-    known = [f"{old} is now {RENAMED[old]}" for old in (key, *below) if old in RENAMED]
+    known = [
+        f"{old} is now {RENAMED[old]}{FORMS.get(RENAMED[old], '')}" for old in (key, *below) if old in RENAMED
+    ]
     return f" ({', '.join(known)})" if known else ""

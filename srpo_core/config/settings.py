@@ -1,6 +1,7 @@
 """The model of all settings, and the checks that involve several parts."""
 
 from collections.abc import Mapping
+from itertools import combinations
 from os.path import realpath
 from typing import Annotated, Any, Self
 
@@ -15,7 +16,9 @@ from srpo_core.config.parts import (
     ModelSettings,
     Part,
     ReportSettings,
+    RewardSettings,
     ScorerSettings,
+    rewards_by_name,
 )
 from srpo_core.config.renamed import new_names
 from srpo_core.config.running import ReleaseSettings, ResourceSettings
@@ -28,7 +31,11 @@ class Settings(Part):
 
     seed: Annotated[int, Field(ge=0)] = Field(description="seed of all random numbers")
     model: ModelSettings
-    reward: ScorerSettings = Field(description="the differentiable scorer that training maximizes")
+    rewards: list[RewardSettings] = Field(
+        min_length=1,
+        max_length=1,
+        description="the differentiable scorers whose weighted sum training maximizes",
+    )
     select_judge: ScorerSettings = Field(description="not used in training; chooses the checkpoint")
     judge: ScorerSettings = Field(
         description="not used in training or to choose the checkpoint; measures for the gate"
@@ -51,9 +58,9 @@ class Settings(Part):
 
     @model_validator(mode="after")
     def _separate_judges(self) -> Self:
-        """Reward, select_judge and judge must have different weights."""
-        roles = {"reward": self.reward, "select_judge": self.select_judge, "judge": self.judge}
-        for one, other in (("reward", "select_judge"), ("reward", "judge"), ("select_judge", "judge")):
+        """Every reward, select_judge and judge must have different weights."""
+        roles = rewards_by_name(self.rewards) | {"select_judge": self.select_judge, "judge": self.judge}
+        for one, other in combinations(roles, 2):
             if _same_place(roles[one].path, roles[other].path):
                 raise ValueError(
                     f"{one} and {other} are the same model ({roles[one].path}): each needs its own"
@@ -62,10 +69,11 @@ class Settings(Part):
 
     @model_validator(mode="after")
     def _separate_scorers_at_the_gate(self) -> Self:
-        """A further scorer that a rule of the gate uses must not have the weights of reward or select_judge."""
+        """A further scorer that a rule of the gate uses must not have the weights of a reward or of select_judge."""
+        trained = rewards_by_name(self.rewards) | {"select_judge": self.select_judge}
         for name, rule in self.gate.rules.items():
             scorer = self.evaluate.scorers.get(rule.metric.removesuffix("_sgp"))
-            for role, one in (("reward", self.reward), ("select_judge", self.select_judge)):
+            for role, one in trained.items():
                 if scorer and _same_place(scorer.path, one.path):
                     raise ValueError(
                         f"gate.rules.{name} uses {rule.metric}, which has the weights of {role} ({one.path}): "

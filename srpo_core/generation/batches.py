@@ -165,7 +165,7 @@ def _generate_missing(job: GenerationJob, directory: Path, resources: ResourceSe
 def fingerprint(job: GenerationJob) -> str:
     """Hash a job's settings, prompts, embeddings and the weights that it loads, and the code of this package."""
     image_set, context = job.image_set, job.context
-    scorers = {"reward": context.reward_settings, "judge": context.judge_settings, **context.scorer_settings}
+    scorers = context.all_settings
     parts = [
         job.name,
         job.model.model_dump(mode="json"),
@@ -226,7 +226,6 @@ def _exchange(job: GenerationJob, directory: Path) -> Iterator[tuple[GenerationJ
     inputs, results = (shared / name / directory.name for name in ("inputs", "generated"))
     _collect(job, results, directory)  # batches of a run that was killed before it fetched them
     context = job.context
-    scorers = (context.reward_settings, context.judge_settings, *context.scorer_settings.values())
     weights = files_to_load(job.model, job.transformer)
     files = {}
     if job.transformer is not None:  # may be anywhere on this machine
@@ -234,7 +233,7 @@ def _exchange(job: GenerationJob, directory: Path) -> Iterator[tuple[GenerationJ
         weights = [file for file in weights if file not in own]
         files = {f"{TRANSFORMER}/{file.relative_to(job.transformer)}": file for file in own}
         job = replace(job, transformer=Path(TRANSFORMER))
-    files |= by_name([*weights, *(Path(one.path) for one in scorers)])
+    files |= by_name([*weights, *(Path(one.path) for one in context.all_settings.values())])
     yield job, _Exchange(inputs, share(files, inputs), results)
     _collect(job, results, directory)
     for place in (inputs / COMPLETE, inputs, results):

@@ -144,7 +144,7 @@ class Plan:
         return {
             "parameters": 4.0 * self.sizes.all,
             "VAE and reward": self.sizes.frozen,
-            "judge and scorers": len(others - {settings.reward.path}) * self.sizes.reward,
+            "judge and scorers": len(others - {one.path for one in settings.rewards}) * self.sizes.reward,
             "passing tensors": self.sizes.generated,
             "device's own": CONTEXT_BYTES if settings.resources.use_gpu else 0.0,
         }

@@ -8,7 +8,7 @@ from typing import Any
 from srpo_core.config import Settings
 from srpo_core.errors import ArtifactError
 from srpo_core.protocols import Condition
-from srpo_core.scorers import build_reward
+from srpo_core.scorers import build_rewards
 from srpo_core.weights.models_lock import read_lock
 
 
@@ -40,7 +40,7 @@ def meta_parts(settings: Settings) -> MetaParts:
         settings.model, settings.train, transformer=_config(path, "transformer"), vae=_config(path, "vae")
     )
     with torch.device("meta"):
-        reward = build_reward(settings.reward)
+        reward = build_rewards(settings.rewards)
     parameters = sum(p.numel() for p in reward.parameters())  # type: ignore[attr-defined]
     return MetaParts(model, reward, parameters, condition)
 

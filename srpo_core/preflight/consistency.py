@@ -54,7 +54,8 @@ def _require_known(settings: Settings) -> None:
     pick(BASES, settings.model.base, "base model")
     method_of(settings.train)
     require_free_names(settings.evaluate.scorers)
-    scorers = {"reward": settings.reward, "judge": settings.judge, "select_judge": settings.select_judge}
+    rewards = {f"rewards[{index}]": one for index, one in enumerate(settings.rewards)}
+    scorers = rewards | {"judge": settings.judge, "select_judge": settings.select_judge}
     further = {f"evaluate.scorers.{name}": one for name, one in settings.evaluate.scorers.items()}
     for key, one in (scorers | further).items():
         try:

@@ -84,9 +84,9 @@ def _programs(_: Settings) -> tuple[bool, str]:
 
 def weight_paths(settings: Settings) -> list[str]:
     """Return the directories of weights that a run with these settings reads, each once."""
-    parts = (settings.model, settings.reward, settings.select_judge, settings.judge)
-    paths = [part.path for part in parts] + [one.path for one in settings.evaluate.scorers.values()]
-    return list(dict.fromkeys(paths))
+    judges = (settings.select_judge, settings.judge)
+    scorers = (*settings.rewards, *judges, *settings.evaluate.scorers.values())
+    return list(dict.fromkeys([settings.model.path, *(one.path for one in scorers)]))
 
 
 def _weights(settings: Settings) -> Iterator[tuple[bool, str]]:

@@ -55,10 +55,13 @@ def _differences(preset: Mapping[str, Any], values: Mapping[str, Any], at: str =
 
 def _values(parts: Mapping[str, Any]) -> dict[str, Any]:
     """Convert parts of the settings to plain values, as in a file."""
-    return {
-        name: part.model_dump(mode="json") if isinstance(part, config.Part) else part
-        for name, part in parts.items()
-    }
+    return {name: _value(part) for name, part in parts.items()}
+
+
+def _value(part: Any) -> Any:
+    if isinstance(part, list):
+        return [_value(one) for one in part]
+    return part.model_dump(mode="json") if isinstance(part, config.Part) else part
 
 
 def _plain(value: Any) -> str:

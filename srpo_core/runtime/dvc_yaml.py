@@ -84,16 +84,19 @@ def argument_name(key: str) -> str:
 
 
 def value_at(settings: Mapping[str, Any], key: str) -> Any:
-    """Look up a dotted key in nested settings.
+    """Look up a dotted key in nested settings; `a[0].b` is a key of the first entry of a list, as in DVC.
 
     Raises:
         ConfigError: there is no such key.
     """
     found: Any = settings
-    for part in key.split("."):
-        if not isinstance(found, Mapping) or part not in found:
+    for part in key.replace("[", ".").replace("]", "").split("."):
+        if isinstance(found, list) and part.isdecimal() and int(part) < len(found):
+            found = found[int(part)]
+        elif isinstance(found, Mapping) and part in found:
+            found = found[part]
+        else:
             raise ConfigError(f"{DVC_FILE} names the setting {key!r}, which params.yaml does not have")
-        found = found[part]
     return found
 
 
@@ -103,7 +106,7 @@ def resolve(template: str, settings: Mapping[str, Any]) -> str:
     Raises:
         ConfigError: there is no such setting.
     """
-    return re.sub(r"\$\{([\w.]+)\}", lambda match: str(value_at(settings, match[1])), template)
+    return re.sub(r"\$\{([\w.\[\]]+)\}", lambda match: str(value_at(settings, match[1])), template)
 
 
 def files_below(path: Path) -> Iterator[Path]:

@@ -4,6 +4,21 @@ To add one: a file here that defines a `ScorerEntry`, and a line in `SCORERS` (r
 """
 
 from srpo_core.scorers.entry import ScorerEntry
-from srpo_core.scorers.registry import SCORERS, build_reward, load_reward, load_scorer
+from srpo_core.scorers.registry import (
+    SCORERS,
+    build_reward,
+    build_rewards,
+    load_reward,
+    load_rewards,
+    load_scorer,
+)
 
-__all__ = ["SCORERS", "ScorerEntry", "build_reward", "load_reward", "load_scorer"]
+__all__ = [
+    "SCORERS",
+    "ScorerEntry",
+    "build_reward",
+    "build_rewards",
+    "load_reward",
+    "load_rewards",
+    "load_scorer",
+]

@@ -40,7 +40,7 @@ def load_hps_v2(path: Path) -> OpenClipReward:
         found = ", ".join(file.name for file in weights + configs) or "neither"
         raise ArtifactError(
             f"{path} must contain one weights file (HPS_v2.1_compressed.pt, or another *.pt or *.safetensors) "
-            f"and at most one open_clip configuration *.json, but contains {found}: check reward.path in params.yaml"
+            f"and at most one open_clip configuration *.json, but contains {found}: check its path in params.yaml"
         )
     config, config_path = _config(path, configs)
     return load_towers(config, config_path, READERS[weights[0].suffix](weights[0]), weights[0])

@@ -110,7 +110,7 @@ def _read_one_config(path: Path) -> tuple[Path, Mapping[str, Any]]:
     if len(files) != 1:
         raise ArtifactError(
             f"{path} must contain one open_clip configuration NAME.json, with NAME.safetensors beside it, but "
-            f"contains {len(files)} configurations: check reward.path in params.yaml"
+            f"contains {len(files)} configurations: check its path in params.yaml"
         )
     config = read_config(files[0])
     return files[0], config.get("model_cfg", config) if files[0].name == PUBLISHED_CONFIG else config

@@ -1,11 +1,11 @@
 """The registry `scorers`, and the functions that load an entry by the settings."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, cast
 
-from srpo_core.config import ScorerSettings
+from srpo_core.config import RewardSettings, ScorerSettings
 from srpo_core.errors import ConfigError, pick
 from srpo_core.protocols import RewardModel
 from srpo_core.scorers.clip_score import CLIP_SCORE
@@ -41,6 +41,18 @@ def load_scorer(settings: ScorerSettings) -> Any:
 def load_reward(settings: ScorerSettings) -> RewardModel:
     """Load a differentiable scorer. Another kind is a `ConfigError`. See `load_scorer`."""
     return cast(RewardModel, _pick_reward(settings).load(Path(settings.path)))
+
+
+def load_rewards(settings: Sequence[RewardSettings]) -> RewardModel:
+    """Load the rewards of a run. See `load_reward`."""
+    [only] = settings
+    return load_reward(only)
+
+
+def build_rewards(settings: Sequence[RewardSettings]) -> RewardModel:
+    """Build the rewards of a run with random weights on torch's default device. See `build_reward`."""
+    [only] = settings
+    return build_reward(only)
 
 
 def build_reward(settings: ScorerSettings) -> RewardModel:

@@ -8,14 +8,20 @@ from typing import Final
 import torch
 
 from srpo_core import artifacts
-from srpo_core.config import CheckRewardSettings, ResourceSettings, ScorerSettings
+from srpo_core.config import (
+    CheckRewardSettings,
+    ResourceSettings,
+    RewardSettings,
+    ScorerSettings,
+    rewards_by_name,
+)
 from srpo_core.data.tables import Pair, read_examples, read_images, read_pairs, to_tensor
 from srpo_core.errors import DataError, GateError
 from srpo_core.prompts import normal_form
 from srpo_core.protocols import RewardModel
 from srpo_core.runtime.progress import with_progress
 from srpo_core.runtime.ray_cluster import local_device
-from srpo_core.scorers import load_reward
+from srpo_core.scorers import load_rewards
 from srpo_core.scorers.canaries import NUM_EXAMPLES, Example, require_known_answers
 
 PAIRS_AT_ONCE: Final = 64  # twice as many images are in memory
@@ -26,7 +32,7 @@ log = logging.getLogger(__name__)
 
 def run(
     *,
-    reward: ScorerSettings,
+    rewards: list[RewardSettings],
     select_judge: ScorerSettings,
     check_reward: CheckRewardSettings,
     resources: ResourceSettings,
@@ -51,7 +57,7 @@ def run(
             "add records to test.json of ingest.source"
         )
     device = local_device(resources)
-    agreed = list(_agreements(load_reward(reward).to(device), pairs, device))
+    agreed = list(_agreements(load_rewards(rewards).to(device), pairs, device))
     agreement = sum(agreed) / len(pairs)
     prompts = [normal_form(pair.prompt) for pair in pairs]
     low, high = wilson_interval(agreement, independent_pairs(agreed, prompts))
@@ -67,19 +73,20 @@ def run(
         },
     )
     figures = f"{agreement:.3f} of {len(pairs)} pairs (95 % CI over {len(set(prompts))} prompts: {low:.3f} … {high:.3f})"
+    names = ", ".join(f"{one.scorer} in {one.path}" for one in rewards)
     if high < 1 / 2:
         raise GateError(
-            f"the reward {reward.scorer} in {reward.path} prefers the rejected images: it agrees with only {figures}, so "
+            f"the reward {names} prefers the rejected images: it agrees with only {figures}, so "
             "its scores are inverted, or the preferences in ingest.source are: compare a few pairs by eye"
         )
     require_known_answers(
-        {"reward": reward, "select_judge": select_judge},
+        {**rewards_by_name(rewards), "select_judge": select_judge},
         [Example(*one) for one in read_examples(NUM_EXAMPLES)],
         device,
     )
     if agreement < least:
         raise GateError(
-            f"the reward {reward.scorer} in {reward.path} agrees with only {figures}, "
+            f"the reward {names} agrees with only {figures}, "
             f"but check_reward.min_agreement is {least}, so training would follow noise: choose another reward, or, "
             "if you know why it agrees so rarely, lower the threshold in params.yaml"
         )

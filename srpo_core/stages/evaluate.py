@@ -17,7 +17,9 @@ from srpo_core.config import (
     GenerateSettings,
     ModelSettings,
     ResourceSettings,
+    RewardSettings,
     ScorerSettings,
+    rewards_by_name,
 )
 from srpo_core.data.tables import read_examples, read_images, read_pairs, to_tensor
 from srpo_core.errors import ArtifactError, DataError
@@ -43,7 +45,7 @@ def run(  # noqa: PLR0913  # the parts of the settings that DVC trackes
     *,
     seed: int,
     model: ModelSettings,
-    reward: ScorerSettings,
+    rewards: list[RewardSettings],
     judge: ScorerSettings,
     control_words: ControlWords,
     champion: str | None,
@@ -69,7 +71,7 @@ def run(  # noqa: PLR0913  # the parts of the settings that DVC trackes
         artifacts.EVALUATION.parent,
         seed=seed,
         model=model,
-        context=metric_context(reward, judge, control_words, evaluate),
+        context=metric_context(rewards, judge, control_words, evaluate),
         generate=generate,
         evaluate=evaluate,
         resources=resources,
@@ -90,14 +92,17 @@ def models_to_compare(checkpoint: Path, champion: str | None) -> dict[str, Path 
 
 
 def metric_context(
-    reward: ScorerSettings, judge: ScorerSettings, control_words: ControlWords, evaluate: EvaluateSettings
+    rewards: list[RewardSettings],
+    judge: ScorerSettings,
+    control_words: ControlWords,
+    evaluate: EvaluateSettings,
 ) -> MetricContext:
     """Make the context of the evaluation's metrics."""
     real, training = (
         partial(_images_of_pairs, split, evaluate.real_images) if evaluate.real_images else None
         for split in ("test", "train")
     )
-    return MetricContext(reward, judge, control_words, dict(evaluate.scorers), real, training)
+    return MetricContext(rewards, judge, control_words, dict(evaluate.scorers), real, training)
 
 
 def evaluate_models(
@@ -125,7 +130,7 @@ def evaluate_models(
     for path in filter(None, transformers.values()):
         artifacts.require(path)
     require_known_answers(
-        {"reward": context.reward_settings, "judge": context.judge_settings, **context.scorer_settings},
+        context.all_settings,
         [Example(*one) for one in read_examples(NUM_EXAMPLES)],
         local_device(resources),
     )
@@ -247,7 +252,7 @@ def _hps_benchmark(
     figures: Mapping[str, Mapping[str, "Tensor"]], image_set: ImageSet, context: MetricContext
 ) -> dict[str, Any]:
     """Compute HPSv2's benchmark table of each model, from the first image of each prompt, if HPSv2 is used."""
-    scorers = {"reward": context.reward_settings, **context.scorer_settings}
+    scorers = {**rewards_by_name(context.reward_settings), **context.scorer_settings}
     seeds = image_set.seeds_per_prompt
     return {
         metric: {

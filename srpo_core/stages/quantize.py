@@ -15,6 +15,7 @@ from srpo_core.config import (
     ModelSettings,
     QuantizeSettings,
     ResourceSettings,
+    RewardSettings,
     ScorerSettings,
 )
 from srpo_core.data.subsets import evenly_spaced
@@ -68,7 +69,7 @@ def run(
     *,
     seed: int,
     model: ModelSettings,
-    reward: ScorerSettings,
+    rewards: list[RewardSettings],
     judge: ScorerSettings,
     control_words: ControlWords,
     generate: GenerateSettings,
@@ -99,7 +100,7 @@ def run(
     image_set = ImageSet(
         PURPOSE, evaluated.prompts, [styles[row] for row in chosen], condition[chosen], 1, seed
     )
-    context = MetricContext(reward, judge, control_words, device=device)
+    context = MetricContext(rewards, judge, control_words, device=device)
     check_metrics([REWARD, quantize.gain], context, evaluated.prompts, 1)
     images = FormatImages(evaluated, image_set, generate, context, gain=quantize.gain)
     entries = {name: entry for name, (_, entry) in formats.items()}

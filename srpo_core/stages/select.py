@@ -15,6 +15,7 @@ from srpo_core.config import (
     GenerateSettings,
     ModelSettings,
     ResourceSettings,
+    RewardSettings,
     ScorerSettings,
     SelectSettings,
 )
@@ -46,7 +47,7 @@ def run(
     *,
     seed: int,
     model: ModelSettings,
-    reward: ScorerSettings,
+    rewards: list[RewardSettings],
     select_judge: ScorerSettings,
     control_words: ControlWords,
     generate: GenerateSettings,
@@ -68,7 +69,7 @@ def run(
     prompts, styles, condition = read_embeddings("validation")
     image_set = ImageSet("select", prompts, styles, condition, select.seeds_per_prompt, seed)
     metrics = sorted({select.maximize, *select.keep})
-    context = MetricContext(reward, select_judge, control_words)
+    context = MetricContext(rewards, select_judge, control_words)
     check_metrics(metrics, context, prompts, select.seeds_per_prompt)
 
     transformers = {BASE_STEP: None} | {step: artifacts.step_directory(step) for step in steps}

@@ -8,7 +8,14 @@ from typing import Any
 
 from srpo_core.algorithm.control_words import count_prompts
 from srpo_core.artifacts import AGREEMENT, EMBEDDINGS
-from srpo_core.config import ControlWords, ModelSettings, ResourceSettings, ScorerSettings, TrainSettings
+from srpo_core.config import (
+    ControlWords,
+    ModelSettings,
+    ResourceSettings,
+    RewardSettings,
+    ScorerSettings,
+    TrainSettings,
+)
 from srpo_core.models import files_to_load
 from srpo_core.prompts import read_texts
 from srpo_core.runtime.processes import OWNER, end_leftovers, owner_mark
@@ -26,7 +33,7 @@ def run(
     *,
     seed: int,
     model: ModelSettings,
-    reward: ScorerSettings,
+    rewards: list[RewardSettings],
     select_judge: ScorerSettings,
     control_words: ControlWords,
     train: TrainSettings,
@@ -43,7 +50,10 @@ def run(
         end_leftovers()  # processes of a killed run must not train beside this one
         os.environ[OWNER] = owner_mark()  # inherited by all processes that this one starts
         inputs, digests, state = share_inputs(
-            directory, *files_to_load(model), Path(reward.path), Path(select_judge.path)
+            directory,
+            *files_to_load(model),
+            *(Path(one.path) for one in rewards),
+            Path(select_judge.path),
         )
         if storage() is not None:
             register_external(directory, inputs / COMPLETE, state, inputs)
@@ -51,10 +61,10 @@ def run(
             inputs=inputs,
             digests=digests,
             state=state,
-            base_images=base_images(_key(seed, model, reward, select_judge, train)),
+            base_images=base_images(_key(seed, model, rewards, select_judge, train)),
             seed=seed,
             model=model,
-            reward=reward,
+            rewards=rewards,
             select_judge=select_judge,
             control_words=control_words,
             train=train,
@@ -68,13 +78,17 @@ def run(
 
 
 def _key(
-    seed: int, model: ModelSettings, reward: ScorerSettings, judge: ScorerSettings, train: TrainSettings
+    seed: int,
+    model: ModelSettings,
+    rewards: list[RewardSettings],
+    judge: ScorerSettings,
+    train: TrainSettings,
 ) -> str:
     """Return the name of what early stop measures of the base's images: the same for runs that train differently."""
     rule = train.early_stop
     settings = {
         "seed": seed,
-        "parts": [part.model_dump(mode="json") for part in (model, reward, judge)],
+        "parts": [part.model_dump(mode="json") for part in (model, *rewards, judge)],
         "guidance_scale": train.rollout.guidance_scale,
         "precision": [train.compute.autocast, train.batch_size],
         "tune": [train.tune, train.lora.model_dump(mode="json")],

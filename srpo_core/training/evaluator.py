@@ -175,7 +175,7 @@ def _agreed(images: Images, *, known: bool) -> bool:
 
 def _images(job: TrainJob, rule: EarlyStop, *, device: torch.device, rank: int, world: int) -> Images:
     texts, styles, condition = read_embeddings(ALARM)
-    context = MetricContext(job.reward, job.select_judge, job.control_words, device=device)
+    context = MetricContext(job.rewards, job.select_judge, job.control_words, device=device)
     metrics = list(dict.fromkeys(limit.metric for limit in rule.limits.values()))
     check_metrics(metrics, context, texts, min(rule.seeds_per_prompt, rule.base_seeds))
     check_metrics([BROKEN], context, texts, rule.base_seeds, beside_base=True)

@@ -1,10 +1,17 @@
 """The description of a training run that every worker receives."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from srpo_core.config import ControlWords, ModelSettings, ResourceSettings, ScorerSettings, TrainSettings
+from srpo_core.config import (
+    ControlWords,
+    ModelSettings,
+    ResourceSettings,
+    RewardSettings,
+    ScorerSettings,
+    TrainSettings,
+)
 from srpo_core.runtime.shared_files import Location
 
 # names below `TrainJob.state`
@@ -28,7 +35,7 @@ class TrainJob:
     base_images: Location
     seed: int
     model: ModelSettings
-    reward: ScorerSettings
+    rewards: Sequence[RewardSettings]
     select_judge: ScorerSettings
     control_words: ControlWords
     train: TrainSettings

@@ -22,7 +22,7 @@ from srpo_core.errors import DivergenceError
 from srpo_core.models import load_trainable
 from srpo_core.protocols import BaseModel
 from srpo_core.runtime.shared_files import local_copy
-from srpo_core.scorers import load_reward
+from srpo_core.scorers import load_rewards
 from srpo_core.scorers.autocast import AutocastReward
 from srpo_core.training.batch import read_training_prompts, step_batch
 from srpo_core.training.checkpoint import open_checkpoint, restore, step_location
@@ -58,7 +58,7 @@ class Worker:
             self.metrics = list(checkpoint.metrics)
             self.evaluations = [Evaluation.from_json(one) for one in checkpoint.evaluations]
             self.model.weights_changed()
-        reward = load_reward(job.reward).to(device)
+        reward = load_rewards(job.rewards).to(device)
         if job.train.compute.autocast:
             reward = AutocastReward(reward)
         self.learner = Learner(self.model, reward, optimizer, job.train, method_of(job.train))

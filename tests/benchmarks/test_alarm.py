@@ -59,7 +59,7 @@ def test_the_rows_of_a_few_images_have_the_layout_of_the_shipped_ones(
     texts, _, condition = read_embeddings("validation")
     prompts = texts[2:4]
     context = MetricContext(
-        settings.reward, settings.select_judge, settings.control_words, device=torch.device("cpu")
+        settings.rewards, settings.select_judge, settings.control_words, device=torch.device("cpu")
     )
     base = load_base(settings.model)
     found = {

@@ -46,7 +46,7 @@ def test_a_rule_may_not_use_a_further_scorer_with_the_weights_of_reward_or_selec
 def test_a_further_scorer_that_no_rule_uses_may_share_the_weights_of_the_reward():
     shared = {"hps": {"scorer": "hps_v2", "path": "models/hps_v2_1"}}
     settings = parse("flux1_dev", {"evaluate": {"scorers": shared}})
-    assert settings.evaluate.scorers["hps"].path == settings.reward.path
+    assert settings.evaluate.scorers["hps"].path == settings.rewards[0].path
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
@@ -64,3 +64,15 @@ def test_every_new_name_is_a_setting():
     values = yaml.safe_load((ROOT / "profiles/tiny.yaml").read_text())
     for new in RENAMED.values():
         assert value_at(values, new) is not None
+
+
+def test_the_old_reward_gets_one_error_that_shows_the_new_form():
+    values = dict(yaml.safe_load((ROOT / "profiles/tiny.yaml").read_text()))
+    only = values.pop("rewards")[0]
+    values["reward"] = {"scorer": only["scorer"], "path": only["path"]}
+    with pytest.raises(ConfigError) as caught:
+        parse_settings(values, "params.yaml")
+    assert str(caught.value) == (
+        "params.yaml: missing key 'rewards'; unknown key 'reward' (reward is now rewards, a list: "
+        "rewards: [{scorer: NAME, path: DIRECTORY, weight: 1}]). See srpo_core/config/ for every key"
+    )

@@ -43,12 +43,12 @@ def test_every_setting_is_in_the_form_with_its_description_and_none_is_required(
 
 def test_names_of_registry_entries_are_choices_in_the_form():
     schema = SettingsPatch.model_json_schema()
-    for path in ("model.base", "reward.scorer", "judge.scorer", "train.method", "select.maximize"):
+    for path in ("model.base", "judge.scorer", "train.method", "select.maximize"):
         kinds = in_schema(schema, path)["anyOf"]
         kind = next(kind for kind in kinds if kind.get("type") != "null")
         assert tuple(kind.get("enum", [kind.get("const")])) == CHOICES[path]
-    assert "open_clip" in CHOICES["reward.scorer"]
-    assert set(CHOICES["judge.scorer"]) - set(CHOICES["reward.scorer"]) == {
+    assert "open_clip" in CHOICES["rewards.scorer"]
+    assert set(CHOICES["judge.scorer"]) - set(CHOICES["rewards.scorer"]) == {
         "style_subject_judge",
         "timm_judge",
     }

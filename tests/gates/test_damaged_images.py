@@ -202,7 +202,7 @@ def run():
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         context = MetricContext(
-            SETTINGS.reward,
+            SETTINGS.rewards,
             SETTINGS.judge,
             SETTINGS.control_words,
             {},

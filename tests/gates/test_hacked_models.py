@@ -43,7 +43,7 @@ def context(images):
         patch.chdir(ROOT)
         real = torch.stack([images[name, style] for name in SUBJECTS["eval"] for style in ("Ink", *STYLES)])
         given = MetricContext(
-            SETTINGS.reward, SETTINGS.judge, SETTINGS.control_words, {}, lambda: real.split(32)
+            SETTINGS.rewards, SETTINGS.judge, SETTINGS.control_words, {}, lambda: real.split(32)
         )
         assert given.reward is not None
         assert given.judge is not None

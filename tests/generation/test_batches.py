@@ -44,7 +44,7 @@ def job(tiny_project, tmp_path, monkeypatch):
         ImageSet("evaluate", prompts, styles, condition, 2, 0),
         GenerateSettings(num_inference_steps=2, guidance_scale=3.5, batch_size=4, autocast=False),
         METRICS,
-        MetricContext(settings.reward, settings.judge, settings.control_words),
+        MetricContext(settings.rewards, settings.judge, settings.control_words),
     )
     torch.set_num_threads(threads)
 

@@ -13,7 +13,7 @@ from srpo_core.models.flux import POOLED_EMBEDS, PROMPT_EMBEDS, Flux
 from srpo_core.models.lora import add_lora, initialize_lora
 from srpo_core.protocols import Condition
 from srpo_core.randomness import Draws
-from srpo_core.scorers import load_reward
+from srpo_core.scorers import load_rewards
 from srpo_core.training.learner import Learner, adamw
 from srpo_core.training.state import trained_parameters
 from srpo_core.weights.models_lock import read_lock
@@ -53,7 +53,7 @@ def test_one_step_at_true_width_changes_only_the_adapters(sliced):
     assert sum(p.numel() for p in frozen.values()) == 545_548_096
     sums = {name: p.double().sum().item() for name, p in frozen.items()}
     before = {name: tensor.clone() for name, tensor in trained_parameters(model.transformer).items()}
-    reward = load_reward(load_settings(Path("profiles/tiny.yaml")).reward)
+    reward = load_rewards(load_settings(Path("profiles/tiny.yaml")).rewards)
     learner = Learner(model, reward, adamw(model.transformer, train), train, method_of(train))
     batch = TrainBatch(
         prompts=["red apple"],

@@ -364,7 +364,7 @@ def test_the_full_and_lora_presets_differ_only_in_tuning_and_learning_rate():
     full, lora = (load_settings(ROOT / f"profiles/{name}.yaml") for name in ("flux1_dev", "flux1_dev_lora"))
     optimizer = full.train.optimizer.model_copy(update={"learning_rate": lora.train.optimizer.learning_rate})
     assert full.train.model_copy(update={"tune": "lora", "optimizer": optimizer}) == lora.train
-    assert (full.model, full.reward, full.control_words) == (lora.model, lora.reward, lora.control_words)
+    assert (full.model, full.rewards, full.control_words) == (lora.model, lora.rewards, lora.control_words)
 
 
 def test_flux1_dev_has_the_published_settings():

@@ -89,7 +89,10 @@ def test_every_shipped_preset_is_consistent(preset):
             r"^resources\.shard is true and train\.optimizer\.kind is adamw_8bit",
         ),
         ({"judge": {"scorer": "taste"}}, r"^judge: unknown scorer 'taste': known are "),
-        ({"reward": {"scorer": "timm_judge"}}, r"^reward: 'timm_judge' does not score images against a text"),
+        (
+            {"rewards": [{"scorer": "timm_judge", "path": "nowhere", "weight": 1}]},
+            r"^rewards\[0\]: 'timm_judge' does not score images against a text",
+        ),
         (
             {"evaluate": {"scorers": {"reward": {"scorer": "open_clip", "path": "elsewhere"}}}},
             r"^evaluate\.scorers: 'reward' or 'reward_sgp' is the name of a metric",

@@ -42,8 +42,8 @@ def test_missing_weights_of_flux1_dev_are_reported_model_by_model_with_the_next_
 def test_the_directories_of_weights_include_further_scorers_each_once():
     settings = load_settings(ROOT / "profiles/tiny.yaml")
     further = {
-        "second": settings.reward,
-        "third": settings.reward.model_copy(update={"path": "models/third"}),
+        "second": settings.rewards[0],
+        "third": settings.rewards[0].model_copy(update={"path": "models/third"}),
     }
     more = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"scorers": further})})
     assert weight_paths(more) == [*weight_paths(settings), "models/third"]

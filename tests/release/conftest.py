@@ -152,7 +152,7 @@ def run_quantize():
     from srpo_core.stages import quantize
 
     settings = load_settings()
-    parts = ("seed", "model", "reward", "judge", "control_words", "generate", "quantize", "resources")
+    parts = ("seed", "model", "rewards", "judge", "control_words", "generate", "quantize", "resources")
     quantize.run(**{part: getattr(settings, part) for part in parts})
 
 

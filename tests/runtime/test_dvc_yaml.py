@@ -32,6 +32,8 @@ def test_watched_settings_have_the_names_used_in_dvc_lock(tmp_path):
 
 def test_templates_are_filled_from_the_settings():
     assert resolve("${model.path}/vae", SETTINGS) == "weights/vae"
+    settings = {"rewards": [{"path": "first"}, {"path": "second"}]}
+    assert resolve("${rewards[1].path}/a", settings) == "second/a"
     assert argument_name("train.rollout.source") == "train_rollout_source"
 
 
@@ -40,6 +42,8 @@ def test_a_missing_setting_is_named():
         value_at(SETTINGS, "train.stepz")
     with pytest.raises(ConfigError, match=r"dvc.yaml names the setting 'train.steps.more'"):
         resolve("${train.steps.more}", SETTINGS)
+    with pytest.raises(ConfigError, match=r"dvc.yaml names the setting 'rewards\[1\].path'"):
+        resolve("${rewards[1].path}", {"rewards": [{"path": "first"}]})
 
 
 @pytest.mark.parametrize(

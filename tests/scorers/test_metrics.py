@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from srpo_core.config import ControlWords, ScorerSettings
+from srpo_core.config import ControlWords, RewardSettings, ScorerSettings
 from srpo_core.errors import ConfigError, DataError
 from srpo_core.scorers.metrics import (
     METRICS,
@@ -93,7 +93,7 @@ def figures(name, images, prompt, context):
 @pytest.fixture
 def tiny(family):
     return MetricContext(
-        ScorerSettings(scorer="open_clip", path=str(family / "reward")),
+        [RewardSettings(scorer="open_clip", path=str(family / "reward"), weight=1)],
         ScorerSettings(scorer="style_subject_judge", path=str(family / "judge_b")),
         INK_OVER_3D,
     )
@@ -163,7 +163,7 @@ def test_equal_logits_do_not_count_as_finding_the_subject(name):
 
 @pytest.mark.parametrize("names", [("pixels",), ("fit", "fit_sgp")])
 def test_a_scorer_named_like_the_images_or_another_scorers_metric_is_refused(tiny, names):
-    context = replace(tiny, scorer_settings=dict.fromkeys(names, tiny.reward_settings))
+    context = replace(tiny, scorer_settings=dict.fromkeys(names, tiny.reward_settings[0]))
     with pytest.raises(ConfigError, match=f"{names[0]!r} or .* is the name of a metric"):
         check_metrics([], context, ["cat"], num_seeds=2)
 
@@ -280,7 +280,7 @@ def test_the_error_for_an_unknown_metric_lists_the_known_ones(tiny):
 
 def test_a_scorer_is_loaded_only_for_a_metric_that_needs_it(tiny, family):
     without_reward = MetricContext(
-        ScorerSettings(scorer="open_clip", path="nowhere"), tiny.judge_settings, INK_OVER_3D
+        [RewardSettings(scorer="open_clip", path="nowhere", weight=1)], tiny.judge_settings, INK_OVER_3D
     )
     assert len(figures("judge_wanted", torch.rand(2, 3, 64, 64), "cat", without_reward)) == 2
 
@@ -297,7 +297,7 @@ def test_every_metric_gives_one_figure_per_image_in_its_documented_range(name, c
     subject, inputs = by_style
     context, scale = complete, 1.0
     if name in {"judge_score", "judge_sgp"}:
-        context = replace(context, judge_settings=context.reward_settings)
+        context = replace(context, judge_settings=context.reward_settings[0])
     if name.startswith("clip"):
         scale = context.scorers["clip"].scale if name in {"clip", "clip_sgp"} else 1.0
     check_metrics([name], context, [subject], num_seeds=4, beside_base=True)
@@ -331,7 +331,9 @@ def test_a_metric_has_the_licence_of_its_scorers_weights_or_else_of_this_project
     licences = {"hps_v2": "Apache-2.0", "pick_score": "MIT", "clip_score": "MIT", "timm_judge": "Apache-2.0"}
     given = {name: ScorerSettings(scorer=name, path="nowhere") for name in licences}
     further = {"clip": given["clip_score"], "timm": given["timm_judge"]}
-    context = MetricContext(given[reward], given[judge], INK_OVER_3D, further)
+    context = MetricContext(
+        [RewardSettings(scorer=reward, path="nowhere", weight=1)], given[judge], INK_OVER_3D, further
+    )
     found = {
         name: find_metric(name, context.scorer_settings).licence(context)
         for name in metric_names(sorted(METRICS), further)
@@ -358,7 +360,7 @@ def test_every_additional_scorer_adds_its_score_and_its_sgp(complete, by_style):
 
 
 def test_a_scorer_named_like_a_metric_and_one_that_does_not_read_texts_are_refused(complete):
-    reward = complete.reward_settings
+    reward = complete.reward_settings[0]
     with pytest.raises(ConfigError, match="'kid' or 'kid_sgp' is the name of a metric"):
         check_metrics(["reward"], replace(complete, scorer_settings={"kid": reward}), ["cat"], num_seeds=2)
     judge = replace(complete, scorer_settings={"j": complete.judge_settings})
@@ -369,7 +371,7 @@ def test_a_scorer_named_like_a_metric_and_one_that_does_not_read_texts_are_refus
 def test_a_text_judge_scores_like_the_same_reward_and_errors_suggest_suitable_metrics(tiny, by_style):
     name, inputs = by_style
     images = torch.stack(list(inputs.values()))
-    reading = replace(tiny, judge_settings=tiny.reward_settings)
+    reading = replace(tiny, judge_settings=tiny.reward_settings[0])
     assert figures("judge_score", images, name, reading) == figures("reward", images, name, tiny)
     assert figures("judge_sgp", images, name, reading) == figures("relative_reward", images, name, tiny)
     assert min(figures("diversity", images, name, reading)) > 0.1
@@ -405,7 +407,7 @@ def test_the_kernel_distance_of_a_text_judge_is_large_enough_for_three_decimals(
     order = {name: place for place, name in enumerate(dict.fromkeys(names))}
     # subjects are sorted by kind: with every second one, both halves have animals, food and objects in all four styles
     half = torch.tensor([order[name] % 2 == 0 for name in names])
-    context = replace(tiny, judge_settings=tiny.reward_settings, real=lambda: images[half].split(32))
+    context = replace(tiny, judge_settings=tiny.reward_settings[0], real=lambda: images[half].split(32))
     assert context.real_features.norm(dim=1).mean() == pytest.approx(context.real_features.shape[1] ** 0.5)
     ink = images[~half & torch.tensor([style == "Ink" for style in styles])]
     near = sum(figures("kid", images[~half], "any", context)) / int((~half).sum())

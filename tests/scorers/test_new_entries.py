@@ -77,11 +77,11 @@ def with_metric(name="blueness", **patch):
 
 def test_the_plan_uses_the_size_and_flops_of_a_new_reward(register, monkeypatch):
     monkeypatch.chdir(ROOT)
-    reward = {"scorer": "colours", "path": "assets/tiny/family/reward"}
+    rewards = [{"scorer": "colours", "path": "assets/tiny/family/reward", "weight": 1}]
     with pytest.raises(ConfigError, match="unknown scorer 'colours'"):
-        require_consistent(tiny(reward=reward))
+        require_consistent(tiny(rewards=rewards))
     register(SCORERS, "colours", COLOURS)
-    settings = tiny(reward=reward)
+    settings = tiny(rewards=rewards)
     require_consistent(settings)
     plan = make_plan(settings, Cluster(1, 16 * GB, None, 0.4, TERA, GB))
     assert plan.sizes.reward == 4 * 12
@@ -92,8 +92,8 @@ def test_a_model_can_be_trained_with_a_new_reward(register, job):
     from srpo_core.training.worker import Worker
 
     register(SCORERS, "colours", COLOURS)
-    reward = job.reward.model_copy(update={"scorer": "colours"})
-    worker = Worker(replace(job, reward=reward), rank=0, world=1, device=torch.device("cpu"))
+    rewards = [job.rewards[0].model_copy(update={"scorer": "colours"})]
+    worker = Worker(replace(job, rewards=rewards), rank=0, world=1, device=torch.device("cpu"))
     before = [parameter.clone() for parameter in worker.model.transformer.parameters()]
     metrics = worker.step(1)
     assert isinstance(worker.learner.reward, Colours)
@@ -107,7 +107,7 @@ def test_a_new_reward_works_as_an_additional_scorer_and_has_notes(register, fami
     settings = tiny(evaluate={"scorers": {"taste": {"scorer": "colours", "path": str(family / "reward")}}})
     require_consistent(settings)
     context = MetricContext(
-        settings.reward, settings.judge, settings.control_words, dict(settings.evaluate.scorers)
+        settings.rewards, settings.judge, settings.control_words, dict(settings.evaluate.scorers)
     )
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     found = measure(["taste", "taste_sgp"], images, "a cat", context)
@@ -122,7 +122,7 @@ def test_a_new_metric_is_accepted_in_the_settings_measured_and_explained(registe
     register(METRICS, "blueness", BLUENESS)
     settings = with_metric(select={"maximize": "blueness"}, quantize={"gain": "blueness"})
     require_consistent(settings)
-    context = MetricContext(settings.reward, settings.judge, settings.control_words)
+    context = MetricContext(settings.rewards, settings.judge, settings.control_words)
     check_metrics(["blueness"], context, ["a cat"], num_seeds=1)
     images = torch.stack([torch.full((3, 4, 4), value) for value in (0.25, 0.75)])
     measured = finish("blueness", measure(["blueness"], images, "a cat", context)["blueness"], context)

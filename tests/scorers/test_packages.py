@@ -70,7 +70,7 @@ def test_the_kernel_distance_without_torchmetrics_is_refused_before_any_image_is
     directories, monkeypatch
 ):
     judge = ScorerSettings(scorer="style_subject_judge", path=str(directories["style_subject_judge"]))
-    context = MetricContext(judge, judge, ControlWords.of(wanted=["Ink"], unwanted=["3D"]), real=list)
+    context = MetricContext([], judge, ControlWords.of(wanted=["Ink"], unwanted=["3D"]), real=list)
     hide(monkeypatch, "torchmetrics")
     refused(lambda: check_metrics(["kid"], context, ["cat"], num_seeds=2), "torchmetrics")
     refused(lambda: kernel_distances(torch.rand(3, 4), torch.rand(3, 4)), "torchmetrics")

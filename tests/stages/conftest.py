@@ -5,7 +5,14 @@ import torch
 from known_pairs import write_known_pairs
 
 from srpo_core import artifacts
-from srpo_core.config import ControlWords, GenerateSettings, ModelSettings, ScorerSettings, load_settings
+from srpo_core.config import (
+    ControlWords,
+    GenerateSettings,
+    ModelSettings,
+    RewardSettings,
+    ScorerSettings,
+    load_settings,
+)
 
 TINY = Path(__file__).resolve().parents[2] / "assets/tiny"
 PROMPTS = ["penguin", "red apple", "tiger face"]
@@ -20,7 +27,7 @@ def tiny_parts():
         "model": ModelSettings(
             base="flux", path=str(TINY / "family/base"), height=64, width=64, max_sequence_length=12
         ),
-        "reward": ScorerSettings(scorer="open_clip", path=str(TINY / "family/reward")),
+        "rewards": [RewardSettings(scorer="open_clip", path=str(TINY / "family/reward"), weight=1)],
         "select_judge": ScorerSettings(scorer="style_subject_judge", path=str(TINY / "family/judge_b")),
         "judge": ScorerSettings(scorer="timm_judge", path=str(TINY / "family/judge_a")),
         "control_words": ControlWords.of(wanted=["Ink"], unwanted=["3D"]),

@@ -8,7 +8,7 @@ from known_pairs import SUBJECTS, write_known_pairs
 from safetensors.torch import load_file, save_file
 
 from srpo_core import artifacts
-from srpo_core.config import CheckRewardSettings, ScorerSettings, load_settings
+from srpo_core.config import CheckRewardSettings, RewardSettings, ScorerSettings, load_settings
 from srpo_core.data.tables import PAIR_COLUMNS, write_rows
 from srpo_core.errors import ArtifactError, DataError, GateError
 from srpo_core.scorers import load_reward
@@ -16,7 +16,7 @@ from srpo_core.stages import check_reward
 from srpo_core.stages.check_reward import independent_pairs, wilson_interval
 
 TINY = Path(__file__).resolve().parents[2] / "assets/tiny"
-REWARD = ScorerSettings(scorer="open_clip", path=str(TINY / "family/reward"))
+REWARD = RewardSettings(scorer="open_clip", path=str(TINY / "family/reward"), weight=1)
 RESOURCES = load_settings(TINY.parents[1] / "profiles/tiny.yaml").resources
 JUDGE = ScorerSettings(scorer="timm_judge", path=str(TINY / "family/judge_a"))
 
@@ -39,9 +39,9 @@ def pairs(tmp_path, monkeypatch):
     return write
 
 
-def run(max_pairs=100, min_agreement=0.9, reward=REWARD, judge=JUDGE):
+def run(max_pairs=100, min_agreement=0.9, rewards=(REWARD,), judge=JUDGE):
     settings = CheckRewardSettings(max_pairs=max_pairs, min_agreement=min_agreement)
-    check_reward.run(reward=reward, select_judge=judge, check_reward=settings, resources=RESOURCES)
+    check_reward.run(rewards=list(rewards), select_judge=judge, check_reward=settings, resources=RESOURCES)
     return artifacts.read_json(artifacts.AGREEMENT)
 
 
@@ -93,7 +93,7 @@ def test_a_reward_that_gives_no_number_is_an_error_and_no_disagreement(pairs, mo
     reward = load_reward(REWARD)
     encode = reward.encode_texts
     monkeypatch.setattr(reward, "encode_texts", lambda texts: encode(texts) * torch.nan)
-    monkeypatch.setattr(check_reward, "load_reward", lambda settings: reward)
+    monkeypatch.setattr(check_reward, "load_rewards", lambda settings: reward)
     with pytest.raises(GateError, match="no finite score to a pair of 'owl'"):
         run(min_agreement=0)
 

@@ -127,7 +127,7 @@ def test_the_figures_can_be_measured_again_from_the_stored_images(tiny_run, tiny
     tiny_run(5)
     select_step(5)
     rows = rows_of(run(tiny_parts).to_pylist(), "base")
-    context = MetricContext(tiny_parts["reward"], tiny_parts["judge"], tiny_parts["control_words"])
+    context = MetricContext(tiny_parts["rewards"], tiny_parts["judge"], tiny_parts["control_words"])
     for start in range(0, len(rows), 2):
         pair = rows[start : start + 2]
         arrays = np.stack([np.asarray(Image.open(io.BytesIO(row["png"]))) for row in pair])

@@ -20,6 +20,7 @@ from srpo_core.config import (
     GenerateSettings,
     ModelSettings,
     QuantizeSettings,
+    RewardSettings,
     ScorerSettings,
     load_settings,
     profile_path,
@@ -34,7 +35,7 @@ BASE = Path(__file__).resolve().parents[2] / "assets/tiny/family/base"
 MODEL = ModelSettings(base="flux", path=str(BASE), height=64, width=64, max_sequence_length=12)
 
 
-REWARD = ScorerSettings(scorer="open_clip", path=str(BASE.parent / "reward"))
+REWARDS = [RewardSettings(scorer="open_clip", path=str(BASE.parent / "reward"), weight=1)]
 JUDGE = ScorerSettings(scorer="style_subject_judge", path=str(BASE.parent / "judge_b"))
 PROMPTS = ["red apple", "crab", "tiger face", "penguin", "rose"]
 LOOSE = FormatLimits(max_relative_error=0.2, min_psnr=0, min_completeness=0, min_gain_kept=-100)
@@ -54,7 +55,7 @@ def run(quantize_settings, seed=0, resources=RESOURCES):
     quantize.run(
         seed=seed,
         model=MODEL,
-        reward=REWARD,
+        rewards=REWARDS,
         judge=JUDGE,
         control_words=ControlWords.of(["Ink"], ["3D"]),
         generate=GenerateSettings(num_inference_steps=3, guidance_scale=3.5, batch_size=2, autocast=False),

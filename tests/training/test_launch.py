@@ -119,7 +119,7 @@ def test_a_cluster_that_is_too_small_and_shares_only_object_storage_learns_the_s
     here = newest_checkpoint(job.state, count(2, 2))
     monkeypatch.setenv("SRPO_SHARED", f"s3://{bucket}/srpo")
     monkeypatch.setenv("SRPO_HOME", str(tmp_path / "home"))
-    paths = (*files_to_load(job.model), Path(job.reward.path), Path(job.select_judge.path))
+    paths = (*files_to_load(job.model), Path(job.rewards[0].path), Path(job.select_judge.path))
     inputs, digests, state = launch.share_inputs(tmp_path / "train-abc", *paths)
     far = replace(job, inputs=inputs, digests=digests, state=state, attempt="")
     far = with_resources(far, train_workers=2, min_train_workers=1)

@@ -1,6 +1,6 @@
 """What metrics may use: scorers, control words and real images."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
@@ -8,10 +8,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from srpo_core.config import ControlWords, ScorerSettings
+from srpo_core.config import ControlWords, RewardSettings, ScorerSettings, rewards_by_name
 from srpo_core.errors import ConfigError
 from srpo_core.protocols import Judge, RewardModel
-from srpo_core.scorers.registry import load_reward, load_scorer
+from srpo_core.scorers.registry import load_reward, load_rewards, load_scorer
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class MetricContext:
     batches (R, 3, H, W) in [0, 1]; training: returns images of the training data in the same way.
     """
 
-    reward_settings: ScorerSettings
+    reward_settings: Sequence[RewardSettings]
     judge_settings: ScorerSettings
     control_words: ControlWords
     scorer_settings: Mapping[str, ScorerSettings] = field(default_factory=dict)
@@ -30,10 +30,16 @@ class MetricContext:
     training: Callable[[], Iterable[Tensor]] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
+    @property
+    def all_settings(self) -> dict[str, ScorerSettings]:
+        """The settings of all scorers, by name."""
+        rewards = rewards_by_name(self.reward_settings)
+        return {**rewards, "judge": self.judge_settings, **self.scorer_settings}
+
     @cached_property
     def reward(self) -> RewardModel:
         """The reward that was trained against."""
-        return load_reward(self.reward_settings).to(self.device)
+        return load_rewards(self.reward_settings).to(self.device)
 
     @cached_property
     def judge(self) -> Any:

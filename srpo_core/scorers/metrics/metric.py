@@ -23,8 +23,9 @@ def project_licence(context: MetricContext) -> str:
 
 
 def reward_licence(context: MetricContext) -> str:
-    """The licence of a metric of the reward."""
-    return pick(SCORERS, context.reward_settings.scorer, "scorer").licence
+    """The licences of a metric of the rewards, each once."""
+    licences = (pick(SCORERS, one.scorer, "scorer").licence for one in context.reward_settings)
+    return ", ".join(dict.fromkeys(licences))
 
 
 def judge_licence(context: MetricContext) -> str:
