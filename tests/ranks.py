@@ -91,6 +91,10 @@ def in_double(worker):
     """Make a worker compute in float64, so that rounding neither hides nor causes a difference."""
     for module in (worker.model.transformer, worker.model.vae, worker.learner.reward):
         module.double()
+    if worker.average:
+        import torch
+
+        worker.average.to(torch.float64)
 
 
 def whole_state(worker):
@@ -100,6 +104,8 @@ def whole_state(worker):
 
     transformer = worker.model.transformer
     tensors = {**trained_parameters(transformer), **optimizer_state(transformer, worker.learner.optimizer)}
+    if worker.average:
+        tensors |= {f"average of {name}": tensor for name, tensor in worker.average.tensors().items()}
     return {name: whole(tensor).numpy().tobytes() for name, tensor in tensors.items()}
 
 

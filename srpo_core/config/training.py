@@ -148,6 +148,17 @@ class OptimizerSettings(Part):
     )
 
 
+class EmaSettings(Part):
+    """The exponential moving average of the trained weights, which is sampled, selected and released."""
+
+    decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        description="share of the average that a step keeps, at most: step n keeps (1 + n) / (10 + n) if that is less"
+    )
+    start: Annotated[int, Field(ge=0)] = Field(
+        description="number of first steps in which the average is the weights themselves; n counts from there"
+    )
+
+
 class ComputeSettings(Part):
     """Speed and memory of training. With every key off: float32, and all activations are kept."""
 
@@ -216,6 +227,9 @@ class TrainSettings(Part):
     refl: ReflSettings
     draft: DraftSettings
     optimizer: OptimizerSettings
+    ema: EmaSettings | None = Field(
+        description="average of the weights over the steps, which is sampled, selected and released; or null"
+    )
     early_stop: EarlyStop | None = Field(description="when to end before the last step, or null")
     compute: ComputeSettings
     tune: Literal["full", "lora"] = Field(

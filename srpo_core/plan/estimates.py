@@ -110,6 +110,7 @@ class Plan:
             "parameters": (4 * sizes.trained + frozen) / self._shards,
             "gradients": 4 * sizes.trained / self._shards,
             "optimizer": BYTES_OF_MOMENTS[train.optimizer.kind] * sizes.trained / self._shards,
+            "moving averages": 4.0 * sizes.trained / self._shards if train.ema else 0.0,
             "gathered weights": gathered,
             "copy for rollouts": 2.0 * sizes.all if train.compute.rollout_copy else 0.0,
             "VAE and reward": sizes.frozen,

@@ -26,12 +26,13 @@ def bytes_of_run(settings: Settings, weights: int) -> Mapping[str, float]:
     train, steps = settings.train, len(checkpoint_steps(settings.train))
     # the oldest state is deleted when the newest is complete
     moments = (settings.resources.keep_checkpoints + 1) * MOMENTS
+    trained = FLOAT32 * steps * (2 if train.ema else 1)  # the weights, and their moving averages
     files = sum(
         _bytes_per_weight(entry) for _, entry in chosen_quantizers(settings.quantize.formats).values()
     )
     return {
         "checkpoints": FLOAT32 * steps * weights * COPIES,
-        "state to resume training": 0.0 if train.tune == "lora" else (FLOAT32 * steps + moments) * weights,
+        "state to resume training": 0.0 if train.tune == "lora" else (trained + moments) * weights,
         "formats, and their release": files * weights * (COPIES + 1),
     }
 

@@ -4,6 +4,7 @@ A checkpoint is a directory of safetensors that torch.distributed.checkpoint wri
 of workers can read what any other number has written:
 
     weights/            the trained parameters by name: the whole transformer, or its adapters
+    ema/                their moving averages by the same names, with `train.ema` only
     resume/optimizer/   the optimizer's state by `parameter:name`
     state.json          step, metrics and evaluations so far, and the SHA-256 of every other file; written last
 
@@ -32,8 +33,10 @@ from srpo_core.weights.shards import read_shards
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
 WEIGHTS: Final = "weights"
+AVERAGES: Final = "ema"
 RESUME: Final = "resume"
 OPTIMIZER: Final = f"{RESUME}/optimizer"
 STATE: Final = "state.json"
@@ -60,13 +63,18 @@ class Checkpoint:
         self._verify(self.digests)
 
     def verify_weights(self) -> None:
-        """Check the weights' files against their digests, and not the optimizer's state. Raises `ArtifactError`."""
+        """Check the files of the released weights against their digests, and no others. Raises `ArtifactError`."""
         self._verify(self.weights)
 
     @property
     def weights(self) -> Mapping[str, str]:
-        """The digests of the weights' files."""
-        return {name: digest for name, digest in self.digests.items() if name.startswith(f"{WEIGHTS}/")}
+        """The digests of the files of the released weights."""
+        return {name: digest for name, digest in self.digests.items() if name.startswith(f"{self.released}/")}
+
+    @property
+    def released(self) -> str:
+        """The part that is sampled and exported: the averages if there are any, else the weights."""
+        return AVERAGES if any(name.startswith(f"{AVERAGES}/") for name in self.digests) else WEIGHTS
 
     def _verify(self, digests: Mapping[str, str]) -> None:
         for name, digest in digests.items():
@@ -139,14 +147,19 @@ def newest_checkpoint(root: Location, steps: Iterable[int]) -> Checkpoint | None
 
 
 def restore(
-    checkpoint: Checkpoint, transformer: "torch.nn.Module", optimizer: "torch.optim.Optimizer"
+    checkpoint: Checkpoint,
+    transformer: "torch.nn.Module",
+    optimizer: "torch.optim.Optimizer",
+    averages: "Mapping[str, Tensor] | None" = None,
 ) -> None:
-    """Load weights and optimizer state from a checkpoint that any number of workers may have saved."""
+    """Load weights, optimizer state and averages, if any, from a checkpoint that any number of workers may have saved."""
     import torch
 
     with local_copy(checkpoint.location, checkpoint.digests) as directory:
         with torch.no_grad():
             read_shards(directory / WEIGHTS, trained_parameters(transformer))
+            if averages:
+                read_shards(directory / AVERAGES, averages)
         initialize_optimizer(optimizer)
         state = optimizer_state(transformer, optimizer)
         read_shards(directory / OPTIMIZER, state)

@@ -15,6 +15,7 @@ from srpo_core.artifacts import STEP_PREFIX, sha256, step_name
 from srpo_core.errors import ArtifactError
 from srpo_core.runtime.shared_files import Location
 from srpo_core.training.checkpoint import (
+    AVERAGES,
     OPTIMIZER,
     RESUME,
     STATE,
@@ -53,9 +54,10 @@ class CheckpointWriter:
     def save(self, state: TrainState) -> None:
         """Write the checkpoint after `state.step` steps; it replaces one of the same step."""
         self.finish()
-        tensors = {
+        tensors: dict[str, Mapping[str, Tensor]] = {
             WEIGHTS: trained_parameters(state.transformer),
             OPTIMIZER: optimizer_state(state.transformer, state.optimizer),
+            **({AVERAGES: state.averages} if state.averages else {}),
         }
         description = {
             "step": state.step,

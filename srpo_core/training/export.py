@@ -11,7 +11,7 @@ from srpo_core.errors import ArtifactError
 from srpo_core.models import write_transformer
 from srpo_core.runtime.shared_files import Location, local_copy
 from srpo_core.training import job as names
-from srpo_core.training.checkpoint import WEIGHTS, Checkpoint, open_checkpoint, step_location
+from srpo_core.training.checkpoint import Checkpoint, open_checkpoint, step_location
 from srpo_core.training.early_stop import Evaluation, alarm_outcome
 from srpo_core.training.job import TrainJob
 from srpo_core.training.steps import checkpoint_steps
@@ -58,7 +58,7 @@ def ended(steps: int, planned: int) -> str:
 def export_weights(step: int, job: TrainJob) -> Checkpoint:
     """Verify a checkpoint's weights and write them as a diffusers directory; adapters both merged and in a separate file.
 
-    The optimizer's state is not read: only training needs it.
+    With `train.ema` these are the averages. The optimizer's state is not read: only training needs it.
 
     Raises:
         ArtifactError: a file of the checkpoint is missing, or one of its weights is damaged.
@@ -71,7 +71,7 @@ def export_weights(step: int, job: TrainJob) -> Checkpoint:
             shards = held.enter_context(local_copy(checkpoint.location, checkpoint.weights))
         except ArtifactError as error:
             raise ArtifactError(f"{error}: delete it, and the same command trains it again") from error
-        write_transformer(job.model, job.train, shards / WEIGHTS, step_directory(step))
+        write_transformer(job.model, job.train, shards / checkpoint.released, step_directory(step))
     return checkpoint
 
 

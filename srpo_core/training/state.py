@@ -5,7 +5,7 @@ uses torch's global generators.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from srpo_core.errors import ArtifactError
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class TrainState:
     """What a checkpoint stores of a worker at the end of a step.
 
-    metrics: one row per step; evaluations: those of early stop, as plain values.
+    metrics: one row per step; evaluations: those of early stop, as plain values; averages: the moving averages of the
+    trained parameters by name, empty without `train.ema`.
     """
 
     transformer: "torch.nn.Module"
@@ -27,6 +28,7 @@ class TrainState:
     step: int
     metrics: Sequence[Mapping[str, float]]
     evaluations: Sequence[Mapping[str, Any]] = ()
+    averages: "Mapping[str, Tensor]" = field(default_factory=dict)
 
 
 def trained_parameters(transformer: "torch.nn.Module") -> dict[str, "Tensor"]:

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from srpo_core.protocols import BaseModel
 from srpo_core.runtime.shared_files import local_copy
 from srpo_core.scorers import load_rewards
 from srpo_core.scorers.autocast import AutocastReward
+from srpo_core.training.average import WeightAverage
 from srpo_core.training.batch import read_training_prompts, step_batch
 from srpo_core.training.checkpoint import open_checkpoint, restore, step_location
 from srpo_core.training.checkpoint_writer import CheckpointWriter
@@ -50,11 +51,13 @@ class Worker:
         optimizer = adamw(self.model.transformer, job.train)
         self.metrics: list[Mapping[str, float]] = []
         self.evaluations: list[Evaluation] = []
+        self.average = WeightAverage(self.model.transformer, job.train.ema) if job.train.ema else None
         # before the weights of a checkpoint are restored: its images are compared with the base's
         self.evaluator = make_evaluator(job, self.model, device=device, rank=rank, world=world)
         if job.resume:
             checkpoint = open_checkpoint(step_location(job.state, job.resume), verify=False)
-            restore(checkpoint, self.model.transformer, optimizer)
+            averages = self.average.tensors() if self.average else None
+            restore(checkpoint, self.model.transformer, optimizer, averages)
             self.metrics = list(checkpoint.metrics)
             self.evaluations = [Evaluation.from_json(one) for one in checkpoint.evaluations]
             self.model.weights_changed()
@@ -93,7 +96,7 @@ class Worker:
             shown = {"step": step, **row}
             if at_checkpoint and self.evaluator is not None:
                 # an evaluation takes longer than a step, depending on its number of images: it is no stall
-                with watchdog.between_steps():
+                with watchdog.between_steps(), self._released_weights():
                     self.evaluations.append(self.evaluator.evaluate(self.model, step))
                 shown["alarm"] = float(curve_of(self.evaluations, planned).total[-1])
             if self.rank == 0:
@@ -104,7 +107,14 @@ class Worker:
 
     def step(self, step: int) -> dict[str, float]:
         """Make one optimizer step over the global batch; return its metrics, equal on every rank."""
-        return self.learner.step(self.batch(step), step, world=self.world)
+        metrics = self.learner.step(self.batch(step), step, world=self.world)
+        if self.average:
+            self.average.update(step)
+        return metrics
+
+    def _released_weights(self) -> AbstractContextManager[None]:
+        """Within the context, the model has the weights that a checkpoint releases."""
+        return self.average.applied(self.model) if self.average else nullcontext()
 
     def batch(self, step: int) -> TrainBatch:
         """Return this rank's share of the global batch of a step."""
@@ -133,7 +143,8 @@ class Worker:
         )
 
     def _save(self, step: int, writer: CheckpointWriter) -> None:
-        images = generate_samples(self.model, self.job, self.prompts, self.device)
+        with self._released_weights():
+            images = generate_samples(self.model, self.job, self.prompts, self.device)
         if self.rank == 0:
             (self.job.state / SAMPLES / f"{step_name(step)}.png").write(png_row(images))
         writer.save(
@@ -143,6 +154,7 @@ class Worker:
                 step,
                 self.metrics,
                 [one.to_json() for one in self.evaluations],
+                self.average.tensors() if self.average else {},
             )
         )
 

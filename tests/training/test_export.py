@@ -1,15 +1,22 @@
 import json
 import time
+from dataclasses import replace
 from itertools import count
 
 import pytest
 from safetensors import safe_open
+from safetensors.torch import load_file
 
+from srpo_core.config import EmaSettings
 from srpo_core.errors import ArtifactError
+from srpo_core.models import load_base
 from srpo_core.runtime.shared_files import Location
 from srpo_core.training import export
-from srpo_core.training.checkpoint import Checkpoint, newest_checkpoint
+from srpo_core.training.batch import read_training_prompts
+from srpo_core.training.checkpoint import AVERAGES, Checkpoint, newest_checkpoint
+from srpo_core.training.samples import generate_samples, png_row
 from srpo_core.training.worker import Worker
+from srpo_core.weights.shards import read_whole
 
 WORDS = {"prompts": 5, "wanted": {"Ink": 0}, "unwanted": {"3D": 3}}
 
@@ -23,9 +30,10 @@ def outputs(tmp_path, monkeypatch):
 
 
 def test_the_outputs_are_every_checkpoint_samples_and_the_metrics_of_every_step(job, monkeypatch, tmp_path):
-    """The weights are verified; the state of the optimizer, which is three times as large, is not read."""
+    """They are averages, which the samples show too, and are verified; the state of the optimizer is not read."""
     import torch
 
+    job = replace(job, train=job.train.model_copy(update={"ema": EmaSettings(decay=0.9, start=0)}))
     Worker(job, rank=0, world=1, device=torch.device("cpu")).run()
     losses = [row["loss"] for row in newest_checkpoint(job.state, count(2, 2)).metrics]
     states = list((job.state.path / "step-000004/resume").rglob("*.safetensors"))
@@ -34,13 +42,23 @@ def test_the_outputs_are_every_checkpoint_samples_and_the_metrics_of_every_step(
         state.write_bytes(b"damaged")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    (tmp_path / "here/assets").symlink_to(job.inputs.path / "assets")
+    for name in ("assets", "runs/embed"):
+        (tmp_path / "here" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "here" / name).symlink_to(job.inputs.path / name)
     export.export(job, WORDS)
     assert {path.name for path in (tmp_path / "here/runs/train/checkpoints").iterdir()} == {
         "step-000002",
         "step-000004",
     }
     assert len(list((tmp_path / "here/runs/train/samples").glob("*.png"))) == 2
+    exported = tmp_path / "here/runs/train/checkpoints/step-000004"
+    averages = read_whole(job.state.path / "step-000004" / AVERAGES)
+    saved = load_file(exported / "diffusion_pytorch_model.safetensors")
+    assert averages.keys() <= saved.keys()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in averages.items())
+    model = load_base(job.model, exported)
+    images = generate_samples(model, job, read_training_prompts(real_images=False), torch.device("cpu"))
+    assert png_row(images) == (tmp_path / "here/runs/train/samples/step-000004.png").read_bytes()
     left = [str(path) for path in (tmp_path / "here/runs").rglob("*")]
     assert not [path for path in left if "optimizer" in path or "resume" in path]
     for path in (tmp_path / "here/runs").rglob("*.safetensors"):
@@ -50,9 +68,9 @@ def test_the_outputs_are_every_checkpoint_samples_and_the_metrics_of_every_step(
     assert [line.split("\t") for line in table[1:]] == [
         [str(i), str(loss)] for i, loss in enumerate(losses, 1)
     ]
-    (weights,) = (job.state.path / "step-000002/weights").glob("*.safetensors")
+    (weights,) = (job.state.path / "step-000002" / AVERAGES).glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
-    with pytest.raises(ArtifactError, match=r"damaged: weights/.* does not have its digest: delete it"):
+    with pytest.raises(ArtifactError, match=r"damaged: ema/.* does not have its digest: delete it"):
         export.export(job, WORDS)
 
 

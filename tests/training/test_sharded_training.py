@@ -6,6 +6,7 @@ import pytest
 import ranks
 import torch
 
+from srpo_core.config import EmaSettings
 from srpo_core.training.checkpoint import newest_checkpoint
 from srpo_core.training.steps import checkpoint_steps
 from srpo_core.weights.shards import read_whole
@@ -13,8 +14,18 @@ from srpo_core.weights.shards import read_whole
 NUM_STEPS = 20
 
 
+AVERAGED = EmaSettings(decay=0.5, start=0)
+
+
 def weights(job):
-    return read_whole(newest_checkpoint(job.state, checkpoint_steps(job.train)).location.path / "weights")
+    """Return the trained weights, and their averages if there are any."""
+    directory = newest_checkpoint(job.state, checkpoint_steps(job.train)).location.path
+    found = read_whole(directory / "weights")
+    if job.train.ema:
+        averages = read_whole(directory / "ema")
+        assert averages.keys() == found.keys()
+        found |= {f"average of {name}": tensor for name, tensor in averages.items()}
+    return found
 
 
 def largest_difference(one, other):
@@ -41,6 +52,7 @@ def train_in_float64(job, tmp_path, *, num_steps, tune, shard=None, batch_size=4
         checkpoint_every=num_steps,
         tune=tune,
         sample_prompts=1,
+        ema=AVERAGED,
         rollout=job.train.rollout.model_copy(update={"num_inference_steps": 1}),
     )
     found = ranks.train(small, num_ranks, inspect=ranks.shards_held, double=True)
@@ -83,6 +95,7 @@ def test_two_workers_learn_what_one_learns_over_twenty_steps(job, tmp_path, tune
 @pytest.mark.parametrize("tune", ["full", "lora"])
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_checkpoint_can_be_resumed_by_another_number_of_workers(job, tmp_path, tune, before, after):
+    job = replace(job, train=job.train.model_copy(update={"ema": AVERAGED}))
     straight = ranks.changed(job, tmp_path, "straight", steps=4, tune=tune, resources={"shard": True})
     ranks.train(straight, before)
     halfway = replace(straight, resume=2)

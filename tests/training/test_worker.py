@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from srpo_core.algorithm import METHODS
-from srpo_core.config import StallSettings
+from srpo_core.config import EmaSettings, StallSettings
 from srpo_core.errors import DivergenceError
 from srpo_core.models.embeddings import read_embeddings, write_embeddings
 from srpo_core.runtime.shared_files import Location
 from srpo_core.training.betting import SHARES
-from srpo_core.training.checkpoint import WEIGHTS, newest_checkpoint
+from srpo_core.training.checkpoint import AVERAGES, WEIGHTS, newest_checkpoint
 from srpo_core.training.early_stop import Bets, Evaluation
 from srpo_core.training.job import PROGRESS, SAMPLES
 from srpo_core.training.steps import checkpoint_steps
@@ -33,13 +33,14 @@ def shorter(job, steps):
     return replace(job, train=job.train.model_copy(update={"steps": steps}))
 
 
-def weights(checkpoint):
-    whole = read_whole(checkpoint.location.path / WEIGHTS)
+def weights(checkpoint, part=WEIGHTS):
+    whole = read_whole(checkpoint.location.path / part)
     return {name: tensor.numpy().tobytes() for name, tensor in whole.items()}
 
 
 def test_a_resumed_run_ends_with_the_same_bits_and_trains_only_the_missing_steps(job, tmp_path):
     """No random state is saved, and the global generators of the resumed run are in another state."""
+    job = with_train(job, ema=EmaSettings(decay=0.9, start=0))
     torch.manual_seed(1)
     worker(job).run()
     straight = newest_checkpoint(job.state, count(2, 2))
@@ -51,6 +52,7 @@ def test_a_resumed_run_ends_with_the_same_bits_and_trains_only_the_missing_steps
     resumed = newest_checkpoint(other.state, count(2, 2))
     assert resumed.step == straight.step == 4
     assert weights(resumed) == weights(straight)
+    assert weights(resumed, AVERAGES) == weights(straight, AVERAGES) != weights(straight)
     assert resumed.metrics == straight.metrics
     trained = [json.loads(line)["step"] for line in (other.state / PROGRESS).read_text().splitlines()]
     assert trained == [1, 2, 3, 4]
@@ -243,7 +245,7 @@ def test_an_evaluation_that_takes_longer_than_a_step_is_not_a_stall(job):
     class Evaluating(Worker):
         def __init__(self, job):
             self.job, self.rank, self.metrics, self.evaluations = job, 0, [], []
-            self.model, self.evaluator = None, self
+            self.model, self.average, self.evaluator = None, None, self
 
         def step(self, step):
             return {"loss": 1.0}
