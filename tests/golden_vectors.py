@@ -147,6 +147,7 @@ class Golden:
             "reference": True,
             "batch_size": 1,
             "batch_branches": False,
+            "micro_batch_size": None,
             "pairs_per_rollout": 1,
             "compute": PLAIN,
             "rollout": {

@@ -1,7 +1,7 @@
 """The interface of a training method: its inputs, the loss terms that it yields, and its registry entry."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -27,6 +27,18 @@ class TrainBatch:
     real: Mapping[int, Tensor]
     wanted: str
     unwanted: str
+
+    def part(self, start: int, stop: int) -> "TrainBatch":
+        """Return the samples in places start … stop-1, with the random numbers that they have in the whole batch."""
+        rows = slice(start, stop)
+        return replace(
+            self,
+            prompts=self.prompts[rows],
+            condition=self.condition[rows],
+            noise=self.noise[rows],
+            draws=replace(self.draws, samples=self.draws.samples[rows]),
+            real={place - start: image for place, image in self.real.items() if start <= place < stop},
+        )
 
 
 @dataclass(frozen=True)

@@ -203,6 +203,10 @@ class TrainSettings(Part):
     )
     steps: Positive = Field(description="number of optimizer steps")
     batch_size: Positive = Field(description="number of images per step, over all workers")
+    micro_batch_size: Positive | None = Field(
+        description="number of images of a worker that are computed at once, at most; gradients are added up. "
+        "null: the worker's whole share of the batch"
+    )
     checkpoint_every: Positive = Field(
         description="number of steps between checkpoints; the last step always has one"
     )

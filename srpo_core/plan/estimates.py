@@ -13,6 +13,7 @@ from srpo_core.algorithm.rollout import real_share
 from srpo_core.config import Settings, TrainSettings
 from srpo_core.errors import pick
 from srpo_core.plan.counting import Counted
+from srpo_core.training.micro_batches import images_per_call, largest_share, num_micro_batches
 from srpo_core.training.steps import checkpoint_steps
 
 GB: Final = 1e9
@@ -80,7 +81,12 @@ class Plan:
     @property
     def images(self) -> int:
         """Images per step on the device that has the most."""
-        return math.ceil(self.settings.train.batch_size / self.cluster.gpus)
+        return largest_share(self.settings.train, self.cluster.gpus)
+
+    @property
+    def micro_batches(self) -> int:
+        """Parts in which a device computes its images of a step."""
+        return num_micro_batches(self.settings.train, self.cluster.gpus)
 
     @property
     def cost_of_method(self) -> MethodCost:
@@ -193,7 +199,7 @@ class Plan:
         rollouts = cost.rollout_calls if real_share(train.rollout) < 1 else 0
         forwards = 1 if train.compute.rollout_copy else rollouts  # the copy is filled once per step
         gathers = forwards + 2 * calls + cost.recomputed_calls
-        return share * (gathers * width * sizes.all + calls * 4 * sizes.trained)
+        return self.micro_batches * share * (gathers * width * sizes.all + calls * 4 * sizes.trained)
 
     @property
     def compute_seconds(self) -> float:
@@ -231,6 +237,7 @@ class Plan:
             return {}
         gpus = self.cluster.gpus
         seconds = rule.num_inference_steps * self._seconds_of_a_call
+        at_once = images_per_call(train, gpus)
         gather = rule.num_inference_steps * self._seconds_of_a_gather
         evaluations = len(checkpoint_steps(train))
         counts = {
@@ -241,7 +248,7 @@ class Plan:
             what: Generated(
                 num_images=times * rule.num_prompts * seeds,
                 devices=gpus,
-                hours=times * (images * seconds + math.ceil(images / self.images) * gather) / 3600,
+                hours=times * (images * seconds + math.ceil(images / at_once) * gather) / 3600,
             )
             for what, (times, seeds) in counts.items()
             if (images := math.ceil(rule.num_prompts * seeds / gpus))

@@ -1,12 +1,11 @@
 """Making a plan: build the models on the meta device, measure their sizes, count a training call."""
 
-import math
-
 from srpo_core.config import GenerateSettings, Settings
 from srpo_core.errors import ConfigError
 from srpo_core.plan.counting import count_call, count_generation
 from srpo_core.plan.estimates import Cluster, Plan, Sizes, cost_of_method
 from srpo_core.plan.parts import MetaParts, meta_parts
+from srpo_core.training.micro_batches import images_per_call
 
 
 def make_plan(settings: Settings, cluster: Cluster) -> Plan:
@@ -24,7 +23,7 @@ def make_plan(settings: Settings, cluster: Cluster) -> Plan:
     sizes = _sizes(parts, settings.generate)
     if settings.resources.shard and train.compute.autocast:
         parts.model.transformer.bfloat16()  # the type in which it is gathered
-    images = cost_of_method(train).images_per_call * math.ceil(train.batch_size / cluster.gpus)
+    images = cost_of_method(train).images_per_call * images_per_call(train, cluster.gpus)
     counted = count_call(
         parts.model, parts.reward, parts.condition, num_images=images, autocast=train.compute.autocast
     )

@@ -48,6 +48,10 @@ def _branch_by_branch(settings: Settings) -> Settings:
     return changed(settings, lambda train: train.model_copy(update={"batch_branches": False}))
 
 
+def _image_by_image(settings: Settings) -> Settings:
+    return changed(settings, lambda train: train.model_copy(update={"micro_batch_size": 1}))
+
+
 def _sharded(settings: Settings) -> Settings:
     if settings.train.optimizer.kind == "adamw_8bit":  # cannot be sharded
         return settings
@@ -67,6 +71,7 @@ def _by_lora(settings: Settings) -> Settings:
 REMEDIES: Final[Mapping[str, Callable[[Settings], Settings]]] = MappingProxyType(
     {
         "train.batch_branches=false": _branch_by_branch,
+        "train.micro_batch_size=1": _image_by_image,
         "train.compute.checkpoint_decode=true": _compute(checkpoint_decode=True),
         "train.compute.rollout_copy=false": _compute(rollout_copy=False),
         "train.compute.checkpoint_blocks=1.0": _compute(checkpoint_blocks=1.0),

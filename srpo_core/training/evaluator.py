@@ -24,6 +24,7 @@ from srpo_core.training.betting import Floats
 from srpo_core.training.early_stop import Bets, Evaluation
 from srpo_core.training.job import TrainJob
 from srpo_core.training.limits import BROKEN, Hypothesis, hypotheses
+from srpo_core.training.micro_batches import images_per_call
 
 PURPOSE: Final = "early stop"  # of the noise; followed by the step, 0 for the base
 
@@ -183,7 +184,7 @@ def _images(job: TrainJob, rule: EarlyStop, *, device: torch.device, rank: int, 
     generate = GenerateSettings(
         num_inference_steps=rule.num_inference_steps,
         guidance_scale=roll.guidance_scale,
-        batch_size=-(-job.train.batch_size // world),
+        batch_size=images_per_call(job.train, world),
         autocast=job.train.compute.autocast,
     )
     image_set = ImageSet(PURPOSE, texts, styles, condition, rule.seeds_per_prompt, job.seed)

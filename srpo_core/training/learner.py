@@ -15,6 +15,7 @@ from srpo_core.config import TrainSettings
 from srpo_core.errors import DivergenceError
 from srpo_core.models.sharding import whole
 from srpo_core.protocols import BaseModel, RewardModel
+from srpo_core.training.micro_batches import micro_batches, num_micro_batches
 from srpo_core.training.schedule import learning_rate, set_learning_rate, varies
 
 
@@ -37,8 +38,7 @@ class Learner:
             DivergenceError: a figure is not finite; the weights are unchanged.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        terms = self.method(self.model, self.reward, batch, self.settings)
-        figures = backward_terms(terms, self.settings.batch_size)
+        figures = self._backward(batch, num_micro_batches(self.settings, world))
         if world > 1:
             sum_over_ranks(figures.values(), self.model.transformer)
         transformer, largest = self.model.transformer, self.settings.optimizer.max_grad_norm
@@ -56,6 +56,15 @@ class Learner:
         self.model.weights_changed()
         return {**metrics, "learning_rate": rate} if varies(self.settings.optimizer.schedule) else metrics
 
+    def _backward(self, batch: TrainBatch, count: int) -> dict[str, Tensor]:
+        """Add up the gradients of `count` micro-batches; returns the sums of their figures, see `backward_terms`."""
+        sums: dict[str, Tensor] = {}
+        for part, weight in micro_batches(batch, count):
+            terms = self.method(self.model, self.reward, part, self.settings)
+            for name, value in backward_terms(terms, self.settings.batch_size, weight=weight).items():
+                sums[name] = sums[name] + value if name in sums else value
+        return sums
+
 
 def read_scalars(figures: Mapping[str, Tensor]) -> dict[str, float]:
     """Copy scalars to the host.
@@ -66,19 +75,21 @@ def read_scalars(figures: Mapping[str, Tensor]) -> dict[str, float]:
     return dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
 
 
-def backward_terms(terms: Iterable[LossTerm], batch_size: int) -> dict[str, Tensor]:
+def backward_terms(terms: Iterable[LossTerm], batch_size: int, *, weight: float = 1.0) -> dict[str, Tensor]:
     """Run backward on each loss term in turn.
 
-    Returns scalars, summed over this rank's samples and divided by the size of the global batch: `loss`, and
+    weight: factor of losses and rewards, 0 for samples that are not to count.
+
+    Returns scalars, summed over these samples and divided by the size of the global batch: `loss`, and
     `reward_<name>`, averaged over the terms that have this reward.
     """
     losses, rewards = [], dict[str, list[Tensor]]()
     for term in terms:
-        loss = term.losses.sum() / batch_size
+        loss = weight * term.losses.sum() / batch_size
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
         for name, values in term.rewards.items():
-            rewards.setdefault(name, []).append(values.sum() / batch_size)
+            rewards.setdefault(name, []).append(weight * values.sum() / batch_size)
     means = {f"reward_{name}": torch.stack(values).mean() for name, values in rewards.items()}
     return {"loss": torch.stack(losses).sum(), **means}
 

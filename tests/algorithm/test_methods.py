@@ -14,6 +14,8 @@ from srpo_core.algorithm.schedule import shifted_sigmas, training_grid
 from srpo_core.algorithm.srpo import draw_midpoints
 from srpo_core.protocols import Condition
 from srpo_core.randomness import Draws
+from srpo_core.training.learner import Learner
+from srpo_core.training.micro_batches import num_micro_batches
 
 SHAPE = (2, 4, 3)
 STEPS = 5
@@ -265,39 +267,67 @@ def test_pairs_of_the_same_rollout_are_averaged(batch, settings):
     assert not torch.allclose(singles[0], singles[1])
 
 
-@pytest.mark.parametrize(
-    ("name", "source"),
-    [(name, "generated") for name in METHODS]
-    + [(name, "real") for name, method in METHODS.items() if method.real_images],
-)
-def test_a_batch_has_the_sum_of_its_samples_gradients(settings, name, source):
-    """Each sample keeps its prompt, noise, levels and image."""
+EVERY_START = [(name, "generated") for name in METHODS] + [
+    (name, "real") for name, method in METHODS.items() if method.real_images
+]
+
+
+def shares(count):
+    """Return a function of indices that returns the batch of these samples, some of which start from a real image.
+
+    Each sample has its own prompt, noise, condition and image.
+    """
     generator = torch.Generator().manual_seed(3)
-    noise, real = torch.randn(2, *SHAPE, generator=generator, dtype=torch.float64)
+    noise, real = (torch.randn(count, *SHAPE[1:], generator=generator, dtype=torch.float64) for _ in range(2))
     condition = Condition(
         {
-            "text": torch.randn(2, 3, 2, generator=generator),
-            "pooled": torch.randn(2, 4, generator=generator),
+            "text": torch.randn(count, 3, 2, generator=generator),
+            "pooled": torch.randn(count, 4, generator=generator),
         }
     )
+    prompts = ["r", "gg", "rb", "b", "ggb"]
 
-    def share(rows):
-        images = {place: real[row] for place, row in enumerate(rows)} if source == "real" else {}
-        return TrainBatch(
-            [["r", "gg"][row] for row in rows],
-            condition[rows],
-            noise[rows],
-            Draws(0, 1, rows),
-            images,
-            "rrr",
-            "bbb",
-        )
+    def share(rows, real_rows):
+        images = {place: real[row] for place, row in enumerate(rows) if row in real_rows}
+        texts = [prompts[row] for row in rows]
+        return TrainBatch(texts, condition[rows], noise[rows], Draws(0, 1, rows), images, "rrr", "bbb")
 
+    return share
+
+
+@pytest.mark.parametrize(("name", "source"), EVERY_START)
+def test_a_batch_has_the_sum_of_its_samples_gradients(settings, name, source):
+    """Each sample keeps its prompt, noise, levels and image."""
+    share, real = shares(2), (0, 1) if source == "real" else ()
     whole, first, second = (
-        gradient(name, share(rows), settings, Attentive())[0] for rows in ([0, 1], [0], [1])
+        gradient(name, share(rows, real), settings, Attentive())[0] for rows in ([0, 1], [0], [1])
     )
     assert torch.allclose(whole, first + second, rtol=1e-6, atol=1e-12)
     assert not torch.allclose(first, second, rtol=1e-2)
+
+
+@pytest.mark.parametrize(("name", "source"), EVERY_START)
+def test_micro_batches_have_the_gradient_and_the_figures_of_the_whole_batch(settings, name, source):
+    """Two ranks have shares of three images and of two, so in micro-batches of one the second repeats an image."""
+    share, real = shares(5), (0, 3, 4) if source == "real" else ()
+    found = []
+    for micro, world in ((None, 1), (2, 1), (1, 2)):
+        train = settings.model_copy(
+            update={"batch_size": 5, "micro_batch_size": micro, "pairs_per_rollout": 2}
+        )
+        model, count = Attentive(), num_micro_batches(train, world)
+        learner = Learner(model, Colours(), None, train, METHODS[name].run)
+        figures = [
+            learner._backward(share(list(range(rank, 5, world)), real), count) for rank in range(world)
+        ]
+        sums = {key: sum(float(one[key]) for one in figures) for key in figures[0]}
+        found.append((model.transformer.weight.grad, sums, max(size for _, size in model.calls)))
+    (whole, figures, _), *split = found
+    for other, sums, _ in split:
+        assert float((other - whole).norm()) < 1e-12 * float(whole.norm())
+        assert sums == pytest.approx(figures, rel=1e-12)
+    at_once = METHODS[name].cost(settings).images_per_call
+    assert [most for _, _, most in split] == [2 * at_once, at_once]
 
 
 def written_out(batch, settings, midpoints, weight=1.0):

@@ -284,6 +284,22 @@ def test_four_images_per_device_take_four_times_the_flops():
     assert flux_plan(8).flops["rollout"] == pytest.approx(4 * flux_plan(32).flops["rollout"])
 
 
+def test_micro_batches_are_counted_as_the_images_of_a_call():
+    whole, split = (
+        make_plan(settings("tiny", train={"micro_batch_size": size}), cluster(3)) for size in (NULL, 2)
+    )
+    assert (whole.counted.num_images, split.counted.num_images) == (2 * 6, 2 * 2), "two branches in a call"
+    assert (whole.micro_batches, split.micro_batches) == (1, 3)
+    assert split.peak < whole.peak
+    assert split.flops["rollout"] == pytest.approx(whole.flops["rollout"])
+
+
+def test_a_sharded_model_is_gathered_again_for_each_micro_batch():
+    whole, split = (flux_plan(8, train={"micro_batch_size": size}) for size in (NULL, 2))
+    assert split.images == whole.images == 4
+    assert split.traffic == pytest.approx(2 * whole.traffic)
+
+
 @pytest.mark.pipeline
 def test_a_run_that_does_not_fit_gets_the_cheapest_changes_that_make_it_fit():
     whole = settings("tiny")
@@ -360,10 +376,11 @@ def test_the_command_shows_the_changes_that_make_a_run_fit(monkeypatch, capsys):
     assert better <= room
 
 
-def test_the_full_and_lora_presets_differ_only_in_tuning_and_learning_rate():
+def test_the_full_and_lora_presets_differ_only_in_tuning_learning_rate_and_micro_batches():
     full, lora = (load_settings(ROOT / f"profiles/{name}.yaml") for name in ("flux1_dev", "flux1_dev_lora"))
     optimizer = full.train.optimizer.model_copy(update={"learning_rate": lora.train.optimizer.learning_rate})
-    assert full.train.model_copy(update={"tune": "lora", "optimizer": optimizer}) == lora.train
+    update = {"tune": "lora", "optimizer": optimizer, "micro_batch_size": 1}
+    assert full.train.model_copy(update=update) == lora.train
     assert (full.model, full.rewards, full.control_words) == (lora.model, lora.rewards, lora.control_words)
 
 
