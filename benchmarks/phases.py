@@ -76,8 +76,7 @@ class Phases:
         self.time(model, "rollout_velocity", "rollout")
         self.time(model, "velocity", lambda: "forward" if torch.is_grad_enabled() else None)
         self.time(model, "decode", "decode")
-        self.time(reward, "encode_images", "reward")
-        self.time(reward, "encode_texts", "reward")
+        self.time(reward, "score", "reward")
         self.time(torch.Tensor, "backward", "backward")
 
     def time_optimizer(self, optimizer: torch.optim.Optimizer) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor
 from trial import ROOT, absolute, evaluation_images, figures, job_of, train_prompts
 
 from srpo_core.algorithm.method import LossTerm
-from srpo_core.algorithm.reward import relative_reward
+from srpo_core.algorithm.reward import Rewards, relative_reward
 from srpo_core.config import Settings, TrainSettings, load_settings
 from srpo_core.config import patched as with_patch
 from srpo_core.protocols import RewardModel
@@ -65,9 +65,9 @@ def vae_gradients(worker: Worker) -> None:
 
 def multiplied_reward(
     reward: RewardModel, images: Tensor, positive: Sequence[str], negative: Sequence[str], k: Tensor
-) -> Tensor:
-    """Return the relative reward (B,) of the paper's text, k·<i, p − n>, with the discount as a factor."""
-    return k * relative_reward(reward, images, positive, negative, torch.zeros_like(k))
+) -> Rewards:
+    """Return the relative reward (B,) of the paper's text, k·(r(p) − r(n)), with the discount as a factor."""
+    return Rewards(k * relative_reward(reward, images, positive, negative, torch.zeros_like(k)).total)
 
 
 def discount_outside(worker: Worker) -> None:

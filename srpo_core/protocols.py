@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -117,15 +117,28 @@ class BaseModel(Protocol):
 
 
 class RewardModel(Protocol):
-    """A differentiable image-text scorer with two towers; features are L2-normalised."""
+    """A differentiable scorer of images, of any form. Its own weights are frozen."""
+
+    def to(self, device: "torch.device") -> Self:
+        """Move it to a device, in place."""
+        ...
+
+    def score(self, images: "Tensor", texts: Sequence[str]) -> "Tensor":
+        """Score images (B, 3, H, W) in [0, 1] against `texts`: one text per image, or several rounds of them.
+
+        texts: n·B texts; text t belongs to image t mod B. An image is encoded once, however many texts it has.
+        Returns (len(texts),), float32 also under autocast. Gradients flow to the images.
+        """
+        ...
+
+
+@runtime_checkable
+class TwoTowers(RewardModel, Protocol):
+    """A reward that is the cosine of two towers. Features are L2-normalised, and some metrics need them."""
 
     @property
     def scale(self) -> float:
         """The factor of a cosine similarity in the reward."""
-        ...
-
-    def to(self, device: "torch.device") -> Self:
-        """Move the towers to a device, in place."""
         ...
 
     def encode_images(self, images: "Tensor") -> "Tensor":
@@ -134,6 +147,19 @@ class RewardModel(Protocol):
 
     def encode_texts(self, texts: Sequence[str]) -> "Tensor":
         """Encode texts to features (B, D), without gradients."""
+        ...
+
+
+@runtime_checkable
+class RewardMix(RewardModel, Protocol):
+    """A weighted sum of rewards."""
+
+    def total(self, each: Mapping[str, "Tensor"]) -> "Tensor":
+        """Return the weighted sum of the scores of each reward, by name."""
+        ...
+
+    def score_each(self, images: "Tensor", texts: Sequence[str]) -> Mapping[str, "Tensor"]:
+        """Score by each reward alone, before its weight, by its name; see `RewardModel.score`."""
         ...
 
 

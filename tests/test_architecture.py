@@ -207,6 +207,14 @@ def test_the_weights_of_further_scorers_are_watched_by_their_digests():
     assert "models.lock" not in STAGES["train"]["deps"]
 
 
+def test_training_watches_the_weights_of_all_rewards():
+    """dvc.yaml can name only the first; check_reward writes the digests of the others into a file of train's."""
+    for name in ("check_reward", "train", "select", "evaluate", "quantize"):
+        assert "${rewards[0].path}" in STAGES[name]["deps"]
+    assert "models.lock" in STAGES["check_reward"]["deps"]
+    assert "runs/check_reward/agreement.json" in STAGES["train"]["deps"]
+
+
 def test_the_number_of_images_that_are_judged_does_not_retrain():
     """embed writes a file per split. Train depends on its own, and on that of the prompts of early stop."""
     deps = {

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from srpo_core.algorithm.direct_align import EDGE, branches, step_length
 from srpo_core.algorithm.method import LossTerm, MethodCost, TrainBatch
-from srpo_core.algorithm.reward import absolute_reward, hinge_loss, with_control_word
+from srpo_core.algorithm.reward import absolute_reward, by_name, hinge_loss, with_control_word
 from srpo_core.algorithm.rollout import starting_images
 from srpo_core.algorithm.srpo import draw_midpoints, recovered_images
 from srpo_core.config import TrainSettings
@@ -83,8 +83,8 @@ def scored(
 ) -> LossTerm:
     """Return the loss term of images (B, 3, H, W) in [0, 1] under the absolute reward."""
     rewards = absolute_reward(reward, images, scored_texts(batch, settings))
-    losses = hinge_loss(rewards, settings.direct_align.margin) * weight
-    return LossTerm(losses, {settings.reward_text: rewards.detach()})
+    losses = hinge_loss(rewards.total, settings.direct_align.margin) * weight
+    return LossTerm(losses, by_name(settings.reward_text, rewards))
 
 
 def _denoise_cost(settings: TrainSettings, *, noise_levels: int) -> MethodCost:

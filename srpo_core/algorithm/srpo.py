@@ -8,7 +8,7 @@ from torch import Tensor
 from srpo_core.algorithm.direct_align import EDGE, Branch, branches, one_step_recovery
 from srpo_core.algorithm.method import LossTerm, MethodCost, TrainBatch
 from srpo_core.algorithm.reference import arithmetic_of
-from srpo_core.algorithm.reward import hinge_loss, relative_reward, with_control_word
+from srpo_core.algorithm.reward import Rewards, by_name, hinge_loss, relative_reward, with_control_word
 from srpo_core.algorithm.rollout import starting_images
 from srpo_core.algorithm.schedule import training_grid
 from srpo_core.config import BranchName, DirectAlignSettings, TrainSettings
@@ -40,8 +40,8 @@ def srpo(
             positive, negative = control_texts(batch, names)
             k = torch.cat([discounts(align, name)[at[name].discount] for name in names]).to(x0.device)
             rewards = relative_reward(reward, images, positive, negative, k)
-            losses = hinge_loss(rewards, align.margin) * share
-            yield LossTerm(losses.view(len(names), -1).sum(0), _mean_by_branch(names, rewards.detach()))
+            losses = hinge_loss(rewards.total, align.margin) * share
+            yield LossTerm(losses.view(len(names), -1).sum(0), _mean_by_branch(names, rewards))
 
 
 def srpo_cost(settings: TrainSettings) -> MethodCost:
@@ -98,8 +98,15 @@ def discounts(align: DirectAlignSettings, name: BranchName) -> Tensor:
     return torch.linspace(*ends, align.grid)
 
 
-def _mean_by_branch(names: Sequence[BranchName], rewards: Tensor) -> dict[str, Tensor]:
-    each = list(zip(names, rewards.chunk(len(names)), strict=True))
-    return {
-        name: torch.stack([r for other, r in each if other == name]).mean(0) for name in dict.fromkeys(names)
-    }
+def _mean_by_branch(names: Sequence[BranchName], rewards: Rewards) -> dict[str, Tensor]:
+    """Average rewards over the calls of each branch, by the branch's name; see `by_name`."""
+
+    def mean(values: Tensor, name: BranchName) -> Tensor:
+        chunks = zip(names, values.chunk(len(names)), strict=True)
+        return torch.stack([own for other, own in chunks if other == name]).mean(0)
+
+    found: dict[str, Tensor] = {}
+    for name in dict.fromkeys(names):
+        each = {one: mean(values, name) for one, values in rewards.each.items()}
+        found |= by_name(name, Rewards(mean(rewards.total, name), each))
+    return found

@@ -56,7 +56,7 @@ class ScorerSettings(Part):
 class RewardSettings(ScorerSettings):
     """One of the differentiable scorers whose weighted sum training maximizes."""
 
-    weight: Annotated[float, Field(ge=1, le=1)] = Field(description="factor of the scorer's score in the sum")
+    weight: PositiveFloat = Field(description="factor of the scorer's score in the sum")
 
 
 def rewards_by_name(rewards: Sequence[RewardSettings]) -> dict[str, RewardSettings]:

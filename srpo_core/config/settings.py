@@ -33,7 +33,6 @@ class Settings(Part):
     model: ModelSettings
     rewards: list[RewardSettings] = Field(
         min_length=1,
-        max_length=1,
         description="the differentiable scorers whose weighted sum training maximizes",
     )
     select_judge: ScorerSettings = Field(description="not used in training; chooses the checkpoint")

@@ -141,6 +141,9 @@ def count_call(model: Any, reward: Any, condition: Any, *, num_images: int, auto
         latents = torch.empty(num_images, *model.latent_shape)
         time = torch.empty(num_images)
     condition = condition[rows]
+    texts = [""] * (2 * num_images)  # wanted and unwanted
+    with torch.no_grad(), torch.device("meta"):
+        reward.score(torch.empty(1, 3, 64, 64), texts[:1])  # most rewards keep what they computed of a text
     hooks = [
         p.register_post_accumulate_grad_hook(_drop) for p in model.transformer.parameters() if p.requires_grad
     ]
@@ -156,7 +159,7 @@ def count_call(model: Any, reward: Any, condition: Any, *, num_images: int, auto
             images = model.decode(start).clamp(0, 1)
         seen = images.detach().requires_grad_()
         with meter.into(score_phase):
-            score = reward.encode_images(seen).sum()
+            score = reward.score(seen, texts).sum()
         _back(meter, score_phase, score, torch.ones_like(score))
         del score
         _back(meter, decode, images, seen.grad)

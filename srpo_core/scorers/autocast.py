@@ -1,10 +1,11 @@
-"""A reward whose image tower runs in bfloat16, for training on hardware where that is faster."""
+"""Rewards whose forward pass runs in bfloat16, for training on hardware where that is faster."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 from srpo_core.protocols import RewardModel
+from srpo_core.scorers.mixed import MixedReward
 
 if TYPE_CHECKING:
     import torch
@@ -13,29 +14,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AutocastReward:
-    """Run the image tower of `reward` under torch's autocast; features are float32 and have unit length."""
+    """Run `reward` under torch's autocast; scores are float32."""
 
     reward: RewardModel
 
-    @property
-    def scale(self) -> float:
-        """The scale of the reward."""
-        return self.reward.scale
-
     def to(self, device: "torch.device") -> Self:
-        """Move the towers to a device, in place."""
+        """Move the reward to a device, in place."""
         self.reward.to(device)
         return self
 
-    def encode_images(self, images: "Tensor") -> "Tensor":
-        """Compute features (B, D) of images (B, 3, H, W) in [0, 1]; gradients flow to the images."""
+    def score(self, images: "Tensor", texts: Sequence[str]) -> "Tensor":
+        """Score images (B, 3, H, W) in [0, 1]; see `RewardModel.score`."""
         import torch
 
         with torch.autocast(images.device.type, torch.bfloat16):
-            features = self.reward.encode_images(images)
-        # the relative reward is a small difference of cosines, so the length must not be rounded
-        return torch.nn.functional.normalize(features.float(), dim=-1)
+            return self.reward.score(images, texts).float()
 
-    def encode_texts(self, texts: Sequence[str]) -> "Tensor":
-        """Compute features (B, D) of texts, without gradients."""
-        return self.reward.encode_texts(texts)
+
+def with_autocast(reward: RewardModel) -> RewardModel:
+    """Return a reward that runs under autocast; of a mix, each of its rewards does."""
+    if isinstance(reward, MixedReward):
+        return replace(reward, rewards={name: AutocastReward(one) for name, one in reward.rewards.items()})
+    return AutocastReward(reward)

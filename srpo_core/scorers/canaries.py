@@ -17,7 +17,7 @@ from torch import Tensor
 from srpo_core.config import ScorerSettings
 from srpo_core.errors import GateError
 from srpo_core.randomness import keyed_generator
-from srpo_core.scorers.registry import load_scorer
+from srpo_core.scorers.registry import SCORERS, load_scorer
 from srpo_core.scorers.subjects import subject_of
 
 NUM_EXAMPLES: Final = 16
@@ -66,23 +66,28 @@ def require_known_answers(
             load_scorer(settings).to(device),
             examples,
             device,
+            reads_texts=SCORERS[settings.scorer].reads_texts,
         )
     log.info("%s: answered questions with known answers", ", ".join(scorers))
 
 
 @torch.no_grad()
-def require_answers(name: str, scorer: Any, examples: Sequence[Example], device: torch.device) -> None:
-    """Ask a `RewardModel` or a `Judge` and require right answers. name: what an error calls it.
+def require_answers(
+    name: str, scorer: Any, examples: Sequence[Example], device: torch.device, *, reads_texts: bool = True
+) -> None:
+    """Ask a `RewardModel` or a `Judge` and require right answers.
+
+    name: what an error calls it; reads_texts: see `ScorerEntry`.
 
     Raises:
         GateError: it gives a score that is no finite number, or fails a question.
     """
     on_device = [Example(one.prompt, one.preferred.to(device), one.rejected.to(device)) for one in examples]
-    if hasattr(scorer, "encode_texts"):
-        asked = _ask(_text_score(scorer), on_device, reads_texts=True)
+    if hasattr(scorer, "score"):
+        asked = _ask(_text_score(scorer), on_device, other_prompts=reads_texts, no_prompt=reads_texts)
     else:
         known = [one for one in on_device if subject_of(one.prompt, scorer.subjects) is not None]
-        asked = _ask(_subject_score(scorer), known, reads_texts=False)
+        asked = _ask(_subject_score(scorer), known, other_prompts=True, no_prompt=False)
         _require_sure_of_style(name, scorer, on_device)
     if not asked:
         log.warning(
@@ -93,13 +98,16 @@ def require_answers(name: str, scorer: Any, examples: Sequence[Example], device:
         _require_right(name, kind, [one for one in asked if one.kind == kind])
 
 
-def _ask(score: Score, examples: Sequence[Example], *, reads_texts: bool) -> list[Comparison]:
+def _ask(
+    score: Score, examples: Sequence[Example], *, other_prompts: bool, no_prompt: bool
+) -> list[Comparison]:
+    """Compare each example with what must score lower; for scorers of prompts, also with another and with no prompt."""
     asked: list[Comparison] = []
     for index, one in enumerate(examples):
         own = score(one.preferred, one.prompt)
         worse = {"noise": _noise_like(one.preferred, index), "a black image": torch.zeros_like(one.preferred)}
         other = examples[(index + 1) % len(examples)]
-        if other.prompt != one.prompt:
+        if other_prompts and other.prompt != one.prompt:
             worse["the image of another prompt"] = other.preferred
         for kind, image in worse.items():
             asked.append(
@@ -110,7 +118,7 @@ def _ask(score: Score, examples: Sequence[Example], *, reads_texts: bool) -> lis
                     score(image, one.prompt),
                 )
             )
-        if reads_texts:
+        if no_prompt:
             asked.append(
                 Comparison(
                     "an image must fit its prompt better than an empty prompt",
@@ -168,7 +176,7 @@ def _require_sure_of_style(name: str, judge: Any, examples: Sequence[Example]) -
 
 def _text_score(scorer: Any) -> Score:
     def score(image: Tensor, prompt: str) -> float:
-        return float((scorer.encode_images(image) @ scorer.encode_texts([prompt]).T).squeeze())
+        return float(scorer.score(image, [prompt]))
 
     return score
 

@@ -18,6 +18,7 @@ class ScorerEntry:
     source: the weights' id on the hub or the library of the architecture, and the paper if there is one.
     build: builds a reward's architecture for a directory, with random weights on torch's default device. `srpo plan`
         calls it on the meta device to count FLOPs and bytes. Every differentiable scorer has one.
+    reads_texts: whether a score depends on the text. One that does not is not asked about texts before it is used.
     """
 
     load: Callable[[Path], Any]
@@ -26,6 +27,7 @@ class ScorerEntry:
     licence: str
     source: str
     build: Callable[[Path], RewardModel] | None = None
+    reads_texts: bool = True
 
     def __post_init__(self) -> None:
         """Check that a scorer that can be trained against can also be planned."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize as l2_normalize
 
 from srpo_core.errors import ArtifactError
+from srpo_core.scorers.cosine import cosine_score
 from srpo_core.scorers.entry import ScorerEntry
 from srpo_core.scorers.packages import require_package
 from srpo_core.scorers.preprocessing import CLIP_MEAN, CLIP_STD, fit, normalize
@@ -20,7 +21,7 @@ PUBLISHED_WEIGHTS: Final = "open_clip_pytorch_model.bin"
 
 
 class OpenClipReward(nn.Module):
-    """A `RewardModel` of two frozen open_clip towers; features are L2-normalised, (B, D).
+    """A reward of two frozen open_clip towers (`TwoTowers`); features are L2-normalised, (B, D).
 
     `scale` is 1 because HPS uses no logit scale: a reward is a cosine in [-1, 1].
     """
@@ -36,12 +37,17 @@ class OpenClipReward(nn.Module):
         self._tokenize = SimpleTokenizer(context_length=context_length)
         self._memory = TextMemory()
 
+    def score(self, images: Tensor, texts: Sequence[str]) -> Tensor:
+        """Compute the cosines of images and texts times `scale`; see `RewardModel.score`."""
+        return cosine_score(self, images, texts)
+
     def encode_images(self, images: Tensor) -> Tensor:
         """Compute features (B, D) of images (B, 3, H, W) in [0, 1]; gradients flow to the images."""
         pixels = normalize(fit(images.float(), self.image_size), CLIP_MEAN, CLIP_STD)
         visual = self.clip.visual
         features = class_feature(visual, pixels) if is_plain(visual) else visual(pixels)  # type: ignore[operator]
-        return l2_normalize(features, dim=-1)
+        # also under autocast: a relative reward is a small difference of cosines, so the length must not be rounded
+        return l2_normalize(features.float(), dim=-1)
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Compute features (B, D) of texts, without gradients; cached by text, since the towers are frozen."""

@@ -1,17 +1,18 @@
 """The registry `scorers`, and the functions that load an entry by the settings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, cast
 
-from srpo_core.config import RewardSettings, ScorerSettings
+from srpo_core.config import RewardSettings, ScorerSettings, rewards_by_name
 from srpo_core.errors import ConfigError, pick
 from srpo_core.protocols import RewardModel
 from srpo_core.scorers.clip_score import CLIP_SCORE
 from srpo_core.scorers.entry import ScorerEntry
 from srpo_core.scorers.hps_v2 import HPS_V2
 from srpo_core.scorers.judge import STYLE_SUBJECT_JUDGE
+from srpo_core.scorers.mixed import MixedReward
 from srpo_core.scorers.open_clip import OPEN_CLIP
 from srpo_core.scorers.pick_score import PICK_SCORE
 from srpo_core.scorers.timm_judge import TIMM_JUDGE
@@ -44,15 +45,13 @@ def load_reward(settings: ScorerSettings) -> RewardModel:
 
 
 def load_rewards(settings: Sequence[RewardSettings]) -> RewardModel:
-    """Load the rewards of a run. See `load_reward`."""
-    [only] = settings
-    return load_reward(only)
+    """Load the rewards of a run as one reward: their weighted sum. See `load_reward`."""
+    return _mixed(settings, load_reward)
 
 
 def build_rewards(settings: Sequence[RewardSettings]) -> RewardModel:
-    """Build the rewards of a run with random weights on torch's default device. See `build_reward`."""
-    [only] = settings
-    return build_reward(only)
+    """Build the rewards of a run, as `load_rewards` does, with random weights. See `build_reward`."""
+    return _mixed(settings, build_reward)
 
 
 def build_reward(settings: ScorerSettings) -> RewardModel:
@@ -65,6 +64,19 @@ def build_reward(settings: ScorerSettings) -> RewardModel:
     entry = _pick_reward(settings)
     assert entry.build is not None, "every differentiable scorer has one"
     return entry.build(Path(settings.path))
+
+
+def _mixed(settings: Sequence[RewardSettings], make: Callable[[RewardSettings], RewardModel]) -> RewardModel:
+    """Make each reward, and their weighted sum; a single reward of weight 1 is itself the sum."""
+    if len(settings) == 1 and settings[0].weight == 1:
+        return make(settings[0])
+    several = len(settings) > 1
+    named = {
+        name.removeprefix("reward_") if several else one.scorer: one
+        for name, one in rewards_by_name(settings).items()
+    }
+    weights = {name: one.weight for name, one in named.items()}
+    return MixedReward({name: make(one) for name, one in named.items()}, weights)
 
 
 def _pick_reward(settings: ScorerSettings) -> ScorerEntry:

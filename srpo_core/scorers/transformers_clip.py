@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize as l2_normalize
 
+from srpo_core.scorers.cosine import cosine_score
 from srpo_core.scorers.packages import require_package
 from srpo_core.scorers.preprocessing import CLIP_MEAN, CLIP_STD, fit, normalize
 from srpo_core.scorers.text_memory import TextMemory
@@ -23,7 +24,7 @@ POSITIONS: Final = ("text_model.embeddings.position_ids", "vision_model.embeddin
 
 
 class TransformersClip(nn.Module):
-    """A `RewardModel` of the two frozen towers; features are L2-normalised, (B, D)."""
+    """A reward of the two frozen towers (`TwoTowers`); features are L2-normalised, (B, D)."""
 
     def __init__(self, clip: nn.Module, image_size: int, context_length: int, scale: float) -> None:
         super().__init__()
@@ -33,11 +34,16 @@ class TransformersClip(nn.Module):
         self._tokenize = _clip_tokenizer(context_length)
         self._memory = TextMemory()
 
+    def score(self, images: Tensor, texts: Sequence[str]) -> Tensor:
+        """Compute the cosines of images and texts times `scale`; see `RewardModel.score`."""
+        return cosine_score(self, images, texts)
+
     def encode_images(self, images: Tensor) -> Tensor:
         """Compute features (B, D) of images (B, 3, H, W) in [0, 1]; gradients flow to the images."""
         pixels = normalize(fit(images.float(), self.image_size), CLIP_MEAN, CLIP_STD)
         features: Tensor = self.clip.get_image_features(pixels).pooler_output  # type: ignore[operator]
-        return l2_normalize(features, dim=-1)
+        # also under autocast: a relative reward is a small difference of cosines, so the length must not be rounded
+        return l2_normalize(features.float(), dim=-1)
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Compute features (B, D) of texts, without gradients; cached by text, since the towers are frozen."""

@@ -1,11 +1,13 @@
 """Stage check_reward: do the scorers of training know what people prefer, and what is plain to see?"""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
+from pathlib import Path
 from typing import Final
 
 import torch
+from torch import Tensor
 
 from srpo_core import artifacts
 from srpo_core.config import (
@@ -18,13 +20,15 @@ from srpo_core.config import (
 from srpo_core.data.tables import Pair, read_examples, read_images, read_pairs, to_tensor
 from srpo_core.errors import DataError, GateError
 from srpo_core.prompts import normal_form
-from srpo_core.protocols import RewardModel
+from srpo_core.protocols import RewardMix, RewardModel
+from srpo_core.runtime.dvc_yaml import files_below
 from srpo_core.runtime.progress import with_progress
 from srpo_core.runtime.ray_cluster import local_device
 from srpo_core.scorers import load_rewards
 from srpo_core.scorers.canaries import NUM_EXAMPLES, Example, require_known_answers
 
 PAIRS_AT_ONCE: Final = 64  # twice as many images are in memory
+MIX: Final = ""  # the name of what is trained, beside the names of its parts
 Z_95: Final = 1.959964  # quantile of the normal distribution for a two-sided 95 % interval
 
 log = logging.getLogger(__name__)
@@ -57,10 +61,11 @@ def run(
             "add records to test.json of ingest.source"
         )
     device = local_device(resources)
-    agreed = list(_agreements(load_rewards(rewards).to(device), pairs, device))
-    agreement = sum(agreed) / len(pairs)
+    agreed = _agreements(load_rewards(rewards).to(device), pairs, device)
+    agreement = sum(agreed[MIX]) / len(pairs)
+    each = {name: sum(own) / len(pairs) for name, own in agreed.items() if name != MIX}
     prompts = [normal_form(pair.prompt) for pair in pairs]
-    low, high = wilson_interval(agreement, independent_pairs(agreed, prompts))
+    low, high = _interval(agreed[MIX], prompts)
     least = check_reward.min_agreement
     artifacts.write_json(
         artifacts.AGREEMENT,
@@ -70,15 +75,12 @@ def run(
             "agreement": agreement,
             "low": low,
             "high": high,
+            **({"each": each, "weights": _digests(rewards[1:])} if each else {}),
         },
     )
     figures = f"{agreement:.3f} of {len(pairs)} pairs (95 % CI over {len(set(prompts))} prompts: {low:.3f} … {high:.3f})"
     names = ", ".join(f"{one.scorer} in {one.path}" for one in rewards)
-    if high < 1 / 2:
-        raise GateError(
-            f"the reward {names} prefers the rejected images: it agrees with only {figures}, so "
-            "its scores are inverted, or the preferences in ingest.source are: compare a few pairs by eye"
-        )
+    _require_not_inverted(agreed, prompts, names)
     require_known_answers(
         {**rewards_by_name(rewards), "select_judge": select_judge},
         [Example(*one) for one in read_examples(NUM_EXAMPLES)],
@@ -91,6 +93,29 @@ def run(
             "if you know why it agrees so rarely, lower the threshold in params.yaml"
         )
     log.info("the reward agrees with %s", figures)
+    for name, share in each.items():
+        log.info("the reward %s alone agrees with %.3f", name, share)
+
+
+def _interval(agreed: Sequence[bool], prompts: Sequence[str]) -> tuple[float, float]:
+    return wilson_interval(sum(agreed) / len(agreed), independent_pairs(agreed, prompts))
+
+
+def _require_not_inverted(agreed: Mapping[str, Sequence[bool]], prompts: Sequence[str], names: str) -> None:
+    """Require that the reward, and each of its parts, does not prefer what people rejected."""
+    for name, own in agreed.items():
+        low, high = _interval(own, prompts)
+        if high < 1 / 2:
+            raise GateError(
+                f"{_called(name)} ({names}) prefers the rejected images: it agrees with only "
+                f"{sum(own) / len(own):.3f} of {len(own)} pairs (95 % CI over {len(set(prompts))} prompts: {low:.3f} … "
+                f"{high:.3f}), so its scores are inverted, or the preferences in ingest.source are: compare a few pairs "
+                "by eye"
+            )
+
+
+def _called(name: str) -> str:
+    return f"the reward {name}".rstrip()
 
 
 def independent_pairs(agreed: Sequence[bool], prompts: Sequence[str]) -> float:
@@ -121,28 +146,55 @@ def wilson_interval(share: float, trials: float, z: float = Z_95) -> tuple[float
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _agreements(scorer: RewardModel, pairs: Sequence[Pair], device: torch.device) -> Iterator[bool]:
-    """Yield for each pair whether the preferred image scores higher; a tie counts as no."""
+def _agreements(scorer: RewardModel, pairs: Sequence[Pair], device: torch.device) -> dict[str, list[bool]]:
+    """Return for each pair whether the preferred image scores higher; a tie counts as no.
+
+    By `MIX`, the reward that is trained; if it is the sum of several, also by the name of each.
+    """
+    found: dict[str, list[bool]] = {}
     for start in with_progress(range(0, len(pairs), PAIRS_AT_ONCE), "score pairs"):
-        yield from _agreements_at_once(scorer, pairs[start : start + PAIRS_AT_ONCE], device)
+        some = pairs[start : start + PAIRS_AT_ONCE]
+        for name, gained in _gains(scorer, some, device).items():
+            if broken := (~gained.isfinite()).nonzero().flatten().tolist():
+                raise GateError(
+                    f"{_called(name)} gives no finite score to a pair of {some[broken[0]].prompt!r}, and {len(broken) - 1} "
+                    "others of this batch: check its files with 'srpo doctor'"
+                )
+            found.setdefault(name, []).extend((gained > 0).tolist())
+    return found
 
 
 @torch.no_grad()
-def _agreements_at_once(scorer: RewardModel, pairs: Sequence[Pair], device: torch.device) -> list[bool]:
-    images = read_images({path for pair in pairs for path in (pair.preferred, pair.rejected)})
-    # HPD's images differ in size, so each one is encoded separately
-    features = {path: scorer.encode_images(to_tensor(image).to(device))[0] for path, image in images.items()}
-    texts = scorer.encode_texts([pair.prompt for pair in pairs])
-    gained = torch.stack(
-        [
-            (features[pair.preferred] - features[pair.rejected]) @ text
-            for pair, text in zip(pairs, texts, strict=True)
-        ]
-    )
-    if broken := (~gained.isfinite()).nonzero().flatten().tolist():
-        raise GateError(
-            f"the reward gives no finite score to a pair of {pairs[broken[0]].prompt!r}, and {len(broken) - 1} others "
-            "of this batch: check its files with 'srpo doctor'"
-        )
-    preferred: list[bool] = (gained > 0).tolist()
-    return preferred
+def _gains(scorer: RewardModel, pairs: Sequence[Pair], device: torch.device) -> dict[str, Tensor]:
+    """Return by how much the preferred image of each pair scores higher, (pairs,), by name as `_agreements`."""
+    texts: dict[str, list[str]] = {}
+    for pair in pairs:
+        for path in (pair.preferred, pair.rejected):
+            if pair.prompt not in texts.setdefault(path, []):
+                texts[path].append(pair.prompt)
+    scores: dict[str, dict[tuple[str, str], Tensor]] = {}
+    # HPD's images differ in size, so each one is scored separately, once for all of its prompts
+    for path, image in read_images(set(texts)).items():
+        for name, found in _scores(scorer, to_tensor(image).to(device), texts[path]).items():
+            of_name = scores.setdefault(name, {})
+            of_name |= {(path, text): one for text, one in zip(texts[path], found, strict=True)}
+    return {
+        name: torch.stack([own[p.preferred, p.prompt] - own[p.rejected, p.prompt] for p in pairs])
+        for name, own in scores.items()
+    }
+
+
+def _scores(scorer: RewardModel, image: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
+    """Score one image for all texts, (len(texts),), by name as `_agreements`."""
+    if not isinstance(scorer, RewardMix):
+        return {MIX: scorer.score(image, texts)}
+    each = dict(scorer.score_each(image, texts))
+    return {MIX: scorer.total(each), **each}
+
+
+def _digests(rewards: Sequence[RewardSettings]) -> dict[str, str]:
+    """Return the SHA-256 of the rewards' files, by path: dvc.yaml names only the directory of the first reward.
+
+    Training depends on the file that this is written to, so it runs again if they change.
+    """
+    return {str(file): artifacts.sha256(file) for one in rewards for file in files_below(Path(one.path))}

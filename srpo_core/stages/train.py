@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from srpo_core.algorithm.control_words import count_prompts
-from srpo_core.artifacts import AGREEMENT, EMBEDDINGS
+from srpo_core.artifacts import AGREEMENT, EMBEDDINGS, read_json
 from srpo_core.config import (
     ControlWords,
     ModelSettings,
@@ -92,6 +92,7 @@ def _key(
         "guidance_scale": train.rollout.guidance_scale,
         "precision": [train.compute.autocast, train.batch_size],
         "tune": [train.tune, train.lora.model_dump(mode="json")],
+        **({"weights": read_json(AGREEMENT)["weights"]} if len(rewards) > 1 else {}),
         "images": rule and [rule.base_seeds, rule.num_inference_steps],
         "metrics": rule and sorted({limit.metric for limit in rule.limits.values()}),
     }

@@ -23,7 +23,7 @@ from srpo_core.models import load_trainable
 from srpo_core.protocols import BaseModel
 from srpo_core.runtime.shared_files import local_copy
 from srpo_core.scorers import load_rewards
-from srpo_core.scorers.autocast import AutocastReward
+from srpo_core.scorers.autocast import with_autocast
 from srpo_core.training.average import WeightAverage
 from srpo_core.training.batch import read_training_prompts, step_batch
 from srpo_core.training.checkpoint import open_checkpoint, restore, step_location
@@ -63,7 +63,7 @@ class Worker:
             self.model.weights_changed()
         reward = load_rewards(job.rewards).to(device)
         if job.train.compute.autocast:
-            reward = AutocastReward(reward)
+            reward = with_autocast(reward)
         self.learner = Learner(self.model, reward, optimizer, job.train, method_of(job.train))
         self.prompts = read_training_prompts(real_images=real_share(job.train.rollout) > 0)
 

@@ -50,13 +50,13 @@ def test_a_discount_outside_the_reward_only_scales_it(quirks):
     from srpo_core.algorithm.srpo import relative_reward
     from srpo_core.training.learner import Learner
 
-    texts = {"wanted": [[1.0, 0.0]], "unwanted": [[0.6, 0.8]]}
+    texts = {"wanted": [1.0, 0.0], "unwanted": [0.6, 0.8]}
     reward = SimpleNamespace(
-        scale=2.0, encode_texts=lambda t: torch.tensor(texts[t]), encode_images=lambda images: images
+        score=lambda images, names: 2 * (torch.tensor([texts[name] for name in names]) * images).sum(1)
     )
     images, k = torch.tensor([[0.0, 1.0]]), torch.tensor([0.25])
-    inside = relative_reward(reward, images, "wanted", "unwanted", k)
-    outside = quirks.multiplied_reward(reward, images, "wanted", "unwanted", k)
+    inside = relative_reward(reward, images, ["wanted"], ["unwanted"], k).total
+    outside = quirks.multiplied_reward(reward, images, ["wanted"], ["unwanted"], k).total
     assert (inside.tolist(), outside.tolist()) == ([pytest.approx(-1.6)], [pytest.approx(-0.4)])
 
     def method(*_):

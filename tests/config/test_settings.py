@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from flows.form import parse_patch
-from srpo_core.config import parse_settings, patched
+from srpo_core.config import parse_settings, patched, rewards_by_name
 from srpo_core.config.renamed import RENAMED
 from srpo_core.errors import ConfigError
 from srpo_core.runtime.dvc_yaml import value_at
@@ -64,6 +64,31 @@ def test_every_new_name_is_a_setting():
     values = yaml.safe_load((ROOT / "profiles/tiny.yaml").read_text())
     for new in RENAMED.values():
         assert value_at(values, new) is not None
+
+
+def test_several_rewards_have_their_names_and_each_needs_weights_of_its_own():
+    def mix(*scorers):
+        return [
+            {"scorer": name, "path": f"models/{place}", "weight": 0.5} for place, name in enumerate(scorers)
+        ]
+
+    one, two, three = parse("tiny", {"rewards": mix("hps_v2", "pick_score", "hps_v2")}).rewards
+    assert rewards_by_name([one]) == {"reward": one}
+    assert rewards_by_name([one, two, three]) == {
+        "reward_hps_v2": one,
+        "reward_pick_score": two,
+        "reward_hps_v2_2": three,
+    }
+    same = [*mix("hps_v2"), *mix("pick_score")]
+    with pytest.raises(ConfigError, match="reward_hps_v2 and reward_pick_score are the same model"):
+        parse("tiny", {"rewards": same})
+    judge = mix("hps_v2", "open_clip")
+    judge[1]["path"] = "assets/tiny/family/judge_b"
+    with pytest.raises(ConfigError, match="reward_open_clip and judge are the same model"):
+        parse("tiny", {"rewards": judge})
+    for wrong in ([], [{**mix("hps_v2")[0], "weight": 0}]):
+        with pytest.raises(ConfigError, match="rewards"):
+            parse("tiny", {"rewards": wrong})
 
 
 def test_the_old_reward_gets_one_error_that_shows_the_new_form():

@@ -6,6 +6,7 @@ import torch
 
 from srpo_core.config import ControlWords, RewardSettings, ScorerSettings
 from srpo_core.errors import ConfigError, DataError
+from srpo_core.scorers.cosine import cosine_score
 from srpo_core.scorers.metrics import (
     METRICS,
     MetricContext,
@@ -26,6 +27,12 @@ class TwoTowers:
 
     def __init__(self, texts):
         self.texts = texts
+
+    def to(self, device):
+        return self
+
+    def score(self, images, texts):
+        return cosine_score(self, images, texts)
 
     def encode_images(self, images):
         return images.mean((2, 3))

@@ -70,6 +70,20 @@ def test_every_entry_states_its_source_and_its_scores_are_in_its_range(settings)
     assert entry.source.strip() == entry.source != ""
 
 
+def test_a_score_is_the_cosine_times_the_scale_and_encodes_each_image_once(reward_model, images, monkeypatch):
+    texts = ["red apple", "cat", "dog", "a", "b", "c"]
+    encoded, encode = [], reward_model.encode_images
+    monkeypatch.setattr(
+        reward_model, "encode_images", lambda some: (encoded.append(len(some)), encode(some))[1]
+    )
+    scores = reward_model.score(images, texts)
+    assert encoded == [len(images)]
+    cosines = encode(images) @ reward_model.encode_texts(texts).T
+    expected = [reward_model.scale * float(cosines[index % 3, index]) for index in range(6)]
+    assert scores.tolist() == pytest.approx(expected, abs=1e-6 * reward_model.scale)
+    assert torch.equal(scores[3:], reward_model.score(images, texts[3:]))
+
+
 def test_features_have_unit_length_and_are_fp32(reward_model, images):
     for features in (reward_model.encode_images(images), reward_model.encode_texts(["red apple", "cat"])):
         assert features.dtype == torch.float32

@@ -1,6 +1,7 @@
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from srpo_core.config import CheckRewardSettings, RewardSettings, ScorerSettings
 from srpo_core.data.tables import PAIR_COLUMNS, write_rows
 from srpo_core.errors import ArtifactError, DataError, GateError
 from srpo_core.scorers import load_reward
+from srpo_core.scorers.mixed import MixedReward
 from srpo_core.stages import check_reward
 from srpo_core.stages.check_reward import independent_pairs, wilson_interval
 
@@ -96,6 +98,46 @@ def test_a_reward_that_gives_no_number_is_an_error_and_no_disagreement(pairs, mo
     monkeypatch.setattr(check_reward, "load_rewards", lambda settings: reward)
     with pytest.raises(GateError, match="no finite score to a pair of 'owl'"):
         run(min_agreement=0)
+
+
+def test_of_several_rewards_the_sum_counts_and_each_agreement_is_written(pairs):
+    pairs(6)
+    second = REWARD.model_copy(update={"weight": 0.5})
+    figures = run(rewards=[REWARD, second])
+    assert figures["agreement"] == 1.0
+    assert figures["each"] == {"open_clip": 1.0, "open_clip_2": 1.0}
+    files = sorted(str(path) for path in Path(second.path).iterdir())
+    assert list(figures["weights"]) == files
+    assert figures["weights"][files[0]] == artifacts.sha256(Path(files[0]))
+
+
+def test_an_inverted_reward_in_a_mix_is_refused_by_its_name_although_the_mix_agrees(pairs, monkeypatch):
+    pairs(24)
+    right = load_reward(REWARD)
+    inverted = SimpleNamespace(
+        score=lambda images, texts: -right.score(images, texts), to=lambda device: None
+    )
+    mix = MixedReward({"right": right, "inverted": inverted}, {"right": 3.0, "inverted": 0.5})
+    monkeypatch.setattr(check_reward, "load_rewards", lambda settings: mix)
+    with pytest.raises(
+        GateError, match=r"^the reward inverted \(.* prefers the rejected .* only 0.000 of 24"
+    ):
+        run(rewards=[REWARD, REWARD.model_copy(update={"weight": 0.5})])
+    figures = artifacts.read_json(artifacts.AGREEMENT)
+    assert (figures["agreement"], figures["each"]) == (1.0, {"right": 1.0, "inverted": 0.0})
+
+
+def test_an_image_is_encoded_once_for_all_pairs_that_contain_it(pairs, monkeypatch):
+    rows = [(0, "test", "owl", "owl", "rocket", ""), (1, "test", "rocket", "rocket", "owl", "")]
+    write_rows(artifacts.PAIRS, PAIR_COLUMNS, rows)
+    reward = load_reward(REWARD)
+    encoded, encode = [], reward.encode_images
+    monkeypatch.setattr(
+        reward, "encode_images", lambda images: (encoded.append(len(images)), encode(images))[1]
+    )
+    monkeypatch.setattr(check_reward, "load_rewards", lambda settings: reward)
+    assert run(min_agreement=0)["agreement"] == 1.0
+    assert encoded == [1, 1]
 
 
 def test_an_agreement_that_equals_the_threshold_passes(pairs):

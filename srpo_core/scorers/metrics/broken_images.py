@@ -6,12 +6,13 @@ from typing import Final, cast
 import torch
 from torch import Tensor
 
-from srpo_core.protocols import Judge, RewardModel
+from srpo_core.protocols import Judge, RewardModel, TwoTowers
 from srpo_core.scorers import broken, common_patterns
 from srpo_core.scorers.broken import STATISTICS, Evidence, Scores
 from srpo_core.scorers.metrics.context import MetricContext
 from srpo_core.scorers.metrics.metric import THIS_PROJECT, Compared, Metric, judge_licence
 from srpo_core.scorers.metrics.styles_and_subjects import find_subject
+from srpo_core.scorers.mixed import MixedReward
 
 SCORERS: Final = 2  # reward and judge
 
@@ -64,6 +65,18 @@ def copied_images(images: Tensor, prompt: str, context: MetricContext) -> Tensor
 
 
 def _by_text(scorer: RewardModel, images: Tensor, prompt: str) -> Scores:
+    """Return the vectors whose product is the score of any of the images for any text.
+
+    A mix joins those of its rewards. A scorer without towers has none: its rows are 0, by which no image is broken,
+    because they do not tell the base's images of a prompt from others.
+    """
+    if isinstance(scorer, MixedReward):
+        each = {name: _by_text(one, images, prompt) for name, one in scorer.rewards.items()}
+        weighted = [scorer.weights[name] * one.images for name, one in each.items()]
+        return Scores(torch.cat(weighted, 1), torch.cat([one.texts for one in each.values()], 1))
+    if not isinstance(scorer, TwoTowers):
+        nothing = torch.zeros(len(images), 1, device=images.device)
+        return Scores(nothing, nothing)
     seen = scorer.scale * scorer.encode_images(images)
     return Scores(seen, scorer.encode_texts([prompt]).expand(len(images), -1))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from srpo_core.config import ControlWords, RewardSettings, ScorerSettings, rewards_by_name
 from srpo_core.errors import ConfigError
-from srpo_core.protocols import Judge, RewardModel
+from srpo_core.protocols import Judge, RewardModel, TwoTowers
 from srpo_core.scorers.registry import load_reward, load_rewards, load_scorer
 
 
@@ -38,7 +38,7 @@ class MetricContext:
 
     @cached_property
     def reward(self) -> RewardModel:
-        """The reward that was trained against."""
+        """The reward that was trained against: the weighted sum of the run's rewards."""
         return load_rewards(self.reward_settings).to(self.device)
 
     @cached_property
@@ -80,6 +80,11 @@ class MetricContext:
 def judge_features(images: Tensor, context: MetricContext) -> Tensor:
     """Compute the judge's features of the images, (K, D)."""
     judge = context.judge
+    if not hasattr(judge, "features") and not isinstance(judge, TwoTowers):
+        raise ConfigError(
+            f"judge: {context.judge_settings.scorer!r} returns no features of images, which this metric compares: drop "
+            "the metrics kid and diversity, or set another judge"
+        )
     features: Tensor = judge.features(images) if hasattr(judge, "features") else judge.encode_images(images)
     return features
 

@@ -16,7 +16,7 @@ SGP_SOURCE: Final = "arXiv 2509.06942, table 1, SGP"
 
 
 def reward(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
-    """The plain reward <image, prompt>, in [-1, 1] times the scorer's scale."""
+    """The plain reward; by one scorer of cosines in [-1, 1] times its scale, else the weighted sum of the rewards."""
     return _plain(context.reward, images, prompt)
 
 
@@ -36,7 +36,7 @@ def judge_sgp(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
 
 
 def sgp(scorer: RewardModel, images: Tensor, prompt: str, words: ControlWords) -> Tensor:
-    """Compute <image, "wanted. prompt"> - <image, "unwanted. prompt"> by any scorer, (K,).
+    """Compute the score for "wanted. prompt" minus the score for "unwanted. prompt" by any scorer, (K,).
 
     The mean over the wanted control words minus the mean over the unwanted ones. Each word has its weight, which is
     how often training uses it. Shen et al. 2025, section 3.3 and table 1 (SGP-HPS), without the discount.
@@ -85,7 +85,8 @@ def _plain(scorer: RewardModel, images: Tensor, prompt: str) -> Tensor:
 
 def _scores(scorer: RewardModel, images: Tensor, texts: Sequence[str]) -> Tensor:
     """Score every image against every text, (K, T)."""
-    return scorer.scale * scorer.encode_images(images) @ scorer.encode_texts(texts).T
+    rounds = [text for text in texts for _ in images]
+    return scorer.score(images, rounds).view(len(texts), len(images)).T
 
 
 def _weighted_mean(scores: Tensor, words: Mapping[str, float]) -> Tensor:
@@ -97,7 +98,7 @@ def _weighted_mean(scores: Tensor, words: Mapping[str, float]) -> Tensor:
 REWARD: Final = Metric(
     reward,
     (-1, 1),
-    "the scorer of the setting reward",
+    "the scorers of the setting rewards",
     "how well the image fits its prompt, by the model that was trained against",
     reward_licence,
 )
