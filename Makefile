@@ -75,4 +75,4 @@ gpu-smoke: $(STAMP) ## train the tiny model on a GPU (not yet run on one)
 	pytest -m gpu -v
 
 clean: ## remove runs and their state; keep .venv, store/ and the data remote
-	rm -rf runs .srpo/runs .srpo/resume .srpo/prefect .srpo/timings .srpo/ray .srpo/dvc .pytest_cache .mypy_cache .ruff_cache .coverage*
+	rm -rf runs .srpo/runs .srpo/resume .srpo/prefect .srpo/timings .srpo/ray .srpo/dvc .srpo/tensorboard .srpo/wandb .pytest_cache .mypy_cache .ruff_cache .coverage*

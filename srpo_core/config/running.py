@@ -1,6 +1,6 @@
 """The parts `release` and `resources`, which no stage depends on."""
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -85,6 +85,10 @@ class ResourceSettings(Part):
         description="continue training while a checkpoint is written; needs CPU memory for a copy"
     )
     stall: StallSettings
+    loggers: list[Literal["tensorboard", "wandb"]] = Field(
+        description="loggers that show training while it runs, beside DVCLive's files: tensorboard in "
+        ".srpo/tensorboard; wandb needs the package wandb, and takes its environment variables"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -1,6 +1,7 @@
 """Check the settings against each other and against the registries, before a run starts."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from srpo_core.algorithm import method_of
 from srpo_core.config import Settings
@@ -24,6 +25,7 @@ def require_consistent(settings: Settings) -> None:
     """
     _require_known(settings)
     _require_workers(settings)
+    _require_loggers(settings)
     for key, name in _registered_metrics(settings):
         try:
             pick(METRICS, name, "metric")
@@ -87,6 +89,14 @@ def _require_workers(settings: Settings) -> None:
         raise ConfigError(
             "resources.shard is true and train.optimizer.kind is adamw_8bit: its blocks of 256 values cannot be divided "
             "among workers. Choose adamw, or shard: false"
+        )
+
+
+def _require_loggers(settings: Settings) -> None:
+    """Require the package of a logger that is not among the project's own."""
+    if "wandb" in settings.resources.loggers and find_spec("wandb") is None:
+        raise ConfigError(
+            "resources.loggers has wandb, whose package is not installed: pip install 'srpo-pipeline[wandb]', or drop it"
         )
 
 

@@ -18,6 +18,7 @@ from srpo_core.config import (
 )
 from srpo_core.models import files_to_load
 from srpo_core.prompts import read_texts
+from srpo_core.runtime.live_loggers import live_loggers
 from srpo_core.runtime.processes import OWNER, end_leftovers, owner_mark
 from srpo_core.runtime.resume import key_of, register_external, resumable
 from srpo_core.runtime.shared_files import COMPLETE, storage
@@ -72,7 +73,11 @@ def run(
             resume=0,
             attempt="",
         )
-        with log_steps(state / PROGRESS, train.steps):
+        shown = {"seed": seed, "model": model.model_dump(mode="json"), "train": train.model_dump(mode="json")}
+        with (
+            live_loggers(resources.loggers, directory.name, shown) as loggers,
+            log_steps(state / PROGRESS, train.steps, loggers),
+        ):
             fit(job)
         export(job, word_counts)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from srpo_core.runtime.live_loggers import LiveLoggers
 from srpo_core.runtime.shared_files import Location
 
 log = logging.getLogger(__name__)
@@ -17,19 +18,23 @@ SHOWN_BY_DECIMALS: Final = 1e-3
 
 
 @contextmanager
-def log_steps(path: Location, num_steps: int) -> Iterator[None]:
-    """Log each line that is added to a progress file while the context is open, from a background thread."""
-    num_logged = len(_complete_lines(path))
+def log_steps(path: Location, num_steps: int, loggers: LiveLoggers) -> Iterator[None]:
+    """Log each line that is added to a progress file while the context is open, from a background thread.
+
+    The live loggers also receive the lines that an earlier process of this run has added.
+    """
+    num_logged, num_shown = len(_complete_lines(path)), 0
     ended = threading.Event()
 
     def log_new_lines() -> None:
-        nonlocal num_logged
-        lines = _complete_lines(path)
-        for line in lines[num_logged:]:
-            row = json.loads(line)
+        nonlocal num_logged, num_shown
+        rows = [json.loads(line) for line in _complete_lines(path)]
+        for row in rows[num_shown:]:
+            loggers.write(row)
+        for row in rows[num_logged:]:
             figures = "  ".join(f"{name} {_rounded(value)}" for name, value in row.items() if name != "step")
             log.info("step %d of %d  %s", row["step"], num_steps, figures)
-        num_logged = len(lines)
+        num_logged = num_shown = len(rows)
 
     def poll() -> None:
         while not ended.wait(POLL_SECONDS if path.path else REMOTE_POLL_SECONDS):

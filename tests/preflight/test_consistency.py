@@ -1,3 +1,5 @@
+from importlib.util import find_spec
+
 import pytest
 import yaml
 
@@ -126,3 +128,11 @@ def test_a_release_without_its_reference_format_is_refused():
     del whole["quantize"]["formats"]["bf16"]
     with pytest.raises(ConfigError, match=r"quantize\.formats lacks bf16"):
         require_consistent(parse_settings(whole, "the test"))
+
+
+@pytest.mark.skipif(find_spec("wandb") is not None, reason="needs an environment without the extra wandb")
+def test_the_logger_wandb_without_its_package_is_refused_with_the_way_to_install_it():
+    with pytest.raises(
+        ConfigError, match=r"^resources\.loggers has wandb, .*: pip install 'srpo-pipeline\[wandb\]'"
+    ):
+        require_consistent(settings({"resources": {"loggers": ["tensorboard", "wandb"]}}))

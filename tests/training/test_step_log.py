@@ -2,6 +2,7 @@ import json
 import logging
 import time
 
+from srpo_core.runtime.live_loggers import LiveLoggers
 from srpo_core.runtime.shared_files import Location
 from srpo_core.training import step_log
 
@@ -9,14 +10,22 @@ from srpo_core.training import step_log
 def test_progress_is_logged_line_by_line_without_old_lines(tmp_path, caplog):
     path = tmp_path / "progress.jsonl"
     path.write_text(json.dumps({"step": 1, "loss": 0.5}) + "\n")
-    with caplog.at_level(logging.INFO), step_log.log_steps(Location.of(path), 3), path.open("a") as file:
+    with (
+        caplog.at_level(logging.INFO),
+        step_log.log_steps(Location.of(path), 3, LiveLoggers({})),
+        path.open("a") as file,
+    ):
         file.write(json.dumps({"step": 2, "loss": 0.25}) + "\n")
     assert [record.getMessage() for record in caplog.records] == ["step 2 of 3  loss 0.2500"]
 
 
 def test_a_partly_written_line_is_logged_when_it_is_complete(tmp_path, caplog):
     path = tmp_path / "progress.jsonl"
-    with caplog.at_level(logging.INFO), step_log.log_steps(Location.of(path), 3), path.open("a") as file:
+    with (
+        caplog.at_level(logging.INFO),
+        step_log.log_steps(Location.of(path), 3, LiveLoggers({})),
+        path.open("a") as file,
+    ):
         file.write('{"step": 1, ')
         file.flush()
         time.sleep(2 * step_log.POLL_SECONDS)
@@ -26,7 +35,7 @@ def test_a_partly_written_line_is_logged_when_it_is_complete(tmp_path, caplog):
 
 def test_a_small_learning_rate_is_not_logged_as_zero(tmp_path, caplog):
     path = tmp_path / "progress.jsonl"
-    with caplog.at_level(logging.INFO), step_log.log_steps(Location.of(path), 3):
+    with caplog.at_level(logging.INFO), step_log.log_steps(Location.of(path), 3, LiveLoggers({})):
         path.write_text(json.dumps({"step": 1, "loss": 0.0, "learning_rate": 2e-5}) + "\n")
     assert [record.getMessage() for record in caplog.records] == [
         "step 1 of 3  loss 0.0000  learning_rate 2.00e-05"
