@@ -42,7 +42,7 @@ def doctor(
 
 
 @app.command(rich_help_panel=PANEL)
-def plan(
+def plan(  # noqa: PLR0913, PLR0917  # the options of the command
     gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs, one per worker.")],
     gpu_memory: Annotated[float, typer.Option(min=0.001, help="Memory of one GPU in GB (1e9 bytes).")],
     profile: Annotated[str | None, typer.Option(help="Preset to plan; default: params.yaml.")] = None,
@@ -62,6 +62,12 @@ def plan(
     bandwidth: Annotated[
         float, typer.Option(min=0.001, help="Bandwidth from one GPU to the others, in GB/s.")
     ] = 300.0,
+    disk: Annotated[
+        float, typer.Option(min=0.001, help="Bandwidth to and from the disk with the weights, in GB/s.")
+    ] = 2.0,
+    upload: Annotated[
+        float, typer.Option(min=0.001, help="Bandwidth to the store of releases, in GB/s.")
+    ] = 0.1,
 ) -> None:
     """Estimate memory, FLOPs, time and price of a run from its settings. Needs no weights."""
     from rich.console import Console
@@ -74,7 +80,16 @@ def plan(
     settings = config.parse_settings(
         config.patched(config.read_values(path), parse_changes(change or [])), str(path)
     )
-    cluster = Cluster(gpus, gpu_memory * GB, price, mfu, tflops * TERA, bandwidth * GB)
+    cluster = Cluster(
+        gpus,
+        gpu_memory * GB,
+        price,
+        mfu,
+        tflops * TERA,
+        bandwidth * GB,
+        disk=disk * GB,
+        upload=upload * GB,
+    )
     Console().print(show(make_plan(settings, cluster)))
 
 

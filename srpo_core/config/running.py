@@ -73,6 +73,9 @@ class ResourceSettings(Part):
     generate_workers: Positive = Field(
         description="number of Ray tasks that generate images at once; 1: the stage itself does"
     )
+    encode_batch_size: Positive = Field(
+        description="number of prompts that the text encoders encode at once; less needs less memory"
+    )
     threads_per_worker: Positive = Field(description="number of CPU threads per process")
     use_gpu: bool = Field(description="one GPU per worker")
     shard: bool = Field(

@@ -21,6 +21,7 @@ PURPOSE: Final = (
     "evaluate"  # the key of stage evaluate's noise, so that base and aligned figures are of the same images
 )
 SEED_NUMBER: Final = 0
+PROOF_PROMPTS: Final = 8  # evenly spaced test prompts, in one forward pass
 REWARD: Final = "reward"
 
 

@@ -54,8 +54,10 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     torch's FlopCounterMode follows modules by hooks, which keep alive the tensors that checkpointed blocks recompute.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, collect: bool = True) -> None:
+        """collect: search for reference cycles, which only recomputation makes."""
         super().__init__()  # type: ignore[no-untyped-call]
+        self.collect = collect
         self.flops = 0.0
         self.now = self.peak = self._collected = 0
         gc.freeze()  # do not search existing objects in every collection
@@ -95,7 +97,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _collect(self) -> None:
         """Free reference cycles, such as the frames of recomputation, which a real run frees as well."""
-        if self.now > 1.02 * self._collected:
+        if self.collect and self.now > 1.02 * self._collected:
             gc.collect()
             self._collected = self.now
 
@@ -129,6 +131,14 @@ class Counted:
     reward: Phase
     peak_before: int
     peak_after: int
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A call without gradients: its FLOPs, and the peak bytes of the tensors that it creates."""
+
+    flops: float
+    peak: int
 
 
 def count_call(model: Any, reward: Any, condition: Any, *, num_images: int, autocast: bool) -> Counted:
@@ -171,16 +181,12 @@ def count_call(model: Any, reward: Any, condition: Any, *, num_images: int, auto
     return Counted(num_images, rollout, transformer, decode, score_phase, before, meter.peak)
 
 
-def count_generation(model: Any, condition: Any, *, num_images: int, autocast: bool) -> int:
-    """Count the peak bytes, without weights, while a batch of images is generated and decoded on the meta device."""
-    with torch.device("meta"):
-        latents = torch.empty(num_images, *model.latent_shape)
-        time = torch.empty(num_images)
-    meter = Meter()
+def count_forward(call: Callable[[], Any], *, autocast: bool) -> Forward:
+    """Count a call on the meta device without gradients; weights are not included."""
+    meter = Meter(collect=False)
     with AsOnDevice(autocast=autocast), meter, torch.no_grad():
-        model.velocity(latents, time, 1.0, condition[[0] * num_images])
-        model.decode(latents)
-    return meter.peak
+        call()
+    return Forward(meter.flops, meter.peak)
 
 
 def _back(meter: Meter, phase: Phase, output: Tensor, gradient: Tensor | None) -> None:

@@ -5,7 +5,8 @@ from types import MappingProxyType
 from typing import Final
 
 from srpo_core.config import Settings, TrainSettings
-from srpo_core.plan.estimates import Cluster, Plan
+from srpo_core.plan.cluster import Cluster
+from srpo_core.plan.estimates import Plan
 from srpo_core.plan.making import make_plan
 
 
@@ -15,7 +16,7 @@ def changed(settings: Settings, change: Callable[[TrainSettings], TrainSettings]
 
 
 def remedies(settings: Settings, cluster: Cluster) -> tuple[list[str], Plan]:
-    """Find changes that make a run fit, cheapest first; all that help if none suffices.
+    """Find changes that make every stage of a run fit, cheapest first; all that help if none suffices.
 
     Returns the settings to change and the plan with these changes.
     """
@@ -28,10 +29,34 @@ def remedies(settings: Settings, cluster: Cluster) -> tuple[list[str], Plan]:
         if other == settings:
             continue
         better = make_plan(other, cluster)
-        if better.peak < plan.peak:
+        if better.excess < plan.excess:
             settings, plan = other, better
             done.append(what)
     return done, plan
+
+
+def _resources(**changes: int | bool) -> Callable[[Settings], Settings]:
+    def change(settings: Settings) -> Settings:
+        return settings.model_copy(update={"resources": settings.resources.model_copy(update=changes)})
+
+    return change
+
+
+def _sharded(settings: Settings) -> Settings:
+    if settings.train.optimizer.kind == "adamw_8bit":  # cannot be sharded
+        return settings
+    return _resources(shard=True)(settings)
+
+
+def _generate(**changes: int | bool) -> Callable[[Settings], Settings]:
+    def change(settings: Settings) -> Settings:
+        return settings.model_copy(update={"generate": settings.generate.model_copy(update=changes)})
+
+    return change
+
+
+def _train(**changes: object) -> Callable[[Settings], Settings]:
+    return lambda settings: changed(settings, lambda train: train.model_copy(update=changes))
 
 
 def _compute(**changes: float | bool) -> Callable[[Settings], Settings]:
@@ -42,20 +67,6 @@ def _compute(**changes: float | bool) -> Callable[[Settings], Settings]:
         )
 
     return change
-
-
-def _branch_by_branch(settings: Settings) -> Settings:
-    return changed(settings, lambda train: train.model_copy(update={"batch_branches": False}))
-
-
-def _image_by_image(settings: Settings) -> Settings:
-    return changed(settings, lambda train: train.model_copy(update={"micro_batch_size": 1}))
-
-
-def _sharded(settings: Settings) -> Settings:
-    if settings.train.optimizer.kind == "adamw_8bit":  # cannot be sharded
-        return settings
-    return settings.model_copy(update={"resources": settings.resources.model_copy(update={"shard": True})})
 
 
 def _by_lora(settings: Settings) -> Settings:
@@ -70,13 +81,16 @@ def _by_lora(settings: Settings) -> Settings:
 
 REMEDIES: Final[Mapping[str, Callable[[Settings], Settings]]] = MappingProxyType(
     {
-        "train.batch_branches=false": _branch_by_branch,
-        "train.micro_batch_size=1": _image_by_image,
+        "resources.encode_batch_size=4": _resources(encode_batch_size=4),
+        "generate.batch_size=1": _generate(batch_size=1),
+        "train.batch_branches=false": _train(batch_branches=False),
+        "train.micro_batch_size=1": _train(micro_batch_size=1),
         "train.compute.checkpoint_decode=true": _compute(checkpoint_decode=True),
         "train.compute.rollout_copy=false": _compute(rollout_copy=False),
         "train.compute.checkpoint_blocks=1.0": _compute(checkpoint_blocks=1.0),
         "resources.shard=true": _sharded,
         "train.compute.autocast=true": _compute(autocast=True),
+        "train.early_stop=null": _train(early_stop=None),
         "train.tune=lora": _by_lora,
     }
 )

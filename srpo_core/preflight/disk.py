@@ -27,14 +27,17 @@ def bytes_of_run(settings: Settings, weights: int) -> Mapping[str, float]:
     # the oldest state is deleted when the newest is complete
     moments = (settings.resources.keep_checkpoints + 1) * MOMENTS
     trained = FLOAT32 * steps * (2 if train.ema else 1)  # the weights, and their moving averages
-    files = sum(
-        _bytes_per_weight(entry) for _, entry in chosen_quantizers(settings.quantize.formats).values()
-    )
     return {
         "checkpoints": FLOAT32 * steps * weights * COPIES,
         "state to resume training": 0.0 if train.tune == "lora" else (trained + moments) * weights,
-        "formats, and their release": files * weights * (COPIES + 1),
+        "formats, and their release": bytes_of_formats(settings, weights) * (COPIES + 1),
     }
+
+
+def bytes_of_formats(settings: Settings, weights: int) -> float:
+    """Return the bytes of the files of all formats in the settings."""
+    formats = chosen_quantizers(settings.quantize.formats).values()
+    return weights * sum(_bytes_per_weight(entry) for _, entry in formats)
 
 
 def _bytes_per_weight(entry: Format) -> float:

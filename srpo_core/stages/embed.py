@@ -14,7 +14,6 @@ from srpo_core.runtime.ray_cluster import local_device
 if TYPE_CHECKING:
     from torch import Tensor
 
-PROMPTS_PER_BATCH: Final = 64
 IMAGES_PER_BATCH: Final = 8  # a VAE needs more memory for an image than a text encoder for a prompt
 
 
@@ -50,7 +49,7 @@ def run(  # noqa: PLR0913  # the settings that DVC tracks
         "test": choose_balanced(read_prompts("test"), evaluate_num_prompts, seed),
     }
     texts = [prompt.text for prompts in chosen.values() for prompt in prompts]
-    condition = encode_prompts(model, texts, batch_size=PROMPTS_PER_BATCH, device=device)
+    condition = encode_prompts(model, texts, batch_size=resources.encode_batch_size, device=device)
     start = 0
     for split, prompts in chosen.items():
         rows = slice(start, start + len(prompts))

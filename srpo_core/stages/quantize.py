@@ -20,7 +20,14 @@ from srpo_core.config import (
 )
 from srpo_core.data.subsets import evenly_spaced
 from srpo_core.errors import GateError
-from srpo_core.fidelity.format_images import PURPOSE, REWARD, FormatImages, ImageProof, evaluated_images
+from srpo_core.fidelity.format_images import (
+    PROOF_PROMPTS,
+    PURPOSE,
+    REWARD,
+    FormatImages,
+    ImageProof,
+    evaluated_images,
+)
 from srpo_core.fidelity.limits import broken_limits
 from srpo_core.gates import require_passed
 from srpo_core.generation.images import ImageSet
@@ -55,8 +62,7 @@ SCHEMA_VERSION = 2
 # Stem of single files; a release renames them.
 STEM: Final = "model"
 
-# The forward pass of the proof: evenly spaced test prompts, at timesteps evenly spaced over (0, 1].
-PROOF_PROMPTS: Final = 8
+# The forward pass of the proof is at timesteps evenly spaced over (0, 1].
 PROOF_GUIDANCE: Final = 3.5
 FIGURE_DIGITS: Final = 6
 

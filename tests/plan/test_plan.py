@@ -9,8 +9,9 @@ import torch
 
 from srpo_core.config import NULL, load_settings, parse_settings, patched, read_values
 from srpo_core.errors import ConfigError
-from srpo_core.plan import GB, TERA, Cluster, Plan, Sizes, make_plan, remedies
-from srpo_core.plan.counting import Counted, Phase
+from srpo_core.plan import GB, TERA, Case, Cluster, Counts, Plan, Sizes, make_plan, remedies
+from srpo_core.plan.counting import Counted, Forward, Phase
+from srpo_core.plan.memory import gathered_bytes
 from srpo_core.plan.table import alternatives, per_pair
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -56,12 +57,19 @@ def test_the_flops_of_a_flux_step_match_the_cost_model(flux):
     assert 30.24 - 9.8 < flux.flops["decoder"] / TERA < 1.5 * (30.24 - 9.8)
 
 
+def without_early_stop(plan):
+    """Return the peak bytes of a step without the scorers of early stop, which the cost model does not have."""
+    return plan.step_peak - plan.memory["scorers of early stop"]
+
+
 @pytest.mark.pipeline
 def test_the_memory_of_flux_matches_the_cost_model(flux):
-    print({part: f"{size / GB:.2f} GB" for part, size in flux.memory.items()}, f"{flux.peak / GB:.1f} GB")
+    print(
+        {part: f"{size / GB:.2f} GB" for part, size in flux.memory.items()}, f"{flux.step_peak / GB:.1f} GB"
+    )
     assert flux.state / GB == pytest.approx(23.8, rel=0.05)
-    # The cost model's 32.7 GB: checkpointed VAE, bfloat16 gathers, 16-bit reward weights. Ours are in float32.
-    assert flux.peak / GB == pytest.approx(32.7 + 2 * 986_109_441 / GB, rel=0.10)
+    # The cost model's 32.7 GB: checkpointed VAE, bfloat16 gathers, 16-bit reward weights, no early stop. Ours are in float32.
+    assert without_early_stop(flux) / GB == pytest.approx(32.7 + 2 * 986_109_441 / GB, rel=0.10)
 
 
 @pytest.mark.pipeline
@@ -92,7 +100,10 @@ def adapters():
 
     def plan(gpus, *, shard, checkpoint_decode):
         one = counted(shard, checkpoint_decode)
-        return Plan(settings_of(gpus, shard, checkpoint_decode), cluster(gpus), one.sizes, one.counted)
+        case = Case(
+            settings_of(gpus, shard, checkpoint_decode), cluster(gpus), one.case.sizes, one.case.counts
+        )
+        return Plan(case)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
@@ -104,25 +115,30 @@ def adapters():
 def test_the_memory_of_adapters_matches_the_cost_model(adapters, gpus, gigabytes):
     """The cost model gives the peak of the transformer's backward pass; the decoder's, before it, is higher in the plan."""
     plan = adapters(gpus, shard=gpus > 1, checkpoint_decode=True)
-    trained, frozen = 16 * plan.sizes.trained, 2 * (plan.sizes.all - plan.sizes.trained)
+    sizes = plan.case.sizes
+    trained, frozen = 16 * sizes.trained, 2 * (sizes.all - sizes.trained)
     assert trained / GB == pytest.approx(ADAPTER_STATE, rel=0.01)
     assert frozen / GB == pytest.approx(23.8, rel=0.01)
     assert plan.state == pytest.approx((trained + frozen) / gpus)
-    beside = plan.sizes.frozen + plan.memory["device's own"]
-    on_the_way_back = plan.state + beside + plan.counted.peak_after + plan._gathered
-    print(f"{gpus}: {on_the_way_back / GB:.1f} GB on the way back, {plan.peak / GB:.1f} GB at most")
+    beside = plan.memory["VAE and reward"] + plan.memory["device's own"]
+    on_the_way_back = plan.state + beside + plan.case.counts.call.peak_after + gathered_bytes(plan.case)
+    print(
+        f"{gpus}: {on_the_way_back / GB:.1f} GB on the way back, {without_early_stop(plan) / GB:.1f} GB at most"
+    )
     expected = gigabytes - ADAPTER_STATE * (gpus - 1) / gpus + REWARD_IN_FULL
     assert on_the_way_back / GB == pytest.approx(expected, rel=0.10)
     half_of_the_decoder = 0.5 * 10.2 * GB  # checkpointing keeps fewer of its activations
-    assert on_the_way_back < plan.peak < on_the_way_back + half_of_the_decoder
+    assert on_the_way_back < without_early_stop(plan) < on_the_way_back + half_of_the_decoder
 
 
 @pytest.mark.pipeline
 def test_the_reference_setup_with_adapters_on_one_device_matches_the_cost_model(adapters):
     """Without decoder checkpointing and with a float32 reward, both models have their peak in the decoder."""
     plan = adapters(1, shard=False, checkpoint_decode=False)
-    print({part: f"{size / GB:.2f} GB" for part, size in plan.memory.items()}, f"{plan.peak / GB:.1f} GB")
-    assert plan.peak / GB == pytest.approx(47.1, rel=0.10)
+    print(
+        {part: f"{size / GB:.2f} GB" for part, size in plan.memory.items()}, f"{plan.step_peak / GB:.1f} GB"
+    )
+    assert without_early_stop(plan) / GB == pytest.approx(47.1, rel=0.10)
 
 
 def peak_of_a_step(job):
@@ -163,13 +179,13 @@ def test_the_planned_peak_matches_the_measured_peak_on_the_tiny_profile(job, mon
     plan = make_plan(small, cluster(1))
     monkeypatch.chdir(job.inputs.path)
     measured = peak_of_a_step(replace(job, train=small.train))
-    print(f"planned {plan.peak / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB")
-    assert plan.peak == pytest.approx(measured, rel=0.10)
+    print(f"planned {plan.step_peak / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB")
+    assert plan.step_peak == pytest.approx(measured, rel=0.10)
 
 
 def flux_plan(gpus=8, memory=80.0, **patch):
     """Return a plan from the cost model's counts, so that only the arithmetic is tested."""
-    counted = Counted(
+    call = Counted(
         1,
         rollout=Phase(37.28 * TERA),
         transformer=Phase(149.1 * TERA, int(0.93 * GB)),
@@ -178,9 +194,26 @@ def flux_plan(gpus=8, memory=80.0, **patch):
         peak_before=int(12.8 * GB),
         peak_after=int(6.7 * GB),
     )
-    whole = 11_901_408_320
-    sizes = Sizes(whole, whole, 339_000_000, 339_000_000, 54_000_000, int(4.28 * GB), int(3.94 * GB), 0)
-    return Plan(settings("flux1_dev", **patch), cluster(gpus, memory), sizes, counted)
+    image = dict.fromkeys((True, False), Forward((37.28 + 2) * TERA, int(1.33 * GB)))
+    counts = Counts(
+        call,
+        image,
+        velocity=Forward(37.28 * TERA, int(0.2 * GB)),
+        encode=Forward(64 * 4.85 * TERA, int(7.6 * GB)),
+        score=Forward(0.35 * TERA, GB),
+    )
+    whole, encoders = 11_901_408_320, 4_762_310_656 + 123_060_480
+    sizes = Sizes(
+        whole,
+        whole,
+        339_000_000,
+        339_000_000,
+        54_000_000,
+        vae=84_000_000,
+        reward=986_109_441,
+        encoders=encoders,
+    )
+    return Plan(Case(settings("flux1_dev", **patch), cluster(gpus, memory), sizes, counts))
 
 
 @pytest.mark.parametrize(("gpus", "full", "half"), [(8, 1291, 2.3), (32, 1430, 2.5)])
@@ -212,14 +245,16 @@ def test_savings_of_shared_rollouts_and_real_images_match_the_cost_model(name, s
 def test_the_peak_of_a_reference_step_matches_the_cost_model():
     """42.9 GB on 8 devices and 25.1 on 32: decoder activations are kept, and the peak is in the decoder."""
     for gpus, gigabytes in ((8, 42.9), (32, 25.1)):
-        assert flux_plan(gpus, train={"batch_size": gpus}).peak / GB == pytest.approx(gigabytes, rel=0.10)
+        plan = flux_plan(gpus, train={"batch_size": gpus})
+        assert without_early_stop(plan) / GB == pytest.approx(gigabytes, rel=0.10)
 
 
 def test_run_time_and_cost_are_computed_from_the_step_time():
     plan = flux_plan(train={"batch_size": 8})
     step = plan.compute_seconds + plan.traffic_seconds
     assert plan.hours == pytest.approx(19 * step / 3600)
-    assert plan.device_hours > 8 * plan.hours
+    assert plan.run_hours == pytest.approx(sum(spent.seconds for spent in plan.spending) / 3600)
+    assert plan.device_hours == pytest.approx(8 * plan.run_hours)
     assert plan.cost == pytest.approx(2.5 * plan.device_hours)
 
 
@@ -229,12 +264,12 @@ def test_images_generated_by_later_stages_are_counted_for_every_model_and_format
     images = {stage: generated.num_images for stage, generated in plan.generated.items()}
     # select: base and checkpoints 5, 10, 15, 19; evaluate: base and aligned; quantize: the formats
     assert images == {"select": 5 * 100 * 2, "evaluate": 2 * 200 * 4, "quantize": 16 * formats}
-    assert plan.flops_of_an_image == pytest.approx(50 / 25 * plan.flops["rollout"] / plan.images)
+    of_an_image = 50 / 25 * plan.flops["rollout"] / plan.case.images + 2 * TERA  # with the decoder
     with_champion = flux_plan(8, champion="flux1-dev-0123456789ab").generated["evaluate"]
     assert with_champion.num_images == 3 * 200 * 4
     evaluate, quantize = plan.generated["evaluate"], plan.generated["quantize"]
     assert (evaluate.devices, quantize.devices) == (8, 1)
-    assert evaluate.hours == pytest.approx(200 * plan.flops_of_an_image / (0.4 * 989 * TERA) / 3600)
+    assert evaluate.hours == pytest.approx(200 * of_an_image / (0.4 * 989 * TERA) / 3600)
     assert flux_plan(8, generate={"autocast": False}).generated["evaluate"].hours == pytest.approx(
         15 * evaluate.hours
     )
@@ -253,31 +288,59 @@ def test_the_evaluations_of_early_stop_cost_at_most_a_tenth_of_training(profile,
 def test_the_images_of_early_stop_are_part_of_the_cost():
     plan = flux_plan(train={"batch_size": 8})
     without = flux_plan(train={"batch_size": 8, "early_stop": NULL})
-    watched = sum(images.hours * images.devices for images in plan.watched.values())
+    watched = sum(images.hours for images in plan.watched.values())
+    early = sum(spent.seconds for spent in plan.spending if spent.what == "early stop") / 3600
+    scored = 2 * (4 * 16 * 2 + 16 * 8) * 0.35 * TERA  # by reward and judge, in float32 on every device
     assert without.watched == {}
-    assert plan.device_hours == pytest.approx(without.device_hours + watched)
+    assert early == pytest.approx(watched + 15 * scored / (0.4 * 989 * TERA) / 3600)
+    encoded = 16 * 4.85 * TERA * 15 / (0.4 * 989 * TERA) / 3600  # the prompts of early stop
+    assert plan.run_hours == pytest.approx(without.run_hours + early + encoded)
     # 16 prompts on 8 devices: per evaluation 2 prompts of 2 images, in batches of one image
     calls, gathers = 4 * 2 * 2 * 15, 4 * 4 * 15
-    per_image = plan.flops["rollout"] / plan.images / 25 / (0.4 * 989 * TERA)
-    gather = 7 / 8 * 2 * plan.sizes.all / plan.cluster.bandwidth
+    per_image = plan.flops["rollout"] / plan.case.images / 25 / (0.4 * 989 * TERA)
+    decoded = 4 * 4 * 2 * TERA / (0.4 * 989 * TERA)
+    gather = 7 / 8 * 2 * plan.case.sizes.all / plan.cluster.bandwidth
     assert plan.watched["at the checkpoints"].hours == pytest.approx(
-        (calls * per_image + gathers * gather) / 3600
+        (calls * per_image + decoded + gathers * gather) / 3600
     )
 
 
-def test_generation_keeps_the_whole_model_in_float32(flux):
-    """FLUX.1-dev has 11.9 G parameters, HPSv2.1 and VAE 4.28 GB; judge and CLIP-L count as large as HPSv2.1."""
-    parts = flux.generation
-    assert parts["parameters"] / GB == pytest.approx(47.6, rel=0.01)
-    assert parts["judge and scorers"] / GB == pytest.approx(2 * 3.94, rel=0.01)
-    passing = {
-        batch: make_plan(
-            settings("flux1_dev", train={"batch_size": 8}, generate={"batch_size": batch}), cluster(8)
-        ).generation["passing tensors"]
-        for batch in (1, 4)
+@pytest.mark.pipeline
+def test_every_stage_of_flux_has_its_peak(flux):
+    """T5 in float32 has 19.05 GB, CLIP-L 0.49, the transformer in float32 47.6, each scorer 3.94."""
+    print({stage: f"{peak / GB:.1f} GB" for stage, peak in flux.peaks.items()})
+    assert flux.stages["embed"]["text encoders"] / GB == pytest.approx(19.05 + 0.49, rel=0.001)
+    assert flux.stages["check_reward"]["scorers"] / GB == pytest.approx(3.94, rel=0.01)
+    evaluate = flux.stages["evaluate"]
+    assert evaluate["parameters"] / GB == pytest.approx(47.6, rel=0.01)
+    assert evaluate["scorers"] / GB == pytest.approx(3 * 3.94, rel=0.01)
+    assert flux.stages["select"]["scorers"] / GB == pytest.approx(2 * 3.94, rel=0.01)
+    of_one = evaluate["passing tensors"] / flux.settings.generate.batch_size
+    assert flux.stages["train: early stop"]["passing tensors"] == pytest.approx(of_one, rel=0.05)
+    assert flux.peak == max(flux.peaks.values()) == flux.peaks["evaluate"]
+    assert flux.fits
+
+
+def test_the_time_of_a_run_is_that_of_every_kind_of_work_of_every_stage():
+    plan = flux_plan(8, train={"batch_size": 8})
+    found = {(spent.stage, spent.what): spent.seconds for spent in plan.spending}
+    assert len(found) == len(plan.spending) - 1, "early stop has two lines, all others differ"
+    rate = 0.4 * 989 * TERA
+    whole = plan.case.sizes.all
+    expected = {
+        ("embed", "loading"): 2 * plan.case.sizes.encoders / (2 * GB),
+        ("embed", "encoding"): 15 * (19 * 8 + 100 + 200 + 16) * 4.85 * TERA / rate,
+        ("train", "training"): 3600 * plan.hours,
+        ("train", "export"): 4 * (4 + 4) * whole / (2 * GB),
+        ("train", "hashing"): 4 * (4 + 4) * whole / (1.8 * GB),
+        ("quantize", "proofs"): 15 * 9 * 8 * 37.28 * TERA / rate,
     }
-    assert passing[4] / passing[1] == pytest.approx(4, rel=0.05), "the decoder's, at 720 pixels"
-    assert passing[4] == parts["passing tensors"]
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+    upload, stored = found["publish", "upload"], found["publish", "hashing"]
+    assert upload / stored == pytest.approx(2 * 1.8 / 0.1), "written and read back"
+    assert ("train", "checkpoints") not in found, "asynchronous ones cost no time"
+    blocking = flux_plan(8, train={"batch_size": 8}, resources={"async_checkpoints": False})
+    assert ("train", "checkpoints") in {(spent.stage, spent.what) for spent in blocking.spending}
 
 
 def test_four_images_per_device_take_four_times_the_flops():
@@ -288,15 +351,17 @@ def test_micro_batches_are_counted_as_the_images_of_a_call():
     whole, split = (
         make_plan(settings("tiny", train={"micro_batch_size": size}), cluster(3)) for size in (NULL, 2)
     )
-    assert (whole.counted.num_images, split.counted.num_images) == (2 * 6, 2 * 2), "two branches in a call"
-    assert (whole.micro_batches, split.micro_batches) == (1, 3)
-    assert split.peak < whole.peak
+    assert (whole.case.counts.call.num_images, split.case.counts.call.num_images) == (2 * 6, 2 * 2), (
+        "two branches in a call"
+    )
+    assert (whole.case.micro_batches, split.case.micro_batches) == (1, 3)
+    assert split.step_peak < whole.step_peak
     assert split.flops["rollout"] == pytest.approx(whole.flops["rollout"])
 
 
 def test_a_sharded_model_is_gathered_again_for_each_micro_batch():
     whole, split = (flux_plan(8, train={"micro_batch_size": size}) for size in (NULL, 2))
-    assert split.images == whole.images == 4
+    assert split.case.images == whole.case.images == 4
     assert split.traffic == pytest.approx(2 * whole.traffic)
 
 
@@ -304,6 +369,7 @@ def test_a_sharded_model_is_gathered_again_for_each_micro_batch():
 def test_a_run_that_does_not_fit_gets_the_cheapest_changes_that_make_it_fit():
     whole = settings("tiny")
     plan = make_plan(whole, cluster(1))
+    assert plan.peak == plan.step_peak
     done, better = remedies(whole, cluster(1, memory=0.7 * plan.peak / GB))
     assert better.fits
     assert better.peak < 0.7 * plan.peak
@@ -322,7 +388,7 @@ def test_each_method_is_planned_with_its_own_cost():
     one = make_plan(settings("tiny"), cluster(1))
     for method, steps, images in (("refl", 15, 1), ("direct_align", 16, 1), ("draft_k", 14, 1)):
         other = make_plan(settings("tiny", train={"method": method}), cluster(1))
-        assert other.counted.num_images == images * one.counted.num_images // 2
+        assert other.case.counts.call.num_images == images * one.case.counts.call.num_images // 2
         assert other.flops["rollout"] == pytest.approx(steps / 16 * one.flops["rollout"], rel=1e-6)
         assert other.flops["decoder"] == pytest.approx(0.5 * one.flops["decoder"], rel=1e-6)
         assert "train.pairs_per_rollout=4" not in alternatives(other) or method == "direct_align"
@@ -344,8 +410,12 @@ def test_the_command_prints_every_table(monkeypatch, capsys):
     said = capsys.readouterr().out
     for word in (
         "optimizer",
-        "It fits into 16 GB.",
-        "Generating 32 images at once needs 0.0763 GB",
+        "Every stage fits into 16 GB: the highest peak is 0.364 GB.",
+        "embed",
+        "check_reward",
+        "train: early stop",
+        "hashing",
+        "upload",
         "rollout",
         "30 steps",
         "pairs_per_rollout=4",
@@ -366,7 +436,7 @@ def test_the_command_shows_the_changes_that_make_a_run_fit(monkeypatch, capsys):
     assert ended.value.code == 0
     said = " ".join(capsys.readouterr().out.split())
     verdict = re.search(
-        r"It does not fit into ([\d.]+) GB: ([\d.]+) GB are needed\. "
+        r"It does not fit into ([\d.]+) GB: train: step needs ([\d.]+) GB\. "
         r"With (train\.batch_branches=false\S*) it does: ([\d.]+) GB\.",
         said,
     )

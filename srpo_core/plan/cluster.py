@@ -1,0 +1,34 @@
+"""The hardware that a plan is for, and the units of its figures."""
+
+from dataclasses import dataclass
+from typing import Final
+
+GB: Final = 1e9
+TERA: Final = 1e12
+CONTEXT_BYTES: Final = 2e9  # CUDA context, its libraries and NCCL; an allowance, not measured
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Devices and connections. Rates are in bytes per second.
+
+    gpus: number of devices, one per worker; memory: bytes of each; price: of one GPU hour; mfu: share of `peak_flops`
+    (FLOP/s in bfloat16) that a run reaches; bandwidth: from one device to the others; float32: peak FLOP rate in
+    float32 relative to `peak_flops` (1/15: A100 19.5 / 312, H100 67 / 989 TFLOP/s, dense); disk: of reading and writing
+    weights; digest: of SHA-256 on one core; upload: to the store of releases.
+    """
+
+    gpus: int
+    memory: float
+    price: float | None
+    mfu: float
+    peak_flops: float
+    bandwidth: float
+    float32: float = 1 / 15
+    disk: float = 2 * GB
+    digest: float = 1.8 * GB
+    upload: float = 0.1 * GB
+
+    def seconds(self, flops: float, *, half: bool) -> float:
+        """Time of FLOPs on one device, in bfloat16 (`half`) or float32."""
+        return flops / ((1 if half else self.float32) * self.mfu * self.peak_flops)

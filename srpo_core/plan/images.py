@@ -1,0 +1,102 @@
+"""The images that a run generates beside its rollouts: how many, and how long that takes."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from srpo_core.plan.case import Case
+from srpo_core.plan.traffic import seconds_of_a_gather
+from srpo_core.training.steps import checkpoint_steps
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Images: how many, on how many devices in parallel, in how many hours."""
+
+    num_images: int
+    devices: int
+    hours: float
+
+
+def flops_of_a_call(case: Case) -> float:
+    """FLOPs of the transformer for one image and one step."""
+    return case.counts.call.rollout.flops / case.counts.call.num_images
+
+
+def flops_of_an_image(case: Case, steps: int, *, half: bool) -> float:
+    """FLOPs of one generated image: the transformer's calls and the decoder."""
+    return (steps - 1) * flops_of_a_call(case) + case.counts.image[half].flops
+
+
+def seconds_of_an_image(case: Case) -> float:
+    """Time to generate an image of select, evaluate or quantize on one device."""
+    generate = case.settings.generate
+    flops = flops_of_an_image(case, generate.num_inference_steps, half=generate.autocast)
+    return case.cluster.seconds(flops, half=generate.autocast)
+
+
+def samples(case: Case) -> Generated:
+    """The sample images at the checkpoints, all of which every device generates."""
+    train = case.settings.train
+    times, steps = len(checkpoint_steps(train)), train.rollout.num_inference_steps
+    seconds = train.sample_prompts * _seconds_in_training(case, steps) + steps * seconds_of_a_gather(case)
+    return Generated(times * train.sample_prompts, case.cluster.gpus, times * seconds / 3600)
+
+
+def watched(case: Case) -> Mapping[str, Generated]:
+    """What early stop generates while training runs: images of the checkpoints, and once those of the base."""
+    train = case.settings.train
+    if (rule := train.early_stop) is None:
+        return {}
+    gpus = case.cluster.gpus
+    seconds = _seconds_in_training(case, rule.num_inference_steps)
+    gather = rule.num_inference_steps * seconds_of_a_gather(case)
+    counts = {
+        "at the checkpoints": (len(checkpoint_steps(train)), rule.seeds_per_prompt),
+        "of the base, once": (1, rule.base_seeds),
+    }
+    return {
+        what: Generated(
+            num_images=times * rule.num_prompts * seeds,
+            devices=gpus,
+            hours=times * (images * seconds + math.ceil(images / case.at_once) * gather) / 3600,
+        )
+        for what, (times, seeds) in counts.items()
+        if (images := math.ceil(rule.num_prompts * seeds / gpus))
+    }
+
+
+def generated(case: Case) -> Mapping[str, Generated]:
+    """What select, evaluate and quantize generate, for every model and format in the settings."""
+    settings = case.settings
+    models = num_models(case)
+    of_each = {
+        "select": settings.select.num_prompts * settings.select.seeds_per_prompt,
+        "evaluate": settings.evaluate.num_prompts * settings.evaluate.seeds_per_prompt,
+        "quantize": settings.quantize.num_prompts,
+    }
+    several = min(settings.resources.generate_workers, case.cluster.gpus)
+    devices = {"select": several, "evaluate": several, "quantize": 1}
+    return {
+        stage: Generated(
+            num_images=(images := models[stage] * of_each[stage]),
+            devices=devices[stage],
+            hours=math.ceil(images / devices[stage]) * seconds_of_an_image(case) / 3600,
+        )
+        for stage in models
+    }
+
+
+def num_models(case: Case) -> Mapping[str, int]:
+    """Number of models, or formats, with which a stage generates images."""
+    settings = case.settings
+    return {
+        "select": 1 + len(checkpoint_steps(settings.train)),
+        "evaluate": 2 if settings.champion is None else 3,
+        "quantize": len(settings.quantize.formats),
+    }
+
+
+def _seconds_in_training(case: Case, steps: int) -> float:
+    """Time to generate one image in the precision of training, without gathering."""
+    return case.cluster.seconds(flops_of_an_image(case, steps, half=case.half), half=case.half)

@@ -1,0 +1,142 @@
+"""Peak memory of one device, by stage of the pipeline and by part."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from srpo_core.config import ScorerSettings, Settings, TrainSettings
+from srpo_core.fidelity.format_images import PROOF_PROMPTS
+from srpo_core.plan.case import Case
+
+Parts = Mapping[str, float]  # bytes by part
+
+# per parameter; bitsandbytes has a scale in float32 for each moment of a block of 256 values
+BYTES_OF_MOMENTS: Final[Mapping[str, float]] = MappingProxyType({"adamw": 8, "adamw_8bit": 2 + 8 / 256})
+STEP: Final = "train: step"
+
+
+def memory_by_stage(case: Case) -> Mapping[str, Parts]:
+    """Bytes by part at the peak of each stage that uses a device; gate and report use none, and ingest reads files.
+
+    The architectures of judges and scorers are not read: each is assumed to be as large as the reward.
+    """
+    settings, counts, scorers = case.settings, case.counts, scorers_of(case.settings)
+    of_an_image = counts.image[case.half].peak
+    training = {"train: samples": _generating_in_training(case, settings.train.sample_prompts * of_an_image)}
+    if settings.train.early_stop is not None:
+        training["train: early stop"] = _generating_in_training(case, case.at_once * of_an_image)
+    generated = settings.generate.batch_size * counts.image[settings.generate.autocast].peak
+    proof = PROOF_PROMPTS * counts.velocity.peak
+    return {
+        "embed": _parts(case, counts.encode.peak, {"text encoders": 4.0 * case.sizes.encoders}),
+        "check_reward": _parts(case, counts.score.peak, {"scorers": 4.0 * case.sizes.reward}),
+        STEP: memory_of_a_step(case),
+        **training,
+        "select": _generating(case, generated, scorers=scorers["select"]),
+        "evaluate": _generating(case, generated, scorers=scorers["evaluate"]),
+        "quantize": _generating(case, max(generated, proof), scorers=scorers["quantize"]),
+    }
+
+
+def scorers_of(settings: Settings) -> Mapping[str, int]:
+    """Number of scorers that each stage holds on a device at once."""
+    rewards, further = settings.rewards, settings.evaluate.scorers.values()
+    return {
+        "train": _different(*rewards, settings.select_judge),
+        "select": _different(*rewards, settings.select_judge),
+        "evaluate": _different(*rewards, settings.judge, *further),
+        "quantize": _different(*rewards, settings.judge),
+    }
+
+
+def _different(*scorers: ScorerSettings) -> int:
+    return len({one.path for one in scorers})
+
+
+def memory_of_a_step(case: Case) -> Parts:
+    """Bytes by part at the peak of a training step."""
+    counted = case.counts.call
+    kept = {
+        "activations, transformer": counted.transformer.kept,
+        "activations, decoder": counted.decode.kept,
+        "activations, reward": counted.reward.kept,
+    }
+    gathered, peak = kept_gathered(case), counted.peak_before
+    if counted.peak_after + gathered_bytes(case) > peak + gathered:
+        # at that peak, decoder and reward are done
+        gathered, peak = gathered_bytes(case), counted.peak_after
+        kept = {"activations, transformer": counted.transformer.kept}
+    return {
+        **state_of_training(case),
+        "gathered weights": gathered,
+        **_held(case),
+        **kept,
+        "passing tensors": peak - sum(kept.values()),
+        "device's own": case.context,
+    }
+
+
+def state_of_training(case: Case) -> Parts:
+    """Bytes of parameters, gradients and optimizer."""
+    train, sizes = case.settings.train, case.sizes
+    frozen = (sizes.all - sizes.trained) * (2 if _frozen_in_half(train) else 4)
+    return {
+        "parameters": (4 * sizes.trained + frozen) / case.shards,
+        "gradients": 4 * sizes.trained / case.shards,
+        "optimizer": bytes_of_moments(train) * sizes.trained / case.shards,
+        "moving averages": 4.0 * sizes.trained / case.shards if train.ema else 0.0,
+    }
+
+
+def bytes_of_moments(train: TrainSettings) -> float:
+    """Bytes of the optimizer's moments per trained parameter."""
+    return BYTES_OF_MOMENTS[train.optimizer.kind]
+
+
+def gathered_bytes(case: Case) -> float:
+    """Bytes gathered for computing: two blocks (current and prefetched), the rest, one block's gradients."""
+    if case.shards == 1:
+        return 0.0
+    sizes = case.sizes
+    return case.gathered_width * (2 * sizes.block + sizes.rest) + 4 * sizes.trained_of_block
+
+
+def kept_gathered(case: Case) -> float:
+    """Bytes that stay gathered between a forward and its backward pass: the parameters outside of the blocks."""
+    return 0.0 if case.shards == 1 else case.gathered_width * case.sizes.rest
+
+
+def _held(case: Case) -> Parts:
+    """What a training worker holds on its device beside the state of the model."""
+    train, sizes = case.settings.train, case.sizes
+    # early stop loads the rewards and select's judge for itself
+    scorers = 0 if train.early_stop is None else scorers_of(case.settings)["train"]
+    return {
+        "copy for rollouts": 2.0 * sizes.all if train.compute.rollout_copy else 0.0,
+        "VAE and reward": 4.0 * (sizes.vae + sizes.reward),
+        "scorers of early stop": scorers * case.scorer,
+    }
+
+
+def _generating_in_training(case: Case, passing: float) -> Parts:
+    sizes = case.sizes
+    gathered = 0.0 if case.shards == 1 else case.gathered_width * (2 * sizes.block + sizes.rest)
+    return _parts(case, passing, {**state_of_training(case), "gathered weights": gathered, **_held(case)})
+
+
+def _generating(case: Case, passing: float, *, scorers: int) -> Parts:
+    """Memory of a device that generates with one model after the other, however it was trained."""
+    weights = {
+        "parameters": 4.0 * case.sizes.all,
+        "VAE": 4.0 * case.sizes.vae,
+        "scorers": scorers * case.scorer,
+    }
+    return _parts(case, passing, weights)
+
+
+def _parts(case: Case, passing: float, weights: Parts) -> Parts:
+    return {**weights, "passing tensors": passing, "device's own": case.context}
+
+
+def _frozen_in_half(train: TrainSettings) -> bool:
+    return train.tune == "lora" and train.lora.frozen == "bfloat16"

@@ -1,0 +1,35 @@
+"""FLOPs and time of one optimizer step."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from srpo_core.algorithm.rollout import real_share
+from srpo_core.plan.case import Case
+from srpo_core.plan.traffic import traffic_of_a_step
+
+FLOPS_OF_ADAMW: Final = 20  # per parameter
+
+
+def flops_of_a_step(case: Case) -> Mapping[str, float]:
+    """FLOPs of one step of one device by phase."""
+    counted, cost = case.counts.call, case.cost_of_method
+    samples = case.images / counted.num_images
+    rolled_out = samples * (1 - real_share(case.settings.train.rollout))
+    recomputed = cost.recomputed_calls * counted.rollout.flops
+    return {
+        "rollout": cost.rollout_calls * rolled_out * counted.rollout.flops,
+        "transformer": samples * (cost.trained_calls * counted.transformer.flops + recomputed),
+        "decoder": samples * cost.scored_images * counted.decode.flops,
+        "reward": samples * cost.scored_images * counted.reward.flops,
+        "optimizer": FLOPS_OF_ADAMW * case.sizes.trained / case.shards,
+    }
+
+
+def compute_seconds(case: Case) -> float:
+    """Time of a step's FLOPs at the given share of the device's peak."""
+    return sum(flops_of_a_step(case).values()) / (case.cluster.mfu * case.cluster.peak_flops)
+
+
+def traffic_seconds(case: Case) -> float:
+    """Time of a step's traffic if none of it overlaps with computing."""
+    return traffic_of_a_step(case) / case.cluster.bandwidth
