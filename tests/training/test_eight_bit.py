@@ -5,7 +5,7 @@ from itertools import count
 import pytest
 import torch
 
-from srpo_core.plan.estimates import BYTES_OF_MOMENTS
+from srpo_core.plan.memory import BYTES_OF_MOMENTS
 from srpo_core.runtime.shared_files import Location
 from srpo_core.training.checkpoint import newest_checkpoint, restore
 from srpo_core.training.checkpoint_writer import CheckpointWriter
