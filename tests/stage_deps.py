@@ -10,6 +10,7 @@ library depends on requirements.lock.
 
 import ast
 import sys
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
@@ -49,11 +50,16 @@ def is_code(dependency: str) -> bool:
 
 def modules_of_stage(name: str) -> set[str]:
     """Return the modules that a stage imports and that can change its result."""
+    return modules_of(f"{PACKAGE}.stages.{name}")
+
+
+def modules_of(*names: str, without: Collection[str] = ()) -> set[str]:
+    """Return modules with all that they import and that can change a result; without: packages to leave out, too."""
     found: set[str] = set()
-    waiting = {f"{PACKAGE}.stages.{name}"}
+    waiting = set(names)
     while waiting:
         module = waiting.pop()
-        if module in found or _is_without_effect(module):
+        if module in found or _is_in(module, WITHOUT_EFFECT) or _is_in(module, without):
             continue
         found.add(module)
         waiting |= {
@@ -65,7 +71,7 @@ def modules_of_stage(name: str) -> set[str]:
 
 def modules_without_effect() -> list[str]:
     """Return every module that `WITHOUT_EFFECT` names, directly or as a part of a package."""
-    return sorted(module for module in graph().modules if _is_without_effect(module))
+    return sorted(module for module in graph().modules if _is_in(module, WITHOUT_EFFECT))
 
 
 @cache
@@ -82,8 +88,8 @@ def file_of(module: str) -> str:
     return str(path / "__init__.py" if (ROOT / path).is_dir() else path.with_suffix(".py"))
 
 
-def _is_without_effect(module: str) -> bool:
-    return any(module == name or module.startswith(f"{name}.") for name in WITHOUT_EFFECT)
+def _is_in(module: str, packages: Collection[str]) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in packages)
 
 
 def _libraries(module: str) -> set[str]:

@@ -87,6 +87,9 @@ class ResourceSettings(Part):
     async_checkpoints: bool = Field(
         description="continue training while a checkpoint is written; needs CPU memory for a copy"
     )
+    kept_images_gb: Annotated[float, Field(ge=0)] = Field(
+        description="GB of images of base and champion that are kept for later runs, the last used ones; 0 keeps none"
+    )
     stall: StallSettings
     loggers: list[Literal["tensorboard", "wandb"]] = Field(
         description="loggers that show training while it runs, beside DVCLive's files: tensorboard in "

@@ -7,8 +7,6 @@ the run through SRPO_SHARED.
 """
 
 import gc
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -21,55 +19,24 @@ from typing import Final
 import torch
 from torch import Tensor
 
-import srpo_core
 from srpo_core.artifacts import home
-from srpo_core.config import GenerateSettings, ModelSettings, ResourceSettings
+from srpo_core.config import ResourceSettings
 from srpo_core.errors import SrpoError
-from srpo_core.generation.images import GeneratedImages, ImageSet, generate_set
+from srpo_core.generation.images import GeneratedImages, ImageSet, generate_set, measure_set
+from srpo_core.generation.job import GenerationJob, fingerprint, weights_of
+from srpo_core.generation.kept_images import GIGABYTE, KeptImages, source_of
 from srpo_core.models import files_to_load, load_base
 from srpo_core.runtime import file_lock
-from srpo_core.runtime.digests import known_digest
 from srpo_core.runtime.file_lock import FileLock
 from srpo_core.runtime.progress import with_progress
 from srpo_core.runtime.ray_cluster import local_device, ray_for, require_cluster
 from srpo_core.runtime.shared_files import COMPLETE, Location, by_name, local_copy, share, storage
-from srpo_core.scorers.metrics import MetricContext, finish
+from srpo_core.scorers.metrics import finish
 
 PIXELS: Final = "pixels"
-DIGITS: Final = 16
 TRANSFORMER: Final = "transformer_to_generate_with"  # its name where tasks of other machines find it
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class GenerationJob:
-    """Everything that determines the images of one model and their figures.
-
-    name: of the model; transformer: directory of its weights, None for the base's own.
-    """
-
-    name: str
-    model: ModelSettings
-    transformer: Path | None
-    image_set: ImageSet
-    generate: GenerateSettings
-    metrics: Sequence[str]
-    context: MetricContext
-
-    @property
-    def num_batches(self) -> int:
-        """Number of batches of the image set."""
-        return -(-len(self.image_set.prompts) // self._prompts_per_batch)
-
-    def batch(self, number: int) -> ImageSet:
-        """The part of the image set that one batch generates."""
-        start = number * self._prompts_per_batch
-        return self.image_set.part(start, start + self._prompts_per_batch)
-
-    @property
-    def _prompts_per_batch(self) -> int:
-        return max(1, self.generate.batch_size // self.image_set.seeds_per_prompt)
 
 
 @dataclass(frozen=True)
@@ -157,52 +124,46 @@ def _generate_missing(job: GenerationJob, directory: Path, resources: ResourceSe
     # real images are compared with at the end, in this process
     without_real = replace(job, context=replace(job.context, real=None, training=None, device=device))
     if here:
-        _generate_some(without_real, Location.of(directory), missing)
+        _generate_some(without_real, Location.of(directory), missing, _kept_images(job, resources))
     else:
         _generate_on_ray(without_real, directory, resources)
 
 
-def fingerprint(job: GenerationJob) -> str:
-    """Hash a job's settings, prompts, embeddings and the weights that it loads, and the code of this package."""
-    image_set, context = job.image_set, job.context
-    scorers = context.all_settings
-    parts = [
-        job.name,
-        job.model.model_dump(mode="json"),
-        job.generate.model_dump(mode="json"),
-        list(job.metrics),
-        context.control_words.model_dump(mode="json"),
-        {name: one.model_dump(mode="json") for name, one in scorers.items()},
-        [image_set.purpose, list(image_set.prompts), image_set.seeds_per_prompt, image_set.seed],
-    ]
-    digest = hashlib.sha256(json.dumps(parts).encode())
-    for name, tensor in sorted(image_set.condition.tensors.items()):
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    for file in files_to_load(job.model, job.transformer):
-        digest.update(f"{file.parent.name}/{file.name} {known_digest(file)}\n".encode())
-    for root in (*(Path(one.path) for one in scorers.values()), Path(srpo_core.__file__).parent):
-        for file in sorted(root.rglob("*")):
-            if file.is_file() and "__pycache__" not in file.parts:
-                digest.update(f"{file.relative_to(root)} {known_digest(file)}\n".encode())
-    return digest.hexdigest()[:DIGITS]
+def _kept_images(job: GenerationJob, resources: ResourceSettings) -> KeptImages | None:
+    if not job.keep or not resources.kept_images_gb:
+        return None
+    settings = [job.model.base, job.model.height, job.model.width, job.generate.model_dump(mode="json")]
+    place = (storage() or Location.of(home())) / "images"
+    return KeptImages(place, source_of(weights_of(job), settings), resources.kept_images_gb * GIGABYTE)
 
 
-def _generate_some(job: GenerationJob, place: Location, numbers: Sequence[int]) -> None:
+def _generate_some(
+    job: GenerationJob, place: Location, numbers: Sequence[int], kept: KeptImages | None = None
+) -> None:
+    """Generate and measure batches; the model is loaded when the first one is not among the kept images."""
     from safetensors.torch import save
 
-    if not numbers:
-        return
-    base = load_base(job.model, job.transformer).to(job.context.device)
+    base, reused, device = None, 0, job.context.device
     for number in with_progress(numbers, f"generate {job.name}"):
-        generated = generate_set(
-            base, job.name, job.batch(number), generate=job.generate, metrics=job.metrics, context=job.context
-        )
+        part = job.batch(number)
+        pixels = None if kept is None else kept.read(part, device)
+        if pixels is not None:
+            generated = measure_set(pixels, part, metrics=job.metrics, context=job.context)
+            reused += 1
+        else:
+            base = base or load_base(job.model, job.transformer).to(device)
+            generated = generate_set(
+                base, job.name, part, generate=job.generate, metrics=job.metrics, context=job.context
+            )
+            if kept is not None:
+                kept.write(part, device, generated.pixels)
         tensors = {
             PIXELS: generated.pixels,
             **{name: values.contiguous() for name, values in generated.measured.items()},
         }
         (place / _file_name(number)).write(save(tensors))
+    if reused:
+        log.info("%s: the images of %d of %d batches are from an earlier run", job.name, reused, len(numbers))
     del base
     gc.collect()  # diffusers' hooks keep the module in a reference cycle, and the next model needs its memory
 
@@ -266,12 +227,14 @@ def _generate_on_ray(job: GenerationJob, directory: Path, resources: ResourceSet
             task = ray.remote(
                 num_cpus=cpus, num_gpus=int(resources.use_gpu), max_retries=0, scheduling_strategy="SPREAD"
             )(_generate_in_task)
-            shared = ray.put(shared_job)
+            shared, kept = ray.put(shared_job), _kept_images(job, resources)
             shares = [
                 numbers[first :: resources.generate_workers] for first in range(resources.generate_workers)
             ]
             waiting = [
-                task.remote(shared, exchange, some, resources.threads_per_worker) for some in shares if some
+                task.remote(shared, exchange, some, resources.threads_per_worker, kept)
+                for some in shares
+                if some
             ]
             for _ in with_progress(range(len(waiting)), f"generate {job.name}"):
                 done, waiting = ray.wait(waiting)
@@ -289,13 +252,19 @@ def _generate_on_ray(job: GenerationJob, directory: Path, resources: ResourceSet
         ) from error
 
 
-def _generate_in_task(job: GenerationJob, exchange: _Exchange, numbers: Sequence[int], threads: int) -> None:
+def _generate_in_task(
+    job: GenerationJob,
+    exchange: _Exchange,
+    numbers: Sequence[int],
+    threads: int,
+    kept: KeptImages | None = None,
+) -> None:
     torch.set_num_threads(threads)
     with local_copy(exchange.inputs, exchange.digests) as inputs:
         here = Path.cwd()
         os.chdir(inputs)  # Ray starts workers in another directory
         try:
-            _generate_some(job, exchange.results, numbers)
+            _generate_some(job, exchange.results, numbers, kept)
         finally:
             os.chdir(here)
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,7 @@ from srpo_core.release.layout import REPORT, descriptive_files
 from srpo_core.release.provenance import LOCK, environment
 from srpo_core.release.reproduction import Comparison, Results, compare
 from srpo_core.runtime.dvc_yaml import DVC_FILE, files_below, value_at
+from srpo_core.runtime.shared_files import storage
 from srpo_core.storage import Store
 from srpo_core.workspace.git import git
 from srpo_core.workspace.reproduce import run_again
@@ -33,7 +35,7 @@ def reproduce(
 ) -> tuple[Comparison, Path]:
     """Run every stage of a release again in a workspace, and compare the results; return them and the workspace.
 
-    No result is taken from DVC's cache or from an interrupted run.
+    No result is taken from DVC's cache, from an interrupted run, or from the images that other runs have kept.
 
     Raises:
         ConfigError: the release names no revision, or `checkout` does not have it.
@@ -49,9 +51,9 @@ def reproduce(
             f"release {version} was not published from a git checkout, so it names no revision: publish from one to make "
             "it reproducible"
         )
-    with open_workspace(checkout, revision=revision) as opened:
-        # a home of its own, so that no stage resumes from what another run left
-        workspace = replace(opened, home=opened.path.parent / "home")
+    with open_workspace(checkout, revision=revision) as opened, _exchange_of_its_own(opened) as shared:
+        # a home of its own, so that no stage resumes from what another run left, or reuses its images
+        workspace = replace(opened, home=opened.path.parent / "home", shared=shared)
         _restore(store, version, manifest, workspace)
         graph = read_graph(workspace.path)
         fetch_data(workspace, graph.data)
@@ -67,6 +69,20 @@ def reproduce(
         again = _results(workspace.path, values, released)
         deterministic = not value_at(values, "resources.use_gpu")
         return compare(released, again, deterministic=deterministic), workspace.path
+
+
+@contextmanager
+def _exchange_of_its_own(workspace: Workspace) -> Iterator[str | None]:
+    """Yield a place below SRPO_SHARED, if it is set, that is deleted afterwards."""
+    shared = storage()
+    if shared is None:
+        yield None
+        return
+    own = shared / "reproduce" / workspace.run_id
+    try:
+        yield own.uri
+    finally:
+        own.delete()
 
 
 def _restore(store: Store, version: str, manifest: Mapping[str, Any], workspace: Workspace) -> None:

@@ -23,8 +23,9 @@ from srpo_core.config import (
 )
 from srpo_core.data.tables import read_examples, read_images, read_pairs, to_tensor
 from srpo_core.errors import ArtifactError, DataError
-from srpo_core.generation.batches import GeneratedBatches, GenerationJob, generate_batches
+from srpo_core.generation.batches import GeneratedBatches, generate_batches
 from srpo_core.generation.images import ImageSet, to_png
+from srpo_core.generation.job import GenerationJob
 from srpo_core.models.embeddings import read_embeddings
 from srpo_core.prompts import normal_form, read_texts
 from srpo_core.release.champion import champion_transformer
@@ -139,7 +140,17 @@ def evaluate_models(
             name: held.enter_context(
                 closing(
                     generate_batches(
-                        GenerationJob(name, model, path, image_set, generate, metrics, context), resources
+                        GenerationJob(
+                            name,
+                            model,
+                            path,
+                            image_set,
+                            generate,
+                            metrics,
+                            context,
+                            keep=name in (BASE, CHAMPION),
+                        ),
+                        resources,
                     )
                 )
             )

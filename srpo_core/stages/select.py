@@ -20,8 +20,9 @@ from srpo_core.config import (
     SelectSettings,
 )
 from srpo_core.errors import ArtifactError, DivergenceError
-from srpo_core.generation.batches import GeneratedBatches, GenerationJob, generate_batches
+from srpo_core.generation.batches import GeneratedBatches, generate_batches
 from srpo_core.generation.images import ImageSet
+from srpo_core.generation.job import GenerationJob
 from srpo_core.models.embeddings import read_embeddings
 from srpo_core.scorers.metrics import MetricContext, check_metrics
 
@@ -77,7 +78,16 @@ def run(
     figures: dict[int, Figures] = {}
     with ExitStack() as held:
         for step, transformer in transformers.items():
-            job = GenerationJob(_name(step), model, transformer, image_set, generate, metrics, context)
+            job = GenerationJob(
+                _name(step),
+                model,
+                transformer,
+                image_set,
+                generate,
+                metrics,
+                context,
+                keep=transformer is None,
+            )
             batches[step] = held.enter_context(closing(generate_batches(job, resources)))
             figures[step] = {name: values.tolist() for name, values in batches[step].figures().items()}
             log.info("%s: %s", _name(step), _summary(_means(figures[step])))

@@ -42,7 +42,8 @@ class Workspace:
     """A checkout of one revision for one run.
 
     checkout: the user's checkout; path: the worktree; snapshot: the git tree that it was made from; home: the directory
-    of files that are not outputs, `.srpo` by default.
+    of files that are not outputs, `.srpo` by default; shared: through which its workers exchange files, None for
+    SRPO_SHARED.
     """
 
     run_id: str
@@ -50,6 +51,7 @@ class Workspace:
     path: Path
     home: Path
     snapshot: str
+    shared: str | None = None
 
     @property
     def site_cache(self) -> Path:
@@ -71,6 +73,7 @@ class Workspace:
             "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore::FutureWarning"),
             "SRPO_HOME": str(self.home),
             "SRPO_STORE": store_uri(),  # absolute: a stage runs in another directory
+            **({"SRPO_SHARED": self.shared} if self.shared else {}),
         }
 
 

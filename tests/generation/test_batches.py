@@ -12,8 +12,9 @@ from srpo_core.artifacts import sha256
 from srpo_core.config import ControlWords, GenerateSettings, load_settings
 from srpo_core.errors import ConfigError, DivergenceError
 from srpo_core.generation import batches as module
-from srpo_core.generation.batches import GenerationJob, fingerprint, generate_batches
+from srpo_core.generation.batches import generate_batches
 from srpo_core.generation.images import GeneratedImages, ImageSet, generate_and_measure
+from srpo_core.generation.job import GenerationJob, fingerprint
 from srpo_core.models.embeddings import read_embeddings
 from srpo_core.runtime import digests
 from srpo_core.scorers.metrics import MetricContext

@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -12,6 +13,7 @@ from standin import git
 
 from srpo_core.cli.release import reproduce as command
 from srpo_core.errors import ConfigError, StageError
+from srpo_core.release import reproduce as module
 from srpo_core.release.provenance import environment, git_state
 from srpo_core.release.reproduce import reproduce
 from srpo_core.storage import content_digest, open_store
@@ -134,10 +136,24 @@ def from_another_processor(store, version):
     path.write_bytes(encode_sealed(manifest))
 
 
-def test_a_run_of_the_revision_with_its_uncommitted_changes_gives_the_same_bytes(project):
+def test_a_run_of_the_revision_with_its_uncommitted_changes_gives_the_same_bytes(
+    project, tmp_path, monkeypatch
+):
+    """What other runs have left in SRPO_HOME or SRPO_SHARED is not reused."""
     root, store, version = project
-    lines = []
+    lines, seen, honest = [], [], module.run_again
+
+    def watched(workspace, *arguments):
+        seen.append(workspace.environment())
+        Path(seen[-1]["SRPO_SHARED"]).mkdir(parents=True, exist_ok=True)
+        honest(workspace, *arguments)
+
+    monkeypatch.setattr(module, "run_again", watched)
+    monkeypatch.setenv("SRPO_SHARED", str(tmp_path))
     found, workspace = reproduce(store, version, checkout=root, on_line=lines.append)
+    own = {Path(environment[name]) for environment in seen for name in ("SRPO_SHARED", "SRPO_HOME")}
+    assert own == {tmp_path / "reproduce" / workspace.parent.name, workspace.parent / "home"}
+    assert list((tmp_path / "reproduce").iterdir()) == []
     assert (found.outcome, found.other_bytes) == ("same bytes", ())
     assert found.reason == "2 outputs of the stages and 4 files of the release"
     assert lines[0] == "gate: decides"

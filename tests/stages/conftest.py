@@ -21,7 +21,8 @@ STYLES = ["animals", "food", "animals"]
 
 @pytest.fixture(scope="session")
 def tiny_parts():
-    """The parts of the settings that all image-generating stages share, with few steps."""
+    """The parts of the settings that all image-generating stages share, with few steps; no image is kept for later runs."""
+    resources = load_settings(TINY.parents[1] / "profiles/tiny.yaml").resources
     return {
         "seed": 0,
         "model": ModelSettings(
@@ -32,7 +33,7 @@ def tiny_parts():
         "judge": ScorerSettings(scorer="timm_judge", path=str(TINY / "family/judge_a")),
         "control_words": ControlWords.of(wanted=["Ink"], unwanted=["3D"]),
         "generate": GenerateSettings(num_inference_steps=6, guidance_scale=3.5, batch_size=4, autocast=False),
-        "resources": load_settings(TINY.parents[1] / "profiles/tiny.yaml").resources,
+        "resources": resources.model_copy(update={"kept_images_gb": 0.0}),
     }
 
 

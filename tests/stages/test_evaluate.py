@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from srpo_core import artifacts
 from srpo_core.config import EvaluateSettings, ScorerSettings, load_settings
 from srpo_core.errors import ArtifactError, ConfigError, DataError, GateError, StoreError
+from srpo_core.generation import batches
 from srpo_core.scorers import canaries
 from srpo_core.scorers.metrics import METRICS, MetricContext, measure
 from srpo_core.stages import evaluate as stage
@@ -211,11 +212,18 @@ def test_a_champion_is_loaded_from_its_release_and_compared_in_pairs(
     tiny_run(10)
     select_step(10)
     publish("tiny-1", artifacts.step_directory(5))
-    run(tiny_parts, champion="tiny-1")
+    keeping = {"resources": tiny_parts["resources"].model_copy(update={"kept_images_gb": 1.0})}
+    images = run(tiny_parts | keeping, champion="tiny-1")
     means = artifacts.read_json(artifacts.EVALUATION_SUMMARY)["means"]
     assert means["aligned"] == means["base"]
     assert means["champion"]["reward"] < means["base"]["reward"] - 0.02
     assert {model for model, *_ in figures()} == {"base", "aligned", "champion"}
+    names, honest = [], batches.generate_set
+    monkeypatch.setattr(
+        batches, "generate_set", lambda base, name, *a, **k: names.append(name) or honest(base, name, *a, **k)
+    )
+    assert run(tiny_parts | keeping, champion="tiny-1", metrics=["saturation"]) == images
+    assert set(names) == {"aligned"}, "a later run reuses the images of base and champion"
     with pytest.raises(StoreError, match=r"champion 'tiny-2' is not a version in .*: known are tiny-1"):
         run(tiny_parts, champion="tiny-2")
 

@@ -121,12 +121,23 @@ def test_the_stage_succeeds_with_nothing_admissible_if_all_checkpoints_are_ruine
     assert selection["admissible"] == []
 
 
-def test_both_files_are_reproducible_and_agree_with_those_of_another_batch_size(tiny_run, tiny_parts):
+def test_both_files_are_reproducible_and_agree_with_those_of_another_batch_size(
+    tiny_run, tiny_parts, monkeypatch
+):
+    """Also with images of the base that an earlier run has kept."""
     tiny_run(5)
     first = run(tiny_parts)
-    content = [path.read_bytes() for path in (artifacts.SELECTION, artifacts.SELECT_SCORES)]
-    run(tiny_parts)
-    assert content == [path.read_bytes() for path in (artifacts.SELECTION, artifacts.SELECT_SCORES)]
+    content = files()
+    keeping = tiny_parts["resources"].model_copy(update={"kept_images_gb": 1.0})
+    names, honest = [], batches.generate_set
+    monkeypatch.setattr(
+        batches, "generate_set", lambda base, name, *a, **k: names.append(name) or honest(base, name, *a, **k)
+    )
+    for generated in ({"base", "step 5"}, {"step 5"}):
+        names.clear()
+        run(tiny_parts | {"resources": keeping})
+        assert set(names) == generated
+        assert files() == content
     generate = tiny_parts["generate"].model_copy(update={"batch_size": 1})
     other = run(tiny_parts | {"generate": generate})
     for key in ("judge_wanted", "judge_top5"):
