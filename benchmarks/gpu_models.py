@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import torch
 
-from srpo_core.config import LoraSettings, Settings, load_settings, patched
+from srpo_core.config import NULL, LoraSettings, Settings, load_settings, patched
 from srpo_core.models.lora import add_lora, initialize_lora
 from srpo_core.plan import TERA, Cluster, Plan, make_plan
 
@@ -91,7 +91,11 @@ def settings_of(
             "max_sequence_length": spec["text_tokens"],
         },
         "rewards": [{"scorer": "hps_v2", "path": str(directory / "reward"), "weight": 1}],
-        "train": {"batch_size": 1, "rollout": {"num_inference_steps": spec["args"]["sampling_steps"]}},
+        "train": {
+            "batch_size": 1,
+            "early_stop": NULL,  # its scorers are not loaded here
+            "rollout": {"num_inference_steps": spec["args"]["sampling_steps"]},
+        },
         "resources": {"train_workers": 1, "min_train_workers": 1, "generate_workers": 1, "shard": False},
     }
     values = reduce(patched, [ours, *changes], load_settings(PROFILE).model_dump())

@@ -270,8 +270,8 @@ def test_the_new_base_is_planned_from_its_registry_entry_and_configuration(proje
     _, settings = project
     plan = make_plan(settings, Cluster(1, 80e9, 2.5, 0.4, 989e12, 300e9))
     transformer = models.load_base(settings.model).transformer
-    assert plan.sizes.all == plan.sizes.trained == sum(p.numel() for p in transformer.parameters())
-    assert plan.sizes.block == sum(p.numel() for p in transformer.transformer_blocks[0].parameters())
+    assert plan.case.sizes.all == plan.case.sizes.trained == sum(p.numel() for p in transformer.parameters())
+    assert plan.case.sizes.block == sum(p.numel() for p in transformer.transformer_blocks[0].parameters())
     assert plan.flops["rollout"] > 0
     assert plan.fits
 

@@ -113,13 +113,13 @@ def test_the_plan_uses_the_size_and_flops_of_a_new_reward(register, monkeypatch)
     settings = tiny(rewards=rewards)
     require_consistent(settings)
     plan = make_plan(settings, Cluster(1, 16 * GB, None, 0.4, TERA, GB))
-    assert plan.sizes.reward == 4 * (6 * 8 + 8)
+    assert plan.case.sizes.reward == 6 * 8 + 8
     assert 0 < plan.flops["reward"] < plan.flops["decoder"]
     of_tiny = make_plan(tiny(), Cluster(1, 16 * GB, None, 0.4, TERA, GB))
     both = make_plan(
         tiny(rewards=[*read_values(ROOT / "profiles/tiny.yaml")["rewards"], *rewards]), plan.cluster
     )
-    assert both.sizes.reward == of_tiny.sizes.reward + plan.sizes.reward
+    assert both.case.sizes.reward == of_tiny.case.sizes.reward + plan.case.sizes.reward
     assert both.flops["reward"] == pytest.approx(of_tiny.flops["reward"] + plan.flops["reward"])
 
 
