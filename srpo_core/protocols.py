@@ -37,6 +37,18 @@ class Condition:
         """Select rows of the batch by a slice or a list of indices."""
         return type(self)({name: tensor[rows] for name, tensor in self.tensors.items()})
 
+    def batch(self, rows: Any, device: "torch.device") -> Self:
+        """Select rows by a slice or a list of indices, on a device; stored bfloat16 becomes float32, as models expect."""
+        import torch
+
+        on_device = {name: tensor[rows].to(device) for name, tensor in self.tensors.items()}
+        return type(self)(
+            {
+                name: tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+                for name, tensor in on_device.items()
+            }
+        )
+
     def to(self, target: "torch.device | torch.dtype") -> Self:
         """Move all tensors to a device, or cast the floating-point ones to a type."""
         import torch

@@ -37,6 +37,9 @@ class ModelSettings(Part):
     height: Positive = Field(description="image height in pixels, a multiple of 16")
     width: Positive = Field(description="image width in pixels, a multiple of 16")
     max_sequence_length: Positive = Field(description="length of a prompt in tokens of the T5 encoder")
+    embeddings: Literal["float32", "bfloat16"] = Field(
+        description="data type in which prompt embeddings are stored; models receive them in float32"
+    )
 
     @model_validator(mode="after")
     def _whole_patches(self) -> Self:

@@ -181,7 +181,7 @@ def noise_batches(
         batch = places[start : start + batch_size]
         rows = [index for index, _ in batch]
         noise = torch.stack([image_set.noise(index, k, shape) for index, k in batch])
-        yield rows, image_set.condition[rows].to(device), noise.to(device)
+        yield rows, image_set.condition.batch(rows, device), noise.to(device)
 
 
 def to_8_bits(images: Tensor) -> Tensor:

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from srpo_core.config import ModelSettings, TrainSettings
 from srpo_core.models import loading
-from srpo_core.models.encoding import encode_images, encode_prompts
+from srpo_core.models.encoding import (
+    encode_image_batches,
+    encode_prompt_batches,
+    encode_prompts,
+    latent_shape,
+)
 from srpo_core.models.lora import add_lora, initialize_lora, merge_lora, write_lora
 from srpo_core.models.registry import BASES, base_entry, require_release_formats
 from srpo_core.models.sharding import read_base_weights, shard
@@ -22,9 +27,11 @@ if TYPE_CHECKING:
 __all__ = [
     "BASES",
     "base_entry",
-    "encode_images",
+    "encode_image_batches",
+    "encode_prompt_batches",
     "encode_prompts",
     "files_to_load",
+    "latent_shape",
     "load_base",
     "load_trainable",
     "load_transformer",

@@ -1,6 +1,6 @@
-"""Encode prompts to text embeddings, and images to latents."""
+"""Encode prompts to text embeddings, and images to latents, batch by batch."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from srpo_core.config import ModelSettings
@@ -17,7 +17,16 @@ if TYPE_CHECKING:
 def encode_prompts(
     settings: ModelSettings, prompts: Sequence[str], *, batch_size: int, device: "torch.device | None" = None
 ) -> Condition:
-    """Encode prompts with the text encoders of the settings' base model, in float32 and in the order given.
+    """Encode prompts in memory; see `encode_prompt_batches`."""
+    return Condition.concatenate(
+        list(encode_prompt_batches(settings, prompts, batch_size=batch_size, device=device))
+    )
+
+
+def encode_prompt_batches(
+    settings: ModelSettings, prompts: Sequence[str], *, batch_size: int, device: "torch.device | None" = None
+) -> Iterator[Condition]:
+    """Yield the embeddings of prompts in batches, in `model.embeddings`' data type and in the order given.
 
     device: where the encoders run, None for the CPU; the result is on the CPU in any case.
 
@@ -31,28 +40,32 @@ def encode_prompts(
         raise DataError("no prompts to encode: check the splits that 'srpo stage ingest' wrote")
     entry, cpu = base_entry(settings), torch.device("cpu")
     pipeline = loading.load_text_encoders(entry, settings).to(device or cpu)
-    batches = []
-    with torch.no_grad():
-        for start in range(0, len(prompts), batch_size):
+    for start in range(0, len(prompts), batch_size):
+        with torch.no_grad():
             condition = entry.encode_prompt(
                 pipeline,
                 prompts[start : start + batch_size],
                 max_sequence_length=settings.max_sequence_length,
             )
-            batches.append(condition.to(torch.float32).to(cpu))
-    return Condition.concatenate(batches)
+        yield condition.to(getattr(torch, settings.embeddings)).to(cpu)
 
 
-def encode_images(
+def encode_image_batches(
     settings: ModelSettings, batches: "Iterable[Tensor]", *, device: "torch.device"
-) -> "Tensor":
-    """Encode batches of images (B, 3, H, W) in [0, 1] to packed latents (N, S, C) with the base model's VAE.
+) -> "Iterator[Tensor]":
+    """Yield the packed latents (B, S, C) of batches of images (B, 3, H, W) in [0, 1], by the base model's VAE.
 
-    device: where the VAE runs; the result is on the CPU.
+    device: where the VAE runs; the latents are on the CPU.
     """
-    import torch
-
     entry = base_entry(settings)
     vae = loading.load_vae(entry, settings).eval().to(device)
     architecture = entry.architecture(vae, None, height=settings.height, width=settings.width)
-    return torch.cat([architecture.encode(vae, images.to(device)).cpu() for images in batches])
+    for images in batches:
+        yield architecture.encode(vae, images.to(device)).cpu()
+
+
+def latent_shape(settings: ModelSettings) -> tuple[int, int]:
+    """Return (S, C) of the packed latents of one image. Raises `ArtifactError` as `load_base` does."""
+    entry = base_entry(settings)
+    vae = loading.empty_vae(entry, settings)
+    return entry.architecture(vae, None, height=settings.height, width=settings.width).latent_shape

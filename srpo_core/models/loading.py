@@ -41,6 +41,13 @@ def load_vae(entry: BaseEntry, settings: ModelSettings) -> Any:
         return diffusers_class(entry.vae).from_pretrained(root, subfolder="vae", local_files_only=True)
 
 
+def empty_vae(entry: BaseEntry, settings: ModelSettings) -> Any:
+    """Create the VAE of a pipeline directory's configuration on the meta device. Raises `ArtifactError`."""
+    kind, root = diffusers_class(entry.vae), existing_pipeline(settings.path)
+    with reading(root), torch.device("meta"):
+        return kind.from_config(kind.load_config(root, subfolder="vae", local_files_only=True))
+
+
 def load_transformer(entry: BaseEntry, directory: Path) -> Any:
     """Load a transformer from a diffusers directory, in float32.
 

@@ -1,13 +1,16 @@
 """Stage embed: text embeddings of the prompts that the run uses, and latents of real images."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Final
 
 from srpo_core.config import EarlyStop, ModelSettings, ResourceSettings
 from srpo_core.data.tables import Prompt, read_images, read_pairs, read_prompts
 from srpo_core.errors import DataError
-from srpo_core.models import encode_images, encode_prompts
-from srpo_core.models.embeddings import ALARM, write_embeddings
+from srpo_core.models import encode_image_batches, encode_prompt_batches, latent_shape
+from srpo_core.models.embeddings import ALARM, LATENTS, EmbeddingsFile, embeddings_file
+from srpo_core.protocols import Condition
 from srpo_core.randomness import keyed_order
 from srpo_core.runtime.ray_cluster import local_device
 
@@ -40,6 +43,8 @@ def run(  # noqa: PLR0913  # the settings that DVC tracks
         DataError: a training prompt has no preferred image.
         ConfigError: no GPU where the resources ask for one.
     """
+    import torch
+
     device = local_device(resources)
     watched = 0 if train_early_stop is None else train_early_stop.num_prompts
     chosen = {
@@ -49,15 +54,42 @@ def run(  # noqa: PLR0913  # the settings that DVC tracks
         "test": choose_balanced(read_prompts("test"), evaluate_num_prompts, seed),
     }
     texts = [prompt.text for prompts in chosen.values() for prompt in prompts]
-    condition = encode_prompts(model, texts, batch_size=resources.encode_batch_size, device=device)
+    batches = encode_prompt_batches(model, texts, batch_size=resources.encode_batch_size, device=device)
+    first = next(batches)
+    real = train_rollout_source != "online"
+    with ExitStack() as opened:
+        files, places = {}, []
+        for split, prompts in chosen.items():
+            latents = torch.empty(0, *latent_shape(model)) if real and split == "train" else None
+            own = embeddings_file(
+                split, [one.text for one in prompts], [one.style for one in prompts], first, latents
+            )
+            files[split] = opened.enter_context(own)
+            places += [(split, row) for row in range(len(prompts))]
+        _write_prompts(files, places, chain([first], batches))
+        if real:
+            images = real_images(model, [prompt.text for prompt in chosen["train"]])
+            _write_latents(files["train"], encode_image_batches(model, images, device=device))
+
+
+def _write_prompts(
+    files: Mapping[str, EmbeddingsFile], places: Sequence[tuple[str, int]], batches: Iterable[Condition]
+) -> None:
+    """Write each row of the batches, in their order, to its place: (split, row)."""
     start = 0
-    for split, prompts in chosen.items():
-        rows = slice(start, start + len(prompts))
-        real = split == "train" and train_rollout_source != "online"
-        batches = real_images(model, texts[rows]) if real else None
-        latents = None if batches is None else encode_images(model, batches, device=device)
-        write_embeddings(split, texts[rows], [prompt.style for prompt in prompts], condition[rows], latents)
-        start = rows.stop
+    for batch in batches:
+        for split, rows in groupby(range(len(batch)), key=lambda row: places[start + row][0]):
+            own = list(rows)
+            part = batch[slice(own[0], own[-1] + 1)]
+            files[split].write(places[start + own[0]][1], part.tensors)
+        start += len(batch)
+
+
+def _write_latents(file: EmbeddingsFile, batches: "Iterable[Tensor]") -> None:
+    start = 0
+    for latents in batches:
+        file.write(start, {LATENTS: latents})
+        start += len(latents)
 
 
 def real_images(model: ModelSettings, prompts: Sequence[str]) -> "Iterator[Tensor]":

@@ -21,7 +21,7 @@ from srpo_core.training.job import TrainJob
 
 @dataclass(frozen=True)
 class TrainingPrompts:
-    """The encoded training prompts, on the CPU.
+    """The encoded training prompts, on the CPU. Tensors are mapped from the file: only the rows that are used are read.
 
     real: packed latents (N, S, C) of a real image of each prompt, None if training starts from none.
     """
@@ -58,7 +58,7 @@ def step_batch(
     pair = job.control_words.pair
     return TrainBatch(
         prompts=[prompts.texts[row] for row in rows],
-        condition=prompts.condition[rows].to(device),
+        condition=prompts.condition.batch(rows, device),
         noise=noise.to(device),
         draws=Draws(job.seed, step, samples),
         real=_real_images(job, prompts, step, dict(zip(samples, rows, strict=True)), device),

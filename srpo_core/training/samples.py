@@ -19,7 +19,7 @@ def generate_samples(
     count = min(job.train.sample_prompts, len(prompts.texts))
     noise = [keyed_noise(model.latent_shape, job.seed, "sample", text) for text in prompts.texts[:count]]
     return model.generate(
-        prompts.condition[slice(count)].to(device),
+        prompts.condition.batch(slice(count), device),
         torch.stack(noise).to(device),
         num_inference_steps=job.train.rollout.num_inference_steps,
         guidance_scale=job.train.rollout.guidance_scale,

@@ -83,7 +83,7 @@ def join_shards(directory: Path, target: Path, *, rest: Path | None = None) -> N
         origins = dict.fromkeys(shapes, rest) | origins
     # safetensors sorts by the size of the type, then by name
     names = sorted(shapes, key=lambda name: (-shapes[name][1].itemsize, name))
-    entries = [_entry(name, *shapes[name]) for name in names]
+    entries = [safetensors_entry(name, *shapes[name]) for name in names]
     with replacing(target) as partial, partial.open("wb") as file:
         file.write(safetensors_head(entries, {"format": "pt"}))
         for portion in _portions(names, shapes):
@@ -94,7 +94,8 @@ def join_shards(directory: Path, target: Path, *, rest: Path | None = None) -> N
                 file.write(tensor.flatten().view(torch.uint8).numpy().data)
 
 
-def _entry(name: str, shape: tuple[int, ...], dtype: "torch.dtype") -> Entry:
+def safetensors_entry(name: str, shape: tuple[int, ...], dtype: "torch.dtype") -> Entry:
+    """Describe a tensor of a safetensors file."""
     return Entry(name, _SAFETENSORS[str(dtype)], shape, prod(shape) * dtype.itemsize)
 
 
@@ -103,6 +104,9 @@ _SAFETENSORS = {
     "torch.float32": "F32",
     "torch.bfloat16": "BF16",
     "torch.float16": "F16",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.bool": "BOOL",
 }
 
 

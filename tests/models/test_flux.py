@@ -6,7 +6,7 @@ import torch
 from srpo_core.algorithm.rollout import rollout
 from srpo_core.config import load_settings
 from srpo_core.errors import ArtifactError, ConfigError
-from srpo_core.models import encode_images, encode_prompts, load_base, load_transformer
+from srpo_core.models import encode_image_batches, encode_prompts, latent_shape, load_base, load_transformer
 from srpo_core.models.flux import image_ids, pack, unpack
 from srpo_core.randomness import keyed_noise
 
@@ -111,8 +111,10 @@ def test_decoding_passes_gradients_to_the_latents_and_none_to_the_vae(base):
 def test_decoding_the_latents_of_images_recovers_the_images(settings, base, condition):
     noise = torch.stack([keyed_noise(base.latent_shape, 0, "test", row) for row in range(3)])
     images = base.generate(condition, noise, num_inference_steps=16, guidance_scale=3.5)
-    latents = encode_images(settings, [images[:2], images[2:]], device=torch.device("cpu"))
+    batches = encode_image_batches(settings, [images[:2], images[2:]], device=torch.device("cpu"))
+    latents = torch.cat(list(batches))
     assert latents.shape == noise.shape
+    assert latents.shape[1:] == latent_shape(settings)
     error = float((base.decode(latents).detach().clamp(0, 1) - images).abs().mean())
     between = float((images - images.roll(1, 0)).abs().mean())
     assert error < between / 5

@@ -26,7 +26,12 @@ def tiny_parts():
     return {
         "seed": 0,
         "model": ModelSettings(
-            base="flux", path=str(TINY / "family/base"), height=64, width=64, max_sequence_length=12
+            base="flux",
+            path=str(TINY / "family/base"),
+            height=64,
+            width=64,
+            max_sequence_length=12,
+            embeddings="float32",
         ),
         "rewards": [RewardSettings(scorer="open_clip", path=str(TINY / "family/reward"), weight=1)],
         "select_judge": ScorerSettings(scorer="style_subject_judge", path=str(TINY / "family/judge_b")),

@@ -1,4 +1,5 @@
 import shutil
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -88,6 +89,31 @@ def test_every_row_is_the_embedding_of_its_own_prompt(project):
         assert condition.tensors.keys() == alone.tensors.keys()
         for name, tensor in alone.tensors.items():
             assert torch.allclose(condition.tensors[name][-1:], tensor, atol=1e-5)
+
+
+def test_bfloat16_embeddings_are_the_rounded_float32_ones_and_few_batches_are_in_memory(project, monkeypatch):
+    small = {"train_steps": 2, "train_batch_size": 6, "select_num_prompts": 3, "evaluate_num_prompts": 5}
+    settings = load_settings(ROOT / "profiles/tiny.yaml")
+    small["resources"] = settings.resources.model_copy(update={"encode_batch_size": 4})
+    run(**small)
+    splits = ("train", "validation", "alarm", "test")
+    exact = {split: read_embeddings(split)[2].tensors for split in splits}
+    honest, alive, most = embed.encode_prompt_batches, [], []
+
+    def watched(*arguments, **options):
+        for batch in honest(*arguments, **options):
+            alive.extend(weakref.ref(tensor) for tensor in batch.tensors.values())
+            most.append(sum(one() is not None for one in alive) / len(batch.tensors))
+            yield batch
+
+    monkeypatch.setattr(embed, "encode_prompt_batches", watched)
+    run(**small, model=settings.model.model_copy(update={"embeddings": "bfloat16"}))
+    assert len(most) == 9
+    assert max(most) <= 3, "the first one, the one before, and the new one"
+    for split in splits:
+        for name, tensor in read_embeddings(split)[2].tensors.items():
+            assert tensor.dtype == torch.bfloat16
+            assert torch.equal(tensor, exact[split][name].bfloat16())
 
 
 def test_the_splits_share_no_prompt(project):
