@@ -91,6 +91,10 @@ class BaseModel(Protocol):
         """Within the context, compute in bfloat16 by torch's autocast or, if not enabled, in the weights' own type."""
         ...
 
+    def sized(self, height: int, width: int) -> AbstractContextManager[None]:
+        """Within the context, work on images of `height` x `width` pixels: `latent_shape` and all calls."""
+        ...
+
     def velocity(
         self, latents: "Tensor", timestep: "Tensor", guidance: float, condition: Condition
     ) -> "Tensor":

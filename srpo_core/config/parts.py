@@ -23,6 +23,10 @@ Word = Annotated[str, Field(pattern=r"\S")]
 BranchName = Literal["denoise", "inversion"]
 
 
+# of an image's side: 8 by the VAE, 2 by the patches
+Pixels = Annotated[int, Field(ge=16, multiple_of=16)]
+
+
 class Part(BaseModel):
     """A part of the settings: frozen, and an unknown or missing key is an error."""
 

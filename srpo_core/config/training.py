@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from srpo_core.config.parts import BranchName, Momentum, Part, Positive, PositiveFloat, Share
+from srpo_core.config.parts import BranchName, Momentum, Part, Pixels, Positive, PositiveFloat, Share
 
 
 class RolloutSettings(Part):
@@ -210,6 +210,9 @@ class TrainSettings(Part):
     checkpoint_every: Positive = Field(
         description="number of steps between checkpoints; the last step always has one"
     )
+    buckets: Annotated[list[tuple[Pixels, Pixels]], Field(min_length=1)] | None = Field(
+        description="heights and widths of training images, one of which is drawn for each step; null: those of model"
+    )
     sample_prompts: Positive = Field(
         description="number of training prompts with a sample image at each checkpoint"
     )
@@ -261,6 +264,11 @@ class TrainSettings(Part):
 
     @model_validator(mode="after")
     def _computable(self) -> Self:
+        if self.buckets is not None and self.rollout.source != "online":
+            raise ValueError(
+                f"buckets need rollout.source online, not {self.rollout.source}: real images are encoded at "
+                "model.height x model.width"
+            )
         if self.tune == "lora" and self.lora.frozen == "bfloat16" and not self.compute.autocast:
             raise ValueError("lora.frozen bfloat16 needs compute.autocast: true")
         return self

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any, Self
@@ -21,9 +21,21 @@ from srpo_core.protocols import Condition
 class Base:
     """A trainable transformer with a frozen VAE; implements `BaseModel` for any `Architecture`."""
 
-    def __init__(self, architecture: Architecture, transformer: Any, vae: Any) -> None:
-        """Combine the parts and freeze the VAE."""
+    def __init__(
+        self,
+        architecture: Architecture,
+        transformer: Any,
+        vae: Any,
+        *,
+        of_size: Callable[[int, int], Architecture] | None = None,
+    ) -> None:
+        """Combine the parts and freeze the VAE.
+
+        of_size: creates the architecture for images of another height and width; only `sized` needs it.
+        """
         self.architecture = architecture
+        self._of_size = of_size
+        self._sizes: dict[tuple[int, int], Architecture] = {}
         self.transformer = transformer
         self.vae = vae.requires_grad_(requires_grad=False).eval()
         self.latent_shape = architecture.latent_shape
@@ -66,6 +78,20 @@ class Base:
             yield
         finally:
             self._autocast = before
+
+    @contextmanager
+    def sized(self, height: int, width: int) -> Iterator[None]:
+        """Work on images of another size within the context; see `BaseModel`."""
+        assert self._of_size is not None
+        size = (height, width)
+        if size not in self._sizes:  # kept, because it keeps what it has computed for its positions
+            self._sizes[size] = self._of_size(height, width)
+        before, self.architecture = self.architecture, self._sizes[size]
+        self.latent_shape = self.architecture.latent_shape
+        try:
+            yield
+        finally:
+            self.architecture, self.latent_shape = before, before.latent_shape
 
     def velocity(self, latents: Tensor, timestep: Tensor, guidance: float, condition: Condition) -> Tensor:
         """Predict velocities (B, S, C); see `VelocityModel`."""

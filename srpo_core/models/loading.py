@@ -9,7 +9,7 @@ import torch
 
 from srpo_core.config import ModelSettings
 from srpo_core.errors import ArtifactError
-from srpo_core.models.architecture import BaseEntry
+from srpo_core.models.architecture import Architecture, BaseEntry
 from srpo_core.models.base import Base
 from srpo_core.protocols import Condition
 
@@ -30,8 +30,7 @@ def load_base(entry: BaseEntry, settings: ModelSettings, *, empty: bool = False)
         )
     directory = root / "transformer"
     transformer = empty_transformer(entry, directory) if empty else load_transformer(entry, directory)
-    architecture = entry.architecture(vae, scheduler, height=settings.height, width=settings.width)
-    return Base(architecture, transformer, vae)
+    return _assembled(entry, settings, transformer, vae, scheduler)
 
 
 def load_vae(entry: BaseEntry, settings: ModelSettings) -> Any:
@@ -89,8 +88,14 @@ def meta_base(
         autoencoder = diffusers_class(entry.vae).from_config(vae)
         shapes = entry.condition_shapes(model.config, settings.max_sequence_length)
         condition = Condition({name: torch.empty(shape) for name, shape in shapes.items()})
-    architecture = entry.architecture(autoencoder, None, height=settings.height, width=settings.width)
-    return Base(architecture, model, autoencoder), condition
+    return _assembled(entry, settings, model, autoencoder, None), condition
+
+
+def _assembled(entry: BaseEntry, settings: ModelSettings, transformer: Any, vae: Any, scheduler: Any) -> Base:
+    def of_size(height: int, width: int) -> Architecture:
+        return entry.architecture(vae, scheduler, height=height, width=width)
+
+    return Base(of_size(settings.height, settings.width), transformer, vae, of_size=of_size)
 
 
 def existing_pipeline(path: str) -> Path:

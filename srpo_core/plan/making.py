@@ -1,6 +1,8 @@
 """Making a plan: build the models on the meta device, measure their sizes, count their calls."""
 
+import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from srpo_core.config import Settings
@@ -14,7 +16,7 @@ from srpo_core.training.micro_batches import images_per_call
 
 
 def make_plan(settings: Settings, cluster: Cluster) -> Plan:
-    """Plan a run with these settings on a cluster, counted on the meta device.
+    """Plan a run with these settings on a cluster, counted on the meta device; every step at the largest of the buckets.
 
     Raises:
         ConfigError: more GPUs than images in a batch, or an unknown method.
@@ -67,7 +69,9 @@ def _count(parts: MetaParts, settings: Settings, cluster: Cluster) -> Counts:
     if settings.resources.shard and half:
         model.transformer.bfloat16()  # the type in which it is gathered
     at_once = cost_of_method(train).images_per_call * images_per_call(train, cluster.gpus)
-    call = count_call(model, parts.reward, parts.condition, num_images=at_once, autocast=half)
+    largest = max(train.buckets, key=math.prod) if train.buckets else None
+    with model.sized(*largest) if largest else nullcontext():
+        call = count_call(model, parts.reward, parts.condition, num_images=at_once, autocast=half)
     return Counts(call, image, velocity, encoded, score)
 
 

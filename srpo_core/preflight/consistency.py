@@ -96,7 +96,7 @@ def _require_loggers(settings: Settings) -> None:
     """Require the package of a logger that is not among the project's own."""
     if "wandb" in settings.resources.loggers and find_spec("wandb") is None:
         raise ConfigError(
-            "resources.loggers has wandb, whose package is not installed: pip install 'srpo-pipeline[wandb]', or drop it"
+            "resources.loggers has wandb, whose package is not installed: pip install '.[wandb]' in the checkout, or drop it"
         )
 
 

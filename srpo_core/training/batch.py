@@ -12,10 +12,10 @@ from torch import Tensor
 from srpo_core.algorithm.control_words import word_by_weight, word_in_turn
 from srpo_core.algorithm.method import TrainBatch
 from srpo_core.algorithm.rollout import real_share
-from srpo_core.config import ControlWords
+from srpo_core.config import ControlWords, TrainSettings
 from srpo_core.models.embeddings import read_embeddings, read_latents
 from srpo_core.protocols import Condition
-from srpo_core.randomness import Draws, epoch_index, keyed_noise, keyed_share
+from srpo_core.randomness import Draws, epoch_index, keyed_integer, keyed_noise, keyed_share
 from srpo_core.training.job import TrainJob
 
 
@@ -40,6 +40,13 @@ def read_training_prompts(*, real_images: bool) -> TrainingPrompts:
     """
     texts, styles, condition = read_embeddings("train")
     return TrainingPrompts(texts, styles, condition, read_latents("train") if real_images else None)
+
+
+def image_size(train: TrainSettings, seed: int, step: int) -> tuple[int, int] | None:
+    """Return height and width of a step's images, the same for all samples and ranks; None without `train.buckets`."""
+    if train.buckets is None:
+        return None
+    return train.buckets[keyed_integer(0, len(train.buckets) - 1, seed, "bucket", step)]
 
 
 def step_batch(

@@ -25,7 +25,7 @@ from srpo_core.runtime.shared_files import local_copy
 from srpo_core.scorers import load_rewards
 from srpo_core.scorers.autocast import with_autocast
 from srpo_core.training.average import WeightAverage
-from srpo_core.training.batch import read_training_prompts, step_batch
+from srpo_core.training.batch import image_size, read_training_prompts, step_batch
 from srpo_core.training.checkpoint import open_checkpoint, restore, step_location
 from srpo_core.training.checkpoint_writer import CheckpointWriter
 from srpo_core.training.early_stop import Evaluation, alarm_reason, curve_of
@@ -107,7 +107,8 @@ class Worker:
 
     def step(self, step: int) -> dict[str, float]:
         """Make one optimizer step over the global batch; return its metrics, equal on every rank."""
-        metrics = self.learner.step(self.batch(step), step, world=self.world)
+        with self._sized(step):
+            metrics = self.learner.step(self.batch(step), step, world=self.world)
         if self.average:
             self.average.update(step)
         return metrics
@@ -118,14 +119,20 @@ class Worker:
 
     def batch(self, step: int) -> TrainBatch:
         """Return this rank's share of the global batch of a step."""
-        return step_batch(
-            self.job,
-            self.prompts,
-            step,
-            range(self.rank, self.job.train.batch_size, self.world),
-            latent_shape=self.model.latent_shape,
-            device=self.device,
-        )
+        with self._sized(step):
+            return step_batch(
+                self.job,
+                self.prompts,
+                step,
+                range(self.rank, self.job.train.batch_size, self.world),
+                latent_shape=self.model.latent_shape,
+                device=self.device,
+            )
+
+    def _sized(self, step: int) -> AbstractContextManager[None]:
+        """Within the context, the model works on images of the step's size."""
+        size = image_size(self.job.train, self.job.seed, step)
+        return self.model.sized(*size) if size else nullcontext()
 
     def _writer(self) -> CheckpointWriter:
         group: Any = None

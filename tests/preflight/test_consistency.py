@@ -132,7 +132,5 @@ def test_a_release_without_its_reference_format_is_refused():
 
 @pytest.mark.skipif(find_spec("wandb") is not None, reason="needs an environment without the extra wandb")
 def test_the_logger_wandb_without_its_package_is_refused_with_the_way_to_install_it():
-    with pytest.raises(
-        ConfigError, match=r"^resources\.loggers has wandb, .*: pip install 'srpo-pipeline\[wandb\]'"
-    ):
+    with pytest.raises(ConfigError, match=r"^resources\.loggers has wandb, .*: pip install '\.\[wandb\]'"):
         require_consistent(settings({"resources": {"loggers": ["tensorboard", "wandb"]}}))
