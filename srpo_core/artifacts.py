@@ -179,6 +179,23 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def saved_steps(root: Path = Path()) -> list[int]:
+    """List the steps of the checkpoints that training saved in the run at `root`, ascending.
+
+    Raises:
+        ArtifactError: there are none.
+    """
+    saved = root / CHECKPOINTS
+    if not saved.exists():
+        raise ArtifactError(f"{saved} is missing: run 'dvc repro train' first")
+    steps = sorted(
+        int(path.name.removeprefix(STEP_PREFIX)) for path in saved.glob(f"{STEP_PREFIX}*") if path.is_dir()
+    )
+    if not steps:
+        raise ArtifactError(f"{saved} holds no checkpoint: run 'dvc repro --force train'")
+    return steps
+
+
 def step_name(step: int) -> str:
     """Return the name of what belongs to the checkpoint after `step` optimizer steps."""
     return f"{STEP_PREFIX}{step:06d}"

@@ -10,6 +10,7 @@ from srpo_core.config.evaluation import (
     FormatLimits,
     GateRule,
     GateSettings,
+    HalvingSettings,
     QuantizeSettings,
     SelectSettings,
 )
@@ -82,6 +83,7 @@ __all__ = [
     "GateRule",
     "GateSettings",
     "GenerateSettings",
+    "HalvingSettings",
     "IngestSettings",
     "LoraSettings",
     "ModelSettings",

@@ -7,6 +7,17 @@ from pydantic import Field, FiniteFloat
 from srpo_core.config.parts import Part, Positive, PositiveFloat, ScorerSettings
 
 
+class HalvingSettings(Part):
+    """Successive halving: checkpoints that are clearly worse on the first prompts are dropped (docs/gates.md)."""
+
+    rounds: Annotated[int, Field(ge=2)] = Field(
+        description="number of rounds; each has twice the prompts of the one before, the last has all"
+    )
+    distance: Annotated[float, Field(ge=0)] = Field(
+        description="standard errors of the paired difference by which a checkpoint of the worse half must be behind"
+    )
+
+
 class SelectSettings(Part):
     """How the best of the saved checkpoints is chosen, on validation prompts."""
 
@@ -15,6 +26,9 @@ class SelectSettings(Part):
     maximize: str = Field(description="metric that the chosen checkpoint maximizes")
     keep: dict[str, float] = Field(
         description="by metric, the least allowed difference to the base; a checkpoint below it is not admissible"
+    )
+    halving: HalvingSettings | None = Field(
+        description="how clearly worse checkpoints are dropped early, or null: each has images of all prompts"
     )
 
 

@@ -43,18 +43,20 @@ def verdict(  # everything that the decision depends on
     return decide(pairs, selection, seed=seed, gate=gate)
 
 
-def require_same(recorded: Mapping[str, Any], recomputed: Mapping[str, Any], where: str) -> None:
-    """Require that a recorded decision says what the figures say: verdict, rules, figures and intervals.
+def require_same(
+    recorded: Mapping[str, Any], recomputed: Mapping[str, Any], where: str, stage: str = "gate"
+) -> None:
+    """Require that a recorded result says what the figures say, such as a decision's verdict, rules and intervals.
 
-    where: names the recorded decision in the error.
+    where: names the recorded result in the error; stage: writes it.
 
     Raises:
         GateError: they differ; names the first key that does, with both values.
     """
     for key, ours, theirs in _differences(recorded, recomputed, ""):
         raise GateError(
-            f"{where} does not follow from the figures and the rules: {key} is {ours!r}, but the evaluation gives "
-            f"{theirs!r}; run 'dvc repro --force -s gate' to decide anew"
+            f"{where} does not follow from the figures and the rules: {key} is {ours!r}, but the figures give "
+            f"{theirs!r}; run 'dvc repro --force -s {stage}' to decide anew"
         )
 
 

@@ -38,6 +38,15 @@ class ImageSet:
         """Number of images."""
         return len(self.prompts) * self.seeds_per_prompt
 
+    def of(self, rows: Sequence[int]) -> "ImageSet":
+        """Return the images of some prompts, given by their indices, in that order."""
+        return replace(
+            self,
+            prompts=[self.prompts[row] for row in rows],
+            styles=[self.styles[row] for row in rows],
+            condition=self.condition[list(rows)],
+        )
+
     def part(self, start: int, stop: int) -> "ImageSet":
         """Return the images of the prompts at start … stop-1."""
         rows = slice(start, min(stop, len(self.prompts)))

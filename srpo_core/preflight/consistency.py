@@ -38,6 +38,7 @@ def require_consistent(settings: Settings) -> None:
     _require_images(settings)
     _require_single(settings)
     _require_judges(settings)
+    _require_comparable(settings)
     _require_interval(settings)
     if not settings.ingest.validation_share:
         raise ConfigError(
@@ -130,6 +131,18 @@ def _registered_metrics(settings: Settings) -> Iterator[tuple[str, str]]:
     yield from (("evaluate.metrics", name) for name in settings.evaluate.metrics)
     if (early := settings.train.early_stop) is not None:
         yield from ((f"train.early_stop.limits.{name}", limit.metric) for name, limit in early.limits.items())
+
+
+def _require_comparable(settings: Settings) -> None:
+    """Check that halving compares figures that further prompts do not change."""
+    if settings.select.halving is None:
+        return
+    for name in (settings.select.maximize, *settings.select.keep):
+        if METRICS[name].over_all is not None:
+            raise ConfigError(
+                f"select.halving compares checkpoints on parts of the prompts, but {name!r} is defined over all images of a "
+                "model: set select.halving to null, or choose another metric"
+            )
 
 
 def _require_measured(settings: Settings) -> None:

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from srpo_core import artifacts
-from srpo_core.artifacts import DECISION, EVALUATION_SUMMARY, FIGURES, PROOF, QUANTIZED, SELECTION
+from srpo_core.artifacts import (
+    DECISION,
+    EVALUATION_SUMMARY,
+    FIGURES,
+    PROOF,
+    QUANTIZED,
+    SELECT_SCORES,
+    SELECTION,
+)
 from srpo_core.config import Settings
 from srpo_core.errors import ArtifactError, GateError
 from srpo_core.fidelity.limits import broken_limits
@@ -14,33 +22,51 @@ from srpo_core.gates import require_passed, verdict
 from srpo_core.gates.completeness import expected_rows, require_means
 from srpo_core.gates.pairs import pair_up
 from srpo_core.gates.verdict import require_same
-from srpo_core.prompts import read_texts
+from srpo_core.prompts import read_styles, read_texts
 from srpo_core.quantizers import released_formats
 from srpo_core.quantizers.flux_checkpoint import checkpoint_files
 from srpo_core.quantizers.source import source_digest
 from srpo_core.release.layout import require_existing
+from srpo_core.selection.choice import recomputed_selection
 
 
 def require_recomputed(root: Path, settings: Settings) -> None:
     """Require that the verdicts of the run in `root` follow from its figures and its settings.
 
     Raises:
-        GateError: the gate refused the model, or decision.json does not follow from the figures and the rules.
-        ArtifactError: the summary has other means than the figures. Or proof.json does not follow from its figures and the limits, or is of other files.
+        GateError: the gate refused the model, or decision.json or selection.json does not follow from the figures.
+        ArtifactError: the summary has other means than the figures, or select's scores lack an image. Or proof.json does not follow from its figures and the limits, or is of other files.
     """
     decision = artifacts.read_json(require_existing(root, DECISION))
     require_passed(decision)
-    _require_decision(root, settings, decision)
+    selection = artifacts.read_json(require_existing(root, SELECTION))
+    _require_decision(root, settings, decision, selection)
+    _require_selection(root, settings, selection)
     _require_proof(root, settings)
 
 
-def _require_decision(root: Path, settings: Settings, decision: Mapping[str, Any]) -> None:
+def _require_selection(root: Path, settings: Settings, selection: Mapping[str, Any]) -> None:
+    """Require that the checkpoint was chosen by the scores of all saved checkpoints on the validation prompts."""
+    computed = recomputed_selection(
+        artifacts.read_table(require_existing(root, SELECT_SCORES)),
+        read_texts("validation", root),
+        read_styles("validation", root),
+        artifacts.saved_steps(root),
+        seed=settings.seed,
+        select=settings.select,
+    )
+    _require_equal(selection, computed, SELECTION, "select")
+
+
+def _require_decision(
+    root: Path, settings: Settings, decision: Mapping[str, Any], selection: Mapping[str, Any]
+) -> None:
     table = artifacts.read_table(require_existing(root, FIGURES))
     means = artifacts.read_json(require_existing(root, EVALUATION_SUMMARY))["means"]
     require_means(pair_up(table, FIGURES), means, FIGURES, EVALUATION_SUMMARY)
     computed = verdict(
         table,
-        artifacts.read_json(require_existing(root, SELECTION)),
+        selection,
         expected_rows(read_texts("test", root), settings.evaluate, settings.champion),
         seed=settings.seed,
         gate=settings.gate,
@@ -50,12 +76,19 @@ def _require_decision(root: Path, settings: Settings, decision: Mapping[str, Any
             f"{DECISION} says passed, but {FIGURES}, {SELECTION} and gate.rules refuse the model: "
             f"{computed['reason']} Run 'dvc repro --force -s gate' to restore the decision"
         )
-    require_same(decision, computed, str(DECISION))
-    computed = json.loads(json.dumps(computed))
+    _require_equal(decision, computed, DECISION, "gate")
+
+
+def _require_equal(
+    recorded: Mapping[str, Any], recomputed: Mapping[str, Any], where: Path, stage: str
+) -> None:
+    """Require that a recorded result is the recomputed one, its sentences included."""
+    computed = json.loads(json.dumps(recomputed))
+    require_same(recorded, computed, str(where), stage)
     # sentences round the figures, so they may differ only if a figure does
-    if decision != computed and _numbers(decision) == _numbers(computed):
+    if recorded != computed and _numbers(recorded) == _numbers(computed):
         raise GateError(
-            f"{DECISION} gives another reason than its own figures: run 'dvc repro --force -s gate' to decide anew"
+            f"{where} gives another reason than its own figures: run 'dvc repro --force -s {stage}' to decide anew"
         )
 
 

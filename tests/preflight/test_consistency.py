@@ -1,3 +1,4 @@
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -5,7 +6,9 @@ import yaml
 
 from srpo_core.config import PROFILES_DIR, parse_settings, patched
 from srpo_core.errors import ConfigError
+from srpo_core.preflight import consistency
 from srpo_core.preflight.consistency import require_consistent
+from srpo_core.scorers.metrics import METRICS
 
 PRESETS = sorted(PROFILES_DIR.glob("*.yaml"))
 
@@ -121,6 +124,16 @@ def test_settings_that_would_fail_after_training_are_refused_with_the_name_of_th
     with pytest.raises(ConfigError, match=line) as caught:
         require_consistent(settings(patch))
     assert "\n" not in str(caught.value)
+
+
+def test_halving_by_a_metric_over_all_images_is_refused(monkeypatch):
+    over_all = replace(
+        METRICS["judge_wanted"], over_all=lambda found, context: found.mean(0).expand(len(found))
+    )
+    monkeypatch.setattr(consistency, "METRICS", METRICS | {"diversity": over_all})
+    with pytest.raises(ConfigError, match=r"select\.halving .* 'diversity' is defined over all images"):
+        require_consistent(settings({}))
+    require_consistent(settings({"select": {"halving": "null"}}))
 
 
 def test_a_release_without_its_reference_format_is_refused():

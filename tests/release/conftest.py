@@ -70,6 +70,7 @@ def write_settings(path):
     settings["quantize"] |= {"num_prompts": 2, "formats": dict.fromkeys(FORMATS, loose)}
     settings["generate"]["num_inference_steps"] = 16
     settings["evaluate"] |= {"num_prompts": len(PROMPTS), "seeds_per_prompt": 1, "metrics": METRICS}
+    settings["select"] |= {"num_prompts": 3, "keep": {}}
     settings["gate"] |= {"resamples": 2000, "rules": {"style_gained": RULE}}
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
 
@@ -131,9 +132,33 @@ def write_figures():
     pq.write_table(pa.Table.from_pylist(rows), artifacts.FIGURES)
     means = {"base": dict.fromkeys(METRICS, 0.0), "aligned": dict.fromkeys(METRICS, GAIN)}
     artifacts.write_json(artifacts.EVALUATION_SUMMARY, {"means": means})
-    checkpoint = str(artifacts.step_directory(10))
+    write_selection(encoded)
+
+
+def write_selection(encoded):
+    """Write encoded validation prompts, scores of base and step 10, and the selection that follows from them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from srpo_core import artifacts
+    from srpo_core.config import load_settings
+    from srpo_core.models.embeddings import write_embeddings
+    from srpo_core.selection.choice import recomputed_selection
+
+    settings, names, styles = load_settings(), PROMPTS[:3], ["x"] * 3
+    write_embeddings("validation", names, styles, encoded[:3])
+    rows = [
+        {"step": step, "prompt": name, "style": "x", "seed": k, "judge_wanted": 0.4 + gain}
+        for step, gain in ((0, 0.0), (10, GAIN))
+        for name in names
+        for k in range(settings.select.seeds_per_prompt)
+    ]
+    artifacts.SELECT_SCORES.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, artifacts.SELECT_SCORES)
     artifacts.write_json(
-        artifacts.SELECTION, {"step": 10, "checkpoint": checkpoint, "admissible": [10], "reason": "the best"}
+        artifacts.SELECTION,
+        recomputed_selection(table, names, styles, [10], seed=settings.seed, select=settings.select),
     )
 
 

@@ -14,6 +14,7 @@ from srpo_core import artifacts
 from srpo_core.config import load_settings
 from srpo_core.errors import ArtifactError, GateError
 from srpo_core.release.verdict import require_recomputed
+from srpo_core.selection.choice import recomputed_selection
 from srpo_core.weights.files import WEIGHTS
 
 RULE = {
@@ -50,6 +51,27 @@ def write_figures(gain):
     artifacts.write_json(artifacts.EVALUATION_SUMMARY, {"means": means})
 
 
+def write_scores(gain=0.3):
+    rows = [
+        {"step": step, "prompt": f"other {number}", "style": "x", "seed": 0, "judge_wanted": 0.4 + value}
+        for step, value in ((0, 0.0), (10, gain))
+        for number in range(4)
+    ]
+    artifacts.SELECT_SCORES.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), artifacts.SELECT_SCORES)
+
+
+def write_selection(settings):
+    """Write scores of base and step 10, and the selection that follows from them."""
+    write_scores()
+    names = [f"other {number}" for number in range(4)]
+    table = pq.read_table(artifacts.SELECT_SCORES)
+    selection = recomputed_selection(
+        table, names, ["x"] * 4, [10], seed=settings.seed, select=settings.select
+    )
+    artifacts.write_json(artifacts.SELECTION, selection)
+
+
 @pytest.fixture
 def run(request, tmp_path, monkeypatch):
     """Write the files of a run that gained `request.param` (default 0.3) and decide by the real gate."""
@@ -59,20 +81,22 @@ def run(request, tmp_path, monkeypatch):
     values = yaml.safe_load((root / "params.yaml").read_text())
     values["gate"] |= {"resamples": 2000, "rules": {"style_gained": RULE}}
     values["evaluate"] |= {"num_prompts": 24, "seeds_per_prompt": 1, "metrics": METRICS}
+    values["select"] |= {"num_prompts": 4, "seeds_per_prompt": 1, "keep": {}}
     values["quantize"]["formats"] = {"bf16": LIMITS}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     monkeypatch.chdir(tmp_path)
     settings = load_settings()
     artifacts.FIGURES.parent.mkdir(parents=True)
     artifacts.EMBEDDINGS.mkdir()
-    texts = {"prompts": [f"prompt {number}" for number in range(24)]}
-    save_file({"none": np.zeros(1)}, artifacts.EMBEDDINGS / "test.safetensors", {"texts": json.dumps(texts)})
+    for split, name, count in (("test", "prompt", 24), ("validation", "other", 4)):
+        texts = {"prompts": [f"{name} {number}" for number in range(count)], "styles": ["x"] * count}
+        path = artifacts.EMBEDDINGS / f"{split}.safetensors"
+        save_file({"none": np.zeros(1)}, path, {"texts": json.dumps(texts)})
     write_figures(getattr(request, "param", 0.3))
     checkpoint = artifacts.step_directory(10)
     checkpoint.mkdir(parents=True)
     (checkpoint / WEIGHTS).write_bytes(b"float32")
-    selection = {"step": 10, "checkpoint": str(checkpoint), "admissible": [10], "reason": "the best"}
-    artifacts.write_json(artifacts.SELECTION, selection)
+    write_selection(settings)
     gate.run(seed=settings.seed, champion=None, evaluate=settings.evaluate, gate=settings.gate)
     path = artifacts.QUANTIZED / FILE
     path.parent.mkdir(parents=True)
@@ -117,6 +141,34 @@ def test_a_summary_with_other_means_than_the_figures_is_not_accepted(run):
 def test_a_selection_without_an_admissible_checkpoint_is_refused_whatever_the_decision_says(run):
     edit(artifacts.SELECTION, lambda selection: selection.update(admissible=[]))
     with pytest.raises(GateError, match="no checkpoint was admissible"):
+        require_recomputed(*run)
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (lambda one: one.update(step=20), "step is 20, but the figures give 10"),
+        (lambda one: one.update(admissible=[10, 20]), r"admissible is \[10, 20\]"),
+        (lambda one: one["curve"][1].update(judge_wanted=0.9), r"curve\.1\.judge_wanted is 0\.9"),
+        (lambda one: one["rounds"][0].update(dropped=[20]), r"rounds\.0\.dropped is \[20\]"),
+        (lambda one: one.update(reason="the best of all."), "another reason than its own figures"),
+    ],
+)
+def test_each_edit_of_the_selection_is_found_and_named(run, change, where):
+    edit(artifacts.SELECTION, change)
+    with pytest.raises(GateError, match=rf"selection\.json .*{where}.* --force -s select'"):
+        require_recomputed(*run)
+
+
+def test_scores_that_choose_no_checkpoint_refuse_the_model_although_the_selection_says_otherwise(run):
+    write_scores(gain=-0.3)
+    with pytest.raises(GateError, match=r"curve\.1\.judge_wanted is 0\.7"):
+        require_recomputed(*run)
+
+
+def test_a_saved_checkpoint_that_was_not_compared_is_noticed(run):
+    artifacts.step_directory(20).mkdir()
+    with pytest.raises(ArtifactError, match=r"scores\.parquet lacks step 20"):
         require_recomputed(*run)
 
 

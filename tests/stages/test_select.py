@@ -3,16 +3,17 @@ import pytest
 import torch
 
 from srpo_core import artifacts
-from srpo_core.config import SelectSettings
+from srpo_core.config import HalvingSettings, SelectSettings
 from srpo_core.errors import ArtifactError, ConfigError, DivergenceError
 from srpo_core.generation import batches
+from srpo_core.selection.choice import choose, recomputed_selection
 from srpo_core.stages import select as stage
-from srpo_core.stages.select import choose
 
 SETTINGS = SelectSettings(
-    num_prompts=3, seeds_per_prompt=2, maximize="judge_wanted", keep={"judge_top5": -0.1}
+    num_prompts=3, seeds_per_prompt=2, maximize="judge_wanted", keep={"judge_top5": -0.1}, halving=None
 )
 PROMPTS = ["penguin", "red apple", "tiger face"]
+STYLES = ["animals", "food", "animals"]
 BASE = {"judge_wanted": 0.3, "judge_top5": 0.9}
 
 
@@ -217,6 +218,24 @@ def test_an_interrupted_selection_generates_only_missing_images_and_gives_the_sa
     run(tiny_parts)
     assert generated == [("step 5", PROMPTS[2:])]
     assert files() == expected
+    assert not list((artifacts.home() / "resume").iterdir())
+
+
+def test_a_ruined_checkpoint_gets_images_of_the_first_prompts_only_and_the_choice_can_be_recomputed(
+    tiny_run, tiny_parts, monkeypatch
+):
+    tiny_run(5)
+    tiny_run(10, ruin)
+    halving = HalvingSettings(rounds=2, distance=0.5)
+    selection = run(tiny_parts, halving=halving)
+    assert selection["step"] == 5
+    assert [(one["compared"], one["dropped"]) for one in selection["rounds"]] == [([5, 10], [10]), ([5], [])]
+    table = pq.read_table(artifacts.SELECT_SCORES)
+    assert {step: table["step"].to_pylist().count(step) for step in (0, 5, 10)} == {0: 6, 5: 6, 10: 4}
+    assert "step 10 had no images of more than 2 prompts" in selection["reason"]
+    select = SETTINGS.model_copy(update={"halving": halving})
+    again = recomputed_selection(table, PROMPTS, STYLES, [5, 10], seed=tiny_parts["seed"], select=select)
+    assert again == selection
     assert not list((artifacts.home() / "resume").iterdir())
 
 
