@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -30,7 +30,15 @@ from srpo_core.runtime import file_lock
 from srpo_core.runtime.file_lock import FileLock
 from srpo_core.runtime.progress import with_progress
 from srpo_core.runtime.ray_cluster import local_device, ray_for, require_cluster
-from srpo_core.runtime.shared_files import COMPLETE, Location, by_name, local_copy, share, storage
+from srpo_core.runtime.shared_files import (
+    COMPLETE,
+    Location,
+    by_name,
+    content_location,
+    local_copy,
+    share,
+    storage,
+)
 from srpo_core.scorers.metrics import finish
 
 PIXELS: Final = "pixels"
@@ -170,34 +178,50 @@ def _generate_some(
 
 @dataclass(frozen=True)
 class _Exchange:
-    """Where tasks on any machine read inputs, the digests of inputs that they must fetch, and where they write batches."""
+    """Where tasks on any machine read inputs, and where they write batches.
+
+    inputs: their working directory; digests: of the files in it that they must fetch; own: likewise of a checkpoint's
+    weights, None if they are where the job says.
+    """
 
     inputs: Location
     digests: Mapping[str, str]
     results: Location
+    own: tuple[Location, Mapping[str, str]] | None = None
 
 
 @contextmanager
 def _exchange(job: GenerationJob, directory: Path) -> Iterator[tuple[GenerationJob, _Exchange]]:
-    """Yield the job with paths that tasks can read, and the exchange: on this disk, or below SRPO_SHARED."""
+    """Yield the job with paths that tasks can read, and the exchange: on this disk, or below SRPO_SHARED.
+
+    What all models need, the base and the scorers, is shared once, under a name by its content, and stays for later
+    models and runs. The weights of a checkpoint are deleted when its images are generated.
+    """
     shared = storage()
     if shared is None:
         yield job, _Exchange(Location.of(Path.cwd()), {}, Location.of(directory))
         return
-    inputs, results = (shared / name / directory.name for name in ("inputs", "generated"))
+    results, checkpoint = shared / "generated" / directory.name, shared / "inputs" / directory.name
     _collect(job, results, directory)  # batches of a run that was killed before it fetched them
-    context = job.context
     weights = files_to_load(job.model, job.transformer)
-    files = {}
+    own = None
     if job.transformer is not None:  # may be anywhere on this machine
-        own = [file for file in weights if file.is_relative_to(job.transformer)]
-        weights = [file for file in weights if file not in own]
-        files = {f"{TRANSFORMER}/{file.relative_to(job.transformer)}": file for file in own}
+        files = {
+            f"{TRANSFORMER}/{file.relative_to(job.transformer)}": file
+            for file in weights
+            if file.is_relative_to(job.transformer)
+        }
+        weights = [file for file in weights if file not in files.values()]
+        own = checkpoint, share(files, checkpoint)
         job = replace(job, transformer=Path(TRANSFORMER))
-    files |= by_name([*weights, *(Path(one.path) for one in context.all_settings.values())])
-    yield job, _Exchange(inputs, share(files, inputs), results)
+    scorers = [Path(one.path) for one in job.context.all_settings.values()]
+    common = by_name([*files_to_load(job.model), *scorers])
+    inputs = content_location(common, shared / "inputs" / "models")
+    digests = share(common, inputs)
+    needed = {name: digests[name] for name in by_name([*weights, *scorers])}
+    yield job, _Exchange(inputs, needed, results, own)
     _collect(job, results, directory)
-    for place in (inputs / COMPLETE, inputs, results):
+    for place in (checkpoint / COMPLETE, checkpoint, results):
         place.delete()
 
 
@@ -260,7 +284,10 @@ def _generate_in_task(
     kept: KeptImages | None = None,
 ) -> None:
     torch.set_num_threads(threads)
-    with local_copy(exchange.inputs, exchange.digests) as inputs:
+    with local_copy(exchange.inputs, exchange.digests) as inputs, ExitStack() as held:
+        if exchange.own is not None:
+            own = held.enter_context(local_copy(*exchange.own))
+            job = replace(job, transformer=own / TRANSFORMER)
         here = Path.cwd()
         os.chdir(inputs)  # Ray starts workers in another directory
         try:

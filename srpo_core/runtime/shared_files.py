@@ -135,7 +135,11 @@ class Location:
         for file in [source] if source.is_file() else (p for p in sorted(source.rglob("*")) if p.is_file()):
             target = path if source.is_file() else f"{path}/{file.relative_to(source)}"
             fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-            fs.put_file(str(file), target)
+            if self.path is None:
+                fs.put_file(str(file), target)  # objects are written atomically
+                continue
+            with replacing(Path(target)) as partial:  # a task may read the file that another run has shared
+                fs.put_file(str(file), str(partial))
 
     def download(self, target: Path) -> None:
         """Copy this file to a path atomically. Raises `FileNotFoundError`."""
@@ -177,6 +181,12 @@ def by_name(paths: Iterable[Path]) -> dict[str, Path]:
         found = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
         files |= {str(file): file for file in found}
     return files
+
+
+def content_location(files: Mapping[str, Path], below: Location) -> Location:
+    """Return the location of files whose name says their names and digests: the same for the same content."""
+    lines = sorted(f"{name} {known_digest(file)}\n" for name, file in files.items())
+    return below / hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
 
 
 def share(files: Mapping[str, Path], location: Location) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Batches on the tiny family: some are kept, some regenerated, and Ray tasks give the same results."""
 
 import gc
+import shutil
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,10 @@ from srpo_core.generation import batches as module
 from srpo_core.generation.batches import generate_batches
 from srpo_core.generation.images import GeneratedImages, ImageSet, generate_and_measure
 from srpo_core.generation.job import GenerationJob, fingerprint
+from srpo_core.models import files_to_load
 from srpo_core.models.embeddings import read_embeddings
 from srpo_core.runtime import digests
+from srpo_core.runtime.shared_files import COMPLETE, Location
 from srpo_core.scorers.metrics import MetricContext
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,7 +169,7 @@ def test_a_second_fingerprint_reads_none_of_the_weights(job, monkeypatch):
 
 
 def test_text_encoders_are_neither_hashed_nor_needed(job, tmp_path, monkeypatch):
-    from srpo_core.models import files_to_load, load_base
+    from srpo_core.models import load_base
 
     honest = load_base(job.model)
     for file in files_to_load(job.model):
@@ -235,8 +238,37 @@ def test_a_task_on_another_machine_downloads_its_inputs_and_returns_the_batches(
         monkeypatch.chdir(tiny_project)
     generated = [load_file(path)["pixels"] for path in sorted((tmp_path / "generate-abc").iterdir())]
     assert torch.equal(torch.cat(generated), expected)
-    assert not exchange.inputs.exists()
+    location, own = exchange.own
+    assert {Path(name).parts[0] for name in own} == {module.TRANSFORMER}
+    assert not location.exists()
     assert not exchange.results.exists()
+
+
+def test_base_and_scorers_are_shared_once_and_a_checkpoint_shares_its_own_weights_only(
+    job, tmp_path, monkeypatch
+):
+    """Also by runs with other metrics; what a killed process has shared in part is shared again."""
+    monkeypatch.setenv("SRPO_SHARED", "memory://test-shared-once")
+    sent, honest = [], Location.upload
+    monkeypatch.setattr(Location, "upload", lambda place, file: sent.append(file.name) or honest(place, file))
+    with module._exchange(job, tmp_path / "generate-base") as (_, exchange):
+        assert len(sent) == len(exchange.digests) > len(files_to_load(job.model))
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(ROOT / "assets/tiny/family/base/transformer", checkpoint)
+    trained = replace(job, transformer=checkpoint, metrics=["saturation"])
+    for name in ("step 5", "step 10"):
+        sent.clear()
+        with module._exchange(trained, tmp_path / f"generate-{name}") as (_, again):
+            assert sorted(sent) == ["config.json", "diffusion_pytorch_model.safetensors"]
+            assert again.inputs == exchange.inputs
+            weights = [name for name in again.digests if name.endswith("model.safetensors")]
+            assert [Path(name).parent.name for name in weights] == ["vae"], (
+                "a task needs no weights of the base"
+            )
+    (again.inputs / COMPLETE).delete()
+    sent.clear()
+    with module._exchange(job, tmp_path / "generate-base"):
+        assert len(sent) == len(exchange.digests)
 
 
 @pytest.mark.pipeline
