@@ -63,6 +63,17 @@ def test_the_form_accepts_every_preset(profile):
     )
 
 
+def test_a_patch_of_the_rewards_replaces_the_whole_list_and_needs_all_keys():
+    two = [{"scorer": name, "path": f"models/{name}", "weight": 0.5} for name in ("hps_v2", "pick_score")]
+    tiny = yaml.safe_load((config.PROFILES_DIR / "tiny.yaml").read_text())
+    merged = patched(tiny, parse_patch({"rewards": two}).model_dump(mode="json", exclude_none=True))
+    assert merged == {**tiny, "rewards": two}
+    with pytest.raises(ConfigError, match=r"rewards.0.scorer: Input should be .*'hps_v2'"):
+        parse_patch({"rewards": [{**two[0], "scorer": "timm_judge"}]})
+    with pytest.raises(ConfigError, match=r"missing key 'rewards\.0\.weight'"):
+        parse_patch({"rewards": [{"scorer": "hps_v2", "path": "models/hps_v2"}]})
+
+
 def test_a_patch_changes_only_the_keys_it_contains():
     tiny = yaml.safe_load((config.PROFILES_DIR / "tiny.yaml").read_text())
     merged = patched(tiny, parse_patch(TINY).model_dump(mode="json", exclude_none=True))

@@ -214,6 +214,15 @@ def test_the_page_is_self_contained():
 
 
 @pytest.mark.usefixtures("passed")
+def test_the_page_shows_the_agreement_of_each_reward_of_a_mix():
+    assert "alone" not in Page(build()).text
+    figures = artifacts.read_json(artifacts.AGREEMENT)
+    each = {"hps_v2": 0.83, "pick_score": 0.7}
+    artifacts.write_json(artifacts.AGREEMENT, figures | {"each": each, "weights": {}})
+    assert "(94.2% to 97.9%); alone: hps_v2 83.0%, pick_score 70.0%." in Page(build()).text
+
+
+@pytest.mark.usefixtures("passed")
 def test_the_verdict_comes_first_then_the_images_then_the_gate():
     text = Page(build()).text
     order = (
