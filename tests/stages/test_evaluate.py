@@ -350,7 +350,7 @@ def test_every_further_scorer_is_asked_by_its_name(tiny_run, tiny_parts, monkeyp
     monkeypatch.setattr(
         canaries,
         "require_answers",
-        lambda name, *rest: (asked.append(name.split()[0]), original(name, *rest)),
+        lambda name, *rest, **known: (asked.append(name.split()[0]), original(name, *rest, **known)),
     )
     run(tiny_parts, scorers={"clip": HPS})
     assert asked == ["reward", "judge", "clip"]
