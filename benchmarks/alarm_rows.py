@@ -58,7 +58,7 @@ def generate(
     assert rule is not None, "train.early_stop of params.yaml is null"
     for index, prompt in enumerate(prompts):
         images = model.generate(
-            condition[[index] * SEEDS],
+            condition.batch([index] * SEEDS, torch.device("cpu")),
             noise_of(prompt, model.latent_shape, collapsed=collapsed),
             num_inference_steps=rule.num_inference_steps,
             guidance_scale=settings.train.rollout.guidance_scale,

@@ -67,7 +67,7 @@ def fingerprint(job: GenerationJob) -> str:
     digest = hashlib.sha256(json.dumps(parts).encode())
     for name, tensor in sorted(image_set.condition.tensors.items()):
         digest.update(name.encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
     for line in weights_of(job):
         digest.update(line.encode())
     for root in (*(Path(one.path) for one in scorers.values()), Path(srpo_core.__file__).parent):

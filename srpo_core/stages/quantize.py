@@ -117,7 +117,7 @@ def run(
 
     base = load_base(model).to(device)
     rows = evenly_spaced(range(len(prompts)), PROOF_PROMPTS)
-    velocity = _forward_pass(base, condition[rows].to(device), seed, device)
+    velocity = _forward_pass(base, condition.batch(rows, device), seed, device)
     # here and below weights are not bound to a name: no second copy stays in memory while the next one is read
     exact = velocity(load_transformer(model, source).state_dict())
     proofs: dict[str, dict[str, Any]] = {}

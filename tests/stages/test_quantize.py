@@ -33,7 +33,7 @@ from srpo_core.weights.files import WEIGHTS
 
 BASE = Path(__file__).resolve().parents[2] / "assets/tiny/family/base"
 MODEL = ModelSettings(
-    base="flux", path=str(BASE), height=64, width=64, max_sequence_length=12, embeddings="float32"
+    base="flux", path=str(BASE), height=64, width=64, max_sequence_length=12, embeddings="bfloat16"
 )
 
 
