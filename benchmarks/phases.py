@@ -73,8 +73,7 @@ class Phases:
 
     def time_model(self, model: Any, reward: Any) -> None:
         """Time the calls of a base model and a reward in training."""
-        self.time(model, "rollout_velocity", "rollout")
-        self.time(model, "velocity", lambda: "forward" if torch.is_grad_enabled() else None)
+        self.time(model, "velocity", lambda: "forward" if torch.is_grad_enabled() else "rollout")
         self.time(model, "decode", "decode")
         self.time(reward, "score", "reward")
         self.time(torch.Tensor, "backward", "backward")

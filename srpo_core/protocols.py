@@ -101,14 +101,11 @@ class BaseModel(Protocol):
         """Predict velocities with the trained weights; see `VelocityModel`."""
         ...
 
-    def rollout_velocity(
-        self, latents: "Tensor", timestep: "Tensor", guidance: float, condition: Condition
-    ) -> "Tensor":
-        """Predict velocities without gradients, with the rollout copy if there is one; see `VelocityModel`."""
-        ...
+    def gathered(self) -> AbstractContextManager[None]:
+        """Within the context, keep sharded weights gathered between calls, if `train.compute.gather_rollout` is set.
 
-    def weights_changed(self) -> None:
-        """Update the rollout copy, if there is one, from the trained weights; called after every optimizer step."""
+        For calls without gradients, between which the weights do not change; every rank enters it.
+        """
         ...
 
     def decode(self, latents: "Tensor") -> "Tensor":

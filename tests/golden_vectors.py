@@ -23,7 +23,7 @@ REFERENCE_GUIDANCE = 3.5  # hard-coded there
 REFERENCE_MARGIN = 0.7
 PLAIN = {
     "autocast": False,
-    "rollout_copy": False,
+    "gather_rollout": False,
     "checkpoint_blocks": 0.0,
     "checkpoint_decode": False,
     "compile": False,

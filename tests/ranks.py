@@ -71,17 +71,27 @@ def _rank(job, rank, world, meeting, inspect, double, answers):
 
 
 def inputs_in_double():
-    """Make the inputs and the noise of a worker float64, and every later `Tensor.float()` a cast to float64."""
+    """Make a worker's model, inputs and noise float64, and every later `Tensor.float()` a cast to float64.
+
+    The model is cast as soon as it is loaded, so that a checkpoint is read in float64.
+    """
     import torch
 
-    from srpo_core.training import batch, samples
+    from srpo_core.training import batch, samples, worker
 
-    read, noise = batch.read_embeddings, batch.keyed_noise
+    read, noise, load = batch.read_embeddings, batch.keyed_noise, worker._load_model
+
+    def load_double(*arguments):
+        model = load(*arguments)
+        for module in (model.transformer, model.vae):
+            module.double()
+        return model
 
     def read_double(split):
         texts, styles, condition = read(split)
         return texts, styles, condition.to(torch.float64)
 
+    worker._load_model = load_double
     batch.read_embeddings = read_double
     batch.keyed_noise = samples.keyed_noise = lambda *key: noise(*key).double()
     torch.Tensor.float = torch.Tensor.double
@@ -89,8 +99,7 @@ def inputs_in_double():
 
 def in_double(worker):
     """Make a worker compute in float64, so that rounding neither hides nor causes a difference."""
-    for module in (worker.model.transformer, worker.model.vae, worker.learner.reward):
-        module.double()
+    worker.learner.reward.double()
     if worker.average:
         import torch
 
@@ -109,15 +118,55 @@ def whole_state(worker):
     return {name: whole(tensor).numpy().tobytes() for name, tensor in tensors.items()}
 
 
-def left_whole_after_generating(worker):
-    """Return the parameters that are not sharded after sample images were generated."""
+def left_whole(worker):
+    """Return the parameters that are not sharded."""
     from torch.distributed.tensor import DTensor
 
+    return [name for name, p in worker.model.transformer.named_parameters() if not isinstance(p, DTensor)]
+
+
+def left_whole_after_generating(worker):
+    """Return the parameters that are not sharded after sample images were generated."""
     from srpo_core.training.samples import generate_samples
 
-    images = generate_samples(worker.model, worker.job, worker.prompts, worker.device)
+    images = generate_samples(
+        worker.model, worker.job, worker.prompts, worker.device, rank=worker.rank, world=worker.world
+    )
     assert images.isfinite().all()
-    return [name for name, p in worker.model.transformer.named_parameters() if not isinstance(p, DTensor)]
+    return left_whole(worker)
+
+
+def generated_gathered_or_not(worker, steps=3):
+    """Generate by rollout and by the base's sampler in `steps` steps, with weights gathered at each call or once.
+
+    Returns the elements held (on this rank, in total), the number of parts that are gathered separately, and by way of
+    gathering: the number of all-gathers, the bytes of the latents, and the parameters that are whole afterwards.
+    """
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor.debug import CommDebugMode
+
+    from srpo_core.algorithm.rollout import starting_images
+
+    model, batch = worker.model, worker.batch(1)
+    rollout = worker.job.train.rollout.model_copy(update={"num_inference_steps": steps})
+    train = worker.job.train.model_copy(update={"rollout": rollout})
+    before, found = model._gather_rollout, {}
+    for gather in (False, True):
+        model._gather_rollout = gather
+        with CommDebugMode() as counted:
+            rolled, _ = starting_images(model, batch, train)
+        with CommDebugMode() as counted_again:
+            sampled = model.generate_latents(
+                batch.condition, batch.noise, num_inference_steps=steps, guidance_scale=1.0
+            )
+        found[gather] = (
+            (counted.get_total_counts(), counted_again.get_total_counts()),
+            (rolled.numpy().tobytes(), sampled.numpy().tobytes()),
+            left_whole(worker),
+        )
+    model._gather_rollout = before
+    parts = sum(isinstance(module, FSDPModule) for module in model.transformer.modules())
+    return shards_held(worker), parts, found
 
 
 def shards_held(worker):

@@ -35,7 +35,7 @@ def refl(
     first = math.ceil(round((1 - settings.refl.late_share) * roll.num_inference_steps, 9))
     stops = batch.draws.integers(("late step",), min(first, last), last)
     rolled = states(
-        model.rollout_velocity,
+        model.velocity,
         eps,
         batch.condition,
         sigmas=sigmas[: last + 1],  # all steps: every worker must call a sharded model equally often
@@ -43,8 +43,9 @@ def refl(
         time=time,
     )
     at: dict[int, Tensor] = {}
-    for step, latents in enumerate(rolled):
-        at |= {row: latents[row] for row, stop in enumerate(stops) if stop == step}
+    with model.gathered():
+        for step, latents in enumerate(rolled):
+            at |= {row: latents[row] for row, stop in enumerate(stops) if stop == step}
     z, sigma = torch.stack([at[row] for row in range(len(eps))]), sigmas[stops]
     v = model.velocity(z, time(sigma), roll.guidance_scale, batch.condition)
     predicted = z - sigma[:, None, None] * v
@@ -129,9 +130,8 @@ def _trained_end(model: BaseModel, batch: TrainBatch, settings: TrainSettings, *
     eps, guidance, time = noise_of(batch.noise, settings), settings.rollout.guidance_scale, time_of(settings)
     sigmas = _sigmas(settings, eps.device)
     free_sigmas = sigmas[: free + 1]
-    z = rollout(
-        model.rollout_velocity, eps, batch.condition, sigmas=free_sigmas, guidance=guidance, time=time
-    )
+    with model.gathered():
+        z = rollout(model.velocity, eps, batch.condition, sigmas=free_sigmas, guidance=guidance, time=time)
 
     def step(z: Tensor, sigma: Tensor, next_sigma: Tensor) -> Tensor:
         return euler_step(

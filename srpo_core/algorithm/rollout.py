@@ -73,14 +73,15 @@ def starting_images(model: BaseModel, batch: TrainBatch, settings: TrainSettings
     rows = [row for row in range(len(eps)) if row not in batch.real]
     images = dict(batch.real)
     if rows:
-        generated = rollout(
-            model.rollout_velocity,
-            eps[rows],
-            batch.condition[rows],
-            sigmas=shifted_sigmas(roll.num_inference_steps, roll.shift),
-            guidance=roll.guidance_scale,
-            time=time_of(settings),
-        )
+        with model.gathered():
+            generated = rollout(
+                model.velocity,
+                eps[rows],
+                batch.condition[rows],
+                sigmas=shifted_sigmas(roll.num_inference_steps, roll.shift),
+                guidance=roll.guidance_scale,
+                time=time_of(settings),
+            )
         images |= dict(zip(rows, generated, strict=True))
     return torch.stack([images[row] for row in range(len(eps))]), eps
 

@@ -14,6 +14,7 @@ RENAMED: Final[Mapping[str, str]] = MappingProxyType(
         "train.rollout.steps": "train.rollout.num_inference_steps",
         "train.rollout.guidance": "train.rollout.guidance_scale",
         "train.direct_align.guidance": "train.direct_align.guidance_scale",
+        "train.compute.rollout_copy": "train.compute.gather_rollout",
         "evaluate.real_pictures": "evaluate.real_images",
         "resources.draw_workers": "resources.generate_workers",
     }

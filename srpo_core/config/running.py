@@ -81,6 +81,10 @@ class ResourceSettings(Part):
     shard: bool = Field(
         description="shard weights, gradients and optimizer state across workers (FSDP2); off: replicate them"
     )
+    shard_group: Annotated[int, Field(ge=2)] | None = Field(
+        description="number of consecutive workers that together hold one copy of the model (HSDP), usually those of a "
+        "machine; the copies are replicated. null: all workers hold one copy"
+    )
     keep_checkpoints: Positive = Field(
         description="number of newest checkpoints with the state to resume from; of the others only the weights are kept"
     )
@@ -101,5 +105,20 @@ class ResourceSettings(Part):
         if self.min_train_workers > self.train_workers:
             raise ValueError(
                 f"min_train_workers {self.min_train_workers} is more than train_workers {self.train_workers}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> Self:
+        if self.shard_group is None:
+            return self
+        if not self.shard:
+            raise ValueError(
+                "shard_group needs shard: true; set it to null to replicate the model on every worker"
+            )
+        if self.train_workers % self.shard_group:
+            raise ValueError(
+                f"train_workers {self.train_workers} is no multiple of shard_group {self.shard_group}: choose a divisor, or "
+                "null"
             )
         return self

@@ -165,8 +165,9 @@ class ComputeSettings(Part):
     autocast: bool = Field(
         description="forward passes in bfloat16 by torch.autocast; weights, losses and AdamW stay in float32"
     )
-    rollout_copy: bool = Field(
-        description="generate the rollouts with a bfloat16 copy of the transformer, updated after every step"
+    gather_rollout: bool = Field(
+        description="keep the weights of a sharded transformer gathered while images are generated, instead of "
+        "gathering them for each denoising step; needs memory for all of them"
     )
     checkpoint_blocks: Share = Field(
         description="share of the transformer's blocks with activation checkpointing"

@@ -91,14 +91,13 @@ def load_trainable(
         if train.tune == "lora":
             initialize_lora(transformer, seed)
         return model.to(device).prepare(train.compute)
-    model.prepare(train.compute)  # compiles blocks and makes the rollout copy before the blocks are sharded
+    model.prepare(train.compute)  # compiles blocks before they are sharded
     shard(transformer, mesh, gather=torch.bfloat16 if train.compute.autocast else None)
     transformer.to_empty(device=device)
     read_base_weights(transformer, Path(settings.path) / "transformer")
     if train.tune == "lora":
         initialize_lora(transformer, seed)
-    model.to(device).weights_changed()
-    return model
+    return model.to(device)
 
 
 def meta_trainable(
@@ -106,12 +105,12 @@ def meta_trainable(
 ) -> tuple[BaseModel, Condition]:
     """Create the model that `load_trainable` would load, and a condition of one prompt, on the meta device.
 
-    transformer, vae: configurations of the two parts. Nothing is compiled or copied, and autocast is off.
+    transformer, vae: configurations of the two parts. Nothing is compiled or gathered, and autocast is off.
     """
     model, condition = loading.meta_base(base_entry(settings), settings, transformer=transformer, vae=vae)
     if train.tune == "lora":
         add_lora(model.transformer, train.lora)
-    plain = {"autocast": False, "compile": False, "rollout_copy": False}
+    plain = {"autocast": False, "compile": False, "gather_rollout": False}
     model.prepare(train.compute.model_copy(update=plain))
     model.transformer.train()
     return model, condition

@@ -1,4 +1,4 @@
-"""What a base model defines itself. `base.py` adds precision, rollout copy, compilation and checkpointing."""
+"""What a base model defines itself. `base.py` adds precision, compilation and checkpointing."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Architecture(Protocol):
-    """The functions in which base models differ. The weights are passed in, so that a copy of them works as well.
+    """The functions in which base models differ. The weights are passed in, so that others work as well.
 
     latent_shape: (S, C), the packed latents of one image.
     """

@@ -4,7 +4,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import deepcopy
 from typing import Any, Self
 
 import torch
@@ -14,7 +13,7 @@ from srpo_core.config import ComputeSettings
 from srpo_core.errors import ConfigError
 from srpo_core.models.architecture import Architecture
 from srpo_core.models.checkpointing import checkpoint_blocks
-from srpo_core.models.sharding import blocks, whole
+from srpo_core.models.sharding import blocks, keep_gathered
 from srpo_core.protocols import Condition
 
 
@@ -40,7 +39,7 @@ class Base:
         self.vae = vae.requires_grad_(requires_grad=False).eval()
         self.latent_shape = architecture.latent_shape
         self._autocast = False
-        self._copy: Any = None
+        self._gather_rollout = False
 
     def to(self, device: torch.device) -> Self:
         """Move transformer and VAE to a device, in place."""
@@ -55,18 +54,14 @@ class Base:
             ConfigError: `compile` is set, and there is no C++ compiler.
         """
         self._autocast = compute.autocast
-        if compute.rollout_copy:
-            self._copy = (
-                deepcopy(self.transformer).requires_grad_(requires_grad=False).to(torch.bfloat16).eval()
-            )
+        self._gather_rollout = compute.gather_rollout
         checkpoint_blocks(self.transformer, compute.checkpoint_blocks)
         if compute.checkpoint_decode:
             self.vae.enable_gradient_checkpointing()
         if compute.compile:
             require_compiler()
-            for transformer in filter(None, (self.transformer, self._copy)):
-                for block in blocks(transformer):
-                    block.compile(dynamic=False)
+            for block in blocks(self.transformer):
+                block.compile(dynamic=False)
             self.vae.decoder.compile(dynamic=False)
         return self
 
@@ -98,29 +93,9 @@ class Base:
         with self._precision(latents.device):
             return self.architecture.predict(self.transformer, latents, timestep, guidance, condition)
 
-    @torch.no_grad()
-    def rollout_velocity(
-        self, latents: Tensor, timestep: Tensor, guidance: float, condition: Condition
-    ) -> Tensor:
-        """Predict velocities (B, S, C) without gradients; see `BaseModel`."""
-        if self._copy is None:
-            return self.velocity(latents, timestep, guidance, condition)
-        condition = condition.to(torch.bfloat16)
-        return self.architecture.predict(self._copy, latents.bfloat16(), timestep, guidance, condition)
-
-    @torch.no_grad()
-    def weights_changed(self) -> None:
-        """Update the rollout copy from the trained weights, whole or sharded; see `BaseModel`."""
-        if self._copy is None:
-            return
-        first = next(self._copy.parameters()).is_meta  # the copy was made before the weights were loaded
-        if first:
-            self._copy.to_empty(device=self.vae.device)
-            for copied, loaded in zip(self._copy.buffers(), self.transformer.buffers(), strict=True):
-                copied.copy_(loaded)
-        for copied, trained in zip(self._copy.parameters(), self.transformer.parameters(), strict=True):
-            if first or trained.requires_grad:
-                copied.copy_(whole(trained.to(copied.dtype)))  # cast first: half the bytes to gather
+    def gathered(self) -> AbstractContextManager[None]:
+        """Keep sharded weights gathered between calls if the settings ask for it; see `BaseModel`."""
+        return keep_gathered(self.transformer) if self._gather_rollout else nullcontext()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode packed latents (B, S, C) to images (B, 3, H, W); see `BaseModel`."""
@@ -146,7 +121,7 @@ class Base:
         self, condition: Condition, noise: Tensor, *, num_inference_steps: int, guidance_scale: float
     ) -> Tensor:
         """Generate the last latents (B, S, C), which `generate` decodes."""
-        with self._sampling(noise.device):
+        with self.gathered(), self._sampling(noise.device):
             return self.architecture.sample(
                 self.transformer,
                 self.vae,

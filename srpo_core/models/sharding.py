@@ -1,8 +1,12 @@
 """Shard a transformer across workers with FSDP2, gathering one block at a time."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from srpo_core.config import ResourceSettings
 from srpo_core.weights.shards import read_shards
 
 if TYPE_CHECKING:
@@ -16,7 +20,9 @@ def shard(transformer: Any, mesh: "DeviceMesh", *, gather: "torch.dtype | None")
 
     Works in place: parameters become DTensors. Shards keep the type of the weights. A block's weights are gathered
     as `gather`, or in their own type, for its forward and backward pass; gradients are summed over the workers in
-    the type of the weights.
+    the type of the weights. Each block starts gathering the next one before it computes.
+
+    mesh: of one dimension, or of two: `replicate` and `shard`.
     """
     import torch
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -35,6 +41,55 @@ def shard(transformer: Any, mesh: "DeviceMesh", *, gather: "torch.dtype | None")
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # losses are divided by the global batch already
             module.set_force_sum_reduction_for_comms(enable=True)
+    for module, following in pairwise((transformer, *blocks(transformer))):
+        module.set_modules_to_forward_prefetch([following])
+
+
+def workers_per_copy(resources: ResourceSettings, world: int) -> int:
+    """Return the number of workers that together hold one copy of the model, 1 if each has its own.
+
+    After an elastic start, `shard_group` may not divide the number of workers. Then all of them share one copy, which
+    needs less memory on each.
+    """
+    if not resources.shard:
+        return 1
+    group = resources.shard_group
+    return world if group is None or world % group else group
+
+
+def mesh_of(resources: ResourceSettings, world: int, device_type: str) -> "DeviceMesh | None":
+    """Return the mesh over which a model is sharded, None if it is not.
+
+    With `shard_group` it has two dimensions: consecutive ranks share a copy, and the copies are replicated.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+
+    size = workers_per_copy(resources, world)
+    if not resources.shard:
+        return None
+    if size == world:
+        return init_device_mesh(device_type, (world,))
+    return init_device_mesh(device_type, (world // size, size), mesh_dim_names=("replicate", "shard"))
+
+
+@contextmanager
+def keep_gathered(transformer: Any) -> Iterator[None]:
+    """Keep the weights of a sharded transformer gathered from its first call in the context until the end of it.
+
+    Only for calls without a backward pass, between which the weights do not change. Every rank must enter the context.
+    It costs the memory of all gathered weights, and saves gathering them again for each call.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    sharded = [module for module in transformer.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.set_reshard_after_forward(False, recurse=False)  # its name in torch has changed
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.reshard()
+            module.set_reshard_after_forward(True, recurse=False)
 
 
 def whole(tensor: "Tensor") -> "Tensor":

@@ -7,6 +7,7 @@ from srpo_core.algorithm import METHODS
 from srpo_core.algorithm.method import MethodCost
 from srpo_core.config import Settings, TrainSettings
 from srpo_core.errors import pick
+from srpo_core.models.sharding import workers_per_copy
 from srpo_core.plan.cluster import CONTEXT_BYTES, Cluster
 from srpo_core.plan.counting import Counted, Forward
 from srpo_core.training.micro_batches import images_per_call, largest_share, num_micro_batches
@@ -79,7 +80,7 @@ class Case:
     @property
     def shards(self) -> int:
         """Number of devices that share one copy of the trained model."""
-        return self.cluster.gpus if self.settings.resources.shard else 1
+        return workers_per_copy(self.settings.resources, self.cluster.gpus)
 
     @property
     def half(self) -> bool:

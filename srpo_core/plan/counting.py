@@ -120,8 +120,8 @@ class Phase:
 class Counted:
     """A training call in phases, for `num_images` images in transformer, decoder and reward.
 
-    rollout: one forward pass without gradients; peak_before: peak bytes until the transformer's backward pass begins;
-    peak_after: from then on. Weights and their gradients are not included.
+    rollout: one forward pass without gradients; peak_rollout: its peak bytes; peak_before: peak bytes until the
+    transformer's backward pass begins; peak_after: from then on. Weights and their gradients are not included.
     """
 
     num_images: int
@@ -129,6 +129,7 @@ class Counted:
     transformer: Phase
     decode: Phase
     reward: Phase
+    peak_rollout: int
     peak_before: int
     peak_after: int
 
@@ -162,6 +163,7 @@ def count_call(model: Any, reward: Any, condition: Any, *, num_images: int, auto
     with AsOnDevice(autocast=autocast), meter:
         with meter.into(rollout), torch.no_grad():
             model.velocity(latents, time, 1.0, condition)
+        peak_rollout, meter.peak = meter.peak, meter.now
         with meter.into(transformer):
             velocity = model.velocity(latents, time, 1.0, condition)
         start = velocity.detach().requires_grad_()  # detached, so that each phase is counted separately
@@ -178,7 +180,7 @@ def count_call(model: Any, reward: Any, condition: Any, *, num_images: int, auto
         _back(meter, transformer, velocity, start.grad)
     for hook in hooks:
         hook.remove()
-    return Counted(num_images, rollout, transformer, decode, score_phase, before, meter.peak)
+    return Counted(num_images, rollout, transformer, decode, score_phase, peak_rollout, before, meter.peak)
 
 
 def count_forward(call: Callable[[], Any], *, autocast: bool) -> Forward:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from srpo_core.plan.case import Case
-from srpo_core.plan.traffic import seconds_of_a_gather
+from srpo_core.plan.traffic import gathers_of, seconds_of_a_gather
 from srpo_core.training.steps import checkpoint_steps
 
 
@@ -36,10 +36,12 @@ def seconds_of_an_image(case: Case) -> float:
 
 
 def samples(case: Case) -> Generated:
-    """The sample images at the checkpoints, all of which every device generates."""
+    """The sample images at the checkpoints, which the devices share."""
     train = case.settings.train
     times, steps = len(checkpoint_steps(train)), train.rollout.num_inference_steps
-    seconds = train.sample_prompts * _seconds_in_training(case, steps) + steps * seconds_of_a_gather(case)
+    images, gather = math.ceil(train.sample_prompts / case.cluster.gpus), seconds_of_a_gather(case)
+    gathers = math.ceil(images / case.at_once) * gathers_of(case, steps)
+    seconds = images * _seconds_in_training(case, steps) + gathers * gather
     return Generated(times * train.sample_prompts, case.cluster.gpus, times * seconds / 3600)
 
 
@@ -50,7 +52,7 @@ def watched(case: Case) -> Mapping[str, Generated]:
         return {}
     gpus = case.cluster.gpus
     seconds = _seconds_in_training(case, rule.num_inference_steps)
-    gather = rule.num_inference_steps * seconds_of_a_gather(case)
+    gather = gathers_of(case, rule.num_inference_steps) * seconds_of_a_gather(case)
     counts = {
         "at the checkpoints": (len(checkpoint_steps(train)), rule.seeds_per_prompt),
         "of the base, once": (1, rule.base_seeds),

@@ -1,5 +1,6 @@
 """Peak memory of one device, by stage of the pipeline and by part."""
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
@@ -22,7 +23,8 @@ def memory_by_stage(case: Case) -> Mapping[str, Parts]:
     """
     settings, counts, scorers = case.settings, case.counts, scorers_of(case.settings)
     of_an_image = counts.image[case.half].peak
-    training = {"train: samples": _generating_in_training(case, settings.train.sample_prompts * of_an_image)}
+    samples = min(math.ceil(settings.train.sample_prompts / case.cluster.gpus), case.at_once)
+    training = {"train: samples": _generating_in_training(case, samples * of_an_image)}
     if settings.train.early_stop is not None:
         training["train: early stop"] = _generating_in_training(case, case.at_once * of_an_image)
     generated = settings.generate.batch_size * counts.image[settings.generate.autocast].peak
@@ -56,16 +58,14 @@ def _different(*scorers: ScorerSettings) -> int:
 def memory_of_a_step(case: Case) -> Parts:
     """Bytes by part at the peak of a training step."""
     counted = case.counts.call
-    kept = {
-        "activations, transformer": counted.transformer.kept,
-        "activations, decoder": counted.decode.kept,
-        "activations, reward": counted.reward.kept,
-    }
-    gathered, peak = kept_gathered(case), counted.peak_before
-    if counted.peak_after + gathered_bytes(case) > peak + gathered:
-        # at that peak, decoder and reward are done
-        gathered, peak = gathered_bytes(case), counted.peak_after
-        kept = {"activations, transformer": counted.transformer.kept}
+    transformer = {"activations, transformer": counted.transformer.kept}
+    beyond = {"activations, decoder": counted.decode.kept, "activations, reward": counted.reward.kept}
+    moments: list[tuple[float, int, Mapping[str, int]]] = [
+        (gathered_to_generate(case), counted.peak_rollout, {}),
+        (kept_gathered(case), counted.peak_before, {**transformer, **beyond}),
+        (gathered_bytes(case), counted.peak_after, transformer),  # decoder and reward are done
+    ]
+    gathered, peak, kept = max(moments, key=lambda moment: moment[0] + moment[1])
     return {
         **state_of_training(case),
         "gathered weights": gathered,
@@ -101,6 +101,14 @@ def gathered_bytes(case: Case) -> float:
     return case.gathered_width * (2 * sizes.block + sizes.rest) + 4 * sizes.trained_of_block
 
 
+def gathered_to_generate(case: Case) -> float:
+    """Bytes gathered while images are generated in training: all weights, or blocks as for computing."""
+    if case.shards == 1:
+        return 0.0
+    sizes, kept = case.sizes, case.settings.train.compute.gather_rollout
+    return case.gathered_width * (sizes.all if kept else 2 * sizes.block + sizes.rest)
+
+
 def kept_gathered(case: Case) -> float:
     """Bytes that stay gathered between a forward and its backward pass: the parameters outside of the blocks."""
     return 0.0 if case.shards == 1 else case.gathered_width * case.sizes.rest
@@ -112,16 +120,14 @@ def _held(case: Case) -> Parts:
     # early stop loads the rewards and select's judge for itself
     scorers = 0 if train.early_stop is None else scorers_of(case.settings)["train"]
     return {
-        "copy for rollouts": 2.0 * sizes.all if train.compute.rollout_copy else 0.0,
         "VAE and reward": 4.0 * (sizes.vae + sizes.reward),
         "scorers of early stop": scorers * case.scorer,
     }
 
 
 def _generating_in_training(case: Case, passing: float) -> Parts:
-    sizes = case.sizes
-    gathered = 0.0 if case.shards == 1 else case.gathered_width * (2 * sizes.block + sizes.rest)
-    return _parts(case, passing, {**state_of_training(case), "gathered weights": gathered, **_held(case)})
+    weights = {**state_of_training(case), "gathered weights": gathered_to_generate(case), **_held(case)}
+    return _parts(case, passing, weights)
 
 
 def _generating(case: Case, passing: float, *, scorers: int) -> Parts:

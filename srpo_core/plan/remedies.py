@@ -86,7 +86,7 @@ REMEDIES: Final[Mapping[str, Callable[[Settings], Settings]]] = MappingProxyType
         "train.batch_branches=false": _train(batch_branches=False),
         "train.micro_batch_size=1": _train(micro_batch_size=1),
         "train.compute.checkpoint_decode=true": _compute(checkpoint_decode=True),
-        "train.compute.rollout_copy=false": _compute(rollout_copy=False),
+        "train.compute.gather_rollout=false": _compute(gather_rollout=False),
         "train.compute.checkpoint_blocks=1.0": _compute(checkpoint_blocks=1.0),
         "resources.shard=true": _sharded,
         "train.compute.autocast=true": _compute(autocast=True),

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from srpo_core.config import EmaSettings
-from srpo_core.protocols import BaseModel
 from srpo_core.training.state import trained_parameters
 
 if TYPE_CHECKING:
@@ -37,18 +36,16 @@ class WeightAverage:
         self._ema.step(self._parameters())
 
     @contextmanager
-    def applied(self, model: BaseModel) -> Iterator[None]:
-        """Within the context, let the model whose transformer this is have the averages as its weights.
+    def applied(self) -> Iterator[None]:
+        """Within the context, let the transformer have the averages as its weights.
 
         Weights and averages are exchanged tensor by tensor and back, to the bit, without a copy of all of them.
         """
         self._exchange()
         try:
-            model.weights_changed()
             yield
         finally:
             self._exchange()
-            model.weights_changed()
 
     def to(self, dtype: "torch.dtype") -> None:
         """Cast the averages."""

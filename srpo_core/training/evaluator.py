@@ -25,6 +25,7 @@ from srpo_core.training.early_stop import Bets, Evaluation
 from srpo_core.training.job import TrainJob
 from srpo_core.training.limits import BROKEN, Hypothesis, hypotheses
 from srpo_core.training.micro_batches import images_per_call
+from srpo_core.training.turns import gather_turns, own_turns
 
 PURPOSE: Final = "early stop"  # of the noise; followed by the step, 0 for the base
 
@@ -53,10 +54,9 @@ class Images:
         """
         fresh = replace(self.image_set, purpose=f"{PURPOSE} {step}", seeds_per_prompt=seeds)
         places = fresh.places()
-        turns = range(-(-len(places) // self.world))
-        mine = [places[(self.rank + turn * self.world) % len(places)] for turn in turns]
+        mine = [places[turn] for turn in own_turns(len(places), self.rank, self.world)]
         pixels = generate_pixels(model, "the model", fresh, mine, generate=self.generate)
-        everything = self._gathered(pixels)[: len(places)]
+        everything = gather_turns(pixels, len(places), self.world, self.context.device)
         measured = measure_set(everything, fresh, metrics=self.metrics, context=self.context).measured
         return {name: self._of_first_rank(values) for name, values in measured.items()}
 
@@ -77,16 +77,6 @@ class Images:
             if find_metric(name, {}).needs_seeds:  # the images of a prompt have no figures of their own
                 found[name] = figures.mean(1, keepdims=True)
         return found
-
-    def _gathered(self, pixels: Tensor) -> Tensor:
-        """Join the images of all ranks in the order of the set."""
-        if self.world == 1:
-            return pixels
-        here = pixels.to(self.context.device)
-        parts = [torch.empty_like(here) for _ in range(self.world)]
-        dist.all_gather(parts, here)
-        # image number n is number n // world of rank n % world
-        return torch.stack(parts, 1).flatten(0, 1).cpu()
 
     def _of_first_rank(self, values: Tensor) -> Tensor:
         """Return the values of rank 0, because those of others may differ by rounding, and all must stop together."""

@@ -53,7 +53,6 @@ class Learner:
         rate = learning_rate(self.settings, step)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
-        self.model.weights_changed()
         return {**metrics, "learning_rate": rate} if varies(self.settings.optimizer.schedule) else metrics
 
     def _backward(self, batch: TrainBatch, count: int) -> dict[str, Tensor]:

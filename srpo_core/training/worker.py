@@ -20,6 +20,7 @@ from srpo_core.algorithm.rollout import real_share
 from srpo_core.artifacts import step_name
 from srpo_core.errors import DivergenceError
 from srpo_core.models import load_trainable
+from srpo_core.models.sharding import mesh_of
 from srpo_core.protocols import BaseModel
 from srpo_core.runtime.shared_files import local_copy
 from srpo_core.scorers import load_rewards
@@ -60,7 +61,6 @@ class Worker:
             restore(checkpoint, self.model.transformer, optimizer, averages)
             self.metrics = list(checkpoint.metrics)
             self.evaluations = [Evaluation.from_json(one) for one in checkpoint.evaluations]
-            self.model.weights_changed()
         reward = load_rewards(job.rewards).to(device)
         if job.train.compute.autocast:
             reward = with_autocast(reward)
@@ -115,7 +115,7 @@ class Worker:
 
     def _released_weights(self) -> AbstractContextManager[None]:
         """Within the context, the model has the weights that a checkpoint releases."""
-        return self.average.applied(self.model) if self.average else nullcontext()
+        return self.average.applied() if self.average else nullcontext()
 
     def batch(self, step: int) -> TrainBatch:
         """Return this rank's share of the global batch of a step."""
@@ -151,7 +151,9 @@ class Worker:
 
     def _save(self, step: int, writer: CheckpointWriter) -> None:
         with self._released_weights():
-            images = generate_samples(self.model, self.job, self.prompts, self.device)
+            images = generate_samples(
+                self.model, self.job, self.prompts, self.device, rank=self.rank, world=self.world
+            )
         if self.rank == 0:
             (self.job.state / SAMPLES / f"{step_name(step)}.png").write(png_row(images))
         writer.save(
@@ -189,11 +191,8 @@ def train_worker(job: TrainJob) -> None:
 
 
 def _load_model(job: TrainJob, device: torch.device) -> BaseModel:
-    from torch.distributed.device_mesh import init_device_mesh
-
-    mesh = None
-    if job.resources.shard and dist.is_initialized():
-        mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    mesh = mesh_of(job.resources, dist.get_world_size(), device.type) if dist.is_initialized() else None
+    if mesh is not None:
         for group in mesh.get_all_groups():  # new groups have torch's timeout, for NCCL ten minutes
             dist.set_timeout(collective_timeout(job.resources.stall), group)
     model = load_trainable(job.model, job.train, seed=job.seed, device=device, mesh=mesh)

@@ -91,6 +91,22 @@ def test_several_rewards_have_their_names_and_each_needs_weights_of_its_own():
             parse("tiny", {"rewards": wrong})
 
 
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        ({"train_workers": 4, "shard": False, "shard_group": 2}, "shard_group needs shard: true"),
+        (
+            {"train_workers": 6, "shard": True, "shard_group": 4},
+            "train_workers 6 is no multiple of shard_group 4",
+        ),
+        ({"train_workers": 4, "shard": True, "shard_group": 1}, "shard_group.*greater than or equal to 2"),
+    ],
+)
+def test_a_group_of_workers_that_cannot_be_formed_is_refused(resources, message):
+    with pytest.raises(ConfigError, match=message):
+        parse("tiny", {"resources": resources})
+
+
 def test_the_old_reward_gets_one_error_that_shows_the_new_form():
     values = dict(yaml.safe_load((ROOT / "profiles/tiny.yaml").read_text()))
     only = values.pop("rewards")[0]

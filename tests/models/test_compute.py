@@ -18,7 +18,7 @@ from srpo_core.protocols import Condition
 ROOT = Path(__file__).resolve().parents[2]
 OFF = {
     "autocast": False,
-    "rollout_copy": False,
+    "gather_rollout": False,
     "checkpoint_blocks": 0.0,
     "checkpoint_decode": False,
     "compile": False,
@@ -194,53 +194,24 @@ def test_autocast_keeps_fewer_bytes_for_the_backward_pass(inputs):
 
 
 @pytest.mark.parametrize("plain", [True, False], ids=["ours", "diffusers"])
-@pytest.mark.parametrize("changes", [{"autocast": True}, {"rollout_copy": True}], ids=["autocast", "copy"])
-def test_a_bfloat16_transformer_receives_time_and_guidance_in_float32(inputs, changes, plain):
+def test_a_transformer_under_autocast_receives_time_and_guidance_in_float32(inputs, plain):
     """835 thousandths are 836 in bfloat16, and guidance 3.5 is 3504 thousandths."""
-    model = base(**changes)
-    calls = {"autocast": model.velocity, "rollout_copy": model.rollout_velocity}
-    transformer = model.transformer if "autocast" in changes else model._copy
+    model = base(autocast=True)
     if not plain:
-        transformer.transformer_blocks[0].register_forward_hook(lambda *_: None)
+        model.transformer.transformer_blocks[0].register_forward_hook(lambda *_: None)
     seen = []
-    handle = transformer.time_text_embed.time_proj.register_forward_hook(
+    handle = model.transformer.time_text_embed.time_proj.register_forward_hook(
         lambda _, args, __: seen.extend(args)
     )
-    calls[next(iter(changes))](*inputs)
+    model.velocity(*inputs)
     handle.remove()
     assert [t.tolist() for t in seen] == [pytest.approx([835.0, 278.0]), [3500.0, 3500.0]]
 
 
-def test_the_bfloat16_rollout_copy_is_updated_with_the_trained_weights(inputs):
-    model = base(rollout_copy=True)
-    before = model.rollout_velocity(*inputs)
-    assert before.dtype == torch.float32
-    assert not before.requires_grad
-    assert {p.dtype for p in model._copy.parameters()} == {torch.bfloat16}
-    assert 0 < relative_error(before, model.velocity(*inputs).detach()) < BFLOAT16
-    with torch.no_grad():
-        for parameter in model.transformer.parameters():
-            parameter.mul_(1.1)
-    assert torch.equal(model.rollout_velocity(*inputs), before)
-    model.weights_changed()
-    after, trained = model.rollout_velocity(*inputs), model.velocity(*inputs).detach()
-    assert relative_error(after, trained) < BFLOAT16 < relative_error(before, trained)
-    for copied, parameter in zip(model._copy.parameters(), model.transformer.parameters(), strict=True):
-        assert torch.equal(copied, parameter.bfloat16())
-
-
-def test_without_a_copy_rollouts_use_the_trained_weights(inputs):
-    model = base()
-    assert torch.equal(model.rollout_velocity(*inputs), model.velocity(*inputs).detach())
-
-
-def test_the_rollout_copy_is_neither_trained_nor_saved(inputs):
-    model = base(rollout_copy=True)
-    assert {id(p) for p in model.transformer.parameters()}.isdisjoint(
-        {id(p) for p in model._copy.parameters()}
-    )
-    assert not any(p.requires_grad for p in model._copy.parameters())
-    assert model.transformer.state_dict().keys() == base().transformer.state_dict().keys()
+def test_gathering_changes_nothing_of_a_model_that_is_not_sharded(inputs):
+    model = base(gather_rollout=True)
+    with model.gathered(), torch.no_grad():
+        assert torch.equal(model.velocity(*inputs), base().velocity(*inputs))
 
 
 def test_compilation_without_a_compiler_raises_an_error(monkeypatch):

@@ -192,7 +192,7 @@ def project(tmp_path_factory):
             "sample_prompts": 2,
             "rollout": {"num_inference_steps": 2},
             "early_stop": {"num_prompts": 3, "num_inference_steps": 2, "base_seeds": 2},
-            "compute": {"checkpoint_blocks": 0.5, "rollout_copy": True},
+            "compute": {"checkpoint_blocks": 0.5, "gather_rollout": True},
         },
         "select": {"num_prompts": 2, "seeds_per_prompt": 2},
         "evaluate": {"num_prompts": 3, "seeds_per_prompt": 2, "real_images": 0},

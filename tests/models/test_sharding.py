@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from srpo_core.config import load_settings
 from srpo_core.models.lora import add_lora, targets
-from srpo_core.models.sharding import blocks, shard
+from srpo_core.models.sharding import blocks, mesh_of, shard, workers_per_copy
 from srpo_core.training.learner import adamw
 from srpo_core.weights.models_lock import read_lock
 
@@ -80,6 +80,31 @@ def test_each_rank_stores_its_share_of_the_state(flux, fake_ranks, world):
     print(f"{world} ranks: {held:.2f} GB on rank 0, cost model {COST_MODEL[world]}")
     assert held == pytest.approx(COST_MODEL[world], rel=0.05)
     assert sum(map(local_bytes, parameters)) == pytest.approx(held * GB / 4)
+
+
+@pytest.mark.parametrize(
+    ("world", "shard_group", "copies"), [(32, None, 1), (32, 8, 4), (8, 8, 1), (12, 8, 1), (4, 8, 1)]
+)
+def test_a_group_of_workers_holds_one_copy_or_all_do_if_they_form_no_whole_groups(
+    fake_ranks, world, shard_group, copies
+):
+    """The second case is HSDP on four machines of eight GPUs, the last two follow an elastic start."""
+    fake_ranks(world)
+    resources = load_settings(PROFILE).resources.model_copy(update={"shard_group": shard_group})
+    mesh = mesh_of(resources, world, "cpu")
+    assert workers_per_copy(resources, world) == world // copies
+    transformer = torch.nn.Linear(8, 96, bias=False, device="meta")
+    transformer._no_split_modules = None
+    shard(transformer, mesh, gather=None)
+    assert transformer.weight.to_local().numel() * (world // copies) == 8 * 96
+    if copies > 1:
+        assert mesh.mesh.tolist()[0] == list(range(shard_group)), "consecutive ranks share a copy"
+
+
+def test_a_model_that_is_not_sharded_has_no_mesh():
+    resources = load_settings(PROFILE).resources.model_copy(update={"shard": False})
+    assert mesh_of(resources, 8, "cpu") is None
+    assert workers_per_copy(resources, 8) == 1
 
 
 def test_lora_on_all_linear_layers_of_the_blocks_has_the_size_of_the_cost_model(flux):

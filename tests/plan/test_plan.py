@@ -13,6 +13,7 @@ from srpo_core.plan import GB, TERA, Case, Cluster, Counts, Plan, Sizes, make_pl
 from srpo_core.plan.counting import Counted, Forward, Phase
 from srpo_core.plan.memory import gathered_bytes
 from srpo_core.plan.table import alternatives, per_pair
+from srpo_core.plan.traffic import traffic_across_copies
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,7 +37,8 @@ def flux():
     """One image per device on 8 devices, as in the table of the cost model."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        return make_plan(settings("flux1_dev", train={"batch_size": 8}), cluster(8))
+        train = {"batch_size": 8, "compute": {"gather_rollout": False}}
+        return make_plan(settings("flux1_dev", train=train), cluster(8))
 
 
 @pytest.mark.pipeline
@@ -191,6 +193,7 @@ def flux_plan(gpus=8, memory=80.0, **patch):
         transformer=Phase(149.1 * TERA, int(0.93 * GB)),
         decode=Phase(10.2 * TERA, int(10.2 * GB)),
         reward=Phase(0.7 * TERA, int(1.5 * GB)),
+        peak_rollout=int(0.9 * GB),
         peak_before=int(12.8 * GB),
         peak_after=int(6.7 * GB),
     )
@@ -213,7 +216,9 @@ def flux_plan(gpus=8, memory=80.0, **patch):
         reward=986_109_441,
         encoders=encoders,
     )
-    return Plan(Case(settings("flux1_dev", **patch), cluster(gpus, memory), sizes, counts))
+    train = patch.pop("train", {})
+    train = {**train, "compute": {"gather_rollout": False, **train.get("compute", {})}}
+    return Plan(Case(settings("flux1_dev", train=train, **patch), cluster(gpus, memory), sizes, counts))
 
 
 @pytest.mark.parametrize(("gpus", "full", "half"), [(8, 1291, 2.3), (32, 1430, 2.5)])
@@ -223,9 +228,35 @@ def test_traffic_is_29_gathers_and_2_scatters(gpus, full, half):
     )
     assert plain.traffic / GB == pytest.approx(full, rel=0.01)
     assert flux_plan(gpus, train={"batch_size": gpus}).traffic_seconds == pytest.approx(half, rel=0.03)
-    copied = flux_plan(gpus, train={"batch_size": gpus, "compute": {"rollout_copy": True}})
-    assert copied.traffic_seconds == pytest.approx(0.65, abs=0.06)
-    assert copied.memory["copy for rollouts"] / GB == pytest.approx(23.8, rel=0.01)
+    kept = flux_plan(gpus, train={"batch_size": gpus, "compute": {"gather_rollout": True}})
+    assert kept.traffic_seconds == pytest.approx(0.65, abs=0.06), "as with a copy for rollouts"
+
+
+def test_weights_that_stay_gathered_in_a_rollout_cost_their_memory_if_that_is_the_peak():
+    each, kept = (
+        flux_plan(32, train={"batch_size": 32, "compute": {"gather_rollout": gather}})
+        for gather in (False, True)
+    )
+    whole = 2 * kept.case.sizes.all
+    assert kept.memory["gathered weights"] == whole
+    assert each.memory["gathered weights"] < 0.01 * whole
+    assert kept.memory["passing tensors"] == pytest.approx(0.9 * GB), "decoder and reward come later"
+    assert kept.step_peak - each.step_peak == pytest.approx(whole + 0.9 * GB - (12.8 * GB + 2 * 54e6))
+    unsharded = flux_plan(8, train={"compute": {"gather_rollout": True}}, resources={"shard": False})
+    assert unsharded.memory["gathered weights"] == 0
+
+
+def test_groups_of_workers_gather_within_the_group_and_sum_gradients_across_groups():
+    one, grouped = (
+        flux_plan(32, train={"batch_size": 32}, resources={"shard_group": group}) for group in (NULL, 8)
+    )
+    whole = 11_901_408_320
+    assert traffic_across_copies(one.case) == 0
+    assert grouped.state == pytest.approx(4 * one.state)
+    # 29 gathers of 2 bytes and 2 scatters of 4 within eight; two sums of an eighth over four copies, there and back
+    across = traffic_across_copies(grouped.case)
+    assert across == pytest.approx(2 * 2 * 3 / 4 * 4 * whole / 8)
+    assert grouped.traffic - across == pytest.approx(7 / 8 * (29 * 2 + 2 * 4) * whole)
 
 
 @pytest.mark.parametrize(("gpus", "gigabytes"), [(8, 23.8), (32, 6.0)])

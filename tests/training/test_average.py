@@ -1,7 +1,6 @@
 """The moving average of the weights."""
 
 from itertools import count
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -48,15 +47,11 @@ def test_the_averages_are_the_weights_within_the_context_alone_even_after_an_err
     average = WeightAverage(module, EmaSettings(decay=0.9, start=0))
     train(module, average, range(1, 5))
     averaged = average.tensors()["weight"].clone()
-    seen = []
-    model = SimpleNamespace(weights_changed=lambda: seen.append(module.weight.detach().clone()))
-    with pytest.raises(OSError, match="disk full"), average.applied(model):
+    with pytest.raises(OSError, match="disk full"), average.applied():
         assert torch.equal(module.weight, averaged)
         raise OSError("disk full")
     assert module.weight.tolist() == [[4.0, 4.0]]
     assert torch.equal(average.tensors()["weight"], averaged)
-    # the copy for rollouts follows both exchanges
-    assert [one[0, 0].item() for one in seen] == [averaged[0, 0].item(), 4.0]
 
 
 @pytest.mark.parametrize("background", [False, True])

@@ -58,7 +58,7 @@ def learner_of(train):
     def squares(model, _reward, batch, _settings):
         yield LossTerm(model.transformer(batch).square().sum(-1), {})
 
-    model = SimpleNamespace(transformer=layer, weights_changed=lambda: None)
+    model = SimpleNamespace(transformer=layer)
     return Learner(model, None, adamw(layer, train), train, squares)
 
 

@@ -1,13 +1,16 @@
 """Training on several ranks, replicated or sharded by FSDP2, compared with training on one rank."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 import ranks
 import torch
 
+from srpo_core.artifacts import step_name
 from srpo_core.config import EmaSettings
 from srpo_core.training.checkpoint import newest_checkpoint
+from srpo_core.training.job import SAMPLES
 from srpo_core.training.steps import checkpoint_steps
 from srpo_core.weights.shards import read_whole
 
@@ -34,30 +37,47 @@ def largest_difference(one, other):
     return max(float((one[name] - other[name]).norm() / one[name].norm()) for name in one)
 
 
-def train_in_float64(job, tmp_path, *, num_steps, tune, shard=None, batch_size=4):
-    """Train on one rank, or on two if `shard` is given; return (metrics of each rank, their elements, weights).
+def train_in_float64(
+    job, tmp_path, *, num_steps, tune, shard=None, batch_size=4, inspect=ranks.shards_held, **settings
+):
+    """Train on one rank, or on two if `shard` is given; return (metrics of each rank, what the first found, weights).
 
     In float64 a difference comes from the computation and not from the order in which it is rounded. In float32 the
     first step agrees within 1e-6; then the clamp of pixels and AdamW's division by small moments increase rounding
     errors (docs/training.md has the figures).
     """
     num_ranks = 1 if shard is None else 2
-    small = ranks.changed(
+    small = in_small(
         job,
         tmp_path,
         f"{tune}-{shard}",
-        resources={"shard": bool(shard), "train_workers": num_ranks},
-        steps=num_steps,
-        batch_size=batch_size,
-        checkpoint_every=num_steps,
-        tune=tune,
+        num_ranks,
+        {"shard": bool(shard)},
+        **{
+            "steps": num_steps,
+            "batch_size": batch_size,
+            "checkpoint_every": num_steps,
+            "tune": tune,
+            **settings,
+        },
+    )
+    found = ranks.train(small, num_ranks, inspect=inspect, double=True)
+    return [metrics for _, metrics in found], found[0][0], weights(small)
+
+
+def in_small(job, tmp_path, name, num_ranks, resources, **settings):
+    """Return a job of short rollouts on some ranks, with its own state directory."""
+    return ranks.changed(
+        job,
+        tmp_path,
+        name,
+        resources={**resources, "train_workers": num_ranks},
         sample_prompts=1,
         ema=AVERAGED,
         buckets=[(64, 64), (32, 64), (64, 32)],  # the first two steps draw the first and the last
         rollout=job.train.rollout.model_copy(update={"num_inference_steps": 1}),
+        **settings,
     )
-    found = ranks.train(small, num_ranks, inspect=ranks.shards_held, double=True)
-    return [metrics for _, metrics in found], found[0][0], weights(small)
 
 
 def assert_same_training(alone, together, *, shard):
@@ -74,14 +94,68 @@ def assert_same_training(alone, together, *, shard):
     assert difference < 1e-5
 
 
+def samples(job, step):
+    """Return the row of sample images of a checkpoint, in 8 bits."""
+    import numpy
+    from PIL import Image
+
+    return numpy.asarray(Image.open(job.state.path / SAMPLES / f"{step_name(step)}.png")).astype(int)
+
+
+# by name: number of ranks, resources, micro_batch_size, and what the ranks look at before they train. The shares of
+# five images differ, so with micro-batches of one image some ranks repeat an image
+WAYS = {
+    "replicated": (2, {"shard": False}, 2, ranks.shards_held),
+    "sharded": (2, {"shard": True}, 1, ranks.generated_gathered_or_not),
+    "sharded in groups": (4, {"shard": True, "shard_group": 2}, 1, ranks.shards_held),
+}
+
+
 @pytest.mark.pipeline
-def test_the_number_of_workers_does_not_change_what_is_learned(job, tmp_path):
-    """Replicated, this fails if gradients are not summed over the ranks; sharded, if FSDP2 averages them."""
-    short = {"num_steps": 2, "tune": "full", "batch_size": 2}
-    alone = train_in_float64(job, tmp_path, **short)
-    for shard in (False, True):
-        together = train_in_float64(job, tmp_path, **short, shard=shard)
-        assert_same_training(alone, together, shard=shard)
+def test_neither_workers_nor_shards_nor_micro_batches_change_what_is_learned(job, tmp_path):
+    """Replicated, this fails if gradients are not summed over the ranks; sharded, if FSDP2 averages them.
+
+    Then one rank resumes from the checkpoint of two sharded ones, with micro-batches of another size.
+    """
+    short = {"steps": 2, "checkpoint_every": 1, "batch_size": 5, "tune": "full"}
+
+    def run(name, num_ranks, resources, micro, inspect=None):
+        own = in_small(job, tmp_path, name, num_ranks, resources, micro_batch_size=micro, **short)
+        own = replace(own, train=own.train.model_copy(update={"sample_prompts": 3}))
+        return own, ranks.train(own, num_ranks, inspect=inspect, double=True)
+
+    alone, ((_, expected),) = run("alone", 1, {}, None)
+    jobs, held = {}, {}
+    for name, (num_ranks, resources, micro, inspect) in WAYS.items():
+        jobs[name], found = run(name, num_ranks, resources, micro, inspect)
+        held[name] = [looked for looked, _ in found]
+        for _, metrics in found:
+            assert metrics == found[0][1]
+            for one, other in zip(expected, metrics, strict=True):
+                assert other == pytest.approx(one, rel=1e-9), name
+        assert largest_difference(weights(alone), weights(jobs[name])) < 1e-9, name
+        assert abs(samples(jobs[name], 2) - samples(alone, 2)).max() <= 1, "the same images in the same order"
+    assert all(here == total for here, total in held["replicated"])
+    assert all(here < 0.51 * total for here, total in held["sharded in groups"])
+    for looked in held["sharded"]:
+        assert_gathered_once_for_the_same_latents(looked)
+    resumed = replace(
+        jobs["sharded"], train=jobs["sharded"].train.model_copy(update={"micro_batch_size": 3}), resume=1
+    )
+    shutil.rmtree(resumed.state.path / step_name(2))
+    ranks.train(resumed, 1, double=True)
+    assert largest_difference(weights(alone), weights(resumed)) < 1e-9
+
+
+def assert_gathered_once_for_the_same_latents(looked, steps=3):
+    """Require what `ranks.generated_gathered_or_not` has to find: a gather of each part, instead of one per step."""
+    (here, total), parts, found = looked
+    assert here < 0.51 * total
+    (gathers, latents, left), (gathers_once, latents_once, left_once) = found[False], found[True]
+    assert gathers == (steps * parts, steps * parts)
+    assert gathers_once == (parts, parts)
+    assert latents == latents_once, "to the last bit"
+    assert left == left_once == []
 
 
 @pytest.mark.distributed
@@ -131,11 +205,11 @@ def test_every_parameter_is_still_sharded_after_generating_images(job, tmp_path)
 
 @pytest.mark.distributed
 @pytest.mark.parametrize(
-    ("tune", "frozen", "rollout_copy"),
-    [("full", "float32", False), ("full", "float32", True), ("lora", "bfloat16", False)],
+    ("tune", "frozen", "gather_rollout"),
+    [("full", "float32", False), ("full", "float32", True), ("lora", "bfloat16", True)],
 )
 def test_two_ranks_with_the_options_of_flux1_dev_are_close_to_one_rank(
-    job, tmp_path, tune, frozen, rollout_copy
+    job, tmp_path, tune, frozen, gather_rollout
 ):
     """Gathered in bfloat16 under autocast, with checkpointed blocks and decoder, and background writes."""
     compute = {"autocast": True, "checkpoint_blocks": 1.0, "checkpoint_decode": True}
@@ -143,7 +217,7 @@ def test_two_ranks_with_the_options_of_flux1_dev_are_close_to_one_rank(
         "steps": 2,
         "tune": tune,
         "lora": job.train.lora.model_copy(update={"frozen": frozen}),
-        "compute": job.train.compute.model_copy(update={**compute, "rollout_copy": rollout_copy}),
+        "compute": job.train.compute.model_copy(update={**compute, "gather_rollout": gather_rollout}),
     }
     alone = ranks.changed(job, tmp_path, "alone", **settings)
     sharded = ranks.changed(

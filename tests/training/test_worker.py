@@ -177,9 +177,9 @@ def test_a_step_that_is_not_finite_does_not_change_the_weights(job):
 
 
 def test_a_step_with_all_gpu_options_is_close_to_the_plain_step(job):
-    """Autocast, the copy for rollouts, checkpointing and fused AdamW: one step with the same random numbers."""
+    """Autocast, checkpointing and fused AdamW: one step with the same random numbers."""
     compute = job.train.compute.model_copy(
-        update={"autocast": True, "rollout_copy": True, "checkpoint_blocks": 0.5, "checkpoint_decode": True}
+        update={"autocast": True, "gather_rollout": True, "checkpoint_blocks": 0.5, "checkpoint_decode": True}
     )
     plain, economical = worker(job), worker(with_train(job, compute=compute))
     exact, near = plain.step(1), economical.step(1)
@@ -187,9 +187,6 @@ def test_a_step_with_all_gpu_options_is_close_to_the_plain_step(job):
         assert near[name] == pytest.approx(exact[name], abs=0.03), name
     assert near["grad_norm"] == pytest.approx(exact["grad_norm"], rel=0.1)
     assert {p.dtype for p in economical.model.transformer.parameters()} == {torch.float32}
-    copied = economical.model._copy.state_dict()
-    for name, tensor in economical.model.transformer.state_dict().items():
-        assert torch.equal(copied[name], tensor.bfloat16()), name
 
 
 def test_a_last_background_checkpoint_that_never_ends_is_a_stall(job, monkeypatch):
