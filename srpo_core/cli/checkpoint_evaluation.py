@@ -9,8 +9,8 @@ from srpo_core.config import Settings
 from srpo_core.errors import ArtifactError
 from srpo_core.gates import verdict
 from srpo_core.gates.completeness import expected_rows
-from srpo_core.prompts import read_texts
-from srpo_core.stages.evaluate import evaluate_models, metric_context, models_to_compare
+from srpo_core.prompts import read_styles, read_texts
+from srpo_core.stages.evaluate import ends_when_decided, evaluate_models, metric_context, models_to_compare
 
 # The gate reads the result of stage select; a checkpoint given on the command line has none.
 GIVEN_BY_USER: Final = {"admissible": [0], "reason": "given on the command line"}
@@ -40,6 +40,7 @@ def evaluate_checkpoint(settings: Settings, checkpoint: Path, target: Path) -> d
         context=metric_context(settings.rewards, settings.judge, settings.control_words, settings.evaluate),
         generate=settings.generate,
         evaluate=settings.evaluate,
+        ends=ends_when_decided(GIVEN_BY_USER, settings.seed, settings.gate),
         resources=settings.resources,
     )
     artifacts.write_json(
@@ -50,7 +51,9 @@ def evaluate_checkpoint(settings: Settings, checkpoint: Path, target: Path) -> d
     decision = verdict(
         artifacts.read_table(figures),
         GIVEN_BY_USER,
-        expected_rows(read_texts("test"), settings.evaluate, settings.champion),
+        expected_rows(
+            read_texts("test"), read_styles("test"), settings.seed, settings.evaluate, settings.champion
+        ),
         seed=settings.seed,
         gate=settings.gate,
         source=figures,

@@ -1,8 +1,8 @@
 """The parts `select`, `evaluate`, `gate` and `quantize` of the settings."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, FiniteFloat
+from pydantic import Field, FiniteFloat, model_validator
 
 from srpo_core.config.parts import Part, Positive, PositiveFloat, ScorerSettings
 
@@ -44,6 +44,16 @@ class EvaluateSettings(Part):
     real_images: Annotated[int, Field(ge=0)] = Field(
         description="number of held-out pairs whose preferred images the metric kid uses as real images"
     )
+    stages: list[Annotated[float, Field(gt=0, le=1)]] = Field(
+        min_length=1,
+        description="shares of the prompts after which the gate's rules may end the evaluation, ascending; the last is 1",
+    )
+
+    @model_validator(mode="after")
+    def _ascending_stages(self) -> Self:
+        if self.stages != sorted(set(self.stages)) or self.stages[-1] != 1:
+            raise ValueError(f"stages {self.stages} must ascend and end with 1.0, such as [0.5, 0.75, 1.0]")
+        return self
 
 
 class GateRule(Part):

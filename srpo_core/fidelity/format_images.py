@@ -53,8 +53,10 @@ class Evaluated:
 def evaluated_images(num_prompts: int, metric: str) -> Evaluated:
     """Choose `num_prompts` evenly spaced prompts of stage evaluate, with the figures of their first seed.
 
+    All of them, if the evaluation ended early with fewer.
+
     Raises:
-        ConfigError: fewer prompts were evaluated, or not by this metric.
+        ConfigError: the prompts were not evaluated by this metric.
     """
     rows = [row for row in artifacts.read_table(artifacts.FIGURES).to_pylist() if row["seed"] == SEED_NUMBER]
     known = dict.fromkeys(row["metric"] for row in rows)
@@ -64,12 +66,7 @@ def evaluated_images(num_prompts: int, metric: str) -> Evaluated:
             "add it to evaluate.metrics"
         )
     generated = list(dict.fromkeys(row["prompt"] for row in rows))
-    if len(generated) < num_prompts:
-        raise ConfigError(
-            f"quantize.num_prompts is {num_prompts}, but evaluate generated {len(generated)}: lower it, or raise "
-            "evaluate.num_prompts"
-        )
-    prompts = evenly_spaced(generated, num_prompts)
+    prompts = evenly_spaced(generated, min(num_prompts, len(generated)))
     chosen = [row for row in rows if row["metric"] == metric and row["prompt"] in set(prompts)]
 
     def mean(model: str) -> float:

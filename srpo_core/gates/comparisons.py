@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
@@ -32,7 +32,8 @@ class Comparison:
     none; describe: the figure in words; format: a figure as a short text; label: what the report calls it; equality:
     what the report calls the neutral figure; allows_tie: whether the setting `tie` applies; range: the
     least and the greatest possible figure; direct: for a comparison without resampling, from the images' figures (P,),
-    the index of each image's prompt (P,) and the confidence to the figure and the ends of its interval; is_ratio: whether
+    the index of each image's prompt (P,) and the confidence to the figure and the ends of its interval; counts: for a
+    share, what it is a share of; is_ratio: whether
     the figure is a ratio, whose spread is in proportion to its size.
     """
 
@@ -46,6 +47,7 @@ class Comparison:
     allows_tie: bool = False
     range: tuple[float, float] = (-math.inf, math.inf)
     direct: Direct | None = None
+    counts: Literal["images", "prompts"] | None = None
     is_ratio: bool = False
 
     @property
@@ -170,6 +172,7 @@ COMPARISONS: Final[Mapping[str, Comparison]] = MappingProxyType(
             format=lambda value: f"{value:.1%}",
             label=lambda rule: "share of images, exact interval",
             direct=share_of_images,
+            counts="images",
             range=(0.0, 1.0),
         ),
         "share_of_prompts": Comparison(
@@ -180,6 +183,7 @@ COMPARISONS: Final[Mapping[str, Comparison]] = MappingProxyType(
             format=lambda value: f"{value:.1%}",
             label=lambda rule: "share of prompts with most images so, exact interval",
             direct=share_of_prompts,
+            counts="prompts",
             range=(0.0, 1.0),
         ),
         "whole": Comparison(

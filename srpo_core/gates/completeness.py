@@ -11,30 +11,37 @@ from srpo_core.artifacts import ALIGNED, BASE, CHAMPION
 from srpo_core.config import EvaluateSettings
 from srpo_core.gates.bootstrap import Floats
 from srpo_core.gates.pairs import Pairs, damaged
-from srpo_core.prompts import normal_form
+from srpo_core.gates.spending import Stage, stage_sizes
+from srpo_core.prompts import balanced_order, normal_form
 
 
 @dataclass(frozen=True)
 class Expected:
     """The images and metrics of a complete evaluation: each model has each prompt with each seed once.
 
-    prompts: those that stage embed chose of the split test; metrics: names that must be measured, others may be.
+    prompts: those that stage embed chose of the split test, in the order of `balanced_order`; metrics: names that must be
+    measured, others may be; sizes: of how many of the first prompts the evaluation may consist, one for each stage.
     """
 
     prompts: tuple[str, ...]
     seeds_per_prompt: int
     champion: bool
     metrics: tuple[str, ...]
+    sizes: tuple[int, ...]
 
 
-def expected_rows(prompts: Sequence[str], evaluate: EvaluateSettings, champion: str | None) -> Expected:
-    """Describe the evaluation that these settings and test prompts lead to."""
+def expected_rows(
+    prompts: Sequence[str], styles: Sequence[str], seed: int, evaluate: EvaluateSettings, champion: str | None
+) -> Expected:
+    """Describe the evaluation that these settings, test prompts and their styles lead to."""
     metrics = tuple(dict.fromkeys([*evaluate.metrics, *evaluate.scorers]))
-    return Expected(tuple(prompts), evaluate.seeds_per_prompt, champion is not None, metrics)
+    ordered = tuple(prompts[index] for index in balanced_order(prompts, styles, seed))
+    sizes = stage_sizes(len(prompts), evaluate.stages)
+    return Expected(ordered, evaluate.seeds_per_prompt, champion is not None, metrics, sizes)
 
 
-def require_complete(pairs: Pairs, expected: Expected, source: Path) -> None:
-    """Require every image and metric of the evaluation, and no others.
+def require_complete(pairs: Pairs, expected: Expected, source: Path) -> Stage:
+    """Require every image and metric of the evaluation until one of its stages, and no others; return this stage.
 
     Raises:
         ArtifactError: a prompt, a seed, a model or a metric is missing, or one is there that was not asked for.
@@ -44,17 +51,20 @@ def require_complete(pairs: Pairs, expected: Expected, source: Path) -> None:
         raise damaged(source, f"has {has} of the {CHAMPION}, but champion in params.yaml {asks}")
     if lacking := [name for name in expected.metrics if name not in pairs.aligned]:
         raise damaged(source, f"lacks {len(lacking)} metrics of evaluate, the first is {lacking[0]}")
+    counts = [len(set(map(normal_form, expected.prompts[:size]))) for size in expected.sizes]
+    last = len(counts) - 1
+    stage = Stage(counts.index(len(pairs.prompts)) if len(pairs.prompts) in counts else last, expected.sizes)
+    prompts = expected.prompts[: stage.size]
     spelled = {normal_form(prompt): prompt for prompt in (*pairs.prompts, *expected.prompts)}
     forms = [normal_form(prompt) for prompt in pairs.prompts]
     found = Counter(
         (forms[index], int(seed)) for index, seed in zip(pairs.prompt_index, pairs.seeds, strict=True)
     )
     wanted = Counter(
-        (normal_form(prompt), seed)
-        for prompt in expected.prompts
-        for seed in range(expected.seeds_per_prompt)
+        (normal_form(prompt), seed) for prompt in prompts for seed in range(expected.seeds_per_prompt)
     )
-    size = f"{len(expected.prompts)} prompts with {expected.seeds_per_prompt} seeds each"
+    first = "" if stage.is_last else "the first "
+    size = f"{first}{len(prompts)} prompts with {expected.seeds_per_prompt} seeds each"
     for what, odd in (("lacks", wanted - found), ("also has", found - wanted)):
         if odd:
             form, seed = min(odd)
@@ -63,6 +73,7 @@ def require_complete(pairs: Pairs, expected: Expected, source: Path) -> None:
                 f"must have {size}, but {what} {odd.total()} images of each model, for instance prompt "
                 f"{spelled[form]!r} seed {seed}",
             )
+    return stage
 
 
 def require_means(

@@ -17,8 +17,10 @@ from srpo_core.gates.rules import (
     equality_satisfies,
     measure_rules,
     objective_rule,
+    whole_stage,
 )
 from srpo_core.gates.sentences import sentence
+from srpo_core.gates.spending import Stage
 
 SCHEMA_VERSION: Final = 2
 PASSED: Final = "passed"
@@ -26,18 +28,28 @@ REFUSED: Final = "refused"
 OBJECTIVE: Final = "objective"
 
 
-def decide(pairs: Pairs, selection: Mapping[str, Any], *, seed: int, gate: GateSettings) -> dict[str, Any]:
+def decide(
+    pairs: Pairs,
+    selection: Mapping[str, Any],
+    *,
+    seed: int,
+    gate: GateSettings,
+    stage: Stage | None = None,
+) -> dict[str, Any]:
     """Check the evaluation against the gate's rules; the result is the content of `decision.json`.
 
     selection: select's result. Without an admissible checkpoint the model is refused, whatever it scores.
+    stage: at which the evaluation ended; None if all prompts were evaluated at once.
 
     Raises:
         ConfigError: a rule's metric, or the objective, was not measured.
     """
-    objective = measure_rules({OBJECTIVE: objective_rule(gate)}, pairs, seed=seed, gate=gate)[OBJECTIVE]
+    stage = stage or whole_stage(pairs)
+    asked = {OBJECTIVE: objective_rule(gate)}
+    objective = measure_rules(asked, pairs, seed=seed, gate=gate, stage=stage)[OBJECTIVE]
     rose = None if objective.fault else objective.low > 0
     armed = rose is not False  # an unknown objective disarms nothing
-    measured = measure_rules(gate.rules, pairs, seed=seed, gate=gate)
+    measured = measure_rules(gate.rules, pairs, seed=seed, gate=gate, stage=stage)
     held = rules_that_hold(gate.rules, measured, armed=armed)
     rules = [
         _entry(name, rule, measured.get(name), passed=held.get(name, True), rose=rose)
@@ -51,12 +63,13 @@ def decide(pairs: Pairs, selection: Mapping[str, Any], *, seed: int, gate: GateS
         "schema_version": SCHEMA_VERSION,
         "passed": not blocks,
         "verdict": REFUSED if blocks else PASSED,
-        "reason": _reason(blocks, rules, pairs, gate),
+        "reason": _reason(blocks, rules, pairs, gate) + _early(stage),
         "rules": rules,
         "objective": {"metric": gate.objective, "rose": rose, **_interval(objective)},
         "confidence": gate.confidence,
         "chance_of_refusing_an_equal": chance_of_refusing_an_equal(gate.rules, measured),
         "num_prompts": len(pairs.prompts),
+        "stages": list(stage.num_prompts),
         "num_pairs": len(pairs.seeds),
     }
 
@@ -140,6 +153,13 @@ def _reason(
     vetoes = sum(rule["severity"] in BY_PROOF_OF_BREACH for rule in rules)
     signs = f". None of {vetoes} signs of reward hacking was found" if vetoes else ""
     return f"all rules hold {evidence}{gained}{limits}{signs}."
+
+
+def _early(stage: Stage) -> str:
+    if stage.is_last:
+        return ""
+    number, of = stage.number + 1, len(stage.num_prompts)
+    return f" Decided at stage {number} of {of}, after {stage.size} of {stage.num_prompts[-1]} prompts."
 
 
 def _is_gain(rule: GateRule) -> bool:

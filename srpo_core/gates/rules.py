@@ -22,6 +22,7 @@ from srpo_core.gates.bootstrap import (
 from srpo_core.gates.bounded import Range, bounded_interval
 from srpo_core.gates.comparisons import COMPARISONS, WINS, Column, require_valid_rules
 from srpo_core.gates.pairs import Pairs
+from srpo_core.gates.spending import Stage
 
 TIE: Final = 0.5  # of a win
 ROUNDING: Final = 1e-9  # a change in the last bits of a mean is no gain
@@ -85,12 +86,14 @@ def objective_rule(gate: GateSettings) -> GateRule:
 
 
 def measure_rules(
-    rules: Mapping[str, GateRule], pairs: Pairs, *, seed: int, gate: GateSettings
+    rules: Mapping[str, GateRule], pairs: Pairs, *, seed: int, gate: GateSettings, stage: Stage | None = None
 ) -> dict[str, Measurement]:
     """Measure every rule that applies.
 
     Any rule of severity veto or hacking may refuse, so they share one error rate and each gets a wider interval
-    (`per_rule_confidence`).
+    (`per_rule_confidence`). At a stage of an evaluation the intervals are wider, too (`spending.py`).
+
+    stage: None if all prompts are evaluated at once.
 
     Raises:
         ConfigError: a rule's metric was not measured, or its parts do not fit each other.
@@ -117,25 +120,46 @@ def measure_rules(
     )
     point = dict(zip(columns, by_prompt.mean(0, keepdims=True).T, strict=True))
     means = dict(zip(columns, draws.T, strict=True))
-    any_of = per_rule_confidence(
-        gate.confidence, sum(rule.severity in BY_PROOF_OF_BREACH for rule in used.values())
-    )
+    stage = stage or whole_stage(pairs)
+    whole = whole_confidences(used, gate)
+    at_stage = {confidence: stage.confidence(confidence) for confidence in set(whole.values())}
     sample = Sample(len(pairs.prompts), len(set(pairs.styles)))
     found: dict[str, Measurement] = {}
     for name, rule in used.items():
-        confidence = any_of if rule.severity in BY_PROOF_OF_BREACH else gate.confidence
         fault = _fault(rule, pairs)
-        found[name] = (
-            _measure(rule, point, means, sample, confidence=confidence, fault=fault)
-            if COMPARISONS[rule.compare].direct is None
-            else _measure_directly(rule, pairs, confidence=confidence, fault=fault)
-        )
+        if COMPARISONS[rule.compare].direct is not None:
+            confidence = _direct_confidence(rule, pairs, stage, whole[name])
+            found[name] = _measure_directly(rule, pairs, confidence=confidence, fault=fault)
+            continue
+        confidence = at_stage[whole[name]]
+        one = _measure(rule, point, means, sample, confidence=confidence, fault=fault)
+        exact = stage.exact_confidence(whole[name])
+        found[name] = _with_exact_ends(one, rule, pairs, seed=seed, confidence=exact)
+    return found
+
+
+def whole_stage(pairs: Pairs) -> Stage:
+    """Return the only stage of an evaluation at once."""
+    return Stage(0, (len(pairs.prompts),))
+
+
+def whole_confidences(rules: Mapping[str, GateRule], gate: GateSettings) -> dict[str, float]:
+    """Return the confidence of each rule's interval if all prompts are evaluated at once."""
+    any_of = per_rule_confidence(
+        gate.confidence, sum(rule.severity in BY_PROOF_OF_BREACH for rule in rules.values())
+    )
     return {
-        name: one
-        if COMPARISONS[used[name].compare].direct
-        else _with_exact_ends(one, used[name], pairs, seed=seed)
-        for name, one in found.items()
+        name: any_of if rule.severity in BY_PROOF_OF_BREACH else gate.confidence
+        for name, rule in rules.items()
     }
+
+
+def _direct_confidence(rule: GateRule, pairs: Pairs, stage: Stage, whole: float) -> float:
+    counts = COMPARISONS[rule.compare].counts
+    if counts is None:
+        return whole
+    units = len(pairs.seeds) // len(pairs.prompts) if counts == "images" else 1
+    return stage.share_confidence(whole, rule.margin, units)
 
 
 def _measure_directly(rule: GateRule, pairs: Pairs, *, confidence: float, fault: str) -> Measurement:
@@ -163,8 +187,12 @@ def _measure(
     return Measurement(value, low, high, confidence, draws, why)
 
 
-def _with_exact_ends(measured: Measurement, rule: GateRule, pairs: Pairs, *, seed: int) -> Measurement:
+def _with_exact_ends(
+    measured: Measurement, rule: GateRule, pairs: Pairs, *, seed: int, confidence: float
+) -> Measurement:
     """Widen the interval to the bound for bounded figures, where the bootstrap does not see rare losses.
+
+    confidence: of that bound.
 
     This is the case for figures that are 0 or 1, for win rates, and if no resample differs from another one. In the
     last case the range of a figure without a known range is the one that the evaluation shows; if all its images have
@@ -182,7 +210,7 @@ def _with_exact_ends(measured: Measurement, rule: GateRule, pairs: Pairs, *, see
         np.column_stack([_by_prompt(pairs, column) for column in columns]),
         [known or _seen_range(pairs, metric) for known, (_, metric, _) in zip(ranges, columns, strict=True)],
         comparison.statistic,
-        confidence=measured.confidence,
+        confidence=confidence,
         resamples=len(measured.draws),
         generator=np.random.default_rng(seed),
     )

@@ -23,6 +23,13 @@ def upper_end(count: int, total: int, confidence: float) -> float:
     return 1.0 if count >= total else float(betaincinv(count + 1, total - count, confidence))
 
 
+def lower_end(count: int, total: int, confidence: float) -> float:
+    """Compute the lower end of the one-sided interval of a share of `count` in `total`: Clopper and Pearson 1934."""
+    from scipy.special import betaincinv
+
+    return 0.0 if count == 0 else float(betaincinv(count, total - count + 1, 1 - confidence))
+
+
 def share_of_images(figures: Floats, prompt_index: Integers, confidence: float) -> tuple[float, float, float]:
     """Compute the share of images whose figure (P,) is 1, 0, and the exact upper end of this share.
 

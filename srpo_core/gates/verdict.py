@@ -12,7 +12,8 @@ from srpo_core.gates.comparisons import require_valid_rules
 from srpo_core.gates.completeness import Expected, require_complete
 from srpo_core.gates.decision import decide
 from srpo_core.gates.effect import require_effect
-from srpo_core.gates.pairs import pair_up
+from srpo_core.gates.pairs import damaged, pair_up
+from srpo_core.gates.staged import outcome
 
 # kinds of CPU differ in the last bits of a mean
 AGREES_TO: Final = 1e-6
@@ -33,14 +34,20 @@ def verdict(  # everything that the decision depends on
     Returns the content of `decision.json`. The same input gives the same decision on every machine of one kind.
 
     Raises:
-        ArtifactError: rows are missing, repeated, not asked for, or of a wrong type.
+        ArtifactError: rows are missing, repeated, not asked for, or of a wrong type, or the evaluation ended too early.
         ConfigError: a rule's metric was not measured, its parts do not fit each other, or no rule can refuse the model.
     """
     require_valid_rules(gate.rules)
     require_effect(gate.rules)
     pairs = pair_up(table, source)
-    require_complete(pairs, expected, source)
-    return decide(pairs, selection, seed=seed, gate=gate)
+    stage = require_complete(pairs, expected, source)
+    if not stage.is_last and outcome(pairs, selection, seed=seed, gate=gate, stage=stage) == "undecided":
+        raise damaged(
+            source,
+            f"ends after {stage.size} of {stage.num_prompts[-1]} prompts, but their figures neither refuse the model nor show "
+            "that all rules hold",
+        )
+    return decide(pairs, selection, seed=seed, gate=gate, stage=stage)
 
 
 def require_same(

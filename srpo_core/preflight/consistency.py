@@ -10,6 +10,7 @@ from srpo_core.gates.bootstrap import Sample, per_rule_confidence, why_no_interv
 from srpo_core.gates.comparisons import require_valid_rules
 from srpo_core.gates.effect import require_effect
 from srpo_core.gates.rules import BY_PROOF_OF_BREACH
+from srpo_core.gates.spending import Stage, stage_sizes
 from srpo_core.models import BASES
 from srpo_core.quantizers import released_formats
 from srpo_core.scorers import SCORERS
@@ -115,10 +116,12 @@ def _require_interval(settings: Settings) -> None:
     """Check that there are enough prompts and resamples for an interval; without one every model is refused."""
     gate = settings.gate
     vetoes = sum(rule.severity in BY_PROOF_OF_BREACH for rule in gate.rules.values())
+    sizes = stage_sizes(settings.evaluate.num_prompts, settings.evaluate.stages)
+    last = Stage(len(sizes) - 1, sizes)
     why = why_no_interval(
         Sample(settings.evaluate.num_prompts, 1),
         resamples=gate.resamples,
-        confidence=per_rule_confidence(gate.confidence, vetoes),
+        confidence=last.confidence(per_rule_confidence(gate.confidence, vetoes)),
     )
     if why:
         raise ConfigError(f"the gate would refuse every model: {why}")

@@ -67,7 +67,13 @@ def _require_decision(
     computed = verdict(
         table,
         selection,
-        expected_rows(read_texts("test", root), settings.evaluate, settings.champion),
+        expected_rows(
+            read_texts("test", root),
+            read_styles("test", root),
+            settings.seed,
+            settings.evaluate,
+            settings.champion,
+        ),
         seed=settings.seed,
         gate=settings.gate,
     )

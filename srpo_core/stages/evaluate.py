@@ -1,9 +1,10 @@
 """Stage evaluate: the base, the selected model and the champion on test prompts, from the same noise."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +15,7 @@ from srpo_core.artifacts import ALIGNED, BASE, CHAMPION
 from srpo_core.config import (
     ControlWords,
     EvaluateSettings,
+    GateSettings,
     GenerateSettings,
     ModelSettings,
     ResourceSettings,
@@ -23,11 +25,15 @@ from srpo_core.config import (
 )
 from srpo_core.data.tables import read_examples, read_images, read_pairs, to_tensor
 from srpo_core.errors import ArtifactError, DataError
+from srpo_core.gates.pairs import pair_up
+from srpo_core.gates.spending import Stage, stage_sizes
+from srpo_core.gates.staged import outcome
 from srpo_core.generation.batches import GeneratedBatches, generate_batches
 from srpo_core.generation.images import ImageSet, to_png
 from srpo_core.generation.job import GenerationJob
+from srpo_core.generation.together import figures_together
 from srpo_core.models.embeddings import read_embeddings
-from srpo_core.prompts import normal_form, read_texts
+from srpo_core.prompts import balanced_order, normal_form, read_texts
 from srpo_core.release.champion import champion_transformer
 from srpo_core.runtime.ray_cluster import local_device
 from srpo_core.scorers.canaries import NUM_EXAMPLES, Example, require_known_answers
@@ -38,6 +44,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HPS: Final = "hps_v2"
+
+Ends = Callable[[Any, Stage], bool]
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +60,12 @@ def run(  # noqa: PLR0913  # the parts of the settings that DVC trackes
     champion: str | None,
     generate: GenerateSettings,
     evaluate: EvaluateSettings,
+    gate: GateSettings,
     resources: ResourceSettings,
 ) -> None:
     """Generate images of the test prompts with every model and measure each image.
+
+    With several `evaluate.stages`, the evaluation ends at the first stage at which the gate's rules are decided.
 
     Writes runs/evaluate/images.parquet (one row per image: model "base", "aligned" or "champion", prompt,
     style, seed, png), figures.parquet (one row per image and metric; rows of the models pair by prompt and
@@ -66,7 +77,7 @@ def run(  # noqa: PLR0913  # the parts of the settings that DVC trackes
         DataError: a test prompt was trained on or chose the checkpoint, or there are no held-out pairs.
         GateError: a scorer fails a question with a known answer.
     """
-    step, checkpoint = _selected()
+    selection, step, checkpoint = _selected()
     summary = evaluate_models(
         models_to_compare(checkpoint, champion),
         artifacts.EVALUATION.parent,
@@ -75,6 +86,7 @@ def run(  # noqa: PLR0913  # the parts of the settings that DVC trackes
         context=metric_context(rewards, judge, control_words, evaluate),
         generate=generate,
         evaluate=evaluate,
+        ends=ends_when_decided(selection, seed, gate),
         resources=resources,
     )
     artifacts.write_json(artifacts.EVALUATION_SUMMARY, {"step": step, "champion": champion, **summary})
@@ -106,7 +118,7 @@ def metric_context(
     return MetricContext(rewards, judge, control_words, dict(evaluate.scorers), real, training)
 
 
-def evaluate_models(
+def evaluate_models(  # noqa: PLR0913  # the settings of `run`
     transformers: Mapping[str, Path | None],
     target: Path,
     *,
@@ -115,12 +127,15 @@ def evaluate_models(
     context: MetricContext,
     generate: GenerateSettings,
     evaluate: EvaluateSettings,
+    ends: Ends,
     resources: ResourceSettings,
 ) -> dict[str, Any]:
     """Generate the test prompts with models (name: directory of weights, None for the base), and measure each image.
 
     Writes images.parquet and figures.parquet into `target`, as described in `run`, and returns the means. Before an image
     is generated, every scorer answers the questions of `srpo_core/scorers/canaries.py`.
+
+    ends: whether the evaluation ends at a stage, by its figures.
     """
     torch.set_num_threads(resources.threads_per_worker)
     prompts, styles, condition = read_embeddings("test")
@@ -135,40 +150,49 @@ def evaluate_models(
         [Example(*one) for one in read_examples(NUM_EXAMPLES)],
         local_device(resources),
     )
+    sizes = stage_sizes(len(prompts), evaluate.stages)
+    order = balanced_order(prompts, styles, seed)
+    seen: list[int] = []
+    batches: dict[str, list[GeneratedBatches]] = {name: [] for name in transformers}
     with ExitStack() as held:
-        batches = {
-            name: held.enter_context(
-                closing(
-                    generate_batches(
-                        GenerationJob(
-                            name,
-                            model,
-                            path,
-                            image_set,
-                            generate,
-                            metrics,
-                            context,
-                            keep=name in (BASE, CHAMPION),
-                        ),
-                        resources,
-                    )
-                )
-            )
-            for name, path in transformers.items()
-        }
+        for number, (start, stop) in enumerate(pairwise([0, *sizes])):
+            rows = sorted(order[start:stop])
+            seen += rows
+            for name, weights in transformers.items():
+                keep = name in (BASE, CHAMPION)
+                part = image_set.of(rows)
+                job = GenerationJob(name, model, weights, part, generate, metrics, context, keep=keep)
+                batches[name].append(held.enter_context(closing(generate_batches(job, resources))))
+            figures = {name: figures_together(own, batches[BASE]) for name, own in batches.items()}
+            table = _figures_table(figures, image_set.of(seen))
+            if (stage := Stage(number, sizes)).is_last or ends(table, stage):
+                break
         _write_images(batches, target / artifacts.EVALUATION.name)
-        figures = {name: own.figures(batches[BASE]) for name, own in batches.items()}
-        _write_figures(figures, image_set, target / artifacts.FIGURES.name)
-        for own in batches.values():
+        _write_table(table, target / artifacts.FIGURES.name)
+        for own in (one for several in batches.values() for one in several):
             own.discard()
-    return _summary(figures, image_set, context)
+    return _summary(figures, image_set.of(seen), context)
 
 
-def _selected() -> tuple[int, Path]:
-    """Read step and directory of the checkpoint that select chose."""
+def ends_when_decided(selection: Mapping[str, Any], seed: int, gate: GateSettings) -> Ends:
+    """Return the function by which an evaluation ends: the gate's rules are decided at a stage.
+
+    selection: the result of stage select.
+    """
+
+    def ends(table: Any, stage: Stage) -> bool:
+        found = outcome(pair_up(table, artifacts.FIGURES), selection, seed=seed, gate=gate, stage=stage)
+        log.info("after %d of %d prompts: %s", stage.size, stage.num_prompts[-1], found)
+        return found != "undecided"
+
+    return ends
+
+
+def _selected() -> tuple[dict[str, Any], int, Path]:
+    """Read the selection, and in it step and directory of the checkpoint that select chose."""
     selection = artifacts.read_json(artifacts.SELECTION)
     try:
-        return int(selection["step"]), Path(selection["checkpoint"])
+        return selection, int(selection["step"]), Path(selection["checkpoint"])
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             f"{artifacts.SELECTION} is damaged ({error!r}): run 'dvc repro --force select'"
@@ -208,15 +232,15 @@ def _images_of_pairs(split: str, count: int) -> Iterator["Tensor"]:
         yield to_tensor(images[path])
 
 
-def _write_images(batches: Mapping[str, GeneratedBatches], path: Path) -> None:
+def _write_images(batches: Mapping[str, Sequence[GeneratedBatches]], path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     texts = [(name, pa.string()) for name in ("model", "prompt", "style")]
     schema = pa.schema([*texts, ("seed", pa.int64()), ("png", pa.binary())])
     with artifacts.replacing(path) as partial, pq.ParquetWriter(partial, schema) as writer:
-        for name, own in batches.items():
-            for image_set, generated in own:
+        for name, several in batches.items():
+            for image_set, generated in chain.from_iterable(several):
                 keys = (_key(name, image_set, index, k) for index, k in image_set.places())
                 rows = [
                     key | {"png": to_png(pixels)} for key, pixels in zip(keys, generated.pixels, strict=True)
@@ -224,9 +248,8 @@ def _write_images(batches: Mapping[str, GeneratedBatches], path: Path) -> None:
                 writer.write_table(pa.Table.from_pylist(rows, schema))
 
 
-def _write_figures(figures: Mapping[str, Mapping[str, "Tensor"]], image_set: ImageSet, path: Path) -> None:
+def _figures_table(figures: Mapping[str, Mapping[str, "Tensor"]], image_set: ImageSet) -> Any:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     rows = [
         _key(name, image_set, index, k) | {"metric": metric, "value": value}
@@ -234,8 +257,14 @@ def _write_figures(figures: Mapping[str, Mapping[str, "Tensor"]], image_set: Ima
         for metric, values in own.items()
         for (index, k), value in zip(image_set.places(), values.tolist(), strict=True)
     ]
+    return pa.Table.from_pylist(rows)
+
+
+def _write_table(table: Any, path: Path) -> None:
+    import pyarrow.parquet as pq
+
     with artifacts.replacing(path) as partial:
-        pq.write_table(pa.Table.from_pylist(rows), partial)
+        pq.write_table(table, partial)
 
 
 def _key(name: str, image_set: ImageSet, index: int, k: int) -> dict[str, Any]:

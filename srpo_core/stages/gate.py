@@ -8,7 +8,7 @@ from srpo_core.gates import verdict
 from srpo_core.gates.completeness import expected_rows, require_means
 from srpo_core.gates.decision import rule_figures
 from srpo_core.gates.pairs import pair_up
-from srpo_core.prompts import read_texts
+from srpo_core.prompts import read_styles, read_texts
 
 log = getLogger(__name__)
 
@@ -26,7 +26,7 @@ def run(*, seed: int, champion: str | None, evaluate: EvaluateSettings, gate: Ga
     decision = verdict(
         table,
         artifacts.read_json(artifacts.SELECTION),
-        expected_rows(read_texts("test"), evaluate, champion),
+        expected_rows(read_texts("test"), read_styles("test"), seed, evaluate, champion),
         seed=seed,
         gate=gate,
     )

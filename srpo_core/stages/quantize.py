@@ -93,7 +93,7 @@ def run(
         GateError: the gate refused the model, or the reference format, which every release has, misses a limit.
         ArtifactError, DataError: a file of an earlier stage is missing or damaged.
         ConfigError: the base model has no release formats, a format or metric is unknown, the reference format is
-            missing, there are more prompts than were evaluated, or no GPU where the resources ask for one.
+            missing, or no GPU where the resources ask for one.
     """
     require_passed(artifacts.read_json(artifacts.DECISION))
     require_release_formats(model)
@@ -223,7 +223,7 @@ def _write_proof(
     proof = {
         "schema_version": SCHEMA_VERSION,
         "prompts": list(prompts),
-        "images": quantize.num_prompts,
+        "images": len(prompts),
         "gain": quantize.gain,
         "formats": {name: proof for name, proof in proofs.items() if name not in refused},
         "refused": refused,

@@ -11,7 +11,6 @@ import torch
 
 from srpo_core import artifacts
 from srpo_core.config import ControlWords, GenerateSettings, ScorerSettings
-from srpo_core.errors import ConfigError
 from srpo_core.fidelity import format_images
 from srpo_core.fidelity.format_images import Evaluated, FormatImages, _mean_psnr
 from srpo_core.generation.images import ImageSet
@@ -88,8 +87,8 @@ def test_prompts_are_evenly_spaced_so_that_every_style_is_among_them(tmp_path, m
     assert found.aligned - found.base == pytest.approx(1)
     assert found.base == pytest.approx(sum(prompts.index(prompt) for prompt in found.prompts) / 16)
     assert format_images.evaluated_images(200, "reward").prompts == prompts
-    with pytest.raises(ConfigError, match="evaluate generated 200"):
-        format_images.evaluated_images(201, "reward")
+    # an evaluation that ended early has fewer
+    assert format_images.evaluated_images(201, "reward").prompts == prompts
 
 
 def test_latents_with_twice_the_noise_of_the_reference_have_completeness_one_half(images):

@@ -13,7 +13,7 @@ from srpo_core.preflight.consistency import require_consistent
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "profiles/tiny.yaml"
-EXPECTED = Expected((), 1, champion=False, metrics=())
+EXPECTED = Expected((), 1, champion=False, metrics=(), sizes=(0,))
 
 
 def settings_with(rules):

@@ -19,9 +19,14 @@ SOURCE = Path("runs/evaluate/figures.parquet")
 
 def expected(prompts=PROMPTS, seeds=2, metrics=("quality",), champion=None, scorers=()):
     evaluate = EvaluateSettings(
-        num_prompts=len(prompts), seeds_per_prompt=seeds, metrics=list(metrics), scorers={}, real_images=0
+        num_prompts=len(prompts),
+        seeds_per_prompt=seeds,
+        metrics=list(metrics),
+        scorers={},
+        real_images=0,
+        stages=[1.0],
     )
-    found = expected_rows(prompts, evaluate, champion)
+    found = expected_rows(prompts, ["x"] * len(prompts), 0, evaluate, champion)
     return found if not scorers else type(found)(**{**vars(found), "metrics": (*found.metrics, *scorers)})
 
 
@@ -108,14 +113,14 @@ def test_a_recorded_decision_that_follows_from_the_figures_is_accepted_to_the_la
 @pytest.mark.parametrize(
     ("path", "value", "named"),
     [
-        (("passed",), False, "passed is False, but the evaluation gives True"),
+        (("passed",), False, "passed is False, but the figures give True"),
         (("rules", 0, "passed"), False, "rules.better.passed is False"),
-        (("rules", 0, "margin"), 0.01, "rules.better.margin is 0.01, but the evaluation gives 0.05"),
+        (("rules", 0, "margin"), 0.01, "rules.better.margin is 0.01, but the figures give 0.05"),
         (("rules", 0, "low"), 0.9, "rules.better.low is 0.9"),
         (("rules", 0, "value"), None, "rules.better.value is None"),
         (("rules",), [], "rules is []"),
-        (("num_pairs",), 25, "num_pairs is 25, but the evaluation gives 24"),
-        (("extra",), 1, "extra is 1, but the evaluation gives None"),
+        (("num_pairs",), 25, "num_pairs is 25, but the figures give 24"),
+        (("extra",), 1, "extra is 1, but the figures give None"),
     ],
 )
 def test_an_edited_decision_is_an_error_that_names_the_first_difference(make, path, value, named):

@@ -23,7 +23,8 @@ from prefect_server import deploy, running_worker
 from ray_head import ray_head
 
 STAGES = ["ingest", "embed", "check_reward", "train", "select", "evaluate", "gate", "report", "quantize"]
-DECIDED_BY_THE_GATE = {"gate", "report", "quantize"}
+# evaluate ends when the rules of the gate are decided, so it depends on them
+DECIDED_BY_THE_GATE = {"evaluate", "gate", "report", "quantize"}
 REPRODUCED = ["ingest", "embed", "train", "select", "quantize"]
 
 

@@ -126,6 +126,19 @@ def test_settings_that_would_fail_after_training_are_refused_with_the_name_of_th
     assert "\n" not in str(caught.value)
 
 
+def test_resamples_must_be_enough_for_the_intervals_of_the_last_stage():
+    gate = {"resamples": 1402}  # seven vetoes share 5 %
+    require_consistent(settings({"gate": gate}))
+    with pytest.raises(ConfigError, match="1402 resamples are too few for an interval"):
+        require_consistent(settings({"gate": gate, "evaluate": {"stages": [0.5, 1.0]}}))
+
+
+@pytest.mark.parametrize("stages", [[], [0.5], [1.0, 0.5, 1.0], [0.5, 0.5, 1.0], [0.0, 1.0], [1.5]])
+def test_stages_that_do_not_ascend_to_all_prompts_are_refused(stages):
+    with pytest.raises(ConfigError, match=r"evaluate"):
+        settings({"evaluate": {"stages": stages}})
+
+
 def test_halving_by_a_metric_over_all_images_is_refused(monkeypatch):
     over_all = replace(
         METRICS["judge_wanted"], over_all=lambda found, context: found.mean(0).expand(len(found))

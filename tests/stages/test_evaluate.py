@@ -10,14 +10,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from srpo_core import artifacts
-from srpo_core.config import EvaluateSettings, ScorerSettings, load_settings
+from srpo_core.config import EvaluateSettings, GateRule, GateSettings, ScorerSettings, load_settings
 from srpo_core.errors import ArtifactError, ConfigError, DataError, GateError, StoreError
 from srpo_core.generation import batches
+from srpo_core.prompts import balanced_order
 from srpo_core.scorers import canaries
 from srpo_core.scorers.metrics import METRICS, MetricContext, measure
 from srpo_core.stages import evaluate as stage
 
 ROOT = Path(__file__).resolve().parents[2]
+PROMPTS = ["penguin", "red apple", "tiger face"]
+STYLES = ["animals", "food", "animals"]
 HPS = ScorerSettings(scorer="hps_v2", path=str(ROOT / "assets/tiny/family/reward"))
 METRIC_NAMES = [
     "reward",
@@ -29,7 +32,25 @@ METRIC_NAMES = [
     "saturation",
 ]
 SETTINGS = EvaluateSettings(
-    num_prompts=3, seeds_per_prompt=2, metrics=METRIC_NAMES, scorers={}, real_images=0
+    num_prompts=3, seeds_per_prompt=2, metrics=METRIC_NAMES, scorers={}, real_images=0, stages=[1.0]
+)
+
+
+GATE = GateSettings(
+    confidence=0.95,
+    resamples=2000,
+    objective="relative_reward",
+    rules={
+        "style_gained": GateRule(
+            metric="judge_wanted",
+            against="base",
+            compare="difference",
+            side="at_least",
+            margin=0.05,
+            severity="refuse",
+            meaning="more of the wanted style",
+        )
+    },
 )
 
 
@@ -52,7 +73,8 @@ def select_step(step):
 def run(tiny_parts, **changes):
     parts = {name: part for name, part in tiny_parts.items() if name != "select_judge"}
     champion = changes.pop("champion", None)
-    stage.run(evaluate=SETTINGS.model_copy(update=changes), champion=champion, **parts)
+    gate = changes.pop("gate", GATE)
+    stage.run(evaluate=SETTINGS.model_copy(update=changes), gate=gate, champion=champion, **parts)
     return pq.read_table(artifacts.EVALUATION)
 
 
@@ -122,6 +144,36 @@ def test_a_changed_model_generates_other_images_and_the_summary_contains_the_mea
         assert means["aligned"][metric] == pytest.approx(np.mean([own[metric] for own in measured]))
     assert means["aligned"]["reward"] < means["base"]["reward"] - 0.02
     assert summary["change"]["reward"] == means["aligned"]["reward"] - means["base"]["reward"]
+
+
+def test_an_evaluation_ends_at_the_first_stage_that_decides_and_its_images_are_the_first_of_a_fixed_order(
+    tiny_run, tiny_parts
+):
+    """Without an admissible checkpoint the model is refused, whatever it scores."""
+    tiny_run(5)
+    tiny_run(10, shrink_velocity)
+    select_step(10)
+    metrics = ["relative_reward", "judge_wanted", "common_edge", "diversity"]
+    run(tiny_parts, metrics=metrics)
+    of_all = figures()
+    assert {prompt for _, prompt, _ in of_all} == set(PROMPTS)
+    # three prompts are too few for an interval, so only the last stage decides
+    run(tiny_parts, metrics=metrics, stages=[0.5, 1.0])
+    staged = figures()
+    assert staged.keys() == of_all.keys()
+    for key, own in of_all.items():
+        assert staged[key] == pytest.approx(own, abs=0.02)  # other batches
+    selection = artifacts.read_json(artifacts.SELECTION)
+    artifacts.write_json(artifacts.SELECTION, selection | {"admissible": []})
+    rows = run(tiny_parts, metrics=metrics, stages=[0.5, 1.0]).to_pylist()
+    first = [PROMPTS[index] for index in balanced_order(PROMPTS, STYLES, tiny_parts["seed"])[:2]]
+    assert {row["prompt"] for row in rows} == set(first)
+    ended = figures()
+    assert ended.keys() == {key for key in staged if key[1] in first}
+    for key, own in ended.items():
+        assert own["judge_wanted"] == staged[key]["judge_wanted"]
+    assert artifacts.read_json(artifacts.EVALUATION_SUMMARY)["images_per_model"] == 4
+    assert not list((artifacts.home() / "resume").glob("generate-*/"))
 
 
 def test_the_figures_can_be_measured_again_from_the_stored_images(tiny_run, tiny_parts):

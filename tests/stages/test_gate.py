@@ -14,7 +14,7 @@ from srpo_core.stages import gate as stage
 
 PROMPTS = [f"p{number}" for number in range(6)]
 EVALUATE = EvaluateSettings(
-    num_prompts=6, seeds_per_prompt=2, metrics=["judge_wanted"], scorers={}, real_images=0
+    num_prompts=6, seeds_per_prompt=2, metrics=["judge_wanted"], scorers={}, real_images=0, stages=[1.0]
 )
 SELECTION = {"step": 20, "admissible": [20], "reason": "step 20 is best", "curve": [], "checkpoint": "x"}
 
