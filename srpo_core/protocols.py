@@ -79,6 +79,11 @@ class BaseModel(Protocol):
     transformer: "torch.nn.Module"
     latent_shape: tuple[int, int]
 
+    @property
+    def device(self) -> "torch.device":
+        """The device that computes; the transformer's weights may be offloaded from it."""
+        ...
+
     def to(self, device: "torch.device") -> Self:
         """Move all parts to a device, in place."""
         ...

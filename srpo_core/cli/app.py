@@ -53,6 +53,8 @@ def options(
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for name in OWN_PACKAGES:
         logging.getLogger(name).setLevel(logging.INFO)
+    # diffusers imports it, and it warns of a kernel for CPUs that it can do without
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.update(quiet_environment())
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # loading takes a moment only
     warnings.filterwarnings("ignore", category=FutureWarning, module="google")  # Python 3.11's end of life

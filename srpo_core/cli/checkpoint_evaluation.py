@@ -29,7 +29,7 @@ def evaluate_checkpoint(settings: Settings, checkpoint: Path, target: Path) -> d
     """
     if not (checkpoint / "config.json").is_file():
         raise ArtifactError(
-            f"{checkpoint} is not a checkpoint: give a directory with a transformer's config.json and weights, such as "
+            f"{checkpoint} is not a checkpoint: give a directory with a transformer's config.json and weights or adapters, such as "
             f"{artifacts.step_directory(10)}"
         )
     summary = evaluate_models(

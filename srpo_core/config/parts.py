@@ -27,6 +27,9 @@ BranchName = Literal["denoise", "inversion"]
 Pixels = Annotated[int, Field(ge=16, multiple_of=16)]
 
 
+DecodedParts = Literal["whole", "slices", "tiles"]
+
+
 class Part(BaseModel):
     """A part of the settings: frozen, and an unknown or missing key is an error."""
 
@@ -134,7 +137,12 @@ class GenerateSettings(Part):
     guidance_scale: float = Field(ge=0, description="guidance scale that the model receives as an input")
     batch_size: Positive = Field(description="number of images that are generated at once")
     autocast: bool = Field(
-        description="forward passes in bfloat16 by torch.autocast, as most users generate images; off: float32"
+        description="the transformer's matrices and forward passes in bfloat16, as most users generate images; off: "
+        "float32"
+    )
+    decode: DecodedParts = Field(
+        description="what the VAE decodes at once: a batch, one image, or a tile of half an image's height and width; "
+        "slices and tiles need less memory, and tiles change the image slightly"
     )
 
 

@@ -78,6 +78,10 @@ class ResourceSettings(Part):
     )
     threads_per_worker: Positive = Field(description="number of CPU threads per process")
     use_gpu: bool = Field(description="one GPU per worker")
+    offload: bool = Field(
+        description="select, evaluate and quantize keep the transformer in the host's memory and copy a block at a time "
+        "to the GPU: slower, for GPUs that cannot hold it"
+    )
     shard: bool = Field(
         description="shard weights, gradients and optimizer state across workers (FSDP2); off: replicate them"
     )

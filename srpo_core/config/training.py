@@ -270,6 +270,6 @@ class TrainSettings(Part):
                 f"buckets need rollout.source online, not {self.rollout.source}: real images are encoded at "
                 "model.height x model.width"
             )
-        if self.tune == "lora" and self.lora.frozen == "bfloat16" and not self.compute.autocast:
-            raise ValueError("lora.frozen bfloat16 needs compute.autocast: true")
+        if self.tune == "lora" and self.lora.frozen != "float32" and not self.compute.autocast:
+            raise ValueError(f"lora.frozen {self.lora.frozen} needs compute.autocast: true")
         return self

@@ -6,12 +6,11 @@ when the outputs are written and no other run of this machine reads it. Tasks on
 the run through SRPO_SHARED.
 """
 
-import gc
 import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -25,7 +24,7 @@ from srpo_core.errors import SrpoError
 from srpo_core.generation.images import GeneratedImages, ImageSet, generate_set, measure_set
 from srpo_core.generation.job import GenerationJob, fingerprint, weights_of
 from srpo_core.generation.kept_images import GIGABYTE, KeptImages, source_of
-from srpo_core.models import files_to_load, load_base
+from srpo_core.models import LoadedBase, files_to_load
 from srpo_core.runtime import file_lock
 from srpo_core.runtime.file_lock import FileLock
 from srpo_core.runtime.progress import with_progress
@@ -97,10 +96,15 @@ class GeneratedBatches:
                 self.lock.remove_file()
 
 
-def generate_batches(job: GenerationJob, resources: ResourceSettings) -> GeneratedBatches:
+def generate_batches(
+    job: GenerationJob, resources: ResourceSettings, loaded: LoadedBase | None = None
+) -> GeneratedBatches:
     """Generate and measure the batches that are missing, in this process or in `resources.generate_workers` Ray tasks.
 
     The number of tasks changes neither images nor figures.
+
+    loaded: of the job's settings; it generates in this process, and keeps the base for the next job. None: the base is
+    loaded for this job. A task always loads it.
 
     Raises:
         DivergenceError: the model generates NaN or infinity.
@@ -111,14 +115,20 @@ def generate_batches(job: GenerationJob, resources: ResourceSettings) -> Generat
     lock = file_lock.acquire(directory.with_suffix(".lock"), shared=True)
     try:
         directory.mkdir(exist_ok=True)
-        _generate_missing(job, directory, resources)
+        if loaded is None:
+            with closing(LoadedBase(job.model, job.generate, offload=resources.offload)) as own:
+                _generate_missing(job, directory, resources, own)
+        else:
+            _generate_missing(job, directory, resources, loaded)
     except BaseException:
         lock.release()
         raise
     return GeneratedBatches(job, directory, lock)
 
 
-def _generate_missing(job: GenerationJob, directory: Path, resources: ResourceSettings) -> None:
+def _generate_missing(
+    job: GenerationJob, directory: Path, resources: ResourceSettings, loaded: LoadedBase
+) -> None:
     missing = _missing(job, directory)
     if len(missing) < job.num_batches:
         done = job.num_batches - len(missing)
@@ -132,7 +142,7 @@ def _generate_missing(job: GenerationJob, directory: Path, resources: ResourceSe
     # real images are compared with at the end, in this process
     without_real = replace(job, context=replace(job.context, real=None, training=None, device=device))
     if here:
-        _generate_some(without_real, Location.of(directory), missing, _kept_images(job, resources))
+        _generate_some(without_real, Location.of(directory), missing, loaded, _kept_images(job, resources))
     else:
         _generate_on_ray(without_real, directory, resources)
 
@@ -146,7 +156,11 @@ def _kept_images(job: GenerationJob, resources: ResourceSettings) -> KeptImages 
 
 
 def _generate_some(
-    job: GenerationJob, place: Location, numbers: Sequence[int], kept: KeptImages | None = None
+    job: GenerationJob,
+    place: Location,
+    numbers: Sequence[int],
+    loaded: LoadedBase,
+    kept: KeptImages | None = None,
 ) -> None:
     """Generate and measure batches; the model is loaded when the first one is not among the kept images."""
     from safetensors.torch import save
@@ -159,7 +173,7 @@ def _generate_some(
             generated = measure_set(pixels, part, metrics=job.metrics, context=job.context)
             reused += 1
         else:
-            base = base or load_base(job.model, job.transformer).to(device)
+            base = base or loaded.as_model(job.transformer, device)
             generated = generate_set(
                 base, job.name, part, generate=job.generate, metrics=job.metrics, context=job.context
             )
@@ -172,8 +186,6 @@ def _generate_some(
         (place / _file_name(number)).write(save(tensors))
     if reused:
         log.info("%s: the images of %d of %d batches are from an earlier run", job.name, reused, len(numbers))
-    del base
-    gc.collect()  # diffusers' hooks keep the module in a reference cycle, and the next model needs its memory
 
 
 @dataclass(frozen=True)
@@ -255,11 +267,7 @@ def _generate_on_ray(job: GenerationJob, directory: Path, resources: ResourceSet
             shares = [
                 numbers[first :: resources.generate_workers] for first in range(resources.generate_workers)
             ]
-            waiting = [
-                task.remote(shared, exchange, some, resources.threads_per_worker, kept)
-                for some in shares
-                if some
-            ]
+            waiting = [task.remote(shared, exchange, some, resources, kept) for some in shares if some]
             for _ in with_progress(range(len(waiting)), f"generate {job.name}"):
                 done, waiting = ray.wait(waiting)
                 ray.get(done)
@@ -280,10 +288,10 @@ def _generate_in_task(
     job: GenerationJob,
     exchange: _Exchange,
     numbers: Sequence[int],
-    threads: int,
+    resources: ResourceSettings,
     kept: KeptImages | None = None,
 ) -> None:
-    torch.set_num_threads(threads)
+    torch.set_num_threads(resources.threads_per_worker)
     with local_copy(exchange.inputs, exchange.digests) as inputs, ExitStack() as held:
         if exchange.own is not None:
             own = held.enter_context(local_copy(*exchange.own))
@@ -291,7 +299,8 @@ def _generate_in_task(
         here = Path.cwd()
         os.chdir(inputs)  # Ray starts workers in another directory
         try:
-            _generate_some(job, exchange.results, numbers, kept)
+            with closing(LoadedBase(job.model, job.generate, offload=resources.offload)) as loaded:
+                _generate_some(job, exchange.results, numbers, loaded, kept)
         finally:
             os.chdir(here)
 

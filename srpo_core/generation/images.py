@@ -211,9 +211,8 @@ def _generate(
     generate: GenerateSettings,
 ) -> Iterator[Tensor]:
     """Yield images of the set in 8 bits, batch by batch."""
-    device = next(base.transformer.parameters()).device
     for rows, condition, noise in noise_batches(
-        image_set, base.latent_shape, batch_size=generate.batch_size, device=device, places=places
+        image_set, base.latent_shape, batch_size=generate.batch_size, device=base.device, places=places
     ):
         images = base.generate(
             condition,

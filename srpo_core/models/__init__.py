@@ -13,10 +13,12 @@ from srpo_core.models.encoding import (
     encode_prompts,
     latent_shape,
 )
-from srpo_core.models.lora import add_lora, initialize_lora, merge_lora, write_lora
+from srpo_core.models.loaded import LoadedBase, load_base
+from srpo_core.models.lora import add_lora, initialize_lora, write_lora
 from srpo_core.models.registry import BASES, base_entry, require_release_formats
 from srpo_core.models.sharding import read_base_weights, shard
 from srpo_core.protocols import BaseModel, Condition
+from srpo_core.weights.adapters import adapters_file
 from srpo_core.weights.files import CONFIG, WEIGHTS
 from srpo_core.weights.shards import join_shards, read_whole
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BASES",
+    "LoadedBase",
     "base_entry",
     "encode_image_batches",
     "encode_prompt_batches",
@@ -41,21 +44,6 @@ __all__ = [
 ]
 
 
-def load_base(settings: ModelSettings, transformer: Path | None = None) -> BaseModel:
-    """Load the base model for generation, with its own weights or a directory's; no parameter requires a gradient.
-
-    Raises:
-        ConfigError: there is no such base model.
-        ArtifactError: a file is missing or damaged.
-    """
-    entry = base_entry(settings)
-    model = loading.load_base(entry, settings, empty=transformer is not None)
-    if transformer is not None:
-        model.transformer = loading.load_transformer(entry, transformer)
-    model.transformer.requires_grad_(False)
-    return model
-
-
 def files_to_load(settings: ModelSettings, transformer: Path | None = None) -> list[Path]:
     """List the files that `load_base` reads, sorted: of the pipeline neither text encoders nor other weights.
 
@@ -63,9 +51,17 @@ def files_to_load(settings: ModelSettings, transformer: Path | None = None) -> l
         ArtifactError: the pipeline's directory does not exist.
     """
     root = loading.existing_pipeline(settings.path)
-    parts = [root / "vae", root / "scheduler", transformer or root / "transformer"]
-    files = [file for part in parts for file in part.rglob("*") if file.is_file()]
-    return sorted({root / "model_index.json", root / "transformer" / CONFIG, *files})
+    own = root / "transformer"
+    weights = [own] if transformer is None else [transformer]
+    if transformer is not None and adapters_file(transformer):
+        weights.append(own)
+    files = [
+        file
+        for part in (root / "vae", root / "scheduler", *weights)
+        for file in part.rglob("*")
+        if file.is_file()
+    ]
+    return sorted({root / "model_index.json", own / CONFIG, *files})
 
 
 def load_trainable(
@@ -122,19 +118,15 @@ def load_transformer(settings: ModelSettings, directory: Path) -> Any:
 
 
 def write_transformer(settings: ModelSettings, train: TrainSettings, shards: Path, directory: Path) -> None:
-    """Write the weights that training saved in `shards` as a diffusers directory with one safetensors file.
+    """Write what training saved in `shards` as a directory that `load_base` reads, with the base's config.json.
 
-    Adapters are merged into the base and are also written beside it, in the form that diffusers' `load_lora_weights`
-    reads.
+    The weights of full training become one safetensors file. Adapters are written in the form that diffusers'
+    `load_lora_weights` reads; `merge_adapters` adds them to the base.
     """
     base = Path(settings.path) / "transformer"
     directory.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(base / CONFIG, directory / CONFIG)
     if train.tune == "lora":
-        adapters = read_whole(shards)
-        transformer = load_transformer(settings, base)
-        merge_lora(transformer, adapters, train.lora)
-        transformer.save_pretrained(directory, max_shard_size="1TB")
-        write_lora(adapters, train.lora, directory)
+        write_lora(read_whole(shards), train.lora, directory)
     else:
-        shutil.copyfile(base / CONFIG, directory / CONFIG)
         join_shards(shards, directory / WEIGHTS, rest=base)

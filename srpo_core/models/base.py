@@ -9,9 +9,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from srpo_core.config import ComputeSettings
+from srpo_core.config import ComputeSettings, DecodedParts
 from srpo_core.errors import ConfigError
 from srpo_core.models.architecture import Architecture
+from srpo_core.models.autoencoder import decode_in
 from srpo_core.models.checkpointing import checkpoint_blocks
 from srpo_core.models.sharding import blocks, keep_gathered
 from srpo_core.protocols import Condition
@@ -45,6 +46,35 @@ class Base:
         """Move transformer and VAE to a device, in place."""
         self.transformer.to(device)
         self.vae.to(device)
+        return self
+
+    def place(self, device: torch.device, *, offload: bool) -> Self:
+        """Prepare for generation on a device, in place.
+
+        offload: keep the transformer in the host's memory and copy each block to the device when it is called, by
+        diffusers' group offloading, the next one while this one computes. Its outputs stay the same.
+        """
+        if not offload:
+            return self.to(device)
+        self.vae.to(device)
+        self.transformer.enable_group_offload(
+            device,
+            offload_type="block_level",
+            num_blocks_per_group=1,
+            use_stream=device.type == "cuda",
+        )
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """The device that computes. The transformer's weights may be in the host's memory; see `place`."""
+        device: torch.device = self.vae.device
+        return device
+
+    def decode_in(self, parts: DecodedParts) -> Self:
+        """Decode whole batches, slices or tiles, as `generate.decode` says."""
+        height, width = self.architecture.unpack(torch.empty(1, *self.latent_shape, device="meta")).shape[-2:]
+        decode_in(self.vae, parts, max(height, width))
         return self
 
     def prepare(self, compute: ComputeSettings) -> Self:

@@ -12,12 +12,16 @@ from srpo_core.errors import ArtifactError
 from srpo_core.models.architecture import Architecture, BaseEntry
 from srpo_core.models.base import Base
 from srpo_core.protocols import Condition
+from srpo_core.weights.shards import read_shards
+
+# layers whose weights torch.autocast casts to bfloat16 at each call
+AUTOCAST = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 
 
-def load_base(entry: BaseEntry, settings: ModelSettings, *, empty: bool = False) -> Base:
-    """Load transformer, VAE and scheduler of a pipeline directory in float32.
+def load_base(entry: BaseEntry, settings: ModelSettings, *, empty: bool = False, half: bool = False) -> Base:
+    """Load transformer, VAE and scheduler of a pipeline directory.
 
-    empty: leave the transformer without weights on the meta device.
+    empty: leave the transformer without weights on the meta device; half: see `load_transformer`.
 
     Raises:
         ArtifactError: the directory is missing, incomplete or damaged.
@@ -29,7 +33,9 @@ def load_base(entry: BaseEntry, settings: ModelSettings, *, empty: bool = False)
             root, subfolder="scheduler", local_files_only=True
         )
     directory = root / "transformer"
-    transformer = empty_transformer(entry, directory) if empty else load_transformer(entry, directory)
+    transformer = (
+        empty_transformer(entry, directory) if empty else load_transformer(entry, directory, half=half)
+    )
     return _assembled(entry, settings, transformer, vae, scheduler)
 
 
@@ -47,16 +53,34 @@ def empty_vae(entry: BaseEntry, settings: ModelSettings) -> Any:
         return kind.from_config(kind.load_config(root, subfolder="vae", local_files_only=True))
 
 
-def load_transformer(entry: BaseEntry, directory: Path) -> Any:
+def load_transformer(entry: BaseEntry, directory: Path, *, half: bool = False) -> Any:
     """Load a transformer from a diffusers directory, in float32.
+
+    half: read the matrices of linear layers and convolutions, which autocast computes in bfloat16, in bfloat16 at once.
+    Under autocast the outputs are those of float32 weights, bit by bit.
 
     Raises:
         ArtifactError: the directory is missing or damaged.
     """
     with reading(directory):
-        return diffusers_class(entry.transformer).from_pretrained(
-            directory, dtype=torch.float32, local_files_only=True
+        transformer = diffusers_class(entry.transformer).from_pretrained(
+            directory, dtype=torch.bfloat16 if half else torch.float32, local_files_only=True
         )
+    if half:
+        _read_in_float32(transformer, directory)
+    return transformer
+
+
+def _read_in_float32(transformer: Any, directory: Path) -> None:
+    """Read those parameters again that autocast leaves in the type of the weights, such as a norm's."""
+    state = {}
+    for name, module in transformer.named_modules():
+        if not isinstance(module, AUTOCAST):
+            for own, parameter in module.named_parameters(prefix=name, recurse=False):
+                parameter.data = torch.empty_like(parameter, dtype=torch.float32)
+                state[own] = parameter.data
+    if state:
+        read_shards(directory, state)
 
 
 def empty_transformer(entry: BaseEntry, directory: Path) -> Any:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from srpo_core.artifacts import LORA_FILE
 from srpo_core.config import LoraSettings
-from srpo_core.errors import ConfigError
+from srpo_core.errors import ArtifactError, ConfigError
 from srpo_core.models.sharding import blocks
+from srpo_core.weights.adapters import DOWN, UP, read_adapters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,14 +107,28 @@ def write_lora(adapters: "Mapping[str, Tensor]", settings: LoraSettings, directo
     return path
 
 
-def merge_lora(transformer: Any, adapters: "Mapping[str, Tensor]", settings: LoraSettings) -> None:
-    """Add trained adapters, by parameter name, to the weights of a transformer without adapters, in place."""
-    import torch
+def put_on_adapters(transformer: Any, file: Path) -> None:
+    """Put the adapters of a file on a transformer without adapters; each in the type of its layer.
 
-    scale = settings.alpha / settings.rank
-    for name, a in adapters.items():
-        layer, _, rest = name.partition(".lora_A.")
-        if rest:
-            b = adapters[f"{layer}.lora_B.{rest}"]
-            with torch.no_grad():
-                transformer.get_submodule(layer).weight.add_(b @ a, alpha=scale)
+    Raises:
+        ArtifactError: the file is damaged, or of a transformer with other layers.
+    """
+    pairs = read_adapters(file)
+    layers = dict(transformer.named_modules())
+    for name, (down, up) in pairs.items():
+        layer = layers.get(name)
+        if layer is None or (len(up), down.shape[1]) != (layer.out_features, layer.in_features):
+            raise ArtifactError(f"{file} holds adapters of another base: this one has no such layer {name!r}")
+    tensors = {
+        f"{name}{end}": tensor.float()
+        for name, pair in pairs.items()
+        for end, tensor in zip((DOWN, UP), pair, strict=True)
+    }
+    transformer.load_lora_adapter(tensors, prefix=None, adapter_name=ADAPTER, low_cpu_mem_usage=True)
+    transformer.requires_grad_(requires_grad=False)
+    transformer.delete_adapters([])  # deletes none, but offloading learns of the new parameters
+
+
+def take_off_adapters(transformer: Any) -> None:
+    """Remove the adapters of `put_on_adapters`, and leave the transformer as it was."""
+    transformer.delete_adapters(ADAPTER)

@@ -27,9 +27,11 @@ def bytes_of_run(settings: Settings, weights: int) -> Mapping[str, float]:
     # the oldest state is deleted when the newest is complete
     moments = (settings.resources.keep_checkpoints + 1) * MOMENTS
     trained = FLOAT32 * steps * (2 if train.ema else 1)  # the weights, and their moving averages
+    adapters = train.tune == "lora"
     return {
-        "checkpoints": FLOAT32 * steps * weights * COPIES,
-        "state to resume training": 0.0 if train.tune == "lora" else (trained + moments) * weights,
+        # of the adapters, which are small beside the weights, the base is merged with those of one checkpoint at a time
+        "checkpoints": FLOAT32 * weights * (1 if adapters else steps * COPIES),
+        "state to resume training": 0.0 if adapters else (trained + moments) * weights,
         "formats, and their release": bytes_of_formats(settings, weights) * (COPIES + 1),
     }
 

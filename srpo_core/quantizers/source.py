@@ -5,6 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from srpo_core.artifacts import sha256
+from srpo_core.quantizers.flux_checkpoint import checkpoint_files
+from srpo_core.weights.adapters import adapters_file
+
+
+def checkpoint_digest(directory: Path) -> str:
+    """Return the `source_digest` of a checkpoint's weights, or the SHA-256 of its file of adapters.
+
+    The base of adapters is no part of it: dvc.lock has the digest of the base, and names the model.
+    """
+    adapters = adapters_file(directory)
+    return sha256(adapters) if adapters else source_digest(checkpoint_files(directory)[0])
 
 
 def source_digest(files: Sequence[Path]) -> str:

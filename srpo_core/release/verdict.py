@@ -24,8 +24,7 @@ from srpo_core.gates.pairs import pair_up
 from srpo_core.gates.verdict import require_same
 from srpo_core.prompts import read_styles, read_texts
 from srpo_core.quantizers import released_formats
-from srpo_core.quantizers.flux_checkpoint import checkpoint_files
-from srpo_core.quantizers.source import source_digest
+from srpo_core.quantizers.source import checkpoint_digest
 from srpo_core.release.layout import require_existing
 from srpo_core.selection.choice import recomputed_selection
 
@@ -105,7 +104,7 @@ def _require_proof(root: Path, settings: Settings) -> None:
     """
     proof = artifacts.read_json(require_existing(root, PROOF))
     selected = artifacts.read_json(require_existing(root, SELECTION))["checkpoint"]
-    source = source_digest(checkpoint_files(require_existing(root, Path(selected)))[0])
+    source = checkpoint_digest(require_existing(root, Path(selected)))
     given = {name: limit for name, (limit, _) in released_formats(settings.quantize.formats).items()}
     for name, figures in proof["formats"].items():
         limits = settings.quantize.formats.get(given.get(name, ""))

@@ -32,6 +32,7 @@ from srpo_core.generation.batches import GeneratedBatches, generate_batches
 from srpo_core.generation.images import ImageSet, to_png
 from srpo_core.generation.job import GenerationJob
 from srpo_core.generation.together import figures_together
+from srpo_core.models import LoadedBase
 from srpo_core.models.embeddings import read_embeddings
 from srpo_core.prompts import balanced_order, normal_form, read_texts
 from srpo_core.release.champion import champion_transformer
@@ -154,7 +155,7 @@ def evaluate_models(  # noqa: PLR0913  # the settings of `run`
     order = balanced_order(prompts, styles, seed)
     seen: list[int] = []
     batches: dict[str, list[GeneratedBatches]] = {name: [] for name in transformers}
-    with ExitStack() as held:
+    with ExitStack() as held, closing(LoadedBase(model, generate, offload=resources.offload)) as loaded:
         for number, (start, stop) in enumerate(pairwise([0, *sizes])):
             rows = sorted(order[start:stop])
             seen += rows
@@ -162,7 +163,7 @@ def evaluate_models(  # noqa: PLR0913  # the settings of `run`
                 keep = name in (BASE, CHAMPION)
                 part = image_set.of(rows)
                 job = GenerationJob(name, model, weights, part, generate, metrics, context, keep=keep)
-                batches[name].append(held.enter_context(closing(generate_batches(job, resources))))
+                batches[name].append(held.enter_context(closing(generate_batches(job, resources, loaded))))
             figures = {name: figures_together(own, batches[BASE]) for name, own in batches.items()}
             table = _figures_table(figures, image_set.of(seen))
             if (stage := Stage(number, sizes)).is_last or ends(table, stage):

@@ -1,7 +1,8 @@
 """Stage quantize: write the weights of a release in every format, and verify each by a forward pass and by images."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -37,6 +38,7 @@ from srpo_core.protocols import BaseModel, Condition
 from srpo_core.quantizers import (
     LORA_FORMAT,
     REFERENCE,
+    Format,
     WrittenFile,
     carry_lora,
     convert,
@@ -46,11 +48,12 @@ from srpo_core.quantizers import (
     read_file,
     released_formats,
 )
-from srpo_core.quantizers.source import source_digest
+from srpo_core.quantizers.source import checkpoint_digest
 from srpo_core.randomness import keyed_noise
 from srpo_core.runtime.progress import progress_bar
 from srpo_core.runtime.ray_cluster import local_device
 from srpo_core.scorers.metrics import MetricContext, check_metrics
+from srpo_core.weights.adapters import adapters_file, merge_adapters
 from srpo_core.weights.files import WEIGHTS
 
 if TYPE_CHECKING:
@@ -58,6 +61,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SCHEMA_VERSION = 2
+
+# Adapters merged into the base, while the stage runs.
+MERGED: Final = artifacts.QUANTIZED.parent / "merged"
 
 # Stem of single files; a release renames them.
 STEM: Final = "model"
@@ -110,29 +116,52 @@ def run(
     check_metrics([REWARD, quantize.gain], context, evaluated.prompts, 1)
     images = FormatImages(evaluated, image_set, generate, context, gain=quantize.gain)
     entries = {name: entry for name, (_, entry) in formats.items()}
-    checkpoint = open_flux(source)
-    weights = source_digest(checkpoint.files)
-    with progress_bar("quantize", num_weights(checkpoint, entries)) as advance:
-        written = convert(checkpoint, entries, artifacts.QUANTIZED, stem=STEM, advance=advance)
-
-    base = load_base(model).to(device)
-    rows = evenly_spaced(range(len(prompts)), PROOF_PROMPTS)
-    velocity = _forward_pass(base, condition.batch(rows, device), seed, device)
-    # here and below weights are not bound to a name: no second copy stays in memory while the next one is read
-    exact = velocity(load_transformer(model, source).state_dict())
+    digest = checkpoint_digest(source)
+    with _whole_weights(model, source) as weights:
+        written = _write_formats(weights, entries)
+        lora = _lora(model, source, weights)
+        base = load_base(model).decode_in(generate.decode).place(device, offload=resources.offload)
+        rows = evenly_spaced(range(len(prompts)), PROOF_PROMPTS)
+        velocity = _forward_pass(base, condition.batch(rows, device), seed, device)
+        # here and below weights are not bound to a name: no second copy stays in memory while the next one is read
+        exact = velocity(load_transformer(model, weights).state_dict())
     proofs: dict[str, dict[str, Any]] = {}
     # the reference first: the images of the others are compared with its images
     for name in sorted(formats, key=lambda name: name != REFERENCE):
         given, _ = formats[name]
         error = _output_error(written[name], velocity, exact)  # loads the format's weights into the base
-        figures = _Figures(written[name], weights, error, images.measure(base))
+        figures = _Figures(written[name], digest, error, images.measure(base))
         proofs[name] = figures.as_proof(quantize.formats[given])
         _log_proof(name, proofs[name])
     proof_prompts = [prompts[row] for row in rows]
-    _write_proof({name: proofs[name] for name in formats}, proof_prompts, quantize, _lora(model, source))
+    _write_proof({name: proofs[name] for name in formats}, proof_prompts, quantize, lora)
 
 
-def _lora(model: ModelSettings, source: Path) -> dict[str, Any] | None:
+@contextmanager
+def _whole_weights(model: ModelSettings, source: Path) -> Iterator[Path]:
+    """Yield the directory of a checkpoint's weights; adapters are merged into the base within the context.
+
+    The merged weights are inside the stage's output, so that DVC removes them if the stage is killed.
+    """
+    adapters = adapters_file(source)
+    if adapters is None:
+        yield source
+        return
+    shutil.rmtree(MERGED, ignore_errors=True)
+    try:
+        merge_adapters(Path(model.path) / "transformer", adapters, MERGED)
+        yield MERGED
+    finally:
+        shutil.rmtree(MERGED, ignore_errors=True)
+
+
+def _write_formats(weights: Path, entries: Mapping[str, Format]) -> Mapping[str, Sequence[WrittenFile]]:
+    checkpoint = open_flux(weights)
+    with progress_bar("quantize", num_weights(checkpoint, entries)) as advance:
+        return convert(checkpoint, entries, artifacts.QUANTIZED, stem=STEM, advance=advance)
+
+
+def _lora(model: ModelSettings, source: Path, weights: Path) -> dict[str, Any] | None:
     """Copy the LoRA of the checkpoint beside the formats and describe it; None if there is none."""
     path = source / artifacts.LORA_FILE
     if not path.is_file():
@@ -140,14 +169,14 @@ def _lora(model: ModelSettings, source: Path) -> dict[str, Any] | None:
     return carry_lora(
         path,
         open_flux(Path(model.path)),
-        open_flux(source),
+        open_flux(weights),
         artifacts.QUANTIZED / LORA_FORMAT / artifacts.LORA_FILE,
     )
 
 
 @dataclass(frozen=True)
 class _Figures:
-    """The measurements of a format; source_sha256: digest of the weights that its files were written from."""
+    """The measurements of a format; source_sha256: see `checkpoint_digest`."""
 
     files: Sequence[WrittenFile]
     source_sha256: str

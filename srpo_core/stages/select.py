@@ -20,6 +20,7 @@ from srpo_core.config import (
 from srpo_core.generation.batches import GeneratedBatches, generate_batches
 from srpo_core.generation.images import ImageSet
 from srpo_core.generation.job import GenerationJob
+from srpo_core.models import LoadedBase
 from srpo_core.models.embeddings import read_embeddings
 from srpo_core.scorers.metrics import MetricContext, check_metrics
 from srpo_core.selection.choice import rounds_of, selection_of
@@ -69,7 +70,7 @@ def run(
         job = GenerationJob(
             _name(step), model, transformer, rounds[number], generate, metrics, context, keep=keep
         )
-        own = files.enter_context(closing(generate_batches(job, resources)))
+        own = files.enter_context(closing(generate_batches(job, resources, loaded)))
         held.append(own)
         figures = {name: values.tolist() for name, values in own.figures().items()}
         log.info(
@@ -77,7 +78,7 @@ def run(
         )
         return figures
 
-    with ExitStack() as files:
+    with ExitStack() as files, closing(LoadedBase(model, generate, offload=resources.offload)) as loaded:
         compared = compare_in_rounds(steps, round_sizes(len(prompts), select.halving), measured, select)
         _write(compared, rounds, select)
         for own in held:

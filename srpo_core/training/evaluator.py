@@ -176,6 +176,7 @@ def _images(job: TrainJob, rule: EarlyStop, *, device: torch.device, rank: int, 
         guidance_scale=roll.guidance_scale,
         batch_size=images_per_call(job.train, world),
         autocast=job.train.compute.autocast,
+        decode="whole",
     )
     image_set = ImageSet(PURPOSE, texts, styles, condition, rule.seeds_per_prompt, job.seed)
     return Images(image_set, generate, [*metrics, BROKEN], context, rank, world)

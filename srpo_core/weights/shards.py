@@ -1,7 +1,7 @@
 """Safetensors sharded across processes, in the layout of torch.distributed.checkpoint: write, read, join."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -69,10 +69,18 @@ def read_whole(directory: Path) -> dict[str, "Tensor"]:
     return tensors
 
 
-def join_shards(directory: Path, target: Path, *, rest: Path | None = None) -> None:
+def join_shards(
+    directory: Path,
+    target: Path,
+    *,
+    rest: Path | None = None,
+    dtype: "torch.dtype | None" = None,
+    change: "Callable[[str, Tensor], None] | None" = None,
+) -> None:
     """Write the tensors of sharded safetensors as one file in safetensors' own order, a gigabyte at a time.
 
-    rest: directory of the tensors that `directory` lacks, such as buffers, which are not trained.
+    rest: directory of the tensors that `directory` lacks, such as buffers, which are not trained; dtype: type of all
+    written tensors, None for their own; change: changes a tensor, given its name, in place before it is written.
     """
     import torch
 
@@ -81,6 +89,8 @@ def join_shards(directory: Path, target: Path, *, rest: Path | None = None) -> N
     if rest is not None:
         shapes = _shapes(rest) | shapes
         origins = dict.fromkeys(shapes, rest) | origins
+    if dtype is not None:
+        shapes = {name: (shape, dtype) for name, (shape, _) in shapes.items()}
     # safetensors sorts by the size of the type, then by name
     names = sorted(shapes, key=lambda name: (-shapes[name][1].itemsize, name))
     entries = [safetensors_entry(name, *shapes[name]) for name in names]
@@ -90,7 +100,9 @@ def join_shards(directory: Path, target: Path, *, rest: Path | None = None) -> N
             tensors = {name: torch.empty(shapes[name][0], dtype=shapes[name][1]) for name in portion}
             for origin in {origins[name] for name in portion}:
                 read_shards(origin, {name: tensors[name] for name in portion if origins[name] == origin})
-            for tensor in tensors.values():
+            for name, tensor in tensors.items():
+                if change is not None:
+                    change(name, tensor)
                 file.write(tensor.flatten().view(torch.uint8).numpy().data)
 
 

@@ -16,7 +16,7 @@ from srpo_core.generation import batches as module
 from srpo_core.generation.batches import generate_batches
 from srpo_core.generation.images import GeneratedImages, ImageSet, generate_and_measure
 from srpo_core.generation.job import GenerationJob, fingerprint
-from srpo_core.models import files_to_load
+from srpo_core.models import files_to_load, loading
 from srpo_core.models.embeddings import read_embeddings
 from srpo_core.runtime import digests
 from srpo_core.runtime.shared_files import COMPLETE, Location
@@ -46,7 +46,9 @@ def job(tiny_project, tmp_path, monkeypatch):
         settings.model,
         None,
         ImageSet("evaluate", prompts, styles, condition, 2, 0),
-        GenerateSettings(num_inference_steps=2, guidance_scale=3.5, batch_size=4, autocast=False),
+        GenerateSettings(
+            num_inference_steps=2, guidance_scale=3.5, batch_size=4, autocast=False, decode="whole"
+        ),
         METRICS,
         MetricContext(settings.rewards, settings.judge, settings.control_words),
     )
@@ -88,14 +90,14 @@ def test_the_last_missing_batch_is_generated_by_a_task_if_only_the_cluster_has_a
 
 def test_a_model_is_freed_before_the_next_one_is_loaded(job, monkeypatch):
     """It is freed without garbage collection, although diffusers' hooks keep it in a reference cycle."""
-    held, honest = [], module.load_base
+    held, honest = [], loading.load_base
 
-    def watched(*arguments):
-        base = honest(*arguments)
+    def watched(*arguments, **options):
+        base = honest(*arguments, **options)
         held.append(weakref.ref(base.transformer))
         return base
 
-    monkeypatch.setattr(module, "load_base", watched)
+    monkeypatch.setattr(loading, "load_base", watched)
     gc.disable()
     try:
         for name in ("base", "step 5"):
@@ -148,7 +150,9 @@ def test_an_interrupted_run_generates_only_missing_batches_and_gives_the_same_im
 def test_everything_that_determines_an_image_or_a_figure_changes_the_fingerprint(job, tmp_path):
     context = job.context
     changed = {
-        "generate": GenerateSettings(num_inference_steps=3, guidance_scale=3.5, batch_size=4, autocast=False),
+        "generate": GenerateSettings(
+            num_inference_steps=3, guidance_scale=3.5, batch_size=4, autocast=False, decode="whole"
+        ),
         "metrics": ["diversity"],
         "transformer": ROOT / "assets/tiny/family/base/transformer",
         "image_set": replace(job.image_set, seed=1),
@@ -233,7 +237,7 @@ def test_a_task_on_another_machine_downloads_its_inputs_and_returns_the_batches(
     (tmp_path / "elsewhere").mkdir()
     with module._exchange(anywhere, tmp_path / "generate-abc") as (shared, exchange):
         monkeypatch.chdir(tmp_path / "elsewhere")
-        module._generate_in_task(shared, exchange, [2, 0, 1], 1)
+        module._generate_in_task(shared, exchange, [2, 0, 1], resources())
         assert Path.cwd() == tmp_path / "elsewhere"
         monkeypatch.chdir(tiny_project)
     generated = [load_file(path)["pixels"] for path in sorted((tmp_path / "generate-abc").iterdir())]

@@ -40,7 +40,9 @@ def job(settings, tiny_project, tmp_path, monkeypatch):
         settings.model,
         None,
         ImageSet("evaluate", prompts[:3], styles[:3], condition[:3], 1, 0),
-        GenerateSettings(num_inference_steps=1, guidance_scale=3.5, batch_size=2, autocast=False),
+        GenerateSettings(
+            num_inference_steps=1, guidance_scale=3.5, batch_size=2, autocast=False, decode="whole"
+        ),
         ["saturation"],
         MetricContext(settings.rewards, settings.judge, settings.control_words),
         keep=True,
@@ -75,7 +77,7 @@ def test_a_later_run_measures_the_same_images_with_other_metrics_and_does_not_lo
 ):
     pixels, figures, generated = run(job)
     assert generated == 2
-    monkeypatch.setattr(batches, "load_base", lambda *_: pytest.fail("the model is not needed"))
+    monkeypatch.setattr(batches.LoadedBase, "as_model", lambda *_: pytest.fail("the model is not needed"))
     again, others, generated = run(replace(job, metrics=["saturation", "contrast"]))
     assert torch.equal(again, pixels)
     assert torch.equal(others["saturation"], figures["saturation"])

@@ -90,23 +90,22 @@ def record_run(root):
 
 
 def adapt(directory):
-    """Write a checkpoint with merged adapters, and the adapters beside it, as LoRA training does."""
+    """Write a checkpoint of adapters, as LoRA training does."""
     from srpo_core.config import LoraSettings, load_settings
     from srpo_core.models import load_base
-    from srpo_core.models.lora import add_lora, initialize_lora, merge_lora, write_lora
+    from srpo_core.models.lora import add_lora, initialize_lora, write_lora
     from srpo_core.training.state import trained_parameters
 
     lora = LoraSettings(rank=2, alpha=4, targets=["to_q", "proj_out"], frozen="float32")
     model = load_settings().model
-    adapted, merged = load_base(model).transformer, load_base(model).transformer
+    adapted = load_base(model).transformer
+    adapted.save_config(directory)
     add_lora(adapted, lora)
     initialize_lora(adapted, seed=0)
     torch.manual_seed(0)
     adapters = {
         name: value + torch.randn_like(value) * 0.01 for name, value in trained_parameters(adapted).items()
     }
-    merge_lora(merged, adapters, lora)
-    merged.save_pretrained(directory)
     write_lora(adapters, lora, directory)
 
 

@@ -37,7 +37,9 @@ def tiny_parts():
         "select_judge": ScorerSettings(scorer="style_subject_judge", path=str(TINY / "family/judge_b")),
         "judge": ScorerSettings(scorer="timm_judge", path=str(TINY / "family/judge_a")),
         "control_words": ControlWords.of(wanted=["Ink"], unwanted=["3D"]),
-        "generate": GenerateSettings(num_inference_steps=6, guidance_scale=3.5, batch_size=4, autocast=False),
+        "generate": GenerateSettings(
+            num_inference_steps=6, guidance_scale=3.5, batch_size=4, autocast=False, decode="whole"
+        ),
         "resources": resources.model_copy(update={"kept_images_gb": 0.0}),
     }
 

@@ -60,7 +60,9 @@ def run(quantize_settings, seed=0, resources=RESOURCES):
         rewards=REWARDS,
         judge=JUDGE,
         control_words=ControlWords.of(["Ink"], ["3D"]),
-        generate=GenerateSettings(num_inference_steps=3, guidance_scale=3.5, batch_size=2, autocast=False),
+        generate=GenerateSettings(
+            num_inference_steps=3, guidance_scale=3.5, batch_size=2, autocast=False, decode="whole"
+        ),
         quantize=quantize_settings,
         resources=resources,
     )

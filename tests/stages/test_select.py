@@ -250,7 +250,7 @@ def test_batches_distributed_over_two_tasks_give_the_same_bytes(tiny_run, tiny_p
             missing = batches._missing(job, directory)
             for first in range(resources.generate_workers):
                 tasks.append(missing[first :: resources.generate_workers])
-                batches._generate_in_task(shared, exchange, tasks[-1], 1)
+                batches._generate_in_task(shared, exchange, tasks[-1], resources)
 
     monkeypatch.setattr(batches, "_generate_on_ray", in_tasks)
     two = tiny_parts["resources"].model_copy(update={"generate_workers": 2})

@@ -1,0 +1,101 @@
+"""How a base is held and decodes while it generates: matrices in bfloat16, blocks offloaded, slices and tiles."""
+
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+
+from srpo_core.config import GenerateSettings, load_settings
+from srpo_core.fidelity.image_distance import psnr
+from srpo_core.models import LoadedBase, load_base
+from srpo_core.protocols import Condition
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def model(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    return load_settings(ROOT / "profiles/tiny.yaml").model
+
+
+def settings(*, autocast=False, decode="whole"):
+    return GenerateSettings(
+        num_inference_steps=4, guidance_scale=3.5, batch_size=3, autocast=autocast, decode=decode
+    )
+
+
+def inputs(base):
+    """A condition of three prompts, and noise (3, S, C)."""
+    generator = torch.Generator().manual_seed(0)
+    config = base.transformer.config
+    condition = Condition(
+        {
+            "prompt_embeds": torch.randn(3, 12, config.joint_attention_dim, generator=generator),
+            "pooled_prompt_embeds": torch.randn(3, config.pooled_projection_dim, generator=generator),
+        }
+    )
+    return condition, torch.randn(3, *base.latent_shape, generator=generator)
+
+
+def images(base, *, autocast=False):
+    with base.autocast(enabled=autocast):
+        return base.generate(*inputs(base), num_inference_steps=4, guidance_scale=3.5)
+
+
+def test_matrices_in_bfloat16_generate_the_images_of_float32_weights_under_autocast(model):
+    whole, half = load_base(model), load_base(model, generate=settings(autocast=True))
+    sizes = {torch.bfloat16: 0, torch.float32: 0}
+    for parameter in half.transformer.parameters():
+        sizes[parameter.dtype] += parameter.numel()
+    assert sizes[torch.float32] < 0.01 * sizes[torch.bfloat16], "only the scales of norms stay in float32"
+    norms = {name: value for name, value in half.transformer.named_parameters() if "norm_q" in name}
+    exact = dict(whole.transformer.named_parameters())
+    assert all(torch.equal(value, exact[name]) for name, value in norms.items())
+    ours = images(half, autocast=True)
+    assert torch.equal(ours, images(whole, autocast=True))
+    assert psnr(ours, images(whole)).min() > 20
+
+
+def test_without_autocast_every_weight_is_in_float32(model):
+    base = load_base(model, generate=settings())
+    assert {parameter.dtype for parameter in base.transformer.parameters()} == {torch.float32}
+
+
+def test_an_offloaded_transformer_generates_the_same_images(model):
+    expected = images(load_base(model))
+    with closing(LoadedBase(model, settings(), offload=True)) as loaded:
+        base = loaded.as_model(None, CPU)
+        blocks = [*base.transformer.transformer_blocks, *base.transformer.single_transformer_blocks]
+        assert all("forward" in vars(block) for block in blocks), "each block is called through a hook"
+        assert base.device == CPU
+        assert torch.equal(images(base), expected)
+
+
+@pytest.mark.parametrize(
+    ("decode", "calls", "side", "least_psnr"), [("slices", 3, 16, 100), ("tiles", 3 * 9, 8, 20)]
+)
+def test_slices_and_tiles_decode_less_at_once(model, decode, calls, side, least_psnr):
+    """Tiles change the group norms: tiles of 8 latent pixels, as here, more than those of 48 at full size."""
+    model = model.model_copy(update={"height": 128, "width": 128})
+    base, whole = load_base(model, generate=settings(decode=decode)), load_base(model)
+    condition, noise = inputs(base)
+    latents = base.generate_latents(condition, noise, num_inference_steps=4, guidance_scale=3.5)
+    shapes = []
+    base.vae.decoder.register_forward_hook(lambda _module, given, _output: shapes.append(given[0].shape))
+    parts = base.decode(latents).clamp(0, 1)
+    assert len(shapes) == calls
+    assert {shape[0] for shape in shapes} == {1}
+    assert max(max(shape[2:]) for shape in shapes) == side
+    assert psnr(parts, whole.decode(latents).clamp(0, 1)).min() > least_psnr
+
+
+def test_tiles_of_full_size_images_are_about_half_as_long_and_fit_together(model):
+    base = load_base(
+        model.model_copy(update={"height": 720, "width": 480}), generate=settings(decode="tiles")
+    )
+    assert base.vae.tile_latent_min_size == 48, "720 pixels are 90 latent pixels"
+    assert base.vae.tile_sample_min_size == 8 * 48
+    assert (base.vae.tile_latent_min_size * base.vae.tile_overlap_factor).is_integer()
