@@ -97,7 +97,8 @@ def adapters():
         return make_plan(settings_of(1, shard, checkpoint_decode), cluster(1))
 
     def settings_of(gpus, shard, checkpoint_decode):
-        patch = {"batch_size": gpus, "compute": {"checkpoint_decode": checkpoint_decode}}
+        compute = {"checkpoint_decode": checkpoint_decode, "gather_rollout": False}
+        patch = {"batch_size": gpus, "compute": compute}
         return settings("flux1_dev_lora", train=patch, resources={"shard": shard})
 
     def plan(gpus, *, shard, checkpoint_decode):
