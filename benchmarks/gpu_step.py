@@ -39,6 +39,7 @@ from srpo_core.algorithm.method import TrainBatch
 from srpo_core.config import Settings
 from srpo_core.models.base import Base
 from srpo_core.models.flux import POOLED_EMBEDS, PROMPT_EMBEDS, Flux
+from srpo_core.models.precision import tf32
 from srpo_core.models.sharding import blocks
 from srpo_core.plan import GB, TERA, Plan
 from srpo_core.protocols import Condition
@@ -90,7 +91,8 @@ def ours(part: Part, phases: Phases) -> Step:
             wanted="Real",
             unwanted="Anime",
         )
-        return learner.step(batch, step)["loss"]
+        with tf32(enabled=train.compute.tf32):
+            return learner.step(batch, step)["loss"]
 
     return run
 
@@ -143,6 +145,7 @@ def unchanged(models: RandomModels) -> Iterator[None]:
         models.flux.disable_gradient_checkpointing()
         models.vae.disable_gradient_checkpointing()
         models.vae.requires_grad_(requires_grad=False)
+        models.flux.reset_attention_backend()
         for module in (*blocks(models.flux), models.vae.decoder):
             module._compiled_call_impl = None
         for module in (models.flux, models.vae, models.clip):

@@ -27,6 +27,8 @@ PLAIN = {
     "checkpoint_blocks": 0.0,
     "checkpoint_decode": False,
     "compile": False,
+    "attention": "native",
+    "tf32": False,
     "fused_optimizer": False,
 }
 REWARD = 2e-6  # of the scorer's scale: with AVX-512, PickScore on vectors of another seed was off by 1.5e-6

@@ -144,6 +144,7 @@ class GenerateSettings(Part):
         description="what the VAE decodes at once: a batch, one image, or a tile of half an image's height and width; "
         "slices and tiles need less memory, and tiles change the image slightly"
     )
+    tf32: bool = Field(description="on a GPU, round the inputs of float32 arithmetic to TF32")
 
 
 class IngestSettings(Part):

@@ -176,6 +176,14 @@ class ComputeSettings(Part):
     compile: bool = Field(
         description="torch.compile of the transformer's blocks and of the VAE decoder; needs a C++ compiler"
     )
+    attention: Literal["native", "_native_cudnn", "_native_efficient", "_native_flash", "_native_math"] = (
+        Field(
+            description="the transformer's attention, by diffusers' names: torch's choice, or always one of its kernels"
+        )
+    )
+    tf32: bool = Field(
+        description="on a GPU, round the inputs of float32 matrix products and convolutions to TF32"
+    )
     fused_optimizer: bool = Field(
         description="AdamW in one fused kernel: faster, with other rounding; adamw_8bit always is"
     )

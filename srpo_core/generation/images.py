@@ -13,6 +13,7 @@ from torch import Tensor
 
 from srpo_core.config import GenerateSettings
 from srpo_core.errors import DivergenceError
+from srpo_core.models.precision import tf32
 from srpo_core.protocols import BaseModel, Condition
 from srpo_core.randomness import keyed_noise
 from srpo_core.scorers.metrics import MetricContext, finish, measure
@@ -116,7 +117,7 @@ def generate_pixels(
     generate: GenerateSettings,
 ) -> Tensor:
     """Generate some images of a set, given by `places`, in 8 bits (B, 3, H, W). Raises as `generate_set`."""
-    with base.autocast(enabled=generate.autocast):
+    with base.autocast(enabled=generate.autocast), tf32(enabled=generate.tf32):
         return torch.cat(list(_generate(base, name, image_set, places, generate)))
 
 

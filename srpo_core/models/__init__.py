@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from srpo_core.config import ModelSettings, TrainSettings
 from srpo_core.models import loading
+from srpo_core.models.attention import DEFAULT
 from srpo_core.models.encoding import (
     encode_image_batches,
     encode_prompt_batches,
@@ -106,7 +107,7 @@ def meta_trainable(
     model, condition = loading.meta_base(base_entry(settings), settings, transformer=transformer, vae=vae)
     if train.tune == "lora":
         add_lora(model.transformer, train.lora)
-    plain = {"autocast": False, "compile": False, "gather_rollout": False}
+    plain = {"autocast": False, "compile": False, "gather_rollout": False, "attention": DEFAULT}
     model.prepare(train.compute.model_copy(update=plain))
     model.transformer.train()
     return model, condition

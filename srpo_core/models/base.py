@@ -12,6 +12,7 @@ from torch import Tensor
 from srpo_core.config import ComputeSettings, DecodedParts
 from srpo_core.errors import ConfigError
 from srpo_core.models.architecture import Architecture
+from srpo_core.models.attention import use_attention
 from srpo_core.models.autoencoder import decode_in
 from srpo_core.models.checkpointing import checkpoint_blocks
 from srpo_core.models.sharding import blocks, keep_gathered
@@ -81,10 +82,11 @@ class Base:
         """Apply the settings of `train.compute`; see `BaseModel`.
 
         Raises:
-            ConfigError: `compile` is set, and there is no C++ compiler.
+            ConfigError: `compile` is set, and there is no C++ compiler; or there is no such implementation of attention.
         """
         self._autocast = compute.autocast
         self._gather_rollout = compute.gather_rollout
+        use_attention(self.transformer, compute.attention)
         checkpoint_blocks(self.transformer, compute.checkpoint_blocks)
         if compute.checkpoint_decode:
             self.vae.enable_gradient_checkpointing()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from srpo_core.models.attention import attend
 from srpo_core.models.checkpointing import SomeBlocks
 
 THOUSANDTHS = 1000  # FLUX takes time and guidance in thousandths
@@ -25,7 +26,8 @@ def is_plain(transformer: Any) -> bool:
     """Return whether `flux_velocity` may replace the transformer's own forward.
 
     It may not for a subclass, a wrapper such as FSDP's, an IP adapter, a hook on the transformer or on a block, a
-    compiled block, fused projections, or activation checkpointing by anything but `SomeBlocks`.
+    compiled block, fused projections, or activation checkpointing by anything but `SomeBlocks`. FSDP2 gathers weights in
+    hooks of a block's call, and a compiled block has its own code; docs/training.md says what that costs.
     """
     from diffusers import FluxTransformer2DModel
 
@@ -55,7 +57,6 @@ def _is_stock(attn: Any) -> bool:
     return (
         type(attn) is FluxAttention
         and type(processor) is FluxAttnProcessor
-        and processor._attention_backend is None
         and processor._parallel_config is None
         and not attn.fused_projections
         and not _is_hooked(attn)
@@ -151,7 +152,7 @@ def _double_block(
         (attn.norm_added_k(_heads(attn.add_k_proj(c), attn)), attn.norm_k(_heads(attn.to_k(x), attn))), 1
     )
     v = torch.cat((_heads(attn.add_v_proj(c), attn), _heads(attn.to_v(x), attn)), 1)
-    mixed = _attention(_rotated(q, rotary), _rotated(k, rotary), v)
+    mixed = attend(_rotated(q, rotary), _rotated(k, rotary), v, attn.processor._attention_backend)
     image = image + modulation[2] * attn.to_out[0](mixed[:, num_text:])
     text = text + text_modulation[2] * attn.to_add_out(mixed[:, :num_text])
     image = image + modulation[5] * _feed_forward(block.ff, image, *modulation[3:5])
@@ -166,7 +167,8 @@ def _single_block(block: Any, tokens: Tensor, embedding: Tensor, rotary: Tensor,
     x = _modulated(tokens, shift, scale)
     read = x[:, first:]
     q, k = attn.norm_q(_heads(attn.to_q(read), attn)), attn.norm_k(_heads(attn.to_k(x), attn))
-    mixed = _attention(_rotated(q, rotary[first:]), _rotated(k, rotary), _heads(attn.to_v(x), attn))
+    backend = attn.processor._attention_backend
+    mixed = attend(_rotated(q, rotary[first:]), _rotated(k, rotary), _heads(attn.to_v(x), attn), backend)
     output = block.proj_out(torch.cat((mixed, F.gelu(block.proj_mlp(read), approximate="tanh")), dim=2))
     updated: Tensor = tokens[:, first:] + gate * output
     return updated
@@ -190,9 +192,3 @@ def _rotated(heads: Tensor, rotary: Tensor) -> Tensor:
     """Rotate each pair of features of heads (B, S, H, D) by its token's angle."""
     pairs = torch.view_as_complex(heads.float().view(*heads.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * rotary).flatten(3).to(heads.dtype)
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend over heads (B, S, H, D); (B, S, H · D)."""
-    mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-    return mixed.transpose(1, 2).flatten(2)

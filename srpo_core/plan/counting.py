@@ -39,7 +39,8 @@ class AsOnDevice(TorchFunctionMode):
     ) -> Any:
         options = dict(kwargs or {})
         if func is F.scaled_dot_product_attention:
-            q, k, v = (_cast(tensor, torch.bfloat16) if self.autocast else tensor for tensor in args[:3])
+            given = args[:3] or (options["query"], options["key"], options["value"])
+            q, k, v = (_cast(tensor, torch.bfloat16) if self.autocast else tensor for tensor in given)
             return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
         if self.autocast and func in IN_BFLOAT16:
             args, options = _cast_all((args, options), torch.bfloat16)

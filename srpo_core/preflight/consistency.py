@@ -26,6 +26,7 @@ def require_consistent(settings: Settings) -> None:
     """
     _require_known(settings)
     _require_workers(settings)
+    _require_kernel(settings)
     _require_loggers(settings)
     for key, name in _registered_metrics(settings):
         try:
@@ -99,6 +100,21 @@ def _require_loggers(settings: Settings) -> None:
     if "wandb" in settings.resources.loggers and find_spec("wandb") is None:
         raise ConfigError(
             "resources.loggers has wandb, whose package is not installed: pip install '.[wandb]' in the checkout, or drop it"
+        )
+
+
+def _require_kernel(settings: Settings) -> None:
+    """Require that the kernel that train.compute.attention names exists on the device and for the type of the values."""
+    chosen, on_gpu = settings.train.compute.attention, settings.resources.use_gpu
+    if chosen in ("_native_cudnn", "_native_efficient") and not on_gpu:
+        raise ConfigError(
+            f"train.compute.attention {chosen} needs a GPU and resources.use_gpu is false: choose native, "
+            "_native_flash or _native_math"
+        )
+    if chosen in ("_native_cudnn", "_native_flash") and on_gpu and not settings.train.compute.autocast:
+        raise ConfigError(
+            f"train.compute.attention {chosen} computes on a GPU only in bfloat16 and train.compute.autocast is false: "
+            "choose native, _native_efficient or _native_math, or autocast: true"
         )
 
 

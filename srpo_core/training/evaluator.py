@@ -176,6 +176,7 @@ def _images(job: TrainJob, rule: EarlyStop, *, device: torch.device, rank: int, 
         guidance_scale=roll.guidance_scale,
         batch_size=images_per_call(job.train, world),
         autocast=job.train.compute.autocast,
+        tf32=job.train.compute.tf32,
         decode="whole",
     )
     image_set = ImageSet(PURPOSE, texts, styles, condition, rule.seeds_per_prompt, job.seed)

@@ -20,6 +20,7 @@ from srpo_core.algorithm.rollout import real_share
 from srpo_core.artifacts import step_name
 from srpo_core.errors import DivergenceError
 from srpo_core.models import load_trainable
+from srpo_core.models.precision import tf32
 from srpo_core.models.sharding import mesh_of
 from srpo_core.protocols import BaseModel
 from srpo_core.runtime.shared_files import local_copy
@@ -107,7 +108,7 @@ class Worker:
 
     def step(self, step: int) -> dict[str, float]:
         """Make one optimizer step over the global batch; return its metrics, equal on every rank."""
-        with self._sized(step):
+        with self._sized(step), tf32(enabled=self.job.train.compute.tf32):
             metrics = self.learner.step(self.batch(step), step, world=self.world)
         if self.average:
             self.average.update(step)

@@ -58,7 +58,12 @@ def images(monkeypatch):
         Evaluated(prompts, base=0.2, aligned=0.6),
         ImageSet("evaluate", prompts, [""] * 3, Condition({"pooled": torch.zeros(3, 1)}), 1, 0),
         GenerateSettings(
-            num_inference_steps=1, guidance_scale=1.0, batch_size=2, autocast=False, decode="whole"
+            num_inference_steps=1,
+            guidance_scale=1.0,
+            batch_size=2,
+            autocast=False,
+            tf32=False,
+            decode="whole",
         ),
         MetricContext([], nothing, ControlWords.of(["Ink"], ["3D"])),
         gain="judge_wanted",

@@ -47,7 +47,12 @@ def job(tiny_project, tmp_path, monkeypatch):
         None,
         ImageSet("evaluate", prompts, styles, condition, 2, 0),
         GenerateSettings(
-            num_inference_steps=2, guidance_scale=3.5, batch_size=4, autocast=False, decode="whole"
+            num_inference_steps=2,
+            guidance_scale=3.5,
+            batch_size=4,
+            autocast=False,
+            tf32=False,
+            decode="whole",
         ),
         METRICS,
         MetricContext(settings.rewards, settings.judge, settings.control_words),
@@ -151,7 +156,12 @@ def test_everything_that_determines_an_image_or_a_figure_changes_the_fingerprint
     context = job.context
     changed = {
         "generate": GenerateSettings(
-            num_inference_steps=3, guidance_scale=3.5, batch_size=4, autocast=False, decode="whole"
+            num_inference_steps=3,
+            guidance_scale=3.5,
+            batch_size=4,
+            autocast=False,
+            tf32=False,
+            decode="whole",
         ),
         "metrics": ["diversity"],
         "transformer": ROOT / "assets/tiny/family/base/transformer",

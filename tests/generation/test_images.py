@@ -25,6 +25,8 @@ class ShowsNoise:
         self.batches, self.in_bfloat16_at_each = [], []
         self._in_bfloat16 = None
         self.device = torch.device("cpu")
+        self.precisions = set()
+        self.transformer = torch.nn.Linear(1, 1)
 
     @contextmanager
     def autocast(self, *, enabled):
@@ -35,6 +37,7 @@ class ShowsNoise:
     def generate(self, condition, noise, *, num_inference_steps, guidance_scale):
         self.batches.append(len(noise))
         self.in_bfloat16_at_each.append(self._in_bfloat16)
+        self.precisions.add(torch.backends.cuda.matmul.fp32_precision)
         images = noise.transpose(1, 2).reshape(-1, 3, 2, 2) / 8 + 0.5
         return images + condition.tensors["pooled"][:, :1, None, None] * 0
 
@@ -56,7 +59,12 @@ def image_set(purpose="select", seed=0, seeds_per_prompt=2):
 
 def generated(image_set, batch_size=32, base=None, metrics=()):
     generate = GenerateSettings(
-        num_inference_steps=1, guidance_scale=1, batch_size=batch_size, autocast=False, decode="whole"
+        num_inference_steps=1,
+        guidance_scale=1,
+        batch_size=batch_size,
+        autocast=False,
+        tf32=False,
+        decode="whole",
     )
     return generate_and_measure(
         base or ShowsNoise(), "step 5", image_set, generate=generate, metrics=metrics, context=None
@@ -88,10 +96,16 @@ def test_the_batch_size_does_not_change_images_and_is_not_exceeded(batch_size):
 def test_images_are_generated_in_the_precision_of_the_settings(autocast):
     base = ShowsNoise()
     generate = GenerateSettings(
-        num_inference_steps=1, guidance_scale=1, batch_size=6, autocast=autocast, decode="whole"
+        num_inference_steps=1,
+        guidance_scale=1,
+        batch_size=6,
+        autocast=autocast,
+        tf32=autocast,
+        decode="whole",
     )
     generate_and_measure(base, "base", image_set(), generate=generate, metrics=(), context=None)
     assert base.in_bfloat16_at_each == [autocast]
+    assert base.precisions == {"tf32" if autocast else "ieee"}
 
 
 def test_the_noise_of_an_image_depends_on_seed_purpose_prompt_and_number():

@@ -41,7 +41,12 @@ def job(settings, tiny_project, tmp_path, monkeypatch):
         None,
         ImageSet("evaluate", prompts[:3], styles[:3], condition[:3], 1, 0),
         GenerateSettings(
-            num_inference_steps=1, guidance_scale=3.5, batch_size=2, autocast=False, decode="whole"
+            num_inference_steps=1,
+            guidance_scale=3.5,
+            batch_size=2,
+            autocast=False,
+            tf32=False,
+            decode="whole",
         ),
         ["saturation"],
         MetricContext(settings.rewards, settings.judge, settings.control_words),

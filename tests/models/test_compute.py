@@ -2,17 +2,22 @@
 
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
+from diffusers.models.attention_dispatch import AttentionBackendName
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from srpo_core.config import ComputeSettings, load_settings
 from srpo_core.errors import ConfigError
 from srpo_core.models import load_base
+from srpo_core.models.attention import use_attention
 from srpo_core.models.base import Base
 from srpo_core.models.checkpointing import evenly_spaced_share
 from srpo_core.models.flux import POOLED_EMBEDS, PROMPT_EMBEDS, Flux
+from srpo_core.models.flux_forward import is_plain
 from srpo_core.protocols import Condition
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +27,8 @@ OFF = {
     "checkpoint_blocks": 0.0,
     "checkpoint_decode": False,
     "compile": False,
+    "attention": "native",
+    "tf32": False,
     "fused_optimizer": False,
 }
 BFLOAT16 = 2e-2  # relative error of a call: some tens of roundings of 2⁻⁹ each
@@ -101,6 +108,63 @@ def test_checkpointed_blocks_give_bit_identical_gradients(inputs, share):
     actual, fewer = gradients(base(checkpoint_blocks=share), inputs)
     assert all(torch.equal(actual[name], expected[name]) for name in expected)
     assert fewer < (1 - 0.5 * share) * kept
+
+
+class Kernels(TorchDispatchMode):
+    """Collects the names of the attention kernels that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__ if hasattr(func, "overloadpacket") else func.__name__
+        if "attention" in name:
+            self.names.add(name.removesuffix("_backward"))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["ours", "diffusers"])
+def test_the_attention_of_the_settings_is_used_and_gives_the_same_gradients(inputs, plain):
+    flash = "_scaled_dot_product_flash_attention_for_cpu"
+    expected = None
+    for backend, kernel in (("native", {flash}), ("_native_flash", {flash}), ("_native_math", set())):
+        model = base(attention=backend, checkpoint_blocks=0.5)
+        assert is_plain(model.transformer)
+        if not plain:
+            model.transformer.transformer_blocks[0].register_forward_hook(lambda *_: None)
+        with Kernels() as kernels:
+            model.velocity(*inputs)
+        found, _ = gradients(model, inputs)
+        assert kernels.names & {flash} == kernel, backend
+        expected = expected or found
+        assert largest_difference(found, expected) < 1e-5, backend
+
+
+def test_the_rollout_copy_uses_the_attention_of_the_settings(inputs):
+    with Kernels() as kernels:
+        base(attention="_native_math", rollout_copy=True).rollout_velocity(*inputs)
+    assert not {name for name in kernels.names if "flash" in name}
+
+
+def test_the_attention_of_one_model_is_not_that_of_the_next(inputs):
+    base(attention="_native_math")
+    other = base()
+    other.transformer.transformer_blocks[0].register_forward_hook(lambda *_: None)
+    with Kernels() as kernels:
+        other.velocity(*inputs)
+    assert "_scaled_dot_product_flash_attention_for_cpu" in kernels.names
+
+
+def test_attention_that_is_not_installed_is_refused():
+    with pytest.raises(ConfigError, match=r"^train\.compute\.attention flash: .*; choose native$"):
+        use_attention(base().transformer, "flash")
+
+
+def test_the_names_of_attention_in_the_settings_are_those_of_diffusers():
+    known = get_args(ComputeSettings.model_fields["attention"].annotation)
+    assert set(known) <= {one.value for one in AttentionBackendName}
+    assert "native" in known
 
 
 def test_each_further_checkpointed_block_saves_memory(inputs):

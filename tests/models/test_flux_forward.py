@@ -1,9 +1,16 @@
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
+from srpo_core.models import flux
 from srpo_core.models.flux_forward import exact_times, flux_velocity, is_plain, rotary_angles
+from srpo_core.plan.counting import AsOnDevice, Meter
+from srpo_core.protocols import Condition
 
+ROOT = Path(__file__).resolve().parents[2]
 TEXT, SIDE = 5, 3
 
 
@@ -121,3 +128,25 @@ def test_checkpointing_fused_projections_and_hooks_require_diffusers_forward(tra
     transformer.fuse_qkv_projections()
     assert not is_plain(transformer)
     assert not is_plain(torch.nn.Sequential(transformer))
+
+
+@pytest.mark.parametrize(("size", "saved"), [(720, 0.0030), (1024, 0.0017)])
+def test_at_full_size_our_forward_saves_less_than_a_third_of_a_per_cent(monkeypatch, size, saved):
+    """So FSDP2 and compiled blocks, which use diffusers' forward, lose next to nothing (docs/training.md)."""
+    from diffusers import AutoencoderKL
+
+    config = json.loads((ROOT / "benchmarks/specs/flux1_dev/spec.json").read_text())["configs"]
+    with torch.device("meta"):
+        full, vae = FluxTransformer2DModel(**config["flux"]), AutoencoderKL(**config["vae"])
+        architecture = flux.Flux(vae, None, height=size, width=size)
+        shapes = flux.condition_shapes(config["flux"], 512)
+        condition = Condition({name: torch.empty(shape) for name, shape in shapes.items()})
+        latents, time = torch.empty(1, *architecture.latent_shape), torch.empty(1)
+    flops = []
+    for plain in (True, False):
+        monkeypatch.setattr(flux, "is_plain", lambda _, plain=plain: plain)
+        meter = Meter()
+        with AsOnDevice(autocast=True), meter, torch.no_grad():
+            architecture.predict(full, latents, time, 3.5, condition)
+        flops.append(meter.flops)
+    assert 1 - flops[0] / flops[1] == pytest.approx(saved, abs=5e-5)

@@ -93,6 +93,14 @@ def test_every_shipped_preset_is_consistent(preset):
             {"train": {"optimizer": {"kind": "adamw_8bit"}}, "resources": {"shard": True}},
             r"^resources\.shard is true and train\.optimizer\.kind is adamw_8bit",
         ),
+        (
+            {"train": {"compute": {"attention": "_native_cudnn"}}},
+            r"^train\.compute\.attention _native_cudnn needs a GPU and resources\.use_gpu is false",
+        ),
+        (
+            {"train": {"compute": {"attention": "_native_flash"}}, "resources": {"use_gpu": True}},
+            r"^train\.compute\.attention _native_flash computes on a GPU only in bfloat16",
+        ),
         ({"judge": {"scorer": "taste"}}, r"^judge: unknown scorer 'taste': known are "),
         (
             {"rewards": [{"scorer": "timm_judge", "path": "nowhere", "weight": 1}]},

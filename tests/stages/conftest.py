@@ -38,7 +38,12 @@ def tiny_parts():
         "judge": ScorerSettings(scorer="timm_judge", path=str(TINY / "family/judge_a")),
         "control_words": ControlWords.of(wanted=["Ink"], unwanted=["3D"]),
         "generate": GenerateSettings(
-            num_inference_steps=6, guidance_scale=3.5, batch_size=4, autocast=False, decode="whole"
+            num_inference_steps=6,
+            guidance_scale=3.5,
+            batch_size=4,
+            autocast=False,
+            tf32=False,
+            decode="whole",
         ),
         "resources": resources.model_copy(update={"kept_images_gb": 0.0}),
     }

@@ -61,7 +61,12 @@ def run(quantize_settings, seed=0, resources=RESOURCES):
         judge=JUDGE,
         control_words=ControlWords.of(["Ink"], ["3D"]),
         generate=GenerateSettings(
-            num_inference_steps=3, guidance_scale=3.5, batch_size=2, autocast=False, decode="whole"
+            num_inference_steps=3,
+            guidance_scale=3.5,
+            batch_size=2,
+            autocast=False,
+            tf32=False,
+            decode="whole",
         ),
         quantize=quantize_settings,
         resources=resources,

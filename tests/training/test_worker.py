@@ -94,6 +94,21 @@ def test_a_step_changes_every_tensor_of_the_transformer(job):
     assert not [name for name in before if torch.equal(before[name], after[name])]
 
 
+@pytest.mark.parametrize(("enabled", "expected"), [(True, "tf32"), (False, "ieee")])
+def test_a_step_computes_in_the_precision_of_the_settings(job, enabled, expected):
+    compute = job.train.compute.model_copy(update={"tf32": enabled})
+    trained, seen = worker(with_train(job, compute=compute)), set()
+    trained.model.transformer.proj_out.register_full_backward_hook(
+        lambda *_: seen.add(("backward", torch.backends.cuda.matmul.fp32_precision))
+    )
+    trained.model.vae.decoder.register_forward_hook(
+        lambda *_: seen.add(("decode", torch.backends.cudnn.conv.fp32_precision))
+    )
+    trained.step(1)
+    assert seen == {("backward", expected), ("decode", expected)}
+    assert torch.backends.cuda.matmul.fp32_precision != "tf32", "restored"
+
+
 def with_train(job, **changes):
     return replace(job, train=job.train.model_copy(update=changes))
 
