@@ -6,13 +6,16 @@ uses torch's global generators.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from srpo_core.errors import ArtifactError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+# how bitsandbytes maps 8 bits to a moment: constants that all parameters share, made with the optimizer's state
+TABLES: Final = frozenset({"qmap1", "qmap2"})
 
 
 @dataclass(frozen=True)
@@ -120,5 +123,5 @@ def _optimizer_entries(
 ) -> Iterator[tuple["Tensor", str]]:
     """Yield (parameter, name) of each entry of the optimizer's state, in the order of the parameters."""
     for parameter in transformer.parameters():
-        for name in sorted(optimizer.state.get(parameter, {})):
+        for name in sorted(optimizer.state.get(parameter, {}).keys() - TABLES):
             yield parameter, name
