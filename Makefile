@@ -71,7 +71,7 @@ test-nightly: $(STAMP) ## tests that take too long or need an idle machine: test
 test-distributed: $(STAMP) ## training with several workers equals training with one; needs an idle machine
 	$(PYTEST) -m distributed -v --durations=0
 
-gpu-smoke: $(STAMP) ## train the tiny model on a GPU (not yet run on one)
+gpu-smoke: $(STAMP) ## train the tiny model on a GPU with every compute setting (not yet run on one)
 	pytest -m gpu -v
 
 clean: ## remove runs and their state; keep .venv, store/ and the data remote

@@ -1,4 +1,4 @@
-"""Train the tiny model on a GPU and compare with the CPU: `make gpu-smoke`."""
+"""Train the tiny model on a GPU and compare with the CPU: `make gpu-smoke`, with test_compute_settings.py."""
 
 import time
 from dataclasses import replace
@@ -20,8 +20,6 @@ def gpu():
     """Return the name of the GPU; without one the test fails before anything is loaded."""
     if not torch.cuda.is_available():
         pytest.fail("this machine has no GPU that torch can use: see 'srpo doctor'", pytrace=False)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
     return torch.cuda.get_device_name()
 
 

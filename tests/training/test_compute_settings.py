@@ -1,0 +1,210 @@
+"""The tiny model with every compute setting of the presets for FLUX.1-dev, on the CPU and, by `make gpu-smoke`, on a GPU.
+
+Both run the same code, so that nothing but the device is new to the first owner of a GPU.
+"""
+
+import os
+import signal
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import ranks
+import torch
+from torch import distributed as dist
+
+from srpo_core.config import ComputeSettings, LoraSettings, OptimizerSettings, load_settings
+from srpo_core.training.checkpoint import newest_checkpoint
+from srpo_core.training.samples import generate_samples
+from srpo_core.training.steps import checkpoint_steps
+from srpo_core.training.worker import Worker
+from srpo_core.weights.shards import read_whole
+
+PROFILES = Path(__file__).resolve().parents[2] / "profiles"
+PRESETS = sorted(path.stem for path in PROFILES.glob("*.yaml") if path.stem != "tiny")
+BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+SHORT = {"steps": 2, "batch_size": 2, "checkpoint_every": 2, "sample_prompts": 1}
+BFLOAT16 = 0.03  # of a loss of about 0.7, as in test_sharded_training.py
+FOUR_BITS = 0.1
+cpu, cuda = (
+    pytest.param("cpu", marks=pytest.mark.pipeline),
+    pytest.param("cuda", marks=pytest.mark.gpu),
+)
+
+
+def values_of(settings, field):
+    """Return the allowed values of a setting, so that a new one is tested without an edit here."""
+    return get_args(settings.model_fields[field].annotation)
+
+
+@pytest.fixture
+def device(request):
+    """Return the device; without a GPU the tests for one fail before anything is loaded."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.fail("this machine has no GPU that torch can use: see 'srpo doctor'", pytrace=False)
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def world_of_one(device, tmp_path):
+    """Open a process group of one rank, as FSDP2 needs it: NCCL on a GPU."""
+    with group_of_one(device, tmp_path):
+        yield
+
+
+@contextmanager
+def group_of_one(device, directory):
+    dist.init_process_group(
+        BACKENDS[device.type], init_method=f"file://{directory}/meeting", rank=0, world_size=1
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def short(job, tmp_path, name, *, compute=None, resources=None, **train):
+    """Return a job of two steps with other settings and its own state directory."""
+    changed = {"compute": job.train.compute.model_copy(update=compute or {}), **train}
+    rollout = job.train.rollout.model_copy(update={"num_inference_steps": 2})
+    return ranks.changed(job, tmp_path, name, resources=resources, **{**SHORT, "rollout": rollout, **changed})
+
+
+def with_preset(job, tmp_path, preset):
+    """Return the short job with all settings of a preset that concern computing."""
+    settings = load_settings(PROFILES / f"{preset}.yaml")
+    train, resources = settings.train, settings.resources
+    frozen = {"frozen": train.lora.frozen}
+    return short(
+        job,
+        tmp_path,
+        preset,
+        compute=train.compute.model_dump(),
+        resources={"shard": resources.shard, "async_checkpoints": resources.async_checkpoints},
+        tune=train.tune,
+        lora=job.train.lora.model_copy(update=frozen),
+        micro_batch_size=train.micro_batch_size,
+        batch_branches=train.batch_branches,
+        optimizer=job.train.optimizer.model_copy(update={"kind": train.optimizer.kind}),
+    )
+
+
+def trained(job, device, capsys=None):
+    """Train a job; return its worker. On a GPU, print its time and memory."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    started = time.perf_counter()
+    worker = Worker(job, rank=0, world=1, device=device)
+    worker.run()
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated() / 1e9
+        with capsys.disabled():
+            print(f"\n{job.state.name}: {time.perf_counter() - started:.1f} s, {memory:.2f} GB at most")
+    return worker
+
+
+def assert_close(worker, reference, *, tolerance):
+    """Require the first step of float32 on the CPU up to rounding, and a whole checkpoint in float32."""
+    (first, second), (expected, _) = worker.metrics, reference.metrics
+    for name in ("loss", "reward_denoise", "reward_inversion"):
+        assert first[name] == pytest.approx(expected[name], abs=tolerance), name
+    assert second["loss"] > 0
+    assert second["grad_norm"] > 0
+    job = worker.job
+    weights = read_whole(newest_checkpoint(job.state, checkpoint_steps(job.train)).location.path / "weights")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+@pytest.fixture
+def reference(job, tmp_path):
+    """Train two steps in float32 on the CPU, unsharded."""
+    return trained(short(job, tmp_path, "reference"), torch.device("cpu"))
+
+
+@pytest.mark.usefixtures("world_of_one")
+@pytest.mark.parametrize("device", [cpu, cuda], indirect=True)
+def test_every_preset_computes_what_float32_on_the_cpu_computes(job, tmp_path, device, reference, capsys):
+    for preset in PRESETS:
+        worker = trained(with_preset(job, tmp_path, preset), device, capsys)
+        assert_close(worker, reference, tolerance=BFLOAT16)
+
+
+@pytest.mark.parametrize("device", [cpu, cuda], indirect=True)
+def test_every_kind_of_frozen_weights_and_of_optimizer_trains(job, tmp_path, device, reference, capsys):
+    autocast = {"autocast": True}
+    for frozen in values_of(LoraSettings, "frozen"):
+        lora = job.train.lora.model_copy(update={"frozen": frozen})
+        adapters = short(job, tmp_path, f"adapters-{frozen}", compute=autocast, tune="lora", lora=lora)
+        tolerance = FOUR_BITS if frozen.endswith("4") else BFLOAT16
+        assert_close(trained(adapters, device, capsys), reference, tolerance=tolerance)
+    for kind in values_of(OptimizerSettings, "kind"):
+        optimizer = job.train.optimizer.model_copy(update={"kind": kind})
+        assert_close(
+            trained(short(job, tmp_path, kind, optimizer=optimizer, micro_batch_size=1), device, capsys),
+            reference,
+            tolerance=1e-3,
+        )
+
+
+@pytest.mark.parametrize("device", [cuda], indirect=True)
+def test_every_kernel_of_attention_gives_the_same_step(job, tmp_path, device, reference, capsys):
+    for attention in values_of(ComputeSettings, "attention"):
+        compute = {"attention": attention, "autocast": True, "rollout_copy": True}
+        worker = trained(short(job, tmp_path, f"attention-{attention}", compute=compute), device, capsys)
+        assert_close(worker, reference, tolerance=BFLOAT16)
+
+
+# on a CPU the compiler needs minutes for each kind of block
+@pytest.mark.usefixtures("world_of_one")
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.nightly), cuda], indirect=True)
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name in ("flux1_dev", "flux1_dev_lora")])
+def test_compiled_blocks_compute_the_same_sharded_and_with_adapters(
+    job, tmp_path, device, reference, capsys, preset
+):
+    as_preset = with_preset(job, tmp_path, preset)
+    compute = as_preset.train.compute.model_copy(update={"compile": True})
+    compiled = ranks.changed(as_preset, tmp_path, f"{preset}-compiled", compute=compute)
+    assert_close(trained(compiled, device, capsys), reference, tolerance=BFLOAT16)
+
+
+@pytest.mark.parametrize("device", [cpu, cuda], indirect=True)
+def test_a_killed_run_resumes_on_the_device_and_generates_the_same_images(job, tmp_path, device, capsys):
+    tolerance = {"cpu": 1e-6, "cuda": 1e-2}[device.type]  # some kernels of a GPU add in any order
+    four = {"steps": 4, "tune": "lora", "resources": {"async_checkpoints": True}}
+    straight = trained(short(job, tmp_path, "straight", **four), device, capsys)
+    killed = short(job, tmp_path, "killed", **four)
+    process = ranks.context().Process(target=_killed_in_the_third_step, args=(killed, device.type))
+    process.start()
+    process.join(600)
+    assert process.exitcode == -signal.SIGKILL
+    assert newest_checkpoint(killed.state, checkpoint_steps(killed.train)).step == 2
+    resumed = trained(replace(killed, resume=2), device, capsys)
+    for ours, theirs in zip(resumed.metrics, straight.metrics, strict=True):
+        assert ours == pytest.approx(theirs, rel=tolerance, abs=tolerance / 10)
+    images, expected = (
+        generate_samples(one.model, one.job, one.prompts, device) for one in (resumed, straight)
+    )
+    assert images.isfinite().all()
+    assert (images - expected).abs().max() <= 10 * tolerance
+
+
+def _killed_in_the_third_step(job, kind):
+    torch.set_num_threads(1)
+    os.chdir(job.inputs.path)
+
+    class Dies(Worker):
+        def step(self, step):
+            if step == 3:
+                self.written.finish()  # the checkpoint of step 2
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().step(step)
+
+        def _writer(self):
+            self.written = super()._writer()
+            return self.written
+
+    Dies(job, rank=0, world=1, device=torch.device(kind)).run()
