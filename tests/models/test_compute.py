@@ -141,12 +141,6 @@ def test_the_attention_of_the_settings_is_used_and_gives_the_same_gradients(inpu
         assert largest_difference(found, expected) < 1e-5, backend
 
 
-def test_the_rollout_copy_uses_the_attention_of_the_settings(inputs):
-    with Kernels() as kernels:
-        base(attention="_native_math", rollout_copy=True).rollout_velocity(*inputs)
-    assert not {name for name in kernels.names if "flash" in name}
-
-
 def test_the_attention_of_one_model_is_not_that_of_the_next(inputs):
     base(attention="_native_math")
     other = base()

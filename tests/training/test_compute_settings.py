@@ -153,7 +153,7 @@ def test_every_kind_of_frozen_weights_and_of_optimizer_trains(job, tmp_path, dev
 @pytest.mark.parametrize("device", [cuda], indirect=True)
 def test_every_kernel_of_attention_gives_the_same_step(job, tmp_path, device, reference, capsys):
     for attention in values_of(ComputeSettings, "attention"):
-        compute = {"attention": attention, "autocast": True, "rollout_copy": True}
+        compute = {"attention": attention, "autocast": True}
         worker = trained(short(job, tmp_path, f"attention-{attention}", compute=compute), device, capsys)
         assert_close(worker, reference, tolerance=BFLOAT16)
 
