@@ -23,7 +23,7 @@ def model(monkeypatch):
 
 def settings(*, autocast=False, decode="whole"):
     return GenerateSettings(
-        num_inference_steps=4, guidance_scale=3.5, batch_size=3, autocast=autocast, decode=decode
+        num_inference_steps=4, guidance_scale=3.5, batch_size=3, autocast=autocast, tf32=False, decode=decode
     )
 
 
