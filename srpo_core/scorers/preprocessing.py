@@ -46,23 +46,34 @@ class _Fit(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
         size, shorter = context.size, min(context.sides)
         down, across = (
-            _resize_and_centre(length, size * length // shorter, size, gradient.dtype).to(gradient.device)
+            _resize_and_centre(length, size * length // shorter, size, gradient.dtype, gradient.device)
             for length in context.sides
         )
         return down.T @ gradient @ across, None
 
 
 @cache
-def _resize_and_centre(length: int, resized: int, size: int, dtype: torch.dtype) -> Tensor:
-    """Compute the matrix (size, length) of an antialiased bicubic resize to `resized` and a centre crop, for one side."""
+def _resize_and_centre(
+    length: int, resized: int, size: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Compute the matrix (size, length) of an antialiased bicubic resize to `resized` and a centre crop, for one side.
+
+    It is computed on the CPU and copied to the device once, because a copy at each step would wait for the device.
+    """
     # each column of the identity is a line of pixels of which only one is not black
     identity = torch.eye(length, dtype=dtype)[None, None]
     matrix = interpolate(identity, (resized, length), mode="bicubic", antialias=True)[0, 0]
     first = round((resized - size) / 2)
-    return matrix[first : first + size]
+    return matrix[first : first + size].to(device)
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Subtract `mean` and divide by `std`, per channel of images (B, 3, H, W)."""
-    shape = (1, len(mean), 1, 1)
-    return (images - torch.tensor(mean).to(images).view(shape)) / torch.tensor(std).to(images).view(shape)
+    centre, scale = (_per_channel(tuple(values), images.dtype, images.device) for values in (mean, std))
+    return (images - centre) / scale
+
+
+@cache
+def _per_channel(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return values as (1, C, 1, 1), copied to the device once."""
+    return torch.tensor(values).to(device, dtype).view(1, len(values), 1, 1)

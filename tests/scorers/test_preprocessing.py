@@ -57,3 +57,22 @@ def test_the_gradient_equals_that_of_torchs_resize(height, width):
         (forward(images) * weights).sum().backward()
         gradients.append(images.grad)
     assert float((gradients[1] - gradients[0]).norm() / gradients[0].norm()) < 1e-6
+
+
+def test_constants_and_matrices_are_copied_to_a_device_once():
+    """Such a copy would wait for the device at each step. The meta device stands for a GPU."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.append(function.overloadpacket.__name__)
+            return function(*args, **(kwargs or {}))
+
+    copies = []
+    for _ in range(2):
+        names = []
+        images = torch.rand(1, 3, 37, 29, device="meta", requires_grad=True)
+        with Copies():
+            normalize(fit(images, 11), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)).sum().backward()
+        copies.append(names.count("_to_copy"))
+    assert copies == [4, 0], "the matrices of two sides, mean and deviation"
