@@ -18,6 +18,9 @@ from srpo_core.models.checkpointing import checkpoint_blocks
 from srpo_core.models.sharding import blocks, keep_gathered
 from srpo_core.protocols import Condition
 
+# layers whose weights torch.autocast casts to bfloat16 at each call
+CAST_BY_AUTOCAST = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
+
 
 class Base:
     """A trainable transformer with a frozen VAE; implements `BaseModel` for any `Architecture`."""
@@ -64,6 +67,14 @@ class Base:
             num_blocks_per_group=1,
             use_stream=device.type == "cuda",
         )
+        return self
+
+    def hold_matrices(self, dtype: torch.dtype) -> Self:
+        """Convert the weights that autocast casts at each call, in place; see `load_transformer`. Not if offloaded."""
+        for module in self.transformer.modules():
+            if isinstance(module, CAST_BY_AUTOCAST):
+                for parameter in module.parameters(recurse=False):
+                    parameter.data = parameter.data.to(dtype)
         return self
 
     @property

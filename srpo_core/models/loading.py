@@ -10,12 +10,9 @@ import torch
 from srpo_core.config import ModelSettings
 from srpo_core.errors import ArtifactError
 from srpo_core.models.architecture import Architecture, BaseEntry
-from srpo_core.models.base import Base
+from srpo_core.models.base import CAST_BY_AUTOCAST, Base
 from srpo_core.protocols import Condition
 from srpo_core.weights.shards import read_shards
-
-# layers whose weights torch.autocast casts to bfloat16 at each call
-AUTOCAST = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
 
 
 def load_base(entry: BaseEntry, settings: ModelSettings, *, empty: bool = False, half: bool = False) -> Base:
@@ -75,7 +72,7 @@ def _read_in_float32(transformer: Any, directory: Path) -> None:
     """Read those parameters again that autocast leaves in the type of the weights, such as a norm's."""
     state = {}
     for name, module in transformer.named_modules():
-        if not isinstance(module, AUTOCAST):
+        if not isinstance(module, CAST_BY_AUTOCAST):
             for own, parameter in module.named_parameters(prefix=name, recurse=False):
                 parameter.data = torch.empty_like(parameter, dtype=torch.float32)
                 state[own] = parameter.data

@@ -8,6 +8,8 @@ from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import torch
+
 from srpo_core import artifacts
 from srpo_core.config import (
     ControlWords,
@@ -33,8 +35,9 @@ from srpo_core.fidelity.limits import broken_limits
 from srpo_core.gates import require_passed
 from srpo_core.generation.images import ImageSet
 from srpo_core.models import load_base, load_transformer, require_release_formats
+from srpo_core.models.base import Base
 from srpo_core.models.embeddings import read_embeddings
-from srpo_core.protocols import BaseModel, Condition
+from srpo_core.protocols import Condition
 from srpo_core.quantizers import (
     LORA_FORMAT,
     REFERENCE,
@@ -57,7 +60,6 @@ from srpo_core.weights.adapters import adapters_file, merge_adapters
 from srpo_core.weights.files import WEIGHTS
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 SCHEMA_VERSION = 2
@@ -130,6 +132,10 @@ def run(
     for name in sorted(formats, key=lambda name: name != REFERENCE):
         given, _ = formats[name]
         error = _output_error(written[name], velocity, exact)  # loads the format's weights into the base
+        if generate.autocast and not resources.offload:
+            base.hold_matrices(
+                torch.bfloat16
+            )  # as autocast computes; the next format's weights are read in float32
         figures = _Figures(written[name], digest, error, images.measure(base))
         proofs[name] = figures.as_proof(quantize.formats[given])
         _log_proof(name, proofs[name])
@@ -223,17 +229,15 @@ def _weights(path: Path) -> Mapping[str, "Tensor"]:
     return read_directory(path.parent) if path.name == WEIGHTS else read_file(path)
 
 
-def _forward_pass(base: BaseModel, condition: Condition, seed: int, device: "torch.device") -> Velocity:
+def _forward_pass(base: Base, condition: Condition, seed: int, device: torch.device) -> Velocity:
     """Return a function from the transformer's weights to one velocity prediction (B, S, C) in float32."""
-    import torch
-
     count = len(condition)
     latents = keyed_noise((count, *base.latent_shape), seed, "quantize").to(device)
     timestep = (torch.arange(count, 0, -1) / count).to(device)
 
     @torch.no_grad()
     def velocity(weights: Mapping[str, "Tensor"]) -> "Tensor":
-        base.transformer.load_state_dict(weights)
+        base.hold_matrices(torch.float32).transformer.load_state_dict(weights)
         return base.velocity(latents, timestep, PROOF_GUIDANCE, condition)
 
     return velocity

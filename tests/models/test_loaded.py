@@ -99,3 +99,11 @@ def test_tiles_of_full_size_images_are_about_half_as_long_and_fit_together(model
     assert base.vae.tile_latent_min_size == 48, "720 pixels are 90 latent pixels"
     assert base.vae.tile_sample_min_size == 8 * 48
     assert (base.vae.tile_latent_min_size * base.vae.tile_overlap_factor).is_integer()
+
+
+def test_matrices_converted_in_place_generate_the_same_images_and_take_new_weights_exactly(model):
+    base, whole = load_base(model), load_base(model)
+    base.hold_matrices(torch.bfloat16)
+    assert torch.equal(images(base, autocast=True), images(whole, autocast=True))
+    base.hold_matrices(torch.float32).transformer.load_state_dict(whole.transformer.state_dict())
+    assert torch.equal(images(base), images(whole))

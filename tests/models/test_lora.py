@@ -164,7 +164,8 @@ def test_merging_into_a_bfloat16_base_writes_sums_in_float32(checkpoint, tmp_pat
         assert torch.allclose(weight, expected, atol=1e-6), name
 
 
-def test_one_loaded_base_generates_as_each_model_in_turn(checkpoint, tmp_path, monkeypatch):
+@pytest.mark.parametrize("offload", [False, True])
+def test_one_loaded_base_generates_as_each_model_in_turn(checkpoint, tmp_path, monkeypatch, offload):
     directory, trained = checkpoint
     twice = tmp_path / "twice"
     shutil.copytree(directory, twice)
@@ -180,7 +181,7 @@ def test_one_loaded_base_generates_as_each_model_in_turn(checkpoint, tmp_path, m
 
     monkeypatch.setattr(loading, "load_transformer", watched)
     whole = merged(directory, tmp_path)
-    with closing(LoadedBase(settings.model, settings.generate, offload=False)) as loaded:
+    with closing(LoadedBase(settings.model, settings.generate, offload=offload)) as loaded:
         found = [
             velocity(loaded.as_model(path, torch.device("cpu")))
             for path in (None, directory, twice, None, directory, whole, None)
