@@ -198,8 +198,9 @@ class LoraSettings(Part):
         min_length=1,
         description="linear layers of the blocks that get an adapter, by the ends of their names",
     )
-    frozen: Literal["float32", "bfloat16"] = Field(
-        description="data type of the frozen weights; bfloat16 needs train.compute.autocast"
+    frozen: Literal["float32", "bfloat16", "nf4"] = Field(
+        description="data type of the frozen weights; nf4: 4 bits in the blocks' linear layers (QLoRA), else bfloat16; "
+        "bfloat16 and nf4 need train.compute.autocast"
     )
 
 

@@ -14,6 +14,7 @@ from srpo_core.models.encoding import (
     encode_prompts,
     latent_shape,
 )
+from srpo_core.models.four_bit import read_in_four_bits
 from srpo_core.models.loaded import LoadedBase, load_base
 from srpo_core.models.lora import add_lora, initialize_lora, write_lora
 from srpo_core.models.registry import BASES, base_entry, require_release_formats
@@ -79,10 +80,14 @@ def load_trainable(
     """
     import torch
 
-    model = loading.load_base(base_entry(settings), settings, empty=mesh is not None)
+    four_bit = train.tune == "lora" and train.lora.frozen == "nf4"
+    model = loading.load_base(base_entry(settings), settings, empty=four_bit or mesh is not None)
     transformer = model.transformer
-    if train.tune == "lora":
+    if four_bit:
+        read_in_four_bits(transformer, Path(settings.path) / "transformer", device)
+    elif train.tune == "lora":
         transformer.to(getattr(torch, train.lora.frozen))
+    if train.tune == "lora":
         add_lora(transformer, train.lora)
     if mesh is None:
         if train.tune == "lora":

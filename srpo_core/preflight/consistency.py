@@ -93,6 +93,12 @@ def _require_workers(settings: Settings) -> None:
             "resources.shard is true and train.optimizer.kind is adamw_8bit: its blocks of 256 values cannot be divided "
             "among workers. Choose adamw, or shard: false"
         )
+    train = settings.train
+    if settings.resources.shard and train.tune == "lora" and train.lora.frozen == "nf4":
+        raise ConfigError(
+            "resources.shard is true and train.lora.frozen is nf4: a base in 4 bits is not divided among workers. Choose "
+            "bfloat16, or shard: false"
+        )
 
 
 def _require_loggers(settings: Settings) -> None:

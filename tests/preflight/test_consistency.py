@@ -101,6 +101,13 @@ def test_every_shipped_preset_is_consistent(preset):
             {"train": {"compute": {"attention": "_native_flash"}}, "resources": {"use_gpu": True}},
             r"^train\.compute\.attention _native_flash computes on a GPU only in bfloat16",
         ),
+        (
+            {
+                "train": {"tune": "lora", "lora": {"frozen": "nf4"}, "compute": {"autocast": True}},
+                "resources": {"shard": True},
+            },
+            r"^resources\.shard is true and train\.lora\.frozen is nf4",
+        ),
         ({"judge": {"scorer": "taste"}}, r"^judge: unknown scorer 'taste': known are "),
         (
             {"rewards": [{"scorer": "timm_judge", "path": "nowhere", "weight": 1}]},
