@@ -43,8 +43,10 @@ def doctor(
 
 @app.command(rich_help_panel=PANEL)
 def plan(  # noqa: PLR0913, PLR0917  # the options of the command
-    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs, one per worker.")],
-    gpu_memory: Annotated[float, typer.Option(min=0.001, help="Memory of one GPU in GB (1e9 bytes).")],
+    gpus: Annotated[int | None, typer.Option(min=1, help="Number of GPUs, one per worker.")] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(min=0.001, help="Memory of one GPU in GB (1e9 bytes).")
+    ] = None,
     profile: Annotated[str | None, typer.Option(help="Preset to plan; default: params.yaml.")] = None,
     change: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as for align.")
@@ -68,14 +70,26 @@ def plan(  # noqa: PLR0913, PLR0917  # the options of the command
     upload: Annotated[
         float, typer.Option(min=0.001, help="Bandwidth to the store of releases, in GB/s.")
     ] = 0.1,
+    presets: Annotated[
+        bool, typer.Option("--presets", help="Plan every preset at full size on its hardware, in one table.")
+    ] = False,
 ) -> None:
     """Estimate memory, FLOPs, time and price of a run from its settings. Needs no weights."""
     from rich.console import Console
 
     from srpo_core import config
-    from srpo_core.plan import GB, TERA, Cluster, make_plan
-    from srpo_core.plan.table import show
+    from srpo_core.plan import GB, TERA, Cluster, make_plan, plan_presets
+    from srpo_core.plan.table import show, show_presets
 
+    if presets:
+        if gpus or gpu_memory or profile or change:
+            raise errors.ConfigError(
+                "--presets plans every preset on its own hardware: give neither --gpus, --gpu-memory, --profile nor --set"
+            )
+        Console().print(show_presets(plan_presets()))
+        return
+    if gpus is None or gpu_memory is None:
+        raise errors.ConfigError("srpo plan needs --gpus and --gpu-memory, or --presets")
     path = config.profile_path(profile) if profile else config.PARAMS_FILE
     settings = config.parse_settings(
         config.patched(config.read_values(path), parse_changes(change or [])), str(path)

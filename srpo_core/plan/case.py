@@ -17,7 +17,7 @@ from srpo_core.training.micro_batches import images_per_call, largest_share, num
 class Sizes:
     """Sizes of the models.
 
-    all, trained, block, trained_of_block, rest: parameters of the whole transformer, of its trained part, of its
+    all, trained, block, trained_of_block, rest: parameters of the transformer with adapters, of its trained part, of its
     largest block, of the trained part of that block, and outside of the blocks. vae, reward, encoders: parameters of the
     VAE, all rewards and all text encoders.
     """
@@ -36,14 +36,14 @@ class Sizes:
 class Counts:
     """Calls counted on the meta device.
 
-    call: a training call; image: in bfloat16 (True) or float32, as far as the settings need it, one transformer call and
-    the decoder for one image; velocity: one transformer call for one image in float32; encode: the text encoders for one
-    batch of prompts; score: all rewards for one image.
+    call: a training call; velocity, decode: in bfloat16 (True) or float32, as far as the settings need it, one transformer
+    call and the decoder for one image; encode: the text encoders for one batch of prompts; score: all rewards for one
+    image.
     """
 
     call: Counted
-    image: Mapping[bool, Forward]
-    velocity: Forward
+    velocity: Mapping[bool, Forward]
+    decode: Mapping[bool, Forward]
     encode: Forward
     score: Forward
 
@@ -81,6 +81,12 @@ class Case:
     def shards(self) -> int:
         """Number of devices that share one copy of the trained model."""
         return workers_per_copy(self.settings.resources, self.cluster.gpus)
+
+    @property
+    def base(self) -> int:
+        """Parameters of the base without adapters."""
+        adapters = self.sizes.trained if self.settings.train.tune == "lora" else 0
+        return self.sizes.all - adapters
 
     @property
     def half(self) -> bool:

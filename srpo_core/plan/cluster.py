@@ -15,7 +15,8 @@ class Cluster:
     gpus: number of devices, one per worker; memory: bytes of each; price: of one GPU hour; mfu: share of `peak_flops`
     (FLOP/s in bfloat16) that a run reaches; bandwidth: from one device to the others; float32: peak FLOP rate in
     float32 relative to `peak_flops` (1/15: A100 19.5 / 312, H100 67 / 989 TFLOP/s, dense); disk: of reading and writing
-    weights; digest: of SHA-256 on one core; upload: to the store of releases.
+    weights; digest: of SHA-256 on one core; upload: to the store of releases; host: from the
+    host's memory to a device (PCIe 4.0 x16 has 32 GB/s).
     """
 
     gpus: int
@@ -28,6 +29,7 @@ class Cluster:
     disk: float = 2 * GB
     digest: float = 1.8 * GB
     upload: float = 0.1 * GB
+    host: float = 25 * GB
 
     def seconds(self, flops: float, *, half: bool) -> float:
         """Time of FLOPs on one device, in bfloat16 (`half`) or float32."""

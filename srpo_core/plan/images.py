@@ -19,20 +19,16 @@ class Generated:
 
 
 def flops_of_a_call(case: Case) -> float:
-    """FLOPs of the transformer for one image and one step."""
-    return case.counts.call.rollout.flops / case.counts.call.num_images
-
-
-def flops_of_an_image(case: Case, steps: int, *, half: bool) -> float:
-    """FLOPs of one generated image: the transformer's calls and the decoder."""
-    return (steps - 1) * flops_of_a_call(case) + case.counts.image[half].flops
+    """FLOPs of the transformer for one image of the model's size and one step."""
+    return case.counts.velocity[False].flops
 
 
 def seconds_of_an_image(case: Case) -> float:
-    """Time to generate an image of select, evaluate or quantize on one device."""
-    generate = case.settings.generate
-    flops = flops_of_an_image(case, generate.num_inference_steps, half=generate.autocast)
-    return case.cluster.seconds(flops, half=generate.autocast)
+    """Time to generate an image of select, evaluate or quantize on one device, in batches."""
+    generate, cluster = case.settings.generate, case.cluster
+    call = cluster.seconds(flops_of_a_call(case), half=generate.autocast)
+    decode = cluster.seconds(case.counts.decode[generate.autocast].flops, half=generate.autocast)
+    return generate.num_inference_steps * call + decode
 
 
 def samples(case: Case) -> Generated:
@@ -73,7 +69,8 @@ def generated(case: Case) -> Mapping[str, Generated]:
     settings = case.settings
     models = num_models(case)
     of_each = {
-        "select": settings.select.num_prompts * settings.select.seeds_per_prompt,
+        "select": settings.select.num_prompts
+        * settings.select.seeds_per_prompt,  # if no checkpoint is dropped
         "evaluate": settings.evaluate.num_prompts * settings.evaluate.seeds_per_prompt,
         "quantize": settings.quantize.num_prompts,
     }
@@ -101,4 +98,5 @@ def num_models(case: Case) -> Mapping[str, int]:
 
 def _seconds_in_training(case: Case, steps: int) -> float:
     """Time to generate one image in the precision of training, without gathering."""
-    return case.cluster.seconds(flops_of_an_image(case, steps, half=case.half), half=case.half)
+    flops = steps * flops_of_a_call(case) + case.counts.decode[case.half].flops
+    return case.cluster.seconds(flops, half=case.half)

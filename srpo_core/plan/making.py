@@ -1,9 +1,10 @@
 """Making a plan: build the models on the meta device, measure their sizes, count their calls."""
 
+import json
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Final
 
 from srpo_core.config import Settings
 from srpo_core.errors import ConfigError
@@ -14,6 +15,38 @@ from srpo_core.plan.estimates import Plan
 from srpo_core.plan.parts import MetaParts, meta_parts
 from srpo_core.training.micro_batches import images_per_call
 
+# settings of training that change how often something happens, or what is kept beside the weights
+NOT_COUNTED: Final = (
+    "steps",
+    "batch_size",
+    "micro_batch_size",
+    "checkpoint_every",
+    "sample_prompts",
+    "early_stop",
+    "optimizer",
+    "ema",
+)
+
+
+class Counter:
+    """Makes plans. Models that differ in nothing that is counted are counted once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Sizes, Counts]] = {}
+
+    def plan(self, settings: Settings, cluster: Cluster) -> Plan:
+        """Plan a run with these settings on a cluster. Raises as `make_plan`."""
+        train = settings.train
+        if cluster.gpus > train.batch_size:
+            raise ConfigError(
+                f"{cluster.gpus} GPUs are more than train.batch_size {train.batch_size}: every GPU needs an image"
+            )
+        key = _counted_settings(settings, cluster)
+        if key not in self._known:
+            parts = meta_parts(settings)
+            self._known[key] = _sizes(parts), _count(parts, settings, cluster)
+        return Plan(Case(settings, cluster, *self._known[key]))
+
 
 def make_plan(settings: Settings, cluster: Cluster) -> Plan:
     """Plan a run with these settings on a cluster, counted on the meta device; every step at the largest of the buckets.
@@ -21,13 +54,23 @@ def make_plan(settings: Settings, cluster: Cluster) -> Plan:
     Raises:
         ConfigError: more GPUs than images in a batch, or an unknown method.
     """
-    train = settings.train
-    if cluster.gpus > train.batch_size:
-        raise ConfigError(
-            f"{cluster.gpus} GPUs are more than train.batch_size {train.batch_size}: every GPU needs an image"
-        )
-    parts = meta_parts(settings)
-    return Plan(Case(settings, cluster, _sizes(parts), _count(parts, settings, cluster)))
+    return Counter().plan(settings, cluster)
+
+
+def _counted_settings(settings: Settings, cluster: Cluster) -> str:
+    """Return the settings on which sizes and counts depend, as JSON."""
+    train = settings.train.model_dump(mode="json", exclude=set(NOT_COUNTED))
+    return json.dumps(
+        [
+            settings.model.model_dump(mode="json"),
+            [reward.model_dump(mode="json") for reward in settings.rewards],
+            train,
+            images_per_call(settings.train, cluster.gpus),
+            settings.resources.shard,
+            settings.resources.encode_batch_size,
+            settings.generate.autocast,
+        ]
+    )
 
 
 def _sizes(parts: MetaParts) -> Sizes:
@@ -58,37 +101,42 @@ def _count(parts: MetaParts, settings: Settings, cluster: Cluster) -> Counts:
             encoder.encode(settings.resources.encode_batch_size)
 
     half = train.compute.autocast
-    image = {
-        kind: count_forward(_generation(parts, decode=True), autocast=kind)
-        for kind in {half, settings.generate.autocast}
+    generate = settings.generate
+    velocity = {
+        kind: count_forward(_velocity(parts), autocast=kind) for kind in {half, generate.autocast, False}
     }
-    velocity = count_forward(_generation(parts, decode=False), autocast=False)
+    decode = {kind: count_forward(_decode(parts), autocast=kind) for kind in {half, generate.autocast}}
     shape = (1, 3, settings.model.height, settings.model.width)
     score = count_forward(lambda: parts.reward.score(torch.empty(shape, device="meta"), [""]), autocast=False)
     encoded = count_forward(encode, autocast=False)
     if settings.resources.shard and half:
         model.transformer.bfloat16()  # the type in which it is gathered
+    elif train.tune == "lora" and train.lora.frozen != "float32":
+        for parameter in model.transformer.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.bfloat16()
     at_once = cost_of_method(train).images_per_call * images_per_call(train, cluster.gpus)
     largest = max(train.buckets, key=math.prod) if train.buckets else None
     with model.sized(*largest) if largest else nullcontext():
         call = count_call(model, parts.reward, parts.condition, num_images=at_once, autocast=half)
-    return Counts(call, image, velocity, encoded, score)
+    return Counts(call, velocity, decode, encoded, score)
 
 
-def _generation(parts: MetaParts, *, decode: bool) -> Callable[[], None]:
-    """Return one transformer call for one image, and the decoder if asked for."""
+def _velocity(parts: MetaParts) -> Callable[[], Any]:
+    """Return one transformer call for one image."""
     import torch
 
-    model = parts.model
     with torch.device("meta"):
-        latents, time = torch.empty(1, *model.latent_shape), torch.empty(1)
+        latents, time = torch.empty(1, *parts.model.latent_shape), torch.empty(1)
+    return lambda: parts.model.velocity(latents, time, 1.0, parts.condition)
 
-    def call() -> None:
-        model.velocity(latents, time, 1.0, parts.condition)
-        if decode:
-            model.decode(latents)
 
-    return call
+def _decode(parts: MetaParts) -> Callable[[], Any]:
+    """Return the decoder's call for one image."""
+    import torch
+
+    latents = torch.empty(1, *parts.model.latent_shape, device="meta")
+    return lambda: parts.model.decode(latents)
 
 
 def _parameters(module: Any, *, trained: bool = False) -> int:

@@ -22,21 +22,29 @@ def memory_by_stage(case: Case) -> Mapping[str, Parts]:
     The architectures of judges and scorers are not read: each is assumed to be as large as the reward.
     """
     settings, counts, scorers = case.settings, case.counts, scorers_of(case.settings)
-    of_an_image = counts.image[case.half].peak
-    samples = min(math.ceil(settings.train.sample_prompts / case.cluster.gpus), case.at_once)
-    training = {"train: samples": _generating_in_training(case, samples * of_an_image)}
-    if settings.train.early_stop is not None:
-        training["train: early stop"] = _generating_in_training(case, case.at_once * of_an_image)
-    generated = settings.generate.batch_size * counts.image[settings.generate.autocast].peak
-    proof = PROOF_PROMPTS * counts.velocity.peak
+    generate, train = settings.generate, settings.train
+    samples = min(math.ceil(train.sample_prompts / case.cluster.gpus), case.at_once)
+    training = {"train: samples": _generating_in_training(case, samples)}
+    if train.early_stop is not None:
+        training["train: early stop"] = _generating_in_training(case, case.at_once)
+    passing = generate.batch_size * max(
+        counts.velocity[generate.autocast].peak, counts.decode[generate.autocast].peak
+    )
+    proof = PROOF_PROMPTS * counts.velocity[False].peak
+    weights = {"parameters": 4.0 * case.base}
     return {
         "embed": _parts(case, counts.encode.peak, {"text encoders": 4.0 * case.sizes.encoders}),
         "check_reward": _parts(case, counts.score.peak, {"scorers": 4.0 * case.sizes.reward}),
         STEP: memory_of_a_step(case),
         **training,
-        "select": _generating(case, generated, scorers=scorers["select"]),
-        "evaluate": _generating(case, generated, scorers=scorers["evaluate"]),
-        "quantize": _generating(case, max(generated, proof), scorers=scorers["quantize"]),
+        "select": _generating(case, passing, weights, scorers=scorers["select"]),
+        "evaluate": _generating(case, passing, weights, scorers=scorers["evaluate"]),
+        "quantize": _generating(
+            case,
+            max(passing, proof),
+            weights,
+            scorers=scorers["quantize"],
+        ),
     }
 
 
@@ -117,27 +125,27 @@ def kept_gathered(case: Case) -> float:
 def _held(case: Case) -> Parts:
     """What a training worker holds on its device beside the state of the model."""
     train, sizes = case.settings.train, case.sizes
-    # early stop loads the rewards and select's judge for itself
-    scorers = 0 if train.early_stop is None else scorers_of(case.settings)["train"]
+    # early stop measures with the rewards of training, and with select's judge
+    scorers = (
+        0 if train.early_stop is None else scorers_of(case.settings)["train"] - len(case.settings.rewards)
+    )
     return {
         "VAE and reward": 4.0 * (sizes.vae + sizes.reward),
-        "scorers of early stop": scorers * case.scorer,
+        "judge of early stop": scorers * case.scorer,
     }
 
 
-def _generating_in_training(case: Case, passing: float) -> Parts:
+def _generating_in_training(case: Case, num_images: int) -> Parts:
+    counts = case.counts
+    passing = num_images * max(counts.velocity[case.half].peak, counts.decode[case.half].peak)
     weights = {**state_of_training(case), "gathered weights": gathered_to_generate(case), **_held(case)}
     return _parts(case, passing, weights)
 
 
-def _generating(case: Case, passing: float, *, scorers: int) -> Parts:
+def _generating(case: Case, passing: float, weights: Parts, *, scorers: int) -> Parts:
     """Memory of a device that generates with one model after the other, however it was trained."""
-    weights = {
-        "parameters": 4.0 * case.sizes.all,
-        "VAE": 4.0 * case.sizes.vae,
-        "scorers": scorers * case.scorer,
-    }
-    return _parts(case, passing, weights)
+    beside = {"VAE": 4.0 * case.sizes.vae, "scorers": scorers * case.scorer}
+    return _parts(case, passing, {**weights, **beside})
 
 
 def _parts(case: Case, passing: float, weights: Parts) -> Parts:

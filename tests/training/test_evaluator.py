@@ -179,5 +179,15 @@ def test_the_judge_is_on_the_device_of_the_rank_and_batches_are_no_larger_than_t
     size = watched.train.batch_size
     assert images.generate.batch_size == size
     for world, expected in ((2, -(-size // 2)), (4 * size, 1)):
-        shared = evaluator._images(watched, RULE, device=CPU, rank=0, world=world)
+        shared = evaluator._images(watched, RULE, None, device=CPU, rank=0, world=world)
         assert shared.generate.batch_size == expected
+
+
+def test_the_images_are_measured_with_the_reward_that_training_holds(watched):
+    from srpo_core.scorers import load_rewards
+
+    reward = load_rewards(watched.rewards)
+    made = make_evaluator(watched, base_of(watched), reward=reward, device=CPU)
+    assert made.images.context.reward is reward
+    alone = make_evaluator(watched, base_of(watched), device=CPU)
+    assert alone.images.context.reward is not reward

@@ -19,7 +19,8 @@ class MetricContext:
     """What metrics may use. A scorer is loaded when the first metric needs it.
 
     scorer_settings: further scorers by name; real: returns the images that the metric kid compares with, in
-    batches (R, 3, H, W) in [0, 1]; training: returns images of the training data in the same way.
+    batches (R, 3, H, W) in [0, 1]; training: returns images of the training data in the same way; loaded: the reward on the
+    device, if it is in memory already.
     """
 
     reward_settings: Sequence[RewardSettings]
@@ -29,6 +30,7 @@ class MetricContext:
     real: Callable[[], Iterable[Tensor]] | None = None
     training: Callable[[], Iterable[Tensor]] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    loaded: RewardModel | None = None
 
     @property
     def all_settings(self) -> dict[str, ScorerSettings]:
@@ -39,7 +41,7 @@ class MetricContext:
     @cached_property
     def reward(self) -> RewardModel:
         """The reward that was trained against: the weighted sum of the run's rewards."""
-        return load_rewards(self.reward_settings).to(self.device)
+        return self.loaded or load_rewards(self.reward_settings).to(self.device)
 
     @cached_property
     def judge(self) -> Any:

@@ -1,0 +1,117 @@
+"""The presets at full size: every stage fits into the memory that they are for, and they differ only where they must."""
+
+from pathlib import Path
+
+import pytest
+
+from srpo_core.config import load_settings, profile_path
+from srpo_core.gates.shares import upper_end
+from srpo_core.plan import GB, PRESETS, plan_presets
+from srpo_core.plan.table import JUDGING, peaks_of_stages
+from srpo_core.preflight.consistency import require_consistent
+
+ROOT = Path(__file__).resolve().parents[2]
+ONE_CARD = sorted({preset.profile for preset in PRESETS if preset.cluster.gpus == 1})
+
+# the keys in which a preset for one card differs from flux1_dev_lora
+NUMBERS = {
+    "generate.num_inference_steps", "select.num_prompts", "select.seeds_per_prompt",
+    "evaluate.num_prompts", "evaluate.seeds_per_prompt",
+    "resources.train_workers", "resources.generate_workers",
+}  # fmt: skip
+DIFFERENT = {
+    "flux1_dev_lora_80gb": NUMBERS,
+}
+
+
+def settings(name):
+    return load_settings(profile_path(name, ROOT))
+
+
+def differences(one, other, key=""):
+    """Yield the dotted keys in which two nested mappings differ."""
+    for name in one.keys() | other.keys():
+        a, b = one.get(name), other.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from differences(a, b, f"{key}{name}.")
+        elif a != b:
+            yield f"{key}{name}"
+
+
+@pytest.fixture(scope="module")
+def planned():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return plan_presets()
+
+
+@pytest.mark.pipeline
+def test_every_stage_of_every_preset_fits_into_its_gpu(planned):
+    for preset, plan in planned:
+        peaks = {stage: round(peak / GB, 1) for stage, peak in peaks_of_stages(plan).items()}
+        print(preset.profile, preset.cluster.gpus, peaks, f"{plan.run_hours:.2f} h, {plan.cost:.2f}")
+    assert {preset.profile: [] for preset, _ in planned} == {
+        preset.profile: [stage for stage, peak in plan.peaks.items() if peak > preset.cluster.memory]
+        for preset, plan in planned
+    }
+
+
+@pytest.mark.pipeline
+def test_judging_takes_at_most_as_long_as_training_on_one_card(planned):
+    hours = {
+        preset.profile: (plan.hours_of("train"), plan.hours_of(*JUDGING))
+        for preset, plan in planned
+        if preset.cluster.gpus == 1
+    }
+    print(hours)
+    assert sorted(hours) == ONE_CARD
+    assert all(judging <= training for training, judging in hours.values())
+
+
+@pytest.mark.pipeline
+def test_the_table_has_a_line_for_every_preset(planned):
+    from rich.console import Console
+
+    from srpo_core.plan.table import show_presets
+
+    console = Console(width=200, record=True, file=None, quiet=False)
+    with console.capture() as captured:
+        console.print(show_presets(planned))
+    lines = [line.split() for line in captured.get().splitlines() if line.startswith("flux1_dev")]
+    assert [line[0] for line in lines] == [preset.profile for preset in PRESETS]
+    for line, (_, plan) in zip(lines, planned, strict=True):
+        assert f"{plan.run_hours:.2f}" in line
+        assert f"{plan.cost:.2f}" == line[-1]
+        assert "yes" in line
+
+
+@pytest.mark.parametrize("name", ONE_CARD)
+def test_a_preset_for_one_card_differs_from_flux1_dev_lora_only_in_the_listed_keys(name):
+    ours, lora = (settings(one).model_dump(mode="json") for one in (name, "flux1_dev_lora"))
+    assert set(differences(ours, lora)) == DIFFERENT[name]
+    require_consistent(settings(name))
+
+
+@pytest.mark.parametrize("name", ONE_CARD)
+def test_a_flawless_model_can_show_every_exact_rule_of_a_preset_for_one_card(name):
+    whole = settings(name)
+    prompts, seeds = whole.evaluate.num_prompts, whole.evaluate.seeds_per_prompt
+    totals = {"share": prompts * seeds, "share_of_prompts": prompts}
+    exact = {key: rule for key, rule in whole.gate.rules.items() if rule.compare in totals}
+    assert len(exact) == 4
+    for key, rule in exact.items():
+        least = upper_end(0, totals[rule.compare], whole.gate.confidence)
+        assert least <= rule.margin, (
+            f"{key}: even no such image among {totals[rule.compare]} leaves up to {least}"
+        )
+
+
+def test_presets_is_not_combined_with_other_options(monkeypatch, capsys):
+    from srpo_core.__main__ import main
+
+    for words in (["--presets", "--gpus", "8"], ["--profile", "tiny"]):
+        monkeypatch.setattr("sys.argv", ["srpo", "plan", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert "--presets" in capsys.readouterr().err
