@@ -54,8 +54,8 @@ class Worker:
         self.metrics: list[Mapping[str, float]] = []
         self.evaluations: list[Evaluation] = []
         self.average = WeightAverage(self.model.transformer, job.train.ema) if job.train.ema else None
-        # before the weights of a checkpoint are restored: its images are compared with the base's
         reward = load_rewards(job.rewards).to(device)
+        # before the weights of a checkpoint are restored: its images are compared with the base's
         self.evaluator = make_evaluator(job, self.model, reward=reward, device=device, rank=rank, world=world)
         if job.resume:
             checkpoint = open_checkpoint(step_location(job.state, job.resume), verify=False)
