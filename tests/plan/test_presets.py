@@ -6,6 +6,7 @@ import pytest
 
 from srpo_core.config import load_settings, profile_path
 from srpo_core.gates.shares import upper_end
+from srpo_core.gates.spending import Stage, stage_sizes
 from srpo_core.plan import GB, PRESETS, plan_presets
 from srpo_core.plan.table import JUDGING, peaks_of_stages
 from srpo_core.preflight.consistency import require_consistent
@@ -96,14 +97,16 @@ def test_a_preset_for_one_card_differs_from_flux1_dev_lora_only_in_the_listed_ke
 def test_a_flawless_model_can_show_every_exact_rule_of_a_preset_for_one_card(name):
     whole = settings(name)
     prompts, seeds = whole.evaluate.num_prompts, whole.evaluate.seeds_per_prompt
-    totals = {"share": prompts * seeds, "share_of_prompts": prompts}
-    exact = {key: rule for key, rule in whole.gate.rules.items() if rule.compare in totals}
+    units = {"share": seeds, "share_of_prompts": 1}
+    sizes = stage_sizes(prompts, whole.evaluate.stages)
+    last = Stage(len(sizes) - 1, sizes)
+    exact = {key: rule for key, rule in whole.gate.rules.items() if rule.compare in units}
     assert len(exact) == 4
     for key, rule in exact.items():
-        least = upper_end(0, totals[rule.compare], whole.gate.confidence)
-        assert least <= rule.margin, (
-            f"{key}: even no such image among {totals[rule.compare]} leaves up to {least}"
-        )
+        of_each = units[rule.compare]
+        confidence = last.share_confidence(whole.gate.confidence, rule.margin, of_each)
+        least = upper_end(0, prompts * of_each, confidence)
+        assert least <= rule.margin, f"{key}: even no such image leaves up to {least}"
 
 
 def test_presets_is_not_combined_with_other_options(monkeypatch, capsys):
