@@ -37,13 +37,14 @@ class Counts:
     """Calls counted on the meta device.
 
     call: a training call; velocity, decode: in bfloat16 (True) or float32, as far as the settings need it, one transformer
-    call and the decoder for one image; encode: the text encoders for one batch of prompts; score: all rewards for one
-    image.
+    call and the decoder for one image; decode_in_parts: the decoder as `generate.decode` says; encode: the text encoders
+    for one batch of prompts; score: all rewards for one image.
     """
 
     call: Counted
     velocity: Mapping[bool, Forward]
     decode: Mapping[bool, Forward]
+    decode_in_parts: Forward
     encode: Forward
     score: Forward
 

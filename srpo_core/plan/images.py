@@ -27,6 +27,9 @@ def seconds_of_an_image(case: Case) -> float:
     """Time to generate an image of select, evaluate or quantize on one device, in batches."""
     generate, cluster = case.settings.generate, case.cluster
     call = cluster.seconds(flops_of_a_call(case), half=generate.autocast)
+    if case.settings.resources.offload:  # each call of a batch copies all weights, while it computes
+        width = 2 if generate.autocast else 4
+        call = max(call, width * case.base / cluster.host / generate.batch_size)
     decode = cluster.seconds(case.counts.decode[generate.autocast].flops, half=generate.autocast)
     return generate.num_inference_steps * call + decode
 

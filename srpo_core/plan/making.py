@@ -69,6 +69,7 @@ def _counted_settings(settings: Settings, cluster: Cluster) -> str:
             settings.resources.shard,
             settings.resources.encode_batch_size,
             settings.generate.autocast,
+            settings.generate.decode,
         ]
     )
 
@@ -106,6 +107,11 @@ def _count(parts: MetaParts, settings: Settings, cluster: Cluster) -> Counts:
         kind: count_forward(_velocity(parts), autocast=kind) for kind in {half, generate.autocast, False}
     }
     decode = {kind: count_forward(_decode(parts), autocast=kind) for kind in {half, generate.autocast}}
+    in_parts = decode[generate.autocast]
+    if generate.decode != "whole":
+        model.decode_in(generate.decode)
+        in_parts = count_forward(_decode(parts), autocast=generate.autocast)
+        model.decode_in("whole")
     shape = (1, 3, settings.model.height, settings.model.width)
     score = count_forward(lambda: parts.reward.score(torch.empty(shape, device="meta"), [""]), autocast=False)
     encoded = count_forward(encode, autocast=False)
@@ -119,7 +125,7 @@ def _count(parts: MetaParts, settings: Settings, cluster: Cluster) -> Counts:
     largest = max(train.buckets, key=math.prod) if train.buckets else None
     with model.sized(*largest) if largest else nullcontext():
         call = count_call(model, parts.reward, parts.condition, num_images=at_once, autocast=half)
-    return Counts(call, velocity, decode, encoded, score)
+    return Counts(call, velocity, decode, in_parts, encoded, score)
 
 
 def _velocity(parts: MetaParts) -> Callable[[], Any]:

@@ -27,25 +27,44 @@ def memory_by_stage(case: Case) -> Mapping[str, Parts]:
     training = {"train: samples": _generating_in_training(case, samples)}
     if train.early_stop is not None:
         training["train: early stop"] = _generating_in_training(case, case.at_once)
-    passing = generate.batch_size * max(
-        counts.velocity[generate.autocast].peak, counts.decode[generate.autocast].peak
+    decoded = generate.batch_size if generate.decode == "whole" else 1
+    passing = max(
+        generate.batch_size * counts.velocity[generate.autocast].peak, decoded * counts.decode_in_parts.peak
     )
     proof = PROOF_PROMPTS * counts.velocity[False].peak
-    weights = {"parameters": 4.0 * case.base}
+    whole = {"parameters": on_device(case, half=generate.autocast)}
+    compared = {**whole, "adapters": adapter_bytes(case)}
     return {
         "embed": _parts(case, counts.encode.peak, {"text encoders": 4.0 * case.sizes.encoders}),
         "check_reward": _parts(case, counts.score.peak, {"scorers": 4.0 * case.sizes.reward}),
         STEP: memory_of_a_step(case),
         **training,
-        "select": _generating(case, passing, weights, scorers=scorers["select"]),
-        "evaluate": _generating(case, passing, weights, scorers=scorers["evaluate"]),
+        "select": _generating(case, passing, compared, scorers=scorers["select"]),
+        "evaluate": _generating(case, passing, compared, scorers=scorers["evaluate"]),
         "quantize": _generating(
             case,
             max(passing, proof),
-            weights,
+            {"parameters": on_device(case, half=False)},
             scorers=scorers["quantize"],
         ),
     }
+
+
+def on_device(case: Case, *, half: bool) -> float:
+    """Bytes of a model's weights on a device that generates: matrices in bfloat16 or float32.
+
+    With `resources.offload`, those of two blocks (current and prefetched) and what is outside of the blocks.
+    """
+    width = 2.0 if half else 4.0
+    if case.settings.resources.offload:
+        return width * (2 * case.sizes.block + case.sizes.rest)
+    return width * case.base
+
+
+def adapter_bytes(case: Case) -> float:
+    """Bytes of the adapters that select and evaluate put on the base."""
+    train, generate = case.settings.train, case.settings.generate
+    return (2.0 if generate.autocast else 4.0) * case.sizes.trained if train.tune == "lora" else 0.0
 
 
 def scorers_of(settings: Settings) -> Mapping[str, int]:

@@ -23,11 +23,16 @@ class Preset:
     cluster: Cluster
 
 
+def _l40s() -> Cluster:
+    return Cluster(1, 48 * GB, 1.0, MFU, 362 * TERA, BANDWIDTH, float32=91.6 / 362)
+
+
 def _h100(gpus: int) -> Cluster:
     return Cluster(gpus, 80 * GB, 2.5, MFU, 989 * TERA, BANDWIDTH, float32=67 / 989)
 
 
 PRESETS: Final[Sequence[Preset]] = (
+    Preset("flux1_dev_lora_48gb", "L40S", _l40s()),
     Preset("flux1_dev_lora_80gb", "H100", _h100(1)),
     Preset("flux1_dev", "H100", _h100(8)),
     Preset("flux1_dev", "H100", _h100(32)),

@@ -95,7 +95,10 @@ REMEDIES: Final[Mapping[str, Callable[[Settings], Settings]]] = MappingProxyType
     {
         "resources.encode_batch_size=4": _resources(encode_batch_size=4),
         "generate.batch_size=1": _generate(batch_size=1),
+        "generate.decode=slices": _generate(decode="slices"),
+        "generate.decode=tiles": _generate(decode="tiles"),
         "generate.autocast=true": _generate(autocast=True),
+        "resources.offload=true": _resources(offload=True),
         "train.batch_branches=false": _train(batch_branches=False),
         "train.micro_batch_size=1": _train(micro_batch_size=1),
         "train.compute.checkpoint_decode=true": _compute(checkpoint_decode=True),

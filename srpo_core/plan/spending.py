@@ -70,13 +70,12 @@ def _train(case: Case) -> Iterator[Spent]:
     exported = _checkpoint(case)
     # the weights of each checkpoint, which are verified, and the exported ones, by DVC
     yield _hashing(case, "train", checkpoints * (4 * sizes.trained + exported))
-    base = 2 * case.base if train.tune == "lora" else 0  # adapters are merged into it
-    yield _disk(case, "train", "export", checkpoints * (4 * sizes.trained + base + exported))
+    yield _disk(case, "train", "export", checkpoints * (4 * sizes.trained + exported))
 
 
 def _checkpoint(case: Case) -> float:
-    """Bytes of an exported checkpoint, with adapters merged."""
-    return 4.0 * case.base
+    """Bytes of an exported checkpoint: adapters, or all weights."""
+    return 4.0 * (case.sizes.trained if case.settings.train.tune == "lora" else case.base)
 
 
 def _compare(case: Case, stage: str) -> Iterator[Spent]:
@@ -97,9 +96,10 @@ def _compare(case: Case, stage: str) -> Iterator[Spent]:
 def _quantize(case: Case) -> Iterator[Spent]:
     settings = case.settings
     formats, merged = bytes_of_formats(settings, case.base), 4 * case.base
-    # the base, the weights to convert and to compare with, and every file
-    yield _loading(case, "quantize", 2 * case.base + 2 * merged + formats)
-    yield _disk(case, "quantize", "export", formats)
+    lora = settings.train.tune == "lora"
+    # the base, the weights to convert and to compare with, and every file; adapters are merged into the base first
+    yield _loading(case, "quantize", (4 if lora else 2) * case.base + 2 * merged + formats)
+    yield _disk(case, "quantize", "export", (merged if lora else 0) + formats)
     yield _hashing(case, "quantize", _checkpoint(case) + 2 * formats)  # twice: its own digests and DVC's
     flops = (1 + len(settings.quantize.formats)) * PROOF_PROMPTS * case.counts.velocity[False].flops
     proofs = case.cluster.seconds(flops, half=False)

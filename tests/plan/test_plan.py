@@ -201,7 +201,7 @@ def flux_plan(gpus=8, memory=80.0, **patch):
     velocity = dict.fromkeys((True, False), Forward(37.28 * TERA, int(0.2 * GB)))
     decode = dict.fromkeys((True, False), Forward(2 * TERA, int(1.33 * GB)))
     encode, score = Forward(64 * 4.85 * TERA, int(7.6 * GB)), Forward(0.35 * TERA, GB)
-    counts = Counts(call, velocity, decode, encode, score)
+    counts = Counts(call, velocity, decode, decode[True], encode, score)
     whole, encoders = 11_901_408_320, 4_762_310_656 + 123_060_480
     sizes = Sizes(
         whole,
@@ -340,13 +340,13 @@ def test_every_stage_of_flux_has_its_peak(flux):
     assert flux.stages["embed"]["text encoders"] / GB == pytest.approx(19.05 + 0.49, rel=0.001)
     assert flux.stages["check_reward"]["scorers"] / GB == pytest.approx(3.94, rel=0.01)
     evaluate = flux.stages["evaluate"]
-    assert evaluate["parameters"] / GB == pytest.approx(47.6, rel=0.01)
+    assert evaluate["parameters"] / GB == pytest.approx(23.8, rel=0.01), "matrices in bfloat16"
     assert flux.stages["quantize"]["parameters"] / GB == pytest.approx(47.6, rel=0.01)
     assert evaluate["scorers"] / GB == pytest.approx(3 * 3.94, rel=0.01)
     assert flux.stages["select"]["scorers"] / GB == pytest.approx(2 * 3.94, rel=0.01)
     of_one = evaluate["passing tensors"] / flux.settings.generate.batch_size
     assert flux.stages["train: early stop"]["passing tensors"] == pytest.approx(of_one, rel=0.05)
-    assert flux.peak == max(flux.peaks.values()) == flux.peaks["evaluate"]
+    assert flux.peak == max(flux.peaks.values()) == flux.peaks["quantize"]
     assert flux.fits
 
 

@@ -22,6 +22,7 @@ NUMBERS = {
 }  # fmt: skip
 DIFFERENT = {
     "flux1_dev_lora_80gb": NUMBERS,
+    "flux1_dev_lora_48gb": NUMBERS | {"resources.offload"},
 }
 
 
