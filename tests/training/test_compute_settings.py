@@ -158,9 +158,8 @@ def test_every_kernel_of_attention_gives_the_same_step(job, tmp_path, device, re
         assert_close(worker, reference, tolerance=BFLOAT16)
 
 
-# on a CPU the compiler needs minutes for each kind of block
 @pytest.mark.usefixtures("world_of_one")
-@pytest.mark.parametrize("device", [pytest.param("cpu", marks=pytest.mark.nightly), cuda], indirect=True)
+@pytest.mark.parametrize("device", [cuda], indirect=True)
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name in ("flux1_dev", "flux1_dev_lora")])
 def test_compiled_blocks_compute_the_same_sharded_and_with_adapters(
     job, tmp_path, device, reference, capsys, preset
