@@ -6,8 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-QUICK := not (pipeline or browser or s3 or distributed or gpu or network or nightly)
-ALL := not (distributed or gpu or network or nightly)
+QUICK := not (pipeline or browser or s3 or distributed or hosts or gpu or network or nightly)
+ALL := not (distributed or hosts or gpu or network or nightly)
 # Three workers keep two cores busy: many tests wait for servers and for processes that they have started.
 WORKERS ?= 3
 
@@ -20,7 +20,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup demo tiny-family check test coverage test-all test-nightly test-distributed gpu-smoke clean
+.PHONY: help setup demo tiny-family check test coverage test-all test-nightly test-distributed test-hosts gpu-smoke clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -65,11 +65,14 @@ test-all: $(STAMP) ## adds the slow ones: stages, servers, kills, browser, S3
 	$(PARALLEL) -m "$(ALL) and not serial" --durations=40
 	$(PYTEST) -m "$(ALL) and serial" --durations=0
 
-test-nightly: $(STAMP) ## tests that take too long or need an idle machine: test-distributed among them
-	$(PYTEST) -m "nightly or distributed" -v --durations=0
+test-nightly: $(STAMP) ## tests that take too long or need an idle machine: test-distributed and test-hosts among them
+	$(PYTEST) -m "nightly or distributed or hosts" -v --durations=0
 
 test-distributed: $(STAMP) ## training with several workers equals training with one; needs an idle machine
 	$(PYTEST) -m distributed -v --durations=0
+
+test-hosts: $(STAMP) ## training across two hosts without a common disk, in network namespaces (root)
+	$(PYTEST) -m hosts -v -s
 
 gpu-smoke: $(STAMP) ## train the tiny model on a GPU with every compute setting (not yet run on one)
 	pytest -m gpu -v
