@@ -108,7 +108,8 @@ FULL_SIZE = {
     "champion_reward": ("refuse", -0.02),
     "champion_diversity": ("refuse", 0.7),
 }
-PRESETS = {"tiny": TINY, "flux1_dev": FULL_SIZE, "flux1_dev_lora": FULL_SIZE}
+ALL = sorted(path.stem for path in (ROOT / "profiles").glob("*.yaml"))
+PRESETS = {profile: TINY if profile == "tiny" else FULL_SIZE for profile in ALL}
 TRIED = ["tiny", "flux1_dev"]
 SETTINGS = {profile: load_settings(ROOT / f"profiles/{profile}.yaml") for profile in PRESETS}
 DIRECT = [
@@ -211,10 +212,10 @@ def test_every_preset_has_exactly_these_rules_with_these_severities(profile):
     assert found == {name: severity for name, (severity, *_) in PRESETS[profile].items()}
 
 
-def test_every_preset_is_listed_and_both_full_size_presets_have_the_same_gate():
-    assert {path.stem for path in (ROOT / "profiles").glob("*.yaml")} == PRESETS.keys()
+def test_all_full_size_presets_have_the_same_gate():
     # so the tests below run each rule once
-    assert SETTINGS["flux1_dev_lora"].gate == SETTINGS["flux1_dev"].gate
+    for profile in PRESETS.keys() - {"tiny"}:
+        assert SETTINGS[profile].gate == SETTINGS["flux1_dev"].gate, profile
 
 
 @pytest.mark.parametrize("profile", TRIED)
