@@ -14,6 +14,7 @@ from srpo_core.data.subsets import evenly_spaced
 from srpo_core.errors import ConfigError, DivergenceError
 from srpo_core.fidelity.image_distance import noise_level, psnr, ssim
 from srpo_core.generation.images import ImageSet, from_8_bits, noise_batches, to_8_bits
+from srpo_core.models.precision import tf32
 from srpo_core.protocols import BaseModel
 from srpo_core.scorers.metrics import MetricContext, measure
 
@@ -127,7 +128,7 @@ class FormatImages:
         for _, condition, noise in noise_batches(
             self._image_set, base.latent_shape, batch_size=settings.batch_size, device=self._context.device
         ):
-            with torch.no_grad(), base.autocast(enabled=settings.autocast):
+            with torch.no_grad(), base.autocast(enabled=settings.autocast), tf32(enabled=settings.tf32):
                 latents = base.generate_latents(
                     condition,
                     noise,

@@ -110,6 +110,26 @@ def test_the_gain_kept_is_relative_to_the_gain_of_the_aligned_model_over_the_bas
     assert kept == pytest.approx([1.0, 0.5, 0.0, -0.5], abs=1e-5)
 
 
+@pytest.mark.parametrize(("enabled", "expected"), [(True, "tf32"), (False, "ieee")])
+def test_images_are_generated_and_decoded_in_the_precision_of_the_settings(images, enabled, expected):
+    """As in stage evaluate, whose images they are compared with."""
+    seen = []
+
+    class Watched(PlainBase):
+        def generate_latents(self, *inputs, **options):
+            seen.append(torch.backends.cuda.matmul.fp32_precision)
+            return super().generate_latents(*inputs, **options)
+
+        def decode(self, latents):
+            seen.append(torch.backends.cudnn.conv.fp32_precision)
+            return super().decode(latents)
+
+    images._generate_settings = images._generate_settings.model_copy(update={"tf32": enabled})
+    images.measure(Watched())
+    assert seen == [expected] * 4, "two batches, each generated and decoded"
+    assert torch.backends.cuda.matmul.fp32_precision != "tf32", "restored"
+
+
 def test_images_with_a_lower_reward_than_the_reference_have_a_negative_delta(images):
     deltas = [images.measure(PlainBase(reward=reward)).reward_delta for reward in (0.4, 0.2, 0.6)]
     assert deltas == pytest.approx([0.0, -0.2, 0.2], abs=1e-6)
