@@ -63,7 +63,7 @@ def trial(settings: Settings, directory: Path, seeds: int) -> tuple[dict[str, fl
         "cpu_seconds": (time.process_time() - cpu) / steps,
         "bytes_of_state": bytes_of_state(worker),
     }
-    with worker.average.applied(worker.model) if worker.average else nullcontext():
+    with worker.average.applied() if worker.average else nullcontext():
         judged = figures(settings, worker.model, evaluation_images(settings, seeds), steps)
         return judged | spent, before, weights_of(worker)
 
