@@ -48,6 +48,14 @@ def read_in_four_bits(transformer: Any, directory: Path, device: "torch.device")
     transformer.is_loaded_in_4bit = True  # tells peft which kind of adapter layer to add
 
 
+def matrices_of_blocks(transformer: Any) -> "list[Tensor]":
+    """List the matrices of the blocks' linear layers, which `read_in_four_bits` quantizes, and those of adapters."""
+    import torch
+
+    layers = (layer for block in blocks(transformer) for layer in block.modules())
+    return [layer.weight for layer in layers if isinstance(layer, torch.nn.Linear)]
+
+
 def bytes_in_four_bits(num_weights: int) -> int:
     """Return the bytes of a matrix of `num_weights` weights: the 4-bit weights, their scales, and two tables."""
     scales = -(-num_weights // SCALED_TOGETHER)

@@ -19,7 +19,8 @@ class Sizes:
 
     all, trained, block, trained_of_block, rest: parameters of the transformer with adapters, of its trained part, of its
     largest block, of the trained part of that block, and outside of the blocks. vae, reward, encoders: parameters of the
-    VAE, all rewards and all text encoders.
+    VAE, all rewards and all text encoders. matrices, in_four_bits: frozen parameters in the matrices of the blocks' linear
+    layers, and their bytes in 4 bits.
     """
 
     all: int
@@ -30,6 +31,8 @@ class Sizes:
     vae: int
     reward: int
     encoders: int
+    matrices: int
+    in_four_bits: int
 
 
 @dataclass(frozen=True)

@@ -75,10 +75,12 @@ def _counted_settings(settings: Settings, cluster: Cluster) -> str:
 
 
 def _sizes(parts: MetaParts) -> Sizes:
+    from srpo_core.models.four_bit import bytes_in_four_bits, matrices_of_blocks
     from srpo_core.models.sharding import blocks
 
     transformer = parts.model.transformer
     largest = max(blocks(transformer), key=_parameters)
+    matrices = [one.numel() for one in matrices_of_blocks(transformer) if not one.requires_grad]
     return Sizes(
         all=_parameters(transformer),
         trained=_parameters(transformer, trained=True),
@@ -88,6 +90,8 @@ def _sizes(parts: MetaParts) -> Sizes:
         vae=_parameters(parts.model.vae),
         reward=_parameters(parts.reward),
         encoders=sum(_parameters(encoder.module) for encoder in parts.encoders),
+        matrices=sum(matrices),
+        in_four_bits=sum(map(bytes_in_four_bits, matrices)),
     )
 
 

@@ -106,9 +106,8 @@ def memory_of_a_step(case: Case) -> Parts:
 def state_of_training(case: Case) -> Parts:
     """Bytes of parameters, gradients and optimizer."""
     train, sizes = case.settings.train, case.sizes
-    frozen = (sizes.all - sizes.trained) * (2 if _frozen_in_half(train) else 4)
     return {
-        "parameters": (4 * sizes.trained + frozen) / case.shards,
+        "parameters": (4 * sizes.trained + _frozen_bytes(case)) / case.shards,
         "gradients": 4 * sizes.trained / case.shards,
         "optimizer": bytes_of_moments(train) * sizes.trained / case.shards,
         "moving averages": 4.0 * sizes.trained / case.shards if train.ema else 0.0,
@@ -171,5 +170,10 @@ def _parts(case: Case, passing: float, weights: Parts) -> Parts:
     return {**weights, "passing tensors": passing, "device's own": case.context}
 
 
-def _frozen_in_half(train: TrainSettings) -> bool:
-    return train.tune == "lora" and train.lora.frozen == "bfloat16"
+def _frozen_bytes(case: Case) -> float:
+    """Bytes of the weights that are not trained."""
+    train, sizes = case.settings.train, case.sizes
+    frozen = sizes.all - sizes.trained
+    if train.tune == "lora" and train.lora.frozen == "nf4":  # all but the matrices is in bfloat16
+        return sizes.in_four_bits + 2.0 * (frozen - sizes.matrices)
+    return frozen * (2.0 if train.tune == "lora" and train.lora.frozen == "bfloat16" else 4.0)

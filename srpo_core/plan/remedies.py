@@ -44,7 +44,10 @@ def _resources(**changes: int | bool) -> Callable[[Settings], Settings]:
 
 
 def _sharded(settings: Settings) -> Settings:
-    if settings.train.optimizer.kind == "adamw_8bit":  # cannot be sharded
+    """Shard the model, unless `require_consistent` refuses that."""
+    train = settings.train
+    in_four_bits = train.tune == "lora" and train.lora.frozen == "nf4"
+    if in_four_bits or train.optimizer.kind == "adamw_8bit" or train.rollout.source == "hybrid":
         return settings
     return _resources(shard=True)(settings)
 

@@ -12,8 +12,10 @@ from srpo_core.errors import ConfigError
 from srpo_core.plan import GB, TERA, Case, Cluster, Counts, Plan, Sizes, make_plan, remedies
 from srpo_core.plan.counting import Counted, Forward, Phase
 from srpo_core.plan.memory import gathered_bytes
+from srpo_core.plan.remedies import REMEDIES
 from srpo_core.plan.table import alternatives, per_pair
 from srpo_core.plan.traffic import traffic_across_copies
+from srpo_core.preflight.consistency import require_consistent
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -212,6 +214,8 @@ def flux_plan(gpus=8, memory=80.0, **patch):
         vae=84_000_000,
         reward=986_109_441,
         encoders=encoders,
+        matrices=0,
+        in_four_bits=0,
     )
     train = patch.pop("train", {})
     train = {**train, "compute": {"gather_rollout": False, **train.get("compute", {})}}
@@ -421,6 +425,21 @@ def test_each_method_is_planned_with_its_own_cost():
         assert other.flops["rollout"] == pytest.approx(steps / 16 * one.flops["rollout"], rel=1e-6)
         assert other.flops["decoder"] == pytest.approx(0.5 * one.flops["decoder"], rel=1e-6)
         assert "train.pairs_per_rollout=4" not in alternatives(other) or method == "direct_align"
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {},
+        {"tune": "lora", "lora": {"frozen": "nf4"}, "compute": {"autocast": True}},
+        {"optimizer": {"kind": "adamw_8bit"}},
+        {"rollout": {"source": "hybrid"}},
+    ],
+)
+def test_a_change_that_saves_memory_leads_to_settings_that_a_run_accepts(train):
+    given = settings("tiny", train=train)
+    for change in REMEDIES.values():
+        require_consistent(parse_settings(change(given).model_dump(), "changed"))
 
 
 def test_an_unknown_method_is_refused():

@@ -2,19 +2,23 @@
 
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 
 import pytest
 import torch
 
+from srpo_core.config import load_settings
 from srpo_core.models import load_trainable
 from srpo_core.models.four_bit import bytes_in_four_bits
 from srpo_core.models.sharding import blocks
+from srpo_core.plan import GB, TERA, Cluster, make_plan
 from srpo_core.runtime.shared_files import Location
 from srpo_core.training.checkpoint import newest_checkpoint
 from srpo_core.training.worker import Worker
 from srpo_core.weights.shards import read_whole
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -58,6 +62,23 @@ def test_training_on_a_base_in_4_bits_is_close_to_bfloat16_and_resumes_with_the_
     )
 
 
+def bytes_of(parameter):
+    """Return the bytes of a parameter, with the scales and tables of one in 4 bits."""
+    parts = [parameter]
+    if parameter.dtype == torch.uint8:
+        state = parameter.quant_state
+        parts += [state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code]
+    return sum(one.numel() * one.element_size() for one in parts)
+
+
+def test_the_plan_has_the_memory_of_a_base_in_4_bits(adapters):
+    job = adapters("nf4")
+    settings = load_settings(ROOT / "profiles/tiny.yaml").model_copy(update={"train": job.train})
+    plan = make_plan(settings, Cluster(1, GB, None, 0.4, TERA, GB))
+    loaded = load_trainable(job.model, job.train, seed=0, device=CPU).transformer
+    assert plan.memory["parameters"] == sum(map(bytes_of, loaded.parameters()))
+
+
 def test_the_matrices_of_the_blocks_are_in_4_bits_and_all_else_in_bfloat16(adapters, job):
     from bitsandbytes.functional import dequantize_4bit
 
@@ -70,11 +91,7 @@ def test_the_matrices_of_the_blocks_are_in_4_bits_and_all_else_in_bfloat16(adapt
         if parameter.dtype == torch.uint8:
             state = parameter.quant_state
             assert (state.quant_type, state.blocksize, state.nested) == ("nf4", 64, True)
-            parts = [parameter, state.absmax, state.code, state.offset]
-            parts += [state.state2.absmax, state.state2.code]
-            assert sum(one.numel() * one.element_size() for one in parts) == bytes_in_four_bits(
-                exact[name].numel()
-            )
+            assert bytes_of(parameter) == bytes_in_four_bits(exact[name].numel())
             weights = dequantize_4bit(parameter.data, state)
             assert weights.shape == exact[name].shape
             assert 0.02 < (weights - exact[name]).norm() / exact[name].norm() < 0.15
