@@ -151,7 +151,7 @@ class Worker:
         )
 
     def _save(self, step: int, writer: CheckpointWriter) -> None:
-        with self._released_weights():
+        with self._released_weights(), tf32(enabled=self.job.train.compute.tf32):
             images = generate_samples(
                 self.model, self.job, self.prompts, self.device, rank=self.rank, world=self.world
             )

@@ -1,6 +1,9 @@
+import json
 import logging
 
-from srpo_core.config import ControlWords
+import pytest
+
+from srpo_core.config import ControlWords, patched
 from srpo_core.stages import train
 
 
@@ -17,3 +20,22 @@ def test_control_words_in_training_prompts_are_counted_and_missing_ones_warned_a
         "none of the 5 training prompts contains the control words Ink: the base and the reward must know them from "
         "elsewhere; a rare word steers better together with a frequent one"
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"optimizer": {"learning_rate": 1e-3}, "steps": 7}, True),
+        ({"compute": {"tf32": True}}, False),
+        ({"compute": {"attention": "_native_math"}}, False),
+        ({"micro_batch_size": 2}, False),
+    ],
+)
+def test_the_figures_of_the_base_are_kept_for_runs_that_generate_alike(job, monkeypatch, changes, same):
+    monkeypatch.setattr(train, "key_of", lambda _stage, settings, **_: json.dumps(settings))
+
+    def key(settings):
+        return train._key(job.seed, job.model, list(job.rewards), job.select_judge, settings)
+
+    other = patched(job.train.model_dump(mode="json"), changes)
+    assert (key(type(job.train).model_validate(other)) == key(job.train)) == same

@@ -95,17 +95,19 @@ def test_a_step_changes_every_tensor_of_the_transformer(job):
 
 
 @pytest.mark.parametrize(("enabled", "expected"), [(True, "tf32"), (False, "ieee")])
-def test_a_step_computes_in_the_precision_of_the_settings(job, enabled, expected):
+def test_steps_and_sample_images_are_computed_in_the_precision_of_the_settings(job, enabled, expected):
     compute = job.train.compute.model_copy(update={"tf32": enabled})
-    trained, seen = worker(with_train(job, compute=compute)), set()
+    trained, seen = worker(with_train(shorter(job, 1), compute=compute)), set()
     trained.model.transformer.proj_out.register_full_backward_hook(
         lambda *_: seen.add(("backward", torch.backends.cuda.matmul.fp32_precision))
     )
     trained.model.vae.decoder.register_forward_hook(
-        lambda *_: seen.add(("decode", torch.backends.cudnn.conv.fp32_precision))
+        lambda *_: seen.add(
+            ("decode" if torch.is_grad_enabled() else "sample", torch.backends.cudnn.conv.fp32_precision)
+        )
     )
-    trained.step(1)
-    assert seen == {("backward", expected), ("decode", expected)}
+    trained.run()
+    assert seen == {("backward", expected), ("decode", expected), ("sample", expected)}
     assert torch.backends.cuda.matmul.fp32_precision != "tf32", "restored"
 
 
