@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 from srpo_core.algorithm import method_of
-from srpo_core.config import Settings
+from srpo_core.config import Settings, rewards_by_name
 from srpo_core.errors import ConfigError, pick
 from srpo_core.gates.bootstrap import Sample, per_rule_confidence, why_no_interval
 from srpo_core.gates.comparisons import require_valid_rules
@@ -59,6 +59,12 @@ def _require_known(settings: Settings) -> None:
     pick(BASES, settings.model.base, "base model")
     method_of(settings.train)
     require_free_names(settings.evaluate.scorers)
+    taken = {*rewards_by_name(settings.rewards), "judge", "select_judge"}
+    for name in settings.evaluate.scorers:
+        if name in taken:
+            raise ConfigError(
+                f"evaluate.scorers: {name!r} is the name of another scorer of the run: rename it"
+            )
     rewards = {f"rewards[{index}]": one for index, one in enumerate(settings.rewards)}
     scorers = rewards | {"judge": settings.judge, "select_judge": settings.select_judge}
     further = {f"evaluate.scorers.{name}": one for name, one in settings.evaluate.scorers.items()}

@@ -118,6 +118,10 @@ def test_every_shipped_preset_is_consistent(preset):
             r"^evaluate\.scorers: 'reward' or 'reward_sgp' is the name of a metric",
         ),
         (
+            {"evaluate": {"scorers": {"judge": {"scorer": "open_clip", "path": "elsewhere"}}}},
+            r"^evaluate\.scorers: 'judge' is the name of another scorer of the run",
+        ),
+        (
             {"select_judge": {"scorer": "pick_score"}},
             r"^select\.maximize, select_judge: metric 'judge_wanted' needs a judge that classifies styles and subjects, but "
             r"'pick_score' scores images against texts: measure judge_score, judge_sgp instead, or set another judge$",
