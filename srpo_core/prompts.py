@@ -1,4 +1,4 @@
-"""Prompts as texts: when two are the same, in which order they are judged, and the texts of a split of this run."""
+"""Prompts as texts: when two are the same, their order, the texts of a split of this run, and that splits are disjoint."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from srpo_core.artifacts import EMBEDDINGS
-from srpo_core.errors import ArtifactError
+from srpo_core.errors import ArtifactError, DataError
 
 TEXTS: Final = "texts"  # key of the metadata of runs/embed/<split>.safetensors
 
@@ -54,6 +54,36 @@ def read_texts(split: str, root: Path = Path()) -> list[str]:
 def read_styles(split: str, root: Path = Path()) -> list[str]:
     """Read the style of each prompt that `read_texts` returns. Raises as it does."""
     return _read(split, root)["styles"]
+
+
+def require_unseen(prompts: Sequence[str]) -> None:
+    """Require test prompts by which a model was neither trained nor selected, and disjoint splits for these two.
+
+    Raises:
+        DataError: two splits share a prompt, in any spelling.
+        ArtifactError: see `read_texts`.
+    """
+    trained, chose = (read_texts(split) for split in ("train", "validation"))
+    if both := _in_both(trained, chose):
+        raise DataError(
+            f"{len(both)} training prompts are also in {EMBEDDINGS}/validation.safetensors, for "
+            f"instance {both[0]!r}: what a model was trained on cannot choose it; run 'dvc repro ingest embed'"
+        )
+    for split, texts, did in (
+        ("train", trained, "was trained on"),
+        ("validation", chose, "chose the checkpoint"),
+    ):
+        if both := _in_both(prompts, texts):
+            raise DataError(
+                f"{len(both)} test prompts are also in {EMBEDDINGS}/{split}.safetensors, for "
+                f"instance {both[0]!r}, which {did}: remove them from one of the lists in ingest.source"
+            )
+
+
+def _in_both(prompts: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Return the prompts that are among the others in any spelling, sorted."""
+    known = set(map(normal_form, others))
+    return sorted(prompt for prompt in prompts if normal_form(prompt) in known)
 
 
 def _read(split: str, root: Path) -> dict[str, list[str]]:

@@ -24,7 +24,7 @@ from srpo_core.config import (
     rewards_by_name,
 )
 from srpo_core.data.tables import read_examples, read_images, read_pairs, to_tensor
-from srpo_core.errors import ArtifactError, DataError
+from srpo_core.errors import ArtifactError
 from srpo_core.gates.pairs import pair_up
 from srpo_core.gates.spending import Stage, stage_sizes
 from srpo_core.gates.staged import outcome
@@ -34,7 +34,7 @@ from srpo_core.generation.job import GenerationJob
 from srpo_core.generation.together import figures_together
 from srpo_core.models import LoadedBase
 from srpo_core.models.embeddings import read_embeddings
-from srpo_core.prompts import balanced_order, normal_form, read_texts
+from srpo_core.prompts import balanced_order, require_unseen
 from srpo_core.release.champion import champion_transformer
 from srpo_core.runtime.ray_cluster import local_device
 from srpo_core.scorers.canaries import NUM_EXAMPLES, Example, require_known_answers
@@ -51,7 +51,7 @@ Ends = Callable[[Any, Stage], bool]
 log = logging.getLogger(__name__)
 
 
-def run(  # noqa: PLR0913  # the parts of the settings that DVC trackes
+def run(  # noqa: PLR0913  # the parts of the settings that DVC tracks
     *,
     seed: int,
     model: ModelSettings,
@@ -140,7 +140,7 @@ def evaluate_models(  # noqa: PLR0913  # the settings of `run`
     """
     torch.set_num_threads(resources.threads_per_worker)
     prompts, styles, condition = read_embeddings("test")
-    _require_unseen(prompts)
+    require_unseen(prompts)
     image_set = ImageSet("evaluate", prompts, styles, condition, evaluate.seeds_per_prompt, seed)
     metrics = metric_names(evaluate.metrics, list(evaluate.scorers))
     check_metrics(metrics, context, prompts, evaluate.seeds_per_prompt, beside_base=True)
@@ -198,31 +198,6 @@ def _selected() -> tuple[dict[str, Any], int, Path]:
         raise ArtifactError(
             f"{artifacts.SELECTION} is damaged ({error!r}): run 'dvc repro --force select'"
         ) from None
-
-
-def _require_unseen(prompts: Sequence[str]) -> None:
-    """Require disjoint splits: a model must not be evaluated on prompts that it was trained on or selected by."""
-    trained, chose = (read_texts(split) for split in ("train", "validation"))
-    if both := _in_both(trained, chose):
-        raise DataError(
-            f"{len(both)} training prompts are also in {artifacts.EMBEDDINGS}/validation.safetensors, for "
-            f"instance {both[0]!r}: what a model was trained on cannot choose it; run 'dvc repro ingest embed'"
-        )
-    for split, texts, did in (
-        ("train", trained, "was trained on"),
-        ("validation", chose, "chose the checkpoint"),
-    ):
-        if both := _in_both(prompts, texts):
-            raise DataError(
-                f"{len(both)} test prompts are also in {artifacts.EMBEDDINGS}/{split}.safetensors, for "
-                f"instance {both[0]!r}, which {did}: remove them from one of the lists in ingest.source"
-            )
-
-
-def _in_both(prompts: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Return the prompts that are among the others in any spelling, sorted."""
-    known = set(map(normal_form, others))
-    return sorted(prompt for prompt in prompts if normal_form(prompt) in known)
 
 
 def _images_of_pairs(split: str, count: int) -> Iterator["Tensor"]:
@@ -292,12 +267,17 @@ def _summary(
 def _hps_benchmark(
     figures: Mapping[str, Mapping[str, "Tensor"]], image_set: ImageSet, context: MetricContext
 ) -> dict[str, Any]:
-    """Compute HPSv2's benchmark table of each model, from the first image of each prompt, if HPSv2 is used."""
-    scorers = {**rewards_by_name(context.reward_settings), **context.scorer_settings}
-    seeds = image_set.seeds_per_prompt
+    """Compute HPSv2's benchmark table of each model, from the first image of each prompt, if HPSv2 is used.
+
+    The metric `reward` of a single reward is its score times its weight; the table is of the score.
+    """
+    rewards, seeds = rewards_by_name(context.reward_settings), image_set.seeds_per_prompt
+    scorers = {**rewards, **context.scorer_settings}
+    weights = {name: one.weight for name, one in rewards.items()}
     return {
         metric: {
-            name: benchmark(own[metric][::seeds].tolist(), image_set.styles) for name, own in figures.items()
+            name: benchmark((own[metric][::seeds] / weights.get(metric, 1.0)).tolist(), image_set.styles)
+            for name, own in figures.items()
         }
         for metric, settings in scorers.items()
         if settings.scorer == HPS and all(metric in own for own in figures.values())

@@ -10,10 +10,20 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from srpo_core import artifacts
-from srpo_core.config import EvaluateSettings, GateRule, GateSettings, ScorerSettings, load_settings
+from srpo_core.config import (
+    ControlWords,
+    EvaluateSettings,
+    GateRule,
+    GateSettings,
+    RewardSettings,
+    ScorerSettings,
+    load_settings,
+)
 from srpo_core.errors import ArtifactError, ConfigError, DataError, GateError, StoreError
 from srpo_core.generation import batches
+from srpo_core.generation.images import ImageSet
 from srpo_core.prompts import balanced_order
+from srpo_core.protocols import Condition
 from srpo_core.scorers import canaries
 from srpo_core.scorers.metrics import METRICS, MetricContext, measure
 from srpo_core.stages import evaluate as stage
@@ -238,6 +248,15 @@ def test_a_further_scorer_adds_two_metrics_and_hps_adds_a_table_by_style(tiny_ru
     assert table.keys() == {"base", "aligned"}
     animals = [figures()["base", prompt, 0]["hps"] for prompt in ("penguin", "tiger face")]
     assert table["base"]["animals"] == {"mean": pytest.approx(100 * np.mean(animals)), "std": 0.0}
+
+
+def test_the_hps_table_is_of_the_score_whatever_its_weight_in_training():
+    reward = RewardSettings(scorer="hps_v2", path="nowhere", weight=2)
+    context = MetricContext([reward], HPS, ControlWords.of(["Ink"], ["3D"]))
+    images = ImageSet("evaluate", ["owl", "rose"], ["animals"] * 2, Condition({}), 2, 0)
+    figures = {"base": {"reward": torch.tensor([0.5, 9.0, 0.7, 9.0])}}
+    table = stage._hps_benchmark(figures, images, context)
+    assert table["reward"]["base"]["Average"]["mean"] == pytest.approx(30)
 
 
 def test_a_training_or_validation_prompt_is_refused_as_a_test_prompt(tiny_run, tiny_parts, tiny_condition):
