@@ -33,8 +33,7 @@ class Comparison:
     what the report calls the neutral figure; allows_tie: whether the setting `tie` applies; range: the
     least and the greatest possible figure; direct: for a comparison without resampling, from the images' figures (P,),
     the index of each image's prompt (P,) and the confidence to the figure and the ends of its interval; counts: for a
-    share, what it is a share of; is_ratio: whether
-    the figure is a ratio, whose spread is in proportion to its size.
+    share, what it is a share of; is_ratio: whether the figure is a ratio, whose spread is in proportion to its size.
     """
 
     columns: Callable[[GateRule], list[Column]]

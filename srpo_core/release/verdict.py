@@ -34,7 +34,8 @@ def require_recomputed(root: Path, settings: Settings) -> None:
 
     Raises:
         GateError: the gate refused the model, or decision.json or selection.json does not follow from the figures.
-        ArtifactError: the summary has other means than the figures, or select's scores lack an image. Or proof.json does not follow from its figures and the limits, or is of other files.
+        ArtifactError: the summary has other means than the figures, select's scores lack an image, or proof.json does not
+            follow from its figures and the limits or is of other files.
     """
     decision = artifacts.read_json(require_existing(root, DECISION))
     require_passed(decision)

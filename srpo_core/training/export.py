@@ -56,7 +56,7 @@ def ended(steps: int, planned: int) -> str:
 
 
 def export_weights(step: int, job: TrainJob) -> Checkpoint:
-    """Verify a checkpoint's weights and write them as a diffusers directory; adapters both merged and in a separate file.
+    """Verify a checkpoint's weights and write them as a diffusers directory, or a directory of adapters.
 
     With `train.ema` these are the averages. The optimizer's state is not read: only training needs it.
 

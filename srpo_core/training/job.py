@@ -25,8 +25,8 @@ class TrainJob:
 
     inputs: root of the relative paths in the settings and of the stages' outputs; digests: SHA-256 of the files
     that a worker on another machine has to download from there; state: location of checkpoints, samples and
-    progress; base_images: file of early stop's figures of the base, which later runs read; resume: number of steps of the checkpoint to resume from, 0 for none; attempt: unique name of this
-    start of the workers.
+    progress; base_images: file of early stop's figures of the base, which later runs read; resume: number of steps of
+    the checkpoint to resume from, 0 for none; attempt: unique name of this start of the workers.
     """
 
     inputs: Location
