@@ -2,15 +2,16 @@
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from srpo_core.artifacts import require
 from srpo_core.errors import ArtifactError
 from srpo_core.report.charts import Series
 
 TRAIN_PLOTS = Path("plots/metrics/train")
+DROPPED: Final = "dropped early, with fewer prompts"
 
 
 def training_panels(log: Path) -> dict[str, list[Series]]:
@@ -36,15 +37,28 @@ def training_panels(log: Path) -> dict[str, list[Series]]:
     return panels
 
 
-def checkpoint_panels(curve: Sequence[Mapping[str, Any]], order: Sequence[str]) -> dict[str, list[Series]]:
-    """Collect each metric over the checkpoints of select's curve; metrics in `order` come first."""
+def checkpoint_panels(
+    curve: Sequence[Mapping[str, Any]], order: Sequence[str], dropped: Collection[int] = ()
+) -> dict[str, list[Series]]:
+    """Collect each metric over the checkpoints of select's curve; metrics in `order` come first.
+
+    dropped: the steps of checkpoints with images of fewer prompts than the others, which are a line of their own.
+    """
     names = dict.fromkeys(name for row in curve for name in row if name != "step")
     ordered = [name for name in order if name in names] + [name for name in names if name not in order]
     panels = {}
     for name in ordered:
-        points = [(float(row["step"]), float(row[name])) for row in curve if _is_number(row.get(name))]
-        if points:
-            panels[name] = [Series(name, sorted(points))]
+        rows = [row for row in curve if _is_number(row.get(name))]
+        lines = [
+            Series(what, sorted((float(row["step"]), float(row[name])) for row in own))
+            for what, own in (
+                (name, [row for row in rows if row["step"] not in dropped]),
+                (DROPPED, [row for row in rows if row["step"] in dropped]),
+            )
+            if own
+        ]
+        if lines:
+            panels[name] = lines
     return panels
 
 

@@ -185,7 +185,8 @@ def _mean(figures: Floats) -> float | None:
 def _checkpoint_charts(evidence: Evidence) -> list[dict[str, Any]]:
     selection = evidence.selection
     mark = Mark(float(selection["step"]), f"step {selection['step']}:")
-    panels = checkpoint_panels(selection["curve"], evidence.pairs.metrics)
+    dropped = [step for one in selection["rounds"] for step in one["dropped"]]
+    panels = checkpoint_panels(selection["curve"], evidence.pairs.metrics, dropped)
     notes = evidence.metric_notes
     return [
         _panel(name, lines, notes.get(name, ""), x_label="checkpoint after step", mark=mark)

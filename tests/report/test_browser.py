@@ -119,6 +119,7 @@ def page(tmp_path_factory):
         "checkpoint": "x",
         "maximize": "quality",
         "curve": [{"step": 0, "quality": 0.5}, {"step": 1, "quality": 0.6}],
+        "rounds": [],
     }
     evidence = Evidence(
         control_words=ControlWords.of(wanted=["Ink"], unwanted=["3D"]),

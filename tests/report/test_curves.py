@@ -59,3 +59,10 @@ def test_checkpoint_panels_follow_the_metric_order_of_the_evaluation():
     assert list(panels) == ["judge", "reward", "extra"]
     assert panels["judge"][0].points == [(5.0, 0.5), (10.0, 0.6)]
     assert panels["reward"][0].points == [(10.0, 0.7)]
+
+
+def test_a_checkpoint_that_was_dropped_early_is_a_line_of_its_own_because_its_mean_is_of_fewer_prompts():
+    curve = [{"step": step, "reward": step / 10} for step in (0, 5, 10)]
+    lines = checkpoint_panels(curve, [], dropped=[5])["reward"]
+    assert [line.name for line in lines] == ["reward", "dropped early, with fewer prompts"]
+    assert [line.points for line in lines] == [[(0.0, 0.0), (10.0, 1.0)], [(5.0, 0.5)]]

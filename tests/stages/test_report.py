@@ -124,6 +124,7 @@ def write_runs(wanted_after, admissible):
         "step": 20,
         "checkpoint": "runs/train/checkpoints/step-000020",
         "curve": curve,
+        "rounds": [{"num_prompts": 40, "compared": [5, 10, 15, 20, 25, 30], "dropped": []}],
         "admissible": admissible,
         "reason": "step 20 has the greatest judge_wanted of the checkpoints that keep judge_top5",
     }
