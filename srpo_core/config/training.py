@@ -273,6 +273,15 @@ class TrainSettings(Part):
         return self
 
     @model_validator(mode="after")
+    def _averages(self) -> Self:
+        if self.ema is not None and self.ema.start + 2 > self.steps:
+            raise ValueError(
+                f"ema.start {self.ema.start} must be at most steps - 2, which is {self.steps - 2}: until step start + 1 the "
+                "average is the weights themselves. Set ema to null to release those"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _computable(self) -> Self:
         if self.buckets is not None and self.rollout.source != "online":
             raise ValueError(

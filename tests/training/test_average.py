@@ -1,11 +1,13 @@
 """The moving average of the weights."""
 
 from itertools import count
+from pathlib import Path
 
 import pytest
 import torch
 
-from srpo_core.config import EmaSettings
+from srpo_core.config import EmaSettings, parse_settings, patched, read_values
+from srpo_core.errors import ConfigError
 from srpo_core.runtime.shared_files import Location
 from srpo_core.training.average import WeightAverage
 from srpo_core.training.checkpoint import newest_checkpoint, restore
@@ -52,6 +54,17 @@ def test_the_averages_are_the_weights_within_the_context_alone_even_after_an_err
         raise OSError("disk full")
     assert module.weight.tolist() == [[4.0, 4.0]]
     assert torch.equal(average.tensors()["weight"], averaged)
+
+
+def test_an_average_that_would_be_the_weights_in_every_step_is_refused():
+    """The first step whose average differs from the weights is start + 2."""
+    values = read_values(Path(__file__).parents[2] / "profiles/tiny.yaml")
+    steps = values["train"]["steps"]
+    averaged = {"train": {"ema": {"decay": 0.9, "start": steps - 2}}}
+    assert parse_settings(patched(values, averaged), "here").train.ema.start == steps - 2
+    averaged["train"]["ema"]["start"] = steps - 1
+    with pytest.raises(ConfigError, match=rf"^here: train: ema\.start {steps - 1} must be at most steps - 2"):
+        parse_settings(patched(values, averaged), "here")
 
 
 @pytest.mark.parametrize("background", [False, True])
