@@ -8,13 +8,12 @@ from srpo_core.config import GateRule, GateSettings
 from srpo_core.errors import ArtifactError, GateError
 from srpo_core.gates.comparisons import COMPARISONS
 from srpo_core.gates.completeness import unmeasured
+from srpo_core.gates.equality import chance_of_refusing_an_equal, equality_satisfies
 from srpo_core.gates.expectations import rules_that_hold
 from srpo_core.gates.pairs import Pairs
 from srpo_core.gates.rules import (
     BY_PROOF_OF_BREACH,
     Measurement,
-    chance_of_refusing_an_equal,
-    equality_satisfies,
     measure_rules,
     objective_rule,
     whole_stage,

@@ -11,11 +11,11 @@ from srpo_core.config import GateRule, load_settings
 from srpo_core.errors import ConfigError
 from srpo_core.gates import decide
 from srpo_core.gates.comparisons import COMPARISONS, Comparison, require_valid_rules
+from srpo_core.gates.equality import chance_of_refusing_an_equal
 from srpo_core.gates.expectations import SEVERITIES, rules_that_hold
 from srpo_core.gates.pairs import pair_up
 from srpo_core.gates.rules import (
     Measurement,
-    chance_of_refusing_an_equal,
     limits,
     measure_rules,
 )
