@@ -8,7 +8,6 @@ the run through SRPO_SHARED.
 
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -16,17 +15,16 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from torch import Tensor
 
 from srpo_core.artifacts import home
 from srpo_core.config import ResourceSettings
 from srpo_core.errors import SrpoError
-from srpo_core.generation.images import GeneratedImages, ImageSet, generate_set, measure_set
+from srpo_core.generation.generated import PIXELS, GeneratedBatches, file_name
+from srpo_core.generation.images import generate_set, measure_set
 from srpo_core.generation.job import GenerationJob, fingerprint, weights_of
 from srpo_core.generation.kept_images import GIGABYTE, KeptImages, source_of
 from srpo_core.models import LoadedBase, files_to_load
 from srpo_core.runtime import file_lock
-from srpo_core.runtime.file_lock import FileLock
 from srpo_core.runtime.progress import with_progress
 from srpo_core.runtime.ray_cluster import local_device, ray_for, require_cluster
 from srpo_core.runtime.shared_files import (
@@ -38,62 +36,10 @@ from srpo_core.runtime.shared_files import (
     share,
     storage,
 )
-from srpo_core.scorers.metrics import finish
 
-PIXELS: Final = "pixels"
 TRANSFORMER: Final = "transformer_to_generate_with"  # its name where tasks of other machines find it
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class GeneratedBatches:
-    """The images of a job on disk. `lock` keeps other runs from removing them until `close` or `discard`."""
-
-    job: GenerationJob
-    directory: Path
-    lock: FileLock
-
-    def __iter__(self) -> Iterator[tuple[ImageSet, GeneratedImages]]:
-        """Iterate over the batches and their images, in the set's order, one at a time in memory."""
-        from safetensors.torch import load_file
-
-        for number in range(self.job.num_batches):
-            tensors = load_file(self.directory / _file_name(number))
-            yield self.job.batch(number), GeneratedImages(tensors.pop(PIXELS), tensors)
-
-    def figures(self, base: "GeneratedBatches | None" = None) -> dict[str, Tensor]:
-        """Return by metric one figure for each image of the set, (P,).
-
-        base: the base's images of the same set, which some metrics compare with.
-        """
-        prompts = torch.tensor([index for index, _ in self.job.image_set.places()])
-        found: dict[str, Tensor] = {}
-        for name in self.job.metrics:  # one at a time, because some need much memory
-            theirs = None if base is None else base.measured(name)
-            found[name] = finish(name, self.measured(name), self.job.context, base=theirs, prompts=prompts)
-        return found
-
-    def measured(self, metric: str) -> Tensor:
-        """Return what `measure` found by one metric for all images, (P,) or (P, ...)."""
-        from safetensors import safe_open
-
-        parts = []
-        for number in range(self.job.num_batches):
-            with safe_open(self.directory / _file_name(number), framework="pt") as file:
-                parts.append(file.get_tensor(metric))
-        return torch.cat(parts)
-
-    def close(self) -> None:
-        """Release the files. They stay for the same command, or for another run that reads them."""
-        self.lock.release()
-
-    def discard(self) -> None:
-        """Release the files once the outputs are written; the last run that reads them removes them."""
-        with self.lock:
-            if self.lock.try_upgrade():
-                shutil.rmtree(self.directory)
-                self.lock.remove_file()
 
 
 def generate_batches(
@@ -183,7 +129,7 @@ def _generate_some(
             PIXELS: generated.pixels,
             **{name: values.contiguous() for name, values in generated.measured.items()},
         }
-        (place / _file_name(number)).write(save(tensors))
+        (place / file_name(number)).write(save(tensors))
     if reused:
         log.info("%s: the images of %d of %d batches are from an earlier run", job.name, reused, len(numbers))
 
@@ -239,8 +185,8 @@ def _exchange(job: GenerationJob, directory: Path) -> Iterator[tuple[GenerationJ
 
 def _collect(job: GenerationJob, results: Location, directory: Path) -> None:
     for number in _missing(job, directory):
-        if (batch := results / _file_name(number)).exists():
-            batch.download(directory / _file_name(number))
+        if (batch := results / file_name(number)).exists():
+            batch.download(directory / file_name(number))
 
 
 def _generate_on_ray(job: GenerationJob, directory: Path, resources: ResourceSettings) -> None:
@@ -306,8 +252,4 @@ def _generate_in_task(
 
 
 def _missing(job: GenerationJob, directory: Path) -> list[int]:
-    return [number for number in range(job.num_batches) if not (directory / _file_name(number)).exists()]
-
-
-def _file_name(number: int) -> str:
-    return f"{number:05d}.safetensors"
+    return [number for number in range(job.num_batches) if not (directory / file_name(number)).exists()]

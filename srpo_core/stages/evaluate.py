@@ -28,10 +28,10 @@ from srpo_core.errors import ArtifactError
 from srpo_core.gates.pairs import pair_up
 from srpo_core.gates.spending import Stage, stage_sizes
 from srpo_core.gates.staged import outcome
-from srpo_core.generation.batches import GeneratedBatches, generate_batches
+from srpo_core.generation.batches import generate_batches
+from srpo_core.generation.generated import GeneratedBatches, figures_together
 from srpo_core.generation.images import ImageSet, to_png
 from srpo_core.generation.job import GenerationJob
-from srpo_core.generation.together import figures_together
 from srpo_core.models import LoadedBase
 from srpo_core.models.embeddings import read_embeddings
 from srpo_core.prompts import balanced_order, require_unseen

@@ -17,7 +17,8 @@ from srpo_core.config import (
     ScorerSettings,
     SelectSettings,
 )
-from srpo_core.generation.batches import GeneratedBatches, generate_batches
+from srpo_core.generation.batches import generate_batches
+from srpo_core.generation.generated import GeneratedBatches
 from srpo_core.generation.images import ImageSet
 from srpo_core.generation.job import GenerationJob
 from srpo_core.models import LoadedBase
