@@ -152,10 +152,11 @@ class EmaSettings(Part):
     """The exponential moving average of the trained weights, which is sampled, selected and released."""
 
     decay: Annotated[float, Field(ge=0, lt=1)] = Field(
-        description="share of the average that a step keeps, at most: step n keeps (1 + n) / (10 + n) if that is less"
+        description="share of the average that a step keeps, at most: step start + 1 + n keeps (1 + n) / (10 + n) if "
+        "that is less"
     )
     start: Annotated[int, Field(ge=0)] = Field(
-        description="number of first steps in which the average is the weights themselves; n counts from there"
+        description="the average equals the weights up to step start + 1"
     )
 
 
