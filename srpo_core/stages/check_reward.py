@@ -195,6 +195,6 @@ def _scores(scorer: RewardModel, image: Tensor, texts: Sequence[str]) -> dict[st
 def _digests(rewards: Sequence[RewardSettings]) -> dict[str, str]:
     """Return the SHA-256 of the rewards' files, by path: dvc.yaml names only the directory of the first reward.
 
-    Training depends on the file that this is written to, so it runs again if they change.
+    Training depends on the file that this is written to, and refuses other files of these rewards.
     """
     return {str(file): artifacts.sha256(file) for one in rewards for file in files_below(Path(one.path))}

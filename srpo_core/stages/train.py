@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,11 @@ from srpo_core.config import (
     ScorerSettings,
     TrainSettings,
 )
+from srpo_core.errors import ArtifactError
 from srpo_core.models import files_to_load
 from srpo_core.prompts import read_texts
+from srpo_core.runtime.digests import known_digest
+from srpo_core.runtime.dvc_yaml import files_below
 from srpo_core.runtime.live_loggers import live_loggers
 from srpo_core.runtime.processes import OWNER, end_leftovers, owner_mark
 from srpo_core.runtime.resume import key_of, register_external, resumable
@@ -43,10 +46,12 @@ def run(
     """Train and write runs/train/{checkpoints,samples,log,outcome.json}; a killed run resumes from its last checkpoint.
 
     Raises:
+        ArtifactError: an input is missing or damaged, or a further reward is not the one that check_reward checked.
         ConfigError: this machine has too few GPUs, or a path is absolute although workers run on other machines.
         DivergenceError: a loss or gradient was not finite.
     """
     word_counts = count_control_words(control_words)
+    require_checked(rewards)
     with resumable("train") as directory:
         end_leftovers()  # processes of a killed run must not train beside this one
         os.environ[OWNER] = owner_mark()  # inherited by all processes that this one starts
@@ -103,6 +108,23 @@ def _key(
         "metrics": rule and sorted({limit.metric for limit in rule.limits.values()}),
     }
     return key_of("train", settings, without={EMBEDDINGS / "train.safetensors", AGREEMENT})
+
+
+def require_checked(rewards: Sequence[RewardSettings]) -> None:
+    """Require that the further rewards are those that check_reward has checked: dvc.yaml names only the first one's files.
+
+    Raises:
+        ArtifactError: a file was added, removed or changed since then.
+    """
+    if len(rewards) == 1:
+        return
+    checked = read_json(AGREEMENT)["weights"]
+    found = {str(file): known_digest(file) for one in rewards[1:] for file in files_below(Path(one.path))}
+    if other := sorted(name for name in {*checked, *found} if checked.get(name) != found.get(name)):
+        raise ArtifactError(
+            f"{other[0]} of a reward is not as it was when check_reward ran: run 'dvc repro --force -s check_reward', then "
+            "'dvc repro'"
+        )
 
 
 def count_control_words(words: ControlWords) -> Mapping[str, Any]:

@@ -1,9 +1,12 @@
+import hashlib
 import json
 import logging
 
 import pytest
 
-from srpo_core.config import ControlWords, patched
+from srpo_core.artifacts import AGREEMENT, write_json
+from srpo_core.config import ControlWords, RewardSettings, patched
+from srpo_core.errors import ArtifactError
 from srpo_core.stages import train
 
 
@@ -20,6 +23,26 @@ def test_control_words_in_training_prompts_are_counted_and_missing_ones_warned_a
         "none of the 5 training prompts contains the control words Ink: the base and the reward must know them from "
         "elsewhere; a rare word steers better together with a frequent one"
     ]
+
+
+def test_a_further_reward_that_changed_since_it_was_checked_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_bytes(b"1")
+    digest = hashlib.sha256(b"1").hexdigest()
+    write_json(AGREEMENT, {"agreement": 0.9, "weights": {"second/weights": digest}})
+    rewards = [RewardSettings(scorer="open_clip", path=name, weight=1) for name in ("first", "second")]
+    train.require_checked(rewards)
+    (tmp_path / "second/more").write_bytes(b"1")
+    with pytest.raises(
+        ArtifactError, match=r"^second/more of a reward is not as it was when check_reward ran"
+    ):
+        train.require_checked(rewards)
+    (tmp_path / "second/more").unlink()
+    (tmp_path / "second/weights").write_bytes(b"2")
+    with pytest.raises(ArtifactError, match=r"^second/weights of a reward"):
+        train.require_checked(rewards)
 
 
 @pytest.mark.parametrize(
