@@ -59,12 +59,8 @@ def _require_known(settings: Settings) -> None:
     pick(BASES, settings.model.base, "base model")
     method_of(settings.train)
     require_free_names(settings.evaluate.scorers)
-    taken = {*rewards_by_name(settings.rewards), "judge", "select_judge"}
-    for name in settings.evaluate.scorers:
-        if name in taken:
-            raise ConfigError(
-                f"evaluate.scorers: {name!r} is the name of another scorer of the run: rename it"
-            )
+    for name in sorted(settings.evaluate.scorers.keys() & rewards_by_name(settings.rewards).keys()):
+        raise ConfigError(f"evaluate.scorers: {name!r} is the name of one of the rewards: rename the scorer")
     rewards = {f"rewards[{index}]": one for index, one in enumerate(settings.rewards)}
     scorers = rewards | {"judge": settings.judge, "select_judge": settings.select_judge}
     further = {f"evaluate.scorers.{name}": one for name, one in settings.evaluate.scorers.items()}

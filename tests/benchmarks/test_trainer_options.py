@@ -42,4 +42,6 @@ def test_a_trial_judges_the_average_of_the_weights(trainer_options, job, tmp_pat
     assert torch.equal(judged[0], released)
     plain = settings.model_copy(update={"train": train.model_copy(update={"ema": None})})
     _, _, last = trainer_options.trial(plain, tmp_path, seeds=2)
-    assert 0.5 < (released - before).norm() / (last - before).norm() < 0.98, "an average is behind the weights"
+    assert 0.5 < (released - before).norm() / (last - before).norm() < 0.98, (
+        "an average is behind the weights"
+    )

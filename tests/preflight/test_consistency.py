@@ -118,8 +118,11 @@ def test_every_shipped_preset_is_consistent(preset):
             r"^evaluate\.scorers: 'reward' or 'reward_sgp' is the name of a metric",
         ),
         (
-            {"evaluate": {"scorers": {"judge": {"scorer": "open_clip", "path": "elsewhere"}}}},
-            r"^evaluate\.scorers: 'judge' is the name of another scorer of the run",
+            {
+                "rewards": [{"scorer": "open_clip", "path": path, "weight": 1} for path in ("one", "two")],
+                "evaluate": {"scorers": {"reward_open_clip_2": {"scorer": "open_clip", "path": "elsewhere"}}},
+            },
+            r"^evaluate\.scorers: 'reward_open_clip_2' is the name of one of the rewards: rename the scorer",
         ),
         (
             {"select_judge": {"scorer": "pick_score"}},
