@@ -23,6 +23,10 @@ class Preset:
     cluster: Cluster
 
 
+def _rtx_4090() -> Cluster:
+    return Cluster(1, 24 * GB, 0.5, MFU, 165.2 * TERA, BANDWIDTH, float32=82.6 / 165.2)
+
+
 def _l40s() -> Cluster:
     return Cluster(1, 48 * GB, 1.0, MFU, 362 * TERA, BANDWIDTH, float32=91.6 / 362)
 
@@ -32,6 +36,7 @@ def _h100(gpus: int) -> Cluster:
 
 
 PRESETS: Final[Sequence[Preset]] = (
+    Preset("flux1_dev_lora_24gb", "RTX 4090", _rtx_4090()),
     Preset("flux1_dev_lora_48gb", "L40S", _l40s()),
     Preset("flux1_dev_lora_80gb", "H100", _h100(1)),
     Preset("flux1_dev", "H100", _h100(8)),

@@ -94,6 +94,14 @@ def _by_lora(settings: Settings) -> Settings:
     return changed(settings, change)
 
 
+def _in_4_bits(settings: Settings) -> Settings:
+    train = settings.train
+    if settings.resources.shard or train.tune != "lora" or not train.compute.autocast:
+        return settings
+    lora = train.lora.model_copy(update={"frozen": "nf4"})
+    return _train(lora=lora)(settings)
+
+
 REMEDIES: Final[Mapping[str, Callable[[Settings], Settings]]] = MappingProxyType(
     {
         "resources.encode_batch_size=4": _resources(encode_batch_size=4),
@@ -110,6 +118,7 @@ REMEDIES: Final[Mapping[str, Callable[[Settings], Settings]]] = MappingProxyType
         "resources.shard=true": _sharded,
         "train.compute.autocast=true": _compute(autocast=True),
         "train.tune=lora": _by_lora,
+        "train.lora.frozen=nf4": _in_4_bits,
         "train.optimizer.kind=adamw_8bit": _in_8_bits,
         "train.early_stop=null": _train(early_stop=None),
     }

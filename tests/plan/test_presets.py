@@ -23,6 +23,16 @@ NUMBERS = {
 DIFFERENT = {
     "flux1_dev_lora_80gb": NUMBERS,
     "flux1_dev_lora_48gb": NUMBERS | {"resources.offload"},
+    "flux1_dev_lora_24gb": NUMBERS
+    | {
+        "resources.offload",
+        "resources.encode_batch_size",
+        "generate.decode",
+        "train.optimizer.kind",
+        "train.lora.frozen",
+        "train.lora.rank",
+        "train.lora.alpha",
+    },
 }
 
 
@@ -56,6 +66,17 @@ def test_every_stage_of_every_preset_fits_into_its_gpu(planned):
         preset.profile: [stage for stage, peak in plan.peaks.items() if peak > preset.cluster.memory]
         for preset, plan in planned
     }
+
+
+@pytest.mark.pipeline
+def test_the_preset_for_24_gb_holds_the_blocks_of_the_base_in_4_bits(planned):
+    plan = next(plan for preset, plan in planned if preset.profile == "flux1_dev_lora_24gb")
+    matrices = (19 * 36 + 38 * 15) * 3072**2  # of 19 double and 38 single blocks, in squares of the width
+    in_four_bits = matrices * (1 / 2 + 1 / 64 + 4 / (64 * 256))
+    rest, trained = 11_901_408_320 - matrices, plan.case.sizes.trained
+    assert trained == pytest.approx(261e6 / 4, rel=0.01), "adapters of rank 16 instead of 64"
+    assert plan.memory["parameters"] == pytest.approx(in_four_bits + 2 * rest + 4 * trained, rel=0.001)
+    assert plan.memory["optimizer"] == pytest.approx(2.03 * trained, rel=0.001)
 
 
 @pytest.mark.pipeline
