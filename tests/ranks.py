@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import traceback
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,28 @@ def train(job, world, *, inspect=None, double=False):
                 if rank.is_alive():
                     rank.kill()
     return [results[rank] for rank in range(world)]
+
+
+def killed_in_the_third_step(job, kind):
+    """Run one rank on a device of this kind until it kills itself; the checkpoint of step 2 is complete."""
+    import torch
+
+    from srpo_core.training.worker import Worker
+
+    class Dies(Worker):
+        def step(self, step):
+            if step == 3:
+                self.written.finish()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().step(step)
+
+        def _writer(self):
+            self.written = super()._writer()
+            return self.written
+
+    torch.set_num_threads(1)
+    os.chdir(job.inputs.path)
+    Dies(job, rank=0, world=1, device=torch.device(kind)).run()
 
 
 def _rank(job, rank, world, meeting, inspect, double, answers):

@@ -3,7 +3,6 @@
 Both run the same code, so that nothing but the device is new to the first owner of a GPU.
 """
 
-import os
 import signal
 import time
 from contextlib import contextmanager
@@ -176,7 +175,7 @@ def test_a_killed_run_resumes_on_the_device_and_generates_the_same_images(job, t
     four = {"steps": 4, "tune": "lora", "resources": {"async_checkpoints": True}}
     straight = trained(short(job, tmp_path, "straight", **four), device, capsys)
     killed = short(job, tmp_path, "killed", **four)
-    process = ranks.context().Process(target=_killed_in_the_third_step, args=(killed, device.type))
+    process = ranks.context().Process(target=ranks.killed_in_the_third_step, args=(killed, device.type))
     process.start()
     process.join(600)
     assert process.exitcode == -signal.SIGKILL
@@ -189,21 +188,3 @@ def test_a_killed_run_resumes_on_the_device_and_generates_the_same_images(job, t
     )
     assert images.isfinite().all()
     assert (images - expected).abs().max() <= 10 * tolerance
-
-
-def _killed_in_the_third_step(job, kind):
-    torch.set_num_threads(1)
-    os.chdir(job.inputs.path)
-
-    class Dies(Worker):
-        def step(self, step):
-            if step == 3:
-                self.written.finish()  # the checkpoint of step 2
-                os.kill(os.getpid(), signal.SIGKILL)
-            return super().step(step)
-
-        def _writer(self):
-            self.written = super()._writer()
-            return self.written
-
-    Dies(job, rank=0, world=1, device=torch.device(kind)).run()
