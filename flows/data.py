@@ -15,18 +15,19 @@ from srpo_core.workspace.worktree import Workspace, open_workspace
 
 
 @flow(name="data")
-def data(source: str, name: str = "hpd") -> str:
+def data(source: str, name: str = "hpd", format_name: str = "hpdv2") -> str:
     """Make a new version of the data and return its tag, for `align(revision=tag)`.
 
     Args:
-        source: directory in HPDv2's layout (train.json, test.json, benchmark/*.json, images).
+        source: directory or file of the data set.
         name: name of the data set, which becomes a directory in data/.
+        format_name: format of the data set, an entry of `SOURCES` in srpo_core/data/sources.
     """
     data_versions.require_name(name)
     given = Path(source).absolute()
     with open_workspace(Path.cwd(), revision="HEAD") as workspace:
-        collect(workspace, given, name)
-        check(workspace, name)
+        collect(workspace, given, name, format_name)
+        check(workspace, name, format_name)
         tag = push(workspace, name)
         record(workspace, name, tag)
     create_markdown_artifact(
@@ -38,19 +39,20 @@ def data(source: str, name: str = "hpd") -> str:
 
 
 @task(cache_policy=NO_CACHE)
-def collect(workspace: Workspace, source: Path, name: str) -> None:
+def collect(workspace: Workspace, source: Path, name: str, format_name: str) -> None:
     """Pack the source into a few large files in the workspace."""
     _log_start("collect", f"{source} as data/{name}")
-    data_versions.collect(source, workspace.path / "data" / name)
+    data_versions.collect(source, workspace.path / "data" / name, format_name)
     _log_end("collect", "done")
 
 
 @task(cache_policy=NO_CACHE)
-def check(workspace: Workspace, name: str) -> None:
+def check(workspace: Workspace, name: str, format_name: str) -> None:
     """Check the data against the rules of stage ingest."""
     _log_start("check", "against the rules of stage ingest")
     log = get_run_logger()
-    data_versions.check(workspace, name, lambda line: log.info("%s", line, extra=display.output()))
+    ingest = {"format": format_name}
+    data_versions.check(workspace, name, ingest, lambda line: log.info("%s", line, extra=display.output()))
     _log_end("check", "every record is valid")
 
 

@@ -148,9 +148,10 @@ class GenerateSettings(Part):
 
 
 class IngestSettings(Part):
-    """Where the HPD data are, and how their prompts are split."""
+    """Where the data are, in which format, and how their prompts are split."""
 
-    source: str = Field(description="directory in the layout of HPDv2")
+    source: str = Field(description="directory or file of the data set")
+    format: str = Field(description="entry of the registry `SOURCES` in srpo_core/data/sources")
     validation_share: Share = Field(
         description="share of the training prompts that is held out to select a checkpoint"
     )

@@ -9,12 +9,11 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
+from srpo_core.data.choices import BenchmarkPrompt, Choice, Place
 from srpo_core.errors import DataError
 from srpo_core.prompts import normal_form
 
@@ -24,33 +23,6 @@ _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 DRAWBENCH: Final = "drawbench"
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One record: images of one prompt, ranked. The lower rank is preferred; equal ranks are a tie."""
-
-    record: int
-    prompt: str
-    images: tuple[str, ...]
-    ranks: tuple[float, ...]
-
-    def pairs(self) -> Iterator[tuple[str, str]]:
-        """Yield (preferred, rejected) for every two images of different rank, best first."""
-        ranked = sorted(zip(self.ranks, self.images, strict=True), key=lambda entry: entry[0])
-        for (better, preferred), (worse, rejected) in combinations(ranked, 2):
-            if better < worse:
-                yield preferred, rejected
-
-
-@dataclass(frozen=True, slots=True)
-class BenchmarkPrompt:
-    """One prompt of a benchmark list; its style is the stem of the file's name."""
-
-    file: Path
-    record: int
-    prompt: str
-    style: str
 
 
 def read_choices(source: Path, split: str) -> Iterator[Choice]:
@@ -80,14 +52,14 @@ def read_benchmark(source: Path) -> list[BenchmarkPrompt]:
     for path in paths:
         for index, value in read_list(path):
             prompt = _Record(path, index, {"prompt": value}).prompt()
-            prompts.setdefault(normal_form(prompt), BenchmarkPrompt(path, index, prompt, path.stem))
+            prompts.setdefault(normal_form(prompt), BenchmarkPrompt(str(path), index, prompt, path.stem))
     return list(prompts.values())
 
 
-def require_disjoint(train: Mapping[str, int], benchmark: list[BenchmarkPrompt], source: Path) -> None:
+def require_disjoint(train: Mapping[str, Place], benchmark: list[BenchmarkPrompt]) -> None:
     """Refuse a prompt that is both in train.json and in a benchmark list, apart from case, blanks and composition.
 
-    train: prompt to the index of its first record.
+    train: prompt to the place of its first record.
     """
     known: dict[str, str] = {}
     for trained in train:
@@ -96,9 +68,10 @@ def require_disjoint(train: Mapping[str, int], benchmark: list[BenchmarkPrompt],
         prompt = known.get(normal_form(entry.prompt))
         if prompt is not None:
             spelled = "" if prompt == entry.prompt else f" as {prompt!r}"
+            file, record = train[prompt]
             raise DataError(
                 f"{entry.file}: record {entry.record}: prompt {entry.prompt!r} is also in "
-                f"{source / 'train.json'}{spelled} (record {train[prompt]}): train and benchmark must be "
+                f"{file}{spelled} (record {record}): train and benchmark must be "
                 "disjoint, so remove one of the two"
             )
 
@@ -229,7 +202,7 @@ def _train_choice(record: _Record) -> Choice:
         record.refuse(f"file_path: exactly two images are required, found {len(images)}")
     if sorted(preference) != [0, 1]:
         record.refuse(f"human_preference: must be [1, 0] or [0, 1], found {list(preference)}")
-    return Choice(record.index, prompt, images, tuple(1 - chosen for chosen in preference))
+    return Choice(str(record.file), record.index, prompt, images, tuple(1 - chosen for chosen in preference))
 
 
 def _test_choice(record: _Record) -> Choice:
@@ -242,7 +215,7 @@ def _test_choice(record: _Record) -> Choice:
     for name, given in [("rank", ranks), *(("raw_annotations", row.numbers("rank")) for row in annotations)]:
         if len(given) != len(images):
             record.refuse(f"{name}: {len(given)} ranks for {len(images)} images in image_path")
-    return Choice(record.index, prompt, images, ranks)
+    return Choice(str(record.file), record.index, prompt, images, ranks)
 
 
 _READERS: Final[Mapping[str, Callable[[_Record], Choice]]] = MappingProxyType(

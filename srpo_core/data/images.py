@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from srpo_core import artifacts
+from srpo_core.data.choices import Place
 from srpo_core.errors import DataError
 
 
@@ -121,12 +122,13 @@ def open_images(source: Path, split: str) -> Iterator[ImageSource]:
         yield TarImages(where, file, split)
 
 
-def require_images(images: ImageSource, used: Mapping[str, int], file: Path) -> None:
-    """Require an image for every name in `used`: from a name to the first record of `file` that uses it."""
+def require_images(images: ImageSource, used: Mapping[str, Place]) -> None:
+    """Require an image for every name in `used`: from a name to the first record that uses it."""
     missing = [name for name in used if name not in images]
     if missing:
+        file, record = used[missing[0]]
         raise DataError(
-            f"{file}: record {used[missing[0]]}: image {missing[0]!r} is not in {images.where} "
+            f"{file}: record {record}: image {missing[0]!r} is not in {images.where} "
             f"({len(missing)} of {len(used)} images are missing)"
         )
 

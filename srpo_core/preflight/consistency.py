@@ -5,6 +5,7 @@ from importlib.util import find_spec
 
 from srpo_core.algorithm import method_of
 from srpo_core.config import Settings, rewards_by_name
+from srpo_core.data.sources import source_format
 from srpo_core.errors import ConfigError, pick
 from srpo_core.gates.bootstrap import Sample, per_rule_confidence, why_no_interval
 from srpo_core.gates.comparisons import require_valid_rules
@@ -57,6 +58,7 @@ def require_consistent(settings: Settings) -> None:
 def _require_known(settings: Settings) -> None:
     """Check that base, method and scorers are known, and that the reward and further scorers are differentiable."""
     pick(BASES, settings.model.base, "base model")
+    source_format(settings.ingest.format)
     method_of(settings.train)
     require_free_names(settings.evaluate.scorers)
     for name in sorted(settings.evaluate.scorers.keys() & rewards_by_name(settings.rewards).keys()):

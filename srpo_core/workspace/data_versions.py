@@ -7,56 +7,46 @@ last, so the remote has all files of a tagged version.
 import json
 import shutil
 import sys
-import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import yaml
 
 from srpo_core.config import PARAMS_FILE, write_settings
-from srpo_core.data.images import find_images
+from srpo_core.data.sources import source_format
 from srpo_core.errors import ConfigError, DataError, SrpoError, StoreError
 from srpo_core.workspace.git import git, run_command
 from srpo_core.workspace.reproduce import run_in_workspace
 from srpo_core.workspace.worktree import Workspace
 
-SPLITS: Final = ("train", "test")
 
+def collect(source: Path, target: Path, format_name: str) -> None:
+    """Copy a data set to `target`, which is emptied first, as a few large files of the same format.
 
-def collect(source: Path, target: Path) -> None:
-    """Copy a directory in the layout of HPDv2 to `target`: its JSON lists, and one tar of images per split.
-
-    A directory of images becomes a tar of sorted members without times or owners, so the same images give the same
-    bytes; an archive is copied unchanged. There are few large files because DVC loses files of large trees
-    (treeverse/dvc #10977).
+    There are few large files because DVC loses files of large trees (treeverse/dvc #10977).
 
     Raises:
-        DataError: the source or a part of it is missing, or a split has its images twice.
+        ConfigError: the format is unknown.
+        DataError: the source or a part of it is missing, or has another layout.
     """
-    if not source.is_dir():
-        raise DataError(
-            f"{source} is not a directory: give one in the layout of HPDv2 (train.json, train.tar, ...)"
-        )
+    chosen = source_format(format_name)
+    if not source.exists():
+        raise DataError(f"{source} is missing: give {chosen.layout}")
     shutil.rmtree(target, ignore_errors=True)
-    lists = [source / f"{split}.json" for split in SPLITS] + sorted(source.glob("benchmark/*.json"))
-    for path in lists:
-        if not path.is_file():
-            raise DataError(f"{path} is missing: the layout of HPDv2 needs it")
-        copy = target / path.relative_to(source)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
-    for split in SPLITS:
-        _collect_images(source, split, target)
+    target.mkdir(parents=True)
+    chosen.collect(source, target)
 
 
-def check(workspace: Workspace, name: str, on_line: Callable[[str], None]) -> None:
+def check(workspace: Workspace, name: str, ingest: Mapping[str, Any], on_line: Callable[[str], None]) -> None:
     """Run the stage ingest, with the code of the workspace, on data/<name>, and delete its outputs.
+
+    ingest: settings of ingest that differ from those of the workspace, such as the format.
 
     Raises:
         StageError: a record breaks a rule; the message is the error line of ingest.
     """
-    write_settings(workspace.path, profile=None, patch={"ingest": {"source": f"data/{name}"}})
+    write_settings(workspace.path, profile=None, patch={"ingest": {**ingest, "source": f"data/{name}"}})
     run_in_workspace(
         workspace, "the data are refused", [sys.executable, "-m", "srpo_core", "stage", "ingest"], on_line
     )
@@ -132,23 +122,6 @@ def require_name(name: str) -> None:
     """Raise `ConfigError` unless `name` is valid as a directory below data/ and as a part of a tag."""
     if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
         raise ConfigError(f"data name {name!r}: use letters, digits, '-' and '_', for instance hpd")
-
-
-def _collect_images(source: Path, split: str, target: Path) -> None:
-    found = find_images(source, split)
-    if found.is_dir():
-        _pack(found, target / f"{split}.tar")
-    else:
-        shutil.copyfile(found, target / found.name)
-
-
-def _pack(directory: Path, archive: Path) -> None:
-    with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
-        for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-            member = tarfile.TarInfo(str(path.relative_to(directory)))
-            member.size = path.stat().st_size
-            with path.open("rb") as file:
-                tar.addfile(member, file)
 
 
 def _push_once(workspace: Workspace, name: str) -> None:

@@ -145,10 +145,11 @@ def test_spellings_of_one_prompt_are_one_prompt_of_the_benchmark_and_of_training
         ("a caf\u00e9", "anime"),
         ("a road", "photo"),
     ]
+    file = f"{source}/train.json"
     with pytest.raises(
         DataError, match=re.escape(f"/train.json as {spelling!r} (record 4): train and benchmark")
     ):
-        require_disjoint({"a dog": 0, spelling: 4}, prompts, source)
+        require_disjoint({"a dog": (file, 0), spelling: (file, 4)}, prompts)
 
 
 def test_a_source_without_benchmark_lists_is_refused(write):
@@ -165,10 +166,11 @@ def test_a_benchmark_entry_must_be_a_text(write, entry, rule):
 
 def test_a_prompt_in_train_and_benchmark_is_refused_with_both_locations(write):
     source = write("benchmark/photo.json", ["a road", "a cat"])
-    expected = f"photo.json: record 1: prompt 'a cat' is also in {source}/train.json (record 4)"
+    file = f"{source}/train.json"
+    expected = f"photo.json: record 1: prompt 'a cat' is also in {file} (record 4)"
     with pytest.raises(DataError, match=re.escape(expected)):
-        require_disjoint({"a dog": 0, "a cat": 4}, read_benchmark(source), source)
-    require_disjoint({"a dog": 0}, read_benchmark(source), source)
+        require_disjoint({"a dog": (file, 0), "a cat": (file, 4)}, read_benchmark(source))
+    require_disjoint({"a dog": (file, 0)}, read_benchmark(source))
 
 
 def test_drawbench_is_not_a_style_of_the_benchmark(write):

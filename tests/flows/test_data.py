@@ -51,12 +51,12 @@ def test_the_tar_of_an_image_directory_does_not_depend_on_order_and_times(tmp_pa
     for number, names in enumerate((["b", "a"], ["a", "b"])):
         source = tmp_path / f"source{number}"
         shutil.copytree(HPD / "benchmark", source / "benchmark")
-        for split in data_versions.SPLITS:
+        for split in ("train", "test"):
             (source / f"{split}.json").write_text("[]")
             (source / split).mkdir()
             for name in names:
                 (source / split / f"{name}.png").write_bytes(name.encode() * 700)
-        data_versions.collect(source, tmp_path / f"target{number}")
+        data_versions.collect(source, tmp_path / f"target{number}", "hpdv2")
     first, second = ((tmp_path / f"target{number}/train.tar").read_bytes() for number in (0, 1))
     assert first == second
     with tarfile.open(tmp_path / "target0/train.tar") as tar:
@@ -69,7 +69,7 @@ def test_the_tar_of_an_image_directory_does_not_depend_on_order_and_times(tmp_pa
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (shutil.rmtree, r"is not a directory: give one in the layout of HPDv2"),
+        (shutil.rmtree, r"source is missing: give a directory with train.json"),
         (lambda source: (source / "test.json").unlink(), r"test.json is missing"),
         (lambda source: (source / "train.tar").unlink(), r"images of 'train' must be in exactly one"),
         (lambda source: (source / "train").mkdir(), r"exactly one .* found .*train and .*train.tar"),
@@ -79,7 +79,7 @@ def test_a_source_with_another_layout_gives_a_one_line_error(tmp_path, change, l
     source = shutil.copytree(HPD, tmp_path / "source")
     change(source)
     with pytest.raises(DataError, match=line):
-        data_versions.collect(source, tmp_path / "target")
+        data_versions.collect(source, tmp_path / "target", "hpdv2")
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", "-", "ü"])
@@ -91,7 +91,7 @@ def test_an_invalid_name_of_a_data_set_is_refused(name):
 @pytest.mark.pipeline
 def test_files_missing_in_the_remote_are_found_and_pushed_again(standin):
     with open_workspace(standin, revision="HEAD") as workspace:
-        data_versions.collect(HPD, workspace.path / "data/emoji")
+        data_versions.collect(HPD, workspace.path / "data/emoji", "hpdv2")
         data_versions.track(workspace, "emoji")
         data_versions.push(workspace, "emoji")
         assert list(data_versions.missing_in_remote(workspace, "emoji")) == []

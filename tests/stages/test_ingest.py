@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from srpo_core import artifacts
-from srpo_core.config import IngestSettings
+from srpo_core.config import IngestSettings, load_settings
 from srpo_core.data.tables import read_images, read_pairs, read_prompts
 from srpo_core.errors import DataError
 from srpo_core.stages.ingest import run
@@ -21,13 +21,19 @@ TRAIN, TEST = SUBJECTS["train"], SUBJECTS["eval"]
 STYLES = 4
 
 
+def settings(source) -> IngestSettings:
+    """The settings of ingest in the preset tiny, with another source."""
+    tiny = load_settings(TINY.parents[1] / "profiles/tiny.yaml").ingest
+    return tiny.model_copy(update={"source": str(source)})
+
+
 @pytest.fixture(scope="module")
 def ingested(tmp_path_factory):
     """A directory with the ingested tiny set."""
     directory = tmp_path_factory.mktemp("ingested")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
-        run(seed=0, ingest=IngestSettings(source=str(TINY / "hpd"), validation_share=0.2))
+        run(seed=0, ingest=settings(TINY / "hpd"))
     return directory
 
 
@@ -46,7 +52,7 @@ def broken(tmp_path, monkeypatch):
 
 def error_of_run():
     with pytest.raises(DataError) as caught:
-        run(seed=0, ingest=IngestSettings(source="hpd", validation_share=0.2))
+        run(seed=0, ingest=settings("hpd"))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -140,7 +146,7 @@ def test_a_second_run_writes_the_same_bytes(ingested, tmp_path, monkeypatch):
     stale = artifacts.IMAGES / "00009.parquet"
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"of an earlier run")
-    run(seed=0, ingest=IngestSettings(source=str(TINY / "hpd"), validation_share=0.2))
+    run(seed=0, ingest=settings(TINY / "hpd"))
     first, second = (
         sorted(path.relative_to(top) for path in (top / "runs").rglob("*") if path.is_file())
         for top in (ingested, tmp_path)
@@ -195,7 +201,7 @@ def test_a_test_record_with_a_training_prompt_is_left_out_and_counted(broken, ca
     trained = records(broken / "train.json")[0]["prompt"]
     first["prompt"] = f"  {trained.upper()} "
     (broken / "test.json").write_text(json.dumps([first, *others]), encoding="utf-8")
-    run(seed=0, ingest=IngestSettings(source="hpd", validation_share=0.2))
+    run(seed=0, ingest=settings("hpd"))
     assert "skipped 1 records of test.json whose prompts are in train.json" in caplog.text
     prompts = {pair.prompt for pair in read_pairs("test")}
     assert prompts == {record["prompt"] for record in others}

@@ -51,7 +51,7 @@ def test_the_benchmarks_contain_each_evaluation_subject_once_in_its_group(tiny, 
     table = pq.read_table(tiny / "data/emoji4.parquet", columns=["name", "group"]).to_pylist()
     groups = {row["name"]: row["group"] for row in table}
     prompts = read_benchmark(made)
-    require_disjoint(dict.fromkeys(recipe["train"], 0), prompts, made)
+    require_disjoint(dict.fromkeys(recipe["train"], ("train.json", 0)), prompts)
     assert sorted(prompt.prompt for prompt in prompts) == sorted(recipe["eval"])
     of_list = {
         name: {groups[entry.prompt] for entry in prompts if entry.style == name}

@@ -1,0 +1,34 @@
+"""Formats of data sets. To add one: a module beside `hpdv2.py` and a line in `SOURCES`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from srpo_core.config import IngestSettings
+from srpo_core.data.sources.hpdv2 import HPDV2
+from srpo_core.data.sources.source import Source, SourceFormat
+from srpo_core.errors import pick
+
+__all__ = ["SOURCES", "Source", "SourceFormat", "open_source", "source_format"]
+
+SOURCES: Final[Mapping[str, SourceFormat]] = MappingProxyType({"hpdv2": HPDV2})
+
+
+def source_format(name: str) -> SourceFormat:
+    """Look up a format by its name in the settings.
+
+    Raises:
+        ConfigError: the name is unknown; the message lists the known ones.
+    """
+    return pick(SOURCES, name, "format of ingest.format")
+
+
+def open_source(ingest: IngestSettings) -> Source:
+    """Open the data set of `ingest.source` in the format `ingest.format`.
+
+    Raises:
+        ConfigError: the format is unknown.
+        DataError: the source is missing or has another layout.
+    """
+    return source_format(ingest.format).open(Path(ingest.source), ingest)

@@ -1,0 +1,67 @@
+"""The format `hpdv2`: HPDv2's own files, as on the hub (huggingface.co/datasets/ymhao/HPDv2).
+
+`train.json`, `test.json`, `benchmark/*.json`, and the images of each split as `train/`, `train.tar` or `train.tar.gz`.
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Final
+
+from srpo_core.config import IngestSettings
+from srpo_core.data.choices import BenchmarkPrompt, Choice, Place
+from srpo_core.data.hpd import read_benchmark, read_choices, require_disjoint
+from srpo_core.data.images import ImageSource, open_images
+from srpo_core.data.sources.packing import copy_images
+from srpo_core.data.sources.source import SourceFormat
+from srpo_core.errors import DataError
+
+SPLITS: Final = ("train", "test")
+
+
+class HpdSource:
+    """HPDv2 in a directory. See `Source`."""
+
+    def __init__(self, where: Path, _: IngestSettings) -> None:
+        self._where = where
+
+    def choices(self, split: str) -> Iterator[Choice]:
+        """Yield the records of `train.json` or `test.json`."""
+        return read_choices(self._where, split)
+
+    def benchmark(self, train: Mapping[str, Place]) -> list[BenchmarkPrompt]:
+        """Return the prompts of `benchmark/*.json`; refuse one that is in train.json, too."""
+        prompts = read_benchmark(self._where)
+        require_disjoint(train, prompts)
+        return prompts
+
+    def images(self, split: str) -> AbstractContextManager[ImageSource]:
+        """Open the images of a split."""
+        return open_images(self._where, split)
+
+
+def collect(source: Path, target: Path) -> None:
+    """Copy the JSON lists, and one archive of images per split.
+
+    Raises:
+        DataError: a part of the source is missing, or a split has its images twice.
+    """
+    lists = [source / f"{split}.json" for split in SPLITS] + sorted(source.glob("benchmark/*.json"))
+    for path in lists:
+        if not path.is_file():
+            raise DataError(f"{path} is missing: the format hpdv2 needs it")
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    for split in SPLITS:
+        copy_images(source, split, target)
+
+
+HPDV2: Final = SourceFormat(
+    open=HpdSource,
+    collect=collect,
+    has_pairs=True,
+    has_images=True,
+    layout="a directory with train.json, test.json, benchmark/*.json and the images of both splits",
+)
