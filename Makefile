@@ -20,7 +20,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup demo tiny-family check test coverage test-all test-nightly test-distributed test-hosts gpu-smoke clean
+.PHONY: help setup demo tiny-family check check-deps test coverage test-all test-nightly test-distributed test-hosts gpu-smoke clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -53,6 +53,11 @@ check: $(STAMP) ## format, lint, types, import layers
 	mypy
 	lint-imports
 
+check-deps: $(STAMP) ## the lock's packages against each other, and against the list of known vulnerabilities (network)
+	@test -x .srpo/pip-audit/bin/pip-audit || { $(BIN)/python -m venv .srpo/pip-audit && \
+	  .srpo/pip-audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1; }
+	@python infra/check_dependencies.py .srpo/pip-audit/bin/pip-audit
+
 test: $(STAMP) ## unit tests, parity, one short run of the pipeline
 	$(PARALLEL) -m "$(QUICK) and not serial"
 	$(PYTEST) -m "$(QUICK) and serial"
@@ -78,4 +83,4 @@ gpu-smoke: $(STAMP) ## train the tiny model on a GPU with every compute setting 
 	pytest -m gpu -v
 
 clean: ## remove runs and their state; keep .venv, store/ and the data remote
-	rm -rf runs .srpo/runs .srpo/resume .srpo/prefect .srpo/timings .srpo/ray .srpo/dvc .srpo/tensorboard .srpo/wandb .pytest_cache .mypy_cache .ruff_cache .coverage*
+	rm -rf runs .srpo/runs .srpo/resume .srpo/prefect .srpo/timings .srpo/ray .srpo/dvc .srpo/tensorboard .srpo/wandb .srpo/pip-audit .pytest_cache .mypy_cache .ruff_cache .coverage*
