@@ -4,10 +4,8 @@ HPDv2's train.tar.gz has 31 GB, so images are read one by one and never all in m
 """
 
 import gzip
-import io
 import os
 import shutil
-import struct
 import tarfile
 import tempfile
 import zlib
@@ -131,23 +129,6 @@ def require_images(images: ImageSource, used: Mapping[str, Place]) -> None:
             f"{file}: record {record}: image {missing[0]!r} is not in {images.where} "
             f"({len(missing)} of {len(used)} images are missing)"
         )
-
-
-def image_size(content: bytes) -> tuple[int, int]:
-    """Return width and height of an encoded image, after decoding it completely.
-
-    Raises:
-        ValueError: it cannot be decoded.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            return image.size
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
-        # the message "cannot identify image file" ends with the address of a buffer
-        raise ValueError(str(error).partition(" <_io")[0] or type(error).__name__) from None
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The parquet tables that stage ingest writes and later stages read: prompts, pairs and images."""
 
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, count, islice
@@ -13,6 +12,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from srpo_core import artifacts
+from srpo_core.data.decoding import read_image
 from srpo_core.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
@@ -117,22 +117,29 @@ def read_examples(count: int) -> "list[tuple[str, Tensor, Tensor]]":
 
 
 def read_images(paths: Iterable[str]) -> "dict[str, Image.Image]":
-    """Read decoded RGB images by path. All of them must fit into memory.
+    """Read RGB images by path, as people see them (`read_image`). All of them must fit into memory.
 
     Raises:
         ArtifactError: the table is missing or damaged, or lacks a path.
     """
-    from PIL import Image
-
     wanted = sorted(set(paths))
     rows = _read(artifacts.IMAGES, ds.field("path").isin(wanted), ["path", "image"]).to_pylist()
-    images = {row["path"]: Image.open(io.BytesIO(row["image"])).convert("RGB") for row in rows}
+    images = {row["path"]: _decoded(row["path"], row["image"]) for row in rows}
     if missing := [path for path in wanted if path not in images]:
         raise ArtifactError(
             f"{artifacts.IMAGES} has no image {missing[0]!r} ({len(missing)} of {len(wanted)} are missing): "
             "run 'dvc repro --force ingest'"
         )
     return images
+
+
+def _decoded(path: str, content: bytes) -> "Image.Image":
+    try:
+        return read_image(content)
+    except ValueError as error:
+        raise ArtifactError(
+            f"{artifacts.IMAGES}: image {path!r} cannot be decoded ({error}): run 'dvc repro --force ingest'"
+        ) from None
 
 
 def to_tensor(image: "Image.Image") -> "Tensor":

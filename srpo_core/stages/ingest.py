@@ -11,6 +11,7 @@ from srpo_core import artifacts
 from srpo_core.config import IngestSettings
 from srpo_core.data import expectations, images, splits, tables
 from srpo_core.data.choices import Place
+from srpo_core.data.decoding import read_image
 from srpo_core.data.sources import Source, open_source
 from srpo_core.errors import DataError
 from srpo_core.prompts import normal_form
@@ -103,7 +104,7 @@ def _image_rows(source: Source, used: dict[str, _Used]) -> Iterator[tuple[str, b
             for name in with_progress(sorted(records), f"images of {split}"):
                 content = stored.read(name)
                 try:
-                    width, height = images.image_size(content)
+                    width, height = read_image(content).size
                 except ValueError as error:
                     file, record = records[name]
                     raise DataError(

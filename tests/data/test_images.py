@@ -4,9 +4,8 @@ import re
 import tarfile
 
 import pytest
-from PIL import Image
 
-from srpo_core.data.images import image_size, open_images, require_images
+from srpo_core.data.images import open_images, require_images
 from srpo_core.errors import DataError
 
 
@@ -92,21 +91,3 @@ def test_a_truncated_archive_is_refused(tmp_path, monkeypatch):
     (tmp_path / "train.tar.gz").write_bytes(gzip.compress(whole)[:40])
     with pytest.raises(DataError, match=r"train\.tar\.gz: not a readable gzip archive"):
         open_images(tmp_path, "train").__enter__()
-
-
-def test_the_size_of_an_image_is_width_then_height(image):
-    assert image_size(image("red", (6, 4))) == (6, 4)
-
-
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
-def test_a_truncated_image_cannot_be_decoded(form):
-    file = io.BytesIO()
-    Image.effect_noise((64, 64), 50).convert("RGB").save(file, form)
-    assert image_size(file.getvalue()) == (64, 64)
-    with pytest.raises(ValueError, match=r"."):
-        image_size(file.getvalue()[:-200])
-
-
-def test_bytes_that_are_not_an_image_cannot_be_decoded():
-    with pytest.raises(ValueError, match=r"^cannot identify image file$"):
-        image_size(b"no image")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from srpo_core import artifacts
 from srpo_core.config import IngestSettings, load_settings
@@ -139,6 +140,24 @@ def test_the_result_of_the_checks_is_kept():
     checks = artifacts.read_json(artifacts.VALIDATION)
     assert sorted(checks) == ["pairs", "prompts"]
     assert all(check["success"] for table in checks.values() for check in table)
+
+
+def test_an_image_on_its_side_reaches_later_stages_upright(broken):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.new("RGB", (64, 48), "blue")
+    stored.paste("red", (0, 0, 8, 48))  # its left edge is the upper edge that people see
+    file = io.BytesIO()
+    stored.save(file, "WEBP", lossless=True, exif=exif)
+    name = records(broken / "test.json")[0]["image_path"][0]
+    repack(broken / "test.tar", lambda member, content: file.getvalue() if member == name else content)
+    run(seed=0, ingest=settings("hpd"))
+    row = next(row for row in pq.read_table(artifacts.IMAGES).to_pylist() if row["path"] == f"test/{name}")
+    assert (row["width"], row["height"]) == (48, 64)
+    image = read_images([row["path"]])[row["path"]]
+    assert image.size == (48, 64)
+    assert image.getpixel((40, 2)) == (255, 0, 0)
+    assert image.getpixel((40, 60)) == (0, 0, 255)
 
 
 def test_a_second_run_writes_the_same_bytes(ingested, tmp_path, monkeypatch):
