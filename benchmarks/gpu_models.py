@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, Final
 import torch
 
 from srpo_core.config import NULL, LoraSettings, Settings, load_settings, patched
+from srpo_core.models.four_bit import fill_in_four_bits
 from srpo_core.models.lora import add_lora, initialize_lora
 from srpo_core.plan import TERA, Cluster, Plan, make_plan
 
@@ -35,11 +36,15 @@ PEAKS: Final = {
 
 @dataclass(frozen=True)
 class RandomModels:
-    """A transformer with adapters, VAE and the reward's towers, with random weights on one device."""
+    """A transformer with adapters, VAE and the reward's towers, with random weights on one device.
+
+    num_weights: of the transformer, with its adapters.
+    """
 
     flux: Any
     vae: Any
     clip: Any
+    num_weights: int
 
 
 def random_models(configs: dict[str, Any], lora: LoraSettings, device: torch.device) -> RandomModels:
@@ -53,20 +58,26 @@ def random_models(configs: dict[str, Any], lora: LoraSettings, device: torch.dev
     torch.manual_seed(0)
     with torch.device("meta"):
         flux = FluxTransformer2DModel(**configs["flux"])
-    flux.to(getattr(torch, lora.frozen))
-    add_lora(flux, lora)
-    flux.to_empty(device=device)
-    fill(flux)
+    num_frozen = sum(parameter.numel() for parameter in flux.parameters())
+    if lora.frozen == "nf4":
+        fill_in_four_bits(flux, fill, device)
+        add_lora(flux, lora)
+    else:
+        flux.to(getattr(torch, lora.frozen))
+        add_lora(flux, lora)
+        flux.to_empty(device=device)
+        fill(dict(flux.named_parameters()))
     initialize_lora(flux, seed=0)
+    adapters = sum(parameter.numel() for parameter in flux.parameters() if parameter.requires_grad)
     with torch.device(device):
         vae, clip = AutoencoderKL(**configs["vae"]), CLIP(**configs["hps"])
-    return RandomModels(flux.train(), vae.eval(), clip.eval())
+    return RandomModels(flux.train(), vae.eval(), clip.eval(), num_frozen + adapters)
 
 
 @torch.no_grad()
-def fill(module: torch.nn.Module) -> None:
+def fill(parameters: Mapping[str, torch.Tensor]) -> None:
     """Fill weights so that a layer keeps the scale of its input: no activation grows beyond bfloat16."""
-    for name, parameter in module.named_parameters():
+    for name, parameter in parameters.items():
         if parameter.ndim > 1:
             parameter.normal_(std=1 / math.sqrt(parameter[0].numel()))
         else:

@@ -4,6 +4,8 @@ The matrices of the blocks' linear layers are stored in 4 bits and computed with
 norms, embeddings, the layers outside of the blocks) is in bfloat16.
 """
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,30 +22,39 @@ SCALES_SCALED_TOGETHER: Final = 256
 
 
 def read_in_four_bits(transformer: Any, directory: Path, device: "torch.device") -> None:
-    """Fill a transformer without weights (meta device) from a diffusers directory, a block at a time.
-
-    At most one block is in bfloat16 at a time, so the base never needs more memory than in 4 bits and this block.
+    """Fill a transformer without weights (meta device) from a diffusers directory; see `fill_in_four_bits`.
 
     Raises:
         ArtifactError: the directory cannot be read, or lacks a tensor.
+    """
+    fill_in_four_bits(transformer, partial(read_shards, directory), device)
+
+
+def fill_in_four_bits(
+    transformer: Any, fill: "Callable[[Mapping[str, Tensor]], None]", device: "torch.device"
+) -> None:
+    """Fill a transformer without weights (meta device) and quantize it on a device, a block at a time.
+
+    At most one block is in bfloat16 at a time, so the base never needs more memory than in 4 bits and this block.
+
+    fill: writes the weights into the tensors that it is given, in bfloat16 on the device, by their names.
     """
     import torch
 
     transformer.to(torch.bfloat16)
     names = {module: name for name, module in transformer.named_modules()}
     for block in blocks(transformer):
-        block.to_empty(device="cpu")
-        read_shards(directory, {f"{names[block]}.{name}": one for name, one in block.state_dict().items()})
+        block.to_empty(device=device)
+        fill({f"{names[block]}.{name}": one for name, one in block.state_dict().items()})
         for name, layer in list(block.named_modules()):
             if isinstance(layer, torch.nn.Linear):
                 block.set_submodule(name, _four_bit(layer, device))
-        block.to(device)
     rest = {
         name: torch.empty_like(one, device=device)
         for name, one in transformer.state_dict().items()
         if one.is_meta
     }
-    read_shards(directory, rest)
+    fill(rest)
     transformer.load_state_dict(rest, strict=False, assign=True)
     transformer.is_loaded_in_4bit = True  # tells peft which kind of adapter layer to add
 

@@ -194,6 +194,33 @@ def test_a_part_leaves_the_shared_models_and_torch_as_they_were(gpu_step, option
         assert not any(p.requires_grad for p in models.vae.parameters())
 
 
+@pytest.mark.pipeline  # four steps, two of them with anomaly detection
+def test_it_times_adapters_on_a_base_in_4_bits_by_an_optimizer_in_8_bits(gpu_step, options, tmp_path):
+    given = options("--set", "train.lora.frozen=nf4", "--set", "train.optimizer.kind=adamw_8bit")
+    parts = list(gpu_step.run(given, tmp_path))
+    assert [part["status"] for part in parts] == ["ok"] * 3
+    assert all(math.isfinite(loss) and loss > 0 for part in parts[1:] for loss in part["losses"])
+
+
+def test_a_base_in_4_bits_has_weights_of_the_same_scale_and_number(gpu_step, options, spec, tmp_path):
+    from bitsandbytes.functional import dequantize_4bit
+
+    values = json.loads((spec / "spec.json").read_text())
+    lora = gpu_step.settings_of(values, 64, options().set, tmp_path).train.lora
+    four, half = (
+        gpu_step.random_models(
+            values["configs"], lora.model_copy(update={"frozen": kind}), torch.device("cpu")
+        )
+        for kind in ("nf4", "bfloat16")
+    )
+    assert four.num_weights == half.num_weights == sum(p.numel() for p in half.flux.parameters())
+    ours, theirs = (one.flux.transformer_blocks[0].ff.net[2].base_layer.weight for one in (four, half))
+    assert ours.dtype == torch.uint8
+    restored = dequantize_4bit(ours.data, ours.quant_state)
+    assert restored.shape == theirs.shape
+    assert float(restored.std()) == pytest.approx(float(theirs.std()), rel=0.05)
+
+
 def test_too_little_memory_is_a_result(gpu_step, options, monkeypatch, tmp_path):
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 24 GB\nmore")
