@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,14 +27,15 @@ from torch import Tensor
 
 import srpo_core
 from srpo_core.generation.images import ImageSet
-from srpo_core.runtime.shared_files import Location
+from srpo_core.runtime.shared_files import PARTIAL, Location
 
 PIXELS: Final = "pixels"
 GIGABYTE: Final = 1e9
 # The code that determines pixels: what `images.py` and `models` import, except the scorers, which measure them, and
 # what changes no result. tests/generation/test_kept_images.py compares it with the imports.
 CODE: Final = ("generation/images.py", "models", "protocols.py", "randomness.py", "weights")
-LIBRARIES: Final = ("torch", "diffusers", "numpy")
+LIBRARIES: Final = ("torch", "diffusers", "transformers", "peft", "numpy")
+BEING_WRITTEN: Final = 3600.0  # seconds; a file in part that is older was left by a killed process
 
 log = logging.getLogger(__name__)
 
@@ -105,17 +107,20 @@ def code_digest() -> str:
 def remove_oldest(directory: Path, max_bytes: float) -> None:
     """Remove the files of a directory that were not used for the longest time, until the rest fits into `max_bytes`.
 
-    What a killed process has written in part is among them.
+    What a killed process has written in part is among them, and what another process is writing is not.
     """
     found = []
     for path in directory.iterdir():
         with suppress(FileNotFoundError):  # another process removes entries too
             state = path.stat()
-            found.append((state.st_mtime_ns, state.st_size, path))
+            found.append((state.st_mtime, state.st_size, path))
     total = sum(size for _, size, _ in found)
-    for _, size, path in sorted(found):
+    now = time.time()
+    for written, size, path in sorted(found):
         if total <= max_bytes:
             return
+        if path.suffix == PARTIAL and now - written < BEING_WRITTEN:
+            continue
         path.unlink(missing_ok=True)
         total -= size
 

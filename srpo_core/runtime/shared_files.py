@@ -22,6 +22,7 @@ from srpo_core.runtime.digests import known_digest
 
 CHUNK = 8 << 20
 OLD_VARIABLE = "SRPO_STORAGE"
+PARTIAL = ".part"  # suffix of a file while `Location.write` writes it
 COMPLETE = "complete"  # a marker: created after the last shared file, deleted before the first one
 
 
@@ -99,7 +100,7 @@ class Location:
             fs.pipe_file(path, content)  # objects are written atomically
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+        partial = self.path.with_name(f".{self.path.name}.{os.getpid()}{PARTIAL}")
         partial.write_bytes(content)
         partial.replace(self.path)
 

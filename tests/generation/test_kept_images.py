@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -159,8 +160,14 @@ def test_the_hashed_code_is_what_the_generating_code_imports():
     assert {entry.split("/")[0] for entry in CODE} == needed, "no entry is superfluous"
 
 
-def test_a_changed_file_of_the_code_changes_its_digest(tmp_path, monkeypatch):
+def test_a_changed_file_of_the_code_or_version_of_a_library_changes_the_digest(tmp_path, monkeypatch):
     before = kept_images.code_digest.__wrapped__()
+    for library in ("torch", "diffusers", "transformers", "peft", "numpy"):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                kept_images, "version", lambda name, other=library: "0" if name == other else version(name)
+            )
+            assert kept_images.code_digest.__wrapped__() != before, library
     shutil.copytree(ROOT / "srpo_core", tmp_path / "srpo_core")
     monkeypatch.setattr(kept_images.srpo_core, "__file__", str(tmp_path / "srpo_core/__init__.py"))
     assert kept_images.code_digest.__wrapped__() == before
@@ -205,6 +212,12 @@ def test_removal_counts_what_a_killed_process_left_and_survives_another_that_rem
         os.utime(tmp_path / name, ns=(number, number))
     remove_oldest(tmp_path, 20)
     assert {file.name for file in tmp_path.iterdir()} == {"b", "c"}
+    (tmp_path / ".new.part").write_bytes(bytes(10))  # another process is writing it
+    remove_oldest(tmp_path, 20)
+    assert {file.name for file in tmp_path.iterdir()} == {".new.part", "c"}
+    remove_oldest(tmp_path, 0)
+    assert {file.name for file in tmp_path.iterdir()} == {".new.part"}
+    (tmp_path / ".new.part").rename(tmp_path / "b")
     listed = list(tmp_path.iterdir())
     (tmp_path / "b").unlink()
     monkeypatch.setattr(Path, "iterdir", lambda _: iter(listed))
