@@ -12,6 +12,7 @@ from srpo_core.training.steps import checkpoint_steps
 # in the run's workspace, in DVC's cache and in the checkout, unless the file system shares them
 COPIES: Final = 3
 FLOAT32: Final = 4
+GIGABYTE: Final = 1e9
 MOMENTS: Final = 8  # AdamW's two moments of each trained weight
 # nearly all weights are in matrices of this kind
 TYPICAL: Final = ("double_blocks.0.img_mlp.0.weight", (12288, 3072))
@@ -33,6 +34,7 @@ def bytes_of_run(settings: Settings, weights: int) -> Mapping[str, float]:
         "checkpoints": FLOAT32 * weights * (1 if adapters else steps * COPIES),
         "state to resume training": 0.0 if adapters else (trained + moments) * weights,
         "formats, and their release": bytes_of_formats(settings, weights) * (COPIES + 1),
+        "images that later runs reuse": settings.resources.kept_images_gb * GIGABYTE,
     }
 
 
