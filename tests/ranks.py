@@ -123,10 +123,6 @@ def inputs_in_double():
 def in_double(worker):
     """Make a worker compute in float64, so that rounding neither hides nor causes a difference."""
     worker.learner.reward.double()
-    if worker.average:
-        import torch
-
-        worker.average.to(torch.float64)
 
 
 def whole_state(worker):

@@ -47,10 +47,6 @@ class WeightAverage:
         finally:
             self._exchange()
 
-    def to(self, dtype: "torch.dtype") -> None:
-        """Cast the averages."""
-        self._ema.to(dtype=dtype)
-
     def _parameters(self) -> "list[torch.nn.Parameter]":
         return [parameter for parameter in self._transformer.parameters() if parameter.requires_grad]
 
