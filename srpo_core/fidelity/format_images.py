@@ -51,10 +51,12 @@ class Evaluated:
     aligned: float
 
 
-def evaluated_images(num_prompts: int, metric: str) -> Evaluated:
+def evaluated_images(num_prompts: int, metric: str, prompts: Sequence[str]) -> Evaluated:
     """Choose `num_prompts` evenly spaced prompts of stage evaluate, with the figures of their first seed.
 
     All of them, if the evaluation ended early with fewer.
+
+    prompts: all test prompts, sorted by style. An evaluation in stages has drawn its prompts in another order.
 
     Raises:
         ConfigError: the prompts were not evaluated by this metric.
@@ -66,15 +68,15 @@ def evaluated_images(num_prompts: int, metric: str) -> Evaluated:
             f"quantize.gain {metric!r} was not evaluated: known are {', '.join(known)}; "
             "add it to evaluate.metrics"
         )
-    generated = list(dict.fromkeys(row["prompt"] for row in rows))
-    prompts = evenly_spaced(generated, min(num_prompts, len(generated)))
-    chosen = [row for row in rows if row["metric"] == metric and row["prompt"] in set(prompts)]
+    generated = {row["prompt"] for row in rows}
+    some = evenly_spaced([prompt for prompt in prompts if prompt in generated], num_prompts)
+    chosen = [row for row in rows if row["metric"] == metric and row["prompt"] in set(some)]
 
     def mean(model: str) -> float:
         values = [row["value"] for row in chosen if row["model"] == model]
         return float(sum(values) / len(values))
 
-    return Evaluated(prompts, mean(BASE), mean(ALIGNED))
+    return Evaluated(some, mean(BASE), mean(ALIGNED))
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ def run(
     device = local_device(resources)
     source = artifacts.require(Path(artifacts.read_json(artifacts.SELECTION)["checkpoint"]))
     prompts, styles, condition = read_embeddings("test")
-    evaluated = evaluated_images(quantize.num_prompts, quantize.gain)
+    evaluated = evaluated_images(quantize.num_prompts, quantize.gain, prompts)
     chosen = [prompts.index(prompt) for prompt in evaluated.prompts]
     image_set = ImageSet(
         PURPOSE, evaluated.prompts, [styles[row] for row in chosen], condition[chosen], 1, seed

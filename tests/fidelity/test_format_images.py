@@ -70,8 +70,9 @@ def images(monkeypatch):
     )
 
 
-def test_prompts_are_evenly_spaced_so_that_every_style_is_among_them(tmp_path, monkeypatch):
-    """Test prompts are sorted by style, as in HPD."""
+@pytest.mark.parametrize("in_stages", [False, True])
+def test_prompts_are_evenly_spaced_so_that_every_style_is_among_them(tmp_path, monkeypatch, in_stages):
+    """Test prompts are sorted by style, as in HPD; the first stage of an evaluation has every second one of each style."""
     styles = ["anime"] * 50 + ["concept-art"] * 50 + ["paintings"] * 50 + ["photo"] * 50
     prompts = [f"{style} {index}" for index, style in enumerate(styles)]
     rows = [
@@ -83,19 +84,19 @@ def test_prompts_are_evenly_spaced_so_that_every_style_is_among_them(tmp_path, m
             "value": index + (model == "aligned"),
         }
         for model in ("base", "aligned")
-        for index, prompt in enumerate(prompts)
+        for index, prompt in sorted(enumerate(prompts), key=lambda one: in_stages and one[0] % 2)
         for seed in (0, 1)
     ]
     (tmp_path / artifacts.FIGURES).parent.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / artifacts.FIGURES)
     monkeypatch.chdir(tmp_path)
-    found = format_images.evaluated_images(16, "reward")
+    found = format_images.evaluated_images(16, "reward", prompts)
     assert Counter(prompt.split()[0] for prompt in found.prompts) == dict.fromkeys(dict.fromkeys(styles), 4)
     assert found.aligned - found.base == pytest.approx(1)
     assert found.base == pytest.approx(sum(prompts.index(prompt) for prompt in found.prompts) / 16)
-    assert format_images.evaluated_images(200, "reward").prompts == prompts
-    # an evaluation that ended early has fewer
-    assert format_images.evaluated_images(201, "reward").prompts == prompts
+    assert format_images.evaluated_images(200, "reward", prompts).prompts == prompts
+    more = ["another prompt", *prompts]
+    assert format_images.evaluated_images(201, "reward", more).prompts == prompts, "it ended early with fewer"
 
 
 def test_latents_with_twice_the_noise_of_the_reference_have_completeness_one_half(images):

@@ -293,7 +293,7 @@ def test_bf16_cannot_be_left_out_of_a_release(before_quantize):
 
 
 def test_an_evaluation_that_ended_early_gives_all_its_prompts(before_quantize):
-    assert evaluated_images(9, "judge_wanted").prompts == PROMPTS
+    assert evaluated_images(9, "judge_wanted", PROMPTS).prompts == PROMPTS
 
 
 def test_an_unmeasured_gain_raises_an_error(before_quantize):
