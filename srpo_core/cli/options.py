@@ -1,8 +1,10 @@
 """Parse the option `--set KEY=VALUE`."""
 
-from typing import Any
+from typing import Any, Final
 
 from srpo_core import errors
+
+_FORM: Final = "write KEY=VALUE, for instance --set train.steps=20"
 
 
 def parse_changes(changes: list[str]) -> dict[str, Any]:
@@ -13,7 +15,15 @@ def parse_changes(changes: list[str]) -> dict[str, Any]:
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
-            raise errors.ConfigError(f"--set {change}: write KEY=VALUE, for instance train.steps=20")
+            raise errors.ConfigError(f"--set {change}: no value; {_FORM}")
+        if not all(part.strip() == part != "" for part in key.split(".")):
+            raise errors.ConfigError(f"--set {change}: the key {key!r} has an empty part or a blank; {_FORM}")
+        if "[" in key:
+            name = key.partition("[")[0]
+            raise errors.ConfigError(
+                f"--set {change}: an entry of a list cannot be set alone; set the whole list, for instance "
+                f"--set '{name}=[...]'"
+            )
         nested = _value(change, value)
         for part in reversed(key.split(".")):
             nested = {part: nested}
@@ -22,16 +32,15 @@ def parse_changes(changes: list[str]) -> dict[str, Any]:
 
 
 def _value(change: str, text: str) -> Any:
-    import yaml
-
     from srpo_core import config
+    from srpo_core.config.yaml_text import parse_yaml
 
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise errors.ConfigError(f"--set {change}: {text!r} is not a YAML value") from None
+        value = parse_yaml(text, "the value")
+    except errors.ConfigError as error:
+        raise errors.ConfigError(f"--set {change}: {text!r} is not a YAML value ({error})") from None
     if value is None and text.strip():
         return config.NULL
     if value is None:
-        raise errors.ConfigError(f"--set {change}: no value after '='")
+        raise errors.ConfigError(f"--set {change}: no value after '='; {_FORM}")
     return value

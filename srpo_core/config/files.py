@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from srpo_core.config.settings import Settings, parse_settings
+from srpo_core.config.yaml_text import format_yaml, read_yaml
 from srpo_core.errors import ConfigError
 
 PARAMS_FILE = Path("params.yaml")
@@ -23,17 +22,15 @@ def load_settings(path: Path = PARAMS_FILE) -> Settings:
 
 
 def read_values(path: Path) -> Mapping[str, Any]:
-    """Read a settings file without validation. Raises `ConfigError` if it is missing or is not a mapping."""
+    """Read a settings file without validation. Raises `ConfigError` if it is missing, no YAML, or no mapping."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path)
     except FileNotFoundError:
         if not PROFILES_DIR.is_dir():
             raise ConfigError(
                 f"{path} is missing, and this directory is no checkout: change to the top of the clone"
             ) from None
         raise ConfigError(f"{path} is missing: write it with 'srpo profile tiny > {path}'") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path} must hold a mapping of settings, found {'nothing' if values is None else type(values).__name__}"
@@ -93,7 +90,7 @@ def write_settings(directory: Path, *, profile: str | None, patch: Mapping[str, 
     source, target = _source(directory, profile), directory / PARAMS_FILE
     settings, values = _patched(source, directory, patch)
     if values is not None:
-        target.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        target.write_text(format_yaml(values), encoding="utf-8")
     elif source != target:
         shutil.copyfile(source, target)
     return settings

@@ -1,9 +1,9 @@
 """Types of the settings, and the small parts."""
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -34,6 +34,15 @@ class Part(BaseModel):
     """A part of the settings: frozen, and an unknown or missing key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_word_for_a_boolean(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse `yes` and `on`, which are words in YAML 1.2: DVC would compare them as words."""
+        field = cls.model_fields[str(info.field_name)]
+        if field.annotation is bool and not isinstance(value, bool):
+            raise ValueError("write true or false")
+        return value
 
 
 class ModelSettings(Part):

@@ -1,11 +1,13 @@
 """The model of all settings, and the checks that involve several parts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from itertools import combinations
 from os.path import realpath
-from typing import Annotated, Any, Self
+from types import UnionType
+from typing import Annotated, Any, Self, Union, get_args, get_origin
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from srpo_core.config.evaluation import EvaluateSettings, GateSettings, QuantizeSettings, SelectSettings
 from srpo_core.config.parts import (
@@ -102,10 +104,29 @@ def faults(error: ValidationError) -> str:
     return "; ".join(_describe(fault) for fault in error.errors())
 
 
+def known_keys(part: type[BaseModel] = Settings, above: str = "") -> Iterator[str]:
+    """Yield the dotted keys of the settings; those below a list, and those that the user names, are left out."""
+    for name, field in part.model_fields.items():
+        yield f"{above}{name}"
+        either = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else ()
+        for kind in (field.annotation, *either):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from known_keys(kind, f"{above}{name}.")
+
+
+def _similar(key: str) -> str:
+    """Say in brackets which keys are spelled alike or have the same last part; empty if there is none."""
+    known = list(known_keys())
+    last = key.rpartition(".")[2]
+    same = [one for one in known if one.rpartition(".")[2] == last]
+    found = list(dict.fromkeys([*get_close_matches(key, known, n=1, cutoff=0.7), *same]))[:3]
+    return f" (known: {', '.join(found)})" if found else ""
+
+
 def _describe(fault: Any) -> str:
     key = ".".join(str(step) for step in fault["loc"]) or "settings"
     if fault["type"] == "extra_forbidden":
-        return f"unknown key {key!r}{new_names(key, fault['input'])}"
+        return f"unknown key {key!r}{new_names(key, fault['input']) or _similar(key)}"
     if fault["type"] == "missing":
         return f"missing key {key!r}"
     given = "" if isinstance(fault["input"], Mapping) else f" (got {fault['input']!r})"

@@ -10,12 +10,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from srpo_core.artifacts import sha256
 from srpo_core.config import PARAMS_FILE, load_settings, parse_settings, read_values
+from srpo_core.config.yaml_text import read_yaml
 from srpo_core.credentials import mask_file_content
-from srpo_core.errors import ArtifactError
+from srpo_core.errors import ArtifactError, ConfigError
 from srpo_core.release.layout import require_existing
 from srpo_core.runtime.dvc_yaml import read_stages
 from srpo_core.workspace.git import try_git
@@ -125,11 +124,11 @@ def _locked_stages(root: Path) -> dict[str, Any]:
     """Return the entries in dvc.lock of the stages that dvc.yaml has now."""
     path = require_existing(root, LOCK)
     try:
-        locked = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]
+        locked = read_yaml(path)["stages"]
         return {name: locked[name] for name in read_stages(root)}
     except KeyError as error:
         raise ArtifactError(f"{LOCK} does not record {error}: run 'dvc repro' first") from None
-    except (yaml.YAMLError, TypeError, ValueError) as error:
+    except (ConfigError, TypeError, ValueError) as error:
         cause = " ".join(str(error).split())[:200]
         raise ArtifactError(f"{path} is damaged ({cause}): remove it and run 'dvc repro'") from None
 

@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from srpo_core import artifacts
 from srpo_core.config import PARAMS_FILE, read_values
+from srpo_core.config.yaml_text import parse_yaml
 from srpo_core.errors import ConfigError, StoreError
 from srpo_core.release.aliases import resolve
 from srpo_core.release.evidence import require_consistent
@@ -147,7 +146,7 @@ def _decision(root: Path) -> Mapping[str, Any]:
 
 
 def _outs(lock: bytes) -> dict[str, str]:
-    stages = yaml.safe_load(lock)["stages"]
+    stages = parse_yaml(lock.decode("utf-8"), str(LOCK))["stages"]
     return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", ())}
 
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
+from srpo_core.config.yaml_text import read_yaml
 from srpo_core.errors import ConfigError
 
 DVC_FILE: Final = Path("dvc.yaml")
@@ -60,15 +59,13 @@ def read_stages(root: Path = Path()) -> dict[str, Stage]:
     """
     path = root / DVC_FILE
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except FileNotFoundError:
         raise ConfigError(
             f"{path} is missing: change to the top of the clone, or restore it with git"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} is not YAML: {' '.join(str(error).split())}; restore it with git"
-        ) from None
+    except ConfigError as error:
+        raise ConfigError(f"{error}; or restore it with git") from None
     stages = content.get("stages") if isinstance(content, dict) else None
     if not isinstance(stages, dict) or not stages:
         raise ConfigError(f"{path} has no stages: restore it with git")

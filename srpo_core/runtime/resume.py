@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from srpo_core.artifacts import home, read_json, require, write_json
 from srpo_core.config import PARAMS_FILE, read_values
+from srpo_core.config.yaml_text import read_yaml
 from srpo_core.errors import SrpoError
 from srpo_core.runtime import file_lock
 from srpo_core.runtime.digests import known_digest
@@ -131,13 +132,10 @@ def _removed(directory: Path) -> Path:
 
 def _recorded(stage: str) -> bool:
     """Whether dvc.lock records a result of these settings and inputs; large inputs are compared by size."""
-    from dvc.utils.serialize import parse_yaml
-
     if not LOCK.exists():
         return False
-    # by the parser of DVC: PyYAML reads 2e-05 as a string
-    stages = parse_yaml(LOCK.read_text(encoding="utf-8"), str(LOCK)).get("stages", {})
-    settings = parse_yaml(PARAMS_FILE.read_text(encoding="utf-8"), str(PARAMS_FILE))
+    stages = (read_yaml(LOCK) or {}).get("stages", {})
+    settings = read_values(PARAMS_FILE)
     _, definition = _definition(stage)
     entry = stages.get(stage)
     if entry is None or entry.get("params", {}).get(str(PARAMS_FILE), {}) != definition.watched(settings):

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
 from srpo_core.artifacts import replacing, sha256
+from srpo_core.config.yaml_text import read_yaml
 from srpo_core.errors import ArtifactError, ConfigError, SrpoError, pick
 
 LOCK: Final = Path("models.lock")
@@ -36,9 +35,9 @@ def read_lock(path: Path = LOCK) -> Mapping[str, Locked]:
         ConfigError: the file is missing or malformed.
     """
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries = read_yaml(path)
         return {name: Locked(**entry) for name, entry in entries.items()}
-    except (OSError, yaml.YAMLError, TypeError, AttributeError) as error:
+    except (OSError, ConfigError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
 
 

@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from srpo_core.config import PARAMS_FILE, write_settings
+from srpo_core.config.yaml_text import read_yaml
 from srpo_core.data.sources import source_format
 from srpo_core.errors import ConfigError, DataError, SrpoError, StoreError
 from srpo_core.workspace.git import git, run_command
@@ -147,7 +146,7 @@ def _repository(workspace: Workspace) -> Any:
 
 
 def _directory_hash(workspace: Workspace, name: str) -> str:
-    pointer = yaml.safe_load((workspace.path / f"data/{name}.dvc").read_text(encoding="utf-8"))
+    pointer = read_yaml(workspace.path / f"data/{name}.dvc")
     return str(pointer["outs"][0]["md5"])
 
 
