@@ -9,11 +9,12 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
 from srpo_core.data.choices import BenchmarkPrompt, Choice, Place
+from srpo_core.data.image_names import plain_name
 from srpo_core.errors import DataError
 from srpo_core.prompts import normal_form
 
@@ -151,14 +152,17 @@ class _Record:
 
     def image_names(self, key: str) -> tuple[str, ...]:
         """Read names of images, all different, relative to the directory of the split."""
-        names = tuple(self._text(name, key) for name in self._list(key))
-        for name in names:
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or str(path) != name:
-                self.refuse(f"{key}: {name!r} is not a plain relative path")
+        names = tuple(self._image_name(name, key) for name in self._list(key))
         if len(set(names)) != len(names):
             self.refuse(f"{key}: the images must differ from each other, found {list(names)}")
         return names
+
+    def _image_name(self, value: Any, key: str) -> str:
+        """Read one name; `./` and the directory of the split, which is named like the file, may precede it."""
+        try:
+            return plain_name(self._text(value, key), self.file.stem)
+        except ValueError as error:
+            self.refuse(f"{key}: {error}")
 
     def numbers(self, key: str) -> tuple[float, ...]:
         """Read a list of finite numbers."""

@@ -178,3 +178,14 @@ def test_drawbench_is_not_a_style_of_the_benchmark(write):
     write("benchmark/photo.json", ["a cat"])
     source = write("benchmark/drawbench.json", ["a dog"])
     assert [(entry.prompt, entry.style) for entry in read_benchmark(source)] == [("a cat", "photo")]
+
+
+@pytest.mark.parametrize("name", ["./apple.png", "train/apple.png", "./train//apple.png"])
+def test_the_name_of_an_image_may_begin_with_the_folder_of_the_split(write, train_record, name):
+    source = write("train.json", [train_record | {"file_path": ["pear.png", name]}])
+    assert [choice.images for choice in read_choices(source, "train")] == [("pear.png", "apple.png")]
+
+
+def test_two_spellings_of_one_image_are_no_pair(write, train_record):
+    same = train_record | {"file_path": ["apple.png", "./train/apple.png"]}
+    assert "the images must differ from each other" in refusal(write("train.json", [same]), "train")

@@ -4,6 +4,7 @@ import shutil
 import tarfile
 from pathlib import Path
 
+from srpo_core.data.image_names import is_metadata
 from srpo_core.data.images import find_images
 
 
@@ -23,7 +24,9 @@ def copy_images(source: Path, split: str, target: Path) -> None:
 def pack(directory: Path, archive: Path) -> None:
     """Write the files below a directory as a tar of sorted members without times or owners: the same files, the same bytes."""
     with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
-        for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        for path in sorted(
+            path for path in directory.rglob("*") if path.is_file() and not is_metadata(path.name)
+        ):
             member = tarfile.TarInfo(str(path.relative_to(directory)))
             member.size = path.stat().st_size
             with path.open("rb") as file:
