@@ -78,8 +78,8 @@ def git_state(root: Path) -> dict[str, Any]:
     if revision is None:
         return {"revision": None, "diff": None, "untracked": None}
     place = ("HEAD", "--", ".", f":(exclude){LOCK}")
-    changes = ("diff", "--no-ext-diff", "--no-color", "--no-renames")
-    diff = try_git(root, *changes, "--binary", "--diff-filter=a", *place)
+    changes = ("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", "--no-relative")
+    diff = try_git(root, *changes, "--binary", "--submodule=short", "--diff-filter=a", *place)
     added = try_git(root, *changes, "--name-only", "-z", "--diff-filter=A", *place) or ""
     untracked = try_git(root, "ls-files", "--others", "--exclude-standard", "-z") or ""
     names = {*added.split("\0"), *untracked.split("\0")} - {"", str(LOCK)}

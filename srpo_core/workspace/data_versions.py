@@ -15,7 +15,7 @@ from srpo_core.config import PARAMS_FILE, write_settings
 from srpo_core.config.yaml_text import read_yaml
 from srpo_core.data.sources import source_format
 from srpo_core.errors import ConfigError, DataError, SrpoError, StoreError
-from srpo_core.workspace.git import git, run_command
+from srpo_core.workspace.git import git, missing_identity, run_command, try_git
 from srpo_core.workspace.reproduce import run_in_workspace
 from srpo_core.workspace.worktree import Workspace
 
@@ -101,8 +101,10 @@ def commit(workspace: Workspace, name: str, tag: str) -> None:
     """Commit data/<name>.dvc on the detached HEAD of the workspace and tag it, unless the tag exists."""
     if is_tagged(workspace, tag):
         return
-    git(workspace.path, "add", f"data/{name}.dvc", "data/.gitignore")
-    identity = _identity(workspace)
+    git(
+        workspace.path, "add", "--force", f"data/{name}.dvc", "data/.gitignore"
+    )  # also if the user ignores such files
+    identity = missing_identity(workspace.path)
     git(workspace.path, "commit", "--quiet", "--allow-empty", "-m", f"Data: {tag}", environment=identity)
     git(workspace.path, "tag", tag)
 
@@ -114,7 +116,10 @@ def is_tagged(workspace: Workspace, tag: str) -> bool:
 
 def is_tag_of_head(workspace: Workspace, tag: str) -> bool:
     """Whether the parent of a version's commit, whose code its runs use, is the workspace's commit."""
-    return git(workspace.path, "rev-parse", f"{tag}^") == git(workspace.path, "rev-parse", "HEAD")
+    parent = try_git(
+        workspace.path, "rev-parse", "--verify", "--quiet", f"{tag}^"
+    )  # a shallow clone may lack it
+    return parent is not None and parent.strip() == git(workspace.path, "rev-parse", "HEAD")
 
 
 def require_name(name: str) -> None:
@@ -152,16 +157,3 @@ def _directory_hash(workspace: Workspace, name: str) -> str:
 
 def _dvc(workspace: Workspace, *arguments: str) -> None:
     run_command(["dvc", *arguments], cwd=workspace.path, environment=workspace.environment())
-
-
-def _identity(workspace: Workspace) -> Mapping[str, str]:
-    """Return variables with the identity of the pipeline if git has none of the user."""
-    try:
-        git(workspace.path, "config", "user.email")
-    except SrpoError:
-        return {
-            f"GIT_{role}_{field}": value
-            for role in ("AUTHOR", "COMMITTER")
-            for field, value in (("NAME", "srpo"), ("EMAIL", "srpo@localhost"))
-        }
-    return {}

@@ -24,7 +24,7 @@ from srpo_core.runtime import file_lock, processes
 from srpo_core.runtime.dvc_yaml import read_stages
 from srpo_core.runtime.telemetry import quiet_environment
 from srpo_core.storage import store_uri
-from srpo_core.workspace.git import git, run_command, without_git_variables
+from srpo_core.workspace.git import git, run_command, without_repository_variables
 
 KEEP_WORKSPACES: Final = 3
 MODELS: Final = "models"  # directory of the weights that `srpo fetch` downloads, see models.lock
@@ -60,7 +60,7 @@ class Workspace:
 
     def environment(self) -> dict[str, str]:
         """Return the environment of commands in this workspace: its own code, the shared home, no telemetry, no key."""
-        given = without_git_variables()
+        given = without_repository_variables()
         given.pop("SRPO_SIGNING_KEY", None)  # publishing signs, no stage does
         return {
             **given,
