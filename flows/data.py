@@ -4,32 +4,40 @@ No `from __future__ import annotations` here: Prefect reads the annotations to b
 """
 
 from pathlib import Path
+from typing import Final
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
 
 from flows import display
+from srpo_core.data.statistics import count_records
 from srpo_core.workspace import data_versions
+from srpo_core.workspace.data_remote import AuditDepth
 from srpo_core.workspace.worktree import Workspace, open_workspace
+
+PUBLISHED: Final = "hpd.version.published"
 
 
 @flow(name="data")
-def data(source: str, name: str = "hpd", format_name: str = "hpdv2") -> str:
+def data(source: str, name: str = "hpd", format_name: str = "hpdv2", audit: AuditDepth = "md5") -> str:
     """Make a new version of the data and return its tag, for `align(revision=tag)`.
 
     Args:
         source: directory or file of the data set.
         name: name of the data set, which becomes a directory in data/.
         format_name: format of the data set, an entry of `SOURCES` in srpo_core/data/sources.
+        audit: how the remote is compared after the push: md5 believes an MD5 that the store reports, full reads all bytes.
     """
     data_versions.require_name(name)
     given = Path(source).absolute()
     with open_workspace(Path.cwd(), revision="HEAD") as workspace:
         collect(workspace, given, name, format_name)
         check(workspace, name, format_name)
-        tag = push(workspace, name)
+        tag = push(workspace, name, audit)
         record(workspace, name, tag)
+        announce(workspace, name, tag)
     create_markdown_artifact(
         f"`{tag}` from `{given}`\n\nNext: `align` with revision `{tag}` and ingest.source `data/{name}`",
         key="data",
@@ -57,12 +65,12 @@ def check(workspace: Workspace, name: str, format_name: str) -> None:
 
 
 @task(cache_policy=NO_CACHE)
-def push(workspace: Workspace, name: str) -> str:
+def push(workspace: Workspace, name: str, audit: AuditDepth) -> str:
     """Track the data with DVC, push it, verify that the remote has every file, and return the tag."""
     _log_start("push", "to the default remote")
     tag = data_versions.track(workspace, name)
-    data_versions.push(workspace, name)
-    _log_end("push", "the remote has every file")
+    compared = data_versions.push(workspace, name, audit)
+    _log_end("push", f"the remote has every file: {compared}")
     return tag
 
 
@@ -76,6 +84,21 @@ def record(workspace: Workspace, name: str, tag: str) -> None:
     if known and not data_versions.is_tag_of_head(workspace, tag):
         note += f"; to use it with the current code: git checkout {tag} -- data/{name}.dvc, then 'srpo align'"
     _log_end("record", note)
+
+
+@task(cache_policy=NO_CACHE)
+def announce(workspace: Workspace, name: str, tag: str) -> None:
+    """Emit the event `hpd.version.published`, from which a deployment can start a run."""
+    counts = count_records(workspace.path / "data" / name)
+    emit_event(
+        PUBLISHED,
+        resource={
+            "prefect.resource.id": f"hpd.version.{tag}",
+            "prefect.resource.name": tag,
+            "hpd.name": name,
+        },
+        payload={"tag": tag, "rev": data_versions.commit_of(workspace, tag), "name": name, "counts": counts},
+    )
 
 
 def _log_start(name: str, description: str) -> None:

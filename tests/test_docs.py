@@ -9,6 +9,7 @@ import yaml
 from python_blocks import python_blocks, unbound_names
 
 from srpo_core.cli.app import app
+from srpo_core.cli.data import DEFAULT
 from srpo_core.cli.main import PANELS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,7 +67,11 @@ def unknown_commands(lines: list[str]) -> list[str]:
         call for line in lines for call in re.findall(r"(?:^|; |\()srpo ([a-z][a-z_-]*[^;|)]*)", line)
     ):
         name, *words = call.split()
-        parameters = commands[name].params if name in commands else []
+        parts = getattr(
+            commands.get(name), "commands", {}
+        )  # a group, such as `srpo data`, has a default command
+        command = parts.get(words[0] if words else "", parts.get(DEFAULT)) if parts else commands.get(name)
+        parameters = command.params if command else []
         options = {option for one in parameters for option in (*one.opts, *one.secondary_opts)}
         given = {word.split("=")[0].rstrip(".,") for word in words if word.startswith("--")}
         if name not in commands or not given <= options:

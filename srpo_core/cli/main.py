@@ -18,9 +18,8 @@ USAGE_ERROR: Final[Any] = typer.BadParameter.__base__  # typer does not export t
 
 def main() -> None:
     """Run the command line; print a `SrpoError` as one line and exit with its code."""
-    app.registered_commands.sort(key=lambda command: PANELS.index(str(command.rich_help_panel)))
     try:
-        code = app(prog_name="srpo", standalone_mode=False)
+        code = root_command()(prog_name="srpo", standalone_mode=False)
     except errors.SrpoError as error:
         if "--debug" in sys.argv:
             raise
@@ -35,6 +34,15 @@ def main() -> None:
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted; repeat the same command to resume", INTERRUPTED)
     sys.exit(code or 0)
+
+
+def root_command() -> Any:
+    """Return the command `srpo`, whose commands are in the order of their panels."""
+    root: Any = typer.main.get_command(app)
+    root.commands = dict(
+        sorted(root.commands.items(), key=lambda item: PANELS.index(item[1].rich_help_panel))
+    )
+    return root
 
 
 def _fail(line: str, exit_code: int) -> None:

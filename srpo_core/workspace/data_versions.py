@@ -4,18 +4,26 @@ A version is a git tag `data/<name>/<12 hex digits>` of a commit that changes on
 last, so the remote has all files of a tagged version.
 """
 
-import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from srpo_core.config import PARAMS_FILE, write_settings
-from srpo_core.config.yaml_text import read_yaml
 from srpo_core.data.sources import source_format
 from srpo_core.errors import ConfigError, DataError, SrpoError, StoreError
-from srpo_core.workspace.git import git, missing_identity, run_command, try_git
+from srpo_core.workspace.data_remote import (
+    Audit,
+    AuditDepth,
+    audit_remote,
+    damaged_in_cache,
+    directory_hash,
+    remove_objects,
+    without_unfinished_uploads,
+)
+from srpo_core.workspace.dvc import run_dvc
+from srpo_core.workspace.git import git, missing_identity, try_git
 from srpo_core.workspace.reproduce import run_in_workspace
 from srpo_core.workspace.worktree import Workspace
 
@@ -59,42 +67,41 @@ def track(workspace: Workspace, name: str) -> str:
     Raises:
         SrpoError: DVC failed, for instance because the disk is full.
     """
-    _dvc(workspace, "add", "--quiet", f"data/{name}")
-    return f"data/{name}/{_directory_hash(workspace, name)[:12]}"
+    _dvc(workspace, "add", f"data/{name}")
+    return f"data/{name}/{directory_hash(workspace, name)[:12]}"
 
 
-def push(workspace: Workspace, name: str) -> None:
-    """Push data/<name> to the default remote, then compare the remote with the manifest, file by file.
+def push(workspace: Workspace, name: str, depth: AuditDepth = "md5") -> Audit:
+    """Push data/<name> to the default remote, then compare the remote with the manifest, object by object.
 
     DVC trusts the directory's object and its index as proof that the files are there, so after a killed push it may
     report success and upload nothing. Therefore damaged objects are removed from the remote, together with the
     directory's object and the index, and pushed once more.
 
+    depth: `full` reads every object; else an MD5 that the store reports is believed. Returns the last comparison.
+
     Raises:
-        StoreError: the remote still lacks files, or cannot be reached.
+        StoreError: the remote still lacks objects or has them with other bytes, or cannot be reached.
     """
-    _push_once(workspace, name)
-    if missing := list(missing_in_remote(workspace, name)):
-        _forget(workspace, [*missing, _directory_hash(workspace, name)])
+    with without_unfinished_uploads(workspace, name):
         _push_once(workspace, name)
-        missing = list(missing_in_remote(workspace, name))
-    if missing:
+        audit = audit_remote(workspace, name, depth)
+        if audit.damaged:
+            remove_objects(workspace, [*audit.damaged, directory_hash(workspace, name)])
+            shutil.rmtree(workspace.site_cache, ignore_errors=True)
+            _push_once(workspace, name)
+            audit = audit_remote(workspace, name, depth)
+    if audit.damaged:
+        for path in damaged_in_cache(workspace, audit.damaged):
+            raise StoreError(
+                f"DVC's cache has lost {path}, or has other bytes there: delete that file if there is one, then start again"
+            )
         raise StoreError(
-            f"the remote lacks {len(missing)} objects of data/{name} after two pushes, first {missing[0]}: check that "
-            "the remote is writable ('dvc remote list' names it), then start again"
+            f"the remote lacks {len(audit.damaged)} objects of data/{name} after two pushes, or has them with other "
+            f"bytes, first {audit.damaged[0]}: check that the remote is writable ('dvc remote list' names it), then "
+            "start again"
         )
-
-
-def missing_in_remote(workspace: Workspace, name: str) -> Iterator[str]:
-    """Yield the objects of data/<name> that the default remote lacks, or has with another size."""
-    directory = _directory_hash(workspace, name)
-    with _repository(workspace) as repo:
-        cache, remote = repo.cache.local, repo.cloud.get_remote_odb()
-        manifest = json.loads(Path(cache.oid_to_path(directory)).read_text(encoding="utf-8"))
-        for oid in [*sorted({entry["md5"] for entry in manifest}), directory]:
-            there, here = remote.oid_to_path(oid), Path(cache.oid_to_path(oid))
-            if not remote.fs.isfile(there) or remote.fs.size(there) != here.stat().st_size:
-                yield oid
+    return audit
 
 
 def commit(workspace: Workspace, name: str, tag: str) -> None:
@@ -114,6 +121,11 @@ def is_tagged(workspace: Workspace, tag: str) -> bool:
     return bool(git(workspace.path, "tag", "--list", tag))
 
 
+def commit_of(workspace: Workspace, tag: str) -> str:
+    """Return the id of a version's commit, which never changes."""
+    return git(workspace.path, "rev-parse", f"{tag}^{{commit}}")
+
+
 def is_tag_of_head(workspace: Workspace, tag: str) -> bool:
     """Whether the parent of a version's commit, whose code its runs use, is the workspace's commit."""
     parent = try_git(
@@ -130,30 +142,10 @@ def require_name(name: str) -> None:
 
 def _push_once(workspace: Workspace, name: str) -> None:
     try:
-        _dvc(workspace, "push", "--quiet", f"data/{name}.dvc")
+        _dvc(workspace, "push", f"data/{name}.dvc")
     except SrpoError as error:
         raise StoreError(f"data/{name} was not pushed: {error}") from None
 
 
-def _forget(workspace: Workspace, oids: Sequence[str]) -> None:
-    with _repository(workspace) as repo:
-        remote = repo.cloud.get_remote_odb()
-        for path in map(remote.oid_to_path, oids):
-            if remote.fs.isfile(path):
-                remote.fs.rm_file(path)
-    shutil.rmtree(workspace.site_cache, ignore_errors=True)
-
-
-def _repository(workspace: Workspace) -> Any:
-    from dvc.repo import Repo
-
-    return Repo(str(workspace.path), config={"core": {"site_cache_dir": str(workspace.site_cache)}})
-
-
-def _directory_hash(workspace: Workspace, name: str) -> str:
-    pointer = read_yaml(workspace.path / f"data/{name}.dvc")
-    return str(pointer["outs"][0]["md5"])
-
-
 def _dvc(workspace: Workspace, *arguments: str) -> None:
-    run_command(["dvc", *arguments], cwd=workspace.path, environment=workspace.environment())
+    run_dvc(*arguments, cwd=workspace.path, environment=workspace.environment())

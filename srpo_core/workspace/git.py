@@ -66,6 +66,9 @@ _OWN_SETTINGS: Final[Mapping[str, str]] = MappingProxyType(
 )
 _OPTIONS: Final = tuple(word for item in _OWN_SETTINGS.items() for word in ("-c", "=".join(item)))
 _DUBIOUS: Final = "dubious ownership"
+_DVC_ERROR: Final = "ERROR:"
+_ADVICE: Final = "Having any troubles?"  # how DVC ends
+_ERROR_LINES: Final = ("fatal:", "error:", _DVC_ERROR)
 
 
 def run_command(command: Sequence[str], *, cwd: Path, environment: Mapping[str, str], umask: int = -1) -> str:
@@ -145,14 +148,24 @@ def _output(command: Sequence[str], done: "subprocess.CompletedProcess[bytes]", 
                 f"git refuses {cwd}, which belongs to another user ({_DUBIOUS}): run "
                 f"'git config --global --add safe.directory {cwd}' if you trust it, or use a clone of your own"
             )
-        reason = _reason(printed.splitlines()) or f"exit code {done.returncode}"
-        raise SrpoError(f"'{' '.join(command[:3])}' in {cwd} failed: {reason}")
+        why = reason(printed.splitlines()) or f"exit code {done.returncode}"
+        raise SrpoError(f"'{' '.join(command[:3])}' in {cwd} failed: {why}")
     return done.stdout.decode(errors="replace").strip()
 
 
-def _reason(lines: Sequence[str]) -> str:
-    """Return git's own error line, which may be followed by advice, else the last line."""
-    return next((line for line in lines if line.startswith(("fatal:", "error:"))), lines[-1] if lines else "")
+def reason(lines: Sequence[str]) -> str:
+    """Return the error line of git or DVC, which advice may follow, else the last line.
+
+    If DVC prints several, the first one has the cause and the last one what failed. A line that ends with a colon
+    continues on the next one.
+    """
+    lines = [line for line in lines if line.strip() and not line.startswith(_ADVICE)]
+    found = [number for number, line in enumerate(lines) if line.startswith(_ERROR_LINES)]
+    if not found:
+        return lines[-1] if lines else ""
+    ends = [found[0], found[-1]] if lines[found[0]].startswith(_DVC_ERROR) else found[:1]
+    told = [" ".join(lines[at : at + 2]) if lines[at].endswith(":") else lines[at] for at in ends]
+    return "; ".join(dict.fromkeys(told))
 
 
 def _git_environment() -> dict[str, str]:

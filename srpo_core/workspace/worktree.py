@@ -19,12 +19,13 @@ from typing import Final
 
 from srpo_core.artifacts import private_home, replacing, user_path
 from srpo_core.config import PARAMS_FILE, read_values
-from srpo_core.errors import ConfigError, SrpoError
+from srpo_core.errors import ConfigError, SrpoError, StoreError
 from srpo_core.runtime import file_lock, processes
 from srpo_core.runtime.dvc_yaml import read_stages
 from srpo_core.runtime.telemetry import quiet_environment
 from srpo_core.storage import store_uri
-from srpo_core.workspace.git import git, run_command, without_repository_variables
+from srpo_core.workspace.dvc import run_dvc
+from srpo_core.workspace.git import git, without_repository_variables
 
 KEEP_WORKSPACES: Final = 3
 MODELS: Final = "models"  # directory of the weights that `srpo fetch` downloads, see models.lock
@@ -161,12 +162,17 @@ def fetch_data(workspace: Workspace, data: Sequence[str]) -> None:
     """Restore the data of `*.dvc` files from the cache, or else from the default remote.
 
     Raises:
-        SrpoError: neither has the data.
+        StoreError: neither has the data, or the remote has other bytes than were pushed.
     """
-    if data:
-        run_command(
-            ["dvc", "pull", "--quiet", *data], cwd=workspace.path, environment=workspace.environment()
-        )
+    if not data:
+        return
+    try:
+        run_dvc("pull", *data, cwd=workspace.path, environment=workspace.environment())
+    except SrpoError as error:
+        raise StoreError(
+            f"{', '.join(data)} cannot be restored from DVC's cache or the default remote: {error}. If the remote can be "
+            "reached, it lacks objects or has damaged ones: 'srpo data SOURCE' sends these again"
+        ) from None
 
 
 def bring_home(workspace: Workspace, stages: list[str]) -> bool:
@@ -184,7 +190,7 @@ def bring_home(workspace: Workspace, stages: list[str]) -> bool:
     with file_lock.acquire(workspace.home / "runs/home.lock"):
         _write(top / lock, (workspace.path / lock).read_bytes())
         try:
-            run_command(["dvc", "checkout", *stages], cwd=top, environment=environment)
+            run_dvc("checkout", *stages, cwd=top, environment=environment)
         except SrpoError as error:
             _write(top / lock, before)
             log.warning("the results remain in %s: %s", workspace.path, error)
@@ -270,8 +276,10 @@ def _share_dvc(workspace: Workspace) -> None:
     with Config(str(workspace.path / ".dvc")).edit("local") as local:
         local.setdefault("cache", {})["dir"] = cache
         for name, remote in remotes.items():
+            shared = local.setdefault("remote", {}).setdefault(name, {})
+            shared["verify"] = True  # what is pulled has the bytes that were pushed
             if Path(remote["url"]).is_absolute():
-                local.setdefault("remote", {}).setdefault(name, {})["url"] = remote["url"]
+                shared["url"] = remote["url"]
 
 
 def _share_models(workspace: Workspace) -> None:

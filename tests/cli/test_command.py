@@ -98,6 +98,19 @@ def test_without_a_command_the_help_is_shown(srpo):
     assert srpo().stdout == srpo("--help").stdout
 
 
+@pytest.mark.parametrize("before", [[], ["add"]])
+def test_a_source_needs_no_command_and_options_may_stand_before_it(srpo, before):
+    done = srpo("data", *before, "--name", "../up", "show")
+    assert "data name '../up'" in assert_one_line_error(done, 2)
+
+
+def test_data_without_a_source_shows_its_commands(srpo):
+    done = srpo("data")
+    assert done.returncode == 0
+    assert done.stdout == srpo("data", "--help").stdout
+    assert "add" in done.stdout
+
+
 def test_the_help_lists_the_panels_in_the_order_of_use(srpo):
     text = srpo("--help").stdout
     places = [text.index(f"─ {panel} ─") for panel in ("Run", "Data", "Releases", "Settings and machine")]

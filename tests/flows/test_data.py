@@ -1,6 +1,7 @@
 import json
 import shutil
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,22 @@ from flows.data import data
 from flows.form import parse_patch
 from srpo_core.errors import ConfigError, DataError, StageError, StoreError
 from srpo_core.workspace import data_versions
+from srpo_core.workspace.data_remote import audit_remote
 from srpo_core.workspace.git import git
 from srpo_core.workspace.worktree import open_workspace
 
 ROOT = Path(__file__).resolve().parents[2]
 HPD = ROOT / "assets/tiny/hpd"
+
+
+def published(server, tag):
+    """Wait for the event of a version; Prefect sends events from a thread."""
+    until = time.monotonic() + 60
+    wanted = {"event": {"name": ["hpd.version.published"]}, "resource": {"id": [f"hpd.version.{tag}"]}}
+    while not (found := server.call("/events/filter", {"filter": wanted})["events"]):
+        assert time.monotonic() < until, "the event was not sent"
+        time.sleep(0.2)
+    return found[0]
 
 
 @pytest.mark.pipeline
@@ -28,6 +40,25 @@ def test_a_data_version_is_tagged_and_pushed_and_can_be_used_from_the_remote(sta
 
     assert data(source=str(HPD), name="emoji") == tag
     assert git(standin, "tag") == tag
+    event = published(prefect, tag)
+    assert event["resource"] == {
+        "prefect.resource.id": f"hpd.version.{tag}",
+        "prefect.resource.name": tag,
+        "hpd.name": "emoji",
+    }
+    assert event["payload"] == {
+        "tag": tag,
+        "rev": git(standin, "rev-parse", tag),
+        "name": "emoji",
+        "counts": {
+            "train": len(json.loads((HPD / "train.json").read_text())),
+            "test": len(json.loads((HPD / "test.json").read_text())),
+            **{
+                f"benchmark/{path.stem}": len(json.loads(path.read_text()))
+                for path in sorted((HPD / "benchmark").glob("*.json"))
+            },
+        },
+    }
 
     shutil.rmtree(standin / ".dvc/cache")
     result = align(revision=tag, patch=parse_patch({"ingest": {"source": "data/emoji"}}), publish=False)
@@ -94,7 +125,7 @@ def test_files_missing_in_the_remote_are_found_and_pushed_again(standin):
         data_versions.collect(HPD, workspace.path / "data/emoji", "hpdv2")
         data_versions.track(workspace, "emoji")
         data_versions.push(workspace, "emoji")
-        assert list(data_versions.missing_in_remote(workspace, "emoji")) == []
+        assert audit_remote(workspace, "emoji").damaged == ()
         remote = standin / ".srpo/dvc-remote"
         objects = [path for path in remote.rglob("*") if path.is_file() and path.suffix != ".dir"]
         missing, cut_off = sorted(objects)[:2]
@@ -102,9 +133,9 @@ def test_files_missing_in_the_remote_are_found_and_pushed_again(standin):
         cut_off.chmod(0o644)
         cut_off.write_bytes(b"half")
         lost = sorted(path.parent.name + path.name for path in (missing, cut_off))
-        assert list(data_versions.missing_in_remote(workspace, "emoji")) == lost
-        data_versions.push(workspace, "emoji")
-        assert list(data_versions.missing_in_remote(workspace, "emoji")) == []
+        assert audit_remote(workspace, "emoji").damaged == tuple(lost)
+        assert data_versions.push(workspace, "emoji").damaged == ()
+        assert audit_remote(workspace, "emoji").damaged == ()
 
         missing.unlink()
         missing.mkdir()
