@@ -100,8 +100,9 @@ def test_without_a_command_the_help_is_shown(srpo):
 
 @pytest.mark.parametrize("before", [[], ["add"]])
 def test_a_source_needs_no_command_and_options_may_stand_before_it(srpo, before):
-    done = srpo("data", *before, "--name", "../up", "show")
-    assert "data name '../up'" in assert_one_line_error(done, 2)
+    error = assert_one_line_error(srpo("data", *before, "--name", "emoji"), 2)
+    assert "Missing argument 'source': see 'srpo data add --help'" in error
+    assert "No such option: --nam" in assert_one_line_error(srpo("data", *before, "hpd/", "--nam", "x"), 2)
 
 
 def test_data_without_a_source_shows_its_commands(srpo):
