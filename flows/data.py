@@ -12,12 +12,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
 from flows import display
-from srpo_core.data.statistics import count_records
 from srpo_core.workspace import data_versions
 from srpo_core.workspace.data_remote import AuditDepth
 from srpo_core.workspace.worktree import Workspace, open_workspace
 
 PUBLISHED: Final = "hpd.version.published"
+
+Counts = dict[str, dict[str, int]]
 
 
 @flow(name="data")
@@ -34,10 +35,10 @@ def data(source: str, name: str = "hpd", format_name: str = "hpdv2", audit: Audi
     given = Path(source).absolute()
     with open_workspace(Path.cwd(), revision="HEAD") as workspace:
         collect(workspace, given, name, format_name)
-        check(workspace, name, format_name)
+        counts = check(workspace, name, format_name)
         tag = push(workspace, name, audit)
         record(workspace, name, tag)
-        announce(workspace, name, tag)
+        announce(workspace, name, tag, counts)
     create_markdown_artifact(
         f"`{tag}` from `{given}`\n\nNext: `align` with revision `{tag}` and ingest.source `data/{name}`",
         key="data",
@@ -55,13 +56,16 @@ def collect(workspace: Workspace, source: Path, name: str, format_name: str) -> 
 
 
 @task(cache_policy=NO_CACHE)
-def check(workspace: Workspace, name: str, format_name: str) -> None:
-    """Check the data against the rules of stage ingest."""
+def check(workspace: Workspace, name: str, format_name: str) -> Counts:
+    """Check the data against the rules of stage ingest, and return the counts of prompts, styles and pairs."""
     _log_start("check", "against the rules of stage ingest")
     log = get_run_logger()
     ingest = {"format": format_name}
-    data_versions.check(workspace, name, ingest, lambda line: log.info("%s", line, extra=display.output()))
+    counts = data_versions.check(
+        workspace, name, ingest, lambda line: log.info("%s", line, extra=display.output())
+    )
     _log_end("check", "every record is valid")
+    return counts
 
 
 @task(cache_policy=NO_CACHE)
@@ -87,9 +91,8 @@ def record(workspace: Workspace, name: str, tag: str) -> None:
 
 
 @task(cache_policy=NO_CACHE)
-def announce(workspace: Workspace, name: str, tag: str) -> None:
+def announce(workspace: Workspace, name: str, tag: str, counts: Counts) -> None:
     """Emit the event `hpd.version.published`, from which a deployment can start a run."""
-    counts = count_records(workspace.path / "data" / name)
     emit_event(
         PUBLISHED,
         resource={

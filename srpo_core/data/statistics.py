@@ -1,22 +1,26 @@
-"""Statistics of preference data in HPDv2's layout."""
+"""Statistics of preference data."""
 
+from collections import Counter
 from pathlib import Path
-from typing import Final
 
-from srpo_core.data.hpd import DRAWBENCH, read_list
-
-SPLITS: Final = ("train", "test")
+from srpo_core import artifacts
 
 
-def count_records(source: Path) -> dict[str, int]:
-    """Count the records of `train.json` and `test.json`, and the prompts of the benchmark lists by style.
-
-    The keys are `train`, `test` and `benchmark/<style>`.
+def count_rows(root: Path) -> dict[str, dict[str, int]]:
+    """Count the rows that stage ingest wrote below `root`: `prompts` and `pairs` by split, `styles` of the test prompts.
 
     Raises:
-        DataError: a file is missing or is not a JSON list.
+        ArtifactError: a table is missing or damaged.
     """
-    lists = {split: source / f"{split}.json" for split in SPLITS}
-    styles = sorted(path for path in source.glob("benchmark/*.json") if path.stem != DRAWBENCH)
-    lists |= {f"benchmark/{path.stem}": path for path in styles}
-    return {name: sum(1 for _ in read_list(path)) for name, path in lists.items()}
+    prompts = artifacts.read_table(root / artifacts.PROMPTS)
+    pairs = artifacts.read_table(root / artifacts.PAIRS)
+    styles = Counter(style for style in prompts["style"].to_pylist() if style)
+    return {
+        "prompts": _sorted(Counter(prompts["split"].to_pylist())),
+        "styles": _sorted(styles),
+        "pairs": _sorted(Counter(pairs["split"].to_pylist())),
+    }
+
+
+def _sorted(counts: "Counter[str]") -> dict[str, int]:
+    return dict(sorted(counts.items()))

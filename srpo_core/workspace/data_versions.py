@@ -12,6 +12,7 @@ from typing import Any
 
 from srpo_core.config import PARAMS_FILE, write_settings
 from srpo_core.data.sources import source_format
+from srpo_core.data.statistics import count_rows
 from srpo_core.errors import ConfigError, DataError, SrpoError, StoreError
 from srpo_core.workspace.data_remote import (
     Audit,
@@ -45,8 +46,12 @@ def collect(source: Path, target: Path, format_name: str) -> None:
     chosen.collect(source, target)
 
 
-def check(workspace: Workspace, name: str, ingest: Mapping[str, Any], on_line: Callable[[str], None]) -> None:
+def check(
+    workspace: Workspace, name: str, ingest: Mapping[str, Any], on_line: Callable[[str], None]
+) -> dict[str, dict[str, int]]:
     """Run the stage ingest, with the code of the workspace, on data/<name>, and delete its outputs.
+
+    Returns the counts of prompts, styles and pairs (`count_rows`).
 
     ingest: settings of ingest that differ from those of the workspace, such as the format.
 
@@ -57,8 +62,10 @@ def check(workspace: Workspace, name: str, ingest: Mapping[str, Any], on_line: C
     run_in_workspace(
         workspace, "the data are refused", [sys.executable, "-m", "srpo_core", "stage", "ingest"], on_line
     )
+    counts = count_rows(workspace.path)
     shutil.rmtree(workspace.path / "runs/ingest", ignore_errors=True)
     git(workspace.path, "checkout", "--quiet", "HEAD", "--", str(PARAMS_FILE))
+    return counts
 
 
 def track(workspace: Workspace, name: str) -> str:

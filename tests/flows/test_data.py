@@ -2,6 +2,7 @@ import json
 import shutil
 import tarfile
 import time
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from flows.align import align
 from flows.data import data
 from flows.form import parse_patch
+from srpo_core.config import load_settings
+from srpo_core.data.splits import held_out_prompts
 from srpo_core.errors import ConfigError, DataError, StageError, StoreError
 from srpo_core.workspace import data_versions
 from srpo_core.workspace.data_remote import audit_remote
@@ -17,6 +20,23 @@ from srpo_core.workspace.worktree import open_workspace
 
 ROOT = Path(__file__).resolve().parents[2]
 HPD = ROOT / "assets/tiny/hpd"
+
+
+def counts_of_emoji():
+    """Count what ingest makes of the tiny data by reading them without it."""
+    train, test = (json.loads((HPD / f"{split}.json").read_text()) for split in ("train", "test"))
+    styles = {
+        path.stem: len(json.loads(path.read_text())) for path in sorted((HPD / "benchmark").glob("*.json"))
+    }
+    trained = len({one["prompt"] for one in train})
+    share = load_settings(ROOT / "params.yaml").ingest.validation_share
+    held_out = len(held_out_prompts({one["prompt"]: 0 for one in train}, share, 0))
+    pairs = sum(a != b for one in test for a, b in combinations(one["rank"], 2))
+    return {
+        "prompts": {"test": sum(styles.values()), "train": trained - held_out, "validation": held_out},
+        "styles": styles,
+        "pairs": {"test": pairs, "train": len(train)},
+    }
 
 
 def published(server, tag):
@@ -50,14 +70,7 @@ def test_a_data_version_is_tagged_and_pushed_and_can_be_used_from_the_remote(sta
         "tag": tag,
         "rev": git(standin, "rev-parse", tag),
         "name": "emoji",
-        "counts": {
-            "train": len(json.loads((HPD / "train.json").read_text())),
-            "test": len(json.loads((HPD / "test.json").read_text())),
-            **{
-                f"benchmark/{path.stem}": len(json.loads(path.read_text()))
-                for path in sorted((HPD / "benchmark").glob("*.json"))
-            },
-        },
+        "counts": counts_of_emoji(),
     }
 
     shutil.rmtree(standin / ".dvc/cache")

@@ -22,7 +22,7 @@ def use_remote(checkout, url):
 
 
 def add_data(workspace):
-    data_versions.collect(HPD, workspace.path / "data" / NAME)
+    data_versions.collect(HPD, workspace.path / "data" / NAME, "hpdv2")
     data_versions.track(workspace, NAME)
 
 
@@ -84,7 +84,7 @@ def test_the_md5_of_an_object_sent_in_parts_is_computed_from_its_parts(standin, 
         (source / f"{split}.tar").write_bytes(bytes(range(256)) * (size // 256) + b"x")
     use_remote(standin, f"s3://{bucket}")
     with open_workspace(standin, revision="HEAD") as workspace:
-        data_versions.collect(source, workspace.path / "data" / NAME)
+        data_versions.collect(source, workspace.path / "data" / NAME, "hpdv2")
         data_versions.track(workspace, NAME)
         data_versions.push(workspace, NAME)
         sent = largest(objects)
