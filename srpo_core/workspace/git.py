@@ -169,7 +169,7 @@ def reason(lines: Sequence[str]) -> str:
 
 
 def _git_environment() -> dict[str, str]:
-    """Return the environment of git: the user's, with messages in English, which `_reason` reads."""
+    """Return the environment of git: the user's, with messages in English, which `reason` reads."""
     kept = {
         name: value for name, value in without_repository_variables().items() if name not in _OF_ARGUMENTS
     }
