@@ -1,4 +1,4 @@
-"""Run git, DVC and other short commands and return what they print."""
+"""Run git and return what it prints; find the reason in what git or DVC prints."""
 
 import os
 import subprocess
@@ -69,17 +69,6 @@ _DUBIOUS: Final = "dubious ownership"
 _DVC_ERROR: Final = "ERROR:"
 _ADVICE: Final = "Having any troubles?"  # how DVC ends
 _ERROR_LINES: Final = ("fatal:", "error:", _DVC_ERROR)
-
-
-def run_command(command: Sequence[str], *, cwd: Path, environment: Mapping[str, str], umask: int = -1) -> str:
-    """Run a command and return its output, stripped.
-
-    umask: of the files that it creates; -1 keeps that of this process.
-
-    Raises:
-        SrpoError: it failed; the message has the reason that it printed, in one line.
-    """
-    return _output(command, _run(command, cwd, environment, umask), cwd)
 
 
 def git(
