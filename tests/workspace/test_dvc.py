@@ -11,7 +11,7 @@ def run_fake_dvc(directory, *lines):
         "#!/bin/sh\ncat >&2 <<'END'\n" + "".join(f"{line}\n" for line in lines) + "END\nexit 7\n"
     )
     program.chmod(0o755)
-    with pytest.raises(SrpoError, match="^'dvc push data' in .* failed: ") as raised:
+    with pytest.raises(SrpoError, match=r"^'dvc push data' in .* failed: ") as raised:
         run_dvc("push", "data", cwd=directory, environment={"PATH": f"{directory}:/usr/bin:/bin"})
     return str(raised.value).partition("failed: ")[2]
 
