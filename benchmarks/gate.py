@@ -17,15 +17,15 @@ within the styles; the rules of `--settings` decide. Rules whose metric the tabl
 import argparse
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from curves import drawn
+from defects import DEFECTS, Figures, Lost, Spoil, lost_images, lost_prompts
 from numpy.random import Generator
-from numpy.typing import NDArray
 
 from srpo_core.artifacts import CHAMPION
 from srpo_core.config import GateRule, GateSettings, load_settings
@@ -37,14 +37,8 @@ from srpo_core.gates.rules import BY_PROOF_OF_BREACH, Measurement, asks_for_gain
 ROOT: Final = Path(__file__).parents[1]
 HONEST: Final = ROOT / "tests/gates/data/honest_figures.parquet"
 SHARES: Final = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1.0)
-SUBJECTS: Final = ("judge_top1", "judge_top5")
 HALF: Final = 0.5
 MARGINS: Final = (0.10, 0.15)
-GAINS: Final = ("relative_reward", "judge_wanted")
-
-Figures = dict[str, Floats]
-Lost = Callable[[Pairs, float, Generator], NDArray[np.bool_]]
-Spoil = Callable[[Pairs, GateSettings, float, Generator], Figures | None]
 
 
 def main() -> None:
@@ -66,7 +60,7 @@ def main() -> None:
     print(json.dumps({"runs": len(runs), "rules": len(gate.rules), "not_measured": left_out}))
     print(json.dumps(equal_model(runs, gate, options.equal_sets)), flush=True)
     for margin in MARGINS:
-        for lost in (_prompts, _images):
+        for lost in (lost_prompts, lost_images):
             print(json.dumps(on_the_margin(margin, lost, gate, options.equal_sets)), flush=True)
     lines = []
     for line in curves(runs, gate, options.sets):
@@ -159,7 +153,7 @@ def on_the_margin(margin: float, lost: Lost, gate: GateSettings, sets: int) -> d
     return {
         "curve": "on the margin",
         "margin": -margin,
-        "lost": "whole prompts" if lost is _prompts else "single images",
+        "lost": "whole prompts" if lost is lost_prompts else "single images",
         "sets": sets,
         "passed": passed / sets,
         "passed_by_the_bootstrap_alone": by_bootstrap / sets,
@@ -253,49 +247,6 @@ def refuses(rule: GateRule, one: Measurement) -> bool:
     least, greatest = limits(rule)
     near, far = (one.high, one.low) if rule.severity in BY_PROOF_OF_BREACH else (one.low, one.high)
     return (least is not None and near < least) or (greatest is not None and far > greatest)
-
-
-def _prompts(pairs: Pairs, share: float, draw: Generator) -> NDArray[np.bool_]:
-    return (draw.random(len(pairs.prompts)) < share)[pairs.prompt_index]
-
-
-def _images(pairs: Pairs, share: float, draw: Generator) -> NDArray[np.bool_]:
-    return draw.random(len(pairs.seeds)) < share
-
-
-def _without_subject(pairs: Pairs, bad: NDArray[np.bool_]) -> Figures | None:
-    if not set(SUBJECTS) <= pairs.aligned.keys():
-        return None
-    return {name: np.where(bad, 0.0, pairs.aligned[name]) for name in SUBJECTS}
-
-
-def _broken(pairs: Pairs, gate: GateSettings, bad: NDArray[np.bool_]) -> Figures | None:
-    names = {rule.metric for rule in gate.rules.values() if rule.compare.startswith("share")}
-    return {name: np.where(bad, 1.0, pairs.aligned[name]) for name in names} or None
-
-
-def _less_diverse(pairs: Pairs, gate: GateSettings, share: float, draw: Generator) -> Figures:
-    del gate, draw
-    return {"diversity": (1 - share) * pairs.aligned["diversity"]}
-
-
-def _less_gain(pairs: Pairs, gate: GateSettings, share: float, draw: Generator) -> Figures:
-    del gate, draw
-    return {name: (1 - share) * pairs.aligned[name] + share * pairs.base[name] for name in GAINS}
-
-
-DEFECTS: Final[Mapping[str, Spoil]] = {
-    "prompts without their subject": lambda pairs, gate, share, draw: _without_subject(
-        pairs, _prompts(pairs, share, draw)
-    ),
-    "images without their subject": lambda pairs, gate, share, draw: _without_subject(
-        pairs, _images(pairs, share, draw)
-    ),
-    "broken prompts": lambda pairs, gate, share, draw: _broken(pairs, gate, _prompts(pairs, share, draw)),
-    "broken images": lambda pairs, gate, share, draw: _broken(pairs, gate, _images(pairs, share, draw)),
-    "diversity lost": _less_diverse,
-    "gain missing": _less_gain,
-}
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from defects import DEFECTS
 from gate import (
-    DEFECTS,
     HONEST,
     ROOT,
     allows_equality,
