@@ -11,14 +11,13 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from logging import getLogger
 from pathlib import Path, PurePosixPath
 from typing import Any
-from uuid import uuid4
 
 from srpo_core.errors import StoreError
-from srpo_core.runtime.file_lock import acquire, try_acquire
+from srpo_core.runtime.file_lock import acquire
 from srpo_core.storage.files import (
     copy_file,
     disk_errors,
@@ -28,6 +27,7 @@ from srpo_core.storage.files import (
     sync_directory,
     write_file,
 )
+from srpo_core.storage.incoming import Incoming
 from srpo_core.storage.manifest import (
     BLOCK,
     MANIFEST,
@@ -58,8 +58,7 @@ class DirectoryStore:
         self._root = root.absolute()
         self.uri = str(self._root)
         self._models = self._root / "models"
-        self._incoming = self._root / ".incoming"
-        self._incoming_lock = self._root / ".incoming.lock"
+        self._incoming = Incoming(self._root / ".incoming", self._root / ".incoming.lock")
         self._latest: tuple[str, Mapping[str, Any]] = ("", {})  # the version and manifest that were read last
 
     def versions(self) -> list[str]:
@@ -107,7 +106,7 @@ class DirectoryStore:
             return False
         size = sum(entry["bytes"] for entry in manifest["files"].values())
         what = f"cannot store {version} ({size / 1e6:.1f} MB); nothing was published"
-        with self._errors(what), self._new_directory() as partial:
+        with self._errors(what), self._incoming.new_directory() as partial:
             for name, path in files.items():
                 copy_file(path, partial / name, manifest["files"][name]["sha256"], name)
             write_file(partial / MANIFEST, encode_sealed(manifest))
@@ -141,7 +140,7 @@ class DirectoryStore:
     ) -> list[str]:
         """Hide versions, each by one rename, then delete them, or restore the needed ones by another rename."""
         self._latest = ("", {})
-        with self._errors(f"cannot remove {listed(versions)}"), self._new_directory() as hidden:
+        with self._errors(f"cannot remove {listed(versions)}"), self._incoming.new_directory() as hidden:
             hid: list[str] = []
             kept: Collection[str | None] = hid  # also if hiding or `needed` raises
             try:
@@ -179,7 +178,10 @@ class DirectoryStore:
         """Keep a signature beside a version; the same one again changes nothing."""
         self.manifest(version)
         target = self._root / signatures_key(version) / signature_name(signature)
-        with self._errors(f"cannot sign {version}; it was not signed"), self._new_directory() as partial:
+        with (
+            self._errors(f"cannot sign {version}; it was not signed"),
+            self._incoming.new_directory() as partial,
+        ):
             target.parent.mkdir(parents=True, exist_ok=True)
             write_file(partial / target.name, signature)
             (partial / target.name).replace(target)
@@ -205,7 +207,7 @@ class DirectoryStore:
         with self._errors(f"cannot move the alias {name}; it was not moved"):
             path = self._root / alias_key(name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            with self._new_directory() as partial, acquire(self._root / ".aliases.lock"):
+            with self._incoming.new_directory() as partial, acquire(self._root / ".aliases.lock"):
                 if self.alias(name)[1] != token:
                     return False
                 write_file(partial / path.name, encode_sealed(value))
@@ -220,35 +222,23 @@ class DirectoryStore:
     def probe(self) -> None:
         """Write, rename and delete a file. Raises `StoreError` if that fails; a store that is not there is not made."""
         if self._root.exists():
-            with self._errors("cannot be written to"), self._new_directory() as partial:
+            with self._errors("cannot be written to"), self._incoming.new_directory() as partial:
                 write_file(partial / "probe", b"This store was asked whether it can be written to.\n")
                 (partial / "probe").replace(partial / "renamed")
                 (partial / "renamed").unlink()
             return
         there = next(path for path in self._root.parents if path.exists())
-        if not there.is_dir():
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            what = "not writable" if there.is_dir() else "a file"
             raise StoreError(
-                f"the store {self.uri} cannot be made, because {there} is a file: set SRPO_STORE"
-            )
-        if not os.access(there, os.W_OK):
-            raise StoreError(
-                f"the store {self.uri} cannot be made, because {there} is not writable: set SRPO_STORE"
+                f"the store {self.uri} cannot be made, because {there} is {what}: set SRPO_STORE"
             )
 
     def sweep(self, *, without: Collection[str], delete: bool) -> list[str]:
         """Return what killed publishers left in .incoming; nothing while another publisher is active."""
         del without  # versions in a directory share no files
-        if not self._incoming.is_dir():
-            return []
         with self._errors("cannot be cleaned"):
-            lock = try_acquire(self._incoming_lock)
-            if lock is None:
-                return []
-            with lock:
-                left = sorted(self._incoming.iterdir())
-                for path in left if delete else ():
-                    shutil.rmtree(path)
-                return [str(path.relative_to(self._root)) for path in left]
+            return [str(path.relative_to(self._root)) for path in self._incoming.left(delete=delete)]
 
     def _manifest(self, version: str) -> dict[str, Any] | None:
         path = self._root / version_key(version) / MANIFEST
@@ -271,7 +261,10 @@ class DirectoryStore:
             if name not in files or manifest["files"].get(name, {}).get("sha256") != entry["sha256"]:
                 other.append(name)  # reported when all others are repaired
                 continue
-            with self._errors(f"cannot repair {name} of {version}"), self._new_directory() as partial:
+            with (
+                self._errors(f"cannot repair {name} of {version}"),
+                self._incoming.new_directory() as partial,
+            ):
                 copy_file(files[name], partial / "file", entry["sha256"], name)
                 (directory / name).parent.mkdir(parents=True, exist_ok=True)
                 (partial / "file").replace(directory / name)
@@ -292,26 +285,6 @@ class DirectoryStore:
             return not self._is_published(version, manifest)
         sync_directory(target.parent)
         return True
-
-    @contextmanager
-    def _new_directory(self) -> Iterator[Path]:
-        """Create a directory to write to; it is removed afterwards unless it was renamed.
-
-        Publishers hold a shared lock, which the kernel releases when they die. A process that gets the lock
-        exclusively is the only one, so what it finds in .incoming was left by killed publishers.
-        """
-        self._incoming.mkdir(parents=True, exist_ok=True)
-        if lock := try_acquire(self._incoming_lock):
-            with lock:
-                for path in self._incoming.iterdir():
-                    shutil.rmtree(path, ignore_errors=True)
-        with acquire(self._incoming_lock, shared=True):
-            partial = self._incoming / uuid4().hex
-            try:
-                partial.mkdir()
-                yield partial
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
 
     def _errors(self, what: str) -> AbstractContextManager[None]:
         return disk_errors(self.uri, what)
