@@ -23,7 +23,7 @@ from srpo_core.config import write_settings
 from srpo_core.errors import StageError
 from srpo_core.preflight.consistency import require_consistent
 from srpo_core.release import publishing, verify
-from srpo_core.release.aliases import in_production
+from srpo_core.release.references import in_production
 from srpo_core.report.full_report import write_whole
 from srpo_core.report.text import markdown_text, visible
 from srpo_core.runtime.dvc_yaml import Stage

@@ -148,7 +148,7 @@ def verify(
 @app.command(rich_help_panel=PANEL)
 def sign(release: Release = "candidate") -> None:
     """Sign a published release with the SSH key that SRPO_SIGNING_KEY names. A release can have several signatures."""
-    from srpo_core.release.aliases import resolve
+    from srpo_core.release.references import resolve
     from srpo_core.release.signing import KEY_VARIABLE, sign_release
     from srpo_core.release.trust import release_state, trust_here
     from srpo_core.storage import open_store

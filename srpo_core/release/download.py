@@ -9,10 +9,10 @@ from typing import Any
 
 from srpo_core import artifacts
 from srpo_core.errors import ConfigError, StoreError
-from srpo_core.release.aliases import resolve
 from srpo_core.release.evidence import require_consistent
 from srpo_core.release.manifest import release_manifest
 from srpo_core.release.pulled import record_pull, require_replaceable
+from srpo_core.release.references import resolve
 from srpo_core.release.trust import release_state, trust_here
 from srpo_core.runtime.download import PART_SUFFIX, download
 from srpo_core.runtime.file_lock import acquire

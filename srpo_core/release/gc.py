@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from logging import getLogger
 from typing import Final
 
-from srpo_core.release.aliases import protected_versions
+from srpo_core.release.references import protected_versions
 from srpo_core.release.summary import list_releases
 from srpo_core.storage import Store, model_of
 

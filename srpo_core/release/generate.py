@@ -7,9 +7,9 @@ from typing import Any
 from srpo_core import artifacts
 from srpo_core.errors import ArtifactError, ConfigError
 from srpo_core.quantizers import LORA_FORMAT, REFERENCE, read_file
-from srpo_core.release.aliases import resolve
 from srpo_core.release.download import fetch
 from srpo_core.release.manifest import release_manifest
+from srpo_core.release.references import resolve
 from srpo_core.storage import Store
 
 

@@ -11,10 +11,10 @@ from srpo_core import artifacts
 from srpo_core.config import PARAMS_FILE, read_values
 from srpo_core.config.yaml_text import parse_yaml
 from srpo_core.errors import ConfigError, StoreError
-from srpo_core.release.aliases import resolve
 from srpo_core.release.evidence import require_consistent
 from srpo_core.release.layout import REPORT, descriptive_files
 from srpo_core.release.provenance import LOCK, environment
+from srpo_core.release.references import resolve
 from srpo_core.release.reproduction import Comparison, Results, compare
 from srpo_core.runtime.dvc_yaml import DVC_FILE, files_below, value_at
 from srpo_core.runtime.shared_files import storage

@@ -8,8 +8,8 @@ from typing import Any
 
 from srpo_core.errors import StoreError
 from srpo_core.quantizers import LORA_FORMAT, REFERENCE
-from srpo_core.release.aliases import history_of, read_alias, resolve
 from srpo_core.release.manifest import release_manifest
+from srpo_core.release.references import history_of, read_alias, resolve
 from srpo_core.storage import Store
 
 log = getLogger(__name__)

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from srpo_core.errors import StoreError
-from srpo_core.release.aliases import read_alias, resolve
 from srpo_core.release.evidence import require_consistent
+from srpo_core.release.references import read_alias, resolve
 from srpo_core.release.trust import Trust, move_state, release_state, trust_here
 from srpo_core.storage import DamagedFileError, Store
 

@@ -10,7 +10,7 @@ from small_release import publish_small
 
 from srpo_core.cli.main import main
 from srpo_core.cli.output import shortest
-from srpo_core.release.aliases import resolve
+from srpo_core.release.references import resolve
 from srpo_core.storage import open_store, version_key
 
 ROOT = Path(__file__).parents[2]

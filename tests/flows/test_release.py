@@ -11,7 +11,7 @@ from small_release import publish_small
 
 from flows.release import gc, promote, pull, releases, rollback, show, verify
 from srpo_core.errors import GateError, StoreError
-from srpo_core.release.aliases import resolve
+from srpo_core.release.references import resolve
 from srpo_core.storage import open_store
 
 ROOT = Path(__file__).resolve().parents[2]

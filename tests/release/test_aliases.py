@@ -6,7 +6,8 @@ import pytest
 
 from srpo_core.errors import ConfigError, GateError, StoreError
 from srpo_core.release import aliases
-from srpo_core.release.aliases import history_of, move_alias, promote, resolve, rollback
+from srpo_core.release.aliases import move_alias, promote, rollback
+from srpo_core.release.references import history_of, resolve
 from srpo_core.storage import open_store
 
 

@@ -1,8 +1,9 @@
 """Garbage collection, in a directory and in a bucket."""
 
 from srpo_core.release import gc
-from srpo_core.release.aliases import promote, resolve
+from srpo_core.release.aliases import promote
 from srpo_core.release.gc import collect_garbage
+from srpo_core.release.references import resolve
 from srpo_core.release.verify import verify
 
 

@@ -12,8 +12,9 @@ import yaml
 from PIL import Image
 
 from srpo_core.errors import ArtifactError, ConfigError, GateError, StoreError
-from srpo_core.release.aliases import move_alias, promote, resolve
+from srpo_core.release.aliases import move_alias, promote
 from srpo_core.release.publishing import publish, withdraw
+from srpo_core.release.references import resolve
 from srpo_core.release.summary import list_releases
 from srpo_core.release.verify import verify
 from srpo_core.storage import open_store

@@ -9,8 +9,9 @@ import pytest
 from stored_files import Files
 
 from srpo_core.errors import ConfigError
-from srpo_core.release.aliases import find_alias, in_production, move_alias, promote, read_alias, resolve
+from srpo_core.release.aliases import move_alias, promote
 from srpo_core.release.download import pull
+from srpo_core.release.references import find_alias, in_production, read_alias, resolve
 from srpo_core.release.signing import RELEASE_NAMESPACE, manifest_bytes, sign, sign_release
 from srpo_core.release.trust import (
     SignatureError,

@@ -4,8 +4,9 @@ import pytest
 from stored_files import Files
 
 from srpo_core.errors import StoreError
-from srpo_core.release.aliases import move_alias, resolve
+from srpo_core.release.aliases import move_alias
 from srpo_core.release.gc import collect_garbage
+from srpo_core.release.references import resolve
 from srpo_core.release.summary import describe, list_releases
 from srpo_core.storage import open_store
 

@@ -25,7 +25,8 @@ from small_release import publish_small
 from stored_files import make_older
 
 from srpo_core.errors import StoreError
-from srpo_core.release.aliases import promote, read_alias
+from srpo_core.release.aliases import promote
+from srpo_core.release.references import read_alias
 from srpo_core.storage import S3Store, open_store, require_conditions, require_publishable
 from srpo_core.storage.s3 import client as client_module
 

@@ -6,9 +6,10 @@ from stored_files import Files
 from swift_server import ACCESS_KEY, SECRET, swift_server
 
 from srpo_core.errors import StoreError
-from srpo_core.release.aliases import promote, resolve, rollback
+from srpo_core.release.aliases import promote, rollback
 from srpo_core.release.download import pull
 from srpo_core.release.gc import collect_garbage
+from srpo_core.release.references import resolve
 from srpo_core.release.verify import verify
 from srpo_core.storage import S3Store, open_store, require_publishable
 
