@@ -57,6 +57,17 @@ def workers_per_copy(resources: ResourceSettings, world: int) -> int:
     return world if group is None or world % group else group
 
 
+def not_grouped(resources: ResourceSettings, world: int) -> str | None:
+    """Say that `world` workers form no groups of `shard_group`; None if they do, or no groups are asked for."""
+    group = resources.shard_group
+    if not resources.shard or group is None or world % group == 0:
+        return None
+    return (
+        f"{world} workers started, which is no multiple of resources.shard_group {group}: all of them share one copy of "
+        "the model, and gather it over the network"
+    )
+
+
 def mesh_of(resources: ResourceSettings, world: int, device_type: str) -> "DeviceMesh | None":
     """Return the mesh over which a model is sharded, None if it is not.
 

@@ -15,7 +15,7 @@ from srpo_core.config import (
 from srpo_core.runtime.shared_files import Location
 
 # names below `TrainJob.state`
-PROGRESS: Final = "progress.jsonl"
+PROGRESS: Final = "progress.jsonl"  # a line of figures per step, or {"note": what a user should know}
 SAMPLES: Final = "samples"
 
 
@@ -25,7 +25,7 @@ class TrainJob:
 
     inputs: root of the relative paths in the settings and of the stages' outputs; digests: SHA-256 of the files
     that a worker on another machine has to download from there; state: location of checkpoints, samples and
-    progress; base_images: file of early stop's figures of the base, which later runs read; resume: number of steps of
+    progress; base_images: directory of early stop's figures of the base, which later runs read; resume: number of steps of
     the checkpoint to resume from, 0 for none; attempt: unique name of this start of the workers.
     """
 

@@ -21,6 +21,8 @@ SHOWN_BY_DECIMALS: Final = 1e-3
 def log_steps(path: Location, num_steps: int, loggers: LiveLoggers) -> Iterator[None]:
     """Log each line that is added to a progress file while the context is open, from a background thread.
 
+    The figures of a step are logged as information, a note as a warning.
+
     The live loggers also receive the lines that an earlier process of this run has added.
     """
     num_logged, num_shown = len(_complete_lines(path)), 0
@@ -30,8 +32,12 @@ def log_steps(path: Location, num_steps: int, loggers: LiveLoggers) -> Iterator[
         nonlocal num_logged, num_shown
         rows = [json.loads(line) for line in _complete_lines(path)]
         for row in rows[num_shown:]:
-            loggers.write(row)
+            if "note" not in row:
+                loggers.write(row)
         for row in rows[num_logged:]:
+            if "note" in row:
+                log.warning("%s", row["note"])
+                continue
             figures = "  ".join(f"{name} {_rounded(value)}" for name, value in row.items() if name != "step")
             log.info("step %d of %d  %s", row["step"], num_steps, figures)
         num_logged = num_shown = len(rows)

@@ -21,7 +21,7 @@ from srpo_core.artifacts import step_name
 from srpo_core.errors import DivergenceError
 from srpo_core.models import load_trainable
 from srpo_core.models.precision import tf32
-from srpo_core.models.sharding import mesh_of
+from srpo_core.models.sharding import mesh_of, not_grouped
 from srpo_core.protocols import BaseModel
 from srpo_core.runtime.shared_files import local_copy
 from srpo_core.scorers import load_rewards
@@ -71,6 +71,8 @@ class Worker:
     def run(self) -> None:
         """Train the remaining steps; save checkpoints, samples and progress on the way."""
         job, writer = self.job, self._writer()
+        if note := not_grouped(job.resources, self.world):
+            self._note(note)
         with Watchdog(job.state, job.attempt, self.rank, self.world, job.resources.stall) as watchdog:
             try:
                 self._run(writer, watchdog)
@@ -105,6 +107,11 @@ class Worker:
             if at_checkpoint:
                 with watchdog.between_steps():
                     self._save(step, writer)
+
+    def _note(self, text: str) -> None:
+        """Report something that is no figure; the stage's process logs it as a warning."""
+        if self.rank == 0:
+            self.job.state.append(PROGRESS, json.dumps({"note": text}))
 
     def step(self, step: int) -> dict[str, float]:
         """Make one optimizer step over the global batch; return its metrics, equal on every rank."""

@@ -1,5 +1,6 @@
 """Training on several ranks, replicated or sharded by FSDP2, compared with training on one rank."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import torch
 from srpo_core.artifacts import step_name
 from srpo_core.config import EmaSettings
 from srpo_core.training.checkpoint import newest_checkpoint
-from srpo_core.training.job import SAMPLES
+from srpo_core.training.job import PROGRESS, SAMPLES
 from srpo_core.training.steps import checkpoint_steps
 from srpo_core.weights.shards import read_whole
 
@@ -103,10 +104,11 @@ def samples(job, step):
 
 
 # by name: number of ranks, resources, micro_batch_size, and what the ranks look at before they train. The shares of
-# five images differ, so with micro-batches of one image some ranks repeat an image
+# five images differ, so with micro-batches of one image some ranks repeat an image. The sharded workers are two of the
+# three that a group needs, as after an elastic start
 WAYS = {
     "replicated": (2, {"shard": False}, 2, ranks.shards_held),
-    "sharded": (2, {"shard": True}, 1, ranks.generated_gathered_or_not),
+    "sharded": (2, {"shard": True, "shard_group": 3}, 1, ranks.generated_gathered_or_not),
     "resumed in groups": (4, {"shard": True, "shard_group": 2}, 2, ranks.shards_held),
     "resumed alone": (1, {}, 3, ranks.shards_held),
 }
@@ -141,10 +143,19 @@ def test_neither_workers_nor_shards_nor_micro_batches_change_what_is_learned(job
                 assert other == pytest.approx(one, rel=1e-9), name
         assert largest_difference(weights(alone), weights(jobs[name])) < 1e-9, name
         assert abs(samples(jobs[name], 2) - samples(alone, 2)).max() <= 1, "the same images in the same order"
+    assert {name: notes(one) for name, one in jobs.items()} == {
+        name: ["2 workers"] if name == "sharded" else [] for name in WAYS
+    }
     assert all(here == total for here, total in held["replicated"])
     assert all(here < 0.51 * total for here, total in held["resumed in groups"])
     for looked in held["sharded"]:
         assert_gathered_once_for_the_same_latents(looked)
+
+
+def notes(job):
+    """Return the first two words of each note that the workers have left."""
+    rows = [json.loads(line) for line in (job.state / PROGRESS).read_text().splitlines()]
+    return [" ".join(row["note"].split()[:2]) for row in rows if "note" in row]
 
 
 def assert_gathered_once_for_the_same_latents(looked, steps=3):
@@ -164,23 +175,34 @@ def test_two_workers_learn_what_one_learns_over_twenty_steps(job, tmp_path, tune
     alone = train_in_float64(job, tmp_path, num_steps=NUM_STEPS, tune=tune)
     together = train_in_float64(job, tmp_path, num_steps=NUM_STEPS, tune=tune, shard=shard)
     assert_same_training(alone, together, shard=shard)
+    found = together[-1]
+    averages = {name for name in found if name.startswith("average of ")}
+    assert len(averages) == len(found) / 2
+    assert all((".lora_" in name) == (tune == "lora") for name in averages)
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("tune", ["full", "lora"])
+@pytest.mark.parametrize(("tune", "kind"), [("full", "adamw"), ("lora", "adamw"), ("full", "adamw_8bit")])
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_a_checkpoint_can_be_resumed_by_another_number_of_workers(job, tmp_path, tune, before, after):
-    job = replace(job, train=job.train.model_copy(update={"ema": AVERAGED}))
-    straight = ranks.changed(job, tmp_path, "straight", steps=4, tune=tune, resources={"shard": True})
+def test_a_checkpoint_can_be_resumed_by_another_number_of_workers(job, tmp_path, tune, kind, before, after):
+    """With moments in 8 bits the workers are replicas. Rounding may then move a moment to the next of 256 values."""
+    eight, shard = kind == "adamw_8bit", {"shard": kind == "adamw"}
+    optimizer = job.train.optimizer.model_copy(update={"kind": kind})
+    job = replace(job, train=job.train.model_copy(update={"ema": AVERAGED, "optimizer": optimizer}))
+    straight = ranks.changed(job, tmp_path, "straight", steps=4, tune=tune, resources=shard)
     ranks.train(straight, before)
     halfway = replace(straight, resume=2)
     saved = ranks.train(halfway, before, inspect=ranks.whole_state)[0][0]
     for found, _ in ranks.train(halfway, after, inspect=ranks.whole_state):
         assert found == saved, "bit for bit, however it is sharded"
-    other = ranks.changed(job, tmp_path, "other", steps=4, tune=tune, resources={"shard": True})
+    if eight:
+        assert any(name.endswith(":state1") for name in saved), "the moments in 8 bits"
+    other = ranks.changed(job, tmp_path, "other", steps=4, tune=tune, resources=shard)
     ranks.train(replace(other, train=other.train.model_copy(update={"steps": 2})), before)
     ranks.train(replace(other, resume=2), after)
-    assert largest_difference(weights(straight), weights(other)) < 1e-5
+    apart = largest_difference(weights(straight), weights(other))
+    print(f"{tune}, {kind}, {before} workers and then {after}: {apart:.1e}")
+    assert apart < (1e-4 if eight else 1e-5)
 
 
 @pytest.mark.distributed

@@ -19,6 +19,18 @@ def test_progress_is_logged_line_by_line_without_old_lines(tmp_path, caplog):
     assert [record.getMessage() for record in caplog.records] == ["step 2 of 3  loss 0.2500"]
 
 
+def test_a_note_of_a_worker_is_logged_as_a_warning_and_is_no_step(tmp_path, caplog):
+    path = tmp_path / "progress.jsonl"
+    with caplog.at_level(logging.INFO), step_log.log_steps(Location.of(path), 3, LiveLoggers({})):
+        path.write_text(
+            json.dumps({"note": "6 workers"}) + "\n" + json.dumps({"step": 1, "loss": 0.5}) + "\n"
+        )
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "6 workers"),
+        ("INFO", "step 1 of 3  loss 0.5000"),
+    ]
+
+
 def test_a_partly_written_line_is_logged_when_it_is_complete(tmp_path, caplog):
     path = tmp_path / "progress.jsonl"
     with (
