@@ -173,7 +173,7 @@ def job(tiny_project, tmp_path, monkeypatch):
         inputs=Location.of(tiny_project),
         digests={},
         state=Location.of(tmp_path),
-        base_images=Location.of(tmp_path / "base_images.safetensors"),
+        base_images=Location.of(tmp_path / "base_images"),
         seed=0,
         model=settings.model,
         rewards=settings.rewards,

@@ -94,14 +94,16 @@ def _key(
     judge: ScorerSettings,
     train: TrainSettings,
 ) -> str:
-    """Return the name of what early stop measures of the base's images: the same for runs that train differently."""
+    """Return the name of what early stop measures of the base's images: the same for runs that train differently.
+
+    It does not say how many images are generated at once, which depends on the workers; see `Images.sizes`.
+    """
     rule, compute = train.early_stop, train.compute
     settings = {
         "seed": seed,
         "parts": [part.model_dump(mode="json") for part in (model, *rewards, judge)],
         "guidance_scale": train.rollout.guidance_scale,
         "precision": [compute.autocast, compute.tf32, compute.attention, compute.compile],
-        "at_once": [train.batch_size, train.micro_batch_size],
         "tune": [train.tune, train.lora.model_dump(mode="json")],
         **({"weights": read_json(AGREEMENT)["weights"]} if len(rewards) > 1 else {}),
         "images": rule and [rule.base_seeds, rule.num_inference_steps],

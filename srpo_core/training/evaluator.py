@@ -60,6 +60,13 @@ class Images:
         measured = measure_set(everything, fresh, metrics=self.metrics, context=self.context).measured
         return {name: self._of_first_rank(values) for name, values in measured.items()}
 
+    def sizes(self, seeds: int) -> tuple[int, int]:
+        """Return how many images every call of the model generates, and the last one of a rank: figures depend on it."""
+        turns = len(own_turns(len(self.image_set.prompts) * seeds, self.rank, self.world))
+        return min(
+            turns, self.generate.batch_size
+        ), turns % self.generate.batch_size or self.generate.batch_size
+
     def figures(self, measured: Measured, base: Measured) -> dict[str, Floats]:
         """Return the figures (N, K) of each metric by what `measure` has returned for these images and for the base's."""
         count = len(self.image_set.prompts)
@@ -122,7 +129,7 @@ def make_evaluator(
 ) -> Evaluator | None:
     """Return the evaluator that the settings ask for; None without early stop.
 
-    model: the base itself, because its images are generated here unless the job's file of them exists; reward: the job's
+    model: the base itself, because its images are generated here unless the job's directory has a file of them; reward: the job's
     rewards on the device, which need not be loaded a second time.
 
     Raises:
@@ -135,12 +142,12 @@ def make_evaluator(
     images = _images(job, rule, reward, device=device, rank=rank, world=world)
     base = base_figures(images, model, job.base_images, rule.base_seeds)
     figures = images.figures(base, base)
-    ranges = {name: find_metric(name, {}).range for name in figures}
+    ranges = {name: find_metric(name, {}).range_in(images.context) for name in figures}
     return Evaluator(images, base, hypotheses(rule, figures, ranges), rule.seeds_per_prompt)
 
 
-def base_figures(images: Images, base: BaseModel, file: Location, seeds: int) -> Measured:
-    """Return what is measured of the base's images: from the file, which is written if it does not exist.
+def base_figures(images: Images, base: BaseModel, directory: Location, seeds: int) -> Measured:
+    """Return what is measured of the base's images: from a file in the directory, written if it does not exist.
 
     Raises:
         ArtifactError: the file is damaged.
@@ -148,6 +155,8 @@ def base_figures(images: Images, base: BaseModel, file: Location, seeds: int) ->
     from safetensors import SafetensorError
     from safetensors.torch import load, save
 
+    each, last = images.sizes(seeds)
+    file = directory / f"{each}-{last}.safetensors"
     if _agreed(images, known=file.exists()):
         try:
             known: Measured = load(file.read_bytes())

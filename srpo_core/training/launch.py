@@ -47,11 +47,11 @@ def share_inputs(directory: Path, *weights: Path) -> tuple[Location, dict[str, s
 
 
 def base_images(name: str) -> Location:
-    """Return the file of early stop's figures of the base's images, which all runs with this base and prompts share.
+    """Return the directory of early stop's figures of the base's images, which all runs with this base and prompts share.
 
-    name: identifies all that determines the figures; see `resume.key_of`.
+    name: identifies all that determines the figures except the number of workers; see `resume.key_of`.
     """
-    return (storage() or Location.of(home())) / "base_images" / f"{name}.safetensors"
+    return (storage() or Location.of(home())) / "base_images" / name
 
 
 def fit(job: TrainJob, worker: Callable[[TrainJob], None] = train_worker) -> None:

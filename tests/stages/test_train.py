@@ -51,7 +51,6 @@ def test_a_further_reward_that_changed_since_it_was_checked_is_refused(tmp_path,
         ({"optimizer": {"learning_rate": 1e-3}, "steps": 7}, True),
         ({"compute": {"tf32": True}}, False),
         ({"compute": {"attention": "_native_math"}}, False),
-        ({"micro_batch_size": 2}, False),
     ],
 )
 def test_the_figures_of_the_base_are_kept_for_runs_that_generate_alike(job, monkeypatch, changes, same):

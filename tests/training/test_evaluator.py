@@ -66,19 +66,38 @@ def weights(worker):
 
 def test_the_images_of_the_base_are_generated_once(watched, monkeypatch):
     first = make_evaluator(watched, base_of(watched), device=CPU)
-    written = watched.base_images.read_bytes()
+    (name,) = watched.base_images.names()
+    written = (watched.base_images / name).read_bytes()
     monkeypatch.setattr(evaluator, "generate_pixels", None)  # cannot be called
     again = make_evaluator(watched, base_of(watched), device=CPU)
-    assert watched.base_images.read_bytes() == written
+    assert watched.base_images.names() == [name]
+    assert (watched.base_images / name).read_bytes() == written
     assert {name: values.tolist() for name, values in again.base.items()} == {
         name: values.tolist() for name, values in first.base.items()
     }
     assert [one.bound.tolist() for one in again.tested] == [one.bound.tolist() for one in first.tested]
 
 
+def test_the_figures_of_the_base_are_kept_by_the_number_of_images_that_a_call_generates(watched):
+    """That depends on the number of workers and on micro-batches, and rounding depends on it."""
+
+    def sizes(world, **changes):
+        job = replace(watched, train=watched.train.model_copy(update={"batch_size": 4, **changes}))
+        images = evaluator._images(job, RULE, None, device=CPU, rank=0, world=world)
+        return images.sizes(RULE.base_seeds)  # of 15 images
+
+    assert sizes(1) == (4, 3)
+    assert sizes(2) == (2, 2)
+    assert sizes(4) == (1, 1)
+    assert sizes(1, micro_batch_size=2) == (2, 1)
+    assert sizes(1, batch_size=20) == (15, 15)
+    assert sizes(1, batch_size=5) == (5, 5)
+
+
 def test_a_damaged_file_of_the_base_names_the_way_out(watched):
-    watched.base_images.write(b"not a file of tensors")
-    with pytest.raises(ArtifactError, match=r"base_images\.safetensors is damaged .*delete it"):
+    images = evaluator._images(watched, RULE, None, device=CPU, rank=0, world=1)
+    (watched.base_images / "{}-{}.safetensors".format(*images.sizes(3))).write(b"not a file of tensors")
+    with pytest.raises(ArtifactError, match=r"base_images/4-3\.safetensors is damaged .*delete it"):
         make_evaluator(watched, base_of(watched), device=CPU)
 
 
