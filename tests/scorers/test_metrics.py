@@ -302,22 +302,40 @@ def complete(tiny, emoji, directories):
 @pytest.mark.parametrize("name", metric_names(sorted(METRICS), ["clip"]))
 def test_every_metric_gives_one_figure_per_image_in_its_documented_range(name, complete, by_style):
     subject, inputs = by_style
-    context, scale = complete, 1.0
+    context = complete
     if name in {"judge_score", "judge_sgp"}:
         context = replace(context, judge_settings=context.reward_settings[0])
-    if name.startswith("clip"):
-        scale = context.scorers["clip"].scale if name in {"clip", "clip_sgp"} else 1.0
     check_metrics([name], context, [subject], num_seeds=4, beside_base=True)
     values = figures(name, torch.stack(list(inputs.values())), subject, context)
-    low, high = find_metric(name, context.scorer_settings).range
+    low, high = find_metric(name, context.scorer_settings).range_in(context)
     assert len(values) == 4
-    assert all(low * scale <= value <= high * scale for value in values)
+    assert all(low <= value <= high for value in values)
     assert find_metric(name, context.scorer_settings).source
     assert find_metric(name, context.scorer_settings).licence(context) in {"Apache-2.0", "MIT"}
     if name in METRICS:
         documentation = METRICS[name].figures.__doc__
         assert METRICS[name].note
         assert "[" in documentation or "1 where" in documentation
+
+
+def test_the_range_of_a_metric_is_that_of_its_scorers_times_their_weights(complete):
+    """Early stop counts no figure beyond it, so a range that is too narrow would hide how far images are from a limit."""
+    path = complete.reward_settings[0].path
+    rewards = [
+        RewardSettings(scorer="open_clip", path=path, weight=2),
+        RewardSettings(scorer="pick_score", path=path, weight=0.5),
+    ]
+    judge = ScorerSettings(scorer="clip_score", path=path)
+    context = replace(complete, reward_settings=rewards, judge_settings=judge)
+
+    def range_of(name):
+        return find_metric(name, context.scorer_settings).range_in(context)
+
+    assert range_of("reward") == (-4.5, 4.5)
+    assert range_of("relative_reward") == (-9, 9)
+    assert range_of("judge_score") == range_of("clip") == (-100, 100)
+    assert range_of("judge_sgp") == range_of("clip_sgp") == (-200, 200)
+    assert range_of("saturation") == METRICS["saturation"].range == (0, 1)
 
 
 BY_REWARD = {"reward", "relative_reward"}

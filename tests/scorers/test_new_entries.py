@@ -183,7 +183,7 @@ def test_an_image_only_reward_is_asked_only_about_images(register, family):
         require_answers("reward", Brightness(), examples, torch.device("cpu"))
 
 
-def test_a_reward_without_towers_marks_no_image_as_broken(register, job, family):
+def test_a_reward_without_towers_marks_no_image_as_broken_which_is_logged(register, job, family, caplog):
     """Its vectors are 0, so it does not tell the base's images apart; the judge and the statistics still do."""
     register(SCORERS, "brightness", BRIGHTNESS)
     rewards = [RewardSettings(scorer="brightness", path=str(family), weight=1)]
@@ -194,6 +194,12 @@ def test_a_reward_without_towers_marks_no_image_as_broken(register, job, family)
     assert scored[1].images.shape[1] > 1
     own = Evidence(torch.tensor([0, 1]), [scored[0]], torch.zeros(2, 7))
     assert not faults(own, own).any()
+    check_metrics(["broken"], context, ["rocket"], 1, beside_base=True)
+    assert "reward: the scorer brightness has no towers" in caplog.text
+    caplog.clear()
+    known = MetricContext(job.rewards, job.select_judge, job.control_words)
+    check_metrics(["broken"], known, ["rocket"], 1, beside_base=True)
+    assert "towers" not in caplog.text
 
 
 def test_the_vectors_of_a_mix_give_its_score(register, job, family):

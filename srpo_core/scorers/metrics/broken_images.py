@@ -1,11 +1,13 @@
 """Metrics that mark single images, 1 or 0: broken ones, and copies. The gate limits their share."""
 
+import logging
 from collections.abc import Sequence
 from typing import Final, cast
 
 import torch
 from torch import Tensor
 
+from srpo_core.config import rewards_by_name
 from srpo_core.protocols import Judge, RewardModel, TwoTowers
 from srpo_core.scorers import broken, common_patterns
 from srpo_core.scorers.broken import STATISTICS, Evidence, Scores
@@ -13,6 +15,9 @@ from srpo_core.scorers.metrics.context import MetricContext
 from srpo_core.scorers.metrics.metric import THIS_PROJECT, Compared, Metric, judge_licence
 from srpo_core.scorers.metrics.styles_and_subjects import find_subject
 from srpo_core.scorers.mixed import MixedReward
+from srpo_core.scorers.registry import build_reward
+
+log = logging.getLogger(__name__)
 
 SCORERS: Final = 2  # reward and judge
 
@@ -113,8 +118,22 @@ def _repeated(compared: Compared, context: MetricContext) -> Tensor:
     return common_patterns.repeats(compared.own, compared.prompts, compared.base)
 
 
-def _require_known_subjects(context: MetricContext, prompts: Sequence[str]) -> None:
-    """Raise `DataError` if the judge classifies subjects and does not know one of the prompts'."""
+def _check(context: MetricContext, prompts: Sequence[str]) -> None:
+    """Require that a judge of subjects knows the prompts', and warn of rewards that cannot tell broken images.
+
+    Raises:
+        DataError: the judge classifies subjects and does not know one of the prompts'.
+    """
+    for name, settings in rewards_by_name(context.reward_settings).items():
+        with torch.device("meta"):
+            has_towers = isinstance(build_reward(settings), TwoTowers)
+        if not has_towers:
+            log.warning(
+                "%s: the scorer %s has no towers (encode_images, encode_texts), so broken images are found without it, by "
+                "the judge, the other rewards and the statistics of the images alone",
+                name,
+                settings.scorer,
+            )
     if hasattr(context.judge, "subjects"):
         for prompt in prompts:
             find_subject(prompt, context.judge.subjects)
@@ -126,7 +145,7 @@ BROKEN: Final = Metric(
     THIS_PROJECT,
     "share of images that no longer fit their prompt or look like none of the base's, where the base's image does",
     judge_licence,
-    check=_require_known_subjects,
+    check=_check,
     beside_base=_lost,
 )
 COPIED: Final = Metric(

@@ -14,6 +14,7 @@ THIS_PROJECT: Final = "this project"
 PROJECT_LICENCE: Final = "Apache-2.0"
 
 JudgeKind = Literal["any", "styles", "texts"]
+Range = tuple[float, float]
 
 
 def project_licence(context: MetricContext) -> str:
@@ -54,7 +55,7 @@ class Metric:
     """One entry of the registry `metrics`.
 
     figures: (images of one prompt, the prompt, context) -> one figure per image.
-    range: lowest and highest figure, in units of the scorer's scale if there is one.
+    range: lowest and highest figure, or a function of the context that returns them; see `range_in`.
     source: where it is defined.
     note: what it measures, in words for the report.
     licence: (context) -> SPDX identifier of the scorer's weights, or of this project if no scorer measures.
@@ -69,7 +70,7 @@ class Metric:
     """
 
     figures: Callable[[Tensor, str, MetricContext], Tensor]
-    range: tuple[float, float]
+    range: Range | Callable[[MetricContext], Range]
     source: str
     note: str
     licence: Callable[[MetricContext], str] = project_licence
@@ -79,6 +80,10 @@ class Metric:
     check: Callable[[MetricContext, Sequence[str]], None] = no_check
     over_all: Callable[[Tensor, MetricContext], Tensor] | None = None
     beside_base: Callable[[Compared, MetricContext], Tensor] | None = None
+
+    def range_in(self, context: MetricContext) -> Range:
+        """Return the lowest and the highest figure with the scorers and weights of a run."""
+        return self.range(context) if callable(self.range) else self.range
 
     @property
     def measures_single_images(self) -> bool:

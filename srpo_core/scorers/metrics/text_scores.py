@@ -7,31 +7,33 @@ from typing import Final
 from torch import Tensor
 
 from srpo_core.config import ControlWords
+from srpo_core.errors import pick
 from srpo_core.protocols import RewardModel
 from srpo_core.scorers.entry import ScorerEntry
 from srpo_core.scorers.metrics.context import MetricContext
-from srpo_core.scorers.metrics.metric import Metric, judge_licence, reward_licence
+from srpo_core.scorers.metrics.metric import Metric, Range, judge_licence, reward_licence
+from srpo_core.scorers.registry import SCORERS
 
 SGP_SOURCE: Final = "arXiv 2509.06942, table 1, SGP"
 
 
 def reward(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
-    """The plain reward; by one scorer of cosines in [-1, 1] times its scale, else the weighted sum of the rewards."""
+    """The plain reward, the weighted sum of the rewards, in [low, high] of `reward_range`."""
     return _plain(context.reward, images, prompt)
 
 
 def relative_reward(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
-    """The reward's SGP, in [-2, 2] times the scorer's scale; see `sgp`."""
+    """The reward's SGP, in [low - high, high - low] of `reward_range`; see `sgp`."""
     return sgp(context.reward, images, prompt, context.control_words)
 
 
 def judge_score(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
-    """The plain score of a judge that reads texts, in [-1, 1] times its scale."""
+    """The plain score of a judge that reads texts, in [low, high] of its registry entry."""
     return _plain(context.text_judge, images, prompt)
 
 
 def judge_sgp(images: Tensor, prompt: str, context: MetricContext) -> Tensor:
-    """The SGP of a judge that reads texts, in [-2, 2] times its scale; see `sgp`."""
+    """The SGP of a judge that reads texts, in [low - high, high - low] of its registry entry; see `sgp`."""
     return sgp(context.text_judge, images, prompt, context.control_words)
 
 
@@ -46,6 +48,25 @@ def sgp(scorer: RewardModel, images: Tensor, prompt: str, words: ControlWords) -
     return _weighted_mean(wanted, words.pair.wanted) - _weighted_mean(unwanted, words.pair.unwanted)
 
 
+def reward_range(context: MetricContext) -> Range:
+    """Add up the lowest and the highest scores of the run's rewards, each times its weight."""
+    ranges = [(one.weight, pick(SCORERS, one.scorer, "scorer").range) for one in context.reward_settings]
+    return sum(weight * low for weight, (low, _) in ranges), sum(
+        weight * high for weight, (_, high) in ranges
+    )
+
+
+def judge_range(context: MetricContext) -> Range:
+    """Return the lowest and the highest score of the judge."""
+    return pick(SCORERS, context.judge_settings.scorer, "scorer").range
+
+
+def sgp_range(score: Range) -> Range:
+    """Return the lowest and the highest difference of two scores of this range."""
+    low, high = score
+    return low - high, high - low
+
+
 def metrics_of_scorer(name: str, key: str, entry: ScorerEntry) -> tuple[Metric, Metric]:
     """The two metrics of a further scorer: its plain score and its SGP.
 
@@ -55,14 +76,14 @@ def metrics_of_scorer(name: str, key: str, entry: ScorerEntry) -> tuple[Metric, 
     return (
         Metric(
             partial(_plain_of_scorer, name),
-            (-1, 1),
+            entry.range,
             entry.source,
             f"how well the image fits its prompt, {measured_by}",
             lambda _: entry.licence,
         ),
         Metric(
             partial(_sgp_of_scorer, name),
-            (-2, 2),
+            sgp_range(entry.range),
             entry.source,
             "how much better the image fits its prompt with the wanted words than with the unwanted ones, "
             f"{measured_by}",
@@ -97,14 +118,14 @@ def _weighted_mean(scores: Tensor, words: Mapping[str, float]) -> Tensor:
 
 REWARD: Final = Metric(
     reward,
-    (-1, 1),
+    reward_range,
     "the scorers of the setting rewards",
     "how well the image fits its prompt, by the model that was trained against",
     reward_licence,
 )
 RELATIVE_REWARD: Final = Metric(
     relative_reward,
-    (-2, 2),
+    lambda context: sgp_range(reward_range(context)),
     SGP_SOURCE,
     "how much better the image fits its prompt with the wanted words than with the unwanted ones, by the model that "
     "was trained against",
@@ -112,7 +133,7 @@ RELATIVE_REWARD: Final = Metric(
 )
 JUDGE_SCORE: Final = Metric(
     judge_score,
-    (-1, 1),
+    judge_range,
     "the scorer of the setting judge",
     "how well the image fits its prompt, by a judge that was never trained against",
     judge_licence,
@@ -120,7 +141,7 @@ JUDGE_SCORE: Final = Metric(
 )
 JUDGE_SGP: Final = Metric(
     judge_sgp,
-    (-2, 2),
+    lambda context: sgp_range(judge_range(context)),
     SGP_SOURCE,
     "how much better the image fits its prompt with the wanted words than with the unwanted ones, by a judge that "
     "was never trained against",
