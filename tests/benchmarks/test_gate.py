@@ -88,6 +88,6 @@ def test_every_defect_is_refused_at_its_full_size_and_the_curves_are_drawn(gate,
 
 def test_a_model_on_the_margin_rarely_passes(gate):
     module, _, own = gate
-    line = module.on_the_margin(0.10, module._prompts, own, 100)
+    line = module.on_the_margin(0.10, module.lost_prompts, own, 100)
     assert line["passed"] <= 0.05 < line["passed_by_the_bootstrap_alone"] + 0.03
     assert line["lost"] == "whole prompts"
