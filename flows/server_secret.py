@@ -6,15 +6,14 @@ a browser sends simple requests to loopback from any page. With it the server an
 
 import os
 import secrets
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from srpo_core.errors import ConfigError
+from srpo_core.runtime.secret_file import write_once
 
 NAME: Final = "auth"
 USER: Final = "srpo"
-MODE: Final = 0o600
 # the page of a server at the default address, which is the only one that needs the API from a browser
 ORIGIN: Final = "http://127.0.0.1:4200"
 
@@ -30,16 +29,7 @@ def read_or_make_secret(home: Path) -> str:
         ConfigError: the file is damaged, or other users can read it.
     """
     path = home / "prefect" / NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):
-        partial = path.with_name(f".{NAME}.{secrets.token_hex(4)}")
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE)
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(f"{USER}:{secrets.token_urlsafe(32)}\n")
-            os.link(partial, path)  # whole or not at all, and never over one that another process has made
-        finally:
-            partial.unlink()
+    write_once(path, f"{USER}:{secrets.token_urlsafe(32)}\n")
     secret = path.read_text(encoding="utf-8").strip()
     if not secret.startswith(f"{USER}:") or path.stat().st_mode & 0o077:
         raise ConfigError(

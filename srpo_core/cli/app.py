@@ -10,6 +10,7 @@ import typer
 
 import srpo_core
 from srpo_core.credentials import mask_credentials
+from srpo_core.runtime.machine import adapt_to_machine
 from srpo_core.runtime.telemetry import quiet_environment
 
 app = typer.Typer(
@@ -56,5 +57,6 @@ def options(
     # diffusers imports it, and it warns of a kernel for CPUs that it can do without
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.update(quiet_environment())
+    adapt_to_machine()
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # loading takes a moment only
     warnings.filterwarnings("ignore", category=FutureWarning, module="google")  # Python 3.11's end of life

@@ -22,9 +22,11 @@ from srpo_core.config import PARAMS_FILE, read_values
 from srpo_core.errors import ConfigError, SrpoError, StoreError
 from srpo_core.runtime import file_lock, processes
 from srpo_core.runtime.dvc_yaml import read_stages
+from srpo_core.runtime.machine import machine_environment, text_environment
 from srpo_core.runtime.telemetry import quiet_environment
 from srpo_core.storage import store_uri
 from srpo_core.workspace.dvc import run_dvc
+from srpo_core.workspace.dvc_config import share_config
 from srpo_core.workspace.git import git, without_repository_variables
 
 KEEP_WORKSPACES: Final = 3
@@ -60,12 +62,16 @@ class Workspace:
         return self.path.parent / "dvc"
 
     def environment(self) -> dict[str, str]:
-        """Return the environment of commands in this workspace: its own code, the shared home, no telemetry, no key."""
-        given = without_repository_variables()
+        """Return the environment of commands in this workspace: its own code, the shared home, no telemetry, no key.
+
+        It works on this machine, and the commands print UTF-8, which `run_streaming` reads.
+        """
+        given = machine_environment(without_repository_variables(), self.home)
         given.pop("SRPO_SIGNING_KEY", None)  # publishing signs, no stage does
         return {
             **given,
             **quiet_environment(),
+            **text_environment(),
             "DVC_SITE_CACHE_DIR": str(self.site_cache),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
             "PYTHONPATH": str(self.path),
@@ -89,7 +95,8 @@ def open_workspace(
     ended, and all but the newest `keep` of their workspaces are removed. Live runs are never touched.
 
     Raises:
-        ConfigError: `checkout` is not a git checkout, it has no such revision, or its home belongs to another user.
+        ConfigError: `checkout` is not a git checkout, it has no such revision, DVC cannot read its configuration, or its home belongs to
+            another user.
     """
     top = _top(checkout)
     home = private_home(user_path(os.environ.get("SRPO_HOME", top / ".srpo")))
@@ -107,7 +114,7 @@ def open_workspace(
         if revision is None:
             _keep_modes(top, path)
         workspace = Workspace(run.name, top, path, home, snapshot)
-        _share_dvc(workspace)
+        share_config(top, path, workspace.site_cache)
         _share_models(workspace)
         yield workspace
 
@@ -254,32 +261,6 @@ def _commit(checkout: Path, revision: str) -> str:
         raise ConfigError(
             f"{checkout} has no revision {revision!r}: give a commit, branch or tag that 'git log' knows"
         ) from None
-
-
-def _share_dvc(workspace: Workspace) -> None:
-    """Let the workspace use the cache and the remotes of the checkout, whose relative paths would not work there."""
-    from dvc.config import Config
-    from dvc.exceptions import NotDvcRepoError
-    from dvc.repo import Repo
-
-    site_cache = {"core": {"site_cache_dir": str(workspace.site_cache)}}
-    try:
-        with Repo(str(workspace.checkout), config=site_cache) as repo:
-            cache = repo.cache.default_local_cache_dir
-            remotes = dict(repo.config["remote"])
-    except NotDvcRepoError:
-        raise ConfigError(f"{workspace.checkout} has no .dvc/config: restore it with git") from None
-    own, copy = workspace.checkout / ".dvc/config.local", workspace.path / ".dvc/config.local"
-    copy.touch(mode=stat.S_IRUSR | stat.S_IWUSR)  # it may hold the keys of a remote
-    if own.exists():
-        shutil.copyfile(own, copy)
-    with Config(str(workspace.path / ".dvc")).edit("local") as local:
-        local.setdefault("cache", {})["dir"] = cache
-        for name, remote in remotes.items():
-            shared = local.setdefault("remote", {}).setdefault(name, {})
-            shared["verify"] = True  # what is pulled has the bytes that were pushed
-            if Path(remote["url"]).is_absolute():
-                shared["url"] = remote["url"]
 
 
 def _share_models(workspace: Workspace) -> None:
