@@ -27,6 +27,8 @@ GROUPS = {
     # share a Ray cluster
     "training/test_launch.py": "ray",
     "runtime/test_ray_cluster.py": "ray",
+    # share the counted calls of FLUX.1-dev
+    "plan": "plan",
 }
 
 

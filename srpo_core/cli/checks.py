@@ -62,8 +62,13 @@ def plan(  # noqa: PLR0913, PLR0917  # the options of the command
         float, typer.Option(min=0.001, help="Peak FLOP rate of one GPU in bfloat16, in TFLOP/s.")
     ] = 989.0,
     bandwidth: Annotated[
-        float, typer.Option(min=0.001, help="Bandwidth from one GPU to the others, in GB/s.")
+        float, typer.Option(min=0.001, help="Bandwidth from one GPU to the others of its node, in GB/s.")
     ] = 300.0,
+    node_gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs of a node.")] = 8,
+    node_bandwidth: Annotated[
+        float,
+        typer.Option(min=0.001, help="Bandwidth from a node to the others, in GB/s (100 Gbit/s: 12.5)."),
+    ] = 400.0,
     disk: Annotated[
         float, typer.Option(min=0.001, help="Bandwidth to and from the disk with the weights, in GB/s.")
     ] = 2.0,
@@ -103,6 +108,8 @@ def plan(  # noqa: PLR0913, PLR0917  # the options of the command
         bandwidth * GB,
         disk=disk * GB,
         upload=upload * GB,
+        node_gpus=node_gpus,
+        node_bandwidth=node_bandwidth * GB,
     )
     Console().print(show(make_plan(settings, cluster)))
 

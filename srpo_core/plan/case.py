@@ -19,8 +19,8 @@ class Sizes:
 
     all, trained, block, trained_of_block, rest: parameters of the transformer with adapters, of its trained part, of its
     largest block, of the trained part of that block, and outside of the blocks. vae, reward, encoders: parameters of the
-    VAE, all rewards and all text encoders. matrices, in_four_bits: frozen parameters in the matrices of the blocks' linear
-    layers, and their bytes in 4 bits.
+    VAE, all rewards and all text encoders. matrices, in_four_bits, largest_matrix: frozen parameters in the matrices of the
+    blocks' linear layers, their bytes in 4 bits, and the parameters of the largest one.
     """
 
     all: int
@@ -33,6 +33,7 @@ class Sizes:
     encoders: int
     matrices: int
     in_four_bits: int
+    largest_matrix: int
 
 
 @dataclass(frozen=True)

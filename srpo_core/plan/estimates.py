@@ -7,11 +7,12 @@ from functools import cached_property
 from srpo_core.config import Settings
 from srpo_core.plan.case import Case
 from srpo_core.plan.cluster import Cluster
+from srpo_core.plan.host_memory import host_memory_by_stage
 from srpo_core.plan.images import Generated, generated, watched
 from srpo_core.plan.memory import STEP, Parts, memory_by_stage, state_of_training
 from srpo_core.plan.spending import Spent, spending
-from srpo_core.plan.step import compute_seconds, flops_of_a_step, traffic_seconds
-from srpo_core.plan.traffic import traffic_of_a_step
+from srpo_core.plan.step import compute_seconds, flops_of_a_step
+from srpo_core.plan.traffic import traffic_of_a_step, traffic_seconds
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Plan:
     def stages(self) -> Mapping[str, Parts]:
         """Bytes by part at the peak of each stage. See `memory_by_stage`."""
         return memory_by_stage(self.case)
+
+    @cached_property
+    def hosts(self) -> Mapping[str, Parts]:
+        """Bytes by part at the peak of each stage in a host's memory. See `host_memory_by_stage`."""
+        return host_memory_by_stage(self.case)
 
     @property
     def memory(self) -> Parts:

@@ -92,6 +92,7 @@ def _sizes(parts: MetaParts) -> Sizes:
         encoders=sum(_parameters(encoder.module) for encoder in parts.encoders),
         matrices=sum(matrices),
         in_four_bits=sum(map(bytes_in_four_bits, matrices)),
+        largest_matrix=max(matrices, default=0),
     )
 
 

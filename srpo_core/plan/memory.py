@@ -96,6 +96,7 @@ def memory_of_a_step(case: Case) -> Parts:
     return {
         **state_of_training(case),
         "gathered weights": gathered,
+        "weights out of 4 bits": weights_out_of_four_bits(case),
         **_held(case),
         **kept,
         "passing tensors": peak - sum(kept.values()),
@@ -127,6 +128,13 @@ def gathered_bytes(case: Case) -> float:
     return case.gathered_width * (2 * sizes.block + sizes.rest) + 4 * sizes.trained_of_block
 
 
+def weights_out_of_four_bits(case: Case) -> float:
+    """Bytes of the largest matrix in bfloat16: bitsandbytes converts a layer's weights each time it computes with them."""
+    train = case.settings.train
+    in_four_bits = train.tune == "lora" and train.lora.frozen == "nf4"
+    return 2.0 * case.sizes.largest_matrix if in_four_bits else 0.0
+
+
 def gathered_to_generate(case: Case) -> float:
     """Bytes gathered while images are generated in training: all weights, or blocks as for computing."""
     if case.shards == 1:
@@ -156,7 +164,12 @@ def _held(case: Case) -> Parts:
 def _generating_in_training(case: Case, num_images: int) -> Parts:
     counts = case.counts
     passing = num_images * max(counts.velocity[case.half].peak, counts.decode[case.half].peak)
-    weights = {**state_of_training(case), "gathered weights": gathered_to_generate(case), **_held(case)}
+    weights = {
+        **state_of_training(case),
+        "gathered weights": gathered_to_generate(case),
+        "weights out of 4 bits": weights_out_of_four_bits(case),
+        **_held(case),
+    }
     return _parts(case, passing, weights)
 
 

@@ -44,9 +44,9 @@ PRESETS: Final[Sequence[Preset]] = (
 )
 
 
-def plan_presets(root: Path = Path()) -> list[tuple[Preset, Plan]]:
-    """Plan every preset on its hardware; equal calls are counted once."""
-    counter = Counter()
+def plan_presets(root: Path = Path(), *, counter: Counter | None = None) -> list[tuple[Preset, Plan]]:
+    """Plan every preset on its hardware; equal calls are counted once, or not at all if `counter` knows them."""
+    counter = counter or Counter()
     return [
         (preset, counter.plan(load_settings(profile_path(preset.profile, root)), preset.cluster))
         for preset in PRESETS

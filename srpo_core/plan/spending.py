@@ -12,7 +12,8 @@ from srpo_core.fidelity.format_images import PROOF_PROMPTS
 from srpo_core.plan.case import Case
 from srpo_core.plan.images import Generated, generated, num_models, samples, watched
 from srpo_core.plan.memory import bytes_of_moments, scorers_of
-from srpo_core.plan.step import compute_seconds, traffic_seconds
+from srpo_core.plan.step import compute_seconds
+from srpo_core.plan.traffic import traffic_seconds
 from srpo_core.preflight.disk import bytes_of_formats
 from srpo_core.selection.halving import image_counts
 from srpo_core.training.steps import checkpoint_steps

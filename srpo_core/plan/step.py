@@ -5,7 +5,6 @@ from typing import Final
 
 from srpo_core.algorithm.rollout import real_share
 from srpo_core.plan.case import Case
-from srpo_core.plan.traffic import traffic_of_a_step
 
 FLOPS_OF_ADAMW: Final = 20  # per parameter
 
@@ -28,8 +27,3 @@ def flops_of_a_step(case: Case) -> Mapping[str, float]:
 def compute_seconds(case: Case) -> float:
     """Time of a step's FLOPs at the given share of the device's peak."""
     return sum(flops_of_a_step(case).values()) / (case.cluster.mfu * case.cluster.peak_flops)
-
-
-def traffic_seconds(case: Case) -> float:
-    """Time of a step's traffic if none of it overlaps with computing."""
-    return traffic_of_a_step(case) / case.cluster.bandwidth

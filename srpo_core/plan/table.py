@@ -12,6 +12,7 @@ from srpo_core.algorithm import METHODS
 from srpo_core.plan.cluster import GB, TERA
 from srpo_core.plan.estimates import Plan
 from srpo_core.plan.making import make_plan
+from srpo_core.plan.memory import Parts
 from srpo_core.plan.presets import Preset
 from srpo_core.plan.remedies import changed, remedies
 from srpo_core.preflight.disk import bytes_of_run
@@ -25,6 +26,7 @@ def show(plan: Plan) -> Group:
     return Group(
         _stages(plan),
         _memory(plan),
+        _hosts(plan),
         _verdict(plan),
         _work(plan),
         _step(plan),
@@ -81,14 +83,23 @@ def _memory(plan: Plan) -> Table:
 
 
 def _stages(plan: Plan) -> Table:
-    table = _table("\nPeak memory of one device by stage", "stage", "GB", "of which")
-    for stage, parts in plan.stages.items():
-        largest = sorted((part for part in parts.items() if part[1]), key=lambda part: -part[1])
-        shown = ", ".join(f"{part} {_short(size)}" for part, size in largest)
-        table.add_row(stage, _short(plan.peaks[stage]), shown)
+    table = _peaks("\nPeak memory of one device by stage", plan.stages)
     table.add_row(
         "[bold]highest[/bold]", f"[bold]{_short(plan.peak)}[/bold]", "each scorer as large as the reward"
     )
+    return table
+
+
+def _hosts(plan: Plan) -> Table:
+    return _peaks("\nPeak memory of one host by stage, without Python and the file cache", plan.hosts)
+
+
+def _peaks(title: str, stages: Mapping[str, Parts]) -> Table:
+    table = _table(title, "stage", "GB", "of which")
+    for stage, parts in stages.items():
+        largest = sorted((part for part in parts.items() if part[1]), key=lambda part: -part[1])
+        shown = ", ".join(f"{part} {_short(size)}" for part, size in largest)
+        table.add_row(stage, _short(sum(parts.values())), shown)
     table.columns[-1].justify = "left"
     return table
 
@@ -126,9 +137,11 @@ def _step(plan: Plan) -> Table:
     table = _table("\nTime of a step", "", "")
     assumed = f"{100 * cluster.mfu:.0f} % of {cluster.peak_flops / TERA:.0f} TFLOP/s"
     table.add_row(f"computing, at {assumed}", f"{plan.compute_seconds:.2f} s")
+    rates = f"{cluster.bandwidth / GB:.0f} GB/s"
+    if cluster.gpus > cluster.node_gpus:
+        rates += f", {cluster.node_bandwidth / GB:.3g} GB/s between nodes"
     table.add_row(
-        f"exchanging {plan.traffic / GB:.0f} GB at {cluster.bandwidth / GB:.0f} GB/s, without overlap",
-        f"{plan.traffic_seconds:.2f} s",
+        f"exchanging {plan.traffic / GB:.0f} GB at {rates}, without overlap", f"{plan.traffic_seconds:.2f} s"
     )
     return table
 

@@ -1,15 +1,17 @@
 """Compare the plan with the cost model of the reference (FLUX.1-dev) and with a measured step (tiny)."""
 
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from counted_plans import counted_plan
 
 from srpo_core.config import NULL, load_settings, parse_settings, patched, read_values
 from srpo_core.errors import ConfigError
-from srpo_core.plan import GB, TERA, Case, Cluster, Counts, Plan, Sizes, make_plan, remedies
+from srpo_core.plan import GB, TERA, Case, Cluster, Counts, Plan, Sizes, remedies
 from srpo_core.plan.counting import Counted, Forward, Phase
 from srpo_core.plan.memory import gathered_bytes
 from srpo_core.plan.remedies import REMEDIES
@@ -40,7 +42,7 @@ def flux():
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         train = {"batch_size": 8, "compute": {"gather_rollout": False}}
-        return make_plan(settings("flux1_dev", train=train), cluster(8))
+        return counted_plan(settings("flux1_dev", train=train), cluster(8))
 
 
 @pytest.mark.pipeline
@@ -96,7 +98,7 @@ def adapters():
 
     @cache
     def counted(shard, checkpoint_decode):
-        return make_plan(settings_of(1, shard, checkpoint_decode), cluster(1))
+        return counted_plan(settings_of(1, shard, checkpoint_decode), cluster(1))
 
     def settings_of(gpus, shard, checkpoint_decode):
         compute = {"checkpoint_decode": checkpoint_decode, "gather_rollout": False}
@@ -181,7 +183,7 @@ def test_the_planned_peak_matches_the_measured_peak_on_the_tiny_profile(job, mon
         }
     }
     small = settings("tiny", **patch)
-    plan = make_plan(small, cluster(1))
+    plan = counted_plan(small, cluster(1))
     monkeypatch.chdir(job.inputs.path)
     measured = peak_of_a_step(replace(job, train=small.train))
     print(f"planned {plan.step_peak / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB")
@@ -216,6 +218,7 @@ def flux_plan(gpus=8, memory=80.0, **patch):
         encoders=encoders,
         matrices=0,
         in_four_bits=0,
+        largest_matrix=0,
     )
     train = patch.pop("train", {})
     train = {**train, "compute": {"gather_rollout": False, **train.get("compute", {})}}
@@ -231,6 +234,40 @@ def test_traffic_is_29_gathers_and_2_scatters(gpus, full, half):
     assert flux_plan(gpus, train={"batch_size": gpus}).traffic_seconds == pytest.approx(half, rel=0.03)
     kept = flux_plan(gpus, train={"batch_size": gpus, "compute": {"gather_rollout": True}})
     assert kept.traffic_seconds == pytest.approx(0.65, abs=0.06), "as with a copy for rollouts"
+
+
+def on_nodes(plan, **changes):
+    """Return the plan on a cluster with other connections."""
+    return Plan(replace(plan.case, cluster=replace(plan.cluster, **changes)))
+
+
+def test_a_model_sharded_across_nodes_is_as_slow_as_the_connection_between_them():
+    plan = flux_plan(32, train={"batch_size": 32})
+    assert on_nodes(plan, node_bandwidth=400 * GB).traffic_seconds == plan.traffic_seconds, (
+        "faster than inside"
+    )
+    slow = on_nodes(plan, node_bandwidth=12.5 * GB)
+    assert slow.traffic_seconds == pytest.approx(24 * plan.traffic_seconds)
+    assert on_nodes(slow, node_gpus=32).traffic_seconds == plan.traffic_seconds, "one node"
+    assert slow.generated == plan.generated, "select and evaluate shard nothing"
+    assert slow.hours_of("train") > plan.hours_of("train")
+
+
+def test_groups_of_a_node_send_only_the_sums_of_gradients_over_the_slow_connection():
+    grouped = on_nodes(
+        flux_plan(32, train={"batch_size": 32}, resources={"shard_group": 8}), node_bandwidth=12.5 * GB
+    )
+    sums = traffic_across_copies(grouped.case)
+    # eight devices of a node send their sums at the same time
+    assert grouped.traffic_seconds == pytest.approx(
+        (grouped.traffic - sums) / (300 * GB) + sums / (12.5 * GB / 8)
+    )
+    whole = on_nodes(flux_plan(32, train={"batch_size": 32}), node_bandwidth=12.5 * GB)
+    assert grouped.traffic_seconds < whole.traffic_seconds / 2
+    copies = on_nodes(
+        flux_plan(32, train={"batch_size": 32}, resources={"shard": False}), node_bandwidth=12.5 * GB
+    )
+    assert copies.traffic_seconds == pytest.approx(copies.traffic / (12.5 * GB)), "one ring through each node"
 
 
 def test_weights_that_stay_gathered_in_a_rollout_cost_their_memory_if_that_is_the_peak():
@@ -310,7 +347,7 @@ def test_images_generated_by_later_stages_are_counted_for_every_model_and_format
 @pytest.mark.pipeline
 @pytest.mark.parametrize(("profile", "gpus"), [("flux1_dev", 32), ("flux1_dev_lora", 8)])
 def test_the_evaluations_of_early_stop_cost_at_most_a_tenth_of_training(profile, gpus):
-    plan = make_plan(settings(profile), cluster(gpus))
+    plan = counted_plan(settings(profile), cluster(gpus))
     checkpoints, base = plan.watched["at the checkpoints"], plan.watched["of the base, once"]
     assert (checkpoints.num_images, base.num_images) == (4 * 16 * 2, 16 * 8)
     assert 0.05 * plan.hours < checkpoints.hours < 0.1 * plan.hours
@@ -382,7 +419,7 @@ def test_four_images_per_device_take_four_times_the_flops():
 
 def test_micro_batches_are_counted_as_the_images_of_a_call():
     whole, split = (
-        make_plan(settings("tiny", train={"micro_batch_size": size}), cluster(3)) for size in (NULL, 2)
+        counted_plan(settings("tiny", train={"micro_batch_size": size}), cluster(3)) for size in (NULL, 2)
     )
     assert (whole.case.counts.call.num_images, split.case.counts.call.num_images) == (2 * 6, 2 * 2), (
         "two branches in a call"
@@ -401,7 +438,7 @@ def test_a_sharded_model_is_gathered_again_for_each_micro_batch():
 @pytest.mark.pipeline
 def test_a_run_that_does_not_fit_gets_the_cheapest_changes_that_make_it_fit():
     whole = settings("tiny")
-    plan = make_plan(whole, cluster(1))
+    plan = counted_plan(whole, cluster(1))
     assert plan.peak == plan.step_peak
     done, better = remedies(whole, cluster(1, memory=0.7 * plan.peak / GB))
     assert better.fits
@@ -413,14 +450,14 @@ def test_a_run_that_does_not_fit_gets_the_cheapest_changes_that_make_it_fit():
 
 def test_more_devices_than_images_are_refused():
     with pytest.raises(ConfigError, match=r"17 GPUs are more than train\.batch_size 16"):
-        make_plan(settings("tiny"), cluster(17))
+        counted_plan(settings("tiny"), cluster(17))
 
 
 def test_each_method_is_planned_with_its_own_cost():
     """ReFL and Direct-Align train one image per sample, SRPO two; of 16 rollout steps ReFL uses 15 and DRaFT-2 14."""
-    one = make_plan(settings("tiny"), cluster(1))
+    one = counted_plan(settings("tiny"), cluster(1))
     for method, steps, images in (("refl", 15, 1), ("direct_align", 16, 1), ("draft_k", 14, 1)):
-        other = make_plan(settings("tiny", train={"method": method}), cluster(1))
+        other = counted_plan(settings("tiny", train={"method": method}), cluster(1))
         assert other.case.counts.call.num_images == images * one.case.counts.call.num_images // 2
         assert other.flops["rollout"] == pytest.approx(steps / 16 * one.flops["rollout"], rel=1e-6)
         assert other.flops["decoder"] == pytest.approx(0.5 * one.flops["decoder"], rel=1e-6)
@@ -444,7 +481,7 @@ def test_a_change_that_saves_memory_leads_to_settings_that_a_run_accepts(train):
 
 def test_an_unknown_method_is_refused():
     with pytest.raises(ConfigError, match="unknown method 'dpo'"):
-        make_plan(settings("tiny", train={"method": "dpo"}), cluster(1))
+        counted_plan(settings("tiny", train={"method": "dpo"}), cluster(1))
 
 
 def test_the_command_prints_every_table(monkeypatch, capsys):
@@ -476,7 +513,7 @@ def test_the_command_prints_every_table(monkeypatch, capsys):
 def test_the_command_shows_the_changes_that_make_a_run_fit(monkeypatch, capsys):
     from srpo_core.__main__ import main
 
-    peak = make_plan(settings("tiny"), cluster(1)).peak / GB
+    peak = counted_plan(settings("tiny"), cluster(1)).peak / GB
     words = ["srpo", "plan", "--profile", "tiny", "--gpus", "1", "--gpu-memory", f"{0.7 * peak:.4f}"]
     monkeypatch.setattr("sys.argv", words)
     with pytest.raises(SystemExit) as ended:

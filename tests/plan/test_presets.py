@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from counted_plans import shared_counter
 
 from srpo_core.config import load_settings, profile_path
 from srpo_core.gates.shares import upper_end
@@ -54,7 +55,7 @@ def differences(one, other, key=""):
 def planned():
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
-        return plan_presets()
+        return plan_presets(counter=shared_counter())
 
 
 @pytest.mark.pipeline
@@ -77,6 +78,22 @@ def test_the_preset_for_24_gb_holds_the_blocks_of_the_base_in_4_bits(planned):
     assert trained == pytest.approx(261e6 / 4, rel=0.01), "adapters of rank 16 instead of 64"
     assert plan.memory["parameters"] == pytest.approx(in_four_bits + 2 * rest + 4 * trained, rel=0.001)
     assert plan.memory["optimizer"] == pytest.approx(2.03 * trained, rel=0.001)
+    # the output of a single block: 5 widths to one, converted to bfloat16 for each call
+    assert plan.memory["weights out of 4 bits"] == 2 * 5 * 3072**2
+
+
+@pytest.mark.pipeline
+def test_the_host_of_the_24_gb_card_holds_the_base_and_in_quantize_the_weights_of_a_format_too(planned):
+    plan = next(plan for preset, plan in planned if preset.profile == "flux1_dev_lora_24gb")
+    base = 11_901_408_320
+    assert plan.hosts["evaluate"]["base"] == 2 * base, "offloaded, in bfloat16"
+    assert plan.hosts["quantize"] == {
+        "base": 4 * base,
+        "weights of a format": 4 * base,
+        "scorer": 4 * 986_109_441,
+    }
+    assert plan.hosts["train: loading"] == {"reward": 4 * 986_109_441}, "a block of the base is smaller"
+    assert plan.hosts["train: export"] == {"adapters": 4 * plan.case.sizes.trained}
 
 
 @pytest.mark.pipeline
