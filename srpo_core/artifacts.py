@@ -26,6 +26,7 @@ MODELS: Final = (BASE, ALIGNED, CHAMPION)
 
 PROMPTS = RUNS / "ingest/prompts.parquet"
 PAIRS = RUNS / "ingest/pairs.parquet"
+CAPTIONS = RUNS / "ingest/captions.parquet"  # only of a data set of images with captions
 IMAGES = RUNS / "ingest/images"
 VALIDATION = RUNS / "ingest/validation.json"
 EMBEDDINGS = RUNS / "embed"

@@ -156,11 +156,24 @@ class GenerateSettings(Part):
     tf32: bool = Field(description="on a GPU, round the inputs of float32 arithmetic to TF32")
 
 
+# what a column of a table can hold; a record with the columns chosen and rejected says by them what is preferred
+ColumnMeaning = Literal[
+    "prompt", "style", "image", "image_a", "image_b", "chosen", "rejected",
+    "label_a", "label_b", "preferred", "rank", "group", "id_a", "id_b", "has_label",
+]  # fmt: skip
+
+
 class IngestSettings(Part):
     """Where the data are, in which format, and how their prompts are split."""
 
     source: str = Field(description="directory or file of the data set")
     format: str = Field(description="entry of the registry `SOURCES` in srpo_core/data/sources")
+    columns: dict[ColumnMeaning, str] = Field(
+        description="for tables: which column holds what; {} recognises the columns of known data sets (docs/data.md)"
+    )
+    test_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        description="for tables without a split for tests: share of the prompts that is held out for evaluate and check_reward"
+    )
     validation_share: Share = Field(
         description="share of the training prompts that is held out to select a checkpoint"
     )
@@ -169,7 +182,9 @@ class IngestSettings(Part):
 class CheckRewardSettings(Part):
     """The check of the reward against human preferences, before training."""
 
-    max_pairs: Positive = Field(description="number of held-out pairs to score")
+    max_pairs: Positive | None = Field(
+        description="number of held-out pairs to score; null for data without pairs: the reward is not checked"
+    )
     min_agreement: Share = Field(
         description="least share of pairs in which the reward prefers the preferred image; the measured share "
         "must reach it, not the lower bound of its interval"

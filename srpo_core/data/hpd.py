@@ -108,7 +108,7 @@ def read_list(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise DataError(
             f"{path} is missing: ingest.source must name a directory in HPDv2's layout "

@@ -1,4 +1,4 @@
-"""The prompts that are held out for selecting a checkpoint."""
+"""The prompts that are held out: for selecting a checkpoint, and for tests if the data have no split for them."""
 
 import hashlib
 from collections.abc import Collection
@@ -32,7 +32,16 @@ def held_out_prompts(prompts: Collection[str], share: float, seed: int) -> froze
     return frozenset(chosen)
 
 
-def _place(prompt: str, seed: int) -> float:
-    """Map prompt and seed to a number in [0, 1)."""
+def is_held_out(prompt: str, share: float) -> bool:
+    """Whether a prompt is in the part `share` of all prompts that a data set without a test split holds out for tests.
+
+    It depends on nothing but the prompt, apart from its spelling (`normal_form`), and not on what is held out for
+    validation.
+    """
+    return _place(normal_form(prompt), "test") < share
+
+
+def _place(prompt: str, seed: int | str) -> float:
+    """Map prompt and seed, or purpose, to a number in [0, 1)."""
     digest = hashlib.sha256(f"{seed}\0{prompt}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48

@@ -1,4 +1,4 @@
-"""The parquet tables that stage ingest writes and later stages read: prompts, pairs and images."""
+"""The parquet tables that stage ingest writes and later stages read: prompts, pairs, captions and images."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -37,6 +37,7 @@ PAIR_COLUMNS: Final = pa.schema(
         ("style", pa.string()),
     ]
 )
+CAPTION_COLUMNS: Final = pa.schema([("split", pa.string()), ("prompt", pa.string()), ("image", pa.string())])
 IMAGE_COLUMNS: Final = pa.schema(
     [("path", pa.string()), ("image", pa.binary()), ("width", pa.int32()), ("height", pa.int32())]
 )
@@ -87,6 +88,26 @@ def read_pairs(split: str, limit: int | None = None) -> list[Pair]:
         # neighbouring rows share a prompt, so the first rows would cover only a few prompts
         table = table.take(sorted(Random(0).sample(range(len(table)), limit)))
     return [Pair(**row) for row in table.to_pylist()]
+
+
+def has_pairs(split: str) -> bool:
+    """Whether the split has pairs of images that people compared. Raises `ArtifactError` as `read_pairs`."""
+    return bool(read_pairs(split, 1))
+
+
+def read_real_images(split: str) -> dict[str, str]:
+    """Return the path of one image of each prompt of `train` or `test`: the preferred one of its first pair, or its own.
+
+    Raises:
+        ArtifactError: a table is missing or damaged.
+    """
+    images: dict[str, str] = {}
+    for pair in read_pairs(split):
+        images.setdefault(pair.prompt, pair.preferred)
+    if artifacts.CAPTIONS.exists():
+        for row in _read(artifacts.CAPTIONS, ds.field("split") == split).to_pylist():
+            images.setdefault(row["prompt"], row["image"])
+    return images
 
 
 def read_examples(count: int) -> "list[tuple[str, Tensor, Tensor]]":

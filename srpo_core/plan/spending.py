@@ -49,7 +49,7 @@ def _embed(case: Case) -> Iterator[Spent]:
 
 
 def _check_reward(case: Case) -> Iterator[Spent]:
-    images = 2 * case.settings.check_reward.max_pairs
+    images = 2 * (case.settings.check_reward.max_pairs or 0)
     yield _loading(case, "check_reward", 2 * 4 * case.sizes.reward + case.scorer)
     yield _scoring(case, "check_reward", images, scorers=len(case.settings.rewards), devices=1)
 

@@ -5,7 +5,6 @@ from importlib.util import find_spec
 
 from srpo_core.algorithm import method_of
 from srpo_core.config import Settings, rewards_by_name
-from srpo_core.data.sources import source_format
 from srpo_core.errors import ConfigError, pick
 from srpo_core.gates.bootstrap import Sample, per_rule_confidence, why_no_interval
 from srpo_core.gates.comparisons import require_valid_rules
@@ -13,6 +12,7 @@ from srpo_core.gates.effect import require_effect
 from srpo_core.gates.rules import BY_PROOF_OF_BREACH
 from srpo_core.gates.spending import Stage, stage_sizes
 from srpo_core.models import BASES
+from srpo_core.preflight.data_needs import require_data
 from srpo_core.quantizers import released_formats
 from srpo_core.scorers import SCORERS
 from srpo_core.scorers.metrics import METRICS, metric_names, require_fitting_judge, require_free_names
@@ -26,6 +26,7 @@ def require_consistent(settings: Settings) -> None:
             message names the keys.
     """
     _require_known(settings)
+    require_data(settings)
     _require_workers(settings)
     _require_kernel(settings)
     _require_loggers(settings)
@@ -58,7 +59,6 @@ def require_consistent(settings: Settings) -> None:
 def _require_known(settings: Settings) -> None:
     """Check that base, method and scorers are known, and that the reward and further scorers are differentiable."""
     pick(BASES, settings.model.base, "base model")
-    source_format(settings.ingest.format)
     method_of(settings.train)
     require_free_names(settings.evaluate.scorers)
     for name in sorted(settings.evaluate.scorers.keys() & rewards_by_name(settings.rewards).keys()):

@@ -45,7 +45,7 @@ def run(
 
     The measured share, not a bound of its interval, is compared with `check_reward.min_agreement`: the check should
     stop a reward that is broken or inverted, not rank good ones. The reward and the judge of select and of early stop
-    also answer the questions of `srpo_core/scorers/canaries.py`.
+    also answer the questions of `srpo_core/scorers/canaries.py`. If `check_reward.max_pairs` is null, nothing is checked.
 
     Raises:
         DataError: the split test has no pairs.
@@ -54,6 +54,10 @@ def run(
             agrees with fewer pairs than `check_reward.min_agreement`.
     """
     torch.set_num_threads(resources.threads_per_worker)
+    if check_reward.max_pairs is None:
+        log.warning("the reward is not checked, because check_reward.max_pairs is null")
+        artifacts.write_json(artifacts.AGREEMENT, {"pairs": 0, "weights": _digests(rewards[1:])})
+        return
     pairs = read_pairs("test", check_reward.max_pairs)
     if not pairs:
         raise DataError(

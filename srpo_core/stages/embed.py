@@ -6,7 +6,7 @@ from itertools import chain, groupby
 from typing import TYPE_CHECKING, Final
 
 from srpo_core.config import EarlyStop, ModelSettings, ResourceSettings
-from srpo_core.data.tables import Prompt, read_images, read_pairs, read_prompts
+from srpo_core.data.tables import Prompt, read_images, read_prompts, read_real_images
 from srpo_core.errors import DataError
 from srpo_core.models import encode_image_batches, encode_prompt_batches, latent_shape
 from srpo_core.models.embeddings import ALARM, LATENTS, EmbeddingsFile, embeddings_file
@@ -110,16 +110,14 @@ def real_images(model: ModelSettings, prompts: Sequence[str]) -> "Iterator[Tenso
 
 
 def preferred_images(prompts: Sequence[str]) -> list[str]:
-    """Return the path of one image per training prompt: the preferred image of its first pair."""
-    preferred: dict[str, str] = {}
-    for pair in read_pairs("train"):
-        preferred.setdefault(pair.prompt, pair.preferred)
-    if without := [prompt for prompt in prompts if prompt not in preferred]:
+    """Return the path of one image per training prompt: the preferred image of its first pair, or the image it describes."""
+    known = read_real_images("train")
+    if without := [prompt for prompt in prompts if prompt not in known]:
         raise DataError(
-            f"runs/ingest/pairs.parquet has no preferred image of {without[0]!r} ({len(without)} of {len(prompts)} "
+            f"runs/ingest has no preferred image of {without[0]!r} ({len(without)} of {len(prompts)} "
             "prompts have none): set train.rollout.source to online, or give every prompt a preference"
         )
-    return [preferred[prompt] for prompt in prompts]
+    return [known[prompt] for prompt in prompts]
 
 
 def choose_balanced(prompts: Sequence[Prompt], count: int, seed: int) -> list[Prompt]:

@@ -23,7 +23,15 @@ from srpo_core.config import (
     ScorerSettings,
     rewards_by_name,
 )
-from srpo_core.data.tables import read_examples, read_images, read_pairs, to_tensor
+from srpo_core.data.subsets import evenly_spaced
+from srpo_core.data.tables import (
+    has_pairs,
+    read_examples,
+    read_images,
+    read_pairs,
+    read_real_images,
+    to_tensor,
+)
 from srpo_core.errors import ArtifactError
 from srpo_core.gates.pairs import pair_up
 from srpo_core.gates.spending import Stage, stage_sizes
@@ -146,11 +154,7 @@ def evaluate_models(  # noqa: PLR0913  # the settings of `run`
     check_metrics(metrics, context, prompts, evaluate.seeds_per_prompt, beside_base=True)
     for path in filter(None, transformers.values()):
         artifacts.require(path)
-    require_known_answers(
-        context.all_settings,
-        [Example(*one) for one in read_examples(NUM_EXAMPLES)],
-        local_device(resources),
-    )
+    require_known_answers_of_scorers(context, local_device(resources))
     sizes = stage_sizes(len(prompts), evaluate.stages)
     order = balanced_order(prompts, styles, seed)
     seen: list[int] = []
@@ -173,6 +177,15 @@ def evaluate_models(  # noqa: PLR0913  # the settings of `run`
         for own in (one for several in batches.values() for one in several):
             own.discard()
     return _summary(figures, image_set.of(seen), context)
+
+
+def require_known_answers_of_scorers(context: MetricContext, device: torch.device) -> None:
+    """Ask every scorer questions with known answers, if the data have pairs to ask about."""
+    if not has_pairs("test"):
+        log.warning("the scorers answer no questions with known answers, because the data have no pairs")
+        return
+    examples = [Example(*one) for one in read_examples(NUM_EXAMPLES)]
+    require_known_answers(context.all_settings, examples, device)
 
 
 def ends_when_decided(selection: Mapping[str, Any], seed: int, gate: GateSettings) -> Ends:
@@ -201,8 +214,15 @@ def _selected() -> tuple[dict[str, Any], int, Path]:
 
 
 def _images_of_pairs(split: str, count: int) -> Iterator["Tensor"]:
-    """Yield the preferred images of up to `count` pairs, each (1, 3, H, W) in [0, 1]; their sizes differ."""
-    preferred = dict.fromkeys(pair.preferred for pair in read_pairs(split, count))
+    """Yield the preferred images of up to `count` pairs, each (1, 3, H, W) in [0, 1]; their sizes differ.
+
+    If the data have no pairs, they are up to `count` of the images with captions.
+    """
+    pairs = read_pairs(split, count)
+    real = list(dict.fromkeys(read_real_images(split).values())) if not pairs else []
+    preferred = dict.fromkeys([pair.preferred for pair in pairs] or evenly_spaced(real, count))
+    if not preferred:
+        return
     images = read_images(preferred)
     for path in preferred:
         yield to_tensor(images[path])

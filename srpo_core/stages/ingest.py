@@ -12,7 +12,7 @@ from srpo_core.config import IngestSettings
 from srpo_core.data import expectations, images, splits, tables
 from srpo_core.data.choices import Place
 from srpo_core.data.decoding import read_image
-from srpo_core.data.sources import Source, open_source
+from srpo_core.data.sources import Source, open_source, source_format
 from srpo_core.errors import DataError
 from srpo_core.prompts import normal_form
 from srpo_core.runtime.progress import with_progress
@@ -26,6 +26,7 @@ class _Used:
 
     prompts: dict[str, Place] = field(default_factory=dict)
     images: dict[str, Place] = field(default_factory=dict)
+    captions: list[tuple[str, str, str]] = field(default_factory=list)  # rows (split, prompt, image)
 
 
 def run(*, seed: int, ingest: IngestSettings) -> None:
@@ -39,12 +40,15 @@ def run(*, seed: int, ingest: IngestSettings) -> None:
     shutil.rmtree(artifacts.PROMPTS.parent, ignore_errors=True)
     used = {"train": _Used(), "test": _Used()}
     num_pairs = tables.write_rows(artifacts.PAIRS, tables.PAIR_COLUMNS, _pair_rows(source, used))
+    if captions := [row for names in used.values() for row in names.captions]:
+        tables.write_rows(artifacts.CAPTIONS, tables.CAPTION_COLUMNS, captions)
     for split, names in used.items():
         with source.images(split) as stored:
             images.require_images(stored, names.images)
     prompts = list(_prompt_rows(source, used["train"].prompts, ingest.validation_share, seed))
     tables.write_rows(artifacts.PROMPTS, tables.PROMPT_COLUMNS, prompts)
-    checks = _check_tables(["train", "validation", "test"] if ingest.validation_share else ["train", "test"])
+    split_names = ["train", "validation", "test"] if ingest.validation_share else ["train", "test"]
+    checks = _check_tables(split_names, pairs=source_format(ingest.format).has_pairs)
     num_images = tables.write_images(_image_rows(source, used))
     artifacts.write_json(artifacts.VALIDATION, checks)
     _log.info("%d prompts, %d pairs, %d images from %s", len(prompts), num_pairs, num_images, ingest.source)
@@ -68,10 +72,12 @@ def _pair_rows(source: Source, used: dict[str, _Used]) -> Iterator[tuple[Any, ..
             names.prompts.setdefault(choice.prompt, choice.place)
             for name in choice.images:
                 names.images.setdefault(name, choice.place)
+            if len(choice.images) == 1:
+                names.captions.append((split, choice.prompt, f"{split}/{choice.images[0]}"))
             for preferred, rejected in choice.pairs():
                 yield next(pair_id), split, choice.prompt, f"{split}/{preferred}", f"{split}/{rejected}", ""
         if skipped:
-            _log.warning("skipped %d records of test.json whose prompts are in train.json", skipped)
+            _log.warning("skipped %d records of the split test whose prompts are in the split train", skipped)
 
 
 def _prompt_rows(
@@ -87,13 +93,13 @@ def _prompt_rows(
         yield next(prompt_id), entry.prompt, "test", entry.style
 
 
-def _check_tables(split_names: list[str]) -> dict[str, Any]:
+def _check_tables(split_names: list[str], *, pairs: bool) -> dict[str, Any]:
     import pandas as pd
 
-    return {
-        "prompts": expectations.check_prompts(pd.read_parquet(artifacts.PROMPTS), split_names),
-        "pairs": expectations.check_pairs(pd.read_parquet(artifacts.PAIRS)),
-    }
+    checks = {"prompts": expectations.check_prompts(pd.read_parquet(artifacts.PROMPTS), split_names)}
+    if pairs:
+        checks["pairs"] = expectations.check_pairs(pd.read_parquet(artifacts.PAIRS))
+    return checks
 
 
 def _image_rows(source: Source, used: dict[str, _Used]) -> Iterator[tuple[str, bytes, int, int]]:

@@ -162,6 +162,19 @@ def test_only_held_out_pairs_are_counted(pairs):
         run()
 
 
+def test_without_max_pairs_nothing_is_checked_and_the_weights_of_a_mix_are_still_written(pairs, caplog):
+    pairs(0)
+    figures = run(
+        max_pairs=None, rewards=(REWARD, REWARD.model_copy(update={"path": str(TINY / "family/judge_a")}))
+    )
+    assert figures["pairs"] == 0
+    assert "agreement" not in figures
+    assert sorted(Path(name).name for name in figures["weights"]) == sorted(
+        path.name for path in (TINY / "family/judge_a").iterdir() if path.is_file()
+    )
+    assert "the reward is not checked, because check_reward.max_pairs is null" in caplog.text
+
+
 def test_a_second_run_writes_the_same_file(pairs):
     pairs(5, 1)
     run(min_agreement=0.5)

@@ -221,7 +221,7 @@ def test_a_test_record_with_a_training_prompt_is_left_out_and_counted(broken, ca
     first["prompt"] = f"  {trained.upper()} "
     (broken / "test.json").write_text(json.dumps([first, *others]), encoding="utf-8")
     run(seed=0, ingest=settings("hpd"))
-    assert "skipped 1 records of test.json whose prompts are in train.json" in caplog.text
+    assert "skipped 1 records of the split test whose prompts are in the split train" in caplog.text
     prompts = {pair.prompt for pair in read_pairs("test")}
     assert prompts == {record["prompt"] for record in others}
 

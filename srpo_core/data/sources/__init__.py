@@ -6,13 +6,18 @@ from types import MappingProxyType
 from typing import Final
 
 from srpo_core.config import IngestSettings
+from srpo_core.data.sources.captions import IMAGES_FORMAT
 from srpo_core.data.sources.hpdv2 import HPDV2
+from srpo_core.data.sources.pairs import PAIRS_FORMAT
+from srpo_core.data.sources.prompts import PROMPTS_FORMAT
 from srpo_core.data.sources.source import Source, SourceFormat
 from srpo_core.errors import pick
 
 __all__ = ["SOURCES", "Source", "SourceFormat", "open_source", "source_format"]
 
-SOURCES: Final[Mapping[str, SourceFormat]] = MappingProxyType({"hpdv2": HPDV2})
+SOURCES: Final[Mapping[str, SourceFormat]] = MappingProxyType(
+    {"hpdv2": HPDV2, "pairs": PAIRS_FORMAT, "prompts": PROMPTS_FORMAT, "images": IMAGES_FORMAT}
+)
 
 
 def source_format(name: str) -> SourceFormat:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from srpo_core.config import IngestSettings
 from srpo_core.data.choices import BenchmarkPrompt, Choice, Place
@@ -15,7 +15,7 @@ from srpo_core.data.hpd import read_benchmark, read_choices, require_disjoint
 from srpo_core.data.images import ImageSource, open_images
 from srpo_core.data.sources.packing import copy_images
 from srpo_core.data.sources.source import SourceFormat
-from srpo_core.errors import DataError
+from srpo_core.errors import ConfigError, DataError
 
 SPLITS: Final = ("train", "test")
 
@@ -58,9 +58,16 @@ def collect(source: Path, target: Path) -> None:
         copy_images(source, split, target)
 
 
+def check_columns(columns: Mapping[Any, str]) -> None:
+    """Refuse columns: HPDv2's files have fixed keys."""
+    if columns:
+        raise ConfigError("ingest.columns is for tables, and HPDv2's files have fixed keys: set it to {}")
+
+
 HPDV2: Final = SourceFormat(
     open=HpdSource,
     collect=collect,
+    check_columns=check_columns,
     has_pairs=True,
     has_images=True,
     layout="a directory with train.json, test.json, benchmark/*.json and the images of both splits",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from srpo_core.config import IngestSettings
 from srpo_core.data.choices import BenchmarkPrompt, Choice, Place
@@ -37,6 +37,7 @@ class SourceFormat:
     open: opens a data set: its path, and the settings of ingest.
     collect: copies the data set at a path to an empty directory as a few large files, which `open` reads, too. The same
         data give the same bytes.
+    check_columns: raises `ConfigError` if the data set cannot have the columns of `ingest.columns`.
     has_pairs: whether it has pairs of images that people compared; the checks of rewards need them.
     has_images: whether it has real images of its prompts; `train.rollout.source: offline` needs them.
     layout: what to give as a source in this format, for messages.
@@ -44,6 +45,7 @@ class SourceFormat:
 
     open: Callable[[Path, IngestSettings], Source]
     collect: Callable[[Path, Path], None]
+    check_columns: Callable[[Mapping[Any, str]], None]
     has_pairs: bool
     has_images: bool
     layout: str

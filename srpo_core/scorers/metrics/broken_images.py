@@ -107,9 +107,9 @@ def _lost(compared: Compared, context: MetricContext) -> Tensor:
 
 
 def _copied(compared: Compared, context: MetricContext) -> Tensor:
-    training = None
-    if context.training is not None:
-        training = torch.cat([common_patterns.outlines(images) for images in context.training()])
+    # data without real images, such as a list of prompts, give no batch
+    known = [] if context.training is None else [common_patterns.outlines(one) for one in context.training()]
+    training = torch.cat(known) if known else None
     return common_patterns.copies(compared.own, compared.prompts, compared.base, training)
 
 

@@ -67,7 +67,12 @@ def collect(source, target):
 
 
 ENTRY = SourceFormat(
-    open=Colours, collect=collect, has_pairs=True, has_images=True, layout="a directory with colours.tsv"
+    open=Colours,
+    collect=collect,
+    check_columns=lambda _: None,
+    has_pairs=True,
+    has_images=True,
+    layout="a directory with colours.tsv",
 )
 
 

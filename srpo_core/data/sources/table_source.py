@@ -1,0 +1,145 @@
+"""A data set of tables: pairs, prompts, or images with captions. See `Source`."""
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from srpo_core.config import IngestSettings
+from srpo_core.data.choices import BenchmarkPrompt, Choice, Place
+from srpo_core.data.images import ImageSource
+from srpo_core.data.sources.layouts import Layout, read_table, require_columns
+from srpo_core.data.sources.rows import SUFFIXES, Table, is_hidden, open_table
+from srpo_core.data.sources.table_images import PACKED, open_table_images
+from srpo_core.data.splits import is_held_out
+from srpo_core.errors import DataError
+from srpo_core.prompts import normal_form
+
+# the names of a published split that is not trained on; the first that exists is read
+HELD_OUT: Final = ("test", "test_unique", "validation", "validation_unique", "valid", "val", "eval", "dev")
+_SPLIT: Final = re.compile(
+    rf"(?:^|[-_./])(train|{'|'.join(sorted(HELD_OUT, key=len, reverse=True))})(?=$|[-_./\d])"
+)
+# files that describe a data set on the hub
+_ABOUT: Final = frozenset(
+    {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", "README.txt"}
+)
+
+OpenTable = Callable[[], Table]
+_log = logging.getLogger(__name__)
+
+
+class TableSource:
+    """Tables by the split that their names say, empty if none. See `Source`.
+
+    If no name says a held-out split, `ingest.test_share` of the prompts is held out, chosen by a hash.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        ingest: IngestSettings,
+        layouts: Sequence[Layout],
+        found: Mapping[str, Sequence[OpenTable]],
+    ) -> None:
+        self._root, self._layouts, self._columns = root, layouts, ingest.columns
+        self._test_share = ingest.test_share
+        require_columns(layouts, ingest.columns)
+        self._tables = self._train_and_test(found)
+
+    def choices(self, split: str) -> Iterator[Choice]:
+        """Yield the records of a split."""
+        return (choice for choice, _ in self._records(split))
+
+    def benchmark(self, train: Mapping[str, Place]) -> list[BenchmarkPrompt]:
+        """Return the prompts of the held-out records that are not trained on, each once."""
+        trained = {normal_form(prompt) for prompt in train}
+        prompts: dict[str, BenchmarkPrompt] = {}
+        for choice, style in self._records("test"):
+            if (key := normal_form(choice.prompt)) not in trained:
+                prompts.setdefault(key, BenchmarkPrompt(choice.file, choice.record, choice.prompt, style))
+        if not prompts:
+            raise DataError(
+                f"{self._root}: no prompt is held out to evaluate with: add records, or raise ingest.test_share"
+            )
+        return list(prompts.values())
+
+    def images(self, split: str) -> AbstractContextManager[ImageSource]:
+        """Open the images."""
+        del split
+        return open_table_images(self._root)
+
+    def _records(self, split: str) -> Iterator[tuple[Choice, str]]:
+        divided = "test" not in self._tables
+        for open_one in self._tables["train" if divided else split]:
+            for choice, style in read_table(self._layouts, open_one(), self._columns):
+                if not divided or is_held_out(choice.prompt, self._test_share) == (split == "test"):
+                    yield choice, style
+
+    def _train_and_test(self, found: Mapping[str, Sequence[OpenTable]]) -> dict[str, Sequence[OpenTable]]:
+        """Return the tables to train on, and those to hold out if there are any."""
+        tables = dict(found)
+        train = tables.pop("train", None) or tables.pop("", None)
+        held_out = next((name for name in HELD_OUT if name in tables), None)
+        test = tables.pop(held_out) if held_out else None
+        if train is None:
+            train, test = test, None
+        for name, unread in sorted(tables.items()):
+            _log.warning("%s: %d files of %s are not read", self._root, len(unread), name or "no split")
+        assert train is not None
+        if test is None and not self._test_share:
+            raise DataError(
+                f"{self._root}: no file is named after a held-out split ({', '.join(HELD_OUT)}), and "
+                "ingest.test_share is 0: raise it"
+            )
+        return {"train": train} if test is None else {"train": train, "test": test}
+
+
+def open_tables(where: Path, ingest: IngestSettings, layouts: Sequence[Layout]) -> TableSource:
+    """Open a table, or the tables in a directory, as a data set.
+
+    Raises:
+        ConfigError: `ingest.columns` does not fit the layouts.
+        DataError: there is no table, or nothing to hold out.
+    """
+    root = where if where.is_dir() else where.parent
+    found: dict[str, list[OpenTable]] = {}
+    for path in find_tables(where):
+        name = path.relative_to(root).as_posix()
+        found.setdefault(split_of(name), []).append(partial(open_table, path, name))
+    return TableSource(root, ingest, layouts, found)
+
+
+def find_tables(where: Path) -> list[Path]:
+    """Return a file, or the tables in a directory, sorted.
+
+    Raises:
+        DataError: there is none, or the file is of an unknown kind.
+    """
+    if where.is_file():
+        if where.suffix not in SUFFIXES:
+            raise DataError(f"{where}: unknown kind of file: known are {', '.join(sorted(SUFFIXES))}")
+        return [where]
+    tables = [
+        path
+        for path in sorted(where.rglob("*"))
+        if path.suffix in SUFFIXES
+        and path.is_file()
+        and path.name not in _ABOUT | {PACKED}
+        and not is_hidden(path.relative_to(where).as_posix())
+    ]
+    kinds = {path.suffix for path in tables}
+    if ".parquet" in kinds:  # a directory of the hub has small files of other kinds beside
+        tables = [path for path in tables if path.suffix == ".parquet"]
+    if not tables:
+        raise DataError(f"{where}: has no table: known are {', '.join(sorted(SUFFIXES))}")
+    return tables
+
+
+def split_of(name: str) -> str:
+    """Return the split in the name of a file, as `train` in `data/train-00000-of-00002.parquet`; empty if there is none."""
+    found = _SPLIT.findall(name)
+    return found[-1] if found else ""

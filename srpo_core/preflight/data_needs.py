@@ -1,0 +1,35 @@
+"""Check that the format of the data has what the settings ask of it, before a run starts."""
+
+from srpo_core.config import Settings
+from srpo_core.data.sources import SOURCES, source_format
+from srpo_core.errors import ConfigError
+from srpo_core.scorers.metrics import METRICS
+
+
+def require_data(settings: Settings) -> None:
+    """Check the format of the data, its columns, and that it has the pairs and images that the run uses.
+
+    Raises:
+        ConfigError: the format is unknown, or lacks what a setting needs. The message names both keys.
+    """
+    name = settings.ingest.format
+    chosen = source_format(name)
+    chosen.check_columns(settings.ingest.columns)
+    with_pairs = ", ".join(key for key, one in SOURCES.items() if one.has_pairs)
+    with_images = ", ".join(key for key, one in SOURCES.items() if one.has_images)
+    if not chosen.has_pairs and settings.check_reward.max_pairs is not None:
+        raise ConfigError(
+            f"ingest.format {name} has no pairs of images that people compared, which check_reward needs: set "
+            f"check_reward.max_pairs to null to train with a reward that is not checked, or use data with pairs ({with_pairs})"
+        )
+    if not chosen.has_images and settings.train.rollout.source != "online":
+        raise ConfigError(
+            f"ingest.format {name} has no images, and train.rollout.source {settings.train.rollout.source} starts from real "
+            f"ones: set it to online, or use data with images ({with_images})"
+        )
+    for metric in settings.evaluate.metrics:
+        if not chosen.has_images and metric in METRICS and METRICS[metric].needs_real_images:
+            raise ConfigError(
+                f"ingest.format {name} has no images, and evaluate.metrics has {metric}, which compares with real ones: drop "
+                f"it and the rules of gate.rules that use it, or use data with images ({with_images})"
+            )
