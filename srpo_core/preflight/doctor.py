@@ -12,6 +12,7 @@ from typing import Final
 
 from srpo_core.config import Settings
 from srpo_core.errors import SrpoError
+from srpo_core.preflight import machine
 from srpo_core.preflight.consistency import require_consistent
 from srpo_core.preflight.disk import bytes_of_run, count_weights
 from srpo_core.runtime.shared_files import storage
@@ -36,9 +37,12 @@ class Finding:
 def examine(settings: Settings) -> Iterator[Finding]:
     """Run every check of `CHECKS` and yield its findings; what a check writes to the store, it deletes."""
     for what, check in CHECKS.items():
-        found = check(settings)
-        for good, detail in [found] if isinstance(found, tuple) else found:
-            yield Finding(what, good, detail)
+        try:
+            found = check(settings)
+            for good, detail in [found] if isinstance(found, tuple) else found:
+                yield Finding(what, good, detail)
+        except OSError as error:  # what one check cannot read does not hide the others
+            yield Finding(what, good=False, detail=" ".join(str(error).split()))
 
 
 def _settings(settings: Settings) -> tuple[bool, str]:
@@ -173,5 +177,11 @@ CHECKS: Final = MappingProxyType[str, Callable[[Settings], Found | Iterator[Foun
         "store": _store,
         "shared": _shared,
         "devices": _devices,
+        "home": machine.check_home,
+        "temporary": machine.check_temporary,
+        "proxy": machine.check_proxy,
+        "encoding": machine.check_encoding,
+        "prefect": machine.check_prefect,
+        "dvc": machine.check_dvc,
     }
 )

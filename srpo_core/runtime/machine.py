@@ -26,6 +26,7 @@ LONGEST_TMPDIR: Final = SOCKET_BYTES - len(
 )
 SYSTEM_TMPDIR: Final = "/tmp"  # noqa: S108  # the default of every library
 SHARED_DIRECTORIES: Final = (SYSTEM_TMPDIR, "/var/tmp", "/dev/shm")  # noqa: S108  # each user has a directory in it
+OWN_PLACES: Final = "user"  # below SRPO_HOME: home directory, caches, and Ray's token of this machine
 HOME: Final = "HOME"
 TMPDIR: Final = "TMPDIR"
 RAY_TMPDIR: Final = "RAY_TMPDIR"
@@ -64,10 +65,13 @@ def adapt_to_machine() -> None:
     """Set the variables of `machine_environment` for this process and those that it starts."""
     for name in useless_proxies(os.environ):
         log.warning("%s=%s is ignored: no installed library can use such a proxy", name, os.environ[name])
+    given = os.environ.get(TMPDIR)
     adapted = machine_environment(os.environ, user_path(os.environ.get("SRPO_HOME", ".srpo")))
     for name in set(os.environ) - set(adapted):
         del os.environ[name]
     os.environ.update(adapted)
+    if given and Path(given).absolute() != Path(adapted[TMPDIR]):
+        log.warning("TMPDIR=%s cannot be written: temporary files are in %s", given, adapted[TMPDIR])
 
 
 def machine_environment(environment: Mapping[str, str], home: Path) -> dict[str, str]:
@@ -79,7 +83,7 @@ def machine_environment(environment: Mapping[str, str], home: Path) -> dict[str,
     given = {name: value for name, value in environment.items() if name not in useless_proxies(environment)}
     given |= direct_environment(given)
     given |= dict(_user(given))
-    own = home / "user"
+    own = home / OWN_PLACES
     if can_write(own):
         given |= dict(_places_below_home(given, own))
     given |= dict(_temporary_directories(given, own))
@@ -112,6 +116,16 @@ def is_temporary(path: Path) -> bool:
     return path.is_absolute() and path.is_dir() and os.access(path, os.W_OK | os.X_OK)
 
 
+def ray_token_directory(environment: Mapping[str, str]) -> list[Path]:
+    """Return the directory in which Ray would make its token, which a local Ray needs; none if it has a token."""
+    directory = Path(environment.get(HOME, "")) / ".ray"
+    if any(environment.get(name) for name in _RAY_NEEDS_NO_FILE) or os.access(
+        directory / "auth_token", os.R_OK
+    ):
+        return []
+    return [next(one for one in (directory, *directory.parents) if os.path.lexists(one))]
+
+
 def _user(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Yield a name for a user id that has none: libraries that ask for it would fail."""
     if any(environment.get(name) for name in _NAMES_OF_USER) or _entry() is not None:
@@ -135,10 +149,7 @@ def _places_below_home(environment: Mapping[str, str], own: Path) -> Iterator[tu
     for name in _IF_SET:
         if environment.get(name) and not can_write(Path(environment[name])):
             yield name, str(_made(own / name.lower()))
-    token = user / ".ray/auth_token"
-    if not any(environment.get(name) for name in _RAY_NEEDS_NO_FILE) and not (
-        os.access(token, os.R_OK) or can_write(token.parent)
-    ):
+    if not all(map(can_write, ray_token_directory({**environment, HOME: str(user)}))):
         yield _RAY_TOKEN, str(_token(own))
     hub = user / ".cache/huggingface/token"
     if not can_write(user / ".cache") and os.access(hub, os.R_OK):
