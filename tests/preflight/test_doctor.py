@@ -62,7 +62,7 @@ def test_the_free_disk_space_is_compared_with_what_the_run_writes(monkeypatch):
     assert with_free(10).good
     short = with_free(4)
     assert not short.good
-    assert short.detail == "4 GB free here (a run needs at most 5 GB more than earlier runs take)"
+    assert short.detail == "4 GB free here (a run needs at most 6 GB more than earlier runs take)"
 
 
 def test_the_old_name_of_the_variable_srpo_shared_is_reported(monkeypatch):
