@@ -19,9 +19,10 @@ from prefect.transactions import Transaction, get_transaction, transaction
 from flows import display
 from flows.form import SettingsPatch
 from srpo_core import artifacts
-from srpo_core.config import write_settings
+from srpo_core.config import PARAMS_FILE, load_settings, write_settings
 from srpo_core.errors import StageError
 from srpo_core.preflight.consistency import require_consistent
+from srpo_core.preflight.weight_files import require_readable_weights
 from srpo_core.release import publishing, verify
 from srpo_core.release.references import in_production
 from srpo_core.report.full_report import write_whole
@@ -117,6 +118,7 @@ def run_stages(workspace: Workspace) -> list[StageResult]:
     """Run the stages of the workspace's dvc.yaml in order; skip those that need a passed decision if the gate refused."""
     graph = read_graph(workspace.path)
     fetch_data(workspace, graph.data)
+    require_readable_weights(load_settings(workspace.path / PARAMS_FILE), workspace.path)
     results: list[StageResult] = []
     for stage in graph.stages:
         if stage.needs_passed and not artifacts.read_json(workspace.path / artifacts.DECISION)["passed"]:

@@ -122,7 +122,7 @@ def fetch(
 ) -> None:
     """Download the weights that a run needs from the hub, at the revisions in models.lock, and verify each file."""
     from srpo_core import config
-    from srpo_core.preflight.doctor import weight_paths
+    from srpo_core.preflight.weight_files import weight_paths
     from srpo_core.weights.models_lock import fetch as fetch_entry
     from srpo_core.weights.models_lock import read_lock
 

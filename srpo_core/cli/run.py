@@ -67,15 +67,18 @@ def align(
 
 
 def _require_valid_settings(profile: str | None, changes: dict[str, Any]) -> None:
-    """Validate the settings of a run in this checkout.
+    """Validate the settings of a run in this checkout, and open the header of every file of weights.
 
     The flow validates them again in its workspace, because a deployed run does not pass through this command. Here
     the error appears before a server is started.
     """
     from srpo_core.config import patched_settings
     from srpo_core.preflight.consistency import require_consistent
+    from srpo_core.preflight.weight_files import require_readable_weights
 
-    require_consistent(patched_settings(Path.cwd(), profile=profile, patch=changes))
+    settings = patched_settings(Path.cwd(), profile=profile, patch=changes)
+    require_consistent(settings)
+    require_readable_weights(settings)
 
 
 def _why_not_home(champion: str | None) -> str:

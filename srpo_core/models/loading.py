@@ -12,6 +12,8 @@ from srpo_core.errors import ArtifactError
 from srpo_core.models.architecture import Architecture, BaseEntry
 from srpo_core.models.base import CAST_BY_AUTOCAST, Base
 from srpo_core.protocols import Condition
+from srpo_core.weights.given_path import what_is_missing
+from srpo_core.weights.model_files import PIPELINE, model_faults, pipeline_faults
 from srpo_core.weights.shards import read_shards
 
 
@@ -59,6 +61,7 @@ def load_transformer(entry: BaseEntry, directory: Path, *, half: bool = False) -
     Raises:
         ArtifactError: the directory is missing or damaged.
     """
+    _require_no_fault(model_faults(directory))
     with reading(directory):
         transformer = diffusers_class(entry.transformer).from_pretrained(
             directory, dtype=torch.bfloat16 if half else torch.float32, local_files_only=True
@@ -120,13 +123,26 @@ def _assembled(entry: BaseEntry, settings: ModelSettings, transformer: Any, vae:
 
 
 def existing_pipeline(path: str) -> Path:
-    """Return the pipeline's directory. Raises `ArtifactError` if it does not exist."""
+    """Return the pipeline's directory.
+
+    Raises:
+        ArtifactError: it does not exist, or a file in it is missing, cut, or of another kind than its name says.
+    """
     root = Path(path)
-    if not (root / "model_index.json").is_file():
+    if missing := what_is_missing(path):
+        raise ArtifactError(f"model.path: {missing}")
+    if not (root / PIPELINE).is_file():
         raise ArtifactError(
             f"model.path {path}: no model_index.json there; a diffusers pipeline directory is needed"
         )
+    _require_no_fault(pipeline_faults(root))
     return root
+
+
+def _require_no_fault(faults: Iterator[str]) -> None:
+    """Raise `ArtifactError` with the first of the faults."""
+    if fault := next(faults, None):
+        raise ArtifactError(fault)
 
 
 def diffusers_class(name: str) -> Any:

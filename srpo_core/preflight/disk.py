@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Final
 
 from srpo_core.config import Settings
+from srpo_core.errors import DataError
 from srpo_core.quantizers import Format, chosen_quantizers
 from srpo_core.training.steps import checkpoint_steps
+from srpo_core.weights.safetensors_header import read_safetensors_header
 
 # in the run's workspace, in DVC's cache and in the checkout, unless the file system shares them
 COPIES: Final = 3
@@ -50,11 +52,15 @@ def _bytes_per_weight(entry: Format) -> float:
 
 
 def count_weights(directory: Path) -> int:
-    """Count the weights in the safetensors files of a directory, from their headers; 0 if there is no file."""
-    from safetensors import safe_open
+    """Count the weights in the safetensors files of a directory, from their headers.
 
+    Returns 0 if there is no file, or one that `check_weights` reports: then nothing is known about their number.
+    """
     found = 0
     for path in sorted(directory.glob("*.safetensors")):
-        with safe_open(path, framework="numpy") as file:
-            found += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+        try:
+            tensors, _ = read_safetensors_header(path)
+        except DataError:
+            return 0
+        found += sum(prod(tensor.shape) for tensor in tensors.values())
     return found

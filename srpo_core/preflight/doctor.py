@@ -15,9 +15,9 @@ from srpo_core.errors import SrpoError
 from srpo_core.preflight import machine
 from srpo_core.preflight.consistency import require_consistent
 from srpo_core.preflight.disk import bytes_of_run, count_weights
+from srpo_core.preflight.weight_files import check_weights
 from srpo_core.runtime.shared_files import storage
 from srpo_core.storage import open_store, require_publishable
-from srpo_core.weights.models_lock import LOCK, missing_files, read_lock
 
 Found = tuple[bool, str]
 LOCK_FILE: Final = Path("requirements.lock")
@@ -86,34 +86,6 @@ def _programs(_: Settings) -> tuple[bool, str]:
     return not missing, f"not found: {', '.join(missing)}" if missing else "git and dvc"
 
 
-def weight_paths(settings: Settings) -> list[str]:
-    """Return the directories of weights that a run with these settings reads, each once."""
-    judges = (settings.select_judge, settings.judge)
-    scorers = (*settings.rewards, *judges, *settings.evaluate.scorers.values())
-    return list(dict.fromkeys([settings.model.path, *(one.path for one in scorers)]))
-
-
-def _weights(settings: Settings) -> Iterator[tuple[bool, str]]:
-    """Yield a finding for each directory of weights: what is missing, and how to get it."""
-    locked = read_lock() if LOCK.exists() else {}
-    for path in weight_paths(settings):
-        if entry := locked.get(path):
-            gone = missing_files(path, entry)
-            unknown = sum(digest is None for digest in entry.files.values())
-            detail = (
-                f"{len(gone)} of {len(entry.files)} files are missing, first {gone[0]}: run 'srpo fetch' with "
-                "the same --profile"
-                if gone
-                else f"all {len(entry.files)} files of {entry.repo} are there ('srpo fetch' checks their digests; "
-                f"{unknown} have no digest yet)"
-            )
-            yield not gone, f"{path}: {detail}"
-        elif Path(path).exists():
-            yield True, path
-        else:
-            yield False, f"{path} is missing and has no entry in models.lock: put your own weights there"
-
-
 def _data(settings: Settings) -> tuple[bool, str]:
     source = Path(settings.ingest.source)
     good = (source / "train.json").is_file()
@@ -171,7 +143,7 @@ CHECKS: Final = MappingProxyType[str, Callable[[Settings], Found | Iterator[Foun
         "python": _python,
         "packages": _packages,
         "programs": _programs,
-        "weights": _weights,
+        "weights": check_weights,
         "data": _data,
         "disk": _disk,
         "store": _store,

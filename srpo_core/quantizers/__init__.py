@@ -7,8 +7,9 @@ from typing import Final
 from srpo_core.errors import ConfigError, pick
 from srpo_core.quantizers import bf16, fp8, fp16, gguf
 from srpo_core.quantizers.conversion import Format, Loss, WrittenFile, convert, num_weights
-from srpo_core.quantizers.flux_checkpoint import FluxCheckpoint, open_flux
+from srpo_core.quantizers.flux_checkpoint import FluxCheckpoint
 from srpo_core.quantizers.lora import LORA_FORMAT, carry_lora
+from srpo_core.quantizers.opening import open_flux
 from srpo_core.quantizers.reading import read_directory, read_file
 
 __all__ = [

@@ -3,7 +3,6 @@
 Files are memory-mapped and pages are released once they are read, so memory does not grow with the checkpoint.
 """
 
-import json
 import math
 import mmap
 import struct
@@ -24,13 +23,10 @@ from srpo_core.quantizers.key_map import (
     diffusers_names,
     require_exact,
 )
-from srpo_core.weights.files import CONFIG, WEIGHTS
 
 if TYPE_CHECKING:
     import numpy as np
 
-INDEX: Final = f"{WEIGHTS}.index.json"
-TRANSFORMER: Final = "transformer"
 # The metadata key under which our own single files hold the model's config.json.
 CONFIG_METADATA: Final = "srpo_config"
 
@@ -38,7 +34,6 @@ CONFIG_METADATA: Final = "srpo_config"
 CHUNK: Final = 1 << 18
 
 ITEM_BYTES: Final[Mapping[str, int]] = MappingProxyType({"F32": 4, "F16": 2, "BF16": 2})
-_MAX_HEADER: Final = 100 << 20
 # FLUX.1's heads are 128 wide, with these rotary axes. Other widths require a config.json.
 _FLUX_HEAD: Final = 128
 _FLUX_AXES: Final = (16, 56, 56)
@@ -110,7 +105,7 @@ class FluxCheckpoint:
     def __init__(
         self, files: Sequence[Path], tensors: Mapping[str, Stored], config: Mapping[str, Any] | None
     ) -> None:
-        """See `open_flux`."""
+        """Use `open_flux`."""
         self.files = files
         self.where = str(files[0] if len(files) == 1 else files[0].parent)
         where = self.where
@@ -209,106 +204,6 @@ class FluxCheckpoint:
             "patch_size": 1,
             "pooled_projection_dim": shape["vector_in.in_layer"][1],
         }
-
-
-def open_flux(path: Path) -> FluxCheckpoint:
-    """Open a FLUX transformer: a diffusers directory (of the transformer or the pipeline), or one safetensors file.
-
-    A file may have either naming, below a prefix such as `model.diffusion_model.`; tensors outside the prefix are
-    ignored.
-
-    Raises:
-        DataError: the checkpoint is missing, damaged, not FLUX, or already quantized.
-    """
-    files, config = checkpoint_files(path)
-    tensors: dict[str, Stored] = {}
-    for file in files:
-        found, metadata = _read_header(file)
-        tensors |= found
-        if config is None and CONFIG_METADATA in metadata:
-            config = json.loads(metadata[CONFIG_METADATA])
-    checkpoint = _without_prefix(tensors, path)
-    for name, stored in checkpoint.items():
-        if stored.dtype not in ITEM_BYTES:
-            raise DataError(
-                f"{path}: {name} is stored as {stored.dtype}; known are {', '.join(ITEM_BYTES)}: "
-                "start from the file in full precision"
-            )
-    return FluxCheckpoint(files, checkpoint, config)
-
-
-def checkpoint_files(path: Path) -> tuple[list[Path], dict[str, Any] | None]:
-    """Return the safetensors files of a checkpoint, and its config.json if it has one."""
-    if path.is_file():
-        return [path], None
-    directory = path / TRANSFORMER if (path / "model_index.json").is_file() else path
-    if (directory / INDEX).is_file():
-        names = sorted(set(_read_json(directory / INDEX).get("weight_map", {}).values()))
-        files = [directory / name for name in names]
-    else:
-        files = [directory / WEIGHTS]
-    for file in files:
-        if not file.is_file():
-            raise DataError(
-                f"{path} is no FLUX checkpoint ({file.name} is missing): give a diffusers directory or a "
-                ".safetensors file"
-            )
-    config = directory / CONFIG
-    return files, _read_json(config) if config.is_file() else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is damaged ({error}): fetch it again") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path} is damaged (no JSON object): fetch it again")
-    return value
-
-
-def _read_header(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    """Map the tensors of a safetensors file; returns them with the file's metadata."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, _MAX_HEADER)))
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        metadata = header.pop("__metadata__", {})
-        tensors = {}
-        for name, entry in header.items():
-            start, stop = entry["data_offsets"]
-            tensors[name] = Stored(mapped, entry["dtype"], tuple(entry["shape"]), 8 + length + start)
-            _require_inside(tensors[name], stop - start, size)
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise DataError(f"{path} is no intact safetensors file ({error}): fetch it again") from None
-    return tensors, metadata
-
-
-def _require_inside(stored: Stored, length: int, size: int) -> None:
-    expected = ITEM_BYTES.get(stored.dtype)
-    if stored.start + length > size:
-        raise ValueError("it is cut off")
-    if expected is not None and stored.shape and expected * stored.row_items * stored.shape[0] != length:
-        raise ValueError(f"shape {list(stored.shape)} does not fill {length} bytes")
-
-
-def _without_prefix(tensors: Mapping[str, Stored], path: Path) -> dict[str, Stored]:
-    """Return the transformer's tensors without their prefix."""
-    for first in ("img_in.weight", "x_embedder.weight"):
-        prefixes = {name.removesuffix(first) for name in tensors if name.endswith(first)}
-        for prefix in sorted(prefixes, key=len):
-            if not prefix or prefix.endswith("."):
-                return {
-                    name.removeprefix(prefix): stored
-                    for name, stored in tensors.items()
-                    if name.startswith(prefix)
-                }
-    some = ", ".join(sorted(tensors)[:3]) or "nothing"
-    raise DataError(
-        f"{path} is no FLUX transformer: neither img_in.weight nor x_embedder.weight is in it, but {some}"
-    )
 
 
 def _release_pages(file: mmap.mmap, start: int, length: int) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from srpo_core.artifacts import sha256
-from srpo_core.quantizers.flux_checkpoint import checkpoint_files
+from srpo_core.quantizers.opening import checkpoint_files
 from srpo_core.weights.adapters import adapters_file
 
 

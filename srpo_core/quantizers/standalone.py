@@ -12,7 +12,8 @@ from srpo_core.artifacts import sha256, write_json
 from srpo_core.errors import ArtifactError, DataError
 from srpo_core.quantizers import WrittenFile, chosen_quantizers, convert, num_weights, open_flux
 from srpo_core.quantizers.conversion import Format
-from srpo_core.quantizers.flux_checkpoint import TRANSFORMER, FluxCheckpoint
+from srpo_core.quantizers.flux_checkpoint import FluxCheckpoint
+from srpo_core.quantizers.opening import TRANSFORMER
 from srpo_core.quantizers.source import source_digest
 from srpo_core.runtime.file_lock import try_acquire
 

@@ -1,6 +1,5 @@
 """Reading a scorer's files. Every fault becomes an error of one line with the file and the next step."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,19 +7,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from srpo_core.artifacts import require
-from srpo_core.errors import ArtifactError
+from srpo_core.errors import ArtifactError, DataError
+from srpo_core.weights.headers import fault_of, read_json_object
 from srpo_core.weights.models_lock import require_locked
 
 
 def read_config(path: Path) -> Mapping[str, Any]:
     """Read a JSON object. Raises `ArtifactError` if it is missing or damaged."""
     try:
-        config = json.loads(require(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise damaged(path, error) from None
-    if not isinstance(config, dict):
-        raise damaged(path, f"expected a JSON object, found {type(config).__name__}")
-    return config
+        return read_json_object(require(path))
+    except DataError as error:
+        raise ArtifactError(str(error)) from None
 
 
 def read_safetensors(path: Path) -> Mapping[str, Tensor]:
@@ -28,7 +25,7 @@ def read_safetensors(path: Path) -> Mapping[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    require_locked(require(path))
+    _require_intact(path)
     try:
         tensors: Mapping[str, Tensor] = load_file(require(path))
     except (SafetensorError, OSError) as error:
@@ -46,7 +43,7 @@ def read_pickle(path: Path) -> Mapping[str, Tensor]:
 
     import torch
 
-    require_locked(require(path))
+    _require_intact(path)
     try:
         content = torch.load(require(path), map_location="cpu", weights_only=True, mmap=True)
     except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
@@ -57,6 +54,13 @@ def read_pickle(path: Path) -> Mapping[str, Tensor]:
     if not isinstance(tensors, dict):
         raise damaged(path, "it has no 'state_dict'")
     return tensors
+
+
+def _require_intact(path: Path) -> None:
+    """Raise `ArtifactError` if a file is missing, its header is damaged, or it differs from models.lock."""
+    if fault := fault_of(require(path)):
+        raise ArtifactError(fault)
+    require_locked(path)
 
 
 def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

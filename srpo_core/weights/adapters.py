@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from srpo_core.artifacts import LORA_FILE
 from srpo_core.errors import ArtifactError
 from srpo_core.weights.files import CONFIG, WEIGHTS
+from srpo_core.weights.headers import fault_of
 from srpo_core.weights.shards import join_shards
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ def read_adapters(file: Path) -> dict[str, Pair]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if fault := fault_of(file):
+        raise ArtifactError(fault)
     try:
         tensors = load_file(file)
     except (OSError, SafetensorError) as error:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from srpo_core.artifacts import replacing, sha256
 from srpo_core.config.yaml_text import read_yaml
 from srpo_core.errors import ArtifactError, ConfigError, SrpoError, pick
+from srpo_core.weights.headers import fault_of
 
 LOCK: Final = Path("models.lock")
 HUB_METADATA: Final = ".cache"  # where hf_hub_download keeps metadata of a directory
@@ -70,7 +71,7 @@ def fetch(directory: str) -> Iterator[str]:
     Raises:
         ConfigError: models.lock has no such entry.
         SrpoError: the hub does not answer, has no such file, or requires a login.
-        ArtifactError: a file does not have the digest of models.lock.
+        ArtifactError: a file does not have the digest of models.lock, or its header is damaged; such a download is removed.
     """
     entry = pick(read_lock(), directory, "entry of models.lock")
     for name, digest in entry.files.items():
@@ -78,6 +79,7 @@ def fetch(directory: str) -> Iterator[str]:
         had = path.is_file()
         if not had:
             _download(entry, name, Path(directory))
+        _require_intact(path, downloaded=not had)
         found = sha256(path)
         if digest is not None and found != digest:
             raise _altered(path)
@@ -88,6 +90,15 @@ def fetch(directory: str) -> Iterator[str]:
     # the hub's metadata contain times, so that DVC's digest of the directory would differ between machines
     if (metadata := Path(directory) / HUB_METADATA).is_dir():
         shutil.rmtree(metadata)
+
+
+def _require_intact(path: Path, *, downloaded: bool) -> None:
+    """Raise `ArtifactError` if a file is something else than its name says, or cut."""
+    if fault := fault_of(path):
+        if downloaded:
+            path.unlink()
+        again = "run it again" if downloaded else "or remove it and run it again"
+        raise ArtifactError(f"{fault}; 'srpo fetch' stopped: {again}")
 
 
 def _lock_digest(directory: str, name: str, digest: str) -> None:

@@ -204,7 +204,7 @@ def cut_inputs(tensors):
     ("change", "message"),
     [
         (lambda tensors: tensors.popitem(), "is no file of adapters: each layer needs"),
-        (lambda tensors: tensors.clear(), "is no file of adapters: each layer needs"),
+        (lambda tensors: tensors.clear(), "it has no tensor"),
         (cut_inputs, "of another base"),
     ],
 )

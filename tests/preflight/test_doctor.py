@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from srpo_core.config import load_settings
-from srpo_core.preflight.doctor import examine, weight_paths
+from srpo_core.preflight.doctor import examine
+from srpo_core.preflight.weight_files import weight_paths
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,12 +1,15 @@
 """Checkpoints from other programs: shards, single files, prefixes, damaged files."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
+from wrong_files import PAGE, POINTER
 
 from srpo_core.errors import ConfigError, DataError
 from srpo_core.quantizers import QUANTIZERS, convert, open_flux
@@ -139,7 +142,7 @@ def test_weights_outside_the_range_of_a_type_are_clamped_and_counted(checkpoint,
 def test_a_truncated_file_raises_a_one_line_error(checkpoint, tmp_path):
     bad = shutil.copytree(checkpoint, tmp_path / "bad")
     (bad / WEIGHTS).write_bytes((bad / WEIGHTS).read_bytes()[:-100])
-    with pytest.raises(DataError, match=r"no intact safetensors file \(it is cut off") as caught:
+    with pytest.raises(DataError, match=r"cut at \d+ of \d+ bytes: fetch it again$") as caught:
         open_flux(bad)
     assert "\n" not in str(caught.value)
 
@@ -147,7 +150,7 @@ def test_a_truncated_file_raises_a_one_line_error(checkpoint, tmp_path):
 @pytest.mark.parametrize("data", [b"", b"\x08", b"\xff" * 64, b"\x02\0\0\0\0\0\0\0[]", b"not weights at all"])
 def test_a_file_that_is_not_safetensors_raises_a_one_line_error(tmp_path, data):
     (tmp_path / "x.safetensors").write_bytes(data)
-    with pytest.raises(DataError, match=r"x\.safetensors is no") as caught:
+    with pytest.raises(DataError, match=r"x\.safetensors(: this file is empty| is no)") as caught:
         open_flux(tmp_path / "x.safetensors")
     assert "\n" not in str(caught.value)
 
@@ -175,5 +178,89 @@ def test_a_missing_checkpoint_is_named(tmp_path):
         DataError, match=r"is no FLUX checkpoint .diffusion_pytorch_model\.safetensors is missing"
     ):
         open_flux(tmp_path)
-    with pytest.raises(DataError, match="nothing is no FLUX checkpoint"):
+    with pytest.raises(DataError, match=r"nothing is missing: check the path; a FLUX checkpoint is needed"):
         open_flux(tmp_path / "nothing")
+
+
+def test_what_is_given_in_place_of_a_checkpoint_is_named_with_what_to_give(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(load_file(checkpoint / WEIGHTS), "flux.pt")
+    torch.save({}, "old.ckpt", _use_new_zipfile_serialization=False)
+    shutil.copytree(checkpoint, "variant")
+    Path("variant", WEIGHTS).rename(Path("variant", "diffusion_pytorch_model.fp16.safetensors"))
+    shutil.copytree(checkpoint, "marked")
+    config = Path("marked/config.json")
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    Path("single").mkdir()
+    shutil.copy(checkpoint / WEIGHTS, "single/flux1-dev.safetensors")
+    Path("pointer.safetensors").write_bytes(POINTER)
+    Path("page.safetensors").write_bytes(PAGE)
+    expected = {
+        "flux.pt": r"flux\.pt is a pickle of PyTorch, .* can run code: convert it once, in Python: safetensors\.torch",
+        "old.ckpt": r"old\.ckpt is a pickle of PyTorch, .* 'old\.safetensors'\), and give the new file",
+        "black-forest-labs/FLUX.1-dev": r"if it is a repository of the hub, download it and give the directory: hf download",
+        "https://huggingface.co/x/y.safetensors": r"is a URL: download what it names and give the path of the copy",
+        "s3://bucket/y": r"s3:/bucket/y is a URL",
+        "variant": r"model\.fp16\.safetensors is a variant of it, .* a single file can be given by its own path",
+        "marked": r"config\.json: this begins with a byte order mark \(UTF-8\)",
+        "single": r"\(diffusion_pytorch_model\.safetensors is missing\), but flux1-dev\.safetensors is there: give that file",
+        "pointer.safetensors": r"this is a Git LFS pointer: run git lfs pull",
+        "page.safetensors": r"this is an HTML page: ",
+        "variant/config.json": r"variant/config\.json is no safetensors file, but a JSON text",
+    }
+    for given, message in expected.items():
+        with pytest.raises(DataError, match=message) as caught:
+            open_flux(Path(given))
+        assert "\n" not in str(caught.value)
+        assert "codec" not in str(caught.value)
+
+
+def test_a_variant_file_given_by_its_own_path_is_read_with_the_config_beside_it(
+    checkpoint, expected, tmp_path
+):
+    shutil.copytree(checkpoint, tmp_path / "variant")
+    given = (tmp_path / "variant" / WEIGHTS).rename(
+        tmp_path / "variant/diffusion_pytorch_model.fp16.safetensors"
+    )
+    assert digests(given, tmp_path / "out")[1] == expected[1]
+    assert json.loads((tmp_path / "out/bf16/config.json").read_text()) == json.loads(
+        (checkpoint / "config.json").read_text()
+    )
+
+
+def in_shards(checkpoint, target):
+    FluxTransformer2DModel.from_pretrained(checkpoint).save_pretrained(target, max_shard_size="12MB")
+    index = target / f"{WEIGHTS}.index.json"
+    return index, json.loads(index.read_text())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda names, shards: names.update({"x": ["list"]}), "x should be in a .safetensors file beside it"),
+        (
+            lambda names, shards: names.update({"x": "../up.safetensors"}),
+            "x should be in a .safetensors file beside it",
+        ),
+        (
+            lambda names, shards: names.update({"x": "gone.safetensors"}),
+            "are missing, first gone.safetensors",
+        ),
+        (lambda names, shards: names.clear(), "has no weight_map from tensors to files"),
+        (
+            lambda names, shards: names.update({"proj_out.bias": shards[-1]}),
+            "do not agree about the tensor proj_out.bias",
+        ),
+    ],
+)
+def test_an_index_that_does_not_fit_its_shards_is_refused(checkpoint, tmp_path, change, message):
+    index, content = in_shards(checkpoint, tmp_path / "shards")
+    names = content["weight_map"]
+    shards = sorted(set(names.values()))
+    if names["proj_out.bias"] == shards[-1]:
+        shards.reverse()
+    change(names, shards)
+    index.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=re.escape(message)) as caught:
+        open_flux(tmp_path / "shards")
+    assert "\n" not in str(caught.value)

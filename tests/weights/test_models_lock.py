@@ -3,14 +3,17 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import save
+from wrong_files import PAGE, POINTER
 
 from srpo_core.errors import ArtifactError, ConfigError, SrpoError
 from srpo_core.weights.models_lock import Locked, fetch, missing_files, read_lock
 
 REVISION = "a" * 40
-FILES = {"config.json": b"{}", "model.safetensors": b"weights" * 100}
+FILES = {"config.json": b"{}", "model.safetensors": save({"weights": np.arange(100.0)})}
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -124,6 +127,24 @@ def test_a_downloaded_file_with_another_digest_is_refused(hub):
         ArtifactError, match=r"models/x/config\.json does not have the digest of models\.lock"
     ):
         list(fetch("models/x"))
+
+
+def test_a_page_in_place_of_a_download_is_removed_and_its_digest_is_not_locked(hub, monkeypatch):
+    monkeypatch.setitem(FILES, "model.safetensors", PAGE)
+    lock(**{"model.safetensors": None})
+    with pytest.raises(ArtifactError, match=r"this is an HTML page: .*; 'srpo fetch' stopped: run it again"):
+        list(fetch("models/x"))
+    assert not Path("models/x/model.safetensors").exists()
+    assert read_lock()["models/x"].files == {"model.safetensors": None}
+
+
+def test_a_pointer_that_was_here_already_is_reported_and_kept(hub):
+    lock(**{"model.safetensors": sha("model.safetensors")})
+    Path("models/x").mkdir(parents=True)
+    Path("models/x/model.safetensors").write_bytes(POINTER)
+    with pytest.raises(ArtifactError, match=r"this is a Git LFS pointer: .* or remove it and run it again"):
+        list(fetch("models/x"))
+    assert Path("models/x/model.safetensors").read_bytes() == POINTER
 
 
 def test_a_file_that_the_hub_lacks_raises_a_one_line_error(hub):

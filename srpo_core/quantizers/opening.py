@@ -1,0 +1,144 @@
+"""Open a FLUX transformer on disk: which files it has, and what is given in place of one."""
+
+import json
+import mmap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from srpo_core.errors import DataError
+from srpo_core.quantizers.flux_checkpoint import CONFIG_METADATA, ITEM_BYTES, FluxCheckpoint, Stored
+from srpo_core.weights.files import CONFIG, WEIGHTS
+from srpo_core.weights.given_path import what_is_missing
+from srpo_core.weights.headers import kind_of, read_json_object, require_content
+from srpo_core.weights.model_files import index_faults, read_index, variant_fault
+from srpo_core.weights.safetensors_header import read_safetensors_header
+
+INDEX: Final = f"{WEIGHTS}.index.json"
+TRANSFORMER: Final = "transformer"
+FORMS: Final = "give a diffusers directory or a .safetensors file"
+
+
+def open_flux(path: Path) -> FluxCheckpoint:
+    """Open a FLUX transformer: a diffusers directory (of the transformer or the pipeline), or one safetensors file.
+
+    A file may have either naming, below a prefix such as `model.diffusion_model.`; tensors outside the prefix are
+    ignored.
+
+    Raises:
+        DataError: the checkpoint is missing, damaged, not FLUX, or already quantized.
+    """
+    files, config = checkpoint_files(path)
+    tensors: dict[str, Stored] = {}
+    for file in files:
+        found, metadata = _map_tensors(file)
+        if twice := sorted(tensors.keys() & found):
+            raise DataError(f"{path}: {twice[0]} is in two files: fetch them again")
+        tensors |= found
+        if config is None and CONFIG_METADATA in metadata:
+            config = _config_of(file, metadata[CONFIG_METADATA])
+    checkpoint = _without_prefix(tensors, path)
+    for name, stored in checkpoint.items():
+        if stored.dtype not in ITEM_BYTES:
+            raise DataError(
+                f"{path}: {name} is stored as {stored.dtype}; known are {', '.join(ITEM_BYTES)}: "
+                "start from the file in full precision"
+            )
+    return FluxCheckpoint(files, checkpoint, config)
+
+
+def checkpoint_files(path: Path) -> tuple[Sequence[Path], dict[str, Any] | None]:
+    """Return the safetensors files of a checkpoint, and its config.json if it has one.
+
+    Raises:
+        DataError: there are none; the message says what `path` is instead, and what to give.
+    """
+    if missing := what_is_missing(str(path)):
+        raise DataError(f"{missing}; a FLUX checkpoint is needed: {FORMS}")
+    if path.is_file():
+        _require_safetensors(path)
+        beside = path.with_name(CONFIG)
+        is_variant = path.name.startswith(f"{Path(WEIGHTS).stem}.") and beside.is_file()
+        return [path], read_json_object(beside) if is_variant else None
+    directory = path / TRANSFORMER if (path / "model_index.json").is_file() else path
+    index, config = directory / INDEX, directory / CONFIG
+    if index.is_file():
+        files = [directory / name for name in read_index(index)]
+        for file in files:
+            _require_safetensors(file)
+        if fault := next(index_faults(index), None):
+            raise DataError(fault)
+    else:
+        files = [directory / WEIGHTS]
+        _require_weights(path, files[0])
+    return files, read_json_object(config) if config.is_file() else None
+
+
+def _require_weights(path: Path, file: Path) -> None:
+    """Raise `DataError` if a directory has no weights under the usual name, and say what it has instead."""
+    if file.is_file():
+        _require_safetensors(file)
+        return
+    if not file.parent.is_dir():
+        raise DataError(f"{path} is no FLUX checkpoint ({file.parent.name}/ is missing): {FORMS}")
+    if fault := variant_fault(file):
+        raise DataError(f"{fault}; a single file can be given by its own path")
+    others = sorted(
+        other.name
+        for other in file.parent.iterdir()
+        if other.suffix in (".safetensors", ".gguf", ".pt", ".bin")
+    )
+    found = f", but {others[0]} is there: give that file" if others else f": {FORMS}"
+    raise DataError(f"{path} is no FLUX checkpoint ({file.name} is missing){found}")
+
+
+def _require_safetensors(path: Path) -> None:
+    """Raise `DataError` if a file is no safetensors file, and say what to do with what it is."""
+    require_content(path)
+    kind = kind_of(path)
+    if kind == "a pickle of PyTorch":
+        raise DataError(
+            f"{path} is {kind}, which is not read because a pickle can run code: convert it once, in Python: "
+            f"safetensors.torch.save_file(torch.load('{path.name}', map_location='cpu', weights_only=True), "
+            f"'{path.stem}.safetensors'), and give the new file"
+        )
+    if kind != "a safetensors file":
+        raise DataError(f"{path} is no safetensors file, but {kind}: {FORMS}")
+
+
+def _config_of(file: Path, text: str) -> dict[str, Any]:
+    """Parse the config.json that our own files have in their metadata. Raises `DataError`."""
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise DataError(
+            f"{file} is damaged ({CONFIG_METADATA} in its metadata is no JSON object): fetch it again"
+        )
+    return config
+
+
+def _map_tensors(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
+    """Map the tensors of a safetensors file; returns them with the file's metadata."""
+    located, metadata = read_safetensors_header(path)
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return {name: Stored(mapped, one.dtype, one.shape, one.start) for name, one in located.items()}, metadata
+
+
+def _without_prefix(tensors: Mapping[str, Stored], path: Path) -> dict[str, Stored]:
+    """Return the transformer's tensors without their prefix."""
+    for first in ("img_in.weight", "x_embedder.weight"):
+        prefixes = {name.removesuffix(first) for name in tensors if name.endswith(first)}
+        for prefix in sorted(prefixes, key=len):
+            if not prefix or prefix.endswith("."):
+                return {
+                    name.removeprefix(prefix): stored
+                    for name, stored in tensors.items()
+                    if name.startswith(prefix)
+                }
+    some = ", ".join(sorted(tensors)[:3]) or "nothing"
+    raise DataError(
+        f"{path} is no FLUX transformer: neither img_in.weight nor x_embedder.weight is in it, but {some}"
+    )

@@ -1,0 +1,48 @@
+"""Say what was given in place of the directory of a model: a URL, a repository of a hub, or a single file."""
+
+import re
+from pathlib import Path
+from typing import Final
+
+from srpo_core.errors import SrpoError
+from srpo_core.weights.headers import fault_of, kind_of
+from srpo_core.weights.models_lock import LOCK, read_lock
+
+# `pathlib` reduces the slashes of a URL to one
+_URL: Final = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)
+_REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def what_is_missing(path: str) -> str | None:
+    """Return what a path is that does not exist here, and what to give, as one line; None if it exists."""
+    if Path(path).exists():
+        return None
+    if _URL.match(path):
+        return f"{path} is a URL: download what it names and give the path of the copy"
+    if repository := locked_directory(path):
+        return f"{path} is a repository of the hub, in {LOCK} as {repository}: run 'srpo fetch' and give {repository}"
+    if _REPOSITORY.fullmatch(path) and not path.startswith("models/") and not Path(path).parent.exists():
+        name = path.partition("/")[2]
+        return (
+            f"{path} is not here; if it is a repository of the hub, download it and give the directory: "
+            f"hf download {path} --local-dir models/{name}"
+        )
+    return f"{path} is missing: check the path"
+
+
+def locked_directory(repository: str) -> str | None:
+    """Return the directory for which models.lock has a repository of the hub, or None."""
+    try:
+        entries = read_lock() if LOCK.exists() else {}
+    except SrpoError:
+        return None  # a damaged models.lock is reported where its entries are needed
+    return next((name for name, entry in entries.items() if entry.repo == repository), None)
+
+
+def file_in_place_of_directory(path: Path, needed: str) -> str | None:
+    """Return what a single file is that was given in place of a directory, and what to give; None for a directory."""
+    if path.is_dir():
+        return None
+    if fault := fault_of(path):
+        return fault
+    return f"{path} is {kind_of(path)}: {needed} is needed"
