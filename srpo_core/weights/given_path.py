@@ -6,7 +6,6 @@ from typing import Final
 
 from srpo_core.errors import SrpoError
 from srpo_core.weights.headers import fault_of, kind_of
-from srpo_core.weights.models_lock import LOCK, read_lock
 
 # `pathlib` reduces the slashes of a URL to one
 _URL: Final = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)
@@ -20,7 +19,7 @@ def what_is_missing(path: str) -> str | None:
     if _URL.match(path):
         return f"{path} is a URL: download what it names and give the path of the copy"
     if repository := locked_directory(path):
-        return f"{path} is a repository of the hub, in {LOCK} as {repository}: run 'srpo fetch' and give {repository}"
+        return f"{path} is a repository of the hub, in models.lock as {repository}: run 'srpo fetch' and give {repository}"
     if _REPOSITORY.fullmatch(path) and not path.startswith("models/") and not Path(path).parent.exists():
         name = path.partition("/")[2]
         return (
@@ -32,6 +31,11 @@ def what_is_missing(path: str) -> str | None:
 
 def locked_directory(repository: str) -> str | None:
     """Return the directory for which models.lock has a repository of the hub, or None."""
+    from srpo_core.weights.models_lock import (
+        LOCK,
+        read_lock,
+    )  # imports pydantic, which the command line does not need
+
     try:
         entries = read_lock() if LOCK.exists() else {}
     except SrpoError:
