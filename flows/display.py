@@ -5,10 +5,13 @@ handler in this module formats them for the terminal and drops the messages of P
 """
 
 import logging
+import os
 from typing import Any, Final
 
 from rich.console import Console
 from rich.text import Text
+
+from srpo_core.runtime.streams import CLOSED_PIPE
 
 RUN_LOGGERS: Final = ("prefect.flow_runs", "prefect.task_runs")
 # their errors also reach the caller as exceptions, which the command line prints
@@ -66,7 +69,12 @@ class StageDisplay(logging.Handler):
             self._print(Text(record.getMessage(), style="yellow"))
 
     def _print(self, text: Text) -> None:
-        self.console.print(text, soft_wrap=True)
+        try:
+            self.console.print(text, soft_wrap=True)
+        except (
+            SystemExit
+        ):  # of rich, if nobody reads the output any more; the run can be repeated, as after a kill
+            os._exit(CLOSED_PIPE)
 
 
 def show_on_terminal(console: Console) -> None:

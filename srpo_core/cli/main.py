@@ -9,6 +9,7 @@ from srpo_core import errors
 from srpo_core.cli import checks, data, release, run
 from srpo_core.cli.app import app
 from srpo_core.credentials import mask_credentials
+from srpo_core.runtime.streams import end_unread, has_lost_reader, prepare_streams, restart_in_utf8
 
 # importing the modules registers their commands; `srpo --help` lists the panels in this order
 PANELS: Final = (run.PANEL, data.PANEL, release.PANEL, checks.PANEL)
@@ -18,22 +19,35 @@ USAGE_ERROR: Final[Any] = typer.BadParameter.__base__  # typer does not export t
 
 def main() -> None:
     """Run the command line; print a `SrpoError` as one line and exit with its code."""
+    restart_in_utf8()
+    prepare_streams()
     try:
-        code = root_command()(prog_name="srpo", standalone_mode=False)
+        code = _run()
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # typer turns the one into the other
+        if not has_lost_reader():
+            raise
+        end_unread()
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Run the command and return its exit code; print an error as one line."""
+    try:
+        return root_command()(prog_name="srpo", standalone_mode=False) or 0
     except errors.SrpoError as error:
         if "--debug" in sys.argv:
             raise
-        _fail(str(error), error.exit_code)
+        return _fail(str(error), error.exit_code)
     except OSError as error:  # for instance a full disk or a path that cannot be written
-        if "--debug" in sys.argv:
+        if "--debug" in sys.argv or (isinstance(error, BrokenPipeError) and has_lost_reader()):
             raise
-        _fail(" ".join(str(error).split()), errors.SrpoError.exit_code)
+        return _fail(" ".join(str(error).split()), errors.SrpoError.exit_code)
     except USAGE_ERROR as error:
         command = error.ctx.command_path if error.ctx else "srpo"
-        _fail(f"{error.format_message().rstrip('.')}: see '{command} --help'", error.exit_code)
+        return _fail(f"{error.format_message().rstrip('.')}: see '{command} --help'", error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted; repeat the same command to resume", INTERRUPTED)
-    sys.exit(code or 0)
+        return _fail("interrupted; repeat the same command to resume", INTERRUPTED)
 
 
 def root_command() -> Any:
@@ -45,6 +59,6 @@ def root_command() -> Any:
     return root
 
 
-def _fail(line: str, exit_code: int) -> None:
+def _fail(line: str, exit_code: int) -> int:
     typer.echo(f"srpo: error: {mask_credentials(line)}", err=True)
-    sys.exit(exit_code)
+    return exit_code

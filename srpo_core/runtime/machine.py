@@ -62,14 +62,14 @@ log = logging.getLogger(__name__)
 
 
 def adapt_to_machine() -> None:
-    """Set the variables of `machine_environment` for this process and those that it starts."""
+    """Set the variables of `machine_environment` for this process and those that it starts, which print UTF-8."""
     for name in useless_proxies(os.environ):
         log.warning("%s=%s is ignored: no installed library can use such a proxy", name, os.environ[name])
     given = os.environ.get(TMPDIR)
     adapted = machine_environment(os.environ, user_path(os.environ.get("SRPO_HOME", ".srpo")))
     for name in set(os.environ) - set(adapted):
         del os.environ[name]
-    os.environ.update(adapted)
+    os.environ.update({**adapted, **_UTF8})
     if given and Path(given).absolute() != Path(adapted[TMPDIR]):
         log.warning("TMPDIR=%s cannot be written: temporary files are in %s", given, adapted[TMPDIR])
 
