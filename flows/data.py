@@ -4,7 +4,7 @@ No `from __future__ import annotations` here: Prefect reads the annotations to b
 """
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
@@ -22,25 +22,34 @@ Counts = dict[str, dict[str, int]]
 
 
 @flow(name="data")
-def data(source: str, name: str = "hpd", format_name: str = "hpdv2", audit: AuditDepth = "md5") -> str:
+def data(
+    source: str,
+    name: str = "hpd",
+    format_name: str = "hpdv2",
+    ingest: dict[str, Any] | None = None,
+    audit: AuditDepth = "md5",
+) -> str:
     """Make a new version of the data and return its tag, for `align(revision=tag)`.
 
     Args:
-        source: directory or file of the data set.
+        source: directory or file of the data set, or s3://bucket/prefix.
         name: name of the data set, which becomes a directory in data/.
         format_name: format of the data set, an entry of `SOURCES` in srpo_core/data/sources.
+        ingest: further settings of ingest, such as columns and test_share.
         audit: how the remote is compared after the push: md5 believes an MD5 that the store reports, full reads all bytes.
     """
     data_versions.require_name(name)
-    given = Path(source).absolute()
+    given = source if source.startswith("s3://") else str(Path(source).absolute())
+    settings = {**(ingest or {}), "format": format_name}
     with open_workspace(Path.cwd(), revision="HEAD") as workspace:
         collect(workspace, given, name, format_name)
-        counts = check(workspace, name, format_name)
+        counts = check(workspace, name, settings)
         tag = push(workspace, name, audit)
         record(workspace, name, tag)
         announce(workspace, name, tag, counts)
+    data_versions.forget_copy(given)
     create_markdown_artifact(
-        f"`{tag}` from `{given}`\n\nNext: `align` with revision `{tag}` and ingest.source `data/{name}`",
+        f"`{tag}` from `{given}`\n\nNext: `align` with revision `{tag}` and ingest.source `data/{name}`, ingest.format `{format_name}`",
         key="data",
         description="a new version of the data",
     )
@@ -48,19 +57,18 @@ def data(source: str, name: str = "hpd", format_name: str = "hpdv2", audit: Audi
 
 
 @task(cache_policy=NO_CACHE)
-def collect(workspace: Workspace, source: Path, name: str, format_name: str) -> None:
+def collect(workspace: Workspace, source: str, name: str, format_name: str) -> None:
     """Pack the source into a few large files in the workspace."""
     _log_start("collect", f"{source} as data/{name}")
-    data_versions.collect(source, workspace.path / "data" / name, format_name)
+    data_versions.collect(data_versions.local_source(source), workspace.path / "data" / name, format_name)
     _log_end("collect", "done")
 
 
 @task(cache_policy=NO_CACHE)
-def check(workspace: Workspace, name: str, format_name: str) -> Counts:
+def check(workspace: Workspace, name: str, ingest: dict[str, Any]) -> Counts:
     """Check the data against the rules of stage ingest, and return the counts of prompts, styles and pairs."""
     _log_start("check", "against the rules of stage ingest")
     log = get_run_logger()
-    ingest = {"format": format_name}
     counts = data_versions.check(
         workspace, name, ingest, lambda line: log.info("%s", line, extra=display.output())
     )

@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 
 from srpo_core import config
 from srpo_core.algorithm import METHODS
+from srpo_core.data.sources import SOURCES
 from srpo_core.errors import ConfigError
 from srpo_core.gates.comparisons import COMPARISONS
 from srpo_core.models import BASES
@@ -21,6 +22,7 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         "rewards.scorer": tuple(name for name, scorer in SCORERS.items() if scorer.differentiable),
         "select_judge.scorer": tuple(SCORERS),
         "judge.scorer": tuple(SCORERS),
+        "ingest.format": tuple(SOURCES),
         "train.method": tuple(METHODS),
         "select.maximize": tuple(METRICS),
         "evaluate.metrics": tuple(METRICS),

@@ -1,12 +1,16 @@
 """Commands for data versions: make one, show it, compare two."""
 
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import typer
 from typer.core import TyperGroup
 
 from srpo_core.cli.app import app
+from srpo_core.cli.options import parse_changes
+from srpo_core.errors import ConfigError
 
 PANEL: Final = "Data"
 DEFAULT: Final = "add"
@@ -39,10 +43,23 @@ def show_help(context: typer.Context) -> None:
 
 @data_app.command(DEFAULT)
 def add(
-    source: Annotated[str, typer.Argument(help="Directory in HPDv2's layout.")],
+    source: Annotated[
+        str, typer.Argument(help="Directory or file of the data set, or s3://bucket/prefix (docs/data.md).")
+    ],
     name: Annotated[
         str, typer.Option(help="Name of the data set, which becomes a directory in data/.")
     ] = "hpd",
+    format_name: Annotated[
+        str, typer.Option("--format", help="Format of the data set: hpdv2, pairs, images or prompts.")
+    ] = "hpdv2",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a setting of ingest, for instance ingest.test_share=0.2.",
+        ),
+    ] = None,
     audit: Annotated[
         Literal["md5", "full"],
         typer.Option(
@@ -54,9 +71,33 @@ def add(
     """Make a new version of the data: check it, track it with DVC, push it, tag it. 'srpo data SOURCE' does this, too."""
     from flows.terminal import prepare_terminal
 
+    ingest = _require_valid(source, format_name, changes or [])
     prepare_terminal()
     from flows.data import data as data_flow
 
-    tag = data_flow(source=source, name=name, audit=audit)
+    tag = data_flow(source=source, name=name, format_name=format_name, ingest=ingest, audit=audit)
+    settings = [f"ingest.source=data/{name}", *(changes or [])]
+    settings += [f"ingest.format={format_name}"] if format_name != "hpdv2" else []
     typer.echo(f"tag   {tag}")
-    typer.echo(f"next  srpo align --revision {tag} --set ingest.source=data/{name}")
+    typer.echo(
+        f"next  srpo align --revision {tag} {' '.join(f'--set {shlex.quote(one)}' for one in settings)}"
+    )
+
+
+def _require_valid(source: str, format_name: str, changes: list[str]) -> dict[str, Any]:
+    """Check source and settings before a server starts; return the changed settings of ingest."""
+    from srpo_core.config import patched_settings
+    from srpo_core.data.sources import require_source, source_format
+
+    patch = parse_changes(changes)
+    ingest = dict(patch.pop("ingest", {}))
+    if wrong := [*patch, *(f"ingest.{key}" for key in ("source", "format") if key in ingest)]:
+        raise ConfigError(
+            f"--set {wrong[0]}: 'srpo data' takes settings of ingest, without source and format, which have their own "
+            "options"
+        )
+    settings = patched_settings(Path.cwd(), profile=None, patch={"ingest": ingest}).ingest
+    source_format(format_name).check_columns(settings.columns)
+    if not source.startswith("s3://"):
+        require_source(source, format_name)
+    return ingest

@@ -91,7 +91,12 @@ def _why_not_home(champion: str | None) -> str:
 
 
 @app.command(rich_help_panel=PANEL)
-def stage(name: Annotated[str, typer.Argument(help="A stage of dvc.yaml.")]) -> None:
+def stage(
+    name: Annotated[str, typer.Argument(help="A stage of dvc.yaml.")],
+    alone: Annotated[
+        bool, typer.Option("--alone", hidden=True, help="Do not compare the settings of other stages.")
+    ] = False,
+) -> None:
     """Run one stage with params.yaml of this directory; called by 'dvc repro'."""
     from srpo_core import config
     from srpo_core.runtime.dvc_yaml import argument_name, read_stages
@@ -107,7 +112,10 @@ def stage(name: Annotated[str, typer.Argument(help="A stage of dvc.yaml.")]) -> 
     from srpo_core.preflight.consistency import require_consistent
 
     run, definition = _stage_function(name), errors.pick(read_stages(), name, "stage")
-    require_consistent(settings)  # of all stages: a fault of a late one must not cost the training before it
+    if not alone:  # 'srpo data' checks data for runs with other settings
+        require_consistent(
+            settings
+        )  # of all stages: a fault of a late one must not cost the training before it
     discard_recorded(name)
     arguments = {argument_name(key): attrgetter(key)(settings) for key in definition.params}
     if "resources" in inspect.signature(run).parameters:

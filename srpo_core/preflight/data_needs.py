@@ -1,7 +1,7 @@
 """Check that the format of the data has what the settings ask of it, before a run starts."""
 
 from srpo_core.config import Settings
-from srpo_core.data.sources import SOURCES, source_format
+from srpo_core.data.sources import SOURCES, refuse_elsewhere, source_format
 from srpo_core.errors import ConfigError
 from srpo_core.scorers.metrics import METRICS
 
@@ -10,11 +10,13 @@ def require_data(settings: Settings) -> None:
     """Check the format of the data, its columns, and that it has the pairs and images that the run uses.
 
     Raises:
+        DataError: the source is a URL or an id of the hub.
         ConfigError: the format is unknown, or lacks what a setting needs. The message names both keys.
     """
     name = settings.ingest.format
     chosen = source_format(name)
     chosen.check_columns(settings.ingest.columns)
+    refuse_elsewhere(settings.ingest.source)
     with_pairs = ", ".join(key for key, one in SOURCES.items() if one.has_pairs)
     with_images = ", ".join(key for key, one in SOURCES.items() if one.has_images)
     if not chosen.has_pairs and settings.check_reward.max_pairs is not None:

@@ -14,6 +14,7 @@ from srpo_core.config import Settings
 from srpo_core.errors import SrpoError
 from srpo_core.preflight import machine
 from srpo_core.preflight.consistency import require_consistent
+from srpo_core.preflight.data_files import examine_data
 from srpo_core.preflight.disk import bytes_of_run, count_weights
 from srpo_core.preflight.weight_files import check_weights
 from srpo_core.runtime.shared_files import storage
@@ -86,15 +87,6 @@ def _programs(_: Settings) -> tuple[bool, str]:
     return not missing, f"not found: {', '.join(missing)}" if missing else "git and dvc"
 
 
-def _data(settings: Settings) -> tuple[bool, str]:
-    source = Path(settings.ingest.source)
-    good = (source / "train.json").is_file()
-    return (
-        good,
-        f"{source}" if good else f"{source}/train.json is missing: set ingest.source, or run 'srpo data'",
-    )
-
-
 def _disk(settings: Settings) -> tuple[bool, str]:
     free = shutil.disk_usage(Path.cwd()).free / GB
     weights = count_weights(Path(settings.model.path) / "transformer")
@@ -144,7 +136,7 @@ CHECKS: Final = MappingProxyType[str, Callable[[Settings], Found | Iterator[Foun
         "packages": _packages,
         "programs": _programs,
         "weights": check_weights,
-        "data": _data,
+        "data": examine_data,
         "disk": _disk,
         "store": _store,
         "shared": _shared,

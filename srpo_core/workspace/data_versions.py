@@ -7,13 +7,16 @@ last, so the remote has all files of a tagged version.
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from srpo_core.artifacts import home
 from srpo_core.config import PARAMS_FILE, write_settings
-from srpo_core.data.sources import source_format
+from srpo_core.data.sources import require_source, source_format
 from srpo_core.data.statistics import count_rows
-from srpo_core.errors import ConfigError, DataError, SrpoError, StoreError
+from srpo_core.errors import ConfigError, SrpoError, StoreError
+from srpo_core.storage.s3.download import STATE, download_tree
 from srpo_core.workspace.data_remote import (
     Audit,
     AuditDepth,
@@ -29,7 +32,7 @@ from srpo_core.workspace.reproduce import run_in_workspace
 from srpo_core.workspace.worktree import Workspace
 
 
-def collect(source: Path, target: Path, format_name: str) -> None:
+def collect(source: str | Path, target: Path, format_name: str) -> None:
     """Copy a data set to `target`, which is emptied first, as a few large files of the same format.
 
     There are few large files because DVC loses files of large trees (treeverse/dvc #10977).
@@ -38,12 +41,42 @@ def collect(source: Path, target: Path, format_name: str) -> None:
         ConfigError: the format is unknown.
         DataError: the source or a part of it is missing, or has another layout.
     """
-    chosen = source_format(format_name)
-    if not source.exists():
-        raise DataError(f"{source} is missing: give {chosen.layout}")
+    path = require_source(source, format_name)
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    chosen.collect(source, target)
+    source_format(format_name).collect(path, target)
+
+
+def local_source(source: str) -> str:
+    """Return the path of a source: itself, or a copy of what is below `s3://bucket/prefix`.
+
+    The copy is below `artifacts.home()` until `forget_copy`; an interrupted one is continued.
+
+    Raises:
+        StoreError: the bucket cannot be read.
+    """
+    if not _is_remote(source):
+        return source
+    target = _copy_of(source)
+    download_tree(source, target)
+    files = [path for path in target.iterdir() if path.name != STATE]
+    # an object that is named as a whole is a file of that name
+    return str(files[0] if [path.name for path in files] == [target.name] else target)
+
+
+def forget_copy(source: str) -> None:
+    """Delete what `local_source` copied."""
+    if _is_remote(source):
+        shutil.rmtree(_copy_of(source).parent, ignore_errors=True)
+
+
+def _is_remote(source: str) -> bool:
+    return source.startswith("s3://")
+
+
+def _copy_of(source: str) -> Path:
+    uri = source.rstrip("/")
+    return home() / "data-sources" / sha256(uri.encode()).hexdigest()[:12] / uri.rpartition("/")[2]
 
 
 def check(
@@ -60,7 +93,10 @@ def check(
     """
     write_settings(workspace.path, profile=None, patch={"ingest": {**ingest, "source": f"data/{name}"}})
     run_in_workspace(
-        workspace, "the data are refused", [sys.executable, "-m", "srpo_core", "stage", "ingest"], on_line
+        workspace,
+        "the data are refused",
+        [sys.executable, "-m", "srpo_core", "stage", "ingest", "--alone"],
+        on_line,
     )
     counts = count_rows(workspace.path)
     shutil.rmtree(workspace.path / "runs/ingest", ignore_errors=True)

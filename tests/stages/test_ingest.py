@@ -228,4 +228,4 @@ def test_a_test_record_with_a_training_prompt_is_left_out_and_counted(broken, ca
 
 def test_a_missing_source_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert error_of_run().startswith("hpd/train.json is missing")
+    assert error_of_run().startswith("hpd is missing: give a directory with train.json")

@@ -12,18 +12,20 @@ from typing import Any, Final
 from srpo_core.config import IngestSettings
 from srpo_core.data.choices import BenchmarkPrompt, Choice, Place
 from srpo_core.data.hpd import read_benchmark, read_choices, require_disjoint
-from srpo_core.data.images import ImageSource, open_images
+from srpo_core.data.images import ImageSource, find_images, open_images
 from srpo_core.data.sources.packing import copy_images
 from srpo_core.data.sources.source import SourceFormat
 from srpo_core.errors import ConfigError, DataError
 
 SPLITS: Final = ("train", "test")
+LAYOUT: Final = "a directory with train.json, test.json, benchmark/*.json and the images of both splits"
 
 
 class HpdSource:
     """HPDv2 in a directory. See `Source`."""
 
     def __init__(self, where: Path, _: IngestSettings) -> None:
+        require_layout(where)
         self._where = where
 
     def choices(self, split: str) -> Iterator[Choice]:
@@ -41,16 +43,29 @@ class HpdSource:
         return open_images(self._where, split)
 
 
+def require_layout(where: Path) -> None:
+    """Raise `DataError` if a directory lacks a part of HPDv2, before anything is read."""
+    if where.is_file():
+        raise DataError(f"{where} is a file, and the format hpdv2 is a directory: give {LAYOUT}")
+    for split in SPLITS:
+        if not (where / f"{split}.json").is_file():
+            raise DataError(f"{where / split}.json is missing: give {LAYOUT}")
+        find_images(where, split)
+    if not any((where / "benchmark").glob("*.json")):
+        raise DataError(
+            f"{where / 'benchmark'} contains no list of prompts: put HPDv2's benchmark/*.json there"
+        )
+
+
 def collect(source: Path, target: Path) -> None:
     """Copy the JSON lists, and one archive of images per split.
 
     Raises:
         DataError: a part of the source is missing, or a split has its images twice.
     """
+    require_layout(source)
     lists = [source / f"{split}.json" for split in SPLITS] + sorted(source.glob("benchmark/*.json"))
     for path in lists:
-        if not path.is_file():
-            raise DataError(f"{path} is missing: the format hpdv2 needs it")
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
@@ -70,5 +85,5 @@ HPDV2: Final = SourceFormat(
     check_columns=check_columns,
     has_pairs=True,
     has_images=True,
-    layout="a directory with train.json, test.json, benchmark/*.json and the images of both splits",
+    layout=LAYOUT,
 )

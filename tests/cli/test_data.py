@@ -1,0 +1,92 @@
+"""`srpo data SOURCE`: what is checked before a server starts, and what reaches the flow."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import flows.data
+import flows.terminal
+from srpo_core.cli.app import app
+from srpo_core.cli.main import main  # noqa: F401  # registers the commands
+from srpo_core.errors import ConfigError, DataError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def flow(monkeypatch):
+    """Record the arguments of the flow in place of running it; fails if it is reached where it must not be."""
+    calls = []
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(flows.terminal, "prepare_terminal", lambda: None)
+    monkeypatch.setattr(flows.data, "data", lambda **given: calls.append(given) or "data/mine/0123456789ab")
+    return calls
+
+
+def srpo_data(*arguments):
+    return CliRunner().invoke(app, ["data", *arguments])
+
+
+def test_format_and_settings_reach_the_flow_and_the_next_command(flow, tmp_path):
+    (tmp_path / "votes.csv").write_text("text,left,right\na,b,c\n")
+    columns = "ingest.columns={prompt: text, chosen: left, rejected: right}"
+    done = srpo_data(
+        str(tmp_path / "votes.csv"),
+        "--name",
+        "mine",
+        "--format",
+        "pairs",
+        "--set",
+        columns,
+        "--set",
+        "ingest.test_share=0.3",
+    )
+    assert done.exception is None, done.output
+    (given,) = flow
+    assert given["format_name"] == "pairs"
+    assert given["ingest"] == {
+        "columns": {"prompt": "text", "chosen": "left", "rejected": "right"},
+        "test_share": 0.3,
+    }
+    assert done.output.splitlines()[-1] == (
+        "next  srpo align --revision data/mine/0123456789ab --set ingest.source=data/mine "
+        f"--set '{columns}' --set ingest.test_share=0.3 --set ingest.format=pairs"
+    )
+
+
+def test_a_bucket_is_given_to_the_flow_as_it_is(flow):
+    assert srpo_data("s3://bucket/HPDv2").exception is None
+    assert flow[0]["source"] == "s3://bucket/HPDv2"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "line"),
+    [
+        (["ymhao/HPDv2"], DataError, "hf download ymhao/HPDv2"),
+        (["https://example.org/x.parquet"], DataError, "is a URL"),
+        (["nothing"], DataError, "nothing is missing: give a directory with train.json"),
+        (["assets", "--format", "hpdv9"], ConfigError, "unknown format of ingest.format 'hpdv9'"),
+        (
+            ["assets", "--set", "train.steps=3"],
+            ConfigError,
+            "--set train: 'srpo data' takes settings of ingest",
+        ),
+        (
+            ["assets", "--set", "ingest.format=pairs"],
+            ConfigError,
+            "--set ingest.format: 'srpo data' takes settings",
+        ),
+        (
+            ["assets", "--format", "pairs", "--set", "ingest.columns={prompt: x}"],
+            ConfigError,
+            "ingest.columns has prompt: it must have",
+        ),
+        (["assets", "--set", "ingest.columns={promt: x}"], ConfigError, "ingest.columns.promt"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_flow(flow, arguments, error, line):
+    done = srpo_data(*arguments)
+    assert isinstance(done.exception, error)
+    assert line in str(done.exception)
+    assert flow == []
