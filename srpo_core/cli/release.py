@@ -22,7 +22,7 @@ Reason = Annotated[str, typer.Option(help="Recorded in the history of the alias 
 @app.command(rich_help_panel=PANEL)
 def quantize(
     source: Annotated[
-        Path, typer.Argument(help="FLUX transformer: a diffusers directory or a .safetensors file.")
+        Path, typer.Argument(help="FLUX transformer: a diffusers directory, or a .safetensors or .gguf file.")
     ],
     formats: Annotated[
         list[str], typer.Option("--format", help="A format, such as Q8_0; can be given several times.")

@@ -10,8 +10,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from srpo_core.errors import ConfigError
+from srpo_core.quantizers.chunks import CHUNK, Chunk
+from srpo_core.quantizers.decoding import gguf_values
 from srpo_core.quantizers.encodings import BF16, F16, F16_LARGEST, F32, Encoding
-from srpo_core.quantizers.flux_checkpoint import CHUNK, Chunk
 
 if TYPE_CHECKING:
     from srpo_core.quantizers.encodings import Array, Encoder
@@ -117,7 +118,7 @@ def _by_gguf(name: str) -> Encoding:
         return encoded
 
     encoder = Q8Encoder if name == "Q8_0" else lambda _scale: encode
-    return Encoding(name, block, size, F16_LARGEST, encoder, lambda data: _decoded(data, kind, size))
+    return Encoding(name, block, size, F16_LARGEST, encoder, lambda data: gguf_values(data, name))
 
 
 def _by_ggml(name: str) -> Encoding:
@@ -144,16 +145,7 @@ def _by_ggml(name: str) -> Encoding:
 
         return encode
 
-    return Encoding(name, block, size, F16_LARGEST, encoder, lambda data: _decoded(data, kind, size))
-
-
-def _decoded(data: "Array", kind: Any, size: int) -> "Array":
-    import numpy as np
-    from gguf import quants
-
-    flat = data.reshape(-1)
-    rows = _ROWS if flat.nbytes % (_ROWS * size) == 0 else 1
-    return np.asarray(quants.dequantize(flat.view(np.uint8).reshape(rows, -1), kind), np.float32).reshape(-1)
+    return Encoding(name, block, size, F16_LARGEST, encoder, lambda data: gguf_values(data, name))
 
 
 @cache

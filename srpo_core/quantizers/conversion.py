@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from srpo_core.artifacts import replacing
 from srpo_core.errors import ConfigError
+from srpo_core.quantizers.chunks import CHUNK, Chunk
 from srpo_core.quantizers.encodings import Encoding
-from srpo_core.quantizers.flux_checkpoint import (
-    CHUNK,
-    CONFIG_METADATA,
-    Chunk,
-    FluxCheckpoint,
-)
+from srpo_core.quantizers.flux_checkpoint import CONFIG_METADATA, GGUF_CONFIG, FluxCheckpoint
 from srpo_core.quantizers.key_map import HIGH_PRECISION, Joint
+from srpo_core.quantizers.scales import METADATA
 from srpo_core.weights.files import (
     CONFIG,
     GGUF_ALIGNMENT,
@@ -34,6 +31,9 @@ if TYPE_CHECKING:
 
 MATRIX: Final = 2
 SCALE_SUFFIX: Final = "_scale"
+# The keys under which a file says that its source was quantized.
+WARNING_METADATA: Final = "srpo_warning"
+GGUF_WARNING: Final = "srpo.warning"
 # Errors are measured on at most this many evenly spaced chunks of a tensor, so on all of a small tensor.
 MEASURED_CHUNKS: Final = 2
 
@@ -234,21 +234,21 @@ class _Losses:
 
 def _head(checkpoint: FluxCheckpoint, output: _Output) -> bytes:
     entries = list(_entries(checkpoint, output))
+    warning = {} if checkpoint.warning is None else {WARNING_METADATA: checkpoint.warning}
+    if not output.bfl:
+        return safetensors_head(entries, {"format": "pt"} | warning)
     config = (
         {} if checkpoint.config is None else {CONFIG_METADATA: json.dumps(checkpoint.config, sort_keys=True)}
     )
-    if not output.bfl:
-        return safetensors_head(entries, {"format": "pt"})
     if output.format.container == "gguf":
-        metadata = {} if not config else {"srpo.config": config[CONFIG_METADATA]}
-        head = gguf_head(entries, file_type=output.format.file_type, metadata=metadata)
+        named = {CONFIG_METADATA: GGUF_CONFIG, WARNING_METADATA: GGUF_WARNING}
+        values = {named[key]: value for key, value in (config | warning).items()}
+        head = gguf_head(entries, file_type=output.format.file_type, metadata=values)
         return head + bytes(-len(head) % GGUF_ALIGNMENT)
     scaled = [entry.name for entry in entries if entry.name.endswith(f".weight{SCALE_SUFFIX}")]
     layers = {name.removesuffix(f".weight{SCALE_SUFFIX}"): {"format": "float8_e4m3fn"} for name in scaled}
-    quantization = (
-        {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})} if layers else {}
-    )
-    return safetensors_head(entries, {"format": "pt"} | config | quantization)
+    quantization = {METADATA: json.dumps({"format_version": "1.0", "layers": layers})} if layers else {}
+    return safetensors_head(entries, {"format": "pt"} | config | warning | quantization)
 
 
 def _entries(checkpoint: FluxCheckpoint, output: _Output) -> Iterator[Entry]:

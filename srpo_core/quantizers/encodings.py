@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from srpo_core.quantizers.flux_checkpoint import Chunk
+from srpo_core.quantizers.chunks import Chunk
+from srpo_core.quantizers.decoding import float8_values
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,16 +118,6 @@ def float8_encoder(scale: float) -> "Encoder":
         )
 
     return encode
-
-
-def float8_values(encoded: "Array") -> "Array":
-    """float32 values of float8_e4m3fn bits."""
-    import numpy as np
-
-    codes = np.arange(256, dtype=np.int32)
-    exponent, mantissa = (codes >> 3) & 15, codes & 7
-    values = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * np.exp2(exponent - 10.0))
-    return np.where(codes < 128, values, -values).astype(np.float32)[encoded.view(np.uint8)]  # noqa: PLR2004
 
 
 def bfloat16_values(encoded: "Array") -> "Array":

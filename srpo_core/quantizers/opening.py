@@ -3,48 +3,59 @@
 import json
 import mmap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
 from srpo_core.errors import DataError
-from srpo_core.quantizers.flux_checkpoint import CONFIG_METADATA, ITEM_BYTES, FluxCheckpoint, Stored
+from srpo_core.quantizers.chunks import ITEM_BYTES
+from srpo_core.quantizers.decoding import FLOAT8, block_of
+from srpo_core.quantizers.flux_checkpoint import CONFIG_METADATA, GGUF_CONFIG, FluxCheckpoint
+from srpo_core.quantizers.scales import kind_of_source, require_known_formats, with_scales
+from srpo_core.quantizers.stored import Stored
 from srpo_core.weights.files import CONFIG, WEIGHTS
+from srpo_core.weights.gguf_header import read_gguf_header
 from srpo_core.weights.given_path import what_is_missing
 from srpo_core.weights.headers import kind_of, read_json_object, require_content
 from srpo_core.weights.model_files import index_faults, read_index, variant_fault
-from srpo_core.weights.safetensors_header import read_safetensors_header
+from srpo_core.weights.safetensors_header import Located, read_safetensors_header
 
 INDEX: Final = f"{WEIGHTS}.index.json"
 TRANSFORMER: Final = "transformer"
-FORMS: Final = "give a diffusers directory or a .safetensors file"
+FORMS: Final = "give a diffusers directory, a .safetensors file or a .gguf file"
+GGUF_KIND: Final = "a GGUF file"
+_KNOWN: Final = ", ".join((*ITEM_BYTES, *FLOAT8))
 
 
 def open_flux(path: Path) -> FluxCheckpoint:
-    """Open a FLUX transformer: a diffusers directory (of the transformer or the pipeline), or one safetensors file.
+    """Open a FLUX transformer: a diffusers directory (of the transformer or the pipeline), a safetensors or a GGUF file.
 
     A file may have either naming, below a prefix such as `model.diffusion_model.`; tensors outside the prefix are
-    ignored.
+    ignored. Weights in float8, with or without scales, and in GGUF's types are decoded as they are read.
 
     Raises:
-        DataError: the checkpoint is missing, damaged, not FLUX, or already quantized.
+        DataError: the checkpoint is missing, damaged, not FLUX, or of a type that is not read; or its names or shapes are
+            not those of its config.json.
     """
     files, config = checkpoint_files(path)
+    gguf = kind_of(files[0]) == GGUF_KIND
     tensors: dict[str, Stored] = {}
     for file in files:
-        found, metadata = _map_tensors(file)
+        found, own_config = _map_gguf(file) if gguf else _map_safetensors(file)
         if twice := sorted(tensors.keys() & found):
             raise DataError(f"{path}: {twice[0]} is in two files: fetch them again")
         tensors |= found
-        if config is None and CONFIG_METADATA in metadata:
-            config = _config_of(file, metadata[CONFIG_METADATA])
-    checkpoint = _without_prefix(tensors, path)
-    for name, stored in checkpoint.items():
-        if stored.dtype not in ITEM_BYTES:
+        if config is None and own_config is not None:
+            config = _config_of(file, own_config)
+    transformer = with_scales(_without_prefix(tensors, path), str(path))
+    for name, stored in transformer.items():
+        if stored.block_bytes == 0:
+            known = "F32, F16, BF16 and those types of GGUF that gguf-py decodes" if gguf else _KNOWN
             raise DataError(
-                f"{path}: {name} is stored as {stored.dtype}; known are {', '.join(ITEM_BYTES)}: "
-                "start from the file in full precision"
+                f"{path}: {name} is stored as {stored.dtype}; known are {known}: start from the file in full precision"
             )
-    return FluxCheckpoint(files, checkpoint, config)
+    return FluxCheckpoint(files, transformer, config, kind_of_source(transformer.values(), gguf=gguf))
 
 
 def checkpoint_files(path: Path) -> tuple[Sequence[Path], dict[str, Any] | None]:
@@ -56,7 +67,7 @@ def checkpoint_files(path: Path) -> tuple[Sequence[Path], dict[str, Any] | None]
     if missing := what_is_missing(str(path)):
         raise DataError(f"{missing}; a FLUX checkpoint is needed: {FORMS}")
     if path.is_file():
-        _require_safetensors(path)
+        _require_single_file(path)
         beside = path.with_name(CONFIG)
         is_variant = path.name.startswith(f"{Path(WEIGHTS).stem}.") and beside.is_file()
         return [path], read_json_object(beside) if is_variant else None
@@ -92,10 +103,18 @@ def _require_weights(path: Path, file: Path) -> None:
     raise DataError(f"{path} is no FLUX checkpoint ({file.name} is missing){found}")
 
 
-def _require_safetensors(path: Path) -> None:
-    """Raise `DataError` if a file is no safetensors file, and say what to do with what it is."""
+def _require_single_file(path: Path) -> None:
+    """Raise `DataError` unless a file is a safetensors or GGUF file, and say what to do with what it is."""
     require_content(path)
     kind = kind_of(path)
+    if kind != GGUF_KIND:
+        _require_safetensors(path, kind)
+
+
+def _require_safetensors(path: Path, kind: str | None = None) -> None:
+    """Raise `DataError` unless a file is a safetensors file, and say what to do with what it is."""
+    require_content(path)
+    kind = kind or kind_of(path)
     if kind == "a pickle of PyTorch":
         raise DataError(
             f"{path} is {kind}, which is not read because a pickle can run code: convert it once, in Python: "
@@ -119,12 +138,46 @@ def _config_of(file: Path, text: str) -> dict[str, Any]:
     return config
 
 
-def _map_tensors(path: Path) -> tuple[dict[str, Stored], dict[str, str]]:
-    """Map the tensors of a safetensors file; returns them with the file's metadata."""
+def _map_safetensors(path: Path) -> tuple[dict[str, Stored], str | None]:
+    """Map the tensors of a safetensors file; returns them with the config.json in the file's metadata, if it has one."""
     located, metadata = read_safetensors_header(path)
+    require_known_formats(metadata, str(path))
+    return _mapped(path, located, gguf=False), metadata.get(CONFIG_METADATA)
+
+
+def _map_gguf(path: Path) -> tuple[dict[str, Stored], str | None]:
+    """Map the tensors of a GGUF file; returns them with the config.json in the file's values, if it has one."""
+    header = read_gguf_header(path)
+    shaped = {}
+    for name, one in header.tensors.items():
+        # ComfyUI-GGUF reshapes what its blocks do not divide
+        shape = header.values.get(f"comfy.gguf.orig_shape.{name}", one.shape)
+        if (
+            not isinstance(shape, list | tuple)
+            or not all(type(length) is int for length in shape)
+            or prod(shape) != prod(one.shape)
+        ):
+            raise DataError(
+                f"{path}: {name} of shape {list(one.shape)} cannot have the original shape {shape}: fetch it again"
+            )
+        shaped[name] = replace(one, shape=tuple(shape))
+    config = header.values.get(GGUF_CONFIG)
+    return _mapped(path, shaped, gguf=True), config if isinstance(config, str) else None
+
+
+def _mapped(path: Path, located: Mapping[str, Located], *, gguf: bool) -> dict[str, Stored]:
+    """Map tensors; a type that is not read has blocks of 0 bytes, because it may be outside the transformer."""
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return {name: Stored(mapped, one.dtype, one.shape, one.start) for name, one in located.items()}, metadata
+    tensors = {}
+    for name, one in located.items():
+        block, block_bytes = block_of(one.dtype, gguf=gguf) or (1, 0)
+        if one.shape and prod(one.shape[1:]) % block:
+            raise DataError(
+                f"{path}: the rows of {name} are no multiple of its blocks: start from the file in full precision"
+            )
+        tensors[name] = Stored(mapped, one.dtype, one.shape, one.start, block, block_bytes)
+    return tensors
 
 
 def _without_prefix(tensors: Mapping[str, Stored], path: Path) -> dict[str, Stored]:

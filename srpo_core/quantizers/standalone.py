@@ -33,6 +33,8 @@ def quantize_checkpoint(
 ) -> Iterator[str]:
     """Write `source` in the formats called `names` to `out`/<format>/, in one pass; yields one line per file.
 
+    If the source was quantized already, the first line says so, as do each file's metadata and each format's record.
+
     A format's record is written last, and a format whose record matches the source is kept, so that the same command
     resumes after a kill.
 
@@ -54,6 +56,8 @@ def quantize_checkpoint(
             f"{out} cannot be written to ({error}): free space there or choose another --out, then repeat the command, "
             "which keeps the formats that are complete"
         ) from error
+    if checkpoint.warning:
+        yield f"warning: {checkpoint.warning}"
     for name in formats:
         for file, entry in records[name]["files"].items():
             state = "" if name in missing else "  kept"
@@ -99,7 +103,7 @@ def _convert_missing(
                 "name": called,
                 "format": name,
                 "files": {file.path.name: _described(file) | {"source_sha256": source} for file in files},
-            }
+            } | ({} if checkpoint.warning is None else {"warning": checkpoint.warning})
             write_json(out / name / RECORD, record)
             kept[name] = record
     return missing, kept

@@ -18,7 +18,7 @@ METADATA: Final = "__metadata__"
 _FIELDS: Final = {"dtype", "shape", "data_offsets"}
 _ENDS: Final = 2  # of a tensor: its first byte, and the byte after its last
 
-_BITS: Final[Mapping[str, int]] = MappingProxyType(
+BITS: Final[Mapping[str, int]] = MappingProxyType(
     {
         **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
         **dict.fromkeys(("F32", "I32", "U32"), 32),
@@ -104,14 +104,14 @@ def _located(path: Path, name: str, entry: object, begin: int) -> Located:
     if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         raise _broken(path, f"the entry of tensor {name} does not have the keys {', '.join(sorted(_FIELDS))}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in _BITS:
+    if not isinstance(dtype, str) or dtype not in BITS:
         raise _broken(path, f"tensor {name} has the unknown type {_short(dtype)}")
     if not _counts(shape):
         raise _broken(path, f"tensor {name} has the shape {_short(shape)}")
     if not _counts(offsets) or len(offsets) != _ENDS or offsets[0] > offsets[1]:
         raise _broken(path, f"tensor {name} has the offsets {_short(offsets)}")
     start, stop = offsets
-    if prod(shape) * _BITS[dtype] != (stop - start) * 8:
+    if prod(shape) * BITS[dtype] != (stop - start) * 8:
         raise _broken(
             path,
             f"tensor {name} of type {dtype} and shape {_short(shape)} does not fill {stop - start} bytes",

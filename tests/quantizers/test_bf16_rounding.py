@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from srpo_core.config import PROFILES_DIR, load_settings
+from srpo_core.quantizers.chunks import Chunk
 from srpo_core.quantizers.encodings import bfloat16, bfloat16_values
-from srpo_core.quantizers.flux_checkpoint import Chunk
 
 OUT, IN, SIZE = 512, 3072, 0.02
 PRESETS = ("flux1_dev", "flux1_dev_lora")

@@ -164,13 +164,22 @@ def test_a_missing_and_an_unknown_tensor_are_named(checkpoint, tmp_path):
         open_flux(more)
 
 
-def test_another_architecture_and_a_quantized_checkpoint_are_refused(checkpoint, tmp_path):
+def test_another_architecture_is_refused(tmp_path):
     save_file({"conv_in.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(DataError, match=r"is no FLUX transformer: neither .* but conv_in"):
         open_flux(tmp_path / "other.safetensors")
-    fp8 = convert(open_flux(checkpoint), {"fp8_e4m3fn": QUANTIZERS["fp8_e4m3fn"]}, tmp_path, stem="m")
-    with pytest.raises(DataError, match="is stored as F8_E4M3; known are F32, F16, BF16: start from"):
-        open_flux(fp8["fp8_e4m3fn"][0].path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float64])
+def test_a_type_that_is_not_read_is_named_with_the_known_ones(checkpoint, tmp_path, dtype):
+    def cast(state):
+        state["proj_out.weight"] = state["proj_out.weight"].to(dtype)
+
+    with pytest.raises(
+        DataError,
+        match=r"proj_out\.weight is stored as \w+; known are F32, F16, BF16, F8_E4M3, F8_E5M2: start from",
+    ):
+        open_flux(rewritten(checkpoint, tmp_path / "odd", cast))
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):

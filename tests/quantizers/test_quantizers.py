@@ -21,9 +21,9 @@ from srpo_core.quantizers import (
     read_directory,
     read_file,
 )
+from srpo_core.quantizers.chunks import CHUNK, Chunk
 from srpo_core.quantizers.conversion import _Losses, num_weights
 from srpo_core.quantizers.encodings import BF16
-from srpo_core.quantizers.flux_checkpoint import CHUNK, Chunk
 from srpo_core.quantizers.key_map import HIGH_PRECISION
 from srpo_core.weights.files import WEIGHTS
 
