@@ -96,7 +96,10 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of W&B with the id of this run, which continues when a killed run resumes; see W&B for its variables."""
+    """A run of W&B with the id of this run, which continues when a killed run resumes; see W&B for its variables.
+
+    It receives settings and figures, and what W&B collects of machine and revision, but not the log of the stage.
+    """
 
     def __init__(self, run: str, settings: Mapping[str, Any]) -> None:
         """Start or resume the run, in the project WANDB_PROJECT, or `srpo`."""
@@ -108,8 +111,9 @@ class WeightsAndBiases:
             resume="allow",
             dir=str(home()),
             config=dict(settings),
-            settings=wandb.Settings(login_timeout=LOGIN_SECONDS),
+            settings=wandb.Settings(login_timeout=LOGIN_SECONDS, console="off", silent=True),
         )
+        log.info("the logger wandb writes to %s", self._run.url or self._run.dir)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """See `LiveLogger`."""
