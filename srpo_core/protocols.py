@@ -88,8 +88,11 @@ class BaseModel(Protocol):
         """Move all parts to a device, in place."""
         ...
 
-    def prepare(self, compute: "ComputeSettings") -> Self:
-        """Apply the settings of `train.compute`, in place: once, with the weights loaded and on their device."""
+    def prepare(self, compute: "ComputeSettings", *, num_sizes: int = 1) -> Self:
+        """Apply the settings of `train.compute`, in place: once, with the weights loaded and on their device.
+
+        num_sizes: number of image sizes that training uses.
+        """
         ...
 
     def autocast(self, *, enabled: bool) -> AbstractContextManager[None]:

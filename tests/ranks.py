@@ -18,8 +18,8 @@ def context():
     return forkserver
 
 
-def train(job, world, *, inspect=None, double=False):
-    """Run `job` on `world` ranks.
+def train(job, world, *, inspect=None, double=False, before=None):
+    """Run `job` on `world` ranks; `before()` is called in each rank before it loads anything.
 
     Returns (result of `inspect(worker)` before training, metrics) of each rank.
     """
@@ -27,7 +27,8 @@ def train(job, world, *, inspect=None, double=False):
     answers = processes.Queue()
     with TemporaryDirectory() as meeting:
         arguments = [
-            (job, rank, world, f"file://{meeting}/meeting", inspect, double, answers) for rank in range(world)
+            (job, rank, world, f"file://{meeting}/meeting", inspect, double, before, answers)
+            for rank in range(world)
         ]
         ranks = [processes.Process(target=_rank, args=own) for own in arguments]
         try:
@@ -70,7 +71,7 @@ def killed_in_the_third_step(job, kind):
     Dies(job, rank=0, world=1, device=torch.device(kind)).run()
 
 
-def _rank(job, rank, world, meeting, inspect, double, answers):
+def _rank(job, rank, world, meeting, inspect, double, before, answers):
     import torch
     from torch import distributed as dist
 
@@ -80,6 +81,8 @@ def _rank(job, rank, world, meeting, inspect, double, answers):
         torch.set_num_threads(1)
         os.chdir(job.inputs.path)
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+        if before:
+            before()
         if double:
             inputs_in_double()
         worker = Worker(job, rank=rank, world=world, device=torch.device("cpu"))
@@ -123,6 +126,33 @@ def inputs_in_double():
 def in_double(worker):
     """Make a worker compute in float64, so that rounding neither hides nor causes a difference."""
     worker.learner.reward.double()
+
+
+def compiling_quickly():
+    """Let torch.compile make the graphs as always, forward and backward, and run them without a compiler."""
+    import torch
+
+    compile_module = torch.nn.Module.compile
+
+    def compile_quickly(module, **options):
+        compile_module(module, backend="aot_eager", **options)
+
+    torch.nn.Module.compile = compile_quickly
+
+
+def graphs_compiled(worker):
+    """Return a list to which each step of the worker adds the number of graphs so far, and of graph breaks."""
+    from torch._dynamo.utils import counters
+
+    step, found = worker.step, []
+
+    def counted(number):
+        metrics = step(number)
+        found.append((counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())))
+        return metrics
+
+    worker.step = counted
+    return found
 
 
 def whole_state(worker):

@@ -80,6 +80,7 @@ def load_trainable(
     """
     import torch
 
+    num_sizes = len(train.buckets or [()])
     four_bit = train.tune == "lora" and train.lora.frozen == "nf4"
     model = loading.load_base(base_entry(settings), settings, empty=four_bit or mesh is not None)
     transformer = model.transformer
@@ -92,8 +93,8 @@ def load_trainable(
     if mesh is None:
         if train.tune == "lora":
             initialize_lora(transformer, seed)
-        return model.to(device).prepare(train.compute)
-    model.prepare(train.compute)  # compiles blocks before they are sharded
+        return model.to(device).prepare(train.compute, num_sizes=num_sizes)
+    model.prepare(train.compute, num_sizes=num_sizes)  # compiles blocks before they are sharded
     shard(transformer, mesh, gather=torch.bfloat16 if train.compute.autocast else None)
     transformer.to_empty(device=device)
     read_base_weights(transformer, Path(settings.path) / "transformer")

@@ -1,7 +1,5 @@
 """A base model as training and generation use it, written once for all architectures."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Self
@@ -10,12 +8,12 @@ import torch
 from torch import Tensor
 
 from srpo_core.config import ComputeSettings, DecodedParts
-from srpo_core.errors import ConfigError
 from srpo_core.models.architecture import Architecture
 from srpo_core.models.attention import use_attention
 from srpo_core.models.autoencoder import decode_in
 from srpo_core.models.checkpointing import checkpoint_blocks
-from srpo_core.models.sharding import blocks, keep_gathered
+from srpo_core.models.compiling import compile_regions
+from srpo_core.models.sharding import keep_gathered
 from srpo_core.protocols import Condition
 
 # layers whose weights torch.autocast casts to bfloat16 at each call
@@ -89,7 +87,7 @@ class Base:
         decode_in(self.vae, parts, max(height, width))
         return self
 
-    def prepare(self, compute: ComputeSettings) -> Self:
+    def prepare(self, compute: ComputeSettings, *, num_sizes: int = 1) -> Self:
         """Apply the settings of `train.compute`; see `BaseModel`.
 
         Raises:
@@ -102,10 +100,7 @@ class Base:
         if compute.checkpoint_decode:
             self.vae.enable_gradient_checkpointing()
         if compute.compile:
-            require_compiler()
-            for block in blocks(self.transformer):
-                block.compile(dynamic=False)
-            self.vae.decoder.compile(dynamic=False)
+            compile_regions(self.transformer, self.vae.decoder, num_sizes=num_sizes)
         return self
 
     @contextmanager
@@ -198,13 +193,3 @@ class Base:
                 yield
         finally:
             hook.remove()
-
-
-def require_compiler() -> None:
-    """Require the C++ compiler that torch.compile will call. Raises `ConfigError`."""
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
-        raise ConfigError(
-            f"train.compute.compile needs a C++ compiler and {compiler} is not found: install it, point CXX to "
-            "another, or set train.compute.compile to false"
-        )

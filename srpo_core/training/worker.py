@@ -20,6 +20,7 @@ from srpo_core.algorithm.rollout import real_share
 from srpo_core.artifacts import step_name
 from srpo_core.errors import DivergenceError
 from srpo_core.models import load_trainable
+from srpo_core.models.compiling import uncompiled_calls_reported
 from srpo_core.models.precision import tf32
 from srpo_core.models.sharding import mesh_of, not_grouped
 from srpo_core.protocols import BaseModel
@@ -73,7 +74,11 @@ class Worker:
         job, writer = self.job, self._writer()
         if note := not_grouped(job.resources, self.world):
             self._note(note)
-        with Watchdog(job.state, job.attempt, self.rank, self.world, job.resources.stall) as watchdog:
+        stall = job.resources.stall
+        with (
+            uncompiled_calls_reported(self._note),
+            Watchdog(job.state, job.attempt, self.rank, self.world, stall) as watchdog,
+        ):
             try:
                 self._run(writer, watchdog)
             except DivergenceError as diverged:

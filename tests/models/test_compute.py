@@ -16,6 +16,7 @@ from srpo_core.models import load_base
 from srpo_core.models.attention import use_attention
 from srpo_core.models.base import Base
 from srpo_core.models.checkpointing import evenly_spaced_share
+from srpo_core.models.compiling import uncompiled_calls_reported
 from srpo_core.models.flux import POOLED_EMBEDS, PROMPT_EMBEDS, Flux
 from srpo_core.models.flux_forward import is_plain
 from srpo_core.protocols import Condition
@@ -34,7 +35,7 @@ OFF = {
 BFLOAT16 = 2e-2  # relative error of a call: some tens of roundings of 2⁻⁹ each
 
 
-def base(*, layers=2, single_layers=4, channels=(8, 16), **changes):
+def base(*, layers=2, single_layers=4, channels=(8, 16), num_sizes=1, **changes):
     """Return a small FLUX and VAE with random weights, prepared with the compute settings `changes`."""
     torch.manual_seed(0)
     transformer = FluxTransformer2DModel(
@@ -59,7 +60,7 @@ def base(*, layers=2, single_layers=4, channels=(8, 16), **changes):
     )
     side = 8 * 2 ** (len(channels) - 1)  # 8 x 8 latents, 16 tokens
     made = Base(Flux(vae, None, height=side, width=side), transformer.train(), vae)
-    return made.prepare(ComputeSettings(**{**OFF, **changes}))
+    return made.prepare(ComputeSettings(**{**OFF, **changes}), num_sizes=num_sizes)
 
 
 @pytest.fixture
@@ -278,6 +279,55 @@ def test_compilation_without_a_compiler_raises_an_error(monkeypatch):
         ConfigError, match=r"compile needs a C\+\+ compiler and no-such-compiler is not found"
     ):
         base(compile=True)
+
+
+@pytest.fixture
+def compiled_quickly(monkeypatch):
+    """Let torch.compile record graphs as always, and run them uncompiled; forget them afterwards."""
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda *args, **options: compile_module(*args, backend="eager", **options)
+    )
+    for name in ("recompile_limit", "accumulated_recompile_limit"):
+        monkeypatch.setattr(torch._dynamo.config, name, getattr(torch._dynamo.config, name))
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def call_with_every_size(model, inputs, sizes):
+    """Call transformer and decoder as training does, for images of several sizes in micro-batches of two sizes."""
+    _, timestep, guidance, condition = inputs
+    for count in (1, 2):
+        for height, width in sizes:
+            model.architecture = Flux(model.vae, None, height=height, width=width)
+            latents = torch.randn(count, height * width // 4, 16)
+            call = (latents, timestep[:count], guidance, condition[:count])
+            with torch.no_grad():
+                model.velocity(*call)
+                model.decode(latents)
+            model.decode(model.velocity(*call)).mean().backward()
+
+
+@pytest.mark.pipeline  # records forty graphs
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_every_size_of_training_is_compiled_and_more_than_torch_compiles_is_reported(
+    inputs, compiled_quickly, monkeypatch
+):
+    small = {"layers": 1, "single_layers": 1, "channels": (8,), "num_sizes": 3}
+    model, graphs, said = base(**small, compile=True), torch._dynamo.utils.counters["stats"], []
+    with uncompiled_calls_reported(said.append):
+        call_with_every_size(model, inputs, [(8, 8), (8, 12)])
+        assert graphs["unique_graphs"] >= 3 * 2 * 2 * 2, (
+            "of blocks and decoder, by sizes, batches and gradients"
+        )
+        assert said == []
+        torch._dynamo.reset()
+        monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)  # torch's own
+        call_with_every_size(model, inputs, [(8, 8), (8, 12), (8, 16)])
+    (line,) = said
+    assert line.startswith("torch.compile: a function needs more than 8 graphs")
+    assert "train.buckets" in line
 
 
 @pytest.mark.pipeline

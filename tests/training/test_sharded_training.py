@@ -274,3 +274,36 @@ def test_a_sharded_model_under_autocast_generates_its_samples(job, tmp_path, tun
     )
     ((left, _),) = ranks.train(sharded, 1, inspect=ranks.left_whole_after_generating)
     assert left == []
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("tune", ["full", "lora"])
+def test_compiled_blocks_compute_on_two_ranks_what_they_compute_uncompiled(job, tmp_path, tune):
+    """The graphs run without a C++ compiler, which would need an hour; test_compute.py compiles with one."""
+    settings = {
+        "steps": 4,
+        "checkpoint_every": 4,
+        "batch_size": 2,
+        "sample_prompts": 1,
+        "tune": tune,
+        "buckets": [(64, 64), (32, 64)],
+        "rollout": job.train.rollout.model_copy(update={"num_inference_steps": 2}),
+    }
+    found = {}
+    for compiled in (False, True):
+        compute = job.train.compute.model_copy(update={"compile": compiled})
+        own = ranks.changed(
+            job, tmp_path, f"compiled-{compiled}", resources={"shard": True}, compute=compute, **settings
+        )
+        before = ranks.compiling_quickly if compiled else None
+        found[compiled] = ranks.train(own, 2, inspect=ranks.graphs_compiled, before=before), weights(own)
+        assert notes(own) == []
+    (plain, expected), (compiled, trained) = found[False], found[True]
+    assert [metrics for _, metrics in compiled] == [
+        [pytest.approx(step, rel=1e-5) for step in metrics] for _, metrics in plain
+    ]
+    assert largest_difference(expected, trained) < 1e-5
+    for graphs, _ in compiled:
+        assert 6 < graphs[-1][0] <= 24, "of blocks and decoder, for two sizes, with and without gradients"
+        assert graphs[-1] == graphs[-2], "the later steps compile nothing"
+        assert graphs[-1][1] == 0
