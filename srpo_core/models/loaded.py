@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from srpo_core.config import GenerateSettings, ModelSettings
+from srpo_core.errors import ArtifactError
 from srpo_core.models import loading
 from srpo_core.models.base import Base
 from srpo_core.models.lora import put_on_adapters, take_off_adapters
 from srpo_core.models.registry import base_entry
+from srpo_core.models.sharding import read_base_weights
 from srpo_core.protocols import BaseModel
 from srpo_core.weights.adapters import adapters_file
 
@@ -38,8 +40,8 @@ def load_base(
 class LoadedBase:
     """Holds at most one base in memory. Nothing is loaded before the first call of `as_model`.
 
-    Between checkpoints of adapters only the adapters are exchanged. A directory of weights takes the place of the base's
-    own weights, which are freed first.
+    Between checkpoints of adapters only the adapters are exchanged. A directory of weights is read into the tensors of the
+    transformer in memory, so there is never a second copy; offloaded weights are freed and loaded anew.
     """
 
     def __init__(self, settings: ModelSettings, generate: GenerateSettings, *, offload: bool) -> None:
@@ -60,19 +62,36 @@ class LoadedBase:
         """
         adapters = None if transformer is None else adapters_file(transformer)
         weights = None if adapters else transformer
-        if self._base is None or (weights, device) != (self._weights, self._device):
-            self.close()
-            base = _load(self.settings, weights, self.generate)
-            self._base = base.place(device, offload=self.offload)
-            self._weights, self._device = weights, device
+        base = self._with_weights(weights, device)
         if adapters != self._adapters:
             if self._adapters is not None:
-                take_off_adapters(self._base.transformer)
+                take_off_adapters(base.transformer)
                 self._adapters = None
             if adapters is not None:
-                put_on_adapters(self._base.transformer, adapters)
+                put_on_adapters(base.transformer, adapters)
                 self._adapters = adapters
+        return base
+
+    def _with_weights(self, weights: Path | None, device: "torch.device") -> Base:
+        """Return the base with the weights; if it is in memory already, they are read into its tensors."""
+        if self._base is not None and device == self._device:
+            if weights == self._weights:
+                return self._base
+            if not self.offload:
+                return self._read(self._base, weights)
+        self.close()
+        self._base = _load(self.settings, weights, self.generate).place(device, offload=self.offload)
+        self._weights, self._device = weights, device
         return self._base
+
+    def _read(self, base: Base, weights: Path | None) -> Base:
+        try:
+            read_base_weights(base.transformer, weights or Path(self.settings.path) / "transformer")
+        except ArtifactError:
+            self.close()  # some of its tensors may have been overwritten
+            raise
+        self._weights = weights
+        return base
 
     def close(self) -> None:
         """Free the base's memory."""

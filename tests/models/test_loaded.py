@@ -1,12 +1,15 @@
 """How a base is held and decodes while it generates: matrices in bfloat16, blocks offloaded, slices and tiles."""
 
+import shutil
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from srpo_core.config import GenerateSettings, load_settings
+from srpo_core.errors import ArtifactError
 from srpo_core.fidelity.image_distance import psnr
 from srpo_core.models import LoadedBase, load_base
 from srpo_core.protocols import Condition
@@ -107,3 +110,50 @@ def test_matrices_converted_in_place_generate_the_same_images_and_take_new_weigh
     assert torch.equal(images(base, autocast=True), images(whole, autocast=True))
     base.hold_matrices(torch.float32).transformer.load_state_dict(whole.transformer.state_dict())
     assert torch.equal(images(base), images(whole))
+
+
+@pytest.fixture
+def trained(model, tmp_path):
+    """Return a directory of weights that differ from the base's, with its config.json."""
+    source = ROOT / model.path / "transformer"
+    tensors = {}
+    for file in sorted(source.glob("*.safetensors")):
+        tensors |= load_file(file)
+    generator = torch.Generator().manual_seed(1)
+    changed = {
+        name: (tensor.float() + 0.05 * torch.randn(tensor.shape, generator=generator)).contiguous()
+        for name, tensor in tensors.items()
+    }
+    directory = tmp_path / "trained"
+    directory.mkdir()
+    save_file(changed, directory / "diffusion_pytorch_model.safetensors")
+    shutil.copyfile(source / "config.json", directory / "config.json")
+    return directory
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_another_models_weights_are_read_into_the_transformer_in_memory(model, trained, autocast):
+    given = settings(autocast=autocast)
+    expected = {
+        path: images(load_base(model, path, generate=given), autocast=autocast) for path in (None, trained)
+    }
+    assert not torch.equal(expected[None], expected[trained])
+    with closing(LoadedBase(model, given, offload=False)) as loaded:
+        transformer = loaded.as_model(None, CPU).transformer
+        for path in (trained, None, trained):
+            base = loaded.as_model(path, CPU)
+            assert base.transformer is transformer, "no second copy"
+            assert torch.equal(images(base, autocast=autocast), expected[path])
+
+
+def test_a_base_is_loaded_anew_after_weights_that_are_damaged(model, trained):
+    expected = images(load_base(model))
+    weights = trained / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    name = next(name for name in tensors if name.endswith("proj_out.weight"))
+    save_file(tensors | {name: tensors[name].T.contiguous()}, weights)
+    with closing(LoadedBase(model, settings(), offload=False)) as loaded:
+        loaded.as_model(None, CPU)
+        with pytest.raises(ArtifactError, match="trained"):
+            loaded.as_model(trained, CPU)
+        assert torch.equal(images(loaded.as_model(None, CPU)), expected)
