@@ -29,6 +29,7 @@ from srpo_core.report.full_report import write_whole
 from srpo_core.report.text import markdown_text, visible
 from srpo_core.runtime.dvc_yaml import Stage
 from srpo_core.storage import open_store, require_conditions, require_publishable
+from srpo_core.workspace.inputs import input_paths, link_inputs, require_inputs
 from srpo_core.workspace.reproduce import StageResult, reproduce
 from srpo_core.workspace.stage_graph import read_graph
 from srpo_core.workspace.worktree import (
@@ -83,6 +84,8 @@ def align(
         changes = patch.model_dump(mode="json", exclude_none=True)
         settings = write_settings(workspace.path, profile=profile, patch=changes)
         require_consistent(settings)
+        require_inputs(workspace.checkout, settings, revision=revision)
+        link_inputs(workspace, input_paths(settings).values(), revision=revision)
         if publish:
             require_publishable(open_store(), accepted=settings.release.unconditional_store)
         # stages know only immutable versions, so the flow writes the version of the alias into the settings

@@ -21,16 +21,19 @@ from srpo_core.storage import open_store
 @flow(name="releases")
 def releases() -> list[str]:
     """List all published versions, oldest first."""
-    found = summary.list_releases(open_store())
+    found = summary.list_releases(open_store(), signatures=True)
     table = [
         f"| `{line.version}` | {line.created_at} | {', '.join(line.aliases)} | {', '.join(line.formats)} "
-        f"| {line.num_bytes / 1e6:.1f} |"
+        f"| {line.num_bytes / 1e6:.1f} "
+        f"| {markdown_text(line.signature)} |"
         if line.fault is None
-        else f"| `{line.version}` | unreadable: {markdown_text(line.fault)} | {', '.join(line.aliases)} | | |"
+        else f"| `{line.version}` | unreadable: {markdown_text(line.fault)} | {', '.join(line.aliases)} | | | |"
         for line in found
     ]
     create_markdown_artifact(
-        "\n".join(["| release | made | aliases | formats | MB |", "|---|---|---|---|---:|", *table]),
+        "\n".join(
+            ["| release | made | aliases | formats | MB | signature |", "|---|---|---|---|---:|---|", *table]
+        ),
         key="releases",
         description="all published versions",
     )
@@ -39,7 +42,7 @@ def releases() -> list[str]:
 
 @flow(name="show")
 def show(version: str = "candidate") -> list[str]:
-    """Show a release: its verdict, its formats with their errors, and the moves of its aliases.
+    """Show a release: its verdict, signature, formats with their errors, and the moves of its aliases.
 
     Args:
         version: a version or an alias.

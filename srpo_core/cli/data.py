@@ -70,8 +70,10 @@ def add(
 ) -> None:
     """Make a new version of the data: check it, track it with DVC, push it, tag it. 'srpo data SOURCE' does this, too."""
     from flows.terminal import prepare_terminal
+    from srpo_core.workspace.checkout import require_checkout
 
     ingest = _require_valid(source, format_name, changes or [])
+    require_checkout(Path.cwd())
     prepare_terminal()
     from flows.data import data as data_flow
 

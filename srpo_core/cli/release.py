@@ -47,18 +47,19 @@ def releases() -> None:
     from srpo_core.storage import open_store
 
     store = open_store()
-    found = list_releases(store)
+    found = list_releases(store, signatures=True)
     if not found:
         typer.echo(f"no release in {store.uri}")
     for release in found:
         names = f"  ({', '.join(release.aliases)})" if release.aliases else ""
-        state = release.created_at if release.fault is None else f"unreadable: {release.fault}"
+        readable = f"{release.created_at}  {release.signature}"
+        state = readable if release.fault is None else f"unreadable: {release.fault}"
         typer.echo(f"{release.version}  {state}{names}")
 
 
 @app.command(rich_help_panel=PANEL)
 def show(release: Release = "candidate") -> None:
-    """Show a release: its verdict, its formats with their errors, and the moves of its aliases."""
+    """Show a release: its verdict, signature, formats with their errors, and the moves of its aliases."""
     from srpo_core.release.summary import describe
     from srpo_core.storage import open_store
 

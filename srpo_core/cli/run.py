@@ -51,6 +51,9 @@ def align(
     patch = parse_patch(changes)
     if revision is None:
         _require_valid_settings(profile, changes)
+    from srpo_core.workspace.checkout import require_checkout
+
+    require_checkout(Path.cwd(), revision=revision)
     from flows.align import AlignResult
     from flows.align import align as align_flow
 
@@ -67,7 +70,7 @@ def align(
 
 
 def _require_valid_settings(profile: str | None, changes: dict[str, Any]) -> None:
-    """Validate the settings of a run in this checkout, and open the header of every file of weights.
+    """Validate the settings of a run in this checkout, find its inputs, and open the header of every file of weights.
 
     The flow validates them again in its workspace, because a deployed run does not pass through this command. Here
     the error appears before a server is started.
@@ -75,9 +78,11 @@ def _require_valid_settings(profile: str | None, changes: dict[str, Any]) -> Non
     from srpo_core.config import patched_settings
     from srpo_core.preflight.consistency import require_consistent
     from srpo_core.preflight.weight_files import require_readable_weights
+    from srpo_core.workspace.inputs import require_inputs
 
     settings = patched_settings(Path.cwd(), profile=profile, patch=changes)
     require_consistent(settings)
+    require_inputs(Path.cwd(), settings)
     require_readable_weights(settings)
 
 

@@ -13,6 +13,7 @@ from typing import Final
 from srpo_core.config import Settings
 from srpo_core.errors import SrpoError
 from srpo_core.preflight import machine
+from srpo_core.preflight.checkout import check_checkout
 from srpo_core.preflight.consistency import require_consistent
 from srpo_core.preflight.data_files import examine_data
 from srpo_core.preflight.disk import bytes_of_run, count_weights
@@ -135,6 +136,7 @@ CHECKS: Final = MappingProxyType[str, Callable[[Settings], Found | Iterator[Foun
         "python": _python,
         "packages": _packages,
         "programs": _programs,
+        "checkout": check_checkout,
         "weights": check_weights,
         "data": examine_data,
         "disk": _disk,

@@ -16,6 +16,7 @@ from srpo_core.weights.model_files import (
     scorer_faults,
 )
 from srpo_core.weights.models_lock import LOCK, Locked, missing_files, read_lock
+from srpo_core.workspace.inputs import input_paths
 
 PIPELINE_NEEDED: Final = (
     "the directory of a diffusers pipeline (model_index.json, transformer/, vae/ and so on; "
@@ -31,13 +32,7 @@ def weight_paths(settings: Settings) -> list[str]:
 
 def _keys(settings: Settings) -> dict[str, str]:
     """Return the path of weights of each key."""
-    return {
-        "model.path": settings.model.path,
-        **{f"rewards[{index}].path": one.path for index, one in enumerate(settings.rewards)},
-        "select_judge.path": settings.select_judge.path,
-        "judge.path": settings.judge.path,
-        **{f"evaluate.scorers.{name}.path": one.path for name, one in settings.evaluate.scorers.items()},
-    }
+    return {key: path for key, path in input_paths(settings).items() if key != "ingest.source"}
 
 
 def check_weights(settings: Settings) -> Iterator[tuple[bool, str]]:

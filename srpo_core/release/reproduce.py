@@ -20,6 +20,7 @@ from srpo_core.runtime.dvc_yaml import DVC_FILE, files_below, value_at
 from srpo_core.runtime.shared_files import storage
 from srpo_core.storage import Store
 from srpo_core.workspace.git import git
+from srpo_core.workspace.inputs import link_inputs
 from srpo_core.workspace.reproduce import run_again
 from srpo_core.workspace.stage_graph import read_graph
 from srpo_core.workspace.worktree import Workspace, fetch_data, open_workspace
@@ -55,6 +56,10 @@ def reproduce(
         workspace = replace(opened, home=opened.path.parent / "home", shared=shared)
         _restore(store, version, manifest, workspace)
         graph = read_graph(workspace.path)
+        # not validated: the settings are those of the release's code, which may have had others
+        values = read_values(workspace.path / PARAMS_FILE)
+        named = [path for stage in graph.stages for path in stage.inputs_of_settings(values)]
+        link_inputs(workspace, named, revision=revision)
         fetch_data(workspace, graph.data)
         for stage in graph.stages:
             if stage.needs_passed and not _decision(workspace.path)["passed"]:
@@ -62,8 +67,6 @@ def reproduce(
                 continue
             on_line(f"{stage.name}: {stage.description}")
             run_again(workspace, stage.name, on_line)
-        # not validated: the settings are those of the release's code, which may have had others
-        values = read_values(workspace.path / PARAMS_FILE)
         released = _released(store, version, manifest, values)
         again = _results(workspace.path, values, released)
         deterministic = not value_at(values, "resources.use_gpu")

@@ -1,16 +1,20 @@
 """Summaries of releases: the list of all, and the description of one as lines of text."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from logging import getLogger
-from typing import Any
+from typing import Any, Final
 
-from srpo_core.errors import StoreError
+from srpo_core.errors import ConfigError, StoreError
 from srpo_core.quantizers import LORA_FORMAT, REFERENCE
 from srpo_core.release.manifest import release_manifest
 from srpo_core.release.references import history_of, read_alias, resolve
+from srpo_core.release.trust import SignatureError, Trust, release_state, trust_here
 from srpo_core.storage import Store
+
+_REQUESTS: Final = 16  # at once
 
 log = getLogger(__name__)
 
@@ -20,7 +24,7 @@ class ReleaseSummary:
     """One line of the list of releases.
 
     num_bytes: size of all files; fault: why its manifest cannot be read, or None. Then only version and aliases are
-    known.
+    known. signature: `signed by NAME`, `unsigned`, or why no signature counts; empty if it was not asked for.
     """
 
     version: str
@@ -29,18 +33,24 @@ class ReleaseSummary:
     formats: tuple[str, ...]
     num_bytes: int
     fault: str | None = None
+    signature: str = ""
 
 
-def list_releases(store: Store) -> list[ReleaseSummary]:
-    """List all published versions, oldest first; those whose manifest cannot be read are last, with the reason."""
+def list_releases(store: Store, *, signatures: bool = False) -> list[ReleaseSummary]:
+    """List all published versions, oldest first; those whose manifest cannot be read are last, with the reason.
+
+    signatures: also read them, and check them against the list of the working directory.
+    """
     names = defaultdict[str, list[str]](list)
     for alias, version in alias_targets(store).items():
         if version is not None:
             names[version].append(alias.partition("/")[2])
+    manifests = dict(store.manifests(store.versions()))
     releases = [
-        _summary(version, manifest, tuple(sorted(names[version])))
-        for version, manifest in store.manifests(store.versions())
+        _summary(version, manifest, tuple(sorted(names[version]))) for version, manifest in manifests.items()
     ]
+    if signatures:
+        releases = _with_signatures(store, releases, manifests)
     return sorted(
         releases, key=lambda release: (release.fault is not None, release.created_at, release.version)
     )
@@ -72,13 +82,51 @@ def _summary(
         return ReleaseSummary(version, "", aliases, (), 0, fault)
 
 
+def _with_signatures(
+    store: Store,
+    releases: Sequence[ReleaseSummary],
+    manifests: Mapping[str, Mapping[str, Any] | StoreError],
+) -> list[ReleaseSummary]:
+    """Add the state of each release's signatures; a store in a bucket is asked for several at once."""
+    trust = _trust_or_reason()
+
+    def with_signature(release: ReleaseSummary) -> ReleaseSummary:
+        manifest = manifests[release.version]
+        if isinstance(manifest, StoreError):
+            return release
+        return replace(release, signature=_signature_state(store, release.version, manifest, trust))
+
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        return list(pool.map(with_signature, releases))
+
+
+def _trust_or_reason() -> Trust | str:
+    """Return whose signatures count here, or why that is not known: releases are listed all the same."""
+    try:
+        return trust_here()
+    except ConfigError as error:
+        return f"not checked: {error}"
+
+
+def _signature_state(store: Store, version: str, manifest: Mapping[str, Any], trust: Trust | str) -> str:
+    """Return `signed by NAME`, `unsigned`, that signatures were not checked, or why none counts."""
+    if isinstance(trust, str):
+        return trust
+    try:
+        return release_state(store, version, manifest, trust)
+    except SignatureError as error:
+        return f"not trusted: {error}"
+
+
 def describe(store: Store, reference: str) -> Iterator[str]:
-    """Describe a release line by line: origin, verdict, files, formats with their errors, moves of aliases."""
+    """Describe a release line by line: origin, verdict, signature, files, formats with errors, moves of aliases."""
     manifest = release_manifest(store, resolve(store, reference))
     decision = manifest["decision"]
     yield f"version  {manifest['version']}"
     yield f"made     {manifest['created_at']} from {manifest['git']['revision'] or 'no git checkout'}"
     yield f"verdict  {decision['verdict']}: {decision['reason']}"
+    state = _signature_state(store, manifest["version"], manifest, _trust_or_reason())
+    yield f"signed   {state}"
     yield f"files    {len(manifest['files'])}, {_megabytes(manifest['files'].values())}"
     for name, files in manifest["formats"].items():
         size = _megabytes(manifest["files"][file] for file in files)

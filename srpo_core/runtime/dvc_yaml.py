@@ -40,6 +40,10 @@ class Stage:
         """Return the paths of `deps` with `${key}` replaced by the settings."""
         return [Path(resolve(dependency, settings)) for dependency in self.deps]
 
+    def inputs_of_settings(self, settings: Mapping[str, Any]) -> list[str]:
+        """Return the paths of `deps` that the settings name: data and weights."""
+        return [resolve(dependency, settings) for dependency in self.deps if "${" in dependency]
+
     def watched(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Return the value of each key of `params`, as dvc.lock records them."""
         return {key: value_at(settings, key) for key in self.params}

@@ -31,6 +31,8 @@ from srpo_core.storage.incoming import Incoming
 from srpo_core.storage.manifest import (
     BLOCK,
     MANIFEST,
+    REWRITTEN,
+    DamagedManifestError,
     FileLostError,
     alias_key,
     cannot_repair,
@@ -46,6 +48,7 @@ from srpo_core.storage.manifest import (
     version_key,
     wrong_length,
 )
+from srpo_core.storage.rewriting import replace_file, rewrite
 
 log = getLogger(__name__)
 
@@ -98,11 +101,17 @@ class DirectoryStore:
     def publish(self, version: str, files: Mapping[str, Path], manifest: Mapping[str, Any]) -> bool:
         """Copy the files, sync, and rename into place; False if the version exists with the same content.
 
-        Files of an existing version that are lost or damaged are replaced.
+        Files of an existing version that are lost or damaged are replaced, and so is a damaged manifest.
         """
         self._latest = ("", {})
-        if self._is_published(version, manifest):
-            self._repair(version, files, manifest)
+        try:
+            if self._is_published(version, manifest):
+                self._repair(version, files, manifest)
+                return False
+        except DamagedManifestError:
+            with self._errors(f"cannot write {version} again"):
+                rewrite(self._root / version_key(version), self._incoming, files, manifest)
+            log.warning(REWRITTEN, version, self.uri)
             return False
         size = sum(entry["bytes"] for entry in manifest["files"].values())
         what = f"cannot store {version} ({size / 1e6:.1f} MB); nothing was published"
@@ -261,14 +270,8 @@ class DirectoryStore:
             if name not in files or manifest["files"].get(name, {}).get("sha256") != entry["sha256"]:
                 other.append(name)  # reported when all others are repaired
                 continue
-            with (
-                self._errors(f"cannot repair {name} of {version}"),
-                self._incoming.new_directory() as partial,
-            ):
-                copy_file(files[name], partial / "file", entry["sha256"], name)
-                (directory / name).parent.mkdir(parents=True, exist_ok=True)
-                (partial / "file").replace(directory / name)
-                sync_directory((directory / name).parent)
+            with self._errors(f"cannot repair {name} of {version}"):
+                replace_file(self._incoming, files[name], directory, name, entry["sha256"])
             log.warning("repaired %s of %s in %s", name, version, self.uri)
         if other:
             raise cannot_repair(other, version, self.uri)

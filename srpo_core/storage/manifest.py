@@ -12,6 +12,9 @@ from srpo_core.errors import StoreError
 
 MANIFEST: Final = "manifest.json"
 BLOCK: Final = 1 << 20
+REWRITTEN: Final = (
+    "manifest.json of %s in %s was damaged and is written again: sign it again if it was signed"
+)
 # SHA-256 over the rest of a manifest or an alias file, which no other digest covers.
 SEAL: Final = "seal"
 
@@ -37,6 +40,10 @@ _SHOWN: Final = 10  # names of versions in an error
 
 class DamagedFileError(StoreError):
     """A file in the store is not the one that its manifest describes."""
+
+
+class DamagedManifestError(StoreError):
+    """A manifest in the store is not one that this project has written."""
 
 
 class FileLostError(DamagedFileError):
@@ -148,8 +155,15 @@ def decode_manifest(data: bytes, where: str) -> dict[str, Any]:
     """Decode a manifest and check its parts; its file names stay inside the release.
 
     Raises:
-        StoreError: it is damaged; the message names `where`.
+        DamagedManifestError: it is damaged; the message names `where`.
     """
+    try:
+        return _decode_manifest(data, where)
+    except StoreError as error:
+        raise DamagedManifestError(f"{error}, or publish the version again") from None
+
+
+def _decode_manifest(data: bytes, where: str) -> dict[str, Any]:
     manifest = decode_sealed(data, where)
     files = manifest.get("files")
     if not isinstance(files, dict) or not isinstance(manifest.get("content"), str):

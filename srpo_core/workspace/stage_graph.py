@@ -57,7 +57,10 @@ def _data(stages: dict[str, Stage], root: Path) -> tuple[str, ...]:
     deps = {dependency for stage in stages.values() for dependency in stage.deps}
     settings = read_values(root / PARAMS_FILE) if any("${" in dependency for dependency in deps) else {}
     inputs = {path for stage in stages.values() for path in stage.inputs(settings)}
-    pointers = {
-        path.with_name(f"{path.name}.dvc") for one in inputs for path in (one, *one.parents) if path.name
-    }
-    return tuple(sorted(str(pointer) for pointer in pointers if (root / pointer).is_file()))
+    found = {pointer for one in inputs for pointer in pointers(one) if (root / pointer).is_file()}
+    return tuple(sorted(map(str, found)))
+
+
+def pointers(path: Path) -> list[Path]:
+    """Return the names of the `*.dvc` files by which DVC would track a path or a directory above it."""
+    return [one.with_name(f"{one.name}.dvc") for one in (path, *path.parents) if one.name]

@@ -7,9 +7,7 @@ remote, the home directory, and fetched weights, which a run only reads.
 import logging
 import os
 import shutil
-import stat
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,21 +17,21 @@ from typing import Final
 
 from srpo_core.artifacts import private_home, replacing, user_path
 from srpo_core.config import PARAMS_FILE, read_values
-from srpo_core.errors import ConfigError, SrpoError, StoreError
+from srpo_core.errors import SrpoError, StoreError
 from srpo_core.runtime import file_lock, processes
 from srpo_core.runtime.dvc_yaml import read_stages
 from srpo_core.runtime.machine import machine_environment, text_environment
 from srpo_core.runtime.telemetry import quiet_environment
 from srpo_core.storage import store_uri
+from srpo_core.workspace.checkout import commit_of, require_checkout
 from srpo_core.workspace.dvc import run_dvc
 from srpo_core.workspace.dvc_config import share_config
-from srpo_core.workspace.git import git, without_repository_variables
+from srpo_core.workspace.git import git, list_names, without_repository_variables
+from srpo_core.workspace.snapshot import Untracked, checkout_snapshot, find_untracked, keep_modes
 
 KEEP_WORKSPACES: Final = 3
 MODELS: Final = "models"  # directory of the weights that `srpo fetch` downloads, see models.lock
 
-_READABLE_BY_OTHERS: Final = stat.S_IRGRP | stat.S_IROTH
-_PRIVATE_UMASK: Final = 0o077
 _DIFFERENCE: Final = ("diff-tree", "-r", "-z", "--name-only", "--no-renames")
 _FILES_OF_COMMIT: Final = ("ls-tree", "-r", "-z", "--name-only", "HEAD")
 
@@ -98,7 +96,7 @@ def open_workspace(
         ConfigError: `checkout` is not a git checkout, it has no such revision, DVC cannot read its configuration, or its home belongs to
             another user.
     """
-    top = _top(checkout)
+    top = require_checkout(checkout, revision=revision)
     home = private_home(user_path(os.environ.get("SRPO_HOME", top / ".srpo")))
     with file_lock.acquire(home / "runs/lock"):
         run = home / "runs" / f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"  # unique and in order, under the lock
@@ -106,63 +104,20 @@ def open_workspace(
         run.mkdir()
         held = file_lock.acquire(run / "lock")
     with held:
-        snapshot = checkout_snapshot(top) if revision is None else _commit(top, revision)
-        commit = _commit(top, "HEAD" if revision is None else revision)
+        untracked = find_untracked(top) if revision is None else Untracked((), ())
+        if left_out := untracked.describe():
+            log.warning("%s", left_out)
+        snapshot = checkout_snapshot(top, untracked) if revision is None else commit_of(top, revision)
+        commit = commit_of(top, "HEAD" if revision is None else revision)
         path = run / "workspace"
         git(top, "worktree", "add", "--quiet", "--no-checkout", "--detach", str(path), commit)
         git(path, "read-tree", "-u", "--reset", snapshot)
         if revision is None:
-            _keep_modes(top, path)
+            keep_modes(top, path, untracked)
         workspace = Workspace(run.name, top, path, home, snapshot)
         share_config(top, path, workspace.site_cache)
         _share_models(workspace)
         yield workspace
-
-
-def checkout_snapshot(checkout: Path) -> str:
-    """Write the checkout, with uncommitted and untracked files, as a git tree, and return its id.
-
-    The user's index and branch are unchanged: this works on a copy of the index. What only the user can read in the
-    checkout, others cannot read in git's objects either.
-    """
-    _write_private_objects(checkout)
-    with tempfile.TemporaryDirectory(prefix="srpo-index-") as scratch:
-        index = Path(scratch) / "index"
-        with suppress(FileNotFoundError):  # a checkout without an index yet
-            shutil.copy2(git(checkout, "rev-parse", "--path-format=absolute", "--git-path", "index"), index)
-        environment = {"GIT_INDEX_FILE": str(index)}
-        git(checkout, "add", "--all", environment=environment)
-        return git(checkout, "write-tree", environment=environment)
-
-
-def _private_files(checkout: Path) -> list[Path]:
-    """Return the changed and untracked files of a checkout that others cannot read."""
-    listed = git(checkout, "ls-files", "--others", "--modified", "--exclude-standard", "-z")
-    files = [checkout / name for name in _names(listed)]
-    return [
-        file
-        for file in sorted(files)
-        if file.is_file() and not file.is_symlink() and not file.stat().st_mode & _READABLE_BY_OTHERS
-    ]
-
-
-def _write_private_objects(checkout: Path) -> None:
-    """Write the objects of private files with a mode to match, before `git add` would write them for everybody."""
-    objects = Path(git(checkout, "rev-parse", "--path-format=absolute", "--git-path", "objects"))
-    for file in _private_files(checkout):
-        name = git(checkout, "hash-object", "-w", "--", str(file), umask=_PRIVATE_UMASK)
-        stored = objects / name[:2] / name[2:]
-        if stored.exists():  # else it is in a pack, because it was committed
-            stored.chmod(stat.S_IRUSR)
-            stored.parent.chmod(stat.S_IMODE(objects.stat().st_mode))
-
-
-def _keep_modes(checkout: Path, workspace: Path) -> None:
-    """Give the private files of a checkout the same mode in its workspace; git records only whether one is executable."""
-    for file in _private_files(checkout):
-        copy = workspace / file.relative_to(checkout)
-        if copy.is_file() and not copy.is_symlink():
-            copy.chmod(stat.S_IMODE(file.stat().st_mode))
 
 
 def fetch_data(workspace: Workspace, data: Sequence[str]) -> None:
@@ -211,17 +166,13 @@ def has_changed(workspace: Workspace) -> bool:
     Tracked files matter, and of untracked ones those that a stage reads. A log that is written beside them does not.
     """
     top = workspace.checkout
-    changed = _names(git(top, *_DIFFERENCE, workspace.snapshot, checkout_snapshot(top)))
+    changed = list_names(top, *_DIFFERENCE, workspace.snapshot, checkout_snapshot(top))
     if not changed:
         return False
-    tracked = _names(git(top, "ls-files", "-z")) | _names(git(workspace.path, *_FILES_OF_COMMIT))
+    tracked = {*list_names(top, "ls-files", "-z"), *list_names(workspace.path, *_FILES_OF_COMMIT)}
     settings = read_values(workspace.path / PARAMS_FILE)
     inputs = [path for stage in read_stages(workspace.path).values() for path in stage.inputs(settings)]
     return any(name in tracked or _is_input(name, inputs) for name in changed)
-
-
-def _names(listed: str) -> set[str]:
-    return set(listed.split("\0")) - {""}
 
 
 def _is_input(name: str, inputs: Sequence[Path]) -> bool:
@@ -242,25 +193,6 @@ def _write(path: Path, content: bytes | None) -> None:
         return
     with replacing(path) as partial:
         partial.write_bytes(content)
-
-
-def _top(checkout: Path) -> Path:
-    try:
-        return Path(git(checkout, "rev-parse", "--show-toplevel"))
-    except SrpoError as error:
-        raise ConfigError(
-            f"{checkout} is not a git checkout, so a run cannot have its own workspace: "
-            f"clone the repository with git ({error})"
-        ) from None
-
-
-def _commit(checkout: Path, revision: str) -> str:
-    try:
-        return git(checkout, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
-    except SrpoError:
-        raise ConfigError(
-            f"{checkout} has no revision {revision!r}: give a commit, branch or tag that 'git log' knows"
-        ) from None
 
 
 def _share_models(workspace: Workspace) -> None:

@@ -262,7 +262,7 @@ def test_the_doctor_reports_a_store_that_is_a_file(srpo, tmp_path):
 def test_the_doctor_lists_what_is_missing(srpo, project):
     done = srpo("doctor", cwd=project, SRPO_STORE=str(project / "store"))
     assert done.returncode == 1
-    assert "✗ weights   assets/tiny/family/base is missing and has no entry in models.lock" in done.stdout
+    assert "✗ weights   assets/tiny/family/base is missing: check the path" in done.stdout
     assert "✗ packages  requirements.lock is missing" in done.stdout
 
 

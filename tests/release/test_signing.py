@@ -13,7 +13,9 @@ from srpo_core.release.aliases import move_alias, promote
 from srpo_core.release.download import pull
 from srpo_core.release.references import find_alias, in_production, read_alias, resolve
 from srpo_core.release.signing import RELEASE_NAMESPACE, manifest_bytes, sign, sign_release
+from srpo_core.release.summary import describe, list_releases
 from srpo_core.release.trust import (
+    UNCHECKED,
     SignatureError,
     Trust,
     fingerprint,
@@ -69,7 +71,7 @@ def listed(keys, tmp_path, monkeypatch):
 def required(monkeypatch, listed):
     """As if release.require_signature were true."""
     trust = Trust(read_signers(listed), required=True, where=str(listed))
-    for module in ("aliases", "verify", "download"):
+    for module in ("aliases", "references", "verify", "download"):
         monkeypatch.setattr(f"srpo_core.release.{module}.trust_here", lambda: trust)
     return trust
 
@@ -291,6 +293,31 @@ def test_a_key_that_cannot_sign_is_reported_in_one_line(tmp_path, monkeypatch):
         with pytest.raises(ConfigError, match="cannot sign with the key") as caught:
             sign(b"data", RELEASE_NAMESPACE)
         assert "\n" not in str(caught.value)
+
+
+def test_the_list_and_the_description_of_releases_have_the_state_of_their_signatures(
+    store, publish, as_signer, listed, monkeypatch
+):
+    for number, name in ((1, None), (2, "alice"), (3, "mallory")):
+        as_signer(name)
+        sign_release(store, publish(number))
+
+    def states():
+        found = [release.signature for release in list_releases(store, signatures=True)]
+        assert [f"signed   {state}" for state in found] == [
+            next(line for line in describe(store, version) if line.startswith("signed"))
+            for version in store.versions()
+        ]
+        return found
+
+    unsigned, by_alice, by_mallory = states()
+    assert (unsigned, by_alice) == ("unsigned", "signed by alice@example.org")
+    assert by_mallory.startswith(f"not trusted: release tiny-3 in {store.uri} has no valid signature")
+    monkeypatch.delenv("SRPO_ALLOWED_SIGNERS")
+    assert states()[:2] == ["unsigned", UNCHECKED]
+    monkeypatch.setenv("SRPO_ALLOWED_SIGNERS", "none")
+    assert [state[:53] for state in states()] == ["not checked: the list of allowed signers none cannot "] * 3
+    assert [release.signature for release in list_releases(store)] == [""] * 3
 
 
 @pytest.fixture

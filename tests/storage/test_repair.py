@@ -111,3 +111,24 @@ def test_a_bad_object_in_parts_is_replaced(bucket, make_release):
     Damage(store, "tiny-1", manifest).alter(NAME)
     assert store.publish("tiny-1", files, manifest) is False
     assert_whole(store, "tiny-1", files)
+
+
+@pytest.mark.parametrize("kind", ["alter", "cut", "lengthen"])
+def test_publishing_again_rewrites_a_damaged_manifest_and_the_files_that_differ(
+    store, make_release, kind, caplog
+):
+    files, manifest = make_release()
+    store.publish("tiny-1", files, manifest)
+    before = store.manifest("tiny-1")
+    damage = Damage(store, "tiny-1", manifest)
+    damage.keys["manifest.json"] = f"{version_key('tiny-1')}/manifest.json"
+    getattr(damage, kind)("manifest.json")
+    damage.alter(NAME)
+    with pytest.raises(StoreError, match="restore it from a backup, or publish the version again"):
+        store.manifest("tiny-1")
+    assert store.publish("tiny-1", files, manifest) is False
+    assert store.manifest("tiny-1") == before
+    assert_whole(store, "tiny-1", files)
+    assert "manifest.json of tiny-1 in" in caplog.text
+    assert "was damaged and is written again: sign it again" in caplog.text
+    assert store.versions() == ["tiny-1"]

@@ -11,7 +11,8 @@ from srpo_core.errors import ConfigError, SrpoError
 from srpo_core.release.provenance import git_state
 from srpo_core.workspace import data_versions
 from srpo_core.workspace.git import git, list_names, missing_identity
-from srpo_core.workspace.worktree import Workspace, checkout_snapshot, has_changed, open_workspace
+from srpo_core.workspace.snapshot import checkout_snapshot
+from srpo_core.workspace.worktree import Workspace, has_changed, open_workspace
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = """\

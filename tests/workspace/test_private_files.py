@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from srpo_core.errors import ConfigError
-from srpo_core.workspace.worktree import checkout_snapshot, open_workspace
+from srpo_core.workspace.snapshot import checkout_snapshot
+from srpo_core.workspace.worktree import open_workspace
 
 SECRET = "plantedSECRET0123456789"
 

@@ -13,7 +13,8 @@ from srpo_core.errors import ConfigError, StageError
 from srpo_core.runtime.processes import OWNER
 from srpo_core.workspace import worktree
 from srpo_core.workspace.reproduce import reproduce
-from srpo_core.workspace.worktree import bring_home, checkout_snapshot, has_changed, open_workspace
+from srpo_core.workspace.snapshot import checkout_snapshot
+from srpo_core.workspace.worktree import bring_home, has_changed, open_workspace
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,6 +9,8 @@ from typing import Any, Final
 from srpo_core.errors import StoreError
 from srpo_core.storage.manifest import (
     MANIFEST,
+    REWRITTEN,
+    DamagedManifestError,
     FileLostError,
     alias_key,
     cannot_repair,
@@ -85,19 +87,27 @@ class S3Store:
     def publish(self, version: str, files: Mapping[str, Path], manifest: Mapping[str, Any]) -> bool:
         """Send the files, then the manifest; False if the version exists with the same content.
 
-        Files of an existing version that the store has lost or damaged are sent again.
+        Files of an existing version that the store has lost or damaged are sent again, and so is a damaged manifest.
 
         Raises:
             DamagedFileError: a file was lost or damaged, and the file to send has other bytes.
         """
         self._latest = ("", {})
-        if self._is_published(version, manifest):
-            self._repair(version, files, manifest)
-            return False
+        damaged = None  # the manifest in the bucket, if it cannot be read
+        try:
+            if self._is_published(version, manifest):
+                self._repair(version, files, manifest)
+                return False
+        except DamagedManifestError:
+            damaged = self._bucket.head(_manifest_key(version))
         with self._bucket.errors():
             for name, path in files.items():
                 self._uploader.send(path, manifest["files"][name], name)
             self._require_safe(version, files, manifest)
+            if damaged is not None:
+                self._bucket.put_if(_manifest_key(version), encode_sealed(manifest), IfMatch=damaged["ETag"])
+                log.warning(REWRITTEN, version, self.uri)
+                return not self._is_published(version, manifest)
             if self._bucket.put_if(_manifest_key(version), encode_sealed(manifest), IfNoneMatch="*"):
                 return True
         return not self._is_published(version, manifest)
