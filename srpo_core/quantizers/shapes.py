@@ -102,9 +102,12 @@ def widths_of_config(config: Mapping[str, Any], architecture: Architecture, wher
         DataError: it is of another class, a value is missing or out of range, or it has other blocks than the weights.
     """
     if config.get("_class_name") != CLASS:
+        # transformers' config.json has other keys
+        kind = next(
+            (config[key] for key in ("_class_name", "architectures", "model_type") if config.get(key)), None
+        )
         raise DataError(
-            f"{where}: its config.json is of {config.get('_class_name')!r} and not of {CLASS}: give the config.json of these "
-            "weights"
+            f"{where}: its config.json is of {kind!r} and not of {CLASS}: give the config.json of these weights"
         )
     values = {**DEFAULTS, **{name: config[name] for name in DEFAULTS if name in config}}
     for name in (*_WIDTHS, *_COUNTS):

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any, Final, cast
 
 from srpo_core.config import RewardSettings, ScorerSettings, rewards_by_name
-from srpo_core.errors import ConfigError, pick
+from srpo_core.errors import ArtifactError, ConfigError, pick
 from srpo_core.protocols import RewardModel
 from srpo_core.scorers.clip_score import CLIP_SCORE
 from srpo_core.scorers.entry import ScorerEntry
@@ -16,6 +16,7 @@ from srpo_core.scorers.mixed import MixedReward
 from srpo_core.scorers.open_clip import OPEN_CLIP
 from srpo_core.scorers.pick_score import PICK_SCORE
 from srpo_core.scorers.timm_judge import TIMM_JUDGE
+from srpo_core.weights.given_path import file_in_place_of_directory, what_is_missing
 
 SCORERS: Final[Mapping[str, ScorerEntry]] = MappingProxyType(
     {
@@ -34,14 +35,23 @@ def load_scorer(settings: ScorerSettings) -> Any:
 
     Raises:
         ConfigError: the registry has no such scorer.
-        ArtifactError: its files are missing or damaged.
+        ArtifactError: its files are missing or damaged, or its path is no directory.
     """
-    return pick(SCORERS, settings.scorer, "scorer").load(Path(settings.path))
+    return pick(SCORERS, settings.scorer, "scorer").load(_directory(settings))
 
 
 def load_reward(settings: ScorerSettings) -> RewardModel:
     """Load a differentiable scorer. Another kind is a `ConfigError`. See `load_scorer`."""
-    return cast(RewardModel, _pick_reward(settings).load(Path(settings.path)))
+    return cast(RewardModel, _pick_reward(settings).load(_directory(settings)))
+
+
+def _directory(settings: ScorerSettings) -> Path:
+    """Return the directory of a scorer's files. Raises `ArtifactError` with what to give if there is none."""
+    directory = Path(settings.path)
+    needed = "the directory with a scorer's weights and configuration"
+    if fault := what_is_missing(settings.path) or file_in_place_of_directory(directory, needed):
+        raise ArtifactError(f"scorer {settings.scorer}: {fault}")
+    return directory
 
 
 def load_rewards(settings: Sequence[RewardSettings]) -> RewardModel:

@@ -8,7 +8,7 @@ from srpo_core.errors import SrpoError
 from srpo_core.weights.headers import fault_of, kind_of
 
 # `pathlib` reduces the slashes of a URL to one
-_URL: Final = re.compile(r"([a-z][a-z0-9+.-]+):/", re.IGNORECASE)
+_URL: Final = re.compile(r"([a-z][a-z0-9+.-]+):/+", re.IGNORECASE)
 _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -16,8 +16,10 @@ def what_is_missing(path: str) -> str | None:
     """Return what a path is that does not exist here, and what to give, as one line; None if it exists."""
     if Path(path).exists():
         return None
-    if _URL.match(path):
-        return f"{path} is a URL: download what it names and give the path of the copy"
+    if url := _URL.match(path):
+        return (
+            f"{url[1]}://{path[url.end() :]} is a URL: download what it names and give the path of the copy"
+        )
     if repository := locked_directory(path):
         return f"{path} is a repository of the hub, in models.lock as {repository}: run 'srpo fetch' and give {repository}"
     if _REPOSITORY.fullmatch(path) and not path.startswith("models/") and not Path(path).parent.exists():

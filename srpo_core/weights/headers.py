@@ -46,19 +46,19 @@ def require_intact(path: Path) -> None:
     Raises:
         DataError: the file is missing, empty, cut, of another kind than its name says, or damaged.
     """
-    try:
-        require_content(path)
-        _READERS.get(path.suffix.lower(), _read_nothing)(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from None
+    require_content(path)
+    _READERS.get(path.suffix.lower(), _read_nothing)(path)
 
 
 def require_content(path: Path) -> None:
-    """Raise `DataError` if a file is missing, empty, a Git LFS pointer, a page of a web server, or a FIFO."""
+    """Raise `DataError` if a file is missing, unreadable, empty, a Git LFS pointer, or a page of a web server."""
     if not path.is_file():
         raise DataError(f"{path} is missing or no file: check the path")
-    with path.open("rb") as file:
-        start = file.read(_SNIFFED)
+    try:
+        with path.open("rb") as file:
+            start = file.read(_SNIFFED)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): check its owner and its disk") from None
     if not start:
         raise DataError(f"{path}: this file is empty: fetch it again")
     if start.startswith(POINTER):

@@ -6,6 +6,7 @@
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from unittest import mock
 import pytest
 import yaml
 from faulty_proxy import FaultyProxy, without
+from wrong_files import POINTER
 
 import srpo_core
 from srpo_core.cli.app import OWN_PACKAGES, MaskingFormatter
@@ -240,6 +242,40 @@ def test_an_unknown_profile_lists_the_known_ones(srpo):
 )
 def test_a_setting_of_the_wrong_form_or_name_gives_one_line_with_the_right_one(srpo, change, message):
     assert message in assert_one_line_error(srpo("align", "--set", change), 2)
+
+
+def test_align_names_weights_that_are_not_here_before_a_run_starts(srpo):
+    line = assert_one_line_error(srpo("align", "--set", "model.path=someone/FLUX.1-dev"), 2)
+    assert "model.path: someone/FLUX.1-dev is not here; if it is a repository of the hub, download it" in line
+    assert "hf download someone/FLUX.1-dev --local-dir models/FLUX.1-dev" in line
+
+
+def test_the_doctor_names_a_pointer_in_place_of_the_weights_and_goes_on_to_the_disk(srpo, project):
+    family = "assets/tiny/family"
+    shutil.copytree(ROOT / family, project / family, copy_function=os.link)
+    weights = project / family / "base/transformer/diffusion_pytorch_model.safetensors"
+    weights.unlink()
+    weights.write_bytes(POINTER)
+    done = srpo("doctor", cwd=project, SRPO_STORE=str(project / "store"))
+    assert done.returncode == 1
+    lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
+    assert ["✗", "weights"] in [line[:2] for line in lines]
+    assert "diffusion_pytorch_model.safetensors: this is a Git LFS pointer: run git lfs pull" in done.stdout
+    assert "disk" in [line[1] for line in lines]
+
+
+def test_quantize_names_what_is_no_checkpoint_on_one_line(srpo, tmp_path):
+    (tmp_path / "flux.gguf").write_bytes(b"GGUF" + bytes(20))
+    for source, message in (
+        (
+            "black-forest-labs/FLUX.1-dev",
+            "if it is a repository of the hub, download it and give the directory",
+        ),
+        ("https://huggingface.co/x.safetensors", "https://huggingface.co/x.safetensors is a URL: download"),
+        ("flux.gguf", "flux.gguf is no intact GGUF file (version 0; known are 2 and 3"),
+    ):
+        done = srpo("quantize", source, "--format", "q8_0", "--out", "out", cwd=tmp_path)
+        assert message in assert_one_line_error(done, 2)
 
 
 def test_the_option_set_without_anything_gives_one_line(srpo):

@@ -138,7 +138,7 @@ def test_what_is_given_in_place_of_a_pipeline_is_named_with_what_to_give(checkou
         "someone/FLUX.1-dev": "if it is a repository of the hub, download it and give the directory: hf download "
         "someone/FLUX.1-dev --local-dir models/FLUX.1-dev",
         "bfl/dev": "bfl/dev is a repository of the hub, in models.lock as models/dev: run 'srpo fetch' and give models/dev",
-        "https://huggingface.co/bfl/dev": "is a URL: download what it names and give the path of the copy",
+        "https://huggingface.co/bfl/dev": "https://huggingface.co/bfl/dev is a URL: download what it names and give the path of the copy",
         "flux.safetensors": "flux.safetensors is a safetensors file: the directory of a diffusers pipeline",
         "flux.pt": "flux.pt is a pickle of PyTorch: the directory of a diffusers pipeline",
         "assets/nothing": "assets/nothing is missing: check the path",
@@ -151,6 +151,39 @@ def test_what_is_given_in_place_of_a_pipeline_is_named_with_what_to_give(checkou
         with pytest.raises(ArtifactError) as caught:
             load_base(with_model(path).model)
         assert "\n" not in str(caught.value)
+
+
+def test_what_is_given_in_place_of_a_scorer_is_named_with_what_to_give(checkout):
+    import torch
+    from gguf import GGUFWriter
+
+    torch.save({"a": torch.ones(1)}, "clip.pt")
+    writer = GGUFWriter("clip.gguf", "clip")
+    writer.add_tensor("a", torch.ones(32).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    Path("page.safetensors").write_bytes(PAGE)
+    needed = "the directory with a scorer's weights and configuration is needed"
+    expected = {
+        "clip.pt": f"clip.pt is a pickle of PyTorch: {needed}",
+        "clip.gguf": f"clip.gguf is a GGUF file: {needed}",
+        "page.safetensors": "page.safetensors: this is an HTML page: ",
+        "openai/clip": "hf download openai/clip --local-dir models/clip",
+        "s3://bucket/clip": "s3://bucket/clip is a URL: ",
+    }
+    for path, message in expected.items():
+        reward = TINY.rewards[0].model_copy(update={"path": path})
+        settings = TINY.model_copy(update={"rewards": [reward]})
+        (fault,) = faults(settings)
+        assert message in fault
+        with pytest.raises(DataError, match=r"^rewards\[0\]\.path: ") as caught:
+            require_readable_weights(settings)
+        assert message in str(caught.value)
+        with pytest.raises(ArtifactError) as caught:
+            load_scorer(reward)
+        assert message in str(caught.value)
 
 
 def test_parts_of_a_pipeline_that_are_missing_or_only_there_as_a_variant_are_named(checkout):

@@ -14,8 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from srpo_core.errors import SrpoError
+from srpo_core.quantizers import QUANTIZERS, num_weights, open_flux
 from srpo_core.quantizers.standalone import quantize_checkpoint
 from srpo_core.weights.files import WEIGHTS
+from srpo_core.weights.gguf_header import read_gguf_header
 from srpo_core.weights.headers import fault_of
 from srpo_core.weights.safetensors_header import BITS
 
@@ -146,3 +148,38 @@ def test_a_mutated_header_ends_in_one_line_or_in_files_that_open(whole, tmp_path
     assert source.keys() == copy.keys()
     assert all(torch.equal(source[name].bfloat16(), copy[name]) for name in source)
     FluxTransformer2DModel.from_pretrained(out / "bf16")
+
+
+@pytest.fixture(scope="module")
+def gguf(whole, tmp_path_factory):
+    """A GGUF file of the model, and its bytes."""
+    out = tmp_path_factory.mktemp("gguf")
+    shutil.copy(whole / "intact", whole / WEIGHTS)
+    list(quantize_checkpoint(whole, ["gguf_bf16"], out, stem="m", bar=lambda *_: nullcontext(lambda _: None)))
+    (path,) = out.rglob("*.gguf")
+    (out / "intact").write_bytes(path.read_bytes())
+    return out / "m.gguf", out / "intact"
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(drawn=st.data())
+def test_a_gguf_file_with_mutated_bytes_ends_in_one_line_or_is_read(gguf, drawn):
+    path, intact = gguf
+    data = bytearray(intact.read_bytes())
+    header = min(one.start for one in read_gguf_header(intact).tensors.values())
+    for _ in range(drawn.draw(st.integers(1, 3))):
+        place = drawn.draw(st.integers(0, header - 8))
+        width = drawn.draw(st.sampled_from([1, 4, 8]))
+        value = drawn.draw(st.integers(0, 255) | st.integers(0, 256**width - 1)) % 256**width
+        data[place : place + width] = value.to_bytes(width, "little")
+    path.write_bytes(data[: drawn.draw(st.sampled_from([len(data), len(data), header, header // 2]))])
+    try:
+        checkpoint = open_flux(path)
+        weights = [
+            chunk.float32 for joint in checkpoint.joints for chunk in checkpoint.chunks(joint.bfl, bfl=True)
+        ]
+    except SrpoError as error:
+        assert "\n" not in str(error)
+        assert str(path) in str(error)
+        return
+    assert sum(chunk.size for chunk in weights) == num_weights(checkpoint, {"one": QUANTIZERS["q8_0"]})

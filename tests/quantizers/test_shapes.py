@@ -141,6 +141,10 @@ def test_a_tensor_without_dimensions_is_named(changed):
             "is of 'SD3Transformer2DModel' and not of FluxTransformer2DModel",
         ),
         ({"_class_name": None}, "is of None and not of FluxTransformer2DModel"),
+        (
+            {"_class_name": None, "architectures": ["CLIPTextModel"]},
+            "is of ['CLIPTextModel'] and not of Flux",
+        ),
         ({"num_layers": 19}, "has num_layers 19, and the weights have 1"),
         ({"num_layers": 10**12}, "has num_layers 1000000000000, and the weights have 1"),
         ({"num_single_layers": 0}, "has num_single_layers 0, and the weights have 1"),

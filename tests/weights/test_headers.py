@@ -72,7 +72,8 @@ def test_a_file_cut_anywhere_has_a_fault_of_one_line(intact, name):
     path = intact / name
     whole = path.read_bytes()
     # the last byte of a GGUF file may be padding
-    for length in range(len(whole) - (32 if name == "m.gguf" else 1)):
+    end = len(whole) - (32 if name == "m.gguf" else 1)
+    for length in {*range(0, end, 11), *range(min(end, 30)), end - 1}:
         path.write_bytes(whole[:length])
         fault = fault_of(path)
         assert fault is not None
