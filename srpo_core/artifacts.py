@@ -29,6 +29,7 @@ PAIRS = RUNS / "ingest/pairs.parquet"
 CAPTIONS = RUNS / "ingest/captions.parquet"  # only of a data set of images with captions
 IMAGES = RUNS / "ingest/images"
 VALIDATION = RUNS / "ingest/validation.json"
+QUARANTINE = RUNS / "ingest/quarantine.jsonl"
 EMBEDDINGS = RUNS / "embed"
 AGREEMENT = RUNS / "check_reward/agreement.json"
 CHECKPOINTS = RUNS / "train/checkpoints"

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -11,18 +12,32 @@ from typing import Final
 from srpo_core.artifacts import EMBEDDINGS
 from srpo_core.errors import ArtifactError, DataError
 
+# Unicode's Default_Ignorable_Code_Point, the blank of Braille, and control characters that are no whitespace
+_INVISIBLE: Final = re.compile(
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u2800\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e0fff]"
+)
 TEXTS: Final = "texts"  # key of the metadata of runs/embed/<split>.safetensors
 
 
 def normal_form(prompt: str) -> str:
     """Return the form in which two prompts are equal if they are the same prompt to a reader.
 
-    Unicode's composed form (NFC), without case, and with one blank for each run of whitespace; none at the ends. Only
-    comparisons use it: models receive the text as it was written.
+    Unicode's composed form (NFC), without case and invisible characters, and with one blank for each run of whitespace;
+    none at the ends. Only comparisons use it: models receive the text as it was written.
     """
+    if prompt.isascii() and prompt.isprintable():
+        return " ".join(prompt.lower().split())
+    prompt = _INVISIBLE.sub("", prompt)
     # folding case can decompose a character again, so the composed form is taken before and after it
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", prompt).casefold())
     return " ".join(folded.split())
+
+
+def is_visible(text: str) -> bool:
+    """Whether a text has a character that a reader sees."""
+    return bool(_INVISIBLE.sub("", text).strip())
 
 
 def balanced_order(prompts: Sequence[str], styles: Sequence[str], seed: int) -> list[int]:

@@ -1,5 +1,6 @@
 """Share fixtures between the tests, and distribute the tests over pytest-xdist's workers."""
 
+import io
 import os
 import sys
 import threading
@@ -9,6 +10,7 @@ from types import MappingProxyType
 import pytest
 
 from srpo_core.config import load_settings
+from srpo_core.data.rules import Findings
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = ["red apple", "crab", "tiger face", "penguin", "rose"]
@@ -57,6 +59,24 @@ def _commands_of_this_environment():
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
         yield
+
+
+@pytest.fixture
+def ingest_settings():
+    """Return a function that makes the settings of ingest in the preset tiny with changes; severities by rule."""
+
+    def change(rules=None, **changes):
+        tiny = load_settings(ROOT / "profiles/tiny.yaml").ingest
+        severities = tiny.rules.model_copy(update=rules or {})
+        return tiny.model_copy(update={"rules": severities, **changes})
+
+    return change
+
+
+@pytest.fixture
+def findings(ingest_settings):
+    """What collects the problems of records, with the settings of the preset tiny: a critical one ends the run."""
+    return Findings(ingest_settings(), io.StringIO())
 
 
 @pytest.fixture(scope="session")

@@ -163,8 +163,62 @@ ColumnMeaning = Literal[
 ]  # fmt: skip
 
 
+Severity = Literal["critical", "warning"]
+
+
+class IngestRules(Part):
+    """The rules for records and images, each with the severity of breaking it (docs/data.md).
+
+    critical: the record is bad, and `on_bad_record` decides. warning: the record is counted, and kept if it can be.
+    """
+
+    broken_record: Severity = Field(
+        description="a record is not an object with the keys, types and lengths of its format"
+    )
+    deep_nesting: Severity = Field(description="a record is nested too deeply to be read")
+    doubled_key: Severity = Field(description="an object in a record has a key twice")
+    bad_number: Severity = Field(description="a number is not finite, or too large")
+    empty_text: Severity = Field(description="a text has no visible character")
+    control_character: Severity = Field(
+        description="a text contains NUL or another control character, except tabs and line breaks"
+    )
+    half_surrogate: Severity = Field(
+        description="a text contains half of a surrogate pair, which no file can hold"
+    )
+    long_prompt: Severity = Field(description="a prompt is longer than 4,000 characters")
+    image_name: Severity = Field(
+        description="the name of an image is not a plain relative path, or a record names an image twice"
+    )
+    doubled_record: Severity = Field(
+        description="a record repeats an earlier one: the same prompt, images and order"
+    )
+    contradiction: Severity = Field(
+        description="of the same prompt and two images, one record prefers the one and another record the other"
+    )
+    tied_record: Severity = Field(description="all images of a record have the same rank")
+    prompt_spelling: Severity = Field(
+        description="a prompt differs from an earlier one of its file only by case, blanks, invisible characters or "
+        "Unicode form"
+    )
+    trained_test_prompt: Severity = Field(
+        description="the prompt of a test record is also in a training record"
+    )
+    trained_benchmark_prompt: Severity = Field(description="a benchmark prompt is also in a training record")
+    doubled_benchmark_prompt: Severity = Field(description="a benchmark prompt is in the lists twice")
+    missing_image: Severity = Field(description="an image of a record is not among the images of the split")
+    unreadable_image: Severity = Field(description="an image cannot be decoded")
+    small_image: Severity = Field(description="the shorter side of an image has less than 16 pixels")
+    elongated_image: Severity = Field(
+        description="an image is more than 8 times as long as wide, or as wide as long"
+    )
+    equal_images: Severity = Field(description="two images of a split with different names are equal")
+    trained_test_image: Severity = Field(
+        description="an image of the test split is equal to one of the training split"
+    )
+
+
 class IngestSettings(Part):
-    """Where the data are, in which format, and how their prompts are split."""
+    """Where the data are, in which format, how their prompts are split, and what happens to records that break a rule."""
 
     source: str = Field(description="directory or file of the data set")
     format: str = Field(description="entry of the registry `SOURCES` in srpo_core/data/sources")
@@ -177,6 +231,14 @@ class IngestSettings(Part):
     validation_share: Share = Field(
         description="share of the training prompts that is held out to select a checkpoint"
     )
+    on_bad_record: Literal["stop", "quarantine"] = Field(
+        description="what a critical problem of a record does: stop ends the run; quarantine sets the record aside in "
+        "runs/ingest/quarantine.jsonl"
+    )
+    max_bad_share: Share = Field(
+        description="for quarantine: largest share of the records that may be bad; more end the run"
+    )
+    rules: IngestRules
 
 
 class CheckRewardSettings(Part):

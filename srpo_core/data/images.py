@@ -9,13 +9,12 @@ import posixpath
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, NoReturn, Protocol
 
 from srpo_core import artifacts
-from srpo_core.data.choices import Place
 from srpo_core.data.image_names import is_metadata, plain_name
 from srpo_core.errors import DataError
 
@@ -193,17 +192,6 @@ def open_images(source: Path, split: str) -> Iterator[ImageSource]:
         return
     with _unpacked(where) if where.suffix == ".gz" else where.open("rb") as file:
         yield TarImages(where, file, split)
-
-
-def require_images(images: ImageSource, used: Mapping[str, Place]) -> None:
-    """Require an image for every name in `used`: from a name to the first record that uses it."""
-    missing = [name for name in used if name not in images]
-    if missing:
-        file, record = used[missing[0]]
-        raise DataError(
-            f"{file}: record {record}: image {missing[0]!r} is not in {images.where} "
-            f"({len(missing)} of {len(used)} images are missing)"
-        )
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The parquet tables that stage ingest writes and later stages read: prompts, pairs, captions and images."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, count, islice
 from pathlib import Path
@@ -177,6 +178,15 @@ def write_rows(
     """Write a table atomically, with one row group in memory at a time, and return the number of rows."""
     written = 0
     rest = iter(rows)
+    with _writer(path, columns) as file:
+        while group := list(islice(rest, rows_per_group)):
+            file.write_table(pa.table([list(column) for column in zip(*group, strict=True)], schema=columns))
+            written += len(group)
+    return written
+
+
+@contextmanager
+def _writer(path: Path, columns: pa.Schema) -> Iterator[pq.ParquetWriter]:
     # images are compressed already, and statistics of their bytes do not help any look-up
     encoded = [field.name for field in columns if field.type != pa.binary()]
     compression = {field.name: "zstd" if field.name in encoded else "none" for field in columns}
@@ -186,10 +196,33 @@ def write_rows(
             partial, columns, compression=compression, use_dictionary=encoded, write_statistics=encoded
         ) as file,
     ):
-        while group := list(islice(rest, rows_per_group)):
-            file.write_table(pa.table([list(column) for column in zip(*group, strict=True)], schema=columns))
+        yield file
+
+
+def write_pairs(tables: Iterable[pa.Table]) -> int:
+    """Write tables of (split, prompt, preferred, rejected) as the table of pairs, and return the number of rows."""
+    columns = ["pair_id", *PAIR_COLUMNS.names[1:]]
+    written = 0
+    with _writer(artifacts.PAIRS, PAIR_COLUMNS) as file:
+        for group in _groups(tables):
+            ids = pa.array(range(written, written + len(group)), pa.int64())
+            styles = pa.array([""] * len(group), pa.string())
+            whole = group.append_column("pair_id", ids).append_column("style", styles).select(columns)
+            file.write_table(whole.cast(PAIR_COLUMNS).combine_chunks())
             written += len(group)
     return written
+
+
+def _groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Regroup tables to row groups of equal length, except for the last."""
+    waiting: pa.Table | None = None
+    for table in tables:
+        waiting = table if waiting is None else pa.concat_tables([waiting, table])
+        while len(waiting) >= _ROWS_PER_GROUP:
+            yield waiting.slice(0, _ROWS_PER_GROUP)
+            waiting = waiting.slice(_ROWS_PER_GROUP)
+    if waiting is not None and len(waiting):
+        yield waiting
 
 
 def write_images(rows: Iterable[tuple[str, bytes, int, int]]) -> int:

@@ -1,119 +1,105 @@
-"""Stage ingest: HPD prompts, preference pairs and images, checked, as parquet."""
+"""Stage ingest: prompts, preference pairs and images of a data set, checked, as parquet."""
 
 import logging
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from itertools import count
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from srpo_core import artifacts
 from srpo_core.config import IngestSettings
-from srpo_core.data import expectations, images, splits, tables
-from srpo_core.data.choices import Place
+from srpo_core.data import expectations, splits, tables
+from srpo_core.data.benchmark import benchmark_prompts
+from srpo_core.data.choices import BenchmarkPrompt
 from srpo_core.data.decoding import read_image
+from srpo_core.data.image_rules import ImageChecks, report_missing
+from srpo_core.data.preferences import Preferences
+from srpo_core.data.rules import open_findings
 from srpo_core.data.sources import Source, open_source, source_format
-from srpo_core.errors import DataError
-from srpo_core.prompts import normal_form
 from srpo_core.runtime.progress import with_progress
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass
-class _Used:
-    """The prompts and images that the records of one split use, each with the place of its first record."""
-
-    prompts: dict[str, Place] = field(default_factory=dict)
-    images: dict[str, Place] = field(default_factory=dict)
-    captions: list[tuple[str, str, str]] = field(default_factory=list)  # rows (split, prompt, image)
-
-
 def run(*, seed: int, ingest: IngestSettings) -> None:
-    """Read `ingest.source` in its format; write prompts, pairs, images and the results of the checks.
+    """Read `ingest.source` in its format; write prompts, pairs, images, what is set aside, and the results of the checks.
 
     Raises:
         ConfigError: the format is unknown.
-        DataError: a file, a record, an image or a table breaks a rule.
+        DataError: a file or a table breaks a rule, a record does and `ingest.on_bad_record` is stop, or too many do.
     """
-    source = open_source(ingest)
     shutil.rmtree(artifacts.PROMPTS.parent, ignore_errors=True)
-    used = {"train": _Used(), "test": _Used()}
-    num_pairs = tables.write_rows(artifacts.PAIRS, tables.PAIR_COLUMNS, _pair_rows(source, used))
-    if captions := [row for names in used.values() for row in names.captions]:
-        tables.write_rows(artifacts.CAPTIONS, tables.CAPTION_COLUMNS, captions)
-    for split, names in used.items():
-        with source.images(split) as stored:
-            images.require_images(stored, names.images)
-    prompts = list(_prompt_rows(source, used["train"].prompts, ingest.validation_share, seed))
-    tables.write_rows(artifacts.PROMPTS, tables.PROMPT_COLUMNS, prompts)
-    split_names = ["train", "validation", "test"] if ingest.validation_share else ["train", "test"]
-    checks = _check_tables(split_names, pairs=source_format(ingest.format).has_pairs)
-    num_images = tables.write_images(_image_rows(source, used))
-    artifacts.write_json(artifacts.VALIDATION, checks)
-    _log.info("%d prompts, %d pairs, %d images from %s", len(prompts), num_pairs, num_images, ingest.source)
+    with open_findings(ingest) as findings:
+        source = open_source(ingest, findings)
+        train = _read(source, Preferences("train", findings))
+        preferences = {"train": train, "test": _read(source, Preferences("test", findings, train))}
+        for split, own in preferences.items():
+            with source.images(split) as stored:
+                report_missing(stored, own)
+        benchmark = list(benchmark_prompts(source.benchmark(train.has), train, findings))
+        findings.require_few_bad()
+        # before hours of decoding, and again if that removes records
+        checks, left_out = _write_tables(preferences, benchmark, ingest, seed), findings.num_left_out
+        image_checks = ImageChecks(preferences, findings)
+        num_images = tables.write_images(_image_rows(source, preferences, image_checks))
+        image_checks.report()
+        findings.require_few_bad()
+        if findings.num_left_out != left_out:
+            checks = _write_tables(preferences, benchmark, ingest, seed)
+    findings.log()
+    artifacts.write_json(artifacts.VALIDATION, checks | {"records": findings.summary()})
+    _log.info("%d images from %s", num_images, ingest.source)
 
 
-def _pair_rows(source: Source, used: dict[str, _Used]) -> Iterator[tuple[Any, ...]]:
-    """Yield rows of the pairs, and record in `used` every prompt and image of the records.
-
-    A record of test whose prompt is also in train, in any spelling (`normal_form`), is not held out and is skipped.
-    """
-    pair_id = count()
-    known: set[str] = set()
-    for split, names in used.items():
-        skipped = 0
-        for choice in source.choices(split):
-            if split == "test" and normal_form(choice.prompt) in known:
-                skipped += 1
-                continue
-            if split == "train":
-                known.add(normal_form(choice.prompt))
-            names.prompts.setdefault(choice.prompt, choice.place)
-            for name in choice.images:
-                names.images.setdefault(name, choice.place)
-            if len(choice.images) == 1:
-                names.captions.append((split, choice.prompt, f"{split}/{choice.images[0]}"))
-            for preferred, rejected in choice.pairs():
-                yield next(pair_id), split, choice.prompt, f"{split}/{preferred}", f"{split}/{rejected}", ""
-        if skipped:
-            _log.warning("skipped %d records of the split test whose prompts are in the split train", skipped)
+def _read(source: Source, preferences: Preferences) -> Preferences:
+    for choice in source.choices(preferences.split):
+        preferences.add(choice)
+    return preferences
 
 
-def _prompt_rows(
-    source: Source, train: dict[str, Place], validation_share: float, seed: int
-) -> Iterator[tuple[int, str, str, str]]:
-    """Yield rows of the prompts: those of the split train in order of first appearance, then the benchmark."""
-    benchmark = source.benchmark(train)
-    held_out = splits.held_out_prompts(train, validation_share, seed)
-    prompt_id = count()
-    for prompt in train:
-        yield next(prompt_id), prompt, "validation" if prompt in held_out else "train", ""
-    for entry in benchmark:
-        yield next(prompt_id), entry.prompt, "test", entry.style
-
-
-def _check_tables(split_names: list[str], *, pairs: bool) -> dict[str, Any]:
+def _write_tables(
+    preferences: Mapping[str, Preferences],
+    benchmark: Sequence[BenchmarkPrompt],
+    ingest: IngestSettings,
+    seed: int,
+) -> dict[str, Any]:
+    """Write pairs, captions and prompts, and check them: prompts of train in order of appearance, then the benchmark."""
     import pandas as pd
+    import pyarrow.parquet as pq
 
+    captions = [row for one in preferences.values() for row in one.captions()]
+    if captions:
+        tables.write_rows(artifacts.CAPTIONS, tables.CAPTION_COLUMNS, captions)
+    num_pairs = tables.write_pairs(chain.from_iterable(one.pair_tables() for one in preferences.values()))
+    prompts = preferences["train"].prompts()
+    held_out = splits.held_out_prompts(prompts, ingest.validation_share, seed)
+    rows = [(prompt, "validation" if prompt in held_out else "train", "") for prompt in prompts]
+    rows += [(entry.prompt, "test", entry.style) for entry in benchmark]
+    tables.write_rows(
+        artifacts.PROMPTS, tables.PROMPT_COLUMNS, [(number, *row) for number, row in enumerate(rows)]
+    )
+    _log.info("%d prompts, %d pairs from %s", len(rows), num_pairs, ingest.source)
+    split_names = ["train", "validation", "test"] if ingest.validation_share else ["train", "test"]
     checks = {"prompts": expectations.check_prompts(pd.read_parquet(artifacts.PROMPTS), split_names)}
-    if pairs:
-        checks["pairs"] = expectations.check_pairs(pd.read_parquet(artifacts.PAIRS))
+    if source_format(ingest.format).has_pairs:
+        # texts that repeat are categories, which take a tenth of the memory
+        pairs = pq.read_table(artifacts.PAIRS, read_dictionary=["split", "prompt", "style"])
+        checks["pairs"] = expectations.check_pairs(pairs.to_pandas())
     return checks
 
 
-def _image_rows(source: Source, used: dict[str, _Used]) -> Iterator[tuple[str, bytes, int, int]]:
-    """Yield rows of the images, sorted by path: "test/…" before "train/…"."""
-    for split in sorted(used):
-        records = used[split].images
+def _image_rows(
+    source: Source, preferences: Mapping[str, Preferences], checks: ImageChecks
+) -> Iterator[tuple[str, bytes, int, int]]:
+    """Yield rows of the images that can be decoded, sorted by path: "test/…" before "train/…"."""
+    for split in sorted(preferences):
         with source.images(split) as stored:
-            for name in with_progress(sorted(records), f"images of {split}"):
+            for name in with_progress(preferences[split].images(), f"images of {split}"):
                 content = stored.read(name)
                 try:
                     width, height = read_image(content).size
                 except ValueError as error:
-                    file, record = records[name]
-                    raise DataError(
-                        f"{stored.where}: image {name!r} cannot be decoded ({error}); it is used in {file}, record {record}"
-                    ) from None
+                    checks.unreadable(split, name, stored.where, str(error))
+                    continue
+                checks.decoded(split, name, content, (width, height))
                 yield f"{split}/{name}", content, width, height

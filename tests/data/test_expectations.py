@@ -1,7 +1,8 @@
 import pandas as pd
 import pytest
 
-from srpo_core.data.expectations import LONGEST_PROMPT, check_pairs, check_prompts
+from srpo_core.data.expectations import check_pairs, check_prompts
+from srpo_core.data.rules import LONGEST_PROMPT
 from srpo_core.errors import DataError
 
 SPLITS = ["train", "validation", "test"]
@@ -80,7 +81,7 @@ def test_a_table_of_prompts_that_breaks_a_rule_is_refused(changes, message):
     [
         (
             {"rejected": ["train/b", "test/a"]},
-            r"unique_within_record \(preferred, rejected\) failed for 1 .* row 1",
+            r"in_set \(images_differ\) failed for 1 of 2 rows: row 1: .*preferred='test/a', rejected='test/a'",
         ),
         (
             {"preferred": ["a", "test/a"]},

@@ -1,12 +1,11 @@
 import gzip
 import io
-import re
 import tarfile
 
 import pytest
 
 from srpo_core.data import images as module
-from srpo_core.data.images import open_images, require_images
+from srpo_core.data.images import open_images
 from srpo_core.errors import DataError
 
 
@@ -56,16 +55,6 @@ def test_unpacking_an_archive_leaves_no_files(tmp_path, monkeypatch):
     with open_images(tmp_path, "train") as images:
         assert images.read("a") == b"1"
     assert list((tmp_path / "home").iterdir()) == []
-
-
-def test_the_error_for_a_missing_image_names_the_image_and_its_record(source):
-    file = str(source / "train.json")
-    used = {"red.png": (file, 0), "green.png": (file, 3), "grey.png": (file, 9)}
-    with open_images(source, "train") as images:
-        expected = f"train.json: record 3: image 'green.png' is not in {images.where} (2 of 3 images are"
-        with pytest.raises(DataError, match=re.escape(expected)):
-            require_images(images, used)
-        require_images(images, {"red.png": (file, 0)})
 
 
 def test_images_in_no_format_or_in_two_formats_are_refused(tmp_path):

@@ -138,8 +138,8 @@ def test_the_images_are_stored_by_path_with_their_size():
 @pytest.mark.usefixtures("tiny")
 def test_the_result_of_the_checks_is_kept():
     checks = artifacts.read_json(artifacts.VALIDATION)
-    assert sorted(checks) == ["pairs", "prompts"]
-    assert all(check["success"] for table in checks.values() for check in table)
+    assert sorted(checks) == ["pairs", "prompts", "records"]
+    assert all(check["success"] for table in ("pairs", "prompts") for check in checks[table])
 
 
 def test_an_image_on_its_side_reaches_later_stages_upright(broken):
@@ -170,7 +170,7 @@ def test_a_second_run_writes_the_same_bytes(ingested, tmp_path, monkeypatch):
         sorted(path.relative_to(top) for path in (top / "runs").rglob("*") if path.is_file())
         for top in (ingested, tmp_path)
     )
-    assert len(first) == 4
+    assert len(first) == 5
     assert first == second
     assert filecmp.cmpfiles(ingested, tmp_path, first, shallow=False) == (first, [], [])
 
@@ -186,8 +186,9 @@ def test_an_image_that_cannot_be_decoded_is_named_with_its_record(broken):
     repack(broken / "test.tar", lambda name, content: content[:300] if name == "00000004.webp" else content)
     record = index_with(broken / "test.json", "image_path", "00000004.webp")
     message = error_of_run()
-    assert message.startswith("hpd/test.tar: image '00000004.webp' cannot be decoded (")
-    assert message.endswith(f"it is used in hpd/test.json, record {record}")
+    assert message.startswith(
+        f"hpd/test.json: record {record}: image '00000004.webp' of hpd/test.tar cannot be decoded: "
+    )
     assert not artifacts.VALIDATION.exists()
 
 
@@ -221,7 +222,8 @@ def test_a_test_record_with_a_training_prompt_is_left_out_and_counted(broken, ca
     first["prompt"] = f"  {trained.upper()} "
     (broken / "test.json").write_text(json.dumps([first, *others]), encoding="utf-8")
     run(seed=0, ingest=settings("hpd"))
-    assert "skipped 1 records of the split test whose prompts are in the split train" in caplog.text
+    expected = f"trained_test_prompt: 1 (1 set aside), the first is hpd/test.json: record 0: prompt {first['prompt']!r} is"
+    assert f"{expected} also in hpd/train.json as {trained!r} (record 0)" in caplog.text
     prompts = {pair.prompt for pair in read_pairs("test")}
     assert prompts == {record["prompt"] for record in others}
 

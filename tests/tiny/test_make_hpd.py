@@ -4,7 +4,7 @@ from collections import Counter
 import pyarrow.parquet as pq
 import pytest
 
-from srpo_core.data.hpd import read_benchmark, read_choices, require_disjoint
+from srpo_core.data.hpd import read_benchmark, read_choices
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +39,19 @@ def test_the_script_reproduces_the_shipped_set(tiny, make_hpd, tmp_path):
     assert files(tmp_path) == files(tiny / "hpd")
 
 
-def test_every_subject_of_the_recipe_is_preferred_once_in_each_style(made, recipe):
+def test_every_subject_of_the_recipe_is_preferred_once_in_each_style(made, recipe, findings):
     for split, subjects in (("train", recipe["train"]), ("test", recipe["eval"])):
-        choices = list(read_choices(made, split))
+        choices = list(read_choices(made, split, findings))
         assert Counter(choice.prompt for choice in choices) == dict.fromkeys(subjects, 4)
         pairs = [pair for choice in choices for pair in choice.pairs()]
         assert Counter(better for better, _ in pairs) == Counter(worse for _, worse in pairs)
 
 
-def test_the_benchmarks_contain_each_evaluation_subject_once_in_its_group(tiny, made, recipe):
+def test_the_benchmarks_contain_each_evaluation_subject_once_in_its_group(tiny, made, recipe, findings):
     table = pq.read_table(tiny / "data/emoji4.parquet", columns=["name", "group"]).to_pylist()
     groups = {row["name"]: row["group"] for row in table}
-    prompts = read_benchmark(made)
-    require_disjoint(dict.fromkeys(recipe["train"], ("train.json", 0)), prompts)
+    prompts = list(read_benchmark(made, findings))
+    assert not {prompt.prompt for prompt in prompts} & set(recipe["train"])
     assert sorted(prompt.prompt for prompt in prompts) == sorted(recipe["eval"])
     of_list = {
         name: {groups[entry.prompt] for entry in prompts if entry.style == name}

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Final
 
 from srpo_core.config import IngestSettings
+from srpo_core.data.rules import Findings
 from srpo_core.data.sources.captions import IMAGES_FORMAT
 from srpo_core.data.sources.hpdv2 import HPDV2
 from srpo_core.data.sources.pairs import PAIRS_FORMAT
@@ -38,14 +39,14 @@ def source_format(name: str) -> SourceFormat:
     return pick(SOURCES, name, "format of ingest.format")
 
 
-def open_source(ingest: IngestSettings) -> Source:
-    """Open the data set of `ingest.source` in the format `ingest.format`.
+def open_source(ingest: IngestSettings, findings: Findings) -> Source:
+    """Open the data set of `ingest.source` in the format `ingest.format`; problems of its records go to `findings`.
 
     Raises:
         ConfigError: the format is unknown.
         DataError: the source is missing or has another layout.
     """
-    return source_format(ingest.format).open(require_source(ingest.source, ingest.format), ingest)
+    return source_format(ingest.format).open(require_source(ingest.source, ingest.format), ingest, findings)
 
 
 def require_source(source: str | Path, format_name: str) -> Path:

@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from srpo_core.config import IngestSettings
+from srpo_core.data.json_lists import Unreadable
+from srpo_core.data.rules import Findings
 from srpo_core.data.sources.layouts import CAPTIONS, require_columns
 from srpo_core.data.sources.packing import copy_tables
 from srpo_core.data.sources.rows import IMAGE_SUFFIXES, SUFFIXES, Table, is_hidden
@@ -23,16 +25,16 @@ Texts = Callable[[], Mapping[str, str]]
 _CAPTION: Final = ".txt"
 
 
-def _open(where: Path, ingest: IngestSettings) -> Source:
+def _open(where: Path, ingest: IngestSettings, findings: Findings) -> Source:
     members = _members(where)
     if members is None:
-        return open_tables(where, ingest, CAPTIONS)
+        return open_tables(where, ingest, CAPTIONS, findings)
     root, archive, names, read_texts = members
     found: dict[str, list[OpenTable]] = {}
     for split in dict.fromkeys(split_of(name) for name in names):
         own = [name for name in names if split_of(name) == split]
         found[split] = [partial(_folder_table, archive or root, own, read_texts)]
-    return TableSource(root, ingest, CAPTIONS, found)
+    return TableSource(root, ingest, CAPTIONS, found, findings)
 
 
 def _members(where: Path) -> tuple[Path, Path | None, list[str], Texts] | None:
@@ -88,15 +90,14 @@ def _folder_table(where: Path, names: Sequence[str], read_texts: Texts) -> Table
             f"{where}: has no image with a caption: give x.txt beside x.jpg, or metadata.jsonl (docs/data.md)"
         )
 
-    def read(_: Collection[str]) -> Iterator[Mapping[str, Any]]:
+    def read(_: Collection[str]) -> Iterator[Any]:
         texts = dict(read_texts())
-        for number, name in enumerate(images):
+        for name in images:
             caption = texts.pop(str(PurePosixPath(name).with_suffix(_CAPTION)), None)
             if caption is None:
-                raise DataError(
-                    f"{where}: record {number}: image {name!r} has no caption {_CAPTION} beside it"
-                )
-            yield {"image": name, "text": caption}
+                yield Unreadable("broken_record", f"image {name!r} has no caption {_CAPTION} beside it")
+            else:
+                yield {"image": name, "text": caption}
 
     return Table(where, "", ("image", "text"), frozenset({"image"}), read)
 

@@ -4,15 +4,16 @@
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
 
 from srpo_core.config import IngestSettings
-from srpo_core.data.choices import BenchmarkPrompt, Choice, Place
-from srpo_core.data.hpd import read_benchmark, read_choices, require_disjoint
+from srpo_core.data.choices import BenchmarkPrompt, Choice
+from srpo_core.data.hpd import read_benchmark, read_choices
 from srpo_core.data.images import ImageSource, find_images, open_images
+from srpo_core.data.rules import Findings
 from srpo_core.data.sources.packing import copy_images
 from srpo_core.data.sources.source import SourceFormat
 from srpo_core.errors import ConfigError, DataError
@@ -24,19 +25,18 @@ LAYOUT: Final = "a directory with train.json, test.json, benchmark/*.json and th
 class HpdSource:
     """HPDv2 in a directory. See `Source`."""
 
-    def __init__(self, where: Path, _: IngestSettings) -> None:
+    def __init__(self, where: Path, _: IngestSettings, findings: Findings) -> None:
         require_layout(where)
-        self._where = where
+        self._where, self._findings = where, findings
 
     def choices(self, split: str) -> Iterator[Choice]:
         """Yield the records of `train.json` or `test.json`."""
-        return read_choices(self._where, split)
+        return read_choices(self._where, split, self._findings)
 
-    def benchmark(self, train: Mapping[str, Place]) -> list[BenchmarkPrompt]:
-        """Return the prompts of `benchmark/*.json`; refuse one that is in train.json, too."""
-        prompts = read_benchmark(self._where)
-        require_disjoint(train, prompts)
-        return prompts
+    def benchmark(self, is_trained: Callable[[str], bool]) -> Iterator[BenchmarkPrompt]:
+        """Yield the prompts of `benchmark/*.json`."""
+        del is_trained
+        return read_benchmark(self._where, self._findings)
 
     def images(self, split: str) -> AbstractContextManager[ImageSource]:
         """Open the images of a split."""

@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import PurePosixPath
 from types import MappingProxyType
-from typing import Any, Final, NoReturn
+from typing import Any, Final, TypeVar
 
 from srpo_core.data.choices import Choice
-from srpo_core.data.sources.rows import Row, Table
+from srpo_core.data.records import LeftOut, Record
+from srpo_core.data.rules import Findings
+from srpo_core.data.sources.rows import Table
 from srpo_core.errors import ConfigError, DataError
 
 Columns = Mapping[Any, str]  # a meaning of `ingest.columns`, and the name of its column
+_Given = TypeVar("_Given")
+_Read = TypeVar("_Read")
 _log = logging.getLogger(__name__)
 
 
@@ -26,12 +30,8 @@ class Layout:
 
     needs: frozenset[str]
     allows: frozenset[str]
-    read: Callable[[Columns, Iterable[Row]], Iterator[Choice]]
+    read: Callable[[Columns, Iterable[Record]], Iterator[Choice]]
     known: tuple[Columns, ...] = ()
-
-
-def _refuse(row: Row, detail: str) -> NoReturn:
-    raise DataError(f"{row.file}: record {row.record}: {detail}")
 
 
 def require_columns(layouts: Sequence[Layout], columns: Columns) -> None:
@@ -48,11 +48,13 @@ def require_columns(layouts: Sequence[Layout], columns: Columns) -> None:
         )
 
 
-def read_table(layouts: Sequence[Layout], table: Table, columns: Columns) -> Iterator[tuple[Choice, str]]:
-    """Yield the records of a table, each with its style, in the order of the rows.
+def read_table(
+    layouts: Sequence[Layout], table: Table, columns: Columns, findings: Findings
+) -> Iterator[tuple[Choice, str]]:
+    """Yield the records of a table, each with its style, in the order of the rows; bad ones are reported and left out.
 
     Raises:
-        DataError: the table lacks a column, its columns are unknown, or a row breaks a rule.
+        DataError: the table lacks a column, its columns are unknown, or a row breaks a rule and ends the run.
     """
     chosen = dict(columns or _recognise(layouts, table))
     if missing := sorted(set(chosen.values()) - set(table.columns)):
@@ -62,18 +64,28 @@ def read_table(layouts: Sequence[Layout], table: Table, columns: Columns) -> Ite
     layout = next(one for one in layouts if _fits(one, chosen))
     styles: dict[int, str] = {}
 
-    def rows() -> Iterator[Row]:
-        for row in table.rows(list(dict.fromkeys(chosen.values()))):
-            cells = {meaning: row.cells.get(column) for meaning, column in chosen.items()}
-            for meaning in _IMAGES & chosen.keys():
-                if chosen[meaning] not in table.embedded:
-                    cells[meaning] = _beside(table, row, chosen[meaning])
-            if "style" in chosen:
-                styles[row.record] = str(cells["style"])
-            yield Row(row.file, row.record, cells)
+    def with_meanings(row: Record) -> Record:
+        cells = {meaning: row.value.get(column) for meaning, column in chosen.items()}
+        for meaning in _IMAGES & chosen.keys():
+            if chosen[meaning] not in table.embedded:
+                cells[meaning] = _beside(table, row, chosen[meaning])
+        if "style" in chosen:
+            styles[row.index] = str(cells["style"])
+        return Record(findings, row.file, row.index, cells)
 
-    for choice in layout.read(chosen, rows()):
+    rows = _of_each(table.rows(list(dict.fromkeys(chosen.values())), findings), with_meanings)
+    for choice in layout.read(chosen, rows):
         yield choice, styles.pop(choice.record, "")
+
+
+def _of_each(rows: Iterable[_Given], read: Callable[[_Given], _Read]) -> Iterator[_Read]:
+    """Yield what is read from each row or group of rows, except for those that are left out."""
+    for row in rows:
+        try:
+            found = read(row)
+        except LeftOut:
+            continue
+        yield found
 
 
 _IMAGES: Final = frozenset({"image", "image_a", "image_b", "chosen", "rejected"})
@@ -96,90 +108,91 @@ def _recognise(layouts: Sequence[Layout], table: Table) -> Columns:
     )
 
 
-def _beside(table: Table, row: Row, column: str) -> str:
+def _beside(table: Table, row: Record, column: str) -> str:
     """Return the path of an image below the data set, from its path below the directory of the table."""
-    name = _text(row, row.cells.get(column), column)
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        _refuse(row, f"{column}: {name!r} is not a plain relative path")
-    return str(PurePosixPath(table.name).parent / path)
+    name = row.check_image_name(row.value.get(column), column, "")
+    return str(PurePosixPath(table.name).parent / name)
 
 
-def _text(row: Row, value: Any, column: str) -> str:
-    if not isinstance(value, str):
-        _refuse(row, f"{column}: must be a text, not {type(value).__name__}")
-    if not value.strip():
-        _refuse(row, f"{column}: is empty")
-    return value
-
-
-def _number(row: Row, value: Any, column: str) -> float:
+def _number(row: Record, value: Any, column: str) -> float:
     try:
         number = float(value) if isinstance(value, str) else value
     except ValueError:
         number = None
-    if isinstance(number, bool) or not isinstance(number, int | float) or not abs(number) < math.inf:
-        _refuse(row, f"{column}: must be a finite number, found {value!r}")
-    return float(number)
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        row.refuse("broken_record", f"{column}: must be a finite number, found {value!r}")
+    if not abs(number) < math.inf:
+        row.refuse("bad_number", f"{column}: must be a finite number, found {value!r}")
+    return row.check_number(number, column)
 
 
-def _choice(row: Row, prompt: str, images: tuple[str, ...], ranks: tuple[float, ...]) -> Choice:
+def _choice(row: Record, prompt: str, images: tuple[str, ...], ranks: tuple[float, ...]) -> Choice:
     if len(set(images)) != len(images):
-        _refuse(row, f"the images must differ from each other, found {list(images)}")
-    return Choice(row.file, row.record, _text(row, row.cells["prompt"], prompt), images, ranks)
+        row.refuse("image_name", f"the images must differ from each other, found {list(images)}")
+    return Choice(row.file, row.index, row.check_prompt(row.value["prompt"], prompt), images, ranks)
 
 
-def _read_prompts(columns: Columns, rows: Iterable[Row]) -> Iterator[Choice]:
-    for row in rows:
-        yield _choice(row, columns["prompt"], (), ())
+def _read_prompts(columns: Columns, rows: Iterable[Record]) -> Iterator[Choice]:
+    return _of_each(rows, lambda row: _choice(row, columns["prompt"], (), ()))
 
 
-def _read_captions(columns: Columns, rows: Iterable[Row]) -> Iterator[Choice]:
-    for row in rows:
-        yield _choice(row, columns["prompt"], (row.cells["image"],), (1,))
+def _read_captions(columns: Columns, rows: Iterable[Record]) -> Iterator[Choice]:
+    return _of_each(rows, lambda row: _choice(row, columns["prompt"], (row.value["image"],), (1,)))
 
 
-def _read_chosen(columns: Columns, rows: Iterable[Row]) -> Iterator[Choice]:
-    for row in rows:
-        yield _choice(row, columns["prompt"], (row.cells["chosen"], row.cells["rejected"]), (1, 2))
+def _read_chosen(columns: Columns, rows: Iterable[Record]) -> Iterator[Choice]:
+    def read(row: Record) -> Choice:
+        return _choice(row, columns["prompt"], (row.value["chosen"], row.value["rejected"]), (1, 2))
+
+    return _of_each(rows, read)
 
 
-def _read_labelled(columns: Columns, rows: Iterable[Row]) -> Iterator[Choice]:
+def _read_labelled(columns: Columns, rows: Iterable[Record]) -> Iterator[Choice]:
     """The greater label is preferred; equal labels are a tie."""
-    for row, images in _with_identities(columns, rows):
-        labels = [_number(row, row.cells[one], columns[one]) for one in ("label_a", "label_b")]
-        yield _choice(row, columns["prompt"], images, (-labels[0], -labels[1]))
+
+    def read(row: Record) -> Choice:
+        labels = [_number(row, row.value[one], columns[one]) for one in ("label_a", "label_b")]
+        images = row.value["image_a"], row.value["image_b"]
+        return _choice(row, columns["prompt"], images, (-labels[0], -labels[1]))
+
+    return _of_each(_with_identities(columns, rows), read)
 
 
-def _read_preferred(columns: Columns, rows: Iterable[Row]) -> Iterator[Choice]:
+def _read_preferred(columns: Columns, rows: Iterable[Record]) -> Iterator[Choice]:
     """0, a or the first image's id: the first is preferred; 1, b or the second's id: the second; tie: neither."""
-    for row, images in _with_identities(columns, rows):
-        value = row.cells["preferred"]
+
+    def read(row: Record) -> Choice:
+        cells = row.value
+        value = cells["preferred"]
         given = str(int(value) if isinstance(value, bool) or value in (0.0, 1.0) else value).strip()
-        first = {"0", "a", "image_a", columns["image_a"], str(row.cells.get("id_a"))}
-        second = {"1", "b", "image_b", columns["image_b"], str(row.cells.get("id_b"))}
+        first = {"0", "a", "image_a", columns["image_a"], str(cells.get("id_a"))}
+        second = {"1", "b", "image_b", columns["image_b"], str(cells.get("id_b"))}
         if (given in first) == (given in second) and given != "tie":
-            _refuse(
-                row,
-                f"{columns['preferred']}: must be 0, 1, a, b, tie, or the name or id of one of the images, found {value!r}",
+            row.refuse(
+                "broken_record",
+                f"{columns['preferred']}: must be 0, 1, a, b, tie, or the name or id of one of the images, found "
+                f"{given[:40]!r}",
             )
         ranks = (1, 1) if given == "tie" else (1, 2) if given in first else (2, 1)
-        yield _choice(row, columns["prompt"], images, ranks)
+        return _choice(row, columns["prompt"], (cells["image_a"], cells["image_b"]), ranks)
+
+    return _of_each(_with_identities(columns, rows), read)
 
 
-def _with_identities(columns: Columns, rows: Iterable[Row]) -> Iterator[tuple[Row, tuple[str, str]]]:
-    """Yield labelled rows with their images; an image with a known id has the name that it had first."""
+def _with_identities(columns: Columns, rows: Iterable[Record]) -> Iterator[Record]:
+    """Yield labelled rows; an image with a known id has the name that it had first."""
     names: dict[str, str] = {}
     unlabelled = 0
     for row in rows:
-        if "has_label" in columns and str(row.cells["has_label"]).lower() in ("false", "0", "0.0"):
+        if "has_label" in columns and str(row.value["has_label"]).lower() in ("false", "0", "0.0"):
             unlabelled += 1
             continue
-        images = [row.cells["image_a"], row.cells["image_b"]]
-        for place, key in enumerate(("id_a", "id_b")):
-            if row.cells.get(key):
-                images[place] = names.setdefault(str(row.cells[key]), images[place])
-        yield row, (images[0], images[1])
+        own = {
+            image: names.setdefault(str(row.value[key]), row.value[image])
+            for image, key in (("image_a", "id_a"), ("image_b", "id_b"))
+            if row.value.get(key)
+        }
+        yield Record(row.findings, row.file, row.index, {**row.value, **own})
     if unlabelled:
         _log.warning(
             "left out %d rows whose column %s says that nobody compared them",
@@ -188,16 +201,21 @@ def _with_identities(columns: Columns, rows: Iterable[Row]) -> Iterator[tuple[Ro
         )
 
 
-def _read_ranked(columns: Columns, rows: Iterable[Row]) -> Iterator[Choice]:
+def _read_ranked(columns: Columns, rows: Iterable[Record]) -> Iterator[Choice]:
     """Neighbouring rows of one group are a record; the lower rank is preferred."""
     key = "group" if "group" in columns else "prompt"
-    for _, several in groupby(rows, key=lambda row: row.cells[key]):
-        own = list(several)
-        prompts = {row.cells["prompt"] for row in own}
+
+    def read(own: Sequence[Record]) -> Choice:
+        first, prompts = own[0], {str(row.value["prompt"]) for row in own}
         if len(own) < 2 or len(prompts) > 1:  # noqa: PLR2004
-            _refuse(own[0], f"{columns[key]}: must have two or more neighbouring rows of one prompt")
-        ranks = tuple(_number(row, row.cells["rank"], columns["rank"]) for row in own)
-        yield _choice(own[0], columns["prompt"], tuple(row.cells["image"] for row in own), ranks)
+            first.refuse(
+                "broken_record", f"{columns[key]}: must have two or more neighbouring rows of one prompt"
+            )
+        ranks = tuple(_number(row, row.value["rank"], columns["rank"]) for row in own)
+        return _choice(first, columns["prompt"], tuple(row.value["image"] for row in own), ranks)
+
+    groups = (list(several) for _, several in groupby(rows, key=lambda row: row.value[key]))
+    return _of_each(groups, read)
 
 
 _STYLE: Final = frozenset({"style"})

@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Final
 
 from srpo_core.config import IngestSettings
+from srpo_core.data.rules import Findings
 from srpo_core.data.sources.layouts import PAIRS, require_columns
 from srpo_core.data.sources.packing import copy_tables
 from srpo_core.data.sources.source import Source, SourceFormat
 from srpo_core.data.sources.table_source import open_tables
 
 
-def _open(where: Path, ingest: IngestSettings) -> Source:
-    return open_tables(where, ingest, PAIRS)
+def _open(where: Path, ingest: IngestSettings, findings: Findings) -> Source:
+    return open_tables(where, ingest, PAIRS, findings)
 
 
 PAIRS_FORMAT: Final = SourceFormat(

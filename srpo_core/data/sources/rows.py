@@ -11,7 +11,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from srpo_core.data.hpd import read_list
+from srpo_core.data.json_lists import Unreadable, parse, read_list
+from srpo_core.data.records import LeftOut, Record
+from srpo_core.data.rules import Findings
 from srpo_core.errors import DataError
 
 ROWS_AT_ONCE: Final = 1024
@@ -22,32 +24,33 @@ TEXT: Final = "text"  # the column of a file that has no names of columns
 _LONGEST_CELL: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row. file: its file, for messages; record: its number, from 0; cells: by column.
-
-    The cell of an image that is in the file itself is the name by which `TableImages` reads it.
-    """
-
-    file: str
-    record: int
-    cells: Mapping[str, Any]
-
-
 @dataclass(frozen=True)
 class Table:
-    """A file of rows. name: its path below the data set; embedded: the columns whose images are in the file itself."""
+    """A file of rows. name: its path below the data set; embedded: the columns whose images are in the file itself.
+
+    read: yields a row for each record, by column, or what is there instead of a row.
+    """
 
     path: Path
     name: str
     columns: tuple[str, ...]
     embedded: frozenset[str]
-    read: Callable[[Collection[str]], Iterator[Mapping[str, Any]]]
+    read: Callable[[Collection[str]], Iterator[Any]]
 
-    def rows(self, columns: Collection[str]) -> Iterator[Row]:
-        """Yield the rows with some of the columns, without all rows in memory."""
+    def rows(self, columns: Collection[str], findings: Findings) -> Iterator[Record]:
+        """Yield the rows with some of the columns, without all rows in memory; others are reported and left out.
+
+        The cell of an image that is in the file itself is the name by which `TableImages` reads it.
+        """
+        file = str(self.path)
         for number, cells in enumerate(self.read(columns)):
-            yield Row(str(self.path), number, cells)
+            findings.count(file)
+            row = Record(findings, file, number, cells)
+            try:
+                row.mapping()
+            except LeftOut:
+                continue
+            yield row
 
 
 def open_table(path: Path, name: str) -> Table:
@@ -99,16 +102,18 @@ def embedded_name(table: str, record: int, column: str) -> str:
 
 
 def _open_json(path: Path, name: str) -> Table:
-    return _of_records(path, name, lambda: (value for _, value in read_list(path)))
+    return _of_records(path, name, lambda: (value for _, value, _ in read_list(path)))
 
 
 def _open_json_lines(path: Path, name: str) -> Table:
     def values() -> Iterator[Any]:
         for number, line in enumerate(filter(str.strip, _lines(path))):
             try:
-                yield json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}: record {number}: broken JSON: {error}") from None
+                yield parse(line)
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{path}: record {number}: broken JSON at column {error.colno}: {error.msg}"
+                ) from None
 
     return _of_records(path, name, values)
 
@@ -116,16 +121,15 @@ def _open_json_lines(path: Path, name: str) -> Table:
 def _of_records(path: Path, name: str, values: Callable[[], Iterable[Any]]) -> Table:
     """Make a table of JSON values: objects, or texts, which have the only column `text`."""
 
-    def read(_: Collection[str]) -> Iterator[Mapping[str, Any]]:
-        for number, value in enumerate(values()):
+    def read(_: Collection[str]) -> Iterator[Any]:
+        for value in values():
             if isinstance(value, str):
                 yield {TEXT: value}
-            elif isinstance(value, dict):
+            elif isinstance(value, dict | Unreadable):
                 yield value
             else:
-                raise DataError(
-                    f"{path}: record {number}: must be an object or a text, not {type(value).__name__}"
-                )
+                kind = type(value).__name__
+                yield Unreadable("broken_record", f"must be an object or a text, not {kind}")
 
     return _with_columns_of_first_row(path, name, read)
 
@@ -133,17 +137,18 @@ def _of_records(path: Path, name: str, values: Callable[[], Iterable[Any]]) -> T
 def _open_csv(path: Path, name: str) -> Table:
     delimiter = "\t" if path.suffix == ".tsv" else ","
 
-    def read(_: Collection[str]) -> Iterator[Mapping[str, Any]]:
+    def read(_: Collection[str]) -> Iterator[Any]:
         csv.field_size_limit(_LONGEST_CELL)
         rows = csv.DictReader(_lines(path), delimiter=delimiter, strict=True)
         number = 0
         try:
-            for number, cells in enumerate(rows):  # the number of the record before a fault
+            for number, cells in enumerate(rows):  # noqa: B007  # the number of the record before a fault
                 if None in cells or None in cells.values():
-                    raise DataError(
-                        f"{path}: record {number}: has another number of cells than the first line has columns"
+                    yield Unreadable(
+                        "broken_record", "has another number of cells than the first line has columns"
                     )
-                yield cells
+                else:
+                    yield cells
         except csv.Error as error:
             raise DataError(f"{path}: record {number}: broken CSV: {error}") from None
 
@@ -172,8 +177,8 @@ def _open_tar(path: Path, name: str) -> Table:
                 yield cells
 
     table = _with_columns_of_first_row(path, name, read)
-    (first,) = islice(table.rows(()), 1)
-    images = {column for column in table.columns if str(first.cells[column]).startswith(f"{name}/")}
+    (first,) = islice(table.read(()), 1)
+    images = {column for column in table.columns if str(first[column]).startswith(f"{name}/")}
     return Table(path, name, table.columns, frozenset(images), read)
 
 
@@ -190,9 +195,11 @@ def _cells_of_member(archive: tarfile.TarFile, member: tarfile.TarInfo, name: st
         text = content.decode("utf-8-sig")
         if last != "json":
             return {column: text.strip()}
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = parse(text)
+    except ValueError as error:
         raise DataError(f"{archive.name!s}: member {member.name}: not readable as {last}: {error}") from None
+    if isinstance(value, Unreadable):
+        raise DataError(f"{archive.name!s}: member {member.name}: {value.detail}")
     return value if isinstance(value, dict) else {column: value}
 
 
@@ -208,9 +215,9 @@ def is_hidden(name: str) -> bool:
 
 
 def _with_columns_of_first_row(
-    path: Path, name: str, read: Callable[[Collection[str]], Iterator[Mapping[str, Any]]]
+    path: Path, name: str, read: Callable[[Collection[str]], Iterator[Any]]
 ) -> Table:
-    first = next(read(()), None)
+    first = next((row for row in read(()) if isinstance(row, Mapping)), None)
     if first is None:
         raise DataError(f"{path}: has no record")
     return Table(path, name, tuple(first), frozenset(), read)

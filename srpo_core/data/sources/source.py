@@ -1,27 +1,33 @@
 """What stage ingest and `srpo data` need of a data set, whatever its format."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from srpo_core.config import IngestSettings
-from srpo_core.data.choices import BenchmarkPrompt, Choice, Place
+from srpo_core.data.choices import BenchmarkPrompt, Choice
 from srpo_core.data.images import ImageSource
+from srpo_core.data.rules import Findings
 
 
 class Source(Protocol):
-    """A data set on disk. Every method raises `DataError` for a file or record that breaks a rule."""
+    """A data set on disk.
+
+    A record that breaks a rule is reported to `Findings` and left out (see `Record`). A file that cannot be read is a
+    `DataError`. Every record that is read is counted by `Findings.count`.
+    """
 
     def choices(self, split: str) -> Iterator[Choice]:
         """Yield the records of `train` or `test` in the order of the files, without all of them in memory."""
         ...
 
-    def benchmark(self, train: Mapping[str, Place]) -> list[BenchmarkPrompt]:
-        """Return the prompts to evaluate with, none of which is trained on.
+    def benchmark(self, is_trained: Callable[[str], bool]) -> Iterable[BenchmarkPrompt]:
+        """Yield the prompts to evaluate with. `benchmark_prompts` reports those that are doubled or trained on.
 
-        train: the prompts of the split train with the places of their first records.
+        is_trained: whether a prompt is in the split train, in any spelling; for data sets whose prompts to evaluate with
+            are those of the split test, in which such records were reported before.
         """
         ...
 
@@ -34,7 +40,7 @@ class Source(Protocol):
 class SourceFormat:
     """One entry of the registry `SOURCES`.
 
-    open: opens a data set: its path, and the settings of ingest.
+    open: opens a data set: its path, the settings of ingest, and what collects the problems of its records.
     collect: copies the data set at a path to an empty directory as a few large files, which `open` reads, too. The same
         data give the same bytes.
     check_columns: raises `ConfigError` if the data set cannot have the columns of `ingest.columns`.
@@ -43,7 +49,7 @@ class SourceFormat:
     layout: what to give as a source in this format, for messages.
     """
 
-    open: Callable[[Path, IngestSettings], Source]
+    open: Callable[[Path, IngestSettings, Findings], Source]
     collect: Callable[[Path, Path], None]
     check_columns: Callable[[Mapping[Any, str]], None]
     has_pairs: bool

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from srpo_core.config import IngestSettings
-from srpo_core.data.choices import BenchmarkPrompt, Choice, Place
+from srpo_core.data.choices import BenchmarkPrompt, Choice
 from srpo_core.data.images import ImageSource
+from srpo_core.data.rules import Findings
 from srpo_core.data.sources.layouts import Layout, read_table, require_columns
 from srpo_core.data.sources.rows import SUFFIXES, Table, is_hidden, open_table
 from srpo_core.data.sources.table_images import PACKED, open_table_images
@@ -44,9 +45,14 @@ class TableSource:
         ingest: IngestSettings,
         layouts: Sequence[Layout],
         found: Mapping[str, Sequence[OpenTable]],
+        findings: Findings,
     ) -> None:
         self._root, self._layouts, self._columns = root, layouts, ingest.columns
         self._test_share = ingest.test_share
+        self._findings = findings
+        self._passed: set[str] = (
+            set()
+        )  # the splits whose tables were read, so that their problems are reported
         require_columns(layouts, ingest.columns)
         self._tables = self._train_and_test(found)
 
@@ -54,13 +60,13 @@ class TableSource:
         """Yield the records of a split."""
         return (choice for choice, _ in self._records(split))
 
-    def benchmark(self, train: Mapping[str, Place]) -> list[BenchmarkPrompt]:
+    def benchmark(self, is_trained: Callable[[str], bool]) -> list[BenchmarkPrompt]:
         """Return the prompts of the held-out records that are not trained on, each once."""
-        trained = {normal_form(prompt) for prompt in train}
         prompts: dict[str, BenchmarkPrompt] = {}
         for choice, style in self._records("test"):
-            if (key := normal_form(choice.prompt)) not in trained:
-                prompts.setdefault(key, BenchmarkPrompt(choice.file, choice.record, choice.prompt, style))
+            if not is_trained(choice.prompt):
+                entry = BenchmarkPrompt(choice.file, choice.record, choice.prompt, style)
+                prompts.setdefault(normal_form(choice.prompt), entry)
         if not prompts:
             raise DataError(
                 f"{self._root}: no prompt is held out to evaluate with: add records, or raise ingest.test_share"
@@ -74,10 +80,13 @@ class TableSource:
 
     def _records(self, split: str) -> Iterator[tuple[Choice, str]]:
         divided = "test" not in self._tables
-        for open_one in self._tables["train" if divided else split]:
-            for choice, style in read_table(self._layouts, open_one(), self._columns):
+        own = "train" if divided else split
+        findings = self._findings.of_another_pass() if own in self._passed else self._findings
+        for open_one in self._tables[own]:
+            for choice, style in read_table(self._layouts, open_one(), self._columns, findings):
                 if not divided or is_held_out(choice.prompt, self._test_share) == (split == "test"):
                     yield choice, style
+        self._passed.add(own)
 
     def _train_and_test(self, found: Mapping[str, Sequence[OpenTable]]) -> dict[str, Sequence[OpenTable]]:
         """Return the tables to train on, and those to hold out if there are any."""
@@ -98,7 +107,9 @@ class TableSource:
         return {"train": train} if test is None else {"train": train, "test": test}
 
 
-def open_tables(where: Path, ingest: IngestSettings, layouts: Sequence[Layout]) -> TableSource:
+def open_tables(
+    where: Path, ingest: IngestSettings, layouts: Sequence[Layout], findings: Findings
+) -> TableSource:
     """Open a table, or the tables in a directory, as a data set.
 
     Raises:
@@ -110,7 +121,7 @@ def open_tables(where: Path, ingest: IngestSettings, layouts: Sequence[Layout]) 
     for path in find_tables(where):
         name = path.relative_to(root).as_posix()
         found.setdefault(split_of(name), []).append(partial(open_table, path, name))
-    return TableSource(root, ingest, layouts, found)
+    return TableSource(root, ingest, layouts, found, findings)
 
 
 def find_tables(where: Path) -> list[Path]:

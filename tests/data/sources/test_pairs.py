@@ -101,13 +101,15 @@ def test_prompts_of_a_source_with_one_split_are_held_out_by_a_hash_in_any_spelli
     assert len(read_prompts("test")) == len(held_out) / 2
 
 
-def test_without_a_test_split_and_without_a_share_nothing_is_held_out_and_that_is_refused(tmp_path, tiny):
+def test_without_a_test_split_and_without_a_share_nothing_is_held_out_and_that_is_refused(
+    tmp_path, tiny, findings
+):
     write_parquet(tmp_path / "one.parquet", [pick_a_pic("p", 0)])
     settings = tiny.ingest.model_copy(
         update={"source": str(tmp_path / "one.parquet"), "format": "pairs", "test_share": 0.0}
     )
     with pytest.raises(DataError, match=r"no file is named after a held-out split .* ingest.test_share is 0"):
-        open_source(settings)
+        open_source(settings, findings)
 
 
 def write_images(directory, names):
@@ -221,7 +223,7 @@ def test_an_image_that_is_missing_in_a_row_is_named(tmp_path, ingest):
     write_parquet(tmp_path / "one/train.parquet", rows)
     write_parquet(tmp_path / "one/test.parquet", [pick_a_pic("q", 9)])
     with pytest.raises(
-        DataError, match=r"image 'train.parquet/0000000001.jpg_0' .*one/train.parquet, record 1"
+        DataError, match=r"^one/train.parquet: record 1: image 'train.parquet/0000000001.jpg_0' of one cannot"
     ):
         ingest("one", "pairs", versioned=False)
 

@@ -1,0 +1,173 @@
+"""What becomes of a record that breaks a rule: the run ends, or the record is set aside, or it is only counted.
+
+A reader reports a `Problem` to `Findings` and leaves the record out if the answer is True. `ingest.rules` has the
+severity of each rule, and the descriptions of `IngestRules` are its meaning.
+"""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Final, TextIO
+
+from srpo_core import artifacts
+from srpo_core.config import IngestSettings
+from srpo_core.errors import DataError
+
+# the longest prompts of DiffusionDB have about 2,000 characters; T5 uses at most 512 tokens
+LONGEST_PROMPT: Final = 4000
+SHORTEST_SIDE: Final = 16
+LARGEST_ASPECT: Final = 8
+# a record that breaks one of these rules can stay in the tables; one that breaks another cannot, whatever the severity
+KEPT_WITH_WARNING: Final = frozenset(
+    {
+        "control_character",
+        "contradiction",
+        "prompt_spelling",
+        "small_image",
+        "elongated_image",
+        "equal_images",
+        "trained_test_image",
+    }
+)
+SHOWN_TEXT: Final = 500
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A record that breaks a rule.
+
+    file: the file or archive of the record. record: its index there, from 0. detail: what is wrong, as one line.
+    text: the record as it is in the file.
+    """
+
+    file: str
+    record: int
+    rule: str
+    detail: str
+    text: str = ""
+
+    def __str__(self) -> str:
+        return one_line(f"{self.file}: record {self.record}: {self.detail}")
+
+
+def one_line(text: str) -> str:
+    """Return text of bounded length with each character escaped that a terminal would not print, such as a line break."""
+    shown = text if len(text) <= SHOWN_TEXT else f"{text[:SHOWN_TEXT]}..."
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in shown)
+
+
+class Findings:
+    """Collect the problems of a run: count them by rule, and write what is set aside to `quarantine`, a line each."""
+
+    def __init__(self, ingest: IngestSettings, quarantine: TextIO | None) -> None:
+        self._ingest, self._quarantine = ingest, quarantine
+        self._severities: dict[str, str] = ingest.rules.model_dump()
+        self._first: dict[str, Problem] = {}
+        self._counts: Counter[str] = Counter()
+        self._set_aside: Counter[str] = Counter()
+        self._bad: Counter[str] = Counter()
+        self._read: Counter[str] = Counter()
+
+    def of_another_pass(self) -> "Findings":
+        """Return findings that leave out the same records and end no run, for a file whose problems were reported before."""
+        return Findings(self._ingest.model_copy(update={"on_bad_record": "quarantine"}), None)
+
+    def count(self, file: str, records: int = 1) -> None:
+        """Count records that were read from a file, good or bad."""
+        self._read[file] += records
+
+    def is_critical(self, rule: str) -> bool:
+        """Whether a record that breaks the rule is bad."""
+        return self._severities[rule] == "critical"
+
+    def leaves_out(self, rule: str) -> bool:
+        """Whether a record that breaks the rule is left out."""
+        return self.is_critical(rule) or rule not in KEPT_WITH_WARNING
+
+    def ends_run(self, rule: str) -> bool:
+        """Whether a record that breaks the rule ends the run."""
+        return self.is_critical(rule) and self._ingest.on_bad_record == "stop"
+
+    @property
+    def num_left_out(self) -> int:
+        """Number of records that were left out."""
+        return self._set_aside.total()
+
+    def report(self, problem: Problem) -> bool:
+        """Count a problem, and return whether its record must be left out; then it is in the quarantine.
+
+        A record must be reported as left out only once.
+
+        Raises:
+            DataError: the rule is critical, and `ingest.on_bad_record` is stop.
+        """
+        left_out = self.leaves_out(problem.rule)
+        self._counts[problem.rule] += 1
+        self._first.setdefault(problem.rule, problem)
+        if left_out:
+            entry = asdict(problem) | {
+                "detail": one_line(problem.detail),
+                "severity": self._severities[problem.rule],
+                "text": problem.text[:SHOWN_TEXT],
+            }
+            # json.dumps writes ASCII: a text may contain half of a surrogate pair
+            if self._quarantine:
+                self._quarantine.write(json.dumps(entry, sort_keys=True) + "\n")
+            self._set_aside[problem.rule] += 1
+        if self.is_critical(problem.rule):
+            self._bad[problem.rule] += 1
+        if self.ends_run(problem.rule):
+            raise DataError(str(problem))
+        return left_out
+
+    def require_few_bad(self) -> None:
+        """Raise `DataError` if more of the records are bad than `ingest.max_bad_share` allows."""
+        bad, read, allowed = self._bad.total(), self._read.total(), self._ingest.max_bad_share
+        if bad <= allowed * read:
+            return
+        by_rule = ", ".join(f"{rule} {number}" for rule, number in sorted(self._bad.items()))
+        first = next(problem for rule, problem in self._first.items() if rule in self._bad)
+        raise DataError(
+            f"{bad} of {read} records are bad ({by_rule}), more than the share {allowed:g} that ingest.max_bad_share "
+            f"allows; the first is {first}. {artifacts.QUARANTINE} has all of them: correct the source, or allow more"
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Return the records read by file, how many are bad, and severity and counts of every rule."""
+        return {
+            "read": dict(sorted(self._read.items())),
+            "bad": self._bad.total(),
+            "rules": {
+                rule: {
+                    "severity": severity,
+                    "found": self._counts[rule],
+                    "set_aside": self._set_aside[rule],
+                    "first": str(self._first[rule]) if rule in self._first else None,
+                }
+                for rule, severity in self._severities.items()
+            },
+        }
+
+    def log(self) -> None:
+        """Log one line for each rule that is broken."""
+        for rule, number in sorted(self._counts.items()):
+            outcome = f"{self._set_aside[rule]} set aside" if self._set_aside[rule] else "kept"
+            _log.warning("%s: %d (%s), the first is %s", rule, number, outcome, self._first[rule])
+
+
+@contextmanager
+def open_findings(ingest: IngestSettings) -> Iterator[Findings]:
+    """Collect problems, with `artifacts.QUARANTINE` for records that are set aside; the file is kept on `DataError`."""
+    refusal: DataError | None = None
+    with artifacts.replacing(artifacts.QUARANTINE) as partial, partial.open("w", encoding="ascii") as file:
+        try:
+            yield Findings(ingest, file)
+        except DataError as error:
+            refusal = error
+    if refusal is not None:
+        raise refusal
