@@ -37,7 +37,7 @@ def normal_form(prompt: str) -> str:
 
 def is_visible(text: str) -> bool:
     """Whether a text has a character that a reader sees."""
-    return bool(_INVISIBLE.sub("", text).strip())
+    return any(not sign.isspace() and unicodedata.category(sign) != "Cf" for sign in _INVISIBLE.sub("", text))
 
 
 def balanced_order(prompts: Sequence[str], styles: Sequence[str], seed: int) -> list[int]:

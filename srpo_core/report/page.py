@@ -19,6 +19,7 @@ from srpo_core.report.alarm import alarm_figures, alarm_panel
 from srpo_core.report.charts import Mark, Series, interval_bar, line_chart
 from srpo_core.report.costs import COST_MARK
 from srpo_core.report.curves import checkpoint_panels
+from srpo_core.report.data_rules import broken_rules
 from srpo_core.report.formats import FORMATS_MARK
 from srpo_core.report.grid import Tile, data_uri, tiles_of
 from srpo_core.report.inputs import Difference
@@ -54,6 +55,7 @@ class Evidence:
     tiles: Sequence[Tile]
     extremes: "Extremes"
     data: Mapping[str, str]
+    records: Mapping[str, Any]
     preset: str
     differences: Sequence[Difference]
     metric_notes: Mapping[str, str]
@@ -91,6 +93,9 @@ def render_page(evidence: Evidence) -> str:
         seeds=[shot.seed for shot in evidence.tiles[0].shots],
         extremes=_inlined_extremes(evidence.extremes),
         data=evidence.data,
+        records=evidence.records,
+        num_read=sum(evidence.records["read"].values()),
+        broken=broken_rules(evidence.records),
         preset=evidence.preset,
         differences=evidence.differences,
         cost_mark=Markup(COST_MARK),  # noqa: S704  # a comment of ours

@@ -67,6 +67,7 @@ def run(  # noqa: PLR0913  # the parts of the settings that DVC tracks: those th
         tiles=choose_tiles(pairs, artifacts.EVALUATION, report.grid_prompts),
         extremes=find_extremes(pairs, artifacts.EVALUATION, decision["rules"][0]),
         data=data_version(),
+        records=artifacts.read_json(artifacts.VALIDATION)["records"],
         preset=preset,
         differences=differences,
         metric_notes=metric_notes(evaluate.scorers),

@@ -139,6 +139,7 @@ def page(tmp_path_factory):
         tiles=[tile, tile],
         extremes=Extremes("quality", "more", [(tile, 0.1)], [(tile, -0.1)]),
         data={"prompts.parquet": "0123"},
+        records={"read": {"train.json": 3}, "bad": 0, "rules": {}},
         preset="tiny",
         differences=[Difference("seed", "0", "1")],
         metric_notes={},

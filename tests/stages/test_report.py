@@ -142,6 +142,9 @@ def write_runs(wanted_after, admissible):
         artifacts.AGREEMENT,
         {"pairs": 400, "agreement": 0.965, "low": 0.942, "high": 0.979},
     )
+    artifacts.write_json(
+        artifacts.VALIDATION, {"records": {"read": {"train.json": 5}, "bad": 0, "rules": {}}}
+    )
     for table in (artifacts.PROMPTS, artifacts.PAIRS):
         table.parent.mkdir(parents=True, exist_ok=True)
         table.write_bytes(table.name.encode())
@@ -495,3 +498,33 @@ def test_the_page_shows_the_evidence_of_early_stop_as_a_curve_towards_its_thresh
 @pytest.mark.usefixtures("passed")
 def test_without_early_stop_the_page_has_no_evidence():
     assert "1/alpha" not in Page(build()).text
+
+
+@pytest.mark.usefixtures("passed")
+def test_the_page_counts_the_records_that_break_a_rule_and_shows_the_first():
+    assert "None of the 5 records breaks a rule." in build()
+    first = "hpd/train.json: record 7: prompt: contains <b>"
+    rules = {
+        "control_character": {"severity": "critical", "found": 3, "set_aside": 3, "first": first},
+        "contradiction": {
+            "severity": "warning",
+            "found": 12,
+            "set_aside": 0,
+            "first": "hpd/train.json: record 9",
+        },
+        "tied_record": {"severity": "warning", "found": 0, "set_aside": 0, "first": None},
+    }
+    read = {"train.json": 100, "test.json": 20}
+    artifacts.write_json(artifacts.VALIDATION, {"records": {"read": read, "bad": 3, "rules": rules}})
+    section = build().partition("<h2>The data</h2>")[2].partition("</section>")[0]
+    assert "Of 120 records, 3 were bad." in section
+    assert "A text contains NUL or another control character" in section
+    assert "The first is hpd/train.json: record 7: prompt: contains &lt;b&gt;" in section
+    assert section.index("control_character") < section.index("contradiction")
+    assert re.findall(
+        r'data-label="Found">(\d+)</td>\s*<td class="number" data-label="Set aside">(\d+)<', section
+    ) == [
+        ("3", "3"),
+        ("12", "0"),
+    ]
+    assert "tied_record" not in section

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from srpo_core.data.rules import Findings
 from srpo_core.data.sources import open_source
 from srpo_core.errors import DataError
 from srpo_core.workspace import data_versions
@@ -16,7 +17,7 @@ def refusals(tiny, source, format_name="hpdv2"):
     lines = []
     ingest = tiny.ingest.model_copy(update={"source": str(source), "format": format_name})
     for refused in (
-        lambda: open_source(ingest),
+        lambda: open_source(ingest, Findings(ingest, None)),
         lambda: data_versions.collect(source, Path("target"), format_name),
     ):
         with pytest.raises(DataError) as caught:
@@ -53,7 +54,7 @@ def test_a_source_that_is_elsewhere_is_named_with_how_to_get_it(tiny, tmp_path, 
 def test_a_bucket_is_a_source_of_srpo_data_and_not_of_a_run(tiny):
     ingest = tiny.ingest.model_copy(update={"source": "s3://bucket/hpd"})
     with pytest.raises(DataError, match=r"only 'srpo data s3://bucket/hpd' reads"):
-        open_source(ingest)
+        open_source(ingest, Findings(ingest, None))
 
 
 @pytest.mark.parametrize(

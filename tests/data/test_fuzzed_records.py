@@ -1,0 +1,283 @@
+"""Ten thousand mutated records: each is in the tables as it should be, or is set aside under a rule that it breaks."""
+
+import io
+import json
+import re
+import unicodedata
+from collections import Counter
+from itertools import combinations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from srpo_core.data.hpd import read_choices
+from srpo_core.data.preferences import Preferences
+from srpo_core.data.rules import Findings
+from srpo_core.prompts import normal_form
+
+EXAMPLES, LEAST, MOST = 300, 34, 50
+SPLITS = ("train", "test")
+# rules that compare a record with another one, so a single record cannot tell
+COMPARED = {"doubled_record", "contradiction", "prompt_spelling"}
+
+NASTY = [
+    *(json.dumps("long " * 1000),) * 3,
+    *("null", "true", "false", "{}", "[]", "[[]]", '""', '"  \\n"', "0", "-1", "2", "0.5", "1e999", "-1e999"),
+    *("NaN", "Infinity", "-Infinity", "1" * 400, "-" + "7" * 5000, "1e400", str(2**53 + 1), "1" * 30),
+    *("[" * 20_000 + "]" * 20_000, '{"a":' * 5000 + "1" + "}" * 5000, "[" * 150 + "]" * 150),
+    *('"\\ud83d"', '"a \\ud83d cat"', '"\\u0000"', '"a\\u0000cat"', '"a\\u0007 cat"', '"a\\u009bcat"'),
+    *('"\\u200b"', '"\\u200b \\u2060"', '"\\u3164"', '"\\u2800"', '"\\ufeff"', '"a\\u200bcat"', '"A  CAT"'),
+    *(json.dumps("x" * 5000), json.dumps("x/" * 2000 + "x"), '"/etc/a.png"', '"../a.png"', '"a/../b.png"'),
+    *(
+        '"./a.png"',
+        '"train/a.png"',
+        '"a\\u0000.png"',
+        json.dumps("n" * 300 + ".png"),
+        '"."',
+        '"a/"',
+        '"\\u00e9.png"',
+    ),
+    *(
+        '{"a": 1, "a": 2}',
+        '{"rank": [1, 2], "rank": [2, 1]}',
+        '{"rank": [1, 2]}',
+        "[1, 2]",
+        "[2, 1]",
+        "[1, 1]",
+    ),
+]
+VALUES = st.one_of(
+    st.sampled_from(NASTY),
+    st.text(max_size=8).map(json.dumps),
+    st.text(st.characters(exclude_categories=()), max_size=6).map(json.dumps),
+    st.floats().map(json.dumps),
+    st.integers().map(json.dumps),
+    st.recursive(
+        st.none() | st.booleans() | st.text(max_size=3),
+        lambda one: st.lists(one, max_size=3) | st.dictionaries(st.text(max_size=3), one, max_size=3),
+        max_leaves=5,
+    ).map(json.dumps),
+)
+KEYS = st.one_of(
+    st.sampled_from(["prompt", "file_path", "human_preference", "image_path", "rank", "raw_annotations"]),
+    st.text(max_size=3),
+)
+MUTATIONS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [
+                "replace",
+                "replace",
+                "item",
+                "item",
+                "remove",
+                "double",
+                "longer",
+                "shorter",
+                "whole",
+                "equal",
+                "again",
+            ]
+        ),
+        st.integers(0, 5),
+        st.integers(0, 3),
+        KEYS,
+        VALUES,
+    ),
+    max_size=2,
+)
+
+
+def valid_record(split, number):
+    """Return the items of a record, (key, JSON text or list of JSON texts), with its own prompt and images."""
+    images = [json.dumps(f"{number:05d}{letter}.png") for letter in "abc"]
+    prompt = ("prompt", json.dumps(f"a cat in box {number}"))
+    if split == "train":
+        return [("human_preference", ["1", "0"]), prompt, ("file_path", images[:2])]
+    annotations = [f'{{"rank": [2, 1, 2], "user_hash": "u{user}"}}' for user in range(2)]
+    return [prompt, ("image_path", images), ("rank", ["2", "1", "2"]), ("raw_annotations", annotations)]
+
+
+def mutated(split, number, mutations):
+    """Return the JSON text of a record after the mutations."""
+    items = [[key, value] for key, value in valid_record(split, number)]
+    for kind, at, place, key, value in mutations:
+        if kind == "whole":
+            return value
+        if kind == "again":
+            return mutated(split, 0, [])
+        item = items[at % len(items)] if items else [key, value]
+        if kind == "replace":
+            item[1] = value
+        elif kind == "remove" and items:
+            items.remove(item)
+        elif kind == "double":
+            items.append([item[0] if place else key, value])
+        elif isinstance(item[1], list) and item[1]:
+            if kind == "item":
+                item[1][place % len(item[1])] = value
+            elif kind == "equal":
+                item[1][:] = item[1][:1] * len(item[1])
+            elif kind == "longer":
+                item[1].append(value)
+            elif kind == "shorter":
+                item[1].pop()
+    texts = (
+        f"{json.dumps(key)}: {value if isinstance(value, str) else '[' + ', '.join(value) + ']'}"
+        for key, value in items
+    )
+    return "{" + ", ".join(texts) + "}"
+
+
+def loads(text):
+    """Parse JSON; raise ValueError for a doubled key, an integer of too many digits and more than 100 levels."""
+    level = deepest = 0
+    for sign in re.sub(r'"(?:[^"\\]|\\.)*"', "", text):
+        level += (sign in "[{") - (sign in "]}")
+        deepest = max(deepest, level)
+    if deepest > 100:
+        raise ValueError("too deep")
+
+    def unique(pairs):
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("doubled")
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=unique)
+
+
+_BLANK = {"Cc", "Cf", "Zs", "Zl", "Zp"}
+# Unicode's Default_Ignorable_Code_Point outside of these categories, and the blank of Braille
+_IGNORED = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
+)
+
+
+def is_text(value):
+    """Whether a value is a text that people see and files can hold."""
+    return (
+        isinstance(value, str)
+        and not any(unicodedata.category(sign) == "Cs" for sign in value)
+        and not any(unicodedata.category(sign) == "Cc" and sign not in "\t\n\r" for sign in value)
+        and any(unicodedata.category(sign) not in _BLANK and not _IGNORED.match(sign) for sign in value)
+    )
+
+
+def is_number(value):
+    return type(value) in (int, float) and -(2**53) <= value <= 2**53
+
+
+def image_names(values, split):
+    """Return the names that are meant, or None if one of them is no name."""
+    names = []
+    for value in values:
+        if not is_text(value) or value.startswith("/") or value.endswith("/"):
+            return None
+        parts = [part for part in value.split("/") if part not in ("", ".")]
+        while parts[:1] == [split]:
+            parts = parts[1:]
+        if not parts or ".." in parts or any(len(part.encode()) > 255 for part in parts):
+            return None
+        names.append("/".join(parts))
+    return names if len(set(names)) == len(names) else None
+
+
+def expected_pairs(text, split):  # noqa: PLR0911  # one for each way to be malformed
+    """Return (prompt, preferred, rejected) of a record by the format's description, or None if it is malformed."""
+    try:
+        record = loads(text)
+    except (ValueError, RecursionError):
+        return None
+    keys = (
+        ("prompt", "file_path", "human_preference") if split == "train" else ("prompt", "image_path", "rank")
+    )
+    if not isinstance(record, dict) or any(key not in record for key in keys):
+        return None
+    prompt, images, order = (record[key] for key in keys)
+    if not is_text(prompt) or len(prompt) > 4000 or type(images) is not list or type(order) is not list:
+        return None
+    names = image_names(images, split)
+    if names is None or len(names) != len(order) or not all(map(is_number, order)):
+        return None
+    if split == "train":
+        if len(names) != 2 or sorted(order) != [0, 1]:
+            return None
+        order = [-one for one in order]
+    annotations = record.get("raw_annotations", []) if split == "test" else []
+    if type(annotations) is not list or len(names) < 2:
+        return None
+    for one in annotations:
+        ranks = one.get("rank") if isinstance(one, dict) else None
+        if type(ranks) is not list or len(ranks) != len(names) or not all(map(is_number, ranks)):
+            return None
+    ranked = sorted(zip(order, names, strict=True), key=lambda entry: entry[0])
+    return [(prompt, better, worse) for (low, better), (high, worse) in combinations(ranked, 2) if low < high]
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """Count the records and the rules that they broke over all examples."""
+    return Counter()
+
+
+def check(texts, split, directory, ingest, seen):
+    (directory / f"{split}.json").write_text("[" + ",\n".join(texts) + "]", encoding="utf-8")
+    quarantine = io.StringIO()
+    findings = Findings(ingest, quarantine)
+    preferences = Preferences(split, findings)
+    for choice in read_choices(directory, split, findings):
+        preferences.add(choice)
+    set_aside = [json.loads(line) for line in quarantine.getvalue().splitlines()]
+    rules = {entry["record"]: entry["rule"] for entry in set_aside}
+    assert len(rules) == len(set_aside)
+    assert all(entry["file"] == str(directory / f"{split}.json") for entry in set_aside)
+    assert all(entry["detail"].isprintable() and len(entry["detail"]) < 600 for entry in set_aside)
+    expected = [expected_pairs(text, split) for text in texts]
+    kept = [pairs for record, pairs in enumerate(expected) if record not in rules]
+    assert None not in kept  # nothing malformed passed silently
+    for record, rule in rules.items():
+        if rule == "tied_record":
+            assert expected[record] == []
+        elif rule not in COMPARED:
+            assert expected[record] is None, (rule, texts[record][:300])
+    rows = [row for table in preferences.pair_tables() for row in table.to_pylist()]
+    assert [(row["prompt"], row["preferred"], row["rejected"]) for row in rows] == [
+        (prompt, f"{split}/{better}", f"{split}/{worse}") for pairs in kept for prompt, better, worse in pairs
+    ]
+    forms = {normal_form(prompt) for pairs in kept for prompt, _, _ in pairs}
+    assert {normal_form(prompt) for prompt in preferences.prompts()} == forms
+    assert findings.summary()["read"] == {str(directory / f"{split}.json"): len(texts)}
+    seen.update({"records": len(texts), "kept": len(kept)}, **Counter(rules.values()))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_mutated_record_is_in_the_tables_or_named_with_its_rule(
+    split, ingest_settings, tmp_path_factory, seen
+):
+    ingest, directory = (
+        ingest_settings(on_bad_record="quarantine", max_bad_share=1.0),
+        tmp_path_factory.mktemp("fuzz"),
+    )
+
+    @settings(
+        max_examples=EXAMPLES // len(SPLITS),
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.lists(MUTATIONS, min_size=LEAST, max_size=MOST))
+    def of_files(files):
+        texts = [mutated(split, number, mutations) for number, mutations in enumerate(files)]
+        check(texts, split, directory, ingest, seen)
+
+    of_files()
+
+
+def test_the_records_were_many_and_broke_every_rule_for_records(seen):
+    assert seen["records"] >= 10_000
+    assert seen["kept"] > 1000
+    broken = {"broken_record", "deep_nesting", "doubled_key", "bad_number", "empty_text", "control_character"}
+    broken |= {"half_surrogate", "long_prompt", "image_name", "doubled_record", "tied_record"}
+    assert broken <= set(seen)
