@@ -76,6 +76,13 @@ def as_repository_without_a_commit(checkout, tmp_path):
     subprocess.run(["git", "init", "--quiet", str(write_data(checkout / "data/hpd"))], check=True)
 
 
+def as_a_link_to_an_ignored_directory(checkout, tmp_path):
+    write_data(checkout / "versions/v1")
+    (checkout / ".git/info/exclude").write_text("versions/\n")
+    (checkout / "data").mkdir()
+    (checkout / "data/hpd").symlink_to("../versions/v1")
+
+
 def as_submodule(checkout, tmp_path):
     commit(write_data(tmp_path / "hpd"))
     add = ["submodule", "--quiet", "add", str(tmp_path / "hpd"), "data/hpd"]
@@ -134,6 +141,7 @@ WAYS = [
     as_nested_repository,
     as_repository_without_a_commit,
     as_submodule,
+    as_a_link_to_an_ignored_directory,
     as_relative_link,
     as_committed_relative_link,
     behind_a_linked_directory,
@@ -159,12 +167,19 @@ def test_a_run_reads_data_wherever_the_checkout_has_them(checkout, tmp_path, pla
         )
         assert not has_changed(run)
         assert git_state(run.path)["diff"] is None, "a link is no change that a release would record"
-    with open_workspace(checkout, keep=1):  # removes the first workspace, and nothing behind its links
-        assert names_in(checkout / "data/hpd") == ["benchmark", "train.json"]
+
+
+def test_when_a_workspace_is_removed_what_its_links_lead_to_stays(checkout, tmp_path):
+    as_ignored_directory(checkout, tmp_path)
+    with open_workspace(checkout) as first:
+        assert link_inputs(first, ["data/hpd"]) == ["data/hpd"]
+    with open_workspace(checkout, keep=1):
+        assert not first.path.exists()
+    assert names_in(checkout / "data/hpd") == ["benchmark", "train.json"]
 
 
 @pytest.mark.pipeline
-@pytest.mark.parametrize("place_data", [as_submodule, as_relative_link, with_ignored_files])
+@pytest.mark.parametrize("place_data", [as_relative_link, with_ignored_files])
 def test_dvc_hashes_linked_data_as_it_hashes_them_in_the_checkout(checkout, tmp_path, place_data):
     place_data(checkout, tmp_path)
     values = (checkout / "params.yaml").read_text()
