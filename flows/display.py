@@ -11,6 +11,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.text import Text
 
+from flows.lost_server import drop_what_was_not_sent
 from srpo_core.runtime.streams import CLOSED_PIPE
 
 RUN_LOGGERS: Final = ("prefect.flow_runs", "prefect.task_runs")
@@ -66,7 +67,11 @@ class StageDisplay(logging.Handler):
         elif kind == "output":
             self._print(Text(f"    {record.getMessage()}", style="dim"))
         elif record.levelno >= logging.WARNING and record.module not in _ENGINE_MODULES:
-            self._print(Text(record.getMessage(), style="yellow"))
+            self.warn(record.getMessage())
+
+    def warn(self, line: str) -> None:
+        """Print a warning."""
+        self._print(Text(line, style="yellow"))
 
     def _print(self, text: Text) -> None:
         try:
@@ -81,9 +86,15 @@ def show_on_terminal(console: Console) -> None:
     """Print the log records of runs on `console` from now on, instead of Prefect's own lines."""
     import prefect.main  # noqa: F401  # sets up Prefect's logging, which is changed below
 
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(_is_outside_a_run)
+    logging.raiseExceptions = (
+        False  # Prefect would print each message that it cannot send to a server that has died
+    )
     display = StageDisplay(console)
+    lost = drop_what_was_not_sent(display.warn)
+    for name in (None, "prefect._internal"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(lost)
+            handler.addFilter(_is_outside_a_run)
     for name in RUN_LOGGERS:
         logging.getLogger(name).addHandler(display)
 

@@ -76,8 +76,10 @@ def add(
     require_checkout(Path.cwd())
     prepare_terminal()
     from flows.data import data as data_flow
+    from flows.lost_server import reporting_a_lost_server
 
-    tag = data_flow(source=source, name=name, format_name=format_name, ingest=ingest, audit=audit)
+    with reporting_a_lost_server():
+        tag = data_flow(source=source, name=name, format_name=format_name, ingest=ingest, audit=audit)
     settings = [f"ingest.source=data/{name}", *(changes or [])]
     settings += [f"ingest.format={format_name}"] if format_name != "hpdv2" else []
     typer.echo(f"tag   {tag}")

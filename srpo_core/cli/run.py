@@ -56,9 +56,13 @@ def align(
     require_checkout(Path.cwd(), revision=revision)
     from flows.align import AlignResult
     from flows.align import align as align_flow
+    from flows.lost_server import reporting_a_lost_server
 
     # the flow returns a Prefect state, but calling it directly gives the data of that state
-    result = cast("AlignResult", align_flow(profile=profile, patch=patch, revision=revision, publish=publish))
+    with reporting_a_lost_server():
+        result = cast(
+            "AlignResult", align_flow(profile=profile, patch=patch, revision=revision, publish=publish)
+        )
     show_verdict(passed=result.passed, reason=result.reason)
     typer.echo(f"report   {shortest(result.report)}")
     where = "runs" if result.home else f"{shortest(result.workspace)}/runs"

@@ -1,0 +1,65 @@
+"""Report in one line that the Prefect server of a run has died; Prefect itself prints pages of traceback."""
+
+import logging
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final, NoReturn
+
+from srpo_core.credentials import mask_credentials
+from srpo_core.errors import SrpoError
+
+# what Prefect's workers in the background log for each event that they cannot send
+_NOT_SENT: Final = re.compile(r"Unable to connect to '|Service '\w+' failed to process item")
+# a RuntimeError of Prefect if the server does not answer at the start of a flow
+_NOT_REACHED: Final = re.compile(r"Failed to reach API at|ephemeral Prefect API server")
+
+
+@contextmanager
+def reporting_a_lost_server() -> Iterator[None]:
+    """End this process with one line and exit code 1 if a flow in this context ends because its server does not answer.
+
+    It ends at once: Prefect's own shutdown would try for minutes to send what is left.
+    """
+    import httpx
+
+    try:
+        yield
+    except (httpx.HTTPError, RuntimeError) as error:
+        if "--debug" in sys.argv or not (
+            isinstance(error, httpx.HTTPError) or _NOT_REACHED.search(str(error))
+        ):
+            raise
+        _end(error)
+
+
+def drop_what_was_not_sent(report: Callable[[str], None]) -> Callable[[logging.LogRecord], bool]:
+    """Return a filter of log records that drops those about a server that does not answer, and reports the first."""
+    reported = threading.Event()
+
+    def keep(record: logging.LogRecord) -> bool:
+        if not _NOT_SENT.match(record.getMessage()):
+            return True
+        if not reported.is_set():
+            reported.set()
+            report(
+                "the Prefect server of this run does not answer any more: its record of the run will have gaps"
+            )
+        return False
+
+    return keep
+
+
+def _end(error: Exception) -> NoReturn:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    line = (
+        f"the Prefect server of this run does not answer any more ({reason}): stages that have ended are kept, run the "
+        "same command again; 'srpo doctor' checks the server of PREFECT_API_URL"
+    )
+    with suppress(OSError):
+        sys.stdout.flush()
+        os.write(2, f"srpo: error: {mask_credentials(line)}\n".encode())
+    os._exit(SrpoError.exit_code)

@@ -1,0 +1,82 @@
+"""A Prefect server that dies during a run is reported in one line, with what to do."""
+
+import io
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from flows.display import StageDisplay
+from flows.lost_server import drop_what_was_not_sent, reporting_a_lost_server
+
+ROOT = Path(__file__).resolve().parents[2]
+LOST = """
+import os, sys
+import httpx
+from prefect import flow
+from prefect.exceptions import PrefectHTTPStatusError
+from flows.lost_server import reporting_a_lost_server
+
+request = httpx.Request("POST", "http://127.0.0.1:1/api/flow_runs/")
+errors = {
+    "refused": httpx.ConnectError("[Errno 111] Connection refused"),
+    "cut": httpx.RemoteProtocolError("Server disconnected without sending a response."),
+    "slow": httpx.ReadTimeout(""),
+    "locked": PrefectHTTPStatusError("Server error '503 Service Unavailable'", request=request, response=httpx.Response(503, request=request)),
+    "start": RuntimeError("Timed out while attempting to connect to ephemeral Prefect API server."),
+    "unreachable": RuntimeError("Failed to create flow run. Failed to reach API at http://me:hunter22@h/api."),
+}
+for error in errors.values():
+    if (child := os.fork()) == 0:
+        with reporting_a_lost_server():
+            raise error
+    print("exit code", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=sys.stderr, flush=True)
+"""  # fmt: skip
+REASONS = (
+    "[Errno 111] Connection refused",
+    "Server disconnected without sending a response.",
+    "ReadTimeout",
+    "Server error '503 Service Unavailable'",
+    "Timed out while attempting to connect to ephemeral Prefect API server.",
+    "Failed to create flow run. Failed to reach API at http://***@h/api.",
+)
+
+
+def test_what_prefect_raises_for_a_server_that_is_gone_ends_the_command_with_one_line():
+    done = subprocess.run([sys.executable, "-c", LOST], cwd=ROOT, capture_output=True, text=True, check=False)
+    advice = "stages that have ended are kept, run the same command again; 'srpo doctor' checks the server of PREFECT_API_URL"
+    expected = [
+        line
+        for reason in REASONS
+        for line in (
+            f"srpo: error: the Prefect server of this run does not answer any more ({reason}): {advice}",
+            "exit code 1",
+        )
+    ]
+    assert done.stderr.splitlines() == expected
+
+
+@pytest.mark.parametrize("error", [RuntimeError("another"), ValueError("Failed to reach API at")])
+def test_other_errors_pass(error):
+    with pytest.raises(type(error)), reporting_a_lost_server():
+        raise error
+
+
+def test_events_that_cannot_be_sent_are_reported_once_and_other_messages_are_printed():
+    console = Console(file=io.StringIO(), width=200)
+    logger = logging.Logger("test")
+    logger.addHandler(StageDisplay(console))
+    logger.handlers[0].addFilter(drop_what_was_not_sent(StageDisplay(console).warn))
+    logger.warning(
+        "Unable to connect to %r. Please check your network settings", "ws://127.0.0.1:8148/api/events/in"
+    )
+    for number in range(3):
+        logger.error("Service %r failed to process item Event(%s)", "EventsWorker", number)
+    logger.warning("the disk is nearly full")
+    assert console.file.getvalue().splitlines() == [
+        "the Prefect server of this run does not answer any more: its record of the run will have gaps",
+        "the disk is nearly full",
+    ]
