@@ -60,15 +60,15 @@ def require_readable_weights(settings: Settings, root: Path = Path()) -> None:
     if not any(base in stage.inputs(values) for stage in read_stages(root).values()):
         return
     locked = _locked(root)
-    faults = {
-        fault: key
-        for key, path in _keys(settings).items()
+    keys = {path: key for key, path in reversed(_keys(settings).items())}  # the first key of each path
+    faults = [
+        f"{keys[path]}: {fault}"
+        for path in weight_paths(settings)
         for fault in _faults(settings, path, locked.get(path), root)
-    }
+    ]
     if faults:
-        fault, key = next(iter(faults.items()))
         more = f" ({len(faults) - 1} more: 'srpo doctor' lists them)" if len(faults) > 1 else ""
-        raise DataError(f"{key}: {fault}{more}")
+        raise DataError(f"{faults[0]}{more}")
 
 
 def _locked(root: Path) -> Mapping[str, Locked]:

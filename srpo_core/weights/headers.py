@@ -20,7 +20,6 @@ POINTER: Final = b"version https://git-lfs.github.com/spec/"
 ZIP: Final = b"PK\x03\x04"
 PICKLE: Final = re.compile(rb"\x80[\x02-\x05]")
 PICKLES: Final = frozenset({".pt", ".pth", ".bin", ".ckpt"})
-TEXTS: Final = frozenset({".json", ".txt", ".model"})
 BOMS: Final = MappingProxyType({b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"})
 _MARKUP: Final = re.compile(rb"\s*<(!doctype\s+html|html|head|body|\?xml|error)\b", re.IGNORECASE)
 _TITLE: Final = re.compile(rb"<(title|code|message)[^>]*>([^<]{1,80})", re.IGNORECASE)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from srpo_core.errors import DataError
-from srpo_core.weights.headers import PICKLES, TEXTS, fault_of, read_json_object
+from srpo_core.weights.headers import PICKLES, fault_of, read_json_object
 from srpo_core.weights.safetensors_header import read_safetensors_header
 
 PIPELINE: Final = "model_index.json"
@@ -15,6 +15,8 @@ WITHOUT_WEIGHTS: Final = ("Scheduler", "Tokenizer", "Extractor", "Processor")
 # The stem of the weights' name, by the library of the part.
 STEMS: Final = {"transformers": "model"}
 DIFFUSERS_STEM: Final = "diffusion_pytorch_model"
+# Files that are no weights: configurations, indices and tokenizers.
+TEXTS: Final = ("*.json", "*.model", "merges.txt", "vocab.txt")
 _PAIR: Final = 2
 
 
@@ -44,7 +46,7 @@ def _part_faults(directory: Path, kind: str, stem: str) -> Iterator[str]:
 
 
 def _text_faults(directory: Path) -> Iterator[str]:
-    yield from files_faults(path for path in _files(directory) if path.suffix in TEXTS)
+    yield from files_faults(path for path in _files(directory) if _is_text(path))
 
 
 def model_faults(directory: Path, stem: str = DIFFUSERS_STEM) -> Iterator[str]:
@@ -88,7 +90,7 @@ def scorer_faults(directory: Path) -> Iterator[str]:
     files = _files(directory)
     names = {path.name for path in files}
     spare = {"pytorch_model.bin"} if "model.safetensors" in names else set()
-    weights = [path for path in files if path.suffix in {".safetensors", *PICKLES} and path.name not in spare]
+    weights = [path for path in files if _is_weights(path) and path.name not in spare]
     if not weights:
         gguf = next((name for name in sorted(names) if name.endswith(".gguf")), None)
         found = f"only {gguf}, which no scorer reads" if gguf else "none"
@@ -96,7 +98,7 @@ def scorer_faults(directory: Path) -> Iterator[str]:
     if "config.json" in names and "model.safetensors" not in names:
         fault = variant_fault(directory / "model.safetensors")
         yield from [fault] if fault else []
-    yield from files_faults([*weights, *(path for path in files if path.suffix in TEXTS)])
+    yield from files_faults([*weights, *(path for path in files if _is_text(path))])
 
 
 def files_faults(paths: Iterable[Path]) -> Iterator[str]:
@@ -115,7 +117,10 @@ def index_faults(index: Path) -> Iterator[str]:
         path = index.with_name(name)
         if fault := fault_of(path):
             yield fault
-        elif odd := sorted(tensors ^ read_safetensors_header(path)[0].keys()):
+        # transformers' index may name a tensor whose weights are another's
+        elif index.name.startswith(DIFFUSERS_STEM) and (
+            odd := sorted(tensors ^ read_safetensors_header(path)[0].keys())
+        ):
             yield f"{path} and {index.name} do not agree about the tensor {odd[0]}: fetch both again"
 
 
@@ -141,6 +146,17 @@ def read_index(path: Path) -> Mapping[str, set[str]]:
             f"{len(missing)} of the {len(shards)} files of {path} are missing, first {missing[0]}: fetch them"
         )
     return dict(sorted(shards.items()))
+
+
+def _is_text(path: Path) -> bool:
+    return any(path.match(pattern) for pattern in TEXTS)
+
+
+def _is_weights(path: Path) -> bool:
+    """Whether a file in a scorer's directory is weights by its name; other programs' files may end in .bin, too."""
+    if path.suffix == ".bin":
+        return "model" in path.name
+    return path.suffix == ".safetensors" or path.suffix in PICKLES
 
 
 def _files(directory: Path) -> list[Path]:

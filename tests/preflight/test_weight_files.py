@@ -207,6 +207,22 @@ def test_parts_of_a_pipeline_that_are_missing_or_only_there_as_a_variant_are_nam
         require_readable_weights(TINY)
 
 
+def test_files_that_no_scorer_reads_are_not_opened(checkout):
+    for name in ("notes.txt", "cache.bin", "README.md"):
+        Path(FAMILY, "reward", name).write_bytes(b"")
+    Path(FAMILY, "base/other.safetensors").write_bytes(POINTER)
+    assert faults() == []
+
+
+def test_the_first_key_of_a_path_is_named(checkout):
+    same = TINY.model_copy(update={"judge": TINY.select_judge})
+    replace(Path(FAMILY, "judge_a/config.json"), PAGE)
+    with pytest.raises(
+        DataError, match=r"^select_judge\.path: assets/tiny/family/judge_a/config\.json: this is an HTML"
+    ):
+        require_readable_weights(same)
+
+
 def test_a_reward_without_weights_says_what_is_there_instead(checkout):
     reward = Path(FAMILY, "reward")
     (reward / "tiny-emoji-clip.safetensors").unlink()
