@@ -17,6 +17,10 @@ STEMS: Final = {"transformers": "model"}
 DIFFUSERS_STEM: Final = "diffusion_pytorch_model"
 # Files that are no weights: configurations, indices and tokenizers.
 TEXTS: Final = ("*.json", "*.model", "merges.txt", "vocab.txt")
+# Types of weights that need a scale, or an own kernel.
+QUANTIZED: Final = frozenset(
+    {"I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F6_E2M3", "F6_E3M2", "F4"}
+)
 _PAIR: Final = 2
 
 
@@ -60,15 +64,27 @@ def model_faults(directory: Path, stem: str = DIFFUSERS_STEM) -> Iterator[str]:
         yield f"{config} is missing: fetch it"
     single, index = directory / f"{stem}.safetensors", directory / f"{stem}{INDEX_ENDING}"
     if single.is_file():
-        yield from files_faults([single])
+        yield from [fault] if (fault := fault_of(single)) else _quantized_faults([single])
     elif index.is_file():
-        yield from (
-            () if fault_of(index) else index_faults(index)
-        )  # a fault of its JSON was reported with the texts
+        if fault_of(index) is None:  # a fault of its JSON was reported with the texts
+            faults = list(index_faults(index))
+            yield from faults or _quantized_faults(index.with_name(name) for name in read_index(index))
     elif pickles := [path for path in _files(directory) if path.suffix in PICKLES]:
         yield from files_faults(pickles)
     else:
         yield variant_fault(single) or f"{single} is missing: fetch it"
+
+
+def _quantized_faults(paths: Iterable[Path]) -> Iterator[str]:
+    """Yield a fault if weights are quantized: libraries load them without their scales, and then compute noise."""
+    for path in paths:
+        for name, tensor in read_safetensors_header(path)[0].items():
+            if tensor.dtype in QUANTIZED:
+                yield (
+                    f"{path}: {name} is stored as {tensor.dtype}, and a run needs whole floats (F32, F16 or BF16): give those, "
+                    "or decode float8 with 'srpo quantize SOURCE --format bf16 --out DIR'"
+                )
+                return
 
 
 def variant_fault(single: Path) -> str | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from srpo_core.artifacts import replacing
 from srpo_core.errors import ArtifactError
 from srpo_core.weights.files import Entry, safetensors_head
+from srpo_core.weights.headers import fault_of
 
 if TYPE_CHECKING:
     import torch
@@ -35,8 +36,9 @@ def read_shards(directory: Path, tensors: Mapping[str, "Tensor"]) -> None:
     """Fill `tensors`, each whole or sharded, from safetensors of any sharding, by any writer.
 
     Raises:
-        ArtifactError: the directory cannot be read, or lacks a tensor.
+        ArtifactError: the directory cannot be read, a file in it is cut or no safetensors file, or it lacks a tensor.
     """
+    _require_intact(directory)
     from safetensors import SafetensorError
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
@@ -52,6 +54,13 @@ def read_shards(directory: Path, tensors: Mapping[str, "Tensor"]) -> None:
         raise ArtifactError(f"{directory} cannot be read as weights: {cause}") from error
 
 
+def _require_intact(directory: Path) -> None:
+    """Raise `ArtifactError` for a file that is cut or something else: torch's reader would print a trace for it."""
+    for path in sorted(directory.glob("*.safetensors")):
+        if fault := fault_of(path):
+            raise ArtifactError(f"{directory} cannot be read as weights: {fault}")
+
+
 @contextmanager
 def _without_group_warning() -> Iterator[None]:
     """Suppress the warning that no process group is used: that is intended."""
@@ -61,7 +70,7 @@ def _without_group_warning() -> Iterator[None]:
 
 
 def read_whole(directory: Path) -> dict[str, "Tensor"]:
-    """Read all tensors of a directory of shards, each whole, by name."""
+    """Read all tensors of a directory of shards, each whole, by name. Raises `ArtifactError` as `read_shards` does."""
     import torch
 
     tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in _shapes(directory).items()}
@@ -81,6 +90,9 @@ def join_shards(
 
     rest: directory of the tensors that `directory` lacks, such as buffers, which are not trained; dtype: type of all
     written tensors, None for their own; change: changes a tensor, given its name, in place before it is written.
+
+    Raises:
+        ArtifactError: see `read_shards`.
     """
     import torch
 
@@ -125,6 +137,7 @@ _SAFETENSORS = {
 def _shapes(directory: Path) -> dict[str, tuple[tuple[int, ...], "torch.dtype"]]:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
+    _require_intact(directory)
     entries: dict[str, Any] = dict(
         HuggingFaceStorageReader(str(directory)).read_metadata().state_dict_metadata
     )

@@ -207,6 +207,24 @@ def test_parts_of_a_pipeline_that_are_missing_or_only_there_as_a_variant_are_nam
         require_readable_weights(TINY)
 
 
+@pytest.mark.parametrize("part", ["transformer/diffusion_pytorch_model", "text_encoder_2/model"])
+def test_quantized_weights_are_refused_with_the_command_that_decodes_them(checkout, part):
+    """diffusers loads scaled float8 without its scales and without a word."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    path = Path(FAMILY, "base", f"{part}.safetensors")
+    tensors = load_file(path)
+    name = next(name for name, value in tensors.items() if value.dim() == 2)
+    path.unlink()
+    save_file({**tensors, name: tensors[name].to(torch.float8_e4m3fn)}, path)
+    (fault,) = faults()
+    assert fault.startswith(f"{path}: {name} is stored as F8_E4M3, and a run needs whole floats")
+    assert "'srpo quantize SOURCE --format bf16 --out DIR'" in fault
+    with pytest.raises(ArtifactError, match="is stored as F8_E4M3"):
+        load_base(TINY.model)
+
+
 def test_files_that_no_scorer_reads_are_not_opened(checkout):
     for name in ("notes.txt", "cache.bin", "README.md"):
         Path(FAMILY, "reward", name).write_bytes(b"")
