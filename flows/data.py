@@ -12,13 +12,16 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
 from flows import display
+from srpo_core.config import PARAMS_FILE, IngestSettings, load_settings, patched
+from srpo_core.data.sources import open_source
+from srpo_core.report.data_page import page_path, write_data_page
+from srpo_core.report.data_text import markdown_table
 from srpo_core.workspace import data_versions
 from srpo_core.workspace.data_remote import AuditDepth
+from srpo_core.workspace.data_versions import Checked
 from srpo_core.workspace.worktree import Workspace, open_workspace
 
 PUBLISHED: Final = "hpd.version.published"
-
-Counts = dict[str, dict[str, int]]
 
 
 @flow(name="data")
@@ -43,13 +46,15 @@ def data(
     settings = {**(ingest or {}), "format": format_name}
     with open_workspace(Path.cwd(), revision="HEAD") as workspace:
         collect(workspace, given, name, format_name)
-        counts = check(workspace, name, settings)
+        checked = check(workspace, name, settings)
         tag = push(workspace, name, audit)
-        record(workspace, name, tag)
-        announce(workspace, name, tag, counts)
+        record(workspace, name, tag, settings, checked)
+        announce(workspace, name, tag, checked)
+        page, table = describe(workspace, name, tag, settings, checked)
     data_versions.forget_copy(given)
     create_markdown_artifact(
-        f"`{tag}` from `{given}`\n\nNext: `align` with revision `{tag}` and ingest.source `data/{name}`, ingest.format `{format_name}`",
+        f"`{tag}` from `{given}`\n\nNext: `align` with revision `{tag}` and ingest.source `data/{name}`, ingest.format "
+        f"`{format_name}`\n\nIts page, with samples: `{page}`\n\n{table}",
         key="data",
         description="a new version of the data",
     )
@@ -65,15 +70,15 @@ def collect(workspace: Workspace, source: str, name: str, format_name: str) -> N
 
 
 @task(cache_policy=NO_CACHE)
-def check(workspace: Workspace, name: str, ingest: dict[str, Any]) -> Counts:
-    """Check the data against the rules of stage ingest, and return the counts of prompts, styles and pairs."""
+def check(workspace: Workspace, name: str, ingest: dict[str, Any]) -> Checked:
+    """Check the data against the rules of stage ingest."""
     _log_start("check", "against the rules of stage ingest")
     log = get_run_logger()
-    counts = data_versions.check(
+    checked = data_versions.check(
         workspace, name, ingest, lambda line: log.info("%s", line, extra=display.output())
     )
     _log_end("check", "every record is valid")
-    return counts
+    return checked
 
 
 @task(cache_policy=NO_CACHE)
@@ -87,11 +92,11 @@ def push(workspace: Workspace, name: str, audit: AuditDepth) -> str:
 
 
 @task(cache_policy=NO_CACHE)
-def record(workspace: Workspace, name: str, tag: str) -> None:
+def record(workspace: Workspace, name: str, tag: str, ingest: dict[str, Any], checked: Checked) -> None:
     """Tag the version, unless it is tagged already."""
     _log_start("record", tag)
     known = data_versions.is_tagged(workspace, tag)
-    data_versions.commit(workspace, name, tag)
+    data_versions.commit(workspace, name, tag, ingest, checked.findings)
     note = "tagged already" if known else "tagged"
     if known and not data_versions.is_tag_of_head(workspace, tag):
         note += f"; to use it with the current code: git checkout {tag} -- data/{name}.dvc, then 'srpo align'"
@@ -99,7 +104,7 @@ def record(workspace: Workspace, name: str, tag: str) -> None:
 
 
 @task(cache_policy=NO_CACHE)
-def announce(workspace: Workspace, name: str, tag: str, counts: Counts) -> None:
+def announce(workspace: Workspace, name: str, tag: str, checked: Checked) -> None:
     """Emit the event `hpd.version.published`, from which a deployment can start a run."""
     emit_event(
         PUBLISHED,
@@ -108,8 +113,30 @@ def announce(workspace: Workspace, name: str, tag: str, counts: Counts) -> None:
             "prefect.resource.name": tag,
             "hpd.name": name,
         },
-        payload={"tag": tag, "rev": data_versions.commit_of(workspace, tag), "name": name, "counts": counts},
+        payload={
+            "tag": tag,
+            "rev": data_versions.commit_of(workspace, tag),
+            "name": name,
+            "counts": checked.counts,
+        },
     )
+
+
+@task(cache_policy=NO_CACHE)
+def describe(
+    workspace: Workspace, name: str, tag: str, ingest: dict[str, Any], checked: Checked
+) -> tuple[Path, str]:
+    """Write the page of the version, as `srpo data show` does; return its path and its figures as Markdown."""
+    _log_start("describe", "what the version contains")
+    settings = load_settings(workspace.path / PARAMS_FILE)
+    changes = {**ingest, "source": str(workspace.path / "data" / name)}
+    reading = IngestSettings.model_validate(patched(settings.ingest.model_dump(), changes))
+    page = page_path(workspace.home, tag)
+    figures = write_data_page(
+        page, source=open_source(reading), tag=tag, words=settings.control_words, findings=checked.findings
+    )
+    _log_end("describe", str(page))
+    return page, markdown_table(figures)
 
 
 def _log_start(name: str, description: str) -> None:

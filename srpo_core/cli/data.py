@@ -105,3 +105,67 @@ def _require_valid(source: str, format_name: str, changes: list[str]) -> dict[st
     if not source.startswith("s3://"):
         require_source(source, format_name)
     return ingest
+
+
+@data_app.command()
+def show(
+    tag: Annotated[str, typer.Argument(help="A data version: data/NAME/HASH.")],
+    page: Annotated[
+        Path | None, typer.Option(help="Where the page is written; default: .srpo/data/NAME-HASH.html.")
+    ] = None,
+) -> None:
+    """Show what a version contains: print its figures, and write a page with samples.
+
+    Control words are those of params.yaml. What is not in DVC's cache is fetched; the checkout is not touched.
+    """
+    from rich.console import Console
+
+    from srpo_core.cli.data_views import show_version
+    from srpo_core.report.data_text import figure_table
+
+    written, figures = show_version(tag, page)
+    Console().print(figure_table(figures))
+    typer.echo(f"page  {written}")
+
+
+@data_app.command()
+def diff(
+    old: Annotated[str, typer.Argument(help="A data version: data/NAME/HASH.")],
+    new: Annotated[str, typer.Argument(help="Another version, of the same data set or of another one.")],
+    page: Annotated[
+        Path | None, typer.Option(help="Also write the comparison as a page to this file.")
+    ] = None,
+) -> None:
+    """Compare two versions: records added, removed and changed, and the figures that moved."""
+    from rich.console import Console
+
+    from srpo_core.cli.data_views import compare_versions
+    from srpo_core.report.data_text import change_table, example_lines, move_table
+
+    changes, moves = compare_versions(old, new, page)
+    console = Console(highlight=False)
+    console.print(change_table(changes))
+    for line in example_lines(changes):
+        typer.echo(f"  {line}")
+    if moves:
+        console.print(move_table(moves))
+    else:
+        typer.echo("all figures are equal")
+    if page:
+        typer.echo(f"page  {page}")
+
+
+@data_app.command()
+def agreement(
+    tag: Annotated[str, typer.Argument(help="A data version: data/NAME/HASH.")],
+    max_pairs: Annotated[
+        int | None, typer.Option(min=1, help="Most pairs to score; default: check_reward.max_pairs.")
+    ] = None,
+) -> None:
+    """Measure how often each reward of params.yaml prefers what people preferred, by style, with 95 % intervals."""
+    from rich.console import Console
+
+    from srpo_core.cli.data_views import reward_agreement
+    from srpo_core.report.data_text import agreement_table
+
+    Console(highlight=False).print(agreement_table(reward_agreement(tag, max_pairs)))

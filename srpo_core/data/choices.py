@@ -12,7 +12,7 @@ Place = tuple[str, int]
 class Choice:
     """One record: images of one prompt, ranked. The lower rank is preferred; equal ranks are a tie.
 
-    file, record: its place, for messages.
+    file, record: its place, for messages. annotations: the ranks that each person gave, if the data set has them.
     """
 
     file: str
@@ -20,6 +20,7 @@ class Choice:
     prompt: str
     images: tuple[str, ...]
     ranks: tuple[float, ...]
+    annotations: tuple[tuple[float, ...], ...] = ()
 
     @property
     def place(self) -> Place:

@@ -76,14 +76,14 @@ def _test_choice(record: Record) -> Choice:
     ranks = record.numbers("rank")
     if len(images) < _PAIR:
         record.refuse("broken_record", f"image_path: at least two images are required, found {len(images)}")
-    # HPDv2 spells this key with s; it is not used, but its lengths must match
-    annotations = list(record.nested("raw_annotations")) if record.has("raw_annotations") else []
-    for name, given in [("rank", ranks), *(("raw_annotations", row.numbers("rank")) for row in annotations)]:
+    rows = record.nested("raw_annotations") if record.has("raw_annotations") else ()  # HPDv2 spells it with s
+    annotations = tuple(row.numbers("rank") for row in rows)
+    for name, given in [("rank", ranks), *(("raw_annotations", row) for row in annotations)]:
         if len(given) != len(images):
             record.refuse(
                 "broken_record", f"{name}: {len(given)} ranks for {len(images)} images in image_path"
             )
-    return Choice(record.file, record.index, prompt, images, ranks)
+    return Choice(record.file, record.index, prompt, images, ranks, annotations)
 
 
 _SHOWN: Final = 10

@@ -1,10 +1,9 @@
 """Stage check_reward: do the scorers of training know what people prefer, and what is plain to see?"""
 
 import logging
-from collections.abc import Mapping, Sequence
-from math import sqrt
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from srpo_core.config import (
     ScorerSettings,
     rewards_by_name,
 )
+from srpo_core.data.intervals import share_interval
 from srpo_core.data.tables import Pair, read_examples, read_images, read_pairs, to_tensor
 from srpo_core.errors import DataError, GateError
 from srpo_core.prompts import normal_form
@@ -27,9 +27,13 @@ from srpo_core.runtime.ray_cluster import local_device
 from srpo_core.scorers import load_rewards
 from srpo_core.scorers.canaries import NUM_EXAMPLES, Example, require_known_answers
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 PAIRS_AT_ONCE: Final = 64  # twice as many images are in memory
 MIX: Final = ""  # the name of what is trained, beside the names of its parts
-Z_95: Final = 1.959964  # quantile of the normal distribution for a two-sided 95 % interval
+
+ReadImages = Callable[[Iterable[str]], "dict[str, Image.Image]"]
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +69,11 @@ def run(
             "add records to test.json of ingest.source"
         )
     device = local_device(resources)
-    agreed = _agreements(load_rewards(rewards).to(device), pairs, device)
+    agreed = agreements(load_rewards(rewards).to(device), pairs, device)
     agreement = sum(agreed[MIX]) / len(pairs)
     each = {name: sum(own) / len(pairs) for name, own in agreed.items() if name != MIX}
     prompts = [normal_form(pair.prompt) for pair in pairs]
-    low, high = _interval(agreed[MIX], prompts)
+    low, high = share_interval(agreed[MIX], prompts)
     least = check_reward.min_agreement
     artifacts.write_json(
         artifacts.AGREEMENT,
@@ -101,14 +105,10 @@ def run(
         log.info("the reward %s alone agrees with %.3f", name, share)
 
 
-def _interval(agreed: Sequence[bool], prompts: Sequence[str]) -> tuple[float, float]:
-    return wilson_interval(sum(agreed) / len(agreed), independent_pairs(agreed, prompts))
-
-
 def _require_not_inverted(agreed: Mapping[str, Sequence[bool]], prompts: Sequence[str], names: str) -> None:
     """Require that the reward, and each of its parts, does not prefer what people rejected."""
     for name, own in agreed.items():
-        low, high = _interval(own, prompts)
+        low, high = share_interval(own, prompts)
         if high < 1 / 2:
             raise GateError(
                 f"{_called(name)} ({names}) prefers the rejected images: it agrees with only "
@@ -122,43 +122,19 @@ def _called(name: str) -> str:
     return f"the reward {name}".rstrip()
 
 
-def independent_pairs(agreed: Sequence[bool], prompts: Sequence[str]) -> float:
-    """Compute the effective sample size of pairs that share prompts and images.
-
-    It is the number of pairs divided by the design effect of their grouping by prompt, at most the number of pairs. If
-    all pairs agree or none does, there is no variance to estimate it from, and it is the number of prompts. Kish 1965,
-    section 5.4; with Wilson's interval: Korn and Graubard 1998.
-    """
-    groups: dict[str, list[bool]] = {}
-    for prompt, one in zip(prompts, agreed, strict=True):
-        groups.setdefault(prompt, []).append(one)
-    share, count = sum(agreed) / len(agreed), len(groups)
-    beyond = sum((sum(own) - share * len(own)) ** 2 for own in groups.values())
-    if count == 1 or share in {0, 1}:
-        return float(count)
-    if beyond == 0:
-        return float(len(agreed))
-    variance = beyond / len(agreed) ** 2 * count / (count - 1)
-    return min(float(len(agreed)), share * (1 - share) / variance)
-
-
-def wilson_interval(share: float, trials: float, z: float = Z_95) -> tuple[float, float]:
-    """Compute the interval in [0, 1] of a share of successes in independent trials. Wilson 1927."""
-    denominator = 1 + z**2 / trials
-    centre = (share + z**2 / (2 * trials)) / denominator
-    half = z * sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2)) / denominator
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def _agreements(scorer: RewardModel, pairs: Sequence[Pair], device: torch.device) -> dict[str, list[bool]]:
+def agreements(
+    scorer: RewardModel, pairs: Sequence[Pair], device: torch.device, read: ReadImages = read_images
+) -> dict[str, list[bool]]:
     """Return for each pair whether the preferred image scores higher; a tie counts as no.
 
     By `MIX`, the reward that is trained; if it is the sum of several, also by the name of each.
+
+    read: reads RGB images by their paths in `pairs`, by default from the tables of stage ingest.
     """
     found: dict[str, list[bool]] = {}
     for start in with_progress(range(0, len(pairs), PAIRS_AT_ONCE), "score pairs"):
         some = pairs[start : start + PAIRS_AT_ONCE]
-        for name, gained in _gains(scorer, some, device).items():
+        for name, gained in _gains(scorer, some, device, read).items():
             if broken := (~gained.isfinite()).nonzero().flatten().tolist():
                 raise GateError(
                     f"{_called(name)} gives no finite score to a pair of {some[broken[0]].prompt!r}, and {len(broken) - 1} "
@@ -169,8 +145,10 @@ def _agreements(scorer: RewardModel, pairs: Sequence[Pair], device: torch.device
 
 
 @torch.no_grad()
-def _gains(scorer: RewardModel, pairs: Sequence[Pair], device: torch.device) -> dict[str, Tensor]:
-    """Return by how much the preferred image of each pair scores higher, (pairs,), by name as `_agreements`."""
+def _gains(
+    scorer: RewardModel, pairs: Sequence[Pair], device: torch.device, read: ReadImages
+) -> dict[str, Tensor]:
+    """Return by how much the preferred image of each pair scores higher, (pairs,), by name as `agreements`."""
     texts: dict[str, list[str]] = {}
     for pair in pairs:
         for path in (pair.preferred, pair.rejected):
@@ -178,7 +156,7 @@ def _gains(scorer: RewardModel, pairs: Sequence[Pair], device: torch.device) -> 
                 texts[path].append(pair.prompt)
     scores: dict[str, dict[tuple[str, str], Tensor]] = {}
     # HPD's images differ in size, so each one is scored separately, once for all of its prompts
-    for path, image in read_images(set(texts)).items():
+    for path, image in read(set(texts)).items():
         for name, found in _scores(scorer, to_tensor(image).to(device), texts[path]).items():
             of_name = scores.setdefault(name, {})
             of_name |= {(path, text): one for text, one in zip(texts[path], found, strict=True)}
@@ -189,7 +167,7 @@ def _gains(scorer: RewardModel, pairs: Sequence[Pair], device: torch.device) -> 
 
 
 def _scores(scorer: RewardModel, image: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
-    """Score one image for all texts, (len(texts),), by name as `_agreements`."""
+    """Score one image for all texts, (len(texts),), by name as `agreements`."""
     if not isinstance(scorer, RewardMix):
         return {MIX: scorer.score(image, texts)}
     each = dict(scorer.score_each(image, texts))

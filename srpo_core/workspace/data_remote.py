@@ -62,7 +62,7 @@ def audit_remote(workspace: Workspace, name: str, depth: AuditDepth = "md5") -> 
     with open_repository(workspace) as repo:
         cache, remote = repo.cache.local, repo.cloud.get_remote_odb()
         oids = _objects(cache, directory_hash(workspace, name))
-        with _remote_errors(remote):
+        with remote_errors(remote):
             for oid in oids:
                 there, here = remote.oid_to_path(oid), Path(cache.oid_to_path(oid))
                 if not remote.fs.isfile(there) or remote.fs.size(there) != here.stat().st_size:
@@ -86,7 +86,7 @@ def remove_objects(workspace: Workspace, oids: Sequence[str]) -> None:
     """Delete objects from the default remote, if they are there."""
     with open_repository(workspace) as repo:
         remote = repo.cloud.get_remote_odb()
-        with _remote_errors(remote):
+        with remote_errors(remote):
             for path in map(remote.oid_to_path, oids):
                 if remote.fs.isfile(path):
                     remote.fs.rm_file(path)
@@ -217,13 +217,13 @@ def _uploads(remote: Any, paths: Sequence[str]) -> set[Upload] | None:
     bucket = _bucket(remote)
     prefix = str(remote.path).removeprefix(f"{bucket}/")
     keys = {path.removeprefix(f"{bucket}/") for path in paths}
-    with _remote_errors(remote):  # it reads the user's configuration of AWS
+    with remote_errors(remote):  # it reads the user's configuration of AWS
         filesystem = remote.fs.fs
     return unfinished_uploads(filesystem, bucket, prefix, keys)
 
 
 @contextmanager
-def _remote_errors(remote: Any) -> Iterator[None]:
+def remote_errors(remote: Any) -> Iterator[None]:
     """Raise what the file system of a remote raises as `StoreError`s of one line."""
     where = remote.fs.unstrip_protocol(str(remote.path))
     try:

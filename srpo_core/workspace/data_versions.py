@@ -4,17 +4,19 @@ A version is a git tag `data/<name>/<12 hex digits>` of a commit that changes on
 last, so the remote has all files of a tagged version.
 """
 
+import json
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from srpo_core.artifacts import home
 from srpo_core.config import PARAMS_FILE, write_settings
 from srpo_core.data.sources import require_source, source_format
-from srpo_core.data.statistics import count_rows
+from srpo_core.data.statistics import count_rows, read_findings
 from srpo_core.errors import ConfigError, SrpoError, StoreError
 from srpo_core.storage.s3.download import STATE, download_tree
 from srpo_core.workspace.data_remote import (
@@ -30,6 +32,20 @@ from srpo_core.workspace.dvc import run_dvc
 from srpo_core.workspace.git import git, missing_identity, try_git
 from srpo_core.workspace.reproduce import run_in_workspace
 from srpo_core.workspace.worktree import Workspace
+
+_INGEST: Final = "Ingest: "
+_FINDINGS: Final = "Findings: "
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What stage ingest made of the data.
+
+    counts: of prompts, styles and pairs, see `count_rows`. findings: by rule, see `read_findings`.
+    """
+
+    counts: dict[str, dict[str, int]]
+    findings: Mapping[str, Any]
 
 
 def collect(source: str | Path, target: Path, format_name: str) -> None:
@@ -81,10 +97,8 @@ def _copy_of(source: str) -> Path:
 
 def check(
     workspace: Workspace, name: str, ingest: Mapping[str, Any], on_line: Callable[[str], None]
-) -> dict[str, dict[str, int]]:
+) -> Checked:
     """Run the stage ingest, with the code of the workspace, on data/<name>, and delete its outputs.
-
-    Returns the counts of prompts, styles and pairs (`count_rows`).
 
     ingest: settings of ingest that differ from those of the workspace, such as the format.
 
@@ -98,10 +112,10 @@ def check(
         [sys.executable, "-m", "srpo_core", "stage", "ingest", "--alone"],
         on_line,
     )
-    counts = count_rows(workspace.path)
+    checked = Checked(count_rows(workspace.path), read_findings(workspace.path))
     shutil.rmtree(workspace.path / "runs/ingest", ignore_errors=True)
     git(workspace.path, "checkout", "--quiet", "HEAD", "--", str(PARAMS_FILE))
-    return counts
+    return checked
 
 
 def track(workspace: Workspace, name: str) -> str:
@@ -147,16 +161,41 @@ def push(workspace: Workspace, name: str, depth: AuditDepth = "md5") -> Audit:
     return audit
 
 
-def commit(workspace: Workspace, name: str, tag: str) -> None:
-    """Commit data/<name>.dvc on the detached HEAD of the workspace and tag it, unless the tag exists."""
+def commit(
+    workspace: Workspace, name: str, tag: str, ingest: Mapping[str, Any], findings: Mapping[str, Any]
+) -> None:
+    """Commit data/<name>.dvc on the detached HEAD of the workspace and tag it, unless the tag exists.
+
+    The message notes the settings of ingest that read it, such as the format, and the findings of ingest, for `noted`.
+    """
     if is_tagged(workspace, tag):
         return
     git(
         workspace.path, "add", "--force", f"data/{name}.dvc", "data/.gitignore"
     )  # also if the user ignores such files
+    notes = "\n".join(
+        f"{key}{json.dumps(value, sort_keys=True)}"
+        for key, value in ((_INGEST, ingest), (_FINDINGS, findings))
+    )
+    message = ["-m", f"Data: {tag}", "-m", notes]
     identity = missing_identity(workspace.path)
-    git(workspace.path, "commit", "--quiet", "--allow-empty", "-m", f"Data: {tag}", environment=identity)
+    git(workspace.path, "commit", "--quiet", "--allow-empty", *message, environment=identity)
     git(workspace.path, "tag", tag)
+
+
+def noted(checkout: Path, tag: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return the settings of ingest that read a version, and what ingest found when it was made.
+
+    The first versions have no notes: they are in the format hpdv2, and the findings are None.
+    """
+    lines = git(checkout, "log", "-1", "--format=%B", tag).splitlines()
+    notes = {
+        key: json.loads(line.removeprefix(key))
+        for line in lines
+        for key in (_INGEST, _FINDINGS)
+        if line.startswith(key)
+    }
+    return notes.get(_INGEST, {"format": "hpdv2"}), notes.get(_FINDINGS)
 
 
 def is_tagged(workspace: Workspace, tag: str) -> bool:

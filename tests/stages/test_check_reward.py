@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 
 from srpo_core import artifacts
 from srpo_core.config import CheckRewardSettings, RewardSettings, ScorerSettings, load_settings
+from srpo_core.data.intervals import independent_pairs, wilson_interval
 from srpo_core.data.tables import PAIR_COLUMNS, write_rows
 from srpo_core.errors import ArtifactError, DataError, GateError
 from srpo_core.scorers import load_reward
 from srpo_core.scorers.mixed import MixedReward
 from srpo_core.stages import check_reward
-from srpo_core.stages.check_reward import independent_pairs, wilson_interval
 
 TINY = Path(__file__).resolve().parents[2] / "assets/tiny"
 REWARD = RewardSettings(scorer="open_clip", path=str(TINY / "family/reward"), weight=1)
