@@ -60,6 +60,11 @@ def test_a_data_version_is_tagged_and_pushed_and_can_be_used_from_the_remote(sta
 
     assert data(source=str(HPD), name="emoji") == tag
     assert git(standin, "tag") == tag
+    page = standin / ".srpo/data" / f"{tag.removeprefix('data/').replace('/', '-')}.html"
+    assert page.read_text().count("data:image/") == 24
+    (artifact,) = prefect.call("/artifacts/latest/filter", {"artifacts": {"key": {"any_": ["data"]}}})
+    assert str(page) in artifact["data"]
+    assert "| records | train | 480 |" in artifact["data"]
     event = published(prefect, tag)
     assert event["resource"] == {
         "prefect.resource.id": f"hpd.version.{tag}",
