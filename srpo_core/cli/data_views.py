@@ -122,7 +122,7 @@ def reward_agreement(tag: str, max_pairs: int | None) -> list[tuple[str, str, Sh
     return rows
 
 
-def _test_pairs(source: Source, limit: int) -> list[Pair]:
+def _test_pairs(source: Source, limit: int | None) -> list[Pair]:
     """Return the pairs of the split test with the style of their prompt; if there are more, a sample of `limit`.
 
     The sample is random but always the same: neighbouring pairs share a prompt.
@@ -133,7 +133,7 @@ def _test_pairs(source: Source, limit: int) -> list[Pair]:
         for choice in source.choices("test")
         for two in choice.pairs()
     ]
-    if len(pairs) <= limit:
+    if limit is None or len(pairs) <= limit:
         return pairs
     return [pairs[place] for place in sorted(Random(0).sample(range(len(pairs)), limit))]
 
