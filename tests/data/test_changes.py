@@ -65,7 +65,10 @@ def test_images_with_other_bytes_under_the_same_name_are_found(tmp_path):
     sources = []
     for number, content in enumerate((b"one", b"two")):
         root = tmp_path / f"set{number}"
-        (root / "train").mkdir(parents=True)
+        for directory in ("train", "test", "benchmark"):
+            (root / directory).mkdir(parents=True)
+        (root / "test.json").write_text("[]")
+        (root / "benchmark/anime.json").write_text("[]")
         (root / "train.json").write_text(
             '[{"prompt": "x", "file_path": ["a.png", "b.png"], "human_preference": [1, 0]}]'
         )

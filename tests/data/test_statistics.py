@@ -11,7 +11,8 @@ HPD = Path(__file__).resolve().parents[2] / "assets/tiny/hpd"
 
 @pytest.fixture
 def source(tmp_path):
-    (tmp_path / "benchmark").mkdir()
+    for directory in ("train", "test", "benchmark"):
+        (tmp_path / directory).mkdir()
     files = {
         "train.json": [
             {"prompt": "a cat", "file_path": ["a.png", "b.png"], "human_preference": [1, 0]},
