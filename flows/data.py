@@ -13,7 +13,7 @@ from prefect.events import emit_event
 
 from flows import display
 from srpo_core.config import PARAMS_FILE, IngestSettings, load_settings, patched
-from srpo_core.data.sources import open_source
+from srpo_core.data.statistics import open_readable
 from srpo_core.report.data_page import page_path, write_data_page
 from srpo_core.report.data_text import markdown_table
 from srpo_core.workspace import data_versions
@@ -133,7 +133,7 @@ def describe(
     reading = IngestSettings.model_validate(patched(settings.ingest.model_dump(), changes))
     page = page_path(workspace.home, tag)
     figures = write_data_page(
-        page, source=open_source(reading), tag=tag, words=settings.control_words, findings=checked.findings
+        page, source=open_readable(reading), tag=tag, words=settings.control_words, findings=checked.findings
     )
     _log_end("describe", str(page))
     return page, markdown_table(figures)

@@ -10,8 +10,16 @@ from srpo_core.artifacts import replacing
 from srpo_core.config import PARAMS_FILE, IngestSettings, Settings, load_settings, patched
 from srpo_core.data.annotators import Share
 from srpo_core.data.changes import Changes, benchmark_changes, record_changes, replaced_images
-from srpo_core.data.sources import Source, open_source
-from srpo_core.data.statistics import BENCHMARK, NO_STYLE, SPLITS, read_statistics, styles_by_prompt
+from srpo_core.data.sources import Source
+from srpo_core.data.statistics import (
+    BENCHMARK,
+    NO_STYLE,
+    SPLITS,
+    open_readable,
+    read_benchmark,
+    read_statistics,
+    styles_by_prompt,
+)
 from srpo_core.data.tables import Pair
 from srpo_core.errors import DataError
 from srpo_core.prompts import normal_form
@@ -65,7 +73,7 @@ def compare_versions(
             )
             for split in SPLITS
         }
-        changes[BENCHMARK] = benchmark_changes(first.benchmark({}), second.benchmark({}))
+        changes[BENCHMARK] = benchmark_changes(read_benchmark(first), read_benchmark(second))
         before, after = (
             figures(read_statistics(source), settings.control_words, version.findings)
             for source, version in zip((first, second), versions, strict=True)
@@ -127,7 +135,7 @@ def _test_pairs(source: Source, limit: int | None) -> list[Pair]:
 
     The sample is random but always the same: neighbouring pairs share a prompt.
     """
-    styles = styles_by_prompt(source.benchmark({}))
+    styles = styles_by_prompt(read_benchmark(source))
     pairs = [
         Pair(0, "test", choice.prompt, *two, styles.get(normal_form(choice.prompt), NO_STYLE))
         for choice in source.choices("test")
@@ -146,7 +154,7 @@ def _reward_name(part: str, settings: Settings) -> str:
 
 def _source(version: DataVersion, settings: Settings) -> Source:
     changes = {**version.ingest, "source": str(version.path)}
-    return open_source(IngestSettings.model_validate(patched(settings.ingest.model_dump(), changes)))
+    return open_readable(IngestSettings.model_validate(patched(settings.ingest.model_dump(), changes)))
 
 
 def _files_with_images(version: DataVersion) -> Mapping[str, str]:

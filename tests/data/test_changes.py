@@ -1,8 +1,13 @@
+from pathlib import Path
+
 import pytest
 
+from srpo_core.config import load_settings
 from srpo_core.data.changes import EXAMPLES, benchmark_changes, record_changes, replaced_images
 from srpo_core.data.choices import BenchmarkPrompt, Choice
-from srpo_core.data.sources.hpdv2 import HPDV2
+from srpo_core.data.statistics import open_readable
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def choice(prompt, images="ab", ranks=(0, 1), record=0):
@@ -62,7 +67,7 @@ def test_benchmark_prompts_are_compared_as_a_reader_sees_them():
 
 
 def test_images_with_other_bytes_under_the_same_name_are_found(tmp_path):
-    sources = []
+    ingest, sources = load_settings(ROOT / "params.yaml").ingest, []
     for number, content in enumerate((b"one", b"two")):
         root = tmp_path / f"set{number}"
         for directory in ("train", "test", "benchmark"):
@@ -74,6 +79,6 @@ def test_images_with_other_bytes_under_the_same_name_are_found(tmp_path):
         )
         (root / "train/a.png").write_bytes(b"same")
         (root / "train/b.png").write_bytes(content)
-        sources.append(HPDV2.open(root, None))
+        sources.append(open_readable(ingest.model_copy(update={"source": str(root)})))
     assert replaced_images(*sources, "train") == {"b.png"}
     assert replaced_images(sources[0], sources[0], "train") == set()

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from srpo_core.data.sources.hpdv2 import HPDV2
-from srpo_core.data.statistics import lengths, read_findings, read_statistics
+from srpo_core.config import load_settings
+from srpo_core.data.statistics import lengths, open_readable, read_findings, read_statistics
 
-HPD = Path(__file__).resolve().parents[2] / "assets/tiny/hpd"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -32,7 +32,8 @@ def source(tmp_path):
     }
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
-    return HPDV2.open(tmp_path, None)
+    ingest = load_settings(ROOT / "params.yaml").ingest
+    return open_readable(ingest.model_copy(update={"source": str(tmp_path)}))
 
 
 def test_records_pairs_ties_prompts_and_images_are_counted_by_split(source):
@@ -48,6 +49,12 @@ def test_records_pairs_ties_prompts_and_images_are_counted_by_split(source):
     )
     assert found.styles() == {"anime": 1, "photo": 2}
     assert found.annotators.with_rank.share == 0
+
+
+def test_a_record_that_cannot_be_read_is_left_out(source, tmp_path):
+    records = json.loads((tmp_path / "train.json").read_text())
+    (tmp_path / "train.json").write_text(json.dumps([*records, {"prompt": 7}]))
+    assert read_statistics(source).splits["train"].records == 2
 
 
 def test_a_record_has_the_style_of_its_prompt_in_the_benchmark(source):
