@@ -77,11 +77,13 @@ def add(
     prepare_terminal()
     from flows.data import data as data_flow
     from flows.lost_server import reporting_a_lost_server
+    from srpo_core.data.sources import source_format
 
     with reporting_a_lost_server():
         tag = data_flow(source=source, name=name, format_name=format_name, ingest=ingest, audit=audit)
     settings = [f"ingest.source=data/{name}", *(changes or [])]
     settings += [f"ingest.format={format_name}"] if format_name != "hpdv2" else []
+    settings += [] if source_format(format_name).has_pairs else ["check_reward.max_pairs=null"]
     typer.echo(f"tag   {tag}")
     typer.echo(
         f"next  srpo align --revision {tag} {' '.join(f'--set {shlex.quote(one)}' for one in settings)}"

@@ -55,6 +55,14 @@ def test_format_and_settings_reach_the_flow_and_the_next_command(flow, tmp_path)
     )
 
 
+def test_the_next_command_for_data_without_pairs_does_not_ask_for_them(flow, tmp_path):
+    (tmp_path / "mine.txt").write_text("a cat\n")
+    done = srpo_data(str(tmp_path / "mine.txt"), "--format", "prompts")
+    assert done.output.splitlines()[-1].endswith(
+        "--set ingest.format=prompts --set check_reward.max_pairs=null"
+    )
+
+
 def test_a_bucket_is_given_to_the_flow_as_it_is(flow):
     assert srpo_data("s3://bucket/HPDv2").exception is None
     assert flow[0]["source"] == "s3://bucket/HPDv2"

@@ -4,7 +4,8 @@ import csv
 import json
 import posixpath
 import tarfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -62,7 +63,17 @@ def open_table(path: Path, name: str) -> Table:
     try:
         return _OPENERS[path.suffix](path, name)
     except (OSError, tarfile.TarError) as error:
-        raise DataError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+        raise damaged(path, error) from None
+
+
+def damaged(path: Path, error: Exception) -> DataError:
+    """Make the error for a file that cannot be read to its end."""
+    return DataError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}; download it again")
+
+
+def _require_unique(path: Path, columns: Sequence[str]) -> None:
+    if doubled := [name for name, count in Counter(columns).items() if count > 1]:
+        raise DataError(f"{path}: has the column {doubled[0]!r} twice: rename one of them")
 
 
 def _open_parquet(path: Path, name: str) -> Table:
@@ -71,20 +82,24 @@ def _open_parquet(path: Path, name: str) -> Table:
 
     try:
         schema = pq.read_schema(path)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise DataError(f"{path}: not a readable parquet file: {str(error).splitlines()[0]}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(path, error) from None
     embedded = frozenset(field.name for field in schema if _holds_bytes(field.type))
 
     def read(columns: Collection[str]) -> Iterator[Mapping[str, Any]]:
         plain = [column for column in columns if column not in embedded]
         images = [column for column in columns if column in embedded]
         number = 0
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(ROWS_AT_ONCE, columns=plain):
-                for cells in batch.to_pylist():
-                    yield cells | {column: embedded_name(name, number, column) for column in images}
-                    number += 1
+        try:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(ROWS_AT_ONCE, columns=plain):
+                    for cells in batch.to_pylist():
+                        yield cells | {column: embedded_name(name, number, column) for column in images}
+                        number += 1
+        except (pa.ArrowException, OSError) as error:
+            raise damaged(path, error) from None
 
+    _require_unique(path, schema.names)
     return Table(path, name, tuple(schema.names), embedded, read)
 
 
@@ -142,6 +157,7 @@ def _open_csv(path: Path, name: str) -> Table:
         rows = csv.DictReader(_lines(path), delimiter=delimiter, strict=True)
         number = 0
         try:
+            _require_unique(path, rows.fieldnames or ())
             for number, cells in enumerate(rows):  # noqa: B007  # the number of the record before a fault
                 if None in cells or None in cells.values():
                     yield Unreadable(
@@ -168,13 +184,16 @@ def _open_tar(path: Path, name: str) -> Table:
     """Make a table of a webdataset: members of the same name up to its first dot are a row, their suffixes its columns."""
 
     def read(_: Collection[str]) -> Iterator[Mapping[str, Any]]:
-        with tarfile.open(path, "r:") as archive:
-            members = (one for one in archive if one.isfile() and not is_hidden(one.name))
-            for _key, own in groupby(members, key=lambda one: _split_key(one.name)[0]):
-                cells: dict[str, Any] = {}
-                for member in own:
-                    cells |= _cells_of_member(archive, member, f"{name}/{member.name.removeprefix('./')}")
-                yield cells
+        try:
+            with tarfile.open(path, "r:") as archive:
+                members = (one for one in archive if one.isfile() and not is_hidden(one.name))
+                for _key, own in groupby(members, key=lambda one: _split_key(one.name)[0]):
+                    cells: dict[str, Any] = {}
+                    for member in own:
+                        cells |= _cells_of_member(archive, member, f"{name}/{member.name.removeprefix('./')}")
+                    yield cells
+        except (tarfile.TarError, OSError) as error:
+            raise damaged(path, error) from None
 
     table = _with_columns_of_first_row(path, name, read)
     (first,) = islice(table.read(()), 1)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from srpo_core.data.images import DirectoryImages, TarImages
+from srpo_core.data.sources.rows import damaged
 from srpo_core.errors import DataError
 
 PACKED: Final = "images.tar"  # in a data version: the images that lie beside the tables
@@ -61,6 +62,14 @@ class TableImages:
         return self._tars[file]
 
     def _embedded(self, file: str, record: int, column: str) -> bytes:
+        import pyarrow as pa
+
+        try:
+            return self._read_embedded(file, record, column)
+        except (pa.ArrowException, OSError) as error:
+            raise damaged(self.where / file, error) from None
+
+    def _read_embedded(self, file: str, record: int, column: str) -> bytes:
         cursor = self._cursor
         columns = {column} if cursor is None or cursor.file != file else {*cursor.columns, column}
         if cursor is None or not cursor.can_read(file, record, column):

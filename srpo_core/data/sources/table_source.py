@@ -144,6 +144,13 @@ def find_tables(where: Path) -> list[Path]:
     ]
     kinds = {path.suffix for path in tables}
     if ".parquet" in kinds:  # a directory of the hub has small files of other kinds beside
+        if unread := [path for path in tables if path.suffix != ".parquet"]:
+            _log.warning(
+                "%s: %d files beside its parquet files are not read, first %s",
+                where,
+                len(unread),
+                unread[0].name,
+            )
         tables = [path for path in tables if path.suffix == ".parquet"]
     if not tables:
         raise DataError(f"{where}: has no table: known are {', '.join(sorted(SUFFIXES))}")
