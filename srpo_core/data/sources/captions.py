@@ -38,7 +38,7 @@ def _open(where: Path, ingest: IngestSettings, findings: Findings) -> Source:
 
 
 def _members(where: Path) -> tuple[Path, Path | None, list[str], Texts] | None:
-    """Return directory, archive, names and texts of images that are files, or None if there are tables.
+    """Return directory, archive, names and texts of images that are files, or None if their captions are in tables.
 
     Names are relative to the directory; a file without a caption or image of its own is among them, too.
     """
@@ -48,14 +48,29 @@ def _members(where: Path) -> tuple[Path, Path | None, list[str], Texts] | None:
     paths = [
         path for path in where.rglob("*") if path.is_file() and not is_hidden(str(path.relative_to(where)))
     ]
-    if any(path.suffix in SUFFIXES - {_CAPTION} and path != packed for path in paths):
-        return None
-    if packed.is_file():
-        with tarfile.open(packed, "r:") as archive:
-            names = [one.name for one in archive if one.isfile() and not is_hidden(one.name)]
-        return where, packed, sorted(names), partial(_texts_of_tar, packed)
-    names = sorted(path.relative_to(where).as_posix() for path in paths)
-    return where, None, names, partial(_texts_of_directory, where, names)
+    with_tables = any(path.suffix in SUFFIXES - {_CAPTION} and path != packed for path in paths)
+    archive = packed if packed.is_file() else None
+    if archive is None:
+        names = sorted(path.relative_to(where).as_posix() for path in paths)
+        texts: Texts = partial(_texts_of_directory, where, names)
+    else:
+        names, texts = _names_of_tar(archive), partial(_texts_of_tar, archive)
+    return None if with_tables and not _has_captions(names) else (where, archive, names, texts)
+
+
+def _names_of_tar(packed: Path) -> list[str]:
+    with tarfile.open(packed, "r:") as archive:
+        return sorted(one.name for one in archive if one.isfile() and not is_hidden(one.name))
+
+
+def _has_captions(names: Collection[str]) -> bool:
+    """Whether an image has a text of its name, so that other files beside are no tables of captions."""
+    known = set(names)
+    return any(_is_image(name) and str(PurePosixPath(name).with_suffix(_CAPTION)) in known for name in names)
+
+
+def _is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _texts_of_tar(packed: Path) -> dict[str, str]:
@@ -84,7 +99,7 @@ def _decoded(content: bytes, where: str) -> str:
 
 def _folder_table(where: Path, names: Sequence[str], read_texts: Texts) -> Table:
     """Make a table of images and their captions; its file is the directory or archive."""
-    images = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+    images = [name for name in names if _is_image(name)]
     if not images:
         raise DataError(
             f"{where}: has no image with a caption: give x.txt beside x.jpg, or metadata.jsonl (docs/data.md)"

@@ -49,7 +49,9 @@ def require_layout(where: Path) -> None:
         raise DataError(f"{where} is a file, and the format hpdv2 is a directory: give {LAYOUT}")
     for split in SPLITS:
         if not (where / f"{split}.json").is_file():
-            raise DataError(f"{where / split}.json is missing: give {LAYOUT}")
+            below = next(where.glob(f"*/{split}.json"), None)
+            hint = f"; {below.parent} has one" if below else ""
+            raise DataError(f"{where / split}.json is missing: give {LAYOUT}{hint}")
         find_images(where, split)
     if not any((where / "benchmark").glob("*.json")):
         raise DataError(

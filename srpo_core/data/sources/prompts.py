@@ -8,12 +8,13 @@ from srpo_core.config import IngestSettings
 from srpo_core.data.rules import Findings
 from srpo_core.data.sources.layouts import PROMPTS, require_columns
 from srpo_core.data.sources.packing import copy_tables
+from srpo_core.data.sources.rows import SUFFIXES
 from srpo_core.data.sources.source import Source, SourceFormat
 from srpo_core.data.sources.table_source import open_tables
 
 
 def _open(where: Path, ingest: IngestSettings, findings: Findings) -> Source:
-    return open_tables(where, ingest, PROMPTS, findings)
+    return open_tables(where, ingest, PROMPTS, findings, SUFFIXES)
 
 
 PROMPTS_FORMAT: Final = SourceFormat(

@@ -204,7 +204,7 @@ def _open_tar(path: Path, name: str) -> Table:
 def _cells_of_member(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> dict[str, Any]:
     column = _split_key(member.name)[1]
     last = column.rpartition(".")[2]
-    if f".{last.split('_')[0]}" in IMAGE_SUFFIXES:
+    if f".{last.split('_')[0].lower()}" in IMAGE_SUFFIXES:
         return {column: name}
     if member.size > _LONGEST_CELL:
         raise DataError(f"{archive.name!s}: member {member.name}: a text of {member.size} bytes is too long")

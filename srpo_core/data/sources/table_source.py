@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -108,9 +108,13 @@ class TableSource:
 
 
 def open_tables(
-    where: Path, ingest: IngestSettings, layouts: Sequence[Layout], findings: Findings
+    where: Path,
+    ingest: IngestSettings,
+    layouts: Sequence[Layout],
+    findings: Findings,
+    suffixes: Collection[str] = SUFFIXES - {".txt"},
 ) -> TableSource:
-    """Open a table, or the tables in a directory, as a data set.
+    """Open a table, or the tables in a directory, as a data set. suffixes: of the kinds of tables.
 
     Raises:
         ConfigError: `ingest.columns` does not fit the layouts.
@@ -118,26 +122,26 @@ def open_tables(
     """
     root = where if where.is_dir() else where.parent
     found: dict[str, list[OpenTable]] = {}
-    for path in find_tables(where):
+    for path in find_tables(where, suffixes):
         name = path.relative_to(root).as_posix()
         found.setdefault(split_of(name), []).append(partial(open_table, path, name))
     return TableSource(root, ingest, layouts, found, findings)
 
 
-def find_tables(where: Path) -> list[Path]:
-    """Return a file, or the tables in a directory, sorted.
+def find_tables(where: Path, suffixes: Collection[str] = SUFFIXES) -> list[Path]:
+    """Return a file, or the tables in a directory, sorted. suffixes: of the kinds of files to look for.
 
     Raises:
         DataError: there is none, or the file is of an unknown kind.
     """
     if where.is_file():
-        if where.suffix not in SUFFIXES:
-            raise DataError(f"{where}: unknown kind of file: known are {', '.join(sorted(SUFFIXES))}")
+        if where.suffix not in suffixes:
+            raise DataError(f"{where}: unknown kind of file: known are {', '.join(sorted(suffixes))}")
         return [where]
     tables = [
         path
         for path in sorted(where.rglob("*"))
-        if path.suffix in SUFFIXES
+        if path.suffix in suffixes
         and path.is_file()
         and path.name not in _ABOUT | {PACKED}
         and not is_hidden(path.relative_to(where).as_posix())
@@ -153,7 +157,9 @@ def find_tables(where: Path) -> list[Path]:
             )
         tables = [path for path in tables if path.suffix == ".parquet"]
     if not tables:
-        raise DataError(f"{where}: has no table: known are {', '.join(sorted(SUFFIXES))}")
+        saved = next(where.rglob("*.arrow"), None)
+        hint = f"; {saved.name} is of the library datasets: write it with to_parquet" if saved else ""
+        raise DataError(f"{where}: has no table: known are {', '.join(sorted(suffixes))}{hint}")
     return tables
 
 

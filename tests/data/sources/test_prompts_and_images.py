@@ -108,6 +108,18 @@ def test_prompts_alone_give_the_metrics_no_real_images(tmp_path, ingest, tiny):
     assert METRICS["copied"].beside_base(compared, context).tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("versioned", [False, True])
+def test_other_files_beside_images_and_captions_are_no_tables(tmp_path, ingest, versioned):
+    write_folder(tmp_path / "own", 20)
+    (tmp_path / "own/meta.json").write_text('{"resolution": 512}')
+    (tmp_path / "own/IMG.JPG").write_bytes(encode(99, PREFERRED))
+    (tmp_path / "own/IMG.txt").write_text("from a camera")
+    ingest("own", "images", versioned=versioned)
+    texts = [one.text for split in ("train", "validation", "test") for one in read_prompts(split)]
+    assert len(texts) == 21
+    assert "from a camera" in texts
+
+
 def test_directories_named_after_splits_are_the_splits(tmp_path, ingest):
     write_folder(tmp_path / "own/train", 8)
     write_folder(tmp_path / "own/test", 3, first=50)

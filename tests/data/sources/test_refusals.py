@@ -73,6 +73,23 @@ def test_a_file_of_another_kind_is_named_as_what_it_is(tiny, tmp_path, monkeypat
     assert line in refusals(tiny, name)
 
 
+def test_a_directory_around_the_data_set_is_named_with_the_right_one(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "download/HPDv2").mkdir(parents=True)
+    (tmp_path / "download/HPDv2/train.json").write_text("[1]")
+    assert refusals(tiny, "download").endswith("; download/HPDv2 has one")
+
+
+def test_a_data_set_that_the_library_datasets_saved_is_named(tiny, tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/data-00000-of-00001.arrow").write_bytes(b"x")
+    ingest = tiny.ingest.model_copy(update={"source": str(tmp_path), "format": "pairs"})
+    with pytest.raises(
+        DataError, match=r"data-00000-of-00001.arrow is of the library datasets: write it with to_parquet"
+    ):
+        open_source(ingest, Findings(ingest, None))
+
+
 @pytest.mark.parametrize("format_name", ["hpdv2", "pairs"])
 @pytest.mark.parametrize(
     ("content", "line"),
