@@ -163,7 +163,9 @@ def evaluate_models(  # noqa: PLR0913  # the settings of `run`
         for number, (start, stop) in enumerate(pairwise([0, *sizes])):
             rows = sorted(order[start:stop])
             seen += rows
-            for name, weights in transformers.items():
+            # every second stage in reverse order, so that it begins with the model that is in memory
+            for name in list(transformers)[:: -1 if number % 2 else 1]:
+                weights = transformers[name]
                 keep = name in (BASE, CHAMPION)
                 part = image_set.of(rows)
                 job = GenerationJob(name, model, weights, part, generate, metrics, context, keep=keep)

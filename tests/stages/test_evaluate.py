@@ -22,6 +22,7 @@ from srpo_core.config import (
 from srpo_core.errors import ArtifactError, ConfigError, DataError, GateError, StoreError
 from srpo_core.generation import batches
 from srpo_core.generation.images import ImageSet
+from srpo_core.models import loaded
 from srpo_core.prompts import balanced_order
 from srpo_core.protocols import Condition
 from srpo_core.scorers import canaries
@@ -295,6 +296,11 @@ def test_a_champion_is_loaded_from_its_release_and_compared_in_pairs(
     )
     assert run(tiny_parts | keeping, champion="tiny-1", metrics=["saturation"]) == images
     assert set(names) == {"aligned"}, "a later run reuses the images of base and champion"
+    loads, load = [], loaded._load
+    monkeypatch.setattr(loaded, "_load", lambda *a: loads.append(a[1]) or load(*a))
+    again = run(tiny_parts, champion="tiny-1", stages=[0.5, 1.0])
+    assert [row["model"] for row in again.to_pylist()] == [row["model"] for row in images.to_pylist()]
+    assert len(loads) == 2 * 3 - 1, "the second stage begins with the model that the first has loaded last"
     with pytest.raises(StoreError, match=r"champion 'tiny-2' is not a version in .*: known are tiny-1"):
         run(tiny_parts, champion="tiny-2")
 
