@@ -296,11 +296,12 @@ def test_a_champion_is_loaded_from_its_release_and_compared_in_pairs(
     )
     assert run(tiny_parts | keeping, champion="tiny-1", metrics=["saturation"]) == images
     assert set(names) == {"aligned"}, "a later run reuses the images of base and champion"
-    loads, load = [], loaded._load
-    monkeypatch.setattr(loaded, "_load", lambda *a: loads.append(a[1]) or load(*a))
+    reads, load, read = [], loaded._load, loaded.read_base_weights
+    monkeypatch.setattr(loaded, "_load", lambda *a: reads.append(a[1]) or load(*a))
+    monkeypatch.setattr(loaded, "read_base_weights", lambda *a: reads.append(a[1]) or read(*a))
     again = run(tiny_parts, champion="tiny-1", stages=[0.5, 1.0])
     assert [row["model"] for row in again.to_pylist()] == [row["model"] for row in images.to_pylist()]
-    assert len(loads) == 2 * 3 - 1, "the second stage begins with the model that the first has loaded last"
+    assert len(reads) == 2 * 3 - 1, "the second stage begins with the model that the first has read last"
     with pytest.raises(StoreError, match=r"champion 'tiny-2' is not a version in .*: known are tiny-1"):
         run(tiny_parts, champion="tiny-2")
 
