@@ -20,10 +20,16 @@ TINY = load_settings(ROOT / "profiles/tiny.yaml")
 FAMILY = "assets/tiny/family"
 
 
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    """A copy of the demo's models."""
+    return shutil.copytree(ROOT / FAMILY, tmp_path_factory.mktemp("models") / "family")
+
+
 @pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    """A directory with the demo's models, which share no file that a test writes."""
-    shutil.copytree(ROOT / FAMILY, tmp_path / FAMILY, copy_function=os.link)
+def checkout(family, tmp_path, monkeypatch):
+    """A directory with the graph of stages, and links to the copy of the demo's models: `replace` a file, never write it."""
+    shutil.copytree(family, tmp_path / FAMILY, copy_function=os.link)
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -226,7 +232,7 @@ def test_quantized_weights_are_refused_with_the_command_that_decodes_them(checko
 
 
 def test_files_that_no_scorer_reads_are_not_opened(checkout):
-    for name in ("notes.txt", "cache.bin", "README.md"):
+    for name in ("notes.txt", "cache.bin", "page.html"):
         Path(FAMILY, "reward", name).write_bytes(b"")
     Path(FAMILY, "base/other.safetensors").write_bytes(POINTER)
     assert faults() == []
