@@ -78,6 +78,10 @@ class Preferences:
             self._preferred.append(preferred)
             self._rejected.append(rejected)
 
+    def forget_pairs(self) -> None:
+        """Free the memory by which a record is compared with earlier ones. No record can be added afterwards."""
+        self._known.clear()
+
     def prompts(self) -> list[str]:
         """List the prompts of the records, in order of appearance."""
         import numpy as np

@@ -231,3 +231,139 @@ def test_a_test_record_with_a_training_prompt_is_left_out_and_counted(broken, ca
 def test_a_missing_source_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert error_of_run().startswith("hpd is missing: give a directory with train.json")
+
+
+def quarantined():
+    lines = artifacts.QUARANTINE.read_text(encoding="ascii").splitlines()
+    return [(entry["file"], entry["record"], entry["rule"]) for entry in map(json.loads, lines)]
+
+
+def counts():
+    rules = artifacts.read_json(artifacts.VALIDATION)["records"]["rules"]
+    return {name: (rule["found"], rule["set_aside"]) for name, rule in rules.items() if rule["found"]}
+
+
+def test_bad_records_are_set_aside_with_file_record_and_rule_and_the_others_are_ingested(
+    broken, ingest_settings
+):
+    train, test = records(broken / "train.json"), records(broken / "test.json")
+    del train[0]["prompt"]
+    train[1]["prompt"] = "\u200b\u2060"
+    train[2]["file_path"][0] = "\x00.webp"
+    train[3]["human_preference"] = [1, float("inf")]
+    train[4]["prompt"] = "half \ud83d"
+    text = json.dumps(train[:5])[:-1] + ', {"prompt": "a", "prompt": "b"}, ' + "[" * 100_000 + "]" * 100_000
+    text += ', {"rank": ' + "1" * 5000 + "}, " + json.dumps(train[8:])[1:]
+    (broken / "train.json").write_text(text, encoding="utf-8")
+    test[0]["rank"] = [10**400, *test[0]["rank"][1:]]
+    (broken / "test.json").write_text(json.dumps(test), encoding="utf-8")
+    (broken / "benchmark/more.json").write_text(
+        json.dumps([train[9]["prompt"], "a \x07 bell", 7]), encoding="utf-8"
+    )
+    settings = ingest_settings(source="hpd", on_bad_record="quarantine", max_bad_share=0.05)
+    run(seed=0, ingest=settings)
+    assert quarantined() == [
+        *[
+            ("hpd/train.json", record, rule)
+            for record, rule in enumerate(
+                [
+                    "broken_record",
+                    "empty_text",
+                    "control_character",
+                    "bad_number",
+                    "half_surrogate",
+                    "doubled_key",
+                    "deep_nesting",
+                    "bad_number",
+                ]
+            )
+        ],
+        ("hpd/test.json", 0, "bad_number"),
+        ("hpd/benchmark/more.json", 0, "trained_benchmark_prompt"),
+        ("hpd/benchmark/more.json", 1, "control_character"),
+        ("hpd/benchmark/more.json", 2, "broken_record"),
+    ]
+    assert counts()["bad_number"] == (3, 3)
+    assert sum(found for found, _ in counts().values()) == len(quarantined()) == 12
+    checks = artifacts.read_json(artifacts.VALIDATION)["records"]
+    assert checks["bad"] == 12
+    assert checks["read"]["hpd/train.json"] == len(train)
+    assert len(read_pairs("train")) == len(train) - 8
+
+
+def test_too_many_bad_records_end_the_run_in_one_line(broken, ingest_settings):
+    train = records(broken / "train.json")
+    train[0]["prompt"] = train[1]["prompt"] = " "
+    (broken / "train.json").write_text(json.dumps(train), encoding="utf-8")
+    settings = ingest_settings(source="hpd", on_bad_record="quarantine", max_bad_share=0.001)
+    with pytest.raises(
+        DataError, match=r"^2 of \d+ records are bad \(empty_text 2\), more than the share 0.001"
+    ):
+        run(seed=0, ingest=settings)
+    assert len(quarantined()) == 2
+    assert not artifacts.VALIDATION.exists()
+
+
+def test_a_broken_file_ends_the_run_in_quarantine_too(broken, ingest_settings):
+    (broken / "test.json").write_text('[{"prompt": "a"}, {"prompt"]', encoding="utf-8")
+    with pytest.raises(DataError, match=r"test\.json: record 1: broken JSON at line 1"):
+        run(seed=0, ingest=ingest_settings(source="hpd", on_bad_record="quarantine", max_bad_share=1.0))
+
+
+def test_records_with_missing_and_unreadable_images_are_set_aside(broken, ingest_settings):
+    contents = {"00000008.webp": None, "00000012.webp": b"no image"}
+    repack(broken / "train.tar", contents.get)
+    users = {
+        name: [index for index, one in enumerate(records(broken / "train.json")) if name in one["file_path"]]
+        for name in contents
+    }
+    run(seed=0, ingest=ingest_settings(source="hpd", on_bad_record="quarantine", max_bad_share=0.05))
+    missing, unreadable = users.values()
+    unreadable = [record for record in unreadable if record not in missing]
+    assert missing
+    assert unreadable
+    assert quarantined() == [("hpd/train.json", record, "missing_image") for record in missing] + [
+        ("hpd/train.json", record, "unreadable_image") for record in unreadable
+    ]
+    used = {path for pair in read_pairs("train") for path in (pair.preferred, pair.rejected)}
+    assert used.isdisjoint({f"train/{name}" for name in contents})
+    assert len(read_pairs("train")) == len(records(broken / "train.json")) - len(missing) - len(unreadable)
+
+
+def flat(size):
+    file = io.BytesIO()
+    Image.new("RGB", size, "red").save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("size", "rule"),
+    [((1, 1), "small_image"), ((10_000, 1), "small_image"), ((20, 161), "elongated_image")],
+)
+def test_images_that_are_too_small_or_too_long_end_the_run_or_are_counted(
+    broken, ingest_settings, size, rule
+):
+    repack(broken / "test.tar", lambda name, content: flat(size) if name == "00000004.webp" else content)
+    record = index_with(broken / "test.json", "image_path", "00000004.webp")
+    expected = f"hpd/test.json: record {record}: image '00000004.webp' has {size[0]} x {size[1]} pixels"
+    assert error_of_run().startswith(expected)
+    run(seed=0, ingest=ingest_settings(rules={rule: "warning"}, source="hpd"))
+    assert counts() == {rule: (1, 0)}
+
+
+def test_equal_images_under_two_names_and_in_both_splits_are_counted_or_end_the_run(
+    broken, ingest_settings, caplog
+):
+    caplog.set_level("WARNING")
+    copied = {}
+    repack(broken / "train.tar", copied.setdefault)
+    twin = copied["00000000.webp"]
+    repack(broken / "train.tar", lambda name, content: twin if name == "00000008.webp" else content)
+    repack(broken / "test.tar", lambda name, content: twin if name == "00000004.webp" else content)
+    run(seed=0, ingest=ingest_settings(source="hpd"))
+    assert counts() == {"equal_images": (1, 0), "trained_test_image": (1, 0)}
+    assert "image '00000008.webp' is equal to '00000000.webp' of the same split" in caplog.text
+    with pytest.raises(
+        DataError, match=r"^hpd/test.json: record \d+: image '00000004.webp' is equal to '00000000"
+    ):
+        run(seed=0, ingest=ingest_settings(rules={"trained_test_image": "critical"}, source="hpd"))
