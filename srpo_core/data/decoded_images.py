@@ -1,0 +1,67 @@
+"""Decode the images of a data set on several cores, in order and with bounded memory.
+
+Threads suffice: Pillow releases the interpreter's lock while it decodes, and hashlib while it hashes.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from srpo_core.data.decoding import read_image
+from srpo_core.data.images import ImageSource
+
+_AT_ONCE: Final = 8  # images per task of a thread; for small images a task costs as much as decoding one
+_TASKS_PER_WORKER: Final = 2  # one that runs, and one that waits
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedImage:
+    """An image that was decoded completely.
+
+    size: width and height in pixels, as people see them; None if it cannot be decoded. problem: then the reason.
+    digest: of the bytes of the file.
+    """
+
+    name: str
+    size: tuple[int, int] | None
+    digest: bytes
+    problem: str = ""
+
+
+def decode_images(stored: ImageSource, names: Iterable[str], *, workers: int) -> Iterator[DecodedImage]:
+    """Decode images on `workers` threads; yield what is known of each, in the order of the names.
+
+    At most `workers` images are in memory at once. The number of workers does not change the result.
+
+    Raises:
+        DataError: the file of an image cannot be read.
+    """
+    waiting: deque[Future[list[DecodedImage]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as threads:
+        try:
+            rest = iter(names)
+            while some := list(islice(rest, _AT_ONCE)):
+                waiting.append(threads.submit(_decode, stored, some))
+                if len(waiting) >= _TASKS_PER_WORKER * workers:
+                    yield from waiting.popleft().result()
+            while waiting:
+                yield from waiting.popleft().result()
+        finally:
+            for task in waiting:  # after an error, or if nobody asks for more
+                task.cancel()
+
+
+def _decode(stored: ImageSource, names: Iterable[str]) -> list[DecodedImage]:
+    return [_decode_one(name, stored.read(name)) for name in names]
+
+
+def _decode_one(name: str, content: bytes) -> DecodedImage:
+    digest = hashlib.sha256(content).digest()
+    try:
+        return DecodedImage(name, read_image(content).size, digest)
+    except ValueError as error:
+        return DecodedImage(name, None, digest, str(error))
