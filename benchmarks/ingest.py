@@ -136,7 +136,7 @@ def ingest_arguments(source: Path, *, images: bool) -> dict[str, Any]:
     settings = load_settings(ROOT / "profiles/tiny.yaml")
     changed = {"source": str(source), "check_images": "all" if images else "used"}
     settings = settings.model_copy(update={"ingest": settings.ingest.model_copy(update=changed)})
-    definition = read_stages(ROOT / "dvc.yaml")["ingest"]
+    definition = read_stages(ROOT)["ingest"]
     return {argument_name(key): attrgetter(key)(settings) for key in definition.params}
 
 

@@ -231,6 +231,10 @@ class IngestSettings(Part):
     validation_share: Share = Field(
         description="share of the training prompts that is held out to select a checkpoint"
     )
+    check_images: Literal["all", "used"] = Field(
+        description="which images are decoded and checked: all of the records, or those that the run uses; only these are "
+        "written. srpo data checks all"
+    )
     on_bad_record: Literal["stop", "quarantine"] = Field(
         description="what a critical problem of a record does: stop ends the run; quarantine sets the record aside in "
         "runs/ingest/quarantine.jsonl"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+NUM_EXAMPLES: Final = 16  # pairs that scorers are asked questions with known answers about
 ROWS_PER_FILE: Final = 4096
 _ROWS_PER_GROUP: Final = 65536
 # a look-up finds an image by its row group's range of names and reads the whole group
@@ -102,9 +103,9 @@ def read_real_images(split: str) -> dict[str, str]:
     Raises:
         ArtifactError: a table is missing or damaged.
     """
-    images: dict[str, str] = {}
-    for pair in read_pairs(split):
-        images.setdefault(pair.prompt, pair.preferred)
+    pairs = _read(artifacts.PAIRS, ds.field("split") == split, ["prompt", "preferred"])
+    first = pairs.group_by("prompt", use_threads=False).aggregate([("preferred", "first")])
+    images = dict(zip(first["prompt"].to_pylist(), first["preferred_first"].to_pylist(), strict=True))
     if artifacts.CAPTIONS.exists():
         for row in _read(artifacts.CAPTIONS, ds.field("split") == split).to_pylist():
             images.setdefault(row["prompt"], row["image"])
@@ -112,30 +113,39 @@ def read_real_images(split: str) -> dict[str, str]:
 
 
 def read_examples(count: int) -> "list[tuple[str, Tensor, Tensor]]":
-    """Read prompts of the split test with a preferred and a rejected image each, (1, 3, H, W) in [0, 1].
-
-    At most `count`, spread over the table; from one prompt to the next another of its pairs, since the pairs of a
-    prompt may be ordered by the style of their images.
+    """Read the images of `choose_examples`: prompts with a preferred and a rejected image each, (1, 3, H, W) in [0, 1].
 
     Raises:
         ArtifactError: a table is missing or damaged.
-        DataError: the split has no pairs.
+        DataError: the split test has no pairs.
     """
-    by_prompt: dict[str, list[Pair]] = {}
-    for pair in read_pairs("test"):
-        by_prompt.setdefault(pair.prompt, []).append(pair)
-    if not by_prompt:
+    pairs = choose_examples(count)
+    if not pairs:
         raise DataError(
             f"{artifacts.PAIRS} has no pairs of the split test to check scorers with: "
             "add records to test.json of ingest.source"
         )
-    groups = list(by_prompt.values())
-    chosen = groups[:: max(1, len(groups) // count)][:count]
-    pairs = [own[number % len(own)] for number, own in enumerate(chosen)]
     images = read_images({path for pair in pairs for path in (pair.preferred, pair.rejected)})
     return [
         (pair.prompt, to_tensor(images[pair.preferred]), to_tensor(images[pair.rejected])) for pair in pairs
     ]
+
+
+def choose_examples(count: int) -> list[Pair]:
+    """Choose pairs of the split test, each of another prompt: at most `count`, spread over the table.
+
+    From one prompt to the next it is another of its pairs, since the pairs of a prompt may be ordered by the style of
+    their images.
+
+    Raises:
+        ArtifactError: the table is missing or damaged.
+    """
+    by_prompt: dict[str, list[Pair]] = {}
+    for pair in read_pairs("test"):
+        by_prompt.setdefault(pair.prompt, []).append(pair)
+    groups = list(by_prompt.values())
+    chosen = groups[:: max(1, len(groups) // count)][:count]
+    return [own[number % len(own)] for number, own in enumerate(chosen)]
 
 
 def read_images(paths: Iterable[str]) -> "dict[str, Image.Image]":

@@ -20,7 +20,6 @@ from srpo_core.randomness import keyed_generator
 from srpo_core.scorers.registry import SCORERS, load_scorer
 from srpo_core.scorers.subjects import subject_of
 
-NUM_EXAMPLES: Final = 16
 LEAST_RIGHT: Final = 3 / 4
 # of the pairs of images that people compared: scorers and people differ in many of them
 LEAST_PREFERRED: Final = 1 / 4

@@ -17,7 +17,7 @@ from srpo_core.config import (
     rewards_by_name,
 )
 from srpo_core.data.intervals import share_interval
-from srpo_core.data.tables import Pair, read_examples, read_images, read_pairs, to_tensor
+from srpo_core.data.tables import NUM_EXAMPLES, Pair, read_examples, read_images, read_pairs, to_tensor
 from srpo_core.errors import DataError, GateError
 from srpo_core.prompts import normal_form
 from srpo_core.protocols import RewardMix, RewardModel
@@ -25,7 +25,7 @@ from srpo_core.runtime.dvc_yaml import files_below
 from srpo_core.runtime.progress import with_progress
 from srpo_core.runtime.ray_cluster import local_device
 from srpo_core.scorers import load_rewards
-from srpo_core.scorers.canaries import NUM_EXAMPLES, Example, require_known_answers
+from srpo_core.scorers.canaries import Example, require_known_answers
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -23,15 +23,8 @@ from srpo_core.config import (
     ScorerSettings,
     rewards_by_name,
 )
-from srpo_core.data.subsets import evenly_spaced
-from srpo_core.data.tables import (
-    has_pairs,
-    read_examples,
-    read_images,
-    read_pairs,
-    read_real_images,
-    to_tensor,
-)
+from srpo_core.data.tables import NUM_EXAMPLES, has_pairs, read_examples, read_images, to_tensor
+from srpo_core.data.used_images import compared_images
 from srpo_core.errors import ArtifactError
 from srpo_core.gates.pairs import pair_up
 from srpo_core.gates.spending import Stage, stage_sizes
@@ -45,7 +38,7 @@ from srpo_core.models.embeddings import read_embeddings
 from srpo_core.prompts import balanced_order, require_unseen
 from srpo_core.release.champion import champion_transformer
 from srpo_core.runtime.ray_cluster import local_device
-from srpo_core.scorers.canaries import NUM_EXAMPLES, Example, require_known_answers
+from srpo_core.scorers.canaries import Example, require_known_answers
 from srpo_core.scorers.hps_v2 import benchmark
 from srpo_core.scorers.metrics import MetricContext, check_metrics, metric_names
 
@@ -220,13 +213,11 @@ def _images_of_pairs(split: str, count: int) -> Iterator["Tensor"]:
 
     If the data have no pairs, they are up to `count` of the images with captions.
     """
-    pairs = read_pairs(split, count)
-    real = list(dict.fromkeys(read_real_images(split).values())) if not pairs else []
-    preferred = dict.fromkeys([pair.preferred for pair in pairs] or evenly_spaced(real, count))
-    if not preferred:
+    paths = compared_images(split, count)
+    if not paths:
         return
-    images = read_images(preferred)
-    for path in preferred:
+    images = read_images(paths)
+    for path in paths:
         yield to_tensor(images[path])
 
 

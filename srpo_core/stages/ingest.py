@@ -2,7 +2,9 @@
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import cache, partial
 from itertools import chain
 from typing import Any
 
@@ -11,41 +13,63 @@ from srpo_core.config import IngestSettings
 from srpo_core.data import expectations, splits, tables
 from srpo_core.data.benchmark import benchmark_prompts
 from srpo_core.data.choices import BenchmarkPrompt
-from srpo_core.data.decoding import read_image
-from srpo_core.data.image_rules import ImageChecks, report_missing
+from srpo_core.data.decoded_images import decode_images
+from srpo_core.data.image_rules import ImageChecks
+from srpo_core.data.images import ImageSource
 from srpo_core.data.preferences import Preferences
 from srpo_core.data.rules import open_findings
 from srpo_core.data.sources import Source, open_source, source_format
+from srpo_core.data.used_images import used_images
+from srpo_core.runtime.cores import available_cores
 from srpo_core.runtime.progress import with_progress
 
 _log = logging.getLogger(__name__)
 
 
-def run(*, seed: int, ingest: IngestSettings) -> None:
+def run(
+    *,
+    seed: int,
+    ingest: IngestSettings,
+    train_rollout_source: str,
+    check_reward_max_pairs: int,
+    evaluate_real_images: int,
+) -> None:
     """Read `ingest.source` in its format; write prompts, pairs, images, what is set aside, and the results of the checks.
+
+    Images that no later stage reads with these settings are not written, and with `ingest.check_images: used` not
+    opened.
 
     Raises:
         ConfigError: the format is unknown.
         DataError: a file or a table breaks a rule, a record does and `ingest.on_bad_record` is stop, or too many do.
     """
     shutil.rmtree(artifacts.PROMPTS.parent, ignore_errors=True)
-    with open_findings(ingest) as findings:
+    used = partial(
+        used_images,
+        rollout_source=train_rollout_source,
+        max_pairs=check_reward_max_pairs,
+        real_images=evaluate_real_images,
+    )
+    with open_findings(ingest) as findings, ExitStack() as opened:
         source = open_source(ingest, findings)
         train = _read(source, Preferences("train", findings))
         preferences = {"train": train, "test": _read(source, Preferences("test", findings, train))}
-        for split, own in preferences.items():
-            with source.images(split) as stored:
-                report_missing(stored, own)
         benchmark = list(benchmark_prompts(source.benchmark(train.has), train, findings))
         findings.require_few_bad()
-        # before hours of decoding, and again if that removes records
-        checks, left_out = _write_tables(preferences, benchmark, ingest, seed), findings.num_left_out
+        images = cache(lambda split: opened.enter_context(source.images(split)))
         image_checks = ImageChecks(preferences, findings)
-        num_images = tables.write_images(_image_rows(source, preferences, image_checks))
-        image_checks.report()
-        findings.require_few_bad()
-        if findings.num_left_out != left_out:
-            checks = _write_tables(preferences, benchmark, ingest, seed)
+        # a record with a bad image may be removed, and then others are used
+        while True:
+            checks, left_out = _write_tables(preferences, benchmark, ingest, seed), findings.num_left_out
+            if ingest.check_images == "all":
+                names = {split: own.images() for split, own in preferences.items()}
+            else:
+                names = _by_split(used())
+            _check_images(images, names, image_checks)
+            findings.require_few_bad()
+            if findings.num_left_out == left_out:
+                break
+        num_images = tables.write_images(_image_rows(images, used(), image_checks))
     findings.log()
     artifacts.write_json(artifacts.VALIDATION, checks | {"records": findings.summary()})
     _log.info("%d images from %s", num_images, ingest.source)
@@ -86,18 +110,39 @@ def _write_tables(
     return checks
 
 
+def _check_images(
+    images: Callable[[str], ImageSource], names: Mapping[str, Sequence[str]], checks: ImageChecks
+) -> None:
+    """Look for images by split, decode those that are there, and report what is wrong; skip those that were checked."""
+    present = {}
+    for split, own in names.items():
+        if unchecked := checks.unchecked(split, own):
+            stored = images(split)
+            present[split] = [name for name in unchecked if name in stored]
+            missing = sorted(set(unchecked).difference(present[split]))
+            checks.missing(split, missing, stored.where, len(unchecked))
+    for split, own in present.items():
+        stored = images(split)
+        with_bar = with_progress(own, f"images of {split}")
+        for image in decode_images(stored, with_bar, workers=available_cores()):
+            checks.decoded(split, image, stored.where)
+    checks.report()
+
+
 def _image_rows(
-    source: Source, preferences: Mapping[str, Preferences], checks: ImageChecks
+    images: Callable[[str], ImageSource], used: Collection[str], checks: ImageChecks
 ) -> Iterator[tuple[str, bytes, int, int]]:
-    """Yield rows of the images that can be decoded, sorted by path: "test/…" before "train/…"."""
-    for split in sorted(preferences):
-        with source.images(split) as stored:
-            for name in with_progress(preferences[split].images(), f"images of {split}"):
-                content = stored.read(name)
-                try:
-                    width, height = read_image(content).size
-                except ValueError as error:
-                    checks.unreadable(split, name, stored.where, str(error))
-                    continue
-                checks.decoded(split, name, content, (width, height))
-                yield f"{split}/{name}", content, width, height
+    """Yield rows of the images, sorted by path: "test/…" before "train/…"."""
+    for split, names in _by_split(used).items():
+        for name in names:
+            if size := checks.size(split, name):
+                yield f"{split}/{name}", images(split).read(name), *size
+
+
+def _by_split(paths: Collection[str]) -> dict[str, list[str]]:
+    """Return the names of images by split, both sorted."""
+    names: dict[str, list[str]] = {}
+    for path in sorted(paths):
+        split, _, name = path.partition("/")
+        names.setdefault(split, []).append(name)
+    return names

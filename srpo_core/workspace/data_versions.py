@@ -98,14 +98,15 @@ def _copy_of(source: str) -> Path:
 def check(
     workspace: Workspace, name: str, ingest: Mapping[str, Any], on_line: Callable[[str], None]
 ) -> Checked:
-    """Run the stage ingest, with the code of the workspace, on data/<name>, and delete its outputs.
+    """Run the stage ingest on data/<name>, with the code of the workspace and every image, and delete its outputs.
 
     ingest: settings of ingest that differ from those of the workspace, such as the format.
 
     Raises:
         StageError: a record breaks a rule; the message is the error line of ingest.
     """
-    write_settings(workspace.path, profile=None, patch={"ingest": {**ingest, "source": f"data/{name}"}})
+    changed = {**ingest, "source": f"data/{name}", "check_images": "all"}
+    write_settings(workspace.path, profile=None, patch={"ingest": changed})
     run_in_workspace(
         workspace,
         "the data are refused",

@@ -47,7 +47,7 @@ def test_images_are_decoded_in_order_whatever_the_number_of_workers(contents, wo
     found = list(decode_images(Stored(contents), contents, workers=workers))
     assert [image.name for image in found] == list(contents)
     for number, image in enumerate(found):
-        assert image.digest == hashlib.sha256(contents[image.name]).digest()
+        assert image.digest == hashlib.sha256(contents[image.name]).digest()[:16]
         if number % 10 == 5:
             assert image.size is None
             assert "truncated" in image.problem

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ingest_arguments import ingest_arguments
 
 from srpo_core.config import load_settings
 from srpo_core.data.tables import Prompt, read_pairs, read_prompts
@@ -20,10 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 def ingested(tmp_path_factory):
     root = tmp_path_factory.mktemp("ingested")
     (root / "assets").symlink_to(ROOT / "assets")
-    settings = load_settings(ROOT / "profiles/tiny.yaml")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        ingest.run(seed=settings.seed, ingest=settings.ingest)
+        ingest.run(**ingest_arguments(train_rollout_source="offline"))
     return root
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from ingest_arguments import ingest_arguments
 from PIL import Image
 
 from srpo_core import artifacts
-from srpo_core.config import IngestSettings, load_settings
-from srpo_core.data.tables import read_images, read_pairs, read_prompts
+from srpo_core.data.images import open_images
+from srpo_core.data.tables import NUM_EXAMPLES, choose_examples, read_images, read_pairs, read_prompts
 from srpo_core.errors import DataError
+from srpo_core.stages.embed import preferred_images
 from srpo_core.stages.ingest import run
 
 TINY = Path(__file__).resolve().parents[2] / "assets/tiny"
@@ -22,10 +24,12 @@ TRAIN, TEST = SUBJECTS["train"], SUBJECTS["eval"]
 STYLES = 4
 
 
-def settings(source) -> IngestSettings:
-    """The settings of ingest in the preset tiny, with another source."""
-    tiny = load_settings(TINY.parents[1] / "profiles/tiny.yaml").ingest
-    return tiny.model_copy(update={"source": str(source)})
+def arguments(source, changed=None, **changes):
+    """The arguments of the preset tiny with another source, and all images that training could start from."""
+    return ingest_arguments(
+        {"source": str(source), **(changed or {})},
+        **{"train_rollout_source": "offline", "evaluate_real_images": 0} | changes,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +38,7 @@ def ingested(tmp_path_factory):
     directory = tmp_path_factory.mktemp("ingested")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
-        run(seed=0, ingest=settings(TINY / "hpd"))
+        run(**arguments(TINY / "hpd"))
     return directory
 
 
@@ -53,7 +57,7 @@ def broken(tmp_path, monkeypatch):
 
 def error_of_run():
     with pytest.raises(DataError) as caught:
-        run(seed=0, ingest=settings("hpd"))
+        run(**arguments("hpd"))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -107,9 +111,13 @@ def test_prompts_are_numbered_in_the_order_of_the_source():
 def test_only_the_preferred_image_shows_the_subject_and_both_have_the_same_style():
     rows = pq.read_table(TINY / "data/emoji4.parquet").to_pylist()
     known = {row["image"]: (row["name"], row["style"]) for row in rows}
-    stored = pq.read_table(artifacts.IMAGES).to_pylist()
-    shows = {row["path"]: known[row["image"]] for row in stored}
     pairs = read_pairs("train") + read_pairs("test")
+    shows = {}
+    for split in ("train", "test"):
+        with open_images(TINY / "hpd", split) as stored:
+            for path in {path for pair in pairs for path in (pair.preferred, pair.rejected)}:
+                if path.startswith(split):
+                    shows[path] = known[stored.read(path.removeprefix(f"{split}/"))]
     assert len(pairs) == (len(TRAIN) + 2 * len(TEST)) * STYLES
     for pair in pairs:
         (subject, style), (other, other_style) = shows[pair.preferred], shows[pair.rejected]
@@ -129,7 +137,8 @@ def test_the_images_are_stored_by_path_with_their_size():
     table = pq.read_table(artifacts.IMAGES)
     paths = table["path"].to_pylist()
     assert paths == sorted(paths)
-    assert len(set(paths)) == len(paths) == len(TRAIN + TEST) * STYLES
+    in_training = [prompt.text for prompt in read_prompts("train")]
+    assert len(set(paths)) == len(paths) == len(TEST) * STYLES + len(in_training)
     assert set(table["width"].to_pylist()) == set(table["height"].to_pylist()) == {64}
     pair = read_pairs("test", 1)[0]
     assert read_images([pair.preferred])[pair.preferred].size == (64, 64)
@@ -142,6 +151,78 @@ def test_the_result_of_the_checks_is_kept():
     assert all(check["success"] for table in ("pairs", "prompts") for check in checks[table])
 
 
+def stored_paths():
+    return set(pq.read_table(artifacts.IMAGES, columns=["path"])["path"].to_pylist())
+
+
+@pytest.mark.usefixtures("broken")
+@pytest.mark.parametrize(
+    ("rollout", "max_pairs", "real_images"), [("online", 5, 0), ("online", 3, 7), ("hybrid", 5, 0)]
+)
+def test_exactly_the_images_that_later_stages_read_are_stored(rollout, max_pairs, real_images):
+    run(
+        **arguments(
+            "hpd",
+            train_rollout_source=rollout,
+            check_reward_max_pairs=max_pairs,
+            evaluate_real_images=real_images,
+        )
+    )
+    pairs = choose_examples(NUM_EXAMPLES) + read_pairs("test", max_pairs)
+    expected = {path for pair in pairs for path in (pair.preferred, pair.rejected)}
+    for split in ("train", "test"):
+        expected |= {pair.preferred for pair in read_pairs(split, real_images)} if real_images else set()
+    if rollout != "online":
+        expected |= set(preferred_images([prompt.text for prompt in read_prompts("train")]))
+    assert stored_paths() == expected
+    assert any(path.startswith("train/") for path in expected) is (rollout != "online" or real_images > 0)
+    assert len(expected) < len(TRAIN + TEST) * STYLES
+
+
+def test_a_run_that_uses_no_image_of_an_archive_does_not_open_it(broken):
+    (broken / "train.tar").write_bytes(b"still being downloaded")
+    unused = {"train_rollout_source": "online", "evaluate_real_images": 0}
+    run(**arguments("hpd", {"check_images": "used"}, **unused))
+    assert all(path.startswith("test/") for path in stored_paths())
+    with pytest.raises(DataError, match=r"train\.tar: not a readable tar archive"):
+        run(**arguments("hpd", {"check_images": "all"}, **unused))
+
+
+def test_a_damaged_image_that_no_setting_uses_is_found_only_if_all_are_checked(broken):
+    unused = {"train_rollout_source": "online", "evaluate_real_images": 0}
+    name = records(broken / "train.json")[5]["file_path"][0]
+    repack(broken / "train.tar", lambda member, content: content[:200] if member == name else content)
+    run(**arguments("hpd", {"check_images": "used"}, **unused))
+    with pytest.raises(DataError, match=f"image '{name}' .*cannot be decoded"):
+        run(**arguments("hpd", {"check_images": "all"}, **unused))
+    # it is of use to a run that starts from real images
+    record = index_with(broken / "train.json", "file_path", name)
+    if records(broken / "train.json")[record]["human_preference"][0]:
+        with pytest.raises(DataError, match=f"image '{name}'"):
+            run(**arguments("hpd", {"check_images": "used"}, train_rollout_source="offline"))
+
+
+@pytest.mark.parametrize("checked", ["all", "used"])
+def test_the_images_of_a_sample_without_the_records_set_aside_are_checked_and_stored(broken, checked):
+    settings = {"check_images": checked, "on_bad_record": "quarantine", "max_bad_share": 1.0}
+    few = {"train_rollout_source": "online", "evaluate_real_images": 3, "check_reward_max_pairs": 4}
+    run(**arguments("hpd", settings, **few))
+    first = {path.removeprefix("test/") for path in stored_paths() if path.startswith("test/")}
+    bad = set(sorted(first)[::3])
+    repack(broken / "test.tar", lambda member, content: content[:200] if member in bad else content)
+    run(**arguments("hpd", settings, **few))
+    left = read_pairs("test")
+    assert not bad & {path.removeprefix("test/") for pair in left for path in (pair.preferred, pair.rejected)}
+    needed = {
+        path
+        for pair in choose_examples(NUM_EXAMPLES) + read_pairs("test", 4)
+        for path in (pair.preferred, pair.rejected)
+    }
+    assert needed <= stored_paths()
+    assert set(read_images(needed)) == needed
+    assert not {f"test/{name}" for name in bad} & stored_paths()
+
+
 def test_an_image_on_its_side_reaches_later_stages_upright(broken):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -151,7 +232,7 @@ def test_an_image_on_its_side_reaches_later_stages_upright(broken):
     stored.save(file, "WEBP", lossless=True, exif=exif)
     name = records(broken / "test.json")[0]["image_path"][0]
     repack(broken / "test.tar", lambda member, content: file.getvalue() if member == name else content)
-    run(seed=0, ingest=settings("hpd"))
+    run(**arguments("hpd"))
     row = next(row for row in pq.read_table(artifacts.IMAGES).to_pylist() if row["path"] == f"test/{name}")
     assert (row["width"], row["height"]) == (48, 64)
     image = read_images([row["path"]])[row["path"]]
@@ -165,7 +246,7 @@ def test_a_second_run_writes_the_same_bytes(ingested, tmp_path, monkeypatch):
     stale = artifacts.IMAGES / "00009.parquet"
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"of an earlier run")
-    run(seed=0, ingest=settings(TINY / "hpd"))
+    run(**arguments(TINY / "hpd"))
     first, second = (
         sorted(path.relative_to(top) for path in (top / "runs").rglob("*") if path.is_file())
         for top in (ingested, tmp_path)
@@ -221,7 +302,7 @@ def test_a_test_record_with_a_training_prompt_is_left_out_and_counted(broken, ca
     trained = records(broken / "train.json")[0]["prompt"]
     first["prompt"] = f"  {trained.upper()} "
     (broken / "test.json").write_text(json.dumps([first, *others]), encoding="utf-8")
-    run(seed=0, ingest=settings("hpd"))
+    run(**arguments("hpd"))
     expected = f"trained_test_prompt: 1 (1 set aside), the first is hpd/test.json: record 0: prompt {first['prompt']!r} is"
     assert f"{expected} also in hpd/train.json as {trained!r} (record 0)" in caplog.text
     prompts = {pair.prompt for pair in read_pairs("test")}

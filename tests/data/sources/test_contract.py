@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+from ingest_arguments import ingest_arguments
 from PIL import Image
 
 from srpo_core.config import load_settings
@@ -99,7 +100,7 @@ def test_a_new_format_is_one_entry_and_is_versioned_checked_and_read(tmp_path, m
 
     ingest = settings.ingest.model_copy(update={"source": "data/own", "format": "colours"})
     require_consistent(settings.model_copy(update={"ingest": ingest}))
-    run(seed=0, ingest=ingest)
+    run(**ingest_arguments({"source": "data/own", "format": "colours"}))
     assert sorted(one.text for split in ("train", "validation") for one in read_prompts(split)) == [
         "a red car",
         "grass",
