@@ -190,16 +190,15 @@ def test_a_run_that_uses_no_image_of_an_archive_does_not_open_it(broken):
 
 def test_a_damaged_image_that_no_setting_uses_is_found_only_if_all_are_checked(broken):
     unused = {"train_rollout_source": "online", "evaluate_real_images": 0}
-    name = records(broken / "train.json")[5]["file_path"][0]
+    run(**arguments("hpd", {"check_images": "used"}, **unused))
+    # a run that starts from real images uses it
+    name = preferred_images([read_prompts("train")[0].text])[0].removeprefix("train/")
     repack(broken / "train.tar", lambda member, content: content[:200] if member == name else content)
     run(**arguments("hpd", {"check_images": "used"}, **unused))
-    with pytest.raises(DataError, match=f"image '{name}' .*cannot be decoded"):
-        run(**arguments("hpd", {"check_images": "all"}, **unused))
-    # it is of use to a run that starts from real images
-    record = index_with(broken / "train.json", "file_path", name)
-    if records(broken / "train.json")[record]["human_preference"][0]:
-        with pytest.raises(DataError, match=f"image '{name}'"):
-            run(**arguments("hpd", {"check_images": "used"}, train_rollout_source="offline"))
+    for checked, rollout in (("all", "online"), ("used", "offline")):
+        changes = unused | {"train_rollout_source": rollout}
+        with pytest.raises(DataError, match=f"image '{name}' .*cannot be decoded"):
+            run(**arguments("hpd", {"check_images": checked}, **changes))
 
 
 @pytest.mark.parametrize("checked", ["all", "used"])
