@@ -36,7 +36,8 @@ class DecodedImage:
 def decode_images(stored: ImageSource, names: Iterable[str], *, workers: int) -> Iterator[DecodedImage]:
     """Decode images on `workers` threads; yield what is known of each, in the order of the names.
 
-    At most `workers` images are in memory at once. The number of workers does not change the result.
+    At most `workers` decoded images are in memory at once, and the files of some that wait. The number of workers does
+    not change the result.
 
     Raises:
         DataError: the file of an image cannot be read.
@@ -45,8 +46,9 @@ def decode_images(stored: ImageSource, names: Iterable[str], *, workers: int) ->
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as threads:
         try:
             rest = iter(names)
-            while some := list(islice(rest, _AT_ONCE)):
-                waiting.append(threads.submit(_decode, stored, some))
+            # read here, in order: tables are read forward
+            while some := [(name, stored.read(name)) for name in islice(rest, _AT_ONCE)]:
+                waiting.append(threads.submit(_decode, some))
                 if len(waiting) >= _TASKS_PER_WORKER * workers:
                     yield from waiting.popleft().result()
             while waiting:
@@ -56,8 +58,8 @@ def decode_images(stored: ImageSource, names: Iterable[str], *, workers: int) ->
                 task.cancel()
 
 
-def _decode(stored: ImageSource, names: Iterable[str]) -> list[DecodedImage]:
-    return [_decode_one(name, stored.read(name)) for name in names]
+def _decode(files: Iterable[tuple[str, bytes]]) -> list[DecodedImage]:
+    return [_decode_one(name, content) for name, content in files]
 
 
 def _decode_one(name: str, content: bytes) -> DecodedImage:

@@ -26,7 +26,7 @@ _COPIED_AT_ONCE: Final = 1 << 20
 
 
 class ImageSource(Protocol):
-    """Access images by name. Several threads may read at once."""
+    """Access images by name."""
 
     where: Path
 

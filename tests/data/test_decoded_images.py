@@ -6,26 +6,26 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from srpo_core.data import decoded_images
 from srpo_core.data.decoded_images import decode_images
+from srpo_core.data.decoding import read_image
 from srpo_core.errors import DataError
 
 
 class Stored:
-    """Images in memory, which counts what is read."""
+    """Images in memory, which note what is read."""
 
     where = Path("train.tar")
 
     def __init__(self, contents, before=lambda: None):
-        self.contents, self.before, self.num_read = contents, before, 0
-        self.lock = threading.Lock()
+        self.contents, self.before, self.read_names = contents, before, []
 
     def __contains__(self, name):
         return name in self.contents
 
     def read(self, name):
         self.before()
-        with self.lock:
-            self.num_read += 1
+        self.read_names.append(name)
         return self.contents[name]
 
 
@@ -55,17 +55,27 @@ def test_images_are_decoded_in_order_whatever_the_number_of_workers(contents, wo
             assert (image.size, image.problem) == ((1 + number, 300 - number), "")
 
 
-def test_several_images_are_decoded_at_once(contents):
+def test_several_images_are_decoded_at_once(contents, monkeypatch):
     together = threading.Barrier(3)
     threads = set()
 
-    def wait_for_two_others():
+    def wait_for_two_others(content):
         if (own := threading.get_ident()) not in threads:
             threads.add(own)
-            together.wait(timeout=30)  # fails if fewer threads read
+            together.wait(timeout=30)  # fails if fewer threads decode
+        return read_image(content)
 
-    found = list(decode_images(Stored(contents, wait_for_two_others), contents, workers=3))
+    monkeypatch.setattr(decoded_images, "read_image", wait_for_two_others)
+    found = list(decode_images(Stored(contents), contents, workers=3))
     assert (len(found), len(threads)) == (200, 3)
+
+
+def test_files_are_read_in_order_by_one_thread(contents):
+    threads = set()
+    stored = Stored(contents, lambda: threads.add(threading.get_ident()))
+    list(decode_images(stored, contents, workers=3))
+    assert threads == {threading.get_ident()}
+    assert stored.read_names == list(contents)
 
 
 def test_images_that_nobody_asks_for_are_not_read(contents):
@@ -74,9 +84,9 @@ def test_images_that_nobody_asks_for_are_not_read(contents):
     for _ in range(3):
         next(found)
     # the first tasks of each worker, and no more
-    assert stored.num_read <= 2 * 2 * 8 + 8
+    assert len(stored.read_names) <= 2 * 2 * 8 + 8
     found.close()
-    assert stored.num_read < 60
+    assert len(stored.read_names) < 60
 
 
 def test_an_image_that_cannot_be_read_ends_the_decoding(contents):
@@ -86,7 +96,7 @@ def test_an_image_that_cannot_be_read_ends_the_decoding(contents):
     stored = Stored(contents, fail)
     with pytest.raises(DataError, match="Permission denied"):
         list(decode_images(stored, contents, workers=2))
-    assert stored.num_read == 0
+    assert stored.read_names == []
 
 
 def test_no_images_are_decoded_to_nothing():

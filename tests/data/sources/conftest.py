@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from ingest_arguments import ingest_arguments
 
 from srpo_core.config import load_settings
 from srpo_core.stages.ingest import run
@@ -18,7 +19,7 @@ def tiny():
 
 
 @pytest.fixture
-def ingest(tmp_path, monkeypatch, tiny):
+def ingest(tmp_path, monkeypatch):
     """Return a function that versions a source and ingests the version."""
     monkeypatch.chdir(tmp_path)
 
@@ -26,9 +27,7 @@ def ingest(tmp_path, monkeypatch, tiny):
         if versioned:
             data_versions.collect(Path(source), tmp_path / "data/own", format_name)
             source = "data/own"
-        run(
-            seed=0,
-            ingest=tiny.ingest.model_copy(update={"source": str(source), "format": format_name, **changes}),
-        )
+        changed = {"source": str(source), "format": format_name, **changes}
+        run(**ingest_arguments(changed, train_rollout_source="offline", evaluate_real_images=1000))
 
     return put

@@ -10,8 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from coloured_images import PREFERRED, REJECTED, encode, is_green
 
+from srpo_core.data.decoding import read_image
 from srpo_core.data.sources import open_source
 from srpo_core.data.sources.layouts import PAIRS, require_columns
+from srpo_core.data.sources.table_images import open_table_images
 from srpo_core.data.sources.table_source import split_of
 from srpo_core.data.tables import read_images, read_pairs, read_prompts
 from srpo_core.errors import ConfigError, DataError
@@ -41,8 +43,12 @@ def write_parquet(path, rows, **options):
 
 def require_green_preferred(split):
     pairs = read_pairs(split)
-    images = read_images({path for pair in pairs for path in (pair.preferred, pair.rejected)})
     assert pairs
+    read_images(pair.preferred for pair in pairs)
+    images = {}
+    with open_table_images(Path("data/own")) as stored:  # the table has no rejected images to train on
+        for path in sorted({path for pair in pairs for path in (pair.preferred, pair.rejected)}):
+            images[path] = read_image(stored.read(path.removeprefix(f"{split}/")))
     assert all(is_green(images[pair.preferred]) for pair in pairs)
     assert not any(is_green(images[pair.rejected]) for pair in pairs)
     return pairs
