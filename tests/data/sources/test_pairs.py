@@ -4,6 +4,7 @@ import io
 import json
 import re
 import tarfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
