@@ -42,12 +42,12 @@ def write_parquet(path, rows, **options):
     pq.write_table(pa.Table.from_pylist(rows), path, **options)
 
 
-def require_green_preferred(split):
+def require_green_preferred(split, source="data/own"):
     pairs = read_pairs(split)
     assert pairs
     read_images(pair.preferred for pair in pairs)
     images = {}
-    with open_table_images(Path("data/own")) as stored:  # the table has no rejected images to train on
+    with open_table_images(Path(source)) as stored:  # the table has no rejected images to train on
         for path in sorted({path for pair in pairs for path in (pair.preferred, pair.rejected)}):
             images[path] = read_image(stored.read(path.removeprefix(f"{split}/")))
     assert all(is_green(images[pair.preferred]) for pair in pairs)
@@ -141,8 +141,9 @@ def test_hpdv3_prefers_the_first_of_its_two_paths_and_its_images_lie_beside_it(t
         (source / f"{split}.{suffix}").write_bytes(b"\xef\xbb\xbf" + text.encode())  # with a BOM
     for versioned in (False, True):
         ingest("hpdv3", "pairs", versioned=versioned)
-        assert len(require_green_preferred("train")) == 5
-        assert len(require_green_preferred("test")) == 3
+        where = "data/own" if versioned else "hpdv3"
+        assert len(require_green_preferred("train", where)) == 5
+        assert len(require_green_preferred("test", where)) == 3
     assert sorted(path.name for path in (tmp_path / "data/own").iterdir()) == [
         "images.tar",
         f"test.{suffix}",
