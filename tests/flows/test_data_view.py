@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from standin import make_standin
 
 from srpo_core.cli.data_views import compare_versions, reward_agreement, show_version
 from srpo_core.config import load_settings
@@ -33,17 +34,39 @@ def add_version(checkout, source, findings):
         return tag
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A checkout with two versions, of which only the remote has the objects: made once, it takes seconds."""
+    root = tmp_path_factory.mktemp("made")
+    source, checkout = shutil.copytree(HPD, root / "source"), make_standin(root / "standin")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("SRPO_HOME", "GIT_DIR", "GIT_INDEX_FILE", "DVC_SITE_CACHE_DIR"):
+            patch.delenv(name, raising=False)
+        first = add_version(checkout, source, {})
+        pairs = json.loads((source / "train.json").read_text())
+        pairs[0]["human_preference"].reverse()
+        (source / "train.json").write_text(json.dumps(pairs[:-1]))
+        second = add_version(checkout, source, FINDINGS)
+    shutil.rmtree(checkout / ".dvc/cache")
+    shutil.rmtree(checkout / ".srpo/runs")
+    git(checkout, "worktree", "prune")
+    return checkout, (first, second)
+
+
 @pytest.fixture
-def tags(standin, tmp_path):
-    """Two versions, of which only the remote has the objects."""
-    source = shutil.copytree(HPD, tmp_path / "source")
-    first = add_version(standin, source, {})
-    pairs = json.loads((source / "train.json").read_text())
-    pairs[0]["human_preference"].reverse()
-    (source / "train.json").write_text(json.dumps(pairs[:-1]))
-    second = add_version(standin, source, FINDINGS)
-    shutil.rmtree(standin / ".dvc/cache")
-    return first, second
+def standin(made, tmp_path, monkeypatch):
+    """A copy of the checkout as the current directory."""
+    for name in ("SRPO_HOME", "GIT_DIR", "GIT_INDEX_FILE", "DVC_SITE_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    path = shutil.copytree(made[0], tmp_path / "standin")
+    monkeypatch.chdir(path)
+    return path
+
+
+@pytest.fixture
+def tags(made):
+    """The tags of the two versions."""
+    return made[1]
 
 
 def test_versions_are_shown_and_compared_from_the_remote_without_touching_the_checkout(standin, tags):
