@@ -27,7 +27,7 @@ from srpo_core.storage.files import (
     sync_directory,
     write_file,
 )
-from srpo_core.storage.incoming import Incoming
+from srpo_core.storage.incoming import Incoming, restore
 from srpo_core.storage.manifest import (
     BLOCK,
     MANIFEST,
@@ -161,7 +161,7 @@ class DirectoryStore:
             finally:
                 for version in hid:
                     if version in kept:
-                        _restore(hidden / version, self._root / version_key(version))
+                        restore(hidden / version, self._root / version_key(version))
             gone = [version for version in versions if version not in kept]
             for version in gone:
                 shutil.rmtree(self._root / signatures_key(version), ignore_errors=True)
@@ -291,12 +291,3 @@ class DirectoryStore:
 
     def _errors(self, what: str) -> AbstractContextManager[None]:
         return disk_errors(self.uri, what)
-
-
-def _restore(hidden: Path, directory: Path) -> None:
-    try:
-        hidden.rename(directory)
-    except OSError as error:
-        # the version may have been published again meanwhile, with the same content
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise

@@ -1,5 +1,6 @@
 """The directory in which a store on disk writes what it will rename into place."""
 
+import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,3 +53,12 @@ class Incoming:
             for path in found if delete else ():
                 shutil.rmtree(path)
             return found
+
+
+def restore(hidden: Path, directory: Path) -> None:
+    """Move a version that was hidden back, unless it was published again meanwhile, with the same content."""
+    try:
+        hidden.rename(directory)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
