@@ -136,11 +136,20 @@ def stage(
 
 @app.command(name="server-environment", rich_help_panel=PANEL)
 def server_environment() -> None:
-    """Print the variables of a Prefect server with a secret and of its clients: eval "$(srpo server-environment)"."""
+    """Print the variables of a Prefect server with a secret and of its clients: eval "$(srpo server-environment)".
+
+    Behind a proxy these are also the exceptions for this machine.
+    """
     from flows.server_secret import ORIGIN
     from flows.server_secret import server_environment as variables
+    from srpo_core.runtime.proxies import direct_environment
 
-    for name, value in {"PREFECT_API_URL": f"{ORIGIN}/api", **variables(artifacts.home())}.items():
+    printed = {
+        "PREFECT_API_URL": f"{ORIGIN}/api",
+        **variables(artifacts.home()),
+        **direct_environment(os.environ),
+    }
+    for name, value in printed.items():
         typer.echo(f"export {name}={shlex.quote(os.environ.get(name, value))}")
 
 

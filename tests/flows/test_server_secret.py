@@ -99,7 +99,12 @@ def test_the_command_prints_variables_that_a_shell_reads(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "srpo_core", "server-environment"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "http_proxy": "http://127.0.0.1:9",
+            "NO_PROXY": "a.example",
+        },
         capture_output=True,
         text=True,
         check=True,
@@ -111,6 +116,8 @@ def test_the_command_prints_variables_that_a_shell_reads(tmp_path):
     assert found[SERVER_SECRET] == found[CLIENT_SECRET] == secret
     assert found["PREFECT_API_URL"] == "http://127.0.0.1:4200/api"
     assert "*" not in found[ORIGINS]
+    for name in ("no_proxy", "NO_PROXY"):  # a worker behind a proxy reaches the server
+        assert found[name].startswith("a.example,localhost,127.0.0.1,::1")
 
 
 @pytest.mark.pipeline
