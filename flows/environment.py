@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from flows.server_secret import CLIENT_SECRET, server_environment
 from srpo_core.artifacts import home
 from srpo_core.runtime.machine import adapt_to_machine
-from srpo_core.runtime.prefect_api import API_URL, require_prefect_server
+from srpo_core.runtime.prefect_api import API_URL
 from srpo_core.runtime.processes import (
     OWNER,
     end_children_after_this_process,
@@ -26,9 +26,6 @@ def prepare_environment() -> None:
     Without `PREFECT_API_URL` a flow starts its own server on loopback, with a secret, and ends it afterwards; if this
     process is killed, a watcher ends the server. With `PREFECT_API_URL` the server's secret is in
     `PREFECT_API_AUTH_STRING`; for a server on this machine it is by default the one in the project's home.
-
-    Raises:
-        SrpoError: no server answers at `PREFECT_API_URL`, or it refuses the secret.
     """
     adapt_to_machine()
     if not os.environ.get(API_URL, "x"):  # Prefect would take an empty value for an address
@@ -47,7 +44,6 @@ def prepare_environment() -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
-    require_prefect_server()
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
 
 

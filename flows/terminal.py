@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Final, NoReturn
 
 from flows.environment import prepare_environment
+from srpo_core.runtime.prefect_api import require_prefect_server
 
 INTERRUPTED: Final = 128 + signal.SIGINT
 
@@ -14,9 +15,13 @@ def prepare_terminal() -> None:
     """Prepare this process to run flows: print progress to stderr, and end at once on Ctrl-C.
 
     Call it before a module with flows is imported, because Prefect reads the environment at import.
+
+    Raises:
+        SrpoError: no server answers at `PREFECT_API_URL`, or it refuses the secret.
     """
     signal.signal(signal.SIGINT, _end_at_once)
     prepare_environment()
+    require_prefect_server()
     from rich.console import Console
 
     from flows.display import show_on_terminal

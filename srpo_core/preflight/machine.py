@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from srpo_core.artifacts import home
 from srpo_core.config import Settings
@@ -21,8 +22,8 @@ from srpo_core.runtime.machine import (
     fits_sockets,
     ray_token_directory,
 )
-from srpo_core.runtime.prefect_api import API_URL, require_prefect_server
-from srpo_core.runtime.proxies import proxy_variables
+from srpo_core.runtime.prefect_api import API_URL, AUTH_STRING, require_prefect_server
+from srpo_core.runtime.proxies import LOOPBACK, proxy_variables
 from srpo_core.workspace.dvc_config import require_config
 
 Found = tuple[bool, str]
@@ -81,12 +82,15 @@ def check_encoding(_: Settings) -> Found:
 
 
 def check_prefect(_: Settings) -> Found:
-    """Ask the server of PREFECT_API_URL."""
+    """Ask the server of PREFECT_API_URL; one on this machine with the secret in SRPO_HOME, as a run does."""
+    address, secret = os.environ.get(API_URL, ""), home() / "prefect/auth"
+    given = dict(os.environ)
+    if urlsplit(address).hostname in LOOPBACK and secret.is_file():
+        given.setdefault(AUTH_STRING, secret.read_text(encoding="utf-8").strip())
     try:
-        require_prefect_server()
+        require_prefect_server(given)
     except SrpoError as error:
         return False, str(error)
-    address = os.environ.get(API_URL)
     return True, f"{address} answers" if address else "each run starts its own server on this machine"
 
 

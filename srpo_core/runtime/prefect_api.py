@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from srpo_core.errors import ConfigError, SrpoError
 
 API_URL: Final = "PREFECT_API_URL"
+AUTH_STRING: Final = "PREFECT_API_AUTH_STRING"
 SECONDS: Final = 10.0
 _REFUSED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _COUNT: Final = "/flows/count"  # the cheapest request that needs the secret
@@ -80,7 +81,7 @@ def _headers(environment: Mapping[str, str]) -> dict[str, str]:
     headers: dict[str, str] = json.loads(environment.get("PREFECT_CLIENT_CUSTOM_HEADERS") or "{}")
     if key := environment.get("PREFECT_API_KEY"):
         headers["Authorization"] = f"Bearer {key}"
-    elif secret := environment.get("PREFECT_API_AUTH_STRING"):
+    elif secret := environment.get(AUTH_STRING):
         headers["Authorization"] = f"Basic {base64.b64encode(secret.encode()).decode()}"
     return headers
 

@@ -16,6 +16,7 @@ import pytest
 
 from flows.server_secret import CLIENT_SECRET, ORIGINS, SERVER_SECRET, read_or_make_secret, server_environment
 from srpo_core.errors import ConfigError
+from srpo_core.runtime.prefect_api import require_prefect_server
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIABLES = (SERVER_SECRET, CLIENT_SECRET, ORIGINS, "PREFECT_API_URL")
@@ -136,3 +137,11 @@ def test_a_foreign_page_cannot_create_a_deployment_on_a_server_started_as_docume
     assert caught.value.code == HTTPStatus.UNAUTHORIZED
     assert caught.value.headers.get("Access-Control-Allow-Origin") is None
     assert prefect_server.call("/flows/filter", {"flows": {"name": {"any_": ["evil"]}}}) == []
+
+
+@pytest.mark.pipeline
+def test_a_real_server_is_recognised_with_its_secret_and_refuses_another(prefect_server):
+    address = {"PREFECT_API_URL": prefect_server.url}
+    require_prefect_server({**address, CLIENT_SECRET: prefect_server.secret})
+    with pytest.raises(ConfigError, match=r"refuses the secret \(401\)"):
+        require_prefect_server({**address, CLIENT_SECRET: "srpo:another"})

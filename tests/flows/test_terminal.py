@@ -87,3 +87,20 @@ def test_a_wrong_setting_gives_a_one_line_error_before_a_server_starts(wrong_set
     assert error.startswith("srpo: error: ")
     assert WRONG[kind][1] in error
     assert not list((directory / ".srpo/prefect").glob("*.db")), "no server has created its database"
+
+
+def test_a_server_of_prefect_that_is_not_there_gives_one_line_before_a_flow_starts(tmp_path):
+    for words in (["align"], ["data", str(ROOT / "assets/tiny/hpd")]):
+        done = subprocess.run(
+            [sys.executable, "-m", "srpo_core", *words],
+            cwd=ROOT,
+            env={**os.environ, "SRPO_HOME": str(tmp_path), "PREFECT_API_URL": "http://127.0.0.1:9/api"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith(
+            "srpo: error: no Prefect server answers at PREFECT_API_URL=http://127.0.0.1:9/api ("
+        )
+        assert done.stderr.count("\n") == 1

@@ -2,6 +2,8 @@
 
 import os
 import stat
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -119,6 +121,27 @@ def test_a_dead_prefect_server_is_reported(found):
     finding = found(PREFECT_API_URL="http://127.0.0.1:9/api")["prefect"]
     assert not finding.good
     assert "no Prefect server answers at PREFECT_API_URL=http://127.0.0.1:9/api" in finding.detail
+
+
+def test_a_server_on_this_machine_is_asked_with_the_secret_of_the_project(found, tmp_path, monkeypatch):
+    class Answer(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response(200 if self.headers.get("Authorization") == "Basic c3Jwbzp4" else 401)
+            self.end_headers()
+            self.wfile.write(b"0")
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.delenv("PREFECT_API_AUTH_STRING", raising=False)
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}/api"
+        assert "refuses the secret (401)" in found(PREFECT_API_URL=address)["prefect"].detail
+        (tmp_path / "own/prefect").mkdir()
+        (tmp_path / "own/prefect/auth").write_text("srpo:x\n")
+        assert found()["prefect"].detail == f"{address} answers"
+        server.shutdown()
 
 
 @pytest.mark.parametrize("name", ["config", "config.local"])
