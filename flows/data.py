@@ -77,7 +77,8 @@ def check(workspace: Workspace, name: str, ingest: dict[str, Any]) -> Checked:
     checked = data_versions.check(
         workspace, name, ingest, lambda line: log.info("%s", line, extra=display.output())
     )
-    _log_end("check", "every record is valid")
+    broken = [f"{rule} {one['found']}" for rule, one in checked.findings.items()]
+    _log_end("check", f"records break rules: {', '.join(broken)}" if broken else "every record is valid")
     return checked
 
 

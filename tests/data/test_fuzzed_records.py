@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from srpo_core.data.hpd import read_choices
+from srpo_core.data.hpd import read_benchmark, read_choices
 from srpo_core.data.preferences import Preferences
 from srpo_core.data.rules import Findings
 from srpo_core.prompts import normal_form
@@ -273,6 +273,36 @@ def test_a_mutated_record_is_in_the_tables_or_named_with_its_rule(
         check(texts, split, directory, ingest, seen)
 
     of_files()
+
+
+def test_a_mutated_entry_of_a_benchmark_list_is_a_prompt_or_named_with_its_rule(
+    ingest_settings, tmp_path, seen
+):
+    ingest = ingest_settings(on_bad_record="quarantine", max_bad_share=1.0)
+    (tmp_path / "benchmark").mkdir()
+    file = tmp_path / "benchmark/photo.json"
+
+    @settings(
+        max_examples=30,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.lists(VALUES, min_size=LEAST, max_size=MOST))
+    def of_lists(texts):
+        file.write_text("[" + ",\n".join(texts) + "]", encoding="utf-8")
+        quarantine = io.StringIO()
+        kept = [(one.record, one.prompt) for one in read_benchmark(tmp_path, Findings(ingest, quarantine))]
+        named = [json.loads(line)["record"] for line in quarantine.getvalue().splitlines()]
+        assert sorted([*named, *(record for record, _ in kept)]) == list(range(len(texts)))
+        for record, prompt in kept:
+            assert loads(texts[record]) == prompt
+            assert is_text(prompt)
+            assert len(prompt) <= 4000
+        seen["records"] += len(texts)
+
+    of_lists()
 
 
 def test_the_records_were_many_and_broke_every_rule_for_records(seen):
