@@ -123,7 +123,7 @@ def read_examples(count: int) -> "list[tuple[str, Tensor, Tensor]]":
     if not pairs:
         raise DataError(
             f"{artifacts.PAIRS} has no pairs of the split test to check scorers with: "
-            "add records to test.json of ingest.source"
+            "add records that are held out to ingest.source (docs/data.md)"
         )
     images = read_images({path for pair in pairs for path in (pair.preferred, pair.rejected)})
     return [

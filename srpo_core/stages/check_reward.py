@@ -66,7 +66,7 @@ def run(
     if not pairs:
         raise DataError(
             f"{artifacts.PAIRS} has no pairs of the split test to check the reward with: "
-            "add records to test.json of ingest.source"
+            "add records that are held out to ingest.source (docs/data.md)"
         )
     device = local_device(resources)
     agreed = agreements(load_rewards(rewards).to(device), pairs, device)

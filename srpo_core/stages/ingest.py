@@ -31,7 +31,7 @@ def run(
     seed: int,
     ingest: IngestSettings,
     train_rollout_source: str,
-    check_reward_max_pairs: int,
+    check_reward_max_pairs: int | None,
     evaluate_real_images: int,
 ) -> None:
     """Read `ingest.source` in its format; write prompts, pairs, images, what is set aside, and the results of the checks.

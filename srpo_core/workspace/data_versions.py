@@ -92,7 +92,7 @@ def _is_remote(source: str) -> bool:
 
 def _copy_of(source: str) -> Path:
     uri = source.rstrip("/")
-    return home() / "data-sources" / sha256(uri.encode()).hexdigest()[:12] / uri.rpartition("/")[2]
+    return home() / "sources" / sha256(uri.encode()).hexdigest()[:12] / uri.rpartition("/")[2]
 
 
 def check(

@@ -12,7 +12,7 @@ from srpo_core.workspace import data_versions
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny():
     """The settings of the preset tiny."""
     return load_settings(ROOT / "profiles/tiny.yaml")
