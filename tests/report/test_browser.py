@@ -10,16 +10,22 @@ import shutil
 import subprocess
 import time
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from srpo_core.config import ControlWords
+from srpo_core.config import ControlWords, load_settings
+from srpo_core.data.changes import Changes
+from srpo_core.data.statistics import open_readable, read_statistics
+from srpo_core.report.data_figures import Figure
+from srpo_core.report.data_page import choose_samples, data_page, diff_page
 from srpo_core.report.grid import Shot, Tile
 from srpo_core.report.inputs import Difference
 from srpo_core.report.page import Evidence, Extremes, render_page
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(
@@ -240,3 +246,29 @@ def test_nothing_is_fetched_and_only_our_own_script_can_run(tab, page):
     )
     assert tab.run("window.hacked") is None
     assert Path(page).stat().st_size > 10_000
+
+
+def test_the_pages_of_the_data_fit_narrow_and_wide_windows(tab, tmp_path):
+    ingest = load_settings(ROOT / "params.yaml").ingest
+    source = open_readable(ingest.model_copy(update={"source": str(ROOT / "assets/tiny/hpd")}))
+    word = "x" * 300
+    findings = {"trained_benchmark_prompt": {"severity": "critical", "found": 1234567, "set_aside": 1234567}}
+    samples = [replace(one, prompt=word) for one in choose_samples(source, 4)]
+    words = ControlWords.of(["Ink"], [word[:60]])
+    changes = {"train": Changes(added=1234567, examples={"added": [word]})}
+    tag = "data/a-long-name-of-a-data-set/0123456789ab"
+    for name, text in (
+        ("show", data_page(tag, read_statistics(source), words, findings, samples)),
+        ("diff", diff_page(tag, tag, changes, [(None, Figure("styles", word, 1))])),
+    ):
+        page = tmp_path / f"{name}.html"
+        page.write_text(text, encoding="utf-8")
+        tab.call("Page.navigate", url=page.as_uri())
+        until = time.monotonic() + 60
+        while not tab.run(f"document.readyState === 'complete' && location.pathname.endsWith('{name}.html')"):
+            assert time.monotonic() < until, "the page did not load"
+            time.sleep(0.1)
+        assert tab.run("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0, (
+            name
+        )
+        assert tab.run("[...document.images].every(one => one.complete && one.naturalWidth > 0)") is True
