@@ -88,7 +88,7 @@ def lines_of(capsys, monkeypatch, *arguments):
 
 def test_an_unreadable_manifest_is_marked_in_the_list_and_the_others_are_listed(damaged, capsys, monkeypatch):
     first, third, second = lines_of(capsys, monkeypatch, "releases")
-    assert (first, third) == ("tiny-1  2026-01-01", "tiny-3  2026-01-03")
+    assert (first, third) == ("tiny-1  2026-01-01  unsigned", "tiny-3  2026-01-03  unsigned")
     assert second.startswith("tiny-2  unreadable: ")
     assert "tiny-2/manifest.json is damaged" in second
 
