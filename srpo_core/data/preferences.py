@@ -41,6 +41,7 @@ class Preferences:
             _Numbered(),
             _Numbered(),
         )
+        self._form_of: dict[str, str] = {}  # of prompts that records have
         self._first = array("q")  # of a normal form: its first record
         # of a record: file, index in the file, prompt
         self._file, self._index, self._text = array("q"), array("q"), array("q")
@@ -56,7 +57,7 @@ class Preferences:
             DataError: it breaks a rule and ends the run.
         """
         pairs = list(choice.pairs())
-        form = normal_form(choice.prompt)
+        form = self._form_of.get(choice.prompt) or normal_form(choice.prompt)
         if self._has_no_preference(choice, pairs) or self._is_not_held_out(choice, form):
             return
         if self._is_another_spelling(choice, form):
@@ -72,6 +73,7 @@ class Preferences:
         self._file.append(self._files.number(choice.file))
         self._index.append(choice.record)
         self._text.append(self._texts.number(choice.prompt))
+        self._form_of[choice.prompt] = form
         for preferred, rejected in uses:
             self._known.setdefault(_key(number, preferred, rejected), record)
             self._record.append(record)
@@ -81,6 +83,7 @@ class Preferences:
     def forget_pairs(self) -> None:
         """Free the memory by which a record is compared with earlier ones. No record can be added afterwards."""
         self._known.clear()
+        self._form_of.clear()
 
     def prompts(self) -> list[str]:
         """List the prompts of the records, in order of appearance."""

@@ -97,6 +97,8 @@ class Record:
         """Read a list of finite numbers of at most 2^53."""
         values = self._list(key)
         for value in values:
+            if type(value) is int and -_LARGEST <= value <= _LARGEST:
+                continue  # the usual case, without the checks below
             if isinstance(value, bool) or not isinstance(value, int | float):
                 self.refuse("broken_record", f"{key}: must contain numbers, found {_brief(value)}")
             self.check_number(value, key)
