@@ -96,7 +96,7 @@ def test_a_run_and_a_data_version_work_in_each_kind_of_checkout(checkout, tmp_pa
         (workspace.path / "data").mkdir()
         (workspace.path / "data/hpd.dvc").write_text("outs:\n- {md5: 0123.dir, path: hpd}\n")
         (workspace.path / "data/.gitignore").write_text("/hpd\n")
-        data_versions.commit(workspace, "hpd", "data/hpd/0123")
+        data_versions.commit(workspace, "hpd", "data/hpd/0123", ingest={}, findings={})
         assert data_versions.is_tagged(workspace, "data/hpd/0123")
     with open_workspace(place, revision="data/hpd/0123") as workspace:
         assert (workspace.path / "data/hpd.dvc").is_file()

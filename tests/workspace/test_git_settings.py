@@ -95,7 +95,7 @@ def write_version(workspace: Workspace) -> str:
     (workspace.path / "data").mkdir()
     (workspace.path / "data/hpd.dvc").write_text("outs:\n- {md5: 0123.dir, path: hpd}\n")
     (workspace.path / "data/.gitignore").write_text("/hpd\n")
-    data_versions.commit(workspace, "hpd", "data/hpd/0123")
+    data_versions.commit(workspace, "hpd", "data/hpd/0123", ingest={}, findings={})
     return git(workspace.path, "log", "-1", "--format=%an <%ae> %s", "data/hpd/0123")
 
 
