@@ -14,7 +14,7 @@ stages:
     desc: reads the data
     cmd: python steps.py ingest
     deps: [steps.py, "${ingest.source}"]
-    params: [seed, ingest]
+    params: [seed, ingest, train.rollout.source, check_reward.max_pairs, evaluate.real_images]
     outs: [runs/ingest]
   train:
     desc: takes time
