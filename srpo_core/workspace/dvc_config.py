@@ -1,6 +1,7 @@
 """Read DVC's configuration of a checkout, and write that of a workspace, whose relative paths would not work there."""
 
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,14 +13,17 @@ DIRECTORY: Final = Path(".dvc")
 _NAMED: Final = ("remote", "machine", "db")  # sections that have a name, as in ['remote "default"']
 _LEVELS: Final = ("system", "global", "repo", "local")  # from the weakest to the strongest
 _OWN: Final = stat.S_IRUSR | stat.S_IWUSR
+_REFERENCE: Final = re.compile(rb"%\([^)]*\)s")  # to another option; there is no way to write these letters as such
 
 
 def require_config(checkout: Path) -> None:
     """Require that DVC can read its configuration files: the checkout's, the user's and the system's.
 
     Raises:
-        ConfigError: one of them is missing or damaged; the message names it.
+        ConfigError: one of them is missing or damaged; the message names it and the line, without what is written
+            there, which may be a secret.
     """
+    from configobj import ConfigObjError
     from dvc.config import Config
     from dvc.config import ConfigError as DvcConfigError
 
@@ -32,10 +36,10 @@ def require_config(checkout: Path) -> None:
             Config.validate(valid)
         except FileNotFoundError:
             continue
-        except (DvcConfigError, UnicodeError) as error:
+        except (DvcConfigError, ConfigObjError, UnicodeError) as error:
             remedy = "restore it with git" if level == "repo" else "correct or remove it"
             raise ConfigError(
-                f"{path} is not a configuration that DVC can read ({_reason(error)}): {remedy}"
+                f"{path} is not a configuration that DVC can read ({_reason(error, path)}): {remedy}"
             ) from None
 
 
@@ -79,7 +83,16 @@ def _merge(into: dict[str, Any], other: Mapping[str, Any]) -> None:
             into[key] = value
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, path: Path) -> str:
+    from configobj import ConfigObjError, InterpolationError
+
+    if isinstance(error, InterpolationError):
+        lines = path.read_bytes().splitlines()
+        found = ", ".join(str(number) for number, line in enumerate(lines, 1) if _REFERENCE.search(line))
+        return f"line {found}: DVC takes %(NAME)s for a reference to an option NAME, so no value can have these letters"
+    if isinstance(error.__cause__, ConfigObjError):
+        number = re.search(r"line (\d+)\.$", str(error))
+        return f"line {number[1] if number else '?'}: write KEY = VALUE, below a [section] that is there once"
     return " ".join(str(error).split())
 
 

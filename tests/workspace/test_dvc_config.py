@@ -84,6 +84,7 @@ DAMAGED = {
     "an unknown section": b"[colour]\n    red = 1\n",
     "a wrong type": b"[core]\n    autostage = perhaps\n",
     "not text": b"\xff\xfe\x00[core]\n",
+    "a value that refers to nothing": b"[core]\n    remote = ab%(z)scd\n",
     "a conflict of git": b"<<<<<<< HEAD\n[core]\n=======\n[core]\n>>>>>>> other\n",
 }
 
@@ -101,6 +102,29 @@ def test_a_damaged_configuration_gives_one_line_that_names_the_file_and_what_to_
     assert line.startswith(f"{checkout / '.dvc' / name} is not a configuration that DVC can read (")
     assert line.endswith(f"): {remedy}")
     assert "\n" not in line
+
+
+SECRETS = {
+    "    secret_access_key: wJalr-secret": "line 3: write KEY = VALUE",
+    "    secret_access_key: wJalr-secret\n    wJalr-secret\n[": "line 3: write KEY = VALUE",
+    "    wJalr-secret": "line 3: write KEY = VALUE",
+    "    secret_access_key = 'wJalr-secret": "line 3: write KEY = VALUE",
+    "    secret_access_key = x\n    secret_access_key = wJalr-secret": "line 4: write KEY = VALUE",
+    "    secret_access_key = wJalr%(-secret)s": "line 3: DVC takes %(NAME)s for a reference to an option NAME",
+    "    secret_access_key = %(b)s\n    b = %(secret_access_key)s": "line 3, 4: DVC takes %(NAME)s",
+    "    port = wJalr-secret": "extra keys not allowed @ data['remote']['own']['port']",
+    "    ssl_verify = x\n    no_traverse = wJalr-secret": "data['remote']['own']['no_traverse']",
+}
+
+
+@pytest.mark.parametrize("text", SECRETS)
+def test_a_damaged_line_is_named_by_its_number_because_it_may_hold_a_secret(checkout, text):
+    (checkout / ".dvc/config.local").write_text(f"['remote \"own\"']\n    url = s3://bucket\n{text}\n")
+    with pytest.raises(ConfigError) as caught:
+        require_config(checkout)
+    assert SECRETS[text] in str(caught.value)
+    assert "wJalr" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_damaged_configuration_of_the_user_is_named_too(checkout, tmp_path, monkeypatch):
