@@ -3,12 +3,11 @@
 import os
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
-from flows.server_secret import CLIENT_SECRET, server_environment
+from flows.server_secret import CLIENT_SECRET, SERVER_SECRET, server_environment
 from srpo_core.artifacts import home
 from srpo_core.runtime.machine import adapt_to_machine
-from srpo_core.runtime.prefect_api import API_URL
+from srpo_core.runtime.prefect_api import API_KEY, API_URL, is_on_this_machine
 from srpo_core.runtime.processes import (
     OWNER,
     end_children_after_this_process,
@@ -17,7 +16,8 @@ from srpo_core.runtime.processes import (
 )
 from srpo_core.runtime.telemetry import quiet_environment
 
-_THIS_MACHINE: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+# a line break at the end, as a mounted file often has, would stop Prefect's client
+_STRIPPED: Final = (API_URL, API_KEY, CLIENT_SECRET, SERVER_SECRET)
 
 
 def prepare_environment() -> None:
@@ -28,6 +28,9 @@ def prepare_environment() -> None:
     `PREFECT_API_AUTH_STRING`; for a server on this machine it is by default the one in the project's home.
     """
     adapt_to_machine()
+    for name in _STRIPPED:
+        if name in os.environ:
+            os.environ[name] = os.environ[name].strip()
     if not os.environ.get(API_URL, "x"):  # Prefect would take an empty value for an address
         del os.environ[API_URL]
     end_leftovers()
@@ -52,6 +55,6 @@ def _secret_variables() -> dict[str, str]:
     address = os.environ.get(API_URL)
     if address is None:
         return server_environment(home())
-    if urlsplit(address).hostname in _THIS_MACHINE:
+    if is_on_this_machine(address):
         return {CLIENT_SECRET: server_environment(home())[CLIENT_SECRET]}
     return {}

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Final
 
 from srpo_core.errors import ConfigError
+from srpo_core.runtime.prefect_api import AUTH_STRING, secret_file
 from srpo_core.runtime.secret_file import write_once
 
-NAME: Final = "auth"
 USER: Final = "srpo"
 # the page of a server at the default address, which is the only one that needs the API from a browser
 ORIGIN: Final = "http://127.0.0.1:4200"
 
 SERVER_SECRET: Final = "PREFECT_SERVER_API_AUTH_STRING"  # noqa: S105  # the name of a variable
-CLIENT_SECRET: Final = "PREFECT_API_AUTH_STRING"  # noqa: S105  # the name of a variable
+CLIENT_SECRET: Final = AUTH_STRING
 ORIGINS: Final = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
 
 
@@ -28,10 +28,10 @@ def read_or_make_secret(home: Path) -> str:
     Raises:
         ConfigError: the file is damaged, or other users can read it.
     """
-    path = home / "prefect" / NAME
+    path = secret_file(home)
     write_once(path, f"{USER}:{secrets.token_urlsafe(32)}\n")
-    secret = path.read_text(encoding="utf-8").strip()
-    if not secret.startswith(f"{USER}:") or path.stat().st_mode & 0o077:
+    secret = path.read_text(encoding="utf-8", errors="replace").strip()
+    if not secret.isascii() or not secret.startswith(f"{USER}:") or path.stat().st_mode & 0o077:
         raise ConfigError(
             f"{path} is damaged, or other users can read it: remove it, and start the server again"
         )

@@ -25,12 +25,11 @@ def check_checkout(settings: Settings) -> Iterator[tuple[bool, str]]:
     try:
         top = require_checkout(here)
         _require_recent_git(here)
-    except SrpoError as error:
-        yield False, str(error)
-    else:
         left_out = find_untracked(top).describe()
         yield True, f"{describe(top)}{'; ' if left_out else ''}{left_out}"
         yield from _line_endings(top)
+    except SrpoError as error:  # a damaged index is found by the first command that reads it
+        yield False, str(error)
     yield from _yaml_files()
     for line in unreachable_inputs(here, settings):
         yield False, line

@@ -43,7 +43,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
             found = check(settings)
             for good, detail in [found] if isinstance(found, tuple) else found:
                 yield Finding(what, good, detail)
-        except OSError as error:  # what one check cannot read does not hide the others
+        except (OSError, SrpoError) as error:  # what one check cannot read does not hide the others
             yield Finding(what, good=False, detail=" ".join(str(error).split()))
 
 

@@ -8,7 +8,6 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from srpo_core.artifacts import home
 from srpo_core.config import Settings
@@ -22,8 +21,14 @@ from srpo_core.runtime.machine import (
     fits_sockets,
     ray_token_directory,
 )
-from srpo_core.runtime.prefect_api import API_URL, AUTH_STRING, require_prefect_server
-from srpo_core.runtime.proxies import LOOPBACK, proxy_variables
+from srpo_core.runtime.prefect_api import (
+    API_URL,
+    AUTH_STRING,
+    is_on_this_machine,
+    require_prefect_server,
+    secret_file,
+)
+from srpo_core.runtime.proxies import proxy_variables
 from srpo_core.workspace.dvc_config import require_config
 
 Found = tuple[bool, str]
@@ -83,15 +88,13 @@ def check_encoding(_: Settings) -> Found:
 
 def check_prefect(_: Settings) -> Found:
     """Ask the server of PREFECT_API_URL; one on this machine with the secret in SRPO_HOME, as a run does."""
-    address, secret = os.environ.get(API_URL, ""), home() / "prefect/auth"
     given = dict(os.environ)
-    if urlsplit(address).hostname in LOOPBACK and secret.is_file():
-        given.setdefault(AUTH_STRING, secret.read_text(encoding="utf-8").strip())
-    try:
-        require_prefect_server(given)
-    except SrpoError as error:
-        return False, str(error)
-    return True, f"{address} answers" if address else "each run starts its own server on this machine"
+    if not (address := given.get(API_URL, "").strip()):
+        return True, "each run starts its own server on this machine"
+    if is_on_this_machine(address) and (secret := secret_file(home())).is_file():
+        given.setdefault(AUTH_STRING, secret.read_text(encoding="utf-8", errors="replace"))
+    require_prefect_server(given)
+    return True, f"{address} answers"
 
 
 def check_dvc(_: Settings) -> Found:

@@ -1,6 +1,7 @@
 """Ask the Prefect server of PREFECT_API_URL whether it answers, before a run or `srpo doctor` relies on it.
 
-Prefect's own client would repeat the request and then print a page of traceback.
+Prefect's own client would repeat the request and then print a page of traceback. The address and the variables mean here
+what they mean to it. No message has a secret: neither that of a variable nor that of an address.
 """
 
 import base64
@@ -11,49 +12,89 @@ import urllib.request
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any, Final
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from srpo_core.errors import ConfigError, SrpoError
+from srpo_core.runtime.proxies import LOOPBACK
 
 API_URL: Final = "PREFECT_API_URL"
+API_KEY: Final = "PREFECT_API_KEY"
 AUTH_STRING: Final = "PREFECT_API_AUTH_STRING"
 SECONDS: Final = 10.0
+_HEADERS: Final = "PREFECT_CLIENT_CUSTOM_HEADERS"
+_CERTIFICATE: Final = "PREFECT_API_SSL_CERT_FILE"
+_SENT: Final = "Authorization"
 _REFUSED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _COUNT: Final = "/flows/count"  # the cheapest request that needs the secret
 _REMEDY: Final = f"start the server, correct {API_URL}, or unset it: then a run starts its own server"
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 
 
-def require_prefect_server(environment: Mapping[str, str] | None = None, seconds: float = SECONDS) -> None:
-    """Require that the API of PREFECT_API_URL answers and accepts the secret; nothing is asked if the variable is unset.
+def secret_file(home: Path) -> Path:
+    """Return the file with the secret of the servers that this project starts, below the home directory."""
+    return home / "prefect" / "auth"
 
-    The secret, the certificate and further headers are those of Prefect's own variables.
+
+def is_on_this_machine(address: str) -> bool:
+    """Whether the address of a server names this machine; False for what is no address."""
+    try:
+        return urlsplit(address.strip()).hostname in LOOPBACK
+    except ValueError:
+        return False
+
+
+def require_prefect_server(environment: Mapping[str, str] | None = None, seconds: float = SECONDS) -> None:
+    """Require that the API of PREFECT_API_URL answers and accepts the secret; nothing is asked if the variable is blank.
+
+    The secret, the certificate and further headers are those of Prefect's own variables, or user and password of the
+    address.
 
     Raises:
-        ConfigError: the address is not one of HTTP, or the server refuses the secret.
+        ConfigError: the address is not one of HTTP, a variable cannot be used, or the server refuses the secret.
         SrpoError: nothing answers within `seconds`, or what answers is not Prefect's API.
     """
     given = os.environ if environment is None else environment
     if not (address := given.get(API_URL, "").strip()):
         return
-    what = f"{API_URL}={address}"
-    if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname:
+    parts = _parsed(address)
+    what = f"{API_URL}={_shown(address)}"
+    if parts is None:
         raise ConfigError(f"{what} is not an address: write http://HOST:4200/api, or unset it")
+    headers, context = _headers(given) | _basic(parts), _context(given)
+    # urllib would take user and password for a part of the host
+    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     try:
-        answer = _ask(address.rstrip("/") + _COUNT, given, seconds)
+        answer = _ask(bare.rstrip("/") + _COUNT, headers, context, seconds)
     except HTTPError as error:
         raise _refusal(what, error) from None
     except (URLError, HTTPException, OSError) as error:
         raise SrpoError(f"no Prefect server answers at {what} ({_reason(error)}): {_REMEDY}") from None
-    except ValueError as error:
-        raise ConfigError(f"{what} cannot be asked ({error}): {_REMEDY}") from None
+    except ValueError:  # its text may have what was to be sent
+        raise ConfigError(f"{what} cannot be asked: {_REMEDY}") from None
     if not isinstance(answer, int):
         raise SrpoError(
             f"what answers at {what} is not Prefect's API, but for instance a proxy or another server: {_REMEDY}"
         )
 
+
+def _parsed(address: str) -> SplitResult | None:
+    """Return the parts of an address of HTTP, or None if it is none."""
+    try:
+        parts = urlsplit(address)
+        complete = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # brackets without an end, or a port that is no number
+        return None
+    return parts if complete and address.isprintable() and " " not in address else None
+
+
+def _shown(address: str) -> str:
+    """Return an address without user and password, also if it is no URL."""
+    before, at, rest = address.rpartition("@")
+    scheme, separator, _ = before.partition("://")
+    return f"{scheme + separator if separator else ''}***@{rest}" if at else address
 
 def _refusal(what: str, error: HTTPError) -> SrpoError:
     if error.code in _REFUSED:
@@ -65,11 +106,11 @@ def _refusal(what: str, error: HTTPError) -> SrpoError:
     return SrpoError(f"{what} answers with {error.code} {error.reason}{hint}: {_REMEDY}")
 
 
-def _ask(url: str, environment: Mapping[str, str], seconds: float) -> Any:
+def _ask(url: str, headers: Mapping[str, str], context: ssl.SSLContext, seconds: float) -> Any:
     """Return the decoded answer to an empty request, or None if it is not JSON."""
-    body, headers = b"{}", {"Content-Type": "application/json", **_headers(environment)}
-    request = urllib.request.Request(url, body, headers, method="POST")  # noqa: S310  # the caller has checked the scheme
-    with urllib.request.urlopen(request, timeout=seconds, context=_context(environment)) as response:  # noqa: S310
+    body, sent = b"{}", {"Content-Type": "application/json", **headers}
+    request = urllib.request.Request(url, body, sent, method="POST")  # noqa: S310  # the caller has checked the scheme
+    with urllib.request.urlopen(request, timeout=seconds, context=context) as response:  # noqa: S310
         content = response.read()
     try:
         return json.loads(content)
@@ -78,18 +119,52 @@ def _ask(url: str, environment: Mapping[str, str], seconds: float) -> Any:
 
 
 def _headers(environment: Mapping[str, str]) -> dict[str, str]:
-    headers: dict[str, str] = json.loads(environment.get("PREFECT_CLIENT_CUSTOM_HEADERS") or "{}")
-    if key := environment.get("PREFECT_API_KEY"):
-        headers["Authorization"] = f"Bearer {key}"
-    elif secret := environment.get(AUTH_STRING):
-        headers["Authorization"] = f"Basic {base64.b64encode(secret.encode()).decode()}"
+    """Return the headers of Prefect's variables; the user and password come before the key, as in its client."""
+    headers = _further_headers(environment.get(_HEADERS, "").strip())
+    key = environment.get(API_KEY, "").strip()
+    if secret := environment.get(AUTH_STRING, "").strip():
+        headers[_SENT] = _encoded(secret)
+    elif not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"{API_KEY} has letters that no key has, such as a line break: copy it again")
+    elif key:
+        headers[_SENT] = f"Bearer {key}"
     return headers
+
+
+def _further_headers(text: str) -> dict[str, str]:
+    try:
+        headers = json.loads(text or "{}")
+    except ValueError:
+        headers = None
+    if not isinstance(headers, dict) or not all(
+        isinstance(word, str) and word.isascii() and word.isprintable()
+        for pair in headers.items()
+        for word in pair
+    ):
+        raise ConfigError(
+            f'{_HEADERS} cannot be sent: write names and values in ASCII, for instance {{"X-Team": "vision"}}, or unset it'
+        )
+    return headers
+
+
+def _basic(parts: SplitResult) -> dict[str, str]:
+    """Return the header for user and password of an address, which come before all others, as in Prefect's client."""
+    if not parts.username and not parts.password:
+        return {}
+    return {_SENT: _encoded(f"{unquote(parts.username or '')}:{unquote(parts.password or '')}")}
+
+
+def _encoded(secret: str) -> str:
+    return f"Basic {base64.b64encode(os.fsencode(secret)).decode()}"
 
 
 def _context(environment: Mapping[str, str]) -> ssl.SSLContext:
     context = ssl.create_default_context()
-    if file := environment.get("PREFECT_API_SSL_CERT_FILE"):
-        context.load_verify_locations(file)
+    if file := environment.get(_CERTIFICATE):
+        try:
+            context.load_verify_locations(file)
+        except OSError as error:
+            raise ConfigError(f"{_CERTIFICATE}={file} cannot be read ({_reason(error)}): correct it") from None
     if environment.get("PREFECT_API_TLS_INSECURE_SKIP_VERIFY", "").lower() in _TRUE:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context

@@ -23,18 +23,15 @@ _SERVERS: Final = (
     "WANDB_BASE_URL",
 )
 _EXCEPTIONS: Final = ("no_proxy", "NO_PROXY")
+_READ: Final = frozenset({"http_proxy", "https_proxy", "all_proxy"})  # in either case; other programs have further ones
 _SOCKS: Final = ("socks5", "socks5h")
 _EVERYTHING: Final = "*"
 _A_ROUTE: Final = ("192.0.2.1", 9)  # an address for documentation (RFC 5737): nothing is sent to it
 
 
 def proxy_variables(environment: Mapping[str, str]) -> list[str]:
-    """Return the names of the variables that configure a proxy, such as `https_proxy` and `ALL_PROXY`."""
-    return [
-        name
-        for name, value in environment.items()
-        if name.lower().endswith("_proxy") and name not in _EXCEPTIONS and value.strip()
-    ]
+    """Return the names of the variables that configure a proxy of a run's libraries: `https_proxy`, `ALL_PROXY`, ..."""
+    return [name for name, value in environment.items() if name.lower() in _READ and value.strip()]
 
 
 def direct_environment(environment: Mapping[str, str]) -> dict[str, str]:
@@ -57,9 +54,9 @@ def direct_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def useless_proxies(environment: Mapping[str, str]) -> list[str]:
-    """Return the variables of proxies that no library here can use: SOCKS without `socksio`, or not a URL of a proxy.
+    """Return the variables of proxies that Prefect's client cannot use: SOCKS without `socksio`, or not a URL of a proxy.
 
-    httpx, with which Prefect's client is written, refuses to start with them, even for a server that `NO_PROXY` names.
+    It refuses to start with them, even for a server that `NO_PROXY` names.
     """
     usable = {"", "http", "https", *(_SOCKS if find_spec("socksio") else ())}
     return [name for name in proxy_variables(environment) if _scheme(environment[name].strip()) not in usable]

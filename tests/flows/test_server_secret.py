@@ -96,6 +96,28 @@ def test_a_run_protects_its_own_server_and_sends_the_secret_to_no_other_machine(
     assert (found[ORIGINS] not in (None, "*")) is has_server
 
 
+def test_blanks_and_line_breaks_at_the_ends_of_prefects_variables_do_not_reach_its_client(tmp_path):
+    """A blank address means none; what is no address is reported by who asks the server, not here."""
+    given = {"PREFECT_API_URL": " ", "PREFECT_API_KEY": "key\n", CLIENT_SECRET: "u:p\n"}
+
+    def prepared(**changed):
+        done = subprocess.run(
+            [sys.executable, "-c", PREPARED, *VARIABLES, "PREFECT_API_KEY"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **given, **changed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return json.loads(done.stdout)
+
+    found = prepared()
+    assert found["PREFECT_API_URL"] is None
+    assert found[SERVER_SECRET] == found[CLIENT_SECRET] == "u:p"
+    assert found["PREFECT_API_KEY"] == "key"
+    assert prepared(PREFECT_API_URL="http://[::1/api ")["PREFECT_API_URL"] == "http://[::1/api"
+
+
 def test_the_command_prints_variables_that_a_shell_reads(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "srpo_core", "server-environment"],

@@ -1,4 +1,4 @@
-"""The doctor finds, before a run, what the git checkout and the YAML files would stop it by."""
+"""The doctor finds, before a run, each fault of the git checkout and of the YAML files that would stop the run."""
 
 import os
 import shutil
@@ -95,6 +95,16 @@ def test_a_key_that_is_there_twice_in_any_yaml_file_is_found_with_its_line(check
     (checkout / name).write_text("a: 1\nb: 2\na: 3\n")
     (bad,) = [detail for good, detail in findings() if not good]
     assert f"{name}, line 3: the key 'a' is there twice, first in line 1" in bad
+
+
+def test_a_damaged_index_of_git_and_a_damaged_lock_of_models_are_found_both(checkout):
+    (checkout / ".git/index").write_bytes(b"not an index")
+    (checkout / "models.lock").write_text('["oops"\n')
+    index, lock = findings()
+    assert not index[0]
+    assert "index file" in index[1]
+    assert not lock[0]
+    assert lock[1].startswith("models.lock cannot be read: ")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")

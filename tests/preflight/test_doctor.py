@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from srpo_core.config import load_settings
+from srpo_core.preflight import doctor
 from srpo_core.preflight.doctor import examine
 from srpo_core.preflight.weight_files import weight_paths
 
@@ -78,3 +79,15 @@ def test_the_old_name_of_the_variable_srpo_shared_is_reported(monkeypatch):
     monkeypatch.setenv("SRPO_STORAGE", "s3://bucket")
     assert not shared().good
     assert shared().detail == "the variable SRPO_STORAGE is now SRPO_SHARED: rename it in the environment"
+
+
+def test_a_damaged_lock_of_models_does_not_end_the_doctor(monkeypatch, tmp_path):
+    settings = load_settings(ROOT / "profiles/flux1_dev.yaml")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models.lock").write_text('["oops"\n')
+    checks = {name: doctor.CHECKS[name] for name in ("weights", "programs")}
+    monkeypatch.setattr(doctor, "CHECKS", checks)
+    *weights, programs = examine(settings)
+    assert not any(finding.good for finding in weights)
+    assert "models.lock cannot be read: models.lock is not YAML" in weights[0].detail
+    assert programs.what == "programs"

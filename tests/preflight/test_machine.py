@@ -1,4 +1,4 @@
-"""`srpo doctor` names what of this machine a run cannot work with, and what was replaced."""
+"""`srpo doctor` names what a run cannot use on this machine, and what was replaced."""
 
 import os
 import stat
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from srpo_core.config import load_settings
+from srpo_core.errors import ConfigError
 from srpo_core.preflight import doctor
 from srpo_core.preflight.doctor import examine
 from srpo_core.runtime import machine as adapted
@@ -111,10 +112,22 @@ def test_a_proxy_is_named_with_what_is_reached_past_it(found):
 
 def test_a_proxy_that_nothing_here_can_use_is_dropped_with_a_warning(found, caplog):
     assert found(all_proxy="socks5://127.0.0.1:7890")["proxy"].detail == "none"
-    assert (
-        "all_proxy=socks5://127.0.0.1:7890 is ignored: no installed library can use such a proxy"
-        in caplog.text
-    )
+    assert "all_proxy is ignored: Prefect's client cannot use such a proxy" in caplog.text
+
+
+@pytest.mark.parametrize("proxy", ["alice:s3cretpw@proxy.corp:70000", "socks5://alice:s3cretpw@proxy.corp:1"])
+def test_the_password_of_a_proxy_that_is_dropped_is_not_printed(found, caplog, proxy):
+    assert found(http_proxy=proxy)["proxy"].detail == "none"
+    assert "http_proxy is ignored" in caplog.text
+    assert "s3cretpw" not in caplog.text
+
+
+@pytest.mark.parametrize("address", [" ", "http://[::1/api", "me:s3cretpw@127.0.0.1:9/api"])
+def test_what_is_no_address_of_prefects_server_is_unset_if_blank_and_else_reported(found, address):
+    finding = found(PREFECT_API_URL=address)["prefect"]
+    assert finding.good is (address == " ")
+    assert finding.detail.startswith("each run starts its own server" if finding.good else "PREFECT_API_URL=")
+    assert "s3cretpw" not in finding.detail
 
 
 def test_a_dead_prefect_server_is_reported(found):
@@ -152,10 +165,19 @@ def test_a_damaged_configuration_of_dvc_is_reported(found, tmp_path, name):
     assert f".dvc/{name} is not a configuration that DVC can read" in finding.detail
 
 
-def test_what_one_check_cannot_read_does_not_hide_the_others(found, monkeypatch):
+def test_a_home_of_this_project_that_cannot_be_written_leaves_prefects_line_in_place(found, tmp_path):
+    lines = found(SRPO_HOME=str(tmp_path / "file/own"), PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert tuple(lines) == CHECKS
+    assert not lines["prefect"].good
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied", "/x"), ConfigError("models.lock cannot be read")]
+)
+def test_what_one_check_cannot_read_does_not_hide_the_others(found, monkeypatch, error):
     def broken(_):
         yield True, "one"
-        raise PermissionError(13, "Permission denied", "/x")
+        raise error
 
     monkeypatch.setattr(doctor, "CHECKS", {"broken": broken, "dvc": doctor.CHECKS["dvc"]})
     settings = load_settings(ROOT / "profiles/tiny.yaml")

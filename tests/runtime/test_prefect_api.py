@@ -72,7 +72,7 @@ def line_of(kind, address, **variables):
     return line
 
 
-@pytest.mark.parametrize("environment", [{}, {"PREFECT_API_URL": ""}])
+@pytest.mark.parametrize("environment", [{}, {"PREFECT_API_URL": ""}, {"PREFECT_API_URL": " \n"}])
 def test_without_an_address_nothing_is_asked(environment):
     require_prefect_server(environment)
 
@@ -133,13 +133,82 @@ def test_a_server_that_is_not_there_is_named(address, says):
 
 
 @pytest.mark.parametrize(
-    "address", ["127.0.0.1:4200", "localhost:4200/api", "http://", "ftp://a/api", "true"]
+    "address",
+    [
+        "127.0.0.1:4200",
+        "localhost:4200/api",
+        "http://",
+        "ftp://a/api",
+        "true",
+        "http://[::1/api",
+        "http://a:port/api",
+        "http://a:70000/api",
+        "http://a b/api",
+        "http://a/\tapi",
+    ],
 )
 def test_what_is_no_address_is_named(address):
     assert "is not an address: write http://HOST:4200/api, or unset it" in line_of(ConfigError, address)
 
 
-def test_a_password_in_the_address_is_masked():
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://me:hunter22@127.0.0.1:9/api",
+        "http://me:hunter22@[::1/api",
+        "http://hunter22@127.0.0.1:9/api",
+        "me:hunter22@127.0.0.1:9/api",
+        "http://me:hunter22/7@127.0.0.1:9/api",
+    ],
+)
+def test_a_password_in_the_address_is_masked(address):
     with pytest.raises(SrpoError) as caught:
-        require_prefect_server({"PREFECT_API_URL": "http://me:hunter22@127.0.0.1:9/api"})
+        require_prefect_server({"PREFECT_API_URL": address})
     assert "hunter22" not in str(caught.value)
+    assert "***@" in str(caught.value)
+
+
+def test_user_and_password_of_the_address_are_sent_as_prefects_client_sends_them(server):
+    host = server.removeprefix("http://")
+    require_prefect_server({"PREFECT_API_URL": f"http://u:%70@{host}/secret/api"})
+    with pytest.raises(ConfigError, match="refuses the secret"):  # also where a variable has the right secret
+        require_prefect_server(
+            {"PREFECT_API_URL": f"http://u:wrong@{host}/secret/api", "PREFECT_API_AUTH_STRING": "u:p"}
+        )
+
+
+def test_a_user_and_password_come_before_a_key_as_in_prefects_client(server):
+    address = {"PREFECT_API_URL": f"{server}/secret/api"}
+    require_prefect_server({**address, "PREFECT_API_AUTH_STRING": "u:p", "PREFECT_API_KEY": "wrong"})
+    with pytest.raises(ConfigError, match="refuses the secret"):
+        require_prefect_server({**address, "PREFECT_API_AUTH_STRING": "u:wrong", "PREFECT_API_KEY": "key"})
+
+
+@pytest.mark.parametrize("name", ["PREFECT_API_KEY", "PREFECT_API_AUTH_STRING"])
+def test_a_line_break_at_the_end_of_a_secret_is_not_sent(server, name):
+    secret = {"PREFECT_API_KEY": "key\r\n", "PREFECT_API_AUTH_STRING": "u:p\n"}[name]
+    require_prefect_server({"PREFECT_API_URL": f"{server}/secret/api", name: secret})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("PREFECT_API_KEY", "hunter22\nhunter22", "has letters that no key has, such as a line break"),
+        ("PREFECT_API_KEY", "hunter22€", "has letters that no key has"),
+        ("PREFECT_CLIENT_CUSTOM_HEADERS", '["a"]', "cannot be sent: write names and values in ASCII"),
+        ("PREFECT_CLIENT_CUSTOM_HEADERS", "{hunter22", "cannot be sent"),
+        ("PREFECT_CLIENT_CUSTOM_HEADERS", '{"X-A": 1}', "cannot be sent"),
+        ("PREFECT_CLIENT_CUSTOM_HEADERS", '{"X-A": "hunter22\\n"}', "cannot be sent"),
+        ("PREFECT_CLIENT_CUSTOM_HEADERS", '{"X-A": "hunter22€"}', "cannot be sent"),
+        ("PREFECT_CLIENT_CUSTOM_HEADERS", '{"X A:": "hunter22"}', "cannot be asked"),
+        ("PREFECT_API_SSL_CERT_FILE", "/nowhere/ca.pem", "cannot be read ([Errno 2] No such file"),
+    ],
+)
+def test_a_variable_of_prefect_that_cannot_be_used_is_named_without_its_secret(server, name, value, says):
+    with pytest.raises(ConfigError) as caught:
+        require_prefect_server({"PREFECT_API_URL": f"{server}/api", name: value})
+    line = str(caught.value)
+    assert says in line
+    assert name in line or says == "cannot be asked"
+    assert "hunter22" not in line
+    assert "\n" not in line

@@ -125,3 +125,10 @@ def test_a_proxy_with_which_it_starts_is_kept(no_proxies, proxy):
     httpx.Client().close()
     assert proxy_variables({"http_proxy": proxy, "no_proxy": "a"}) == ["http_proxy"]
     assert useless_proxies({"http_proxy": proxy}) == []
+
+
+@pytest.mark.parametrize("name", ["SOCKS_PROXY", "ftp_proxy", "CI_REVERSE_PROXY", "rsync_proxy"])
+def test_a_variable_of_another_program_is_left_alone(name):
+    environment = {name: "socks5://127.0.0.1:7890"}
+    assert proxy_variables(environment) == useless_proxies(environment) == []
+    assert direct_environment(environment) == {}
