@@ -64,7 +64,9 @@ log = logging.getLogger(__name__)
 def adapt_to_machine() -> None:
     """Set the variables of `machine_environment` for this process and those that it starts, which print UTF-8."""
     for name in useless_proxies(os.environ):
-        log.warning("%s is ignored: Prefect's client cannot use such a proxy", name)  # its value may have a password
+        log.warning(
+            "%s is ignored: Prefect's client cannot use such a proxy", name
+        )  # its value may have a password
     given = os.environ.get(TMPDIR)
     adapted = machine_environment(os.environ, user_path(os.environ.get("SRPO_HOME", ".srpo")))
     for name in set(os.environ) - set(adapted):

@@ -96,6 +96,7 @@ def _shown(address: str) -> str:
     scheme, separator, _ = before.partition("://")
     return f"{scheme + separator if separator else ''}***@{rest}" if at else address
 
+
 def _refusal(what: str, error: HTTPError) -> SrpoError:
     if error.code in _REFUSED:
         return ConfigError(
@@ -164,7 +165,9 @@ def _context(environment: Mapping[str, str]) -> ssl.SSLContext:
         try:
             context.load_verify_locations(file)
         except OSError as error:
-            raise ConfigError(f"{_CERTIFICATE}={file} cannot be read ({_reason(error)}): correct it") from None
+            raise ConfigError(
+                f"{_CERTIFICATE}={file} cannot be read ({_reason(error)}): correct it"
+            ) from None
     if environment.get("PREFECT_API_TLS_INSECURE_SKIP_VERIFY", "").lower() in _TRUE:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context

@@ -23,7 +23,9 @@ _SERVERS: Final = (
     "WANDB_BASE_URL",
 )
 _EXCEPTIONS: Final = ("no_proxy", "NO_PROXY")
-_READ: Final = frozenset({"http_proxy", "https_proxy", "all_proxy"})  # in either case; other programs have further ones
+_READ: Final = frozenset(
+    {"http_proxy", "https_proxy", "all_proxy"}
+)  # in either case; other programs have further ones
 _SOCKS: Final = ("socks5", "socks5h")
 _EVERYTHING: Final = "*"
 _A_ROUTE: Final = ("192.0.2.1", 9)  # an address for documentation (RFC 5737): nothing is sent to it

@@ -13,7 +13,9 @@ DIRECTORY: Final = Path(".dvc")
 _NAMED: Final = ("remote", "machine", "db")  # sections that have a name, as in ['remote "default"']
 _LEVELS: Final = ("system", "global", "repo", "local")  # from the weakest to the strongest
 _OWN: Final = stat.S_IRUSR | stat.S_IWUSR
-_REFERENCE: Final = re.compile(rb"%\([^)]*\)s")  # to another option; there is no way to write these letters as such
+_REFERENCE: Final = re.compile(
+    rb"%\([^)]*\)s"
+)  # to another option; there is no way to write these letters as such
 
 
 def require_config(checkout: Path) -> None:
