@@ -52,7 +52,7 @@ def files_to_load(settings: ModelSettings, transformer: Path | None = None) -> l
     Raises:
         ArtifactError: the pipeline's directory does not exist.
     """
-    root = loading.existing_pipeline(settings.path)
+    root = loading.existing_pipeline(settings.path, loading.OTHERS)
     own = root / "transformer"
     weights = [own] if transformer is None else [transformer]
     if transformer is not None and adapters_file(transformer):

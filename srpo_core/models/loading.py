@@ -1,9 +1,9 @@
 """Load the parts of a diffusers pipeline directory by the classes of a registry entry."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -16,6 +16,9 @@ from srpo_core.weights.given_path import what_is_missing
 from srpo_core.weights.model_files import PIPELINE, model_faults, pipeline_faults
 from srpo_core.weights.shards import read_shards
 
+# the parts of a pipeline beside the transformer that generate images from embeddings
+OTHERS: Final = ("vae", "scheduler")
+
 
 def load_base(entry: BaseEntry, settings: ModelSettings, *, empty: bool = False, half: bool = False) -> Base:
     """Load transformer, VAE and scheduler of a pipeline directory.
@@ -25,7 +28,7 @@ def load_base(entry: BaseEntry, settings: ModelSettings, *, empty: bool = False,
     Raises:
         ArtifactError: the directory is missing, incomplete or damaged.
     """
-    root = existing_pipeline(settings.path)
+    root = existing_pipeline(settings.path, OTHERS if empty else ("transformer", *OTHERS))
     vae = load_vae(entry, settings)
     with reading(root):
         scheduler = diffusers_class(entry.scheduler).from_pretrained(
@@ -40,14 +43,14 @@ def load_base(entry: BaseEntry, settings: ModelSettings, *, empty: bool = False,
 
 def load_vae(entry: BaseEntry, settings: ModelSettings) -> Any:
     """Load the VAE of a pipeline directory. Raises `ArtifactError` as `load_base` does."""
-    root = existing_pipeline(settings.path)
+    root = existing_pipeline(settings.path, ["vae"])
     with reading(root):
         return diffusers_class(entry.vae).from_pretrained(root, subfolder="vae", local_files_only=True)
 
 
 def empty_vae(entry: BaseEntry, settings: ModelSettings) -> Any:
     """Create the VAE of a pipeline directory's configuration on the meta device. Raises `ArtifactError`."""
-    kind, root = diffusers_class(entry.vae), existing_pipeline(settings.path)
+    kind, root = diffusers_class(entry.vae), existing_pipeline(settings.path, ["vae"])
     with reading(root), torch.device("meta"):
         return kind.from_config(kind.load_config(root, subfolder="vae", local_files_only=True))
 
@@ -122,8 +125,10 @@ def _assembled(entry: BaseEntry, settings: ModelSettings, transformer: Any, vae:
     return Base(of_size(settings.height, settings.width), transformer, vae, of_size=of_size)
 
 
-def existing_pipeline(path: str) -> Path:
+def existing_pipeline(path: str, parts: Collection[str] | None = None) -> Path:
     """Return the pipeline's directory.
+
+    parts: names of the parts that are read, which are checked; None: all. A copy for other hosts has only those.
 
     Raises:
         ArtifactError: it does not exist, or a file in it is missing, cut, or of another kind than its name says.
@@ -135,7 +140,7 @@ def existing_pipeline(path: str) -> Path:
         raise ArtifactError(
             f"model.path {path}: no model_index.json there; a diffusers pipeline directory is needed"
         )
-    _require_no_fault(pipeline_faults(root))
+    _require_no_fault(pipeline_faults(root, parts))
     return root
 
 

@@ -1,6 +1,6 @@
 """Say what is wrong with the files of a model's directory: each that a run opens, and what is missing."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -24,8 +24,11 @@ QUANTIZED: Final = frozenset(
 _PAIR: Final = 2
 
 
-def pipeline_faults(root: Path) -> Iterator[str]:
-    """Yield what is wrong with a diffusers pipeline directory, one line for each file or part."""
+def pipeline_faults(root: Path, parts: Collection[str] | None = None) -> Iterator[str]:
+    """Yield what is wrong with a diffusers pipeline directory, one line for each file or part.
+
+    parts: names of those that are read; None: all that model_index.json names.
+    """
     index = root / PIPELINE
     if not index.is_file():
         yield f"{index} is missing: give the directory of a diffusers pipeline"
@@ -34,6 +37,8 @@ def pipeline_faults(root: Path) -> Iterator[str]:
         yield fault
         return
     for part, entry in sorted(read_json_object(index).items()):
+        if parts is not None and part not in parts:
+            continue
         if isinstance(entry, list) and len(entry) == _PAIR and all(isinstance(one, str) for one in entry):
             library, kind = entry
             yield from _part_faults(root / part, kind, STEMS.get(library, DIFFUSERS_STEM))

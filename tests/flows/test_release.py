@@ -41,9 +41,9 @@ def test_the_flows_releases_and_show_write_artifacts(store, prefect):
     assert releases() == ["tiny-1", "tiny-2", "tiny-3"]
     table = artifact(prefect, "releases").splitlines()
     assert table[2:] == [
-        "| `tiny-1` | 2026-01-01 | production | bf16 | 0.1 |",
-        "| `tiny-2` | 2026-01-02 |  | bf16 | 0.1 |",
-        "| `tiny-3` | 2026-01-03 |  | bf16 | 0.1 |",
+        "| `tiny-1` | 2026-01-01 | production | bf16 | 0.1 | unsigned |",
+        "| `tiny-2` | 2026-01-02 |  | bf16 | 0.1 | unsigned |",
+        "| `tiny-3` | 2026-01-03 |  | bf16 | 0.1 | unsigned |",
     ]
     lines = show("production")
     assert lines[0] == "version  tiny-1"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from srpo_core.config import GenerateSettings, load_settings
 from srpo_core.errors import ArtifactError
 from srpo_core.fidelity.image_distance import psnr
-from srpo_core.models import LoadedBase, load_base
+from srpo_core.models import LoadedBase, files_to_load, load_base
 from srpo_core.protocols import Condition
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -157,3 +157,18 @@ def test_a_base_is_loaded_anew_after_weights_that_are_damaged(model, trained):
         with pytest.raises(ArtifactError, match="trained"):
             loaded.as_model(trained, CPU)
         assert torch.equal(images(loaded.as_model(None, CPU)), expected)
+
+
+@pytest.mark.parametrize("given", ["base", "trained"])
+def test_the_files_to_load_are_enough_for_a_host_that_has_no_others(model, trained, tmp_path, given):
+    transformer = trained if given == "trained" else None
+    expected = images(load_base(model, transformer))
+    copy = tmp_path / "copy"
+    for file in files_to_load(model, transformer):
+        target = copy / (file if not file.is_absolute() else Path("trained") / file.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+    sent = model.model_copy(update={"path": str(copy / model.path)})
+    loaded = load_base(sent, None if transformer is None else copy / "trained")
+    assert not (copy / model.path / "text_encoder").exists()
+    assert torch.equal(images(loaded), expected)
