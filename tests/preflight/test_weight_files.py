@@ -10,7 +10,8 @@ from wrong_files import PAGE, POINTER
 
 from srpo_core.config import load_settings
 from srpo_core.errors import ArtifactError, DataError
-from srpo_core.models import load_base
+from srpo_core.models import base_entry, load_base
+from srpo_core.models.loading import load_text_encoders
 from srpo_core.preflight.disk import count_weights
 from srpo_core.preflight.weight_files import check_weights, require_readable_weights
 from srpo_core.scorers.registry import load_scorer
@@ -104,11 +105,17 @@ def test_the_disk_estimate_survives_a_pointer_and_says_nothing_about_it(checkout
     assert count_weights(transformer) == 0
 
 
-@pytest.mark.parametrize("name", [WEIGHTS[0], WEIGHTS[1], TEXTS[4]])
-def test_loading_the_base_says_what_doctor_says(checkout, name):
+def load_encoders(model):
+    return load_text_encoders(base_entry(model), model)
+
+
+@pytest.mark.parametrize(
+    ("name", "load"), [(WEIGHTS[0], load_base), (WEIGHTS[1], load_base), (TEXTS[4], load_encoders)]
+)
+def test_loading_the_base_says_what_doctor_says(checkout, name, load):
     replace(Path(FAMILY, name), POINTER)
     with pytest.raises(ArtifactError, match="this is a Git LFS pointer: run git lfs pull"):
-        load_base(TINY.model)
+        load(TINY.model)
 
 
 @pytest.mark.parametrize(("name", "scorer"), [(WEIGHTS[4], TINY.rewards[0]), (WEIGHTS[6], TINY.judge)])
@@ -213,8 +220,11 @@ def test_parts_of_a_pipeline_that_are_missing_or_only_there_as_a_variant_are_nam
         require_readable_weights(TINY)
 
 
-@pytest.mark.parametrize("part", ["transformer/diffusion_pytorch_model", "text_encoder_2/model"])
-def test_quantized_weights_are_refused_with_the_command_that_decodes_them(checkout, part):
+@pytest.mark.parametrize(
+    ("part", "load"),
+    [("transformer/diffusion_pytorch_model", load_base), ("text_encoder_2/model", load_encoders)],
+)
+def test_quantized_weights_are_refused_with_the_command_that_decodes_them(checkout, part, load):
     """diffusers loads scaled float8 without its scales and without a word."""
     import torch
     from safetensors.torch import load_file, save_file
@@ -228,7 +238,7 @@ def test_quantized_weights_are_refused_with_the_command_that_decodes_them(checko
     assert fault.startswith(f"{path}: {name} is stored as F8_E4M3, and a run needs whole floats")
     assert "'srpo quantize SOURCE --format bf16 --out DIR'" in fault
     with pytest.raises(ArtifactError, match="is stored as F8_E4M3"):
-        load_base(TINY.model)
+        load(TINY.model)
 
 
 def test_files_that_no_scorer_reads_are_not_opened(checkout):
