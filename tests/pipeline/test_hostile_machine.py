@@ -5,7 +5,8 @@ import os
 import pytest
 import short_pipeline
 
-pytestmark = pytest.mark.pipeline
+# nightly: a second run of the whole pipeline, of two minutes; unit tests cover each of its conditions
+pytestmark = pytest.mark.nightly
 
 STAGES = ["ingest", "embed", "check_reward", "train", "select", "evaluate", "gate", "report", "quantize"]
 
