@@ -36,20 +36,33 @@ def with_scales(tensors: Mapping[str, Stored], where: str) -> dict[str, Stored]:
     """Attach the scales to the weights that they belong to; returns the weights alone.
 
     Raises:
-        DataError: a scale has no weight, does not fit it, or is of a format that is not read.
+        DataError: a scale has no weight, does not fit it, is not a positive number, or is of a format that is not read;
+            a weight has two scales, or is not stored in float8.
     """
-    weights, scales = {}, {}
+    weights: dict[str, Stored] = {}
+    scales: dict[str, tuple[str, Stored]] = {}
     for name, stored in tensors.items():
         end = next((end for end in WEIGHT_SCALES if name.endswith(end)), None)
         if end:
-            scales[f"{name.removesuffix(end)}.weight"] = stored
+            scaled = f"{name.removesuffix(end)}.weight"
+            if scaled in scales:
+                raise DataError(
+                    f"{where}: {scaled} has two scales, {scales[scaled][0]} and {name}, of which at most one is right: "
+                    "start from a file in one format, or from the file in full precision"
+                )
+            scales[scaled] = name, stored
         elif name.endswith(LAYER_FORMAT):
             _require_known(_layer_format(name, stored, where), name, where)
         elif name != MARKER and not name.endswith(OF_ACTIVATIONS):
             weights[name] = stored
-    for name, scale in scales.items():
+    for name, (given, scale) in scales.items():
         if name not in weights:
             raise DataError(f"{where}: there is a scale for {name}, but no such tensor: fetch the file again")
+        if weights[name].dtype not in FLOAT8:
+            raise DataError(
+                f"{where}: {name} is stored as {weights[name].dtype} and has the scale {given}, which is read of float8 "
+                f"({', '.join(FLOAT8)}) alone: start from a float8 file, or from the file in full precision"
+            )
         weights[name] = replace(weights[name], scale=_scale(scale, weights[name].shape, name, where))
     return weights
 
@@ -109,7 +122,12 @@ def _scale(stored: Stored, shape: tuple[int, ...], name: str, where: str) -> Sca
         )
     values = _values(stored)
     if not np.isfinite(values).all():
-        raise DataError(f"{where}: the scale of {name} holds a NaN or an infinity")
+        raise DataError(f"{where}: the scale of {name} holds a NaN or an infinity: fetch the file again")
+    if not (values > 0).all():
+        raise DataError(
+            f"{where}: the scale of {name} holds {float(values.min()):g}, and a scale is above 0: fetch the file again, or "
+            "start from the file in full precision"
+        )
     # one for all weights, or one for each row, or a matrix of them
     groups = (1, 1) if values.size == 1 else (*stored.shape, 1)[:MATRIX]
     sides = [_group(length, count) for length, count in zip(shape, groups, strict=True)]

@@ -58,7 +58,7 @@ def read_gguf_header(path: Path) -> GGUFHeader:
             num_tensors, num_values = reader.number("Q"), reader.number("Q")
             if max(num_tensors, num_values) > MOST_ENTRIES:
                 raise _broken(path, f"{num_tensors} tensors and {num_values} values")
-            values = dict(reader.pair() for _ in range(num_values))
+            values = reader.pairs(num_values)
             infos = [reader.tensor() for _ in range(num_tensors)]
         except (struct.error, IndexError, OverflowError):
             raise DataError(f"{path}: cut at {size} bytes, within its header: fetch it again") from None
@@ -91,11 +91,16 @@ class _Reader:
         except UnicodeDecodeError:
             raise _broken(self._path, "a text is not UTF-8") from None
 
-    def pair(self) -> tuple[str, Any]:
-        """Read a key and its value; of an array only the first eight items are returned."""
-        key = self.text()
-        kind = self.number("I")
-        return key, self._array(key) if kind == _ARRAY else self._value(key, kind)
+    def pairs(self, count: int) -> dict[str, Any]:
+        """Read keys and their values; of an array only the first eight items are returned."""
+        values: dict[str, Any] = {}
+        for _ in range(count):
+            key = self.text()
+            if key in values:
+                raise _broken(self._path, f"the key {key} is in its header twice")
+            kind = self.number("I")
+            values[key] = self._array(key) if kind == _ARRAY else self._value(key, kind)
+        return values
 
     def _value(self, key: str, kind: int) -> Any:
         if kind == _STRING:
@@ -106,13 +111,15 @@ class _Reader:
 
     def _array(self, key: str) -> list[Any]:
         kind, count = self.number("I"), self.number("Q")
+        if kind != _STRING and kind not in _FIXED:
+            raise _broken(self._path, f"{key} is an array of the unknown type {kind}")
         first = min(count, 8)
         items = [self._value(key, kind) for _ in range(first)]
         if kind == _STRING:
             for _ in range(count - first):
                 self.take(self.number("Q"))
         else:
-            self.take((count - first) * struct.calcsize(f"<{_FIXED.get(kind, 'B')}"))
+            self.take((count - first) * struct.calcsize(f"<{_FIXED[kind]}"))
         return items
 
     def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
@@ -145,8 +152,18 @@ def _placed(
         if name in tensors:
             raise _broken(path, f"{name} is in its header twice")
         start = begin + offset
-        if start < end or offset % alignment:
-            raise _broken(path, f"tensor {name} overlaps the tensor before it, or is not aligned")
+        expected = begin + -(-(end - begin) // alignment) * alignment
+        if start != expected:
+            what = (
+                "overlaps the tensor before it"
+                if start < end
+                else "does not follow at once what is before it"
+            )
+            raise _broken(
+                path,
+                f"tensor {name} {what}: its offset is {offset}, and {expected - begin} is the next multiple of "
+                f"{alignment}",
+            )
         end = start + prod(shape) // block * block_bytes
         tensors[name] = Located(kind.name, shape, start, end - start)
     size = path.stat().st_size

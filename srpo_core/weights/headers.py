@@ -8,6 +8,7 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from shlex import quote
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -20,8 +21,21 @@ POINTER: Final = b"version https://git-lfs.github.com/spec/"
 ZIP: Final = b"PK\x03\x04"
 PICKLE: Final = re.compile(rb"\x80[\x02-\x05]")
 PICKLES: Final = frozenset({".pt", ".pth", ".bin", ".ckpt"})
-BOMS: Final = MappingProxyType({b"\xef\xbb\xbf": "UTF-8", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"})
-_MARKUP: Final = re.compile(rb"\s*<(!doctype\s+html|html|head|body|\?xml|error)\b", re.IGNORECASE)
+# UTF-32 first: its little-endian mark begins as that of UTF-16 does
+BOMS: Final = MappingProxyType(
+    {
+        b"\xff\xfe\x00\x00": "UTF-32",
+        b"\x00\x00\xfe\xff": "UTF-32",
+        b"\xef\xbb\xbf": "UTF-8",
+        b"\xff\xfe": "UTF-16",
+        b"\xfe\xff": "UTF-16",
+    }
+)
+# no file of a model begins with a comment, so one alone is markup, too
+_MARKUP: Final = re.compile(
+    rb"(?:\s|<!--.*?-->)*<(!--|(?:!doctype\s+html|html|head|body|title|meta|script|\?xml|error)\b)",
+    re.IGNORECASE | re.DOTALL,
+)
 _TITLE: Final = re.compile(rb"<(title|code|message)[^>]*>([^<]{1,80})", re.IGNORECASE)
 _SNIFFED: Final = 4096
 
@@ -102,9 +116,15 @@ def _read_json(path: Path) -> Any:
     data = path.read_bytes()
     for mark, name in BOMS.items():
         if data.startswith(mark):
+            file = quote(str(path))
+            command = (
+                f"sed -i '1s/^\\xEF\\xBB\\xBF//' {file}"
+                if name == "UTF-8"
+                else f"iconv -f {name} -t UTF-8 {file} > copy && mv copy {file}"
+            )
             raise DataError(
                 f"{path}: this begins with a byte order mark ({name}), with which JSON cannot be read: save it as UTF-8 "
-                f"without BOM, for example with iconv or sed -i '1s/^\\xEF\\xBB\\xBF//' {path}"
+                f"without BOM, for example with {command}"
             )
     try:
         return json.loads(data.decode("utf-8"))

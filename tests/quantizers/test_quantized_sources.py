@@ -286,6 +286,38 @@ SHAPE = (1024, 256)
             {f"{LAYER}.weight_scale": torch.ones(1024, 16).to(torch.float8_e4m3fn)},
             f"the scale of {LAYER}.weight has the type F8_E4M3 and the shape [1024, 16], which is not read",
         ),
+        (
+            {f"{LAYER}.weight_scale": torch.tensor(0.0)},
+            f"the scale of {LAYER}.weight holds 0, and a scale is above 0",
+        ),
+        (
+            {f"{LAYER}.weight_scale": torch.tensor([-0.5] + [1.0] * 1023)},
+            f"the scale of {LAYER}.weight holds -0.5, and a scale is above 0",
+        ),
+        (
+            {f"{LAYER}.weight_scale": torch.tensor(float("inf"))},
+            f"the scale of {LAYER}.weight holds a NaN or an infinity",
+        ),
+        (
+            {f"{LAYER}.scale_weight": torch.tensor(1.0)},
+            f"{LAYER}.weight has two scales, {LAYER}.",
+        ),
+        (
+            {f"{LAYER}.weight_scale_inv": torch.ones(8, 2)},
+            f"{LAYER}.weight has two scales, {LAYER}.",
+        ),
+        *(
+            (
+                {f"{LAYER}.weight": torch.ones(SHAPE).to(dtype)},
+                f"{LAYER}.weight is stored as {kind} and has the scale {LAYER}.weight_scale, which is read of float8",
+            )
+            for dtype, kind in (
+                (torch.bfloat16, "BF16"),
+                (torch.float16, "F16"),
+                (torch.float32, "F32"),
+                (torch.int8, "I8"),
+            )
+        ),
         ({"img_out.weight_scale": torch.ones(1)}, "there is a scale for img_out.weight, but no such tensor"),
         ({f"{LAYER}.bias": torch.ones(1024).to(torch.int8)}, f"{LAYER}.bias is stored as I8; known are"),
         (

@@ -5,6 +5,7 @@ import struct
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from safetensors import safe_open
 from wrong_files import PAGE, POINTER
@@ -111,15 +112,45 @@ def test_a_file_under_the_ending_of_another_kind_is_named(intact, name, other, k
 
 
 @pytest.mark.parametrize(
-    ("encoding", "mark"), [("utf-8-sig", "UTF-8"), ("utf-16", "UTF-16"), ("utf-16-be", "UTF-16")]
+    ("encoding", "mark"),
+    [
+        ("utf-8", "UTF-8"),
+        ("utf-16-le", "UTF-16"),
+        ("utf-16-be", "UTF-16"),
+        ("utf-32-le", "UTF-32"),
+        ("utf-32-be", "UTF-32"),
+    ],
 )
-def test_json_with_a_byte_order_mark_is_named_with_the_next_step(intact, encoding, mark):
-    text = '{"a": 1}' if encoding != "utf-16-be" else '\ufeff{"a": 1}'
-    (intact / "config.json").write_bytes(text.encode(encoding))
+def test_json_with_a_byte_order_mark_is_named_with_the_command_that_mends_it(
+    intact, monkeypatch, encoding, mark
+):
+    (intact / "config.json").write_bytes('\ufeff{"a": "Ä"}'.encode(encoding))
     fault = fault_of(intact / "config.json")
     assert f"this begins with a byte order mark ({mark})" in fault
     assert "save it as UTF-8 without BOM" in fault
     assert "codec" not in fault
+    command = fault.partition("for example with ")[2]
+    assert command.startswith("sed" if mark == "UTF-8" else f"iconv -f {mark} -t UTF-8 ")
+    monkeypatch.chdir(intact)
+    subprocess.run(command, shell=True, check=True)
+    assert read_json_object(intact / "config.json") == {"a": "Ä"}
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"<!-- login --><html><title>Log in</title>", "an HTML page: a web server sent it (Log in)"),
+        (b"\n<!-- a -->\n<!-- b\n-->\r\n<!DOCTYPE html>", "an HTML page"),
+        (b"<!-- " + b"long " * 5000 + b"--><html>", "an HTML page"),
+        (b"<!---->" * 600, "an HTML page"),
+        (b"<!-- proxy -->\n<Error><Code>AccessDenied</Code>", "an XML answer"),
+        (b"<title>Log in</title>", "an HTML page"),
+    ],
+)
+@pytest.mark.parametrize("name", ["merges.txt", "config.json"])
+def test_a_page_may_begin_with_comments(intact, name, content, kind):
+    (intact / name).write_bytes(content)
+    assert f"{name}: this is {kind}" in fault_of(intact / name)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +250,80 @@ def test_a_gguf_header_that_breaks_a_rule_is_refused(intact, place, value, probl
     data[place : place + len(value)] = value
     (intact / "m.gguf").write_bytes(data)
     assert problem in fault_of(intact / "m.gguf")
+
+
+def write_tensors(path, count=2):
+    """Write tensors t0, t1, ... of 8 float32 each."""
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path, "flux")
+    for number in range(count):
+        writer.add_tensor(f"t{number}", np.arange(8, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def info(name, offset):
+    """Describe a tensor of 8 float32 as a GGUF header does."""
+    return struct.pack("<Q", len(name)) + name + struct.pack("<IQIQ", 1, 8, 0, offset)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "extra", "problem"),
+    [
+        (
+            (0, 65536),
+            65536,
+            "tensor t1 does not follow at once what is before it: its offset is 65536, and 32 is",
+        ),
+        (
+            (4096, 4128),
+            4096,
+            "tensor t0 does not follow at once what is before it: its offset is 4096, and 0 is",
+        ),
+        ((0, 64), 32, "tensor t1 does not follow at once what is before it"),
+        ((0, 0), 0, "tensor t1 overlaps the tensor before it"),
+        ((0, 40), 8, "tensor t1 does not follow at once what is before it"),
+        ((0, 16), 0, "tensor t1 overlaps the tensor before it"),
+    ],
+)
+def test_tensors_of_a_gguf_file_follow_each_other_without_a_gap(tmp_path, offsets, extra, problem):
+    path = write_tensors(tmp_path / "m.gguf")
+    data = path.read_bytes()
+    assert fault_of(path) is None
+    for name, old, new in zip((b"t0", b"t1"), (0, 32), offsets, strict=True):
+        assert data.count(info(name, old)) == 1
+        data = data.replace(info(name, old), info(name, new))
+    path.write_bytes(data + bytes(extra))
+    assert problem in fault_of(path)
+
+
+def pair(key, kind, value):
+    return struct.pack("<Q", len(key)) + key + struct.pack("<I", kind) + value
+
+
+@pytest.mark.parametrize(
+    ("pairs", "problem"),
+    [
+        ([pair(b"n", 4, b"abcd")] * 2, "the key n is in its header twice"),
+        ([pair(b"n", 4, b"abcd"), pair(b"n", 7, b"1")], "the key n is in its header twice"),
+        ([pair(b"n", 77, b"")], "n has the unknown type 77"),
+        ([pair(b"n", 9, struct.pack("<IQ", 77, 0))], "n is an array of the unknown type 77"),
+        ([pair(b"n", 9, struct.pack("<IQ", 9, 0))], "n is an array of the unknown type 9"),
+        ([pair(b"n", 9, struct.pack("<IQ", 77, 9) + bytes(9))], "n is an array of the unknown type 77"),
+        ([pair(b"n", 9, struct.pack("<IQ", 4, 0))], None),
+        ([pair(b"n", 9, struct.pack("<IQ", 8, 0))], None),
+    ],
+)
+def test_keys_of_a_gguf_file_are_unique_and_of_known_types(tmp_path, pairs, problem):
+    path = tmp_path / "m.gguf"
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, len(pairs)) + b"".join(pairs) + info(b"t0", 0)
+    path.write_bytes(head + bytes(-len(head) % 32 + 32))
+    fault = fault_of(path)
+    assert fault is None if problem is None else problem in fault
 
 
 def test_headers_are_checked_without_torch(intact):
