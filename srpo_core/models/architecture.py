@@ -72,7 +72,8 @@ class BaseEntry:
 
     pipeline, transformer, vae, scheduler: names of diffusers classes; encode_prompt: prompts to `Condition`;
     condition_shapes: from the transformer's configuration and `max_sequence_length` to the shape of each tensor of a
-    one-prompt `Condition`, by name; release_formats: whether `srpo_core.quantizers` can write its checkpoints.
+    one-prompt `Condition`, by name; release_formats: whether `srpo_core.quantizers` can write its checkpoints;
+    parts: those of the pipeline that its model_index.json must name.
     """
 
     pipeline: str
@@ -83,3 +84,4 @@ class BaseEntry:
     encode_prompt: PromptEncoder
     condition_shapes: Callable[[Mapping[str, Any], int], Mapping[str, tuple[int, ...]]]
     release_formats: bool
+    parts: tuple[str, ...] = ("scheduler", "transformer", "vae")

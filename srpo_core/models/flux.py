@@ -184,4 +184,13 @@ FLUX: Final = BaseEntry(
     encode_prompt=encode_prompt,
     condition_shapes=condition_shapes,
     release_formats=True,
+    parts=(
+        "scheduler",
+        "text_encoder",
+        "text_encoder_2",
+        "tokenizer",
+        "tokenizer_2",
+        "transformer",
+        "vae",
+    ),
 )

@@ -99,7 +99,7 @@ def empty_transformer(entry: BaseEntry, directory: Path) -> Any:
 
 def load_text_encoders(entry: BaseEntry, settings: ModelSettings) -> Any:
     """Load the pipeline without transformer and VAE, in float32. Raises `ArtifactError`."""
-    root = existing_pipeline(settings.path)
+    root = existing_pipeline(settings.path, needed=entry.parts)
     with reading(root):
         return diffusers_class(entry.pipeline).from_pretrained(
             root, transformer=None, vae=None, dtype=torch.float32, local_files_only=True
@@ -125,10 +125,11 @@ def _assembled(entry: BaseEntry, settings: ModelSettings, transformer: Any, vae:
     return Base(of_size(settings.height, settings.width), transformer, vae, of_size=of_size)
 
 
-def existing_pipeline(path: str, parts: Collection[str] | None = None) -> Path:
+def existing_pipeline(path: str, parts: Collection[str] | None = None, needed: Collection[str] = ()) -> Path:
     """Return the pipeline's directory.
 
     parts: names of the parts that are read, which are checked; None: all. A copy for other hosts has only those.
+    needed: those that its model_index.json must name.
 
     Raises:
         ArtifactError: it does not exist, or a file in it is missing, cut, or of another kind than its name says.
@@ -140,7 +141,7 @@ def existing_pipeline(path: str, parts: Collection[str] | None = None) -> Path:
         raise ArtifactError(
             f"model.path {path}: no model_index.json there; a diffusers pipeline directory is needed"
         )
-    _require_no_fault(pipeline_faults(root, parts))
+    _require_no_fault(pipeline_faults(root, parts, needed))
     return root
 
 

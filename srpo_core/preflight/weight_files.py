@@ -1,18 +1,22 @@
-"""Check the weights that a run reads before it starts: every file's header is opened, without torch."""
+"""Check the weights that a run reads before it starts: every file's header is opened."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
 from srpo_core.config import Settings
 from srpo_core.errors import DataError
+from srpo_core.models import base_entry
 from srpo_core.runtime.dvc_yaml import read_stages
+from srpo_core.scorers import SCORERS, ScorerFiles
 from srpo_core.weights.given_path import file_in_place_of_directory, what_is_missing
 from srpo_core.weights.model_files import (
     INDEX_ENDING,
+    file_fault,
     files_faults,
     index_faults,
     pipeline_faults,
+    read_index,
     scorer_faults,
 )
 from srpo_core.weights.models_lock import LOCK, Locked, missing_files, read_lock
@@ -88,8 +92,18 @@ def _faults(settings: Settings, path: str, entry: Locked | None, root: Path = Pa
         yield what_is_missing(path) or f"{directory} is missing: check the path"
     elif fault := file_in_place_of_directory(directory, PIPELINE_NEEDED if is_base else SCORER_NEEDED):
         yield fault
+    elif is_base:
+        yield from pipeline_faults(directory, needed=base_entry(settings.model).parts)
     else:
-        yield from pipeline_faults(directory) if is_base else scorer_faults(directory)
+        faults = (scorer_faults(directory, chosen) for chosen in _choices(settings, path))
+        yield from dict.fromkeys(fault for found in faults for fault in found)
+
+
+def _choices(settings: Settings, path: str) -> Iterator[Callable[[Path], ScorerFiles] | None]:
+    """Yield how each scorer with this path chooses its files; None if that is not known."""
+    scorers = [*settings.rewards, settings.select_judge, settings.judge, *settings.evaluate.scorers.values()]
+    for name in dict.fromkeys(scorer.scorer for scorer in scorers if scorer.path == path):
+        yield SCORERS[name].files if name in SCORERS else None  # an unknown name is a fault of the settings
 
 
 def _locked_faults(path: str, directory: Path, entry: Locked) -> Iterator[str]:
@@ -99,12 +113,22 @@ def _locked_faults(path: str, directory: Path, entry: Locked) -> Iterator[str]:
             f"{path}: {len(gone)} of {len(entry.files)} files are missing, first {gone[0]}: run 'srpo fetch' with the "
             "same --profile"
         )
-    there = [directory / name for name in entry.files if name not in gone]
-    yield from files_faults(there)
-    if not gone:
-        indices = [file for file in there if file.name.endswith(INDEX_ENDING)]
-        damaged = set(files_faults(there))
-        yield from (fault for index in indices for fault in index_faults(index) if fault not in damaged)
+    there = {directory / name for name in entry.files if name not in gone}
+    indices = [
+        file for file in sorted(there) if file.name.endswith(INDEX_ENDING) and file_fault(file) is None
+    ]
+    if not gone:  # the shards of an index are opened with it
+        for index in indices:
+            yield from index_faults(index)
+            there -= {index, *_shards(index)}
+    yield from files_faults(sorted(there))
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        return [index.with_name(name) for name in read_index(index)]
+    except DataError:  # reported by `index_faults`
+        return []
 
 
 def _complete(entry: Locked) -> str:

@@ -18,7 +18,7 @@ from srpo_core.weights.files import CONFIG, WEIGHTS
 from srpo_core.weights.gguf_header import read_gguf_header
 from srpo_core.weights.given_path import what_is_missing
 from srpo_core.weights.headers import kind_of, read_json_object, require_content
-from srpo_core.weights.model_files import index_faults, read_index, variant_fault
+from srpo_core.weights.model_files import SHARD, index_faults, read_index, variant_fault
 from srpo_core.weights.safetensors_header import Located, read_safetensors_header
 
 INDEX: Final = f"{WEIGHTS}.index.json"
@@ -68,6 +68,7 @@ def checkpoint_files(path: Path) -> tuple[Sequence[Path], dict[str, Any] | None]
         raise DataError(f"{missing}; a FLUX checkpoint is needed: {FORMS}")
     if path.is_file():
         _require_single_file(path)
+        _require_whole(path)
         beside = path.with_name(CONFIG)
         is_variant = path.name.startswith(f"{Path(WEIGHTS).stem}.") and beside.is_file()
         return [path], read_json_object(beside) if is_variant else None
@@ -94,6 +95,10 @@ def _require_weights(path: Path, file: Path) -> None:
         raise DataError(f"{path} is no FLUX checkpoint ({file.parent.name}/ is missing): {FORMS}")
     if fault := variant_fault(file):
         raise DataError(f"{fault}; a single file can be given by its own path")
+    if any((shard := SHARD.search(other.name)) and int(shard[1]) > 1 for other in file.parent.iterdir()):
+        raise DataError(
+            f"{path} is no FLUX checkpoint: it has shards, but not their index {INDEX}: fetch that, too"
+        )
     others = sorted(
         other.name
         for other in file.parent.iterdir()
@@ -109,6 +114,19 @@ def _require_single_file(path: Path) -> None:
     kind = kind_of(path)
     if kind != GGUF_KIND:
         _require_safetensors(path, kind)
+
+
+def _require_whole(path: Path) -> None:
+    """Raise `DataError` if a file is one of several shards by its name."""
+    shard = SHARD.search(path.name)
+    if shard is None or int(shard[1]) == 1:
+        return
+    if kind_of(path) == GGUF_KIND:
+        raise DataError(
+            f"{path}: this is one shard of a checkpoint, and GGUF is read as one file: join the shards with "
+            f"llama-gguf-split --merge {path.name} OUT.gguf, and give that file"
+        )
+    raise DataError(f"{path}: this is one shard of a checkpoint: give the directory, {path.parent}")
 
 
 def _require_safetensors(path: Path, kind: str | None = None) -> None:

@@ -3,7 +3,7 @@
 To add one: a file here that defines a `ScorerEntry`, and a line in `SCORERS` (registry.py).
 """
 
-from srpo_core.scorers.entry import ScorerEntry
+from srpo_core.scorers.entry import ScorerEntry, ScorerFiles
 from srpo_core.scorers.registry import (
     SCORERS,
     build_reward,
@@ -16,6 +16,7 @@ from srpo_core.scorers.registry import (
 __all__ = [
     "SCORERS",
     "ScorerEntry",
+    "ScorerFiles",
     "build_reward",
     "build_rewards",
     "load_reward",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from srpo_core.scorers.entry import ScorerEntry
-from srpo_core.scorers.transformers_clip import TransformersClip, build_towers, load_towers
+from srpo_core.scorers.transformers_clip import TransformersClip, build_towers, clip_files, load_towers
 
 SCALE: Final = 100.0
 
@@ -30,4 +30,5 @@ CLIP_SCORE: Final = ScorerEntry(
     licence="MIT",
     source="openai/clip-vit-large-patch14, arXiv 2104.08718",
     build=build_towers,
+    files=clip_files,
 )

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from srpo_core.errors import ArtifactError
-from srpo_core.scorers.entry import ScorerEntry
+from srpo_core.scorers.entry import ScorerEntry, ScorerFiles
 from srpo_core.scorers.open_clip import OpenClipReward, build_towers, load_towers
 from srpo_core.scorers.packages import require_package
 from srpo_core.scorers.weights import read_config, read_pickle, read_safetensors
@@ -33,6 +33,17 @@ def load_hps_v2(path: Path) -> OpenClipReward:
         ArtifactError: a file is missing, damaged or of another architecture, or there is more than one of a kind.
         ConfigError: the package open_clip is not installed.
     """
+    file, weights = hps_v2_files(path)
+    config, config_path = _config(path, file)
+    return load_towers(config, config_path, READERS[weights.suffix](weights), weights)
+
+
+def hps_v2_files(path: Path) -> ScorerFiles:
+    """Return the weights in a directory, and the configuration if it has one.
+
+    Raises:
+        ArtifactError: there are no weights, or there is more than one file of a kind.
+    """
     files = sorted(path.iterdir()) if path.is_dir() else []
     weights = [file for file in files if file.suffix in READERS]
     configs = [file for file in files if file.suffix == ".json"]
@@ -42,8 +53,7 @@ def load_hps_v2(path: Path) -> OpenClipReward:
             f"{path} must contain one weights file (HPS_v2.1_compressed.pt, or another *.pt or *.safetensors) "
             f"and at most one open_clip configuration *.json, but contains {found}: check its path in params.yaml"
         )
-    config, config_path = _config(path, configs)
-    return load_towers(config, config_path, READERS[weights[0].suffix](weights[0]), weights[0])
+    return ScorerFiles(configs[0] if configs else None, weights[0])
 
 
 def build_hps_v2(path: Path) -> OpenClipReward:
@@ -55,7 +65,7 @@ def build_hps_v2(path: Path) -> OpenClipReward:
         ArtifactError: the configuration is damaged.
         ConfigError: the package open_clip is not installed.
     """
-    return build_towers(*_config(path, sorted(path.glob("*.json"))))
+    return build_towers(*_config(path, next(iter(sorted(path.glob("*.json"))), None)))
 
 
 def benchmark(scores: Sequence[float], styles: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -72,10 +82,10 @@ def benchmark(scores: Sequence[float], styles: Sequence[str]) -> dict[str, dict[
     return table
 
 
-def _config(path: Path, files: Sequence[Path]) -> tuple[Mapping[str, Any], Path]:
-    """The configuration in the first of `files`, else the published one, and the path that errors should name."""
-    if files:
-        return read_config(files[0]), files[0]
+def _config(path: Path, file: Path | None) -> tuple[Mapping[str, Any], Path]:
+    """The configuration in a file, else the published one, and the path that errors should name."""
+    if file is not None:
+        return read_config(file), file
     require_package("open_clip", f"the scorer in {path}")
     from open_clip import get_model_config
 
@@ -89,4 +99,5 @@ HPS_V2: Final = ScorerEntry(
     licence="Apache-2.0",
     source="xswu/HPSv2 (HPS_v2.1_compressed.pt), arXiv 2306.09341",
     build=build_hps_v2,
+    files=hps_v2_files,
 )

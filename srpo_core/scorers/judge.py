@@ -7,7 +7,7 @@ from typing import Final
 from torch import Tensor, nn
 
 from srpo_core.scorers.entry import ScorerEntry
-from srpo_core.scorers.two_head_judge import TwoHeadJudge, load_two_head_judge
+from srpo_core.scorers.two_head_judge import TwoHeadJudge, judge_files, load_two_head_judge
 
 GROUPS: Final = 8
 
@@ -52,4 +52,5 @@ STYLE_SUBJECT_JUDGE: Final = ScorerEntry(
     range=(0, 1),
     licence="Apache-2.0",
     source="assets/tiny/recipe",
+    files=judge_files,
 )

@@ -9,7 +9,7 @@ from torch.nn.functional import normalize as l2_normalize
 
 from srpo_core.errors import ArtifactError
 from srpo_core.scorers.cosine import cosine_score
-from srpo_core.scorers.entry import ScorerEntry
+from srpo_core.scorers.entry import ScorerEntry, ScorerFiles
 from srpo_core.scorers.packages import require_package
 from srpo_core.scorers.preprocessing import CLIP_MEAN, CLIP_STD, fit, normalize
 from srpo_core.scorers.text_memory import TextMemory
@@ -68,11 +68,9 @@ def load_open_clip(path: Path) -> OpenClipReward:
         ArtifactError: a file is missing, damaged or of another architecture.
         ConfigError: the package open_clip is not installed.
     """
-    file, config = _read_one_config(path)
-    published = path / PUBLISHED_WEIGHTS
-    is_published = file.name == PUBLISHED_CONFIG and published.exists()
-    weights = published if is_published else file.with_suffix(".safetensors")
-    tensors = read_pickle(weights) if is_published else read_safetensors(weights)
+    weights = open_clip_files(path).weights
+    file, config = _read_config(path)
+    tensors = read_pickle(weights) if weights.name == PUBLISHED_WEIGHTS else read_safetensors(weights)
     return load_towers(config, file, tensors, weights)
 
 
@@ -83,7 +81,7 @@ def build_open_clip(path: Path) -> OpenClipReward:
         ArtifactError: the configuration is missing or damaged.
         ConfigError: the package open_clip is not installed.
     """
-    file, config = _read_one_config(path)
+    file, config = _read_config(path)
     return build_towers(config, file)
 
 
@@ -110,16 +108,26 @@ def build_towers(config: Mapping[str, Any], config_path: Path) -> OpenClipReward
     return OpenClipReward(clip.float(), image_size, context_length)
 
 
-def _read_one_config(path: Path) -> tuple[Path, Mapping[str, Any]]:
-    """Read the only configuration in a directory; a published one has it under `model_cfg`."""
+def open_clip_files(path: Path) -> ScorerFiles:
+    """Return the only configuration in a directory and its weights. Raises `ArtifactError` if it is not the only one."""
     files = sorted(path.glob("*.json")) if path.is_dir() else []
     if len(files) != 1:
         raise ArtifactError(
             f"{path} must contain one open_clip configuration NAME.json, with NAME.safetensors beside it, but "
             f"contains {len(files)} configurations: check its path in params.yaml"
         )
-    config = read_config(files[0])
-    return files[0], config.get("model_cfg", config) if files[0].name == PUBLISHED_CONFIG else config
+    (config,) = files
+    published = path / PUBLISHED_WEIGHTS
+    is_published = config.name == PUBLISHED_CONFIG and published.exists()
+    return ScorerFiles(config, published if is_published else config.with_suffix(".safetensors"))
+
+
+def _read_config(path: Path) -> tuple[Path, Mapping[str, Any]]:
+    """Read the configuration of a directory; a published one has it under `model_cfg`."""
+    file = open_clip_files(path).config
+    assert file is not None
+    config = read_config(file)
+    return file, config.get("model_cfg", config) if file.name == PUBLISHED_CONFIG else config
 
 
 OPEN_CLIP: Final = ScorerEntry(
@@ -129,4 +137,5 @@ OPEN_CLIP: Final = ScorerEntry(
     licence="MIT",
     source="open_clip, any configuration with a text and a vision tower",
     build=build_open_clip,
+    files=open_clip_files,
 )

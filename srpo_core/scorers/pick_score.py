@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from srpo_core.scorers.entry import ScorerEntry
-from srpo_core.scorers.transformers_clip import TransformersClip, build_towers, load_towers
+from srpo_core.scorers.transformers_clip import TransformersClip, build_towers, clip_files, load_towers
 
 # SRPO's reference divides PickScore by 20. Images score 20 to 23 (Shen et al. 2025, table 1), so the reward is
 # about 1, which is the order of the margin 0.7 in its loss.
@@ -36,4 +36,5 @@ PICK_SCORE: Final = ScorerEntry(
     licence="MIT",
     source="yuvalkirstain/PickScore_v1, arXiv 2305.01569",
     build=build_towers,
+    files=clip_files,
 )

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from srpo_core.scorers.entry import ScorerEntry
 from srpo_core.scorers.packages import require_package
-from srpo_core.scorers.two_head_judge import TwoHeadJudge, load_two_head_judge
+from srpo_core.scorers.two_head_judge import TwoHeadJudge, judge_files, load_two_head_judge
 
 
 class TimmJudge(TwoHeadJudge):
@@ -52,4 +52,5 @@ TIMM_JUDGE: Final = ScorerEntry(
     range=(0, 1),
     licence="Apache-2.0",
     source="timm, any feature network; assets/tiny/recipe",
+    files=judge_files,
 )

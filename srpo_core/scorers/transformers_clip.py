@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize as l2_normalize
 
 from srpo_core.scorers.cosine import cosine_score
+from srpo_core.scorers.entry import ScorerFiles
 from srpo_core.scorers.packages import require_package
 from srpo_core.scorers.preprocessing import CLIP_MEAN, CLIP_STD, fit, normalize
 from srpo_core.scorers.text_memory import TextMemory
@@ -55,6 +56,11 @@ class TransformersClip(nn.Module):
         return l2_normalize(features, dim=-1)[0]
 
 
+def clip_files(path: Path) -> ScorerFiles:
+    """Return the files of a CLIPModel in its directory."""
+    return ScorerFiles(path / "config.json", path / "model.safetensors")
+
+
 def load_towers(path: Path, scale: Callable[[Any], float]) -> TransformersClip:
     """Load both towers from a directory, in fp32; `scale` reads the score's scale from the CLIPModel.
 
@@ -62,7 +68,7 @@ def load_towers(path: Path, scale: Callable[[Any], float]) -> TransformersClip:
         ArtifactError: a file is missing, damaged or of another architecture.
         ConfigError: the package transformers or open_clip, which has the vocabulary, is not installed.
     """
-    clip, weights = _new_clip(path), path / "model.safetensors"
+    clip, weights = _new_clip(path), clip_files(path).weights
     tensors = {name: tensor for name, tensor in read_safetensors(weights).items() if name not in POSITIONS}
     load_strictly(clip, tensors, weights)
     return _towers(clip, scale(clip))
@@ -85,7 +91,8 @@ def _new_clip(path: Path) -> Any:
     """Make a transformers CLIPModel by the configuration in a directory; its weights are random."""
     for package in ("transformers", "open_clip"):
         require_package(package, f"the scorer in {path}")
-    config_path = path / "config.json"
+    config_path = clip_files(path).config
+    assert config_path is not None
     return _make_clip(read_config(config_path), config_path)
 
 

@@ -6,6 +6,7 @@ from typing import Any, Final, TypeVar
 
 from torch import Tensor, nn
 
+from srpo_core.scorers.entry import ScorerFiles
 from srpo_core.scorers.preprocessing import fit, normalize
 from srpo_core.scorers.weights import damaged, load_strictly, read_config, read_safetensors
 
@@ -53,6 +54,11 @@ class TwoHeadJudge(nn.Module):
 J = TypeVar("J", bound=TwoHeadJudge)
 
 
+def judge_files(path: Path) -> ScorerFiles:
+    """Return the files of a judge in its directory."""
+    return ScorerFiles(path / "config.json", path / "judge.safetensors")
+
+
 def load_two_head_judge(path: Path, kind: str, make: Callable[[Mapping[str, Any]], J]) -> J:
     """Load a judge from config.json and judge.safetensors (fp16 on disk, fp32 in memory).
 
@@ -61,7 +67,8 @@ def load_two_head_judge(path: Path, kind: str, make: Callable[[Mapping[str, Any]
     Raises:
         ArtifactError: a file is missing, damaged or of another architecture.
     """
-    config_path, weights = path / "config.json", path / "judge.safetensors"
+    config_path, weights = judge_files(path)
+    assert config_path is not None
     config = read_config(config_path)
     try:
         judge = make(config)

@@ -15,7 +15,12 @@ from typing import Any, Final
 from srpo_core.errors import DataError
 from srpo_core.weights.gguf_header import MAGIC as GGUF
 from srpo_core.weights.gguf_header import read_gguf_header
-from srpo_core.weights.safetensors_header import LENGTH_BYTES, LONGEST_HEADER, read_safetensors_header
+from srpo_core.weights.safetensors_header import (
+    LENGTH_BYTES,
+    LONGEST_HEADER,
+    Located,
+    read_safetensors_header,
+)
 
 POINTER: Final = b"version https://git-lfs.github.com/spec/"
 ZIP: Final = b"PK\x03\x04"
@@ -140,9 +145,15 @@ def _require_kind(path: Path, expected: str) -> None:
         raise DataError(f"{path}: this is {kind} and not {expected}: give it the ending of its kind")
 
 
-def _read_safetensors(path: Path) -> None:
+def read_safetensors(path: Path) -> Mapping[str, Located]:
+    """Check the header of a safetensors file and return its tensors. Raises `DataError` as `require_intact` does."""
+    require_content(path)
+    return _read_safetensors(path)
+
+
+def _read_safetensors(path: Path) -> Mapping[str, Located]:
     _require_kind(path, "a safetensors file")
-    read_safetensors_header(path)
+    return read_safetensors_header(path)[0]
 
 
 def _read_gguf(path: Path) -> None:

@@ -1,5 +1,6 @@
 """`srpo doctor`, and `srpo align` before a run, on weights that are not what their names say."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -14,7 +15,8 @@ from srpo_core.models import base_entry, load_base
 from srpo_core.models.loading import load_text_encoders
 from srpo_core.preflight.disk import count_weights
 from srpo_core.preflight.weight_files import check_weights, require_readable_weights
-from srpo_core.scorers.registry import load_scorer
+from srpo_core.scorers import load_scorer
+from srpo_core.weights import headers
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = load_settings(ROOT / "profiles/tiny.yaml")
@@ -268,8 +270,6 @@ def test_a_reward_without_weights_says_what_is_there_instead(checkout):
 
 
 def test_the_shards_of_an_index_are_opened_and_compared_with_it(checkout):
-    import json
-
     from safetensors.torch import load_file, save_file
 
     directory = Path(FAMILY, "base/transformer")
@@ -306,3 +306,214 @@ def test_a_graph_without_a_stage_that_reads_the_base_needs_no_weights(checkout):
 def test_weights_that_dvc_will_fetch_are_not_missing(checkout):
     Path("mine.dvc").write_text("outs: []\n")
     assert faults(with_model("mine")) == []
+
+
+def judge_without_configuration(family):
+    (family / "judge_b/config.json").unlink()
+    return "judge_b/config.json is missing", TINY.judge
+
+
+def judge_under_another_name(family):
+    (family / "judge_b/judge.safetensors").rename(family / "judge_b/x.safetensors")
+    return "judge_b/judge.safetensors is missing: fetch it", TINY.judge
+
+
+def judge_as_an_array(family):
+    replace(family / "judge_b/config.json", b"[1]")
+    return "judge_b/config.json is damaged (no JSON object)", TINY.judge
+
+
+def reward_without_configuration(family):
+    (family / "reward/tiny-emoji-clip.json").unlink()
+    return "must contain one open_clip configuration NAME.json", TINY.rewards[0]
+
+
+def reward_with_two_configurations(family):
+    shutil.copy(family / "reward/tiny-emoji-clip.json", family / "reward/other.json")
+    return "contains 2 configurations", TINY.rewards[0]
+
+
+def reward_under_another_name(family):
+    (family / "reward/tiny-emoji-clip.safetensors").rename(family / "reward/other.safetensors")
+    return "tiny-emoji-clip.safetensors is missing: fetch it", TINY.rewards[0]
+
+
+def clip_in_shards(family):
+    """A CLIP of transformers of which only one shard is there; no scorer reads shards."""
+    (family / "clip").mkdir()
+    (family / "clip/config.json").write_text("{}")
+    shutil.copy(family / "judge_a/judge.safetensors", family / "clip/model-00001-of-00002.safetensors")
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    (family / "clip/model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict(zip("ab", names, strict=True))})
+    )
+    return "clip/model.safetensors is missing: fetch it", scorer("clip_score", family / "clip")
+
+
+def hps_with_two_weights(family):
+    (family / "hps").mkdir()
+    for name in ("a", "b"):
+        shutil.copy(family / "judge_a/judge.safetensors", family / f"hps/{name}.safetensors")
+    return "must contain one weights file", scorer("hps_v2", family / "hps")
+
+
+def scorer(name, path):
+    return TINY.rewards[0].model_copy(update={"scorer": name, "path": str(path)})
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        judge_without_configuration,
+        judge_under_another_name,
+        judge_as_an_array,
+        reward_without_configuration,
+        reward_with_two_configurations,
+        reward_under_another_name,
+        clip_in_shards,
+        hps_with_two_weights,
+    ],
+)
+def test_doctor_refuses_a_scorer_that_loading_refuses(checkout, spoil):
+    message, spoiled = spoil(Path(FAMILY))
+    given = {"judge": spoiled} if spoiled is TINY.judge else {"rewards": [spoiled]}
+    (fault,) = faults(TINY.model_copy(update=given))
+    assert message in fault
+    assert "\n" not in fault
+    with pytest.raises(ArtifactError):
+        load_scorer(spoiled)
+
+
+def text_encoder_in_pickles(family, missing=()):
+    """Replace a text encoder's weights by two pickles and their index."""
+    import torch
+
+    directory = family / "base/text_encoder_2"
+    (directory / "model.safetensors").unlink()
+    names = [f"pytorch_model-0000{number}-of-00002.bin" for number in (1, 2)]
+    for name in names:
+        if name not in missing:
+            torch.save({"a": torch.ones(1)}, directory / name)
+    weights = dict(zip("ab", names, strict=True))
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weights}))
+    return directory
+
+
+def test_the_pickles_of_a_text_encoders_index_are_opened(checkout):
+    directory = text_encoder_in_pickles(Path(FAMILY))
+    assert faults() == []
+    replace(directory / "pytorch_model-00002-of-00002.bin", POINTER)
+    (fault,) = faults()
+    assert "pytorch_model-00002-of-00002.bin: this is a Git LFS pointer" in fault
+
+
+def test_a_text_encoder_that_lacks_a_pickle_of_its_index_is_refused_as_by_loading(checkout):
+    text_encoder_in_pickles(Path(FAMILY), missing=["pytorch_model-00002-of-00002.bin"])
+    (fault,) = faults()
+    assert "1 of the 2 files of" in fault
+    assert "are missing, first pytorch_model-00002-of-00002.bin" in fault
+    with pytest.raises(ArtifactError, match="are missing, first"):
+        load_encoders(TINY.model)
+
+
+def test_shards_without_their_index_are_named(checkout):
+    directory = Path(FAMILY, "base/transformer")
+    (directory / "diffusion_pytorch_model.safetensors").rename(
+        directory / "diffusion_pytorch_model-00001-of-00002.safetensors"
+    )
+    (fault,) = faults()
+    assert fault.endswith(
+        "diffusion_pytorch_model.safetensors.index.json is missing, but shards are there: fetch it, too"
+    )
+
+
+def test_an_index_beside_a_whole_file_counts_as_diffusers_takes_it(checkout):
+    """diffusers prefers an index to the whole file."""
+    index = Path(FAMILY, "base/transformer/diffusion_pytorch_model.safetensors.index.json")
+    index.write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
+    (fault,) = faults()
+    assert "are missing, first gone.safetensors" in fault
+    with pytest.raises(ArtifactError):
+        load_base(TINY.model)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("transformer/config.json", "[1]", "config.json is damaged (no JSON object)"),
+        ("text_encoder/config.json", '"a"', "config.json is damaged (no JSON object)"),
+        ("tokenizer/tokenizer.json", "1", "tokenizer.json is damaged (no JSON object)"),
+        ("scheduler/scheduler_config.json", "null", "scheduler_config.json is damaged (no JSON object)"),
+        ("model_index.json", "[]", "model_index.json is damaged (no JSON object)"),
+        ("model_index.json", "{}", "does not name scheduler, text_encoder, text_encoder_2, tokenizer, "),
+        (
+            "model_index.json",
+            '{"_class_name": "FluxPipeline", "vae": [null, null]}',
+            "transformer, vae, which",
+        ),
+    ],
+)
+def test_json_that_is_no_object_or_lacks_parts_of_the_base_is_refused(checkout, name, text, message):
+    replace(Path(FAMILY, "base", name), text.encode())
+    (fault,) = faults()
+    assert message in fault
+    with pytest.raises(ArtifactError):
+        load_encoders(TINY.model)
+
+
+def test_a_fetched_directory_opens_each_header_once(checkout, monkeypatch):
+    directory = text_encoder_in_pickles(Path(FAMILY)).parent
+    names = sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+    entry = {"repo": "a/b", "revision": "a" * 40, "files": dict.fromkeys(names), "architecture": {}}
+    Path("models.lock").write_text(yaml.safe_dump({TINY.model.path: entry}))
+    assert faults() == []
+    replace(directory / "text_encoder_2/pytorch_model-00001-of-00002.bin", POINTER)
+    replace(directory / "vae/diffusion_pytorch_model.safetensors", PAGE)
+    replace(directory / "vae/config.json", b"[1]")
+    assert len(faults()) == 3
+    opened = []
+    monkeypatch.setattr(headers, "require_content", count_calls(headers.require_content, opened))
+    assert len(faults()) == 3
+    weights = [path for path in opened if path.suffix in (".safetensors", ".bin")]
+    assert len(weights) == len(set(weights))
+    assert len(weights) == 5
+
+
+def count_calls(function, calls):
+    def counted(path):
+        calls.append(path)
+        return function(path)
+
+    return counted
+
+
+def test_a_repository_of_the_hub_is_named_however_it_is_written(checkout):
+    Path("models.lock").write_text(
+        yaml.safe_dump(
+            {
+                "models/dev": {
+                    "repo": "bfl/dev",
+                    "revision": "a" * 40,
+                    "files": {"x": None},
+                    "architecture": {},
+                }
+            }
+        )
+    )
+    download = "download it and give the directory: hf download a/b"
+    expected = {
+        "huggingface.co/a/b": f"{download} --local-dir models/b",
+        "www.huggingface.co/a/b/": f"{download} --local-dir models/b",
+        "hf.co/a/b/tree/main": f"{download} --revision main --local-dir models/b",
+        "huggingface.co/a/b/resolve/v1/x.safetensors": f"{download} --revision v1 --local-dir models/b",
+        "a/b@main": f"{download} --revision main --local-dir models/b",
+        "a/b@refs/pr/3": f"{download} --revision refs/pr/3 --local-dir models/b",
+        "huggingface.co/bfl/dev": "run 'srpo fetch' and give models/dev",
+        "bfl/dev@main": "run 'srpo fetch' and give models/dev",
+        "assets/b@main": "assets/b@main is missing: check the path",
+        "models/b@main": "models/b@main is missing: check the path",
+    }
+    for path, message in expected.items():
+        (fault,) = faults(with_model(path))
+        assert fault.startswith(path)
+        assert message in fault

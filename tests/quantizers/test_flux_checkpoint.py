@@ -5,9 +5,11 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from gguf import GGUFWriter
 from safetensors.torch import load_file, save_file
 from wrong_files import PAGE, POINTER
 
@@ -204,7 +206,26 @@ def test_what_is_given_in_place_of_a_checkpoint_is_named_with_what_to_give(check
     shutil.copy(checkpoint / WEIGHTS, "single/flux1-dev.safetensors")
     Path("pointer.safetensors").write_bytes(POINTER)
     Path("page.safetensors").write_bytes(PAGE)
+    for name in ("a-00001-of-00002.safetensors", "whole-00001-of-00001.safetensors"):
+        shutil.copy(checkpoint / WEIGHTS, name)
+    Path("sharded").mkdir()
+    shutil.copy(checkpoint / WEIGHTS, "sharded/diffusion_pytorch_model-00001-of-00002.safetensors")
+    writer = GGUFWriter("a-00002-of-00003.gguf", "flux")
+    writer.add_tensor("a", np.ones(32, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert open_flux(Path("whole-00001-of-00001.safetensors")).files == [
+        Path("whole-00001-of-00001.safetensors")
+    ]
     expected = {
+        "a-00001-of-00002.safetensors": r"this is one shard of a checkpoint: give the directory",
+        "sharded/diffusion_pytorch_model-00001-of-00002.safetensors": r"give the directory, sharded$",
+        "a-00002-of-00003.gguf": r"one shard of a checkpoint, and GGUF is read as one file: join the shards",
+        "sharded": r"it has shards, but not their index diffusion_pytorch_model\.safetensors\.index\.json: fetch",
+        "huggingface.co/a/b": r"names the repository a/b of the hub: download it .* hf download a/b --local-dir",
+        "a/b@main": r"hf download a/b --revision main --local-dir models/b",
         "flux.pt": r"flux\.pt is a pickle of PyTorch, .* can run code: convert it once, in Python: safetensors\.torch",
         "old.ckpt": r"old\.ckpt is a pickle of PyTorch, .* 'old\.safetensors'\), and give the new file",
         "black-forest-labs/FLUX.1-dev": r"if it is a repository of the hub, download it and give the directory: hf download",

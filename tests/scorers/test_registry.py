@@ -1,5 +1,6 @@
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,6 +50,25 @@ def test_every_entry_loads_and_implements_its_protocol(settings):
         assert scorer.style_probabilities(images).shape == (2, len(scorer.styles))
         assert scorer.subject_logits(images).shape == (2, len(scorer.subjects))
         assert scorer.features(images).ndim == 2
+
+
+def test_every_entry_names_the_files_that_it_reads(settings, tmp_path):
+    """`srpo doctor` checks what `files` names: with those alone an entry loads, and without one of them it does not."""
+    files = SCORERS[settings.scorer].files
+    assert files is not None
+    named = [path for path in files(Path(settings.path)) if path is not None]
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    for path in named:
+        shutil.copy(path, alone)
+    copy = settings.model_copy(update={"path": str(alone)})
+    load_scorer(copy)
+    assert [path.name for path in files(alone) if path is not None] == [path.name for path in named]
+    for path in named:
+        (alone / path.name).unlink()
+        with pytest.raises((ArtifactError, ConfigError)):
+            load_scorer(copy)
+        shutil.copy(path, alone)
 
 
 def test_every_entry_has_a_licence_that_allows_use_in_a_product(settings):
