@@ -170,11 +170,11 @@ def scorer_faults(
     if "config.json" in names and "model.safetensors" not in names:
         fault = variant_fault(directory / "model.safetensors")
         yield from [fault] if fault else []
-    found = list(files_faults([*weights, *(path for path in files if _is_text(path))]))
+    faults = list(files_faults([*weights, *(path for path in files if _is_text(path))]))
     for index in files:
         if index.name.endswith(INDEX_ENDING) and file_fault(index) is None:
-            found.extend(index_faults(index))
-    yield from dict.fromkeys(found)  # a fault of a shard is found twice
+            faults.extend(index_faults(index))
+    yield from dict.fromkeys(faults)  # a fault of a shard is found twice
 
 
 def _chosen_faults(
