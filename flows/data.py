@@ -12,12 +12,18 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
 from flows import display
-from srpo_core.config import PARAMS_FILE, IngestSettings, load_settings, patched
-from srpo_core.data.statistics import open_readable
+from srpo_core.config import PARAMS_FILE, Settings, load_settings
 from srpo_core.report.data_page import page_path, write_data_page
 from srpo_core.report.data_text import markdown_table
 from srpo_core.workspace import data_versions
 from srpo_core.workspace.data_remote import AuditDepth
+from srpo_core.workspace.data_settings import (
+    as_options,
+    next_command,
+    open_noted,
+    other_settings,
+    settings_to_note,
+)
 from srpo_core.workspace.data_versions import Checked
 from srpo_core.workspace.worktree import Workspace, open_workspace
 
@@ -43,18 +49,18 @@ def data(
     """
     data_versions.require_name(name)
     given = source if source.startswith("s3://") else str(Path(source).absolute())
-    settings = {**(ingest or {}), "format": format_name}
+    changes = {**(ingest or {}), "format": format_name}
     with open_workspace(Path.cwd(), revision="HEAD") as workspace:
         collect(workspace, given, name, format_name)
-        checked = check(workspace, name, settings)
+        settings = load_settings(workspace.path / PARAMS_FILE)
+        checked = check(workspace, name, changes)
         tag = push(workspace, name, audit)
-        record(workspace, name, tag, settings, checked)
+        record(workspace, name, tag, settings_to_note(settings.ingest, changes), checked)
+        data_versions.forget_copy(given)
         announce(workspace, name, tag, checked)
-        page, table = describe(workspace, name, tag, settings, checked)
-    data_versions.forget_copy(given)
+        page, table = describe(workspace, name, tag, settings)
     create_markdown_artifact(
-        f"`{tag}` from `{given}`\n\nNext: `align` with revision `{tag}` and ingest.source `data/{name}`, ingest.format "
-        f"`{format_name}`\n\nIts page, with samples: `{page}`\n\n{table}",
+        f"`{tag}` from `{given}`\n\nNext: `{next_command(tag, name, format_name, as_options(ingest or {}))}`\n\nIts page, with samples: `{page}`\n\n{table}",
         key="data",
         description="a new version of the data",
     )
@@ -97,10 +103,13 @@ def record(workspace: Workspace, name: str, tag: str, ingest: dict[str, Any], ch
     """Tag the version, unless it is tagged already."""
     _log_start("record", tag)
     known = data_versions.is_tagged(workspace, tag)
+    noted = data_versions.noted(workspace.path, tag)[0] if known else ingest
     data_versions.commit(workspace, name, tag, ingest, checked.findings)
     note = "tagged already" if known else "tagged"
     if known and not data_versions.is_tag_of_head(workspace, tag):
         note += f"; to use it with the current code: git checkout {tag} -- data/{name}.dvc, then 'srpo align'"
+    if differing := other_settings(noted, ingest):
+        note += f"; it is read as it was tagged, with {differing}: to note others, give another --name"
     _log_end("record", note)
 
 
@@ -124,18 +133,13 @@ def announce(workspace: Workspace, name: str, tag: str, checked: Checked) -> Non
 
 
 @task(cache_policy=NO_CACHE)
-def describe(
-    workspace: Workspace, name: str, tag: str, ingest: dict[str, Any], checked: Checked
-) -> tuple[Path, str]:
+def describe(workspace: Workspace, name: str, tag: str, settings: Settings) -> tuple[Path, str]:
     """Write the page of the version, as `srpo data show` does; return its path and its figures as Markdown."""
     _log_start("describe", "what the version contains")
-    settings = load_settings(workspace.path / PARAMS_FILE)
-    changes = {**ingest, "source": str(workspace.path / "data" / name)}
-    reading = IngestSettings.model_validate(patched(settings.ingest.model_dump(), changes))
+    noted, findings = data_versions.noted(workspace.path, tag)
+    source = open_noted(workspace.path / "data" / name, settings.ingest, noted, findings)
     page = page_path(workspace.home, tag)
-    figures = write_data_page(
-        page, source=open_readable(reading), tag=tag, words=settings.control_words, findings=checked.findings
-    )
+    figures = write_data_page(page, source=source, tag=tag, words=settings.control_words, findings=findings)
     _log_end("describe", str(page))
     return page, markdown_table(figures)
 

@@ -1,6 +1,5 @@
 """Commands for data versions: make one, show it, compare two."""
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -77,17 +76,12 @@ def add(
     prepare_terminal()
     from flows.data import data as data_flow
     from flows.lost_server import reporting_a_lost_server
-    from srpo_core.data.sources import source_format
+    from srpo_core.workspace.data_settings import next_command
 
     with reporting_a_lost_server():
         tag = data_flow(source=source, name=name, format_name=format_name, ingest=ingest, audit=audit)
-    settings = [f"ingest.source=data/{name}", *(changes or [])]
-    settings += [f"ingest.format={format_name}"] if format_name != "hpdv2" else []
-    settings += [] if source_format(format_name).has_pairs else ["check_reward.max_pairs=null"]
     typer.echo(f"tag   {tag}")
-    typer.echo(
-        f"next  srpo align --revision {tag} {' '.join(f'--set {shlex.quote(one)}' for one in settings)}"
-    )
+    typer.echo(f"next  {next_command(tag, name, format_name, changes or [])}")
 
 
 def _require_valid(source: str, format_name: str, changes: list[str]) -> dict[str, Any]:

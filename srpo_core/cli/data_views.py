@@ -3,28 +3,33 @@
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING, Final
 
 from srpo_core.artifacts import replacing
-from srpo_core.config import PARAMS_FILE, IngestSettings, Settings, load_settings, patched
+from srpo_core.config import PARAMS_FILE, Settings, load_settings
 from srpo_core.data.annotators import Share
-from srpo_core.data.changes import Changes, benchmark_changes, record_changes, replaced_images
-from srpo_core.data.sources import Source
+from srpo_core.data.changes import (
+    Changes,
+    benchmark_changes,
+    named_by_content,
+    record_changes,
+    replaced_images,
+)
+from srpo_core.data.choices import SPLITS
+from srpo_core.data.kept import KeptRecords
 from srpo_core.data.statistics import (
     BENCHMARK,
     NO_STYLE,
-    SPLITS,
-    open_readable,
-    read_benchmark,
     read_statistics,
     styles_by_prompt,
 )
+from srpo_core.data.subsets import sampled_places
 from srpo_core.data.tables import Pair
 from srpo_core.errors import DataError
 from srpo_core.prompts import normal_form
 from srpo_core.report.data_figures import Figure, figures, moved
 from srpo_core.report.data_page import diff_page, page_path, write_data_page
+from srpo_core.workspace.data_settings import open_noted
 from srpo_core.workspace.data_view import DataVersion, open_version
 
 if TYPE_CHECKING:
@@ -66,14 +71,9 @@ def compare_versions(
         first, second = (_source(version, settings) for version in versions)
         images_differ = _files_with_images(versions[0]) != _files_with_images(versions[1])
         changes = {
-            split: record_changes(
-                first.choices(split),
-                second.choices(split),
-                replaced_images(first, second, split) if images_differ else set(),
-            )
-            for split in SPLITS
+            split: _split_changes(first, second, split, images_differ=images_differ) for split in SPLITS
         }
-        changes[BENCHMARK] = benchmark_changes(read_benchmark(first), read_benchmark(second))
+        changes[BENCHMARK] = benchmark_changes(first.benchmark(), second.benchmark())
         before, after = (
             figures(read_statistics(source), settings.control_words, version.findings)
             for source, version in zip((first, second), versions, strict=True)
@@ -96,7 +96,7 @@ def reward_agreement(tag: str, max_pairs: int | None) -> list[tuple[str, str, Sh
     """
     import torch
 
-    from srpo_core.data.decoding import read_image
+    from srpo_core.data.decoded_images import read_decoded
     from srpo_core.data.intervals import share_interval
     from srpo_core.runtime.ray_cluster import local_device
     from srpo_core.scorers import load_rewards
@@ -113,7 +113,7 @@ def reward_agreement(tag: str, max_pairs: int | None) -> list[tuple[str, str, Sh
         stored = stack.enter_context(source.images("test"))
 
         def read(names: Iterable[str]) -> "dict[str, Image.Image]":
-            return {name: read_image(stored.read(name)) for name in sorted(names)}
+            return {name: read_decoded(stored, name) for name in sorted(names)}
 
         agreed = agreements(load_rewards(settings.rewards).to(device), pairs, device, read)
     rows = []
@@ -130,20 +130,22 @@ def reward_agreement(tag: str, max_pairs: int | None) -> list[tuple[str, str, Sh
     return rows
 
 
-def _test_pairs(source: Source, limit: int | None) -> list[Pair]:
-    """Return the pairs of the split test with the style of their prompt; if there are more, a sample of `limit`.
+def _split_changes(old: KeptRecords, new: KeptRecords, split: str, *, images_differ: bool) -> Changes:
+    if not images_differ:
+        return record_changes(old.choices(split), new.choices(split), set())
+    first, second = (named_by_content(source, split) for source in (old, new))
+    return record_changes(first, second, replaced_images(old, new, split))
 
-    The sample is random but always the same: neighbouring pairs share a prompt.
-    """
-    styles = styles_by_prompt(read_benchmark(source))
+
+def _test_pairs(source: KeptRecords, limit: int | None) -> list[Pair]:
+    """Return the pairs of the split test with the style of their prompt; if there are more, a sample of `limit`."""
+    styles = styles_by_prompt(source.benchmark())
     pairs = [
         Pair(0, "test", choice.prompt, *two, styles.get(normal_form(choice.prompt), NO_STYLE))
         for choice in source.choices("test")
         for two in choice.pairs()
     ]
-    if limit is None or len(pairs) <= limit:
-        return pairs
-    return [pairs[place] for place in sorted(Random(0).sample(range(len(pairs)), limit))]
+    return [pairs[place] for place in sampled_places(len(pairs), limit)]
 
 
 def _reward_name(part: str, settings: Settings) -> str:
@@ -152,9 +154,8 @@ def _reward_name(part: str, settings: Settings) -> str:
     return "reward" if len(settings.rewards) > 1 else settings.rewards[0].scorer
 
 
-def _source(version: DataVersion, settings: Settings) -> Source:
-    changes = {**version.ingest, "source": str(version.path)}
-    return open_readable(IngestSettings.model_validate(patched(settings.ingest.model_dump(), changes)))
+def _source(version: DataVersion, settings: Settings) -> KeptRecords:
+    return open_noted(version.path, settings.ingest, version.ingest, version.findings)
 
 
 def _files_with_images(version: DataVersion) -> Mapping[str, str]:

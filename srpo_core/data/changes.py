@@ -3,10 +3,11 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from srpo_core.data.choices import BenchmarkPrompt, Choice
-from srpo_core.data.sources import Source
+from srpo_core.data.kept import KeptRecords
+from srpo_core.data.sources.table_images import is_within_table
 from srpo_core.prompts import normal_form
 
 EXAMPLES = 5
@@ -78,9 +79,33 @@ def benchmark_changes(old: Iterable[BenchmarkPrompt], new: Iterable[BenchmarkPro
     return changes
 
 
-def replaced_images(old: Source, new: Source, split: str) -> set[str]:
-    """Read the images of a split that both data sets use, and return the names of those with other bytes."""
-    names = _names(old.choices(split)) & _names(new.choices(split))
+def named_by_content(source: KeptRecords, split: str) -> Iterator[Choice]:
+    """Yield the records of a split with images that are within a table named by a digest of their bytes.
+
+    Their own names say the file and the row, which change if a row is inserted before them. A digest of each is in memory.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    names = sorted(name for name in _names(source.choices(split)) if is_within_table(name))
+    digests: dict[str, str] = {}
+    if names:
+        with source.images(split) as images:
+            digests = {name: hashlib.blake2b(images.read(name), digest_size=16).hexdigest() for name in names}
+    for choice in source.choices(split):
+        yield replace(choice, images=tuple(digests.get(name, name) for name in choice.images))
+
+
+def replaced_images(old: KeptRecords, new: KeptRecords, split: str) -> set[str]:
+    """Read the images of a split that both data sets use, and return the names of those with other bytes.
+
+    Those within tables are left out: `named_by_content`.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    common = _names(old.choices(split)) & _names(new.choices(split))
+    names = {name for name in common if not is_within_table(name)}
     if not names:
         return set()
     with ExitStack() as stack:

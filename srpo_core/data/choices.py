@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Final
 
+SPLITS: Final = ("train", "test")
 # the file as text, and the number of the record in it, from 0
 Place = tuple[str, int]
 
@@ -21,11 +23,6 @@ class Choice:
     images: tuple[str, ...]
     ranks: tuple[float, ...]
     annotations: tuple[tuple[float, ...], ...] = ()
-
-    @property
-    def place(self) -> Place:
-        """File and number of the record."""
-        return self.file, self.record
 
     def pairs(self) -> Iterator[tuple[str, str]]:
         """Yield (preferred, rejected) for every two images of different rank, best first."""

@@ -9,10 +9,14 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from srpo_core.data.decoding import read_image
 from srpo_core.data.images import ImageSource
+from srpo_core.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _AT_ONCE: Final = 8  # images per task of a thread; for small images a task costs as much as decoding one
 _DIGEST_BYTES: Final = 16  # enough to tell 430,000 images apart
@@ -56,6 +60,20 @@ def decode_images(stored: ImageSource, names: Iterable[str], *, workers: int) ->
         finally:
             for task in waiting:  # after an error, or if nobody asks for more
                 task.cancel()
+
+
+def read_decoded(stored: ImageSource, name: str) -> "Image.Image":
+    """Read one image as people see it.
+
+    Raises:
+        DataError: it is not there, or cannot be read or decoded.
+    """
+    if name not in stored:
+        raise DataError(f"{stored.where}: has no image {name!r}")
+    try:
+        return read_image(stored.read(name))
+    except ValueError as error:
+        raise DataError(f"{stored.where}: image {name!r} cannot be decoded: {error}") from None
 
 
 def _decode(files: Iterable[tuple[str, bytes]]) -> list[DecodedImage]:

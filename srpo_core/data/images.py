@@ -153,6 +153,8 @@ class TarImages:
 
     def read(self, name: str) -> bytes:
         """Read the bytes of one member."""
+        if name not in self._places:
+            raise DataError(f"{self.where}: has no image {name!r}")
         offset, size = self._places[name]
         if size > MOST_BYTES:
             _refuse_size(self.where, name, size)

@@ -92,6 +92,11 @@ class Preferences:
         texts = np.asarray(self._text, dtype=np.int64)[self._kept()]
         return [self._texts.name(number) for number in np.unique(texts).tolist()]
 
+    def places(self) -> set[Place]:
+        """Return the places of the records that are kept."""
+        kept = self._kept()
+        return {self._place(record) for record in range(len(kept)) if kept[record]}
+
     def captions(self) -> list[tuple[str, str, str]]:
         """List (split, prompt, image) of the records that have one image and no preference."""
         record, image, rejected = self._pairs()

@@ -32,6 +32,15 @@ KEPT_WITH_WARNING: Final = frozenset(
         "trained_test_image",
     }
 )
+# they are known only when images are read
+IMAGE_RULES: Final = (
+    "missing_image",
+    "unreadable_image",
+    "small_image",
+    "elongated_image",
+    "equal_images",
+    "trained_test_image",
+)
 SHOWN_TEXT: Final = 500
 
 _log = logging.getLogger(__name__)

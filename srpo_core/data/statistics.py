@@ -8,14 +8,11 @@ from statistics import fmean, quantiles
 from typing import Any, Final
 
 from srpo_core import artifacts
-from srpo_core.config import IngestSettings
 from srpo_core.data.annotators import AnnotatorAgreement, annotator_agreement
-from srpo_core.data.choices import BenchmarkPrompt, Choice
-from srpo_core.data.rules import Findings
-from srpo_core.data.sources import Source, open_source
+from srpo_core.data.choices import SPLITS, BenchmarkPrompt, Choice
+from srpo_core.data.kept import KeptRecords
 from srpo_core.prompts import normal_form
 
-SPLITS: Final = ("train", "test")
 BENCHMARK: Final = "benchmark"
 NO_STYLE: Final = "other"  # a record whose prompt is in no list of the benchmark
 
@@ -54,32 +51,13 @@ class Statistics:
         return _sorted(Counter(entry.style for entry in self.benchmark))
 
 
-def open_readable(ingest: IngestSettings) -> Source:
-    """Open a data set without the records that cannot be read: a version was checked when it was made.
-
-    Raises:
-        ConfigError: the format is unknown.
-        DataError: the source is missing or has another layout.
-    """
-    lenient = ingest.model_copy(update={"on_bad_record": "quarantine"})
-    return open_source(lenient, Findings(lenient, None))
-
-
-def read_benchmark(source: Source) -> list[BenchmarkPrompt]:
-    """Return the prompts to evaluate with, each once (`normal_form`)."""
-    prompts: dict[str, BenchmarkPrompt] = {}
-    for entry in source.benchmark(lambda _: False):
-        prompts.setdefault(normal_form(entry.prompt), entry)
-    return list(prompts.values())
-
-
-def read_statistics(source: Source) -> Statistics:
-    """Read all records of a data set. The prompts and the names of images are in memory.
+def read_statistics(source: KeptRecords) -> Statistics:
+    """Count the records of a data set that stage ingest keeps. The prompts and the names of images are in memory.
 
     Raises:
         DataError: a file cannot be read.
     """
-    benchmark = read_benchmark(source)
+    benchmark = source.benchmark()
     styles = styles_by_prompt(benchmark)
     splits = {split: _split_figures(source.choices(split), styles) for split in SPLITS}
     annotated = (choice for split in SPLITS for choice in source.choices(split) if choice.annotations)

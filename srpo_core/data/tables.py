@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, count, islice
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
@@ -14,6 +13,7 @@ import pyarrow.parquet as pq
 
 from srpo_core import artifacts
 from srpo_core.data.decoding import read_image
+from srpo_core.data.subsets import sampled_places
 from srpo_core.errors import ArtifactError, DataError
 
 if TYPE_CHECKING:
@@ -87,8 +87,7 @@ def read_pairs(split: str, limit: int | None = None) -> list[Pair]:
     """
     table = _read(artifacts.PAIRS, ds.field("split") == split)
     if limit is not None and limit < len(table):
-        # neighbouring rows share a prompt, so the first rows would cover only a few prompts
-        table = table.take(sorted(Random(0).sample(range(len(table)), limit)))
+        table = table.take(sampled_places(len(table), limit))
     return [Pair(**row) for row in table.to_pylist()]
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from srpo_core.algorithm.control_words import count_prompts
 from srpo_core.config import ControlWords
-from srpo_core.data.annotators import Share
 from srpo_core.data.statistics import Statistics, lengths
 from srpo_core.report.numbers import percent
 
@@ -104,8 +103,3 @@ def _words(statistics: Statistics, words: ControlWords) -> Iterator[Figure]:
     for row in coverage(statistics, words):
         for split, (count, _) in row["counts"].items():
             yield Figure(f"prompts with “{row['word']}”", split, count)
-
-
-def interval_text(share: Share) -> str:
-    """Write a share with its interval."""
-    return f"{percent(share.share, 1)} ({percent(share.low, 1)} to {percent(share.high, 1)})"

@@ -14,8 +14,8 @@ from srpo_core.artifacts import replacing
 from srpo_core.config import ControlWords
 from srpo_core.data.changes import Changes
 from srpo_core.data.choices import Choice
-from srpo_core.data.decoding import read_image
-from srpo_core.data.sources import Source
+from srpo_core.data.decoded_images import read_decoded
+from srpo_core.data.kept import KeptRecords
 from srpo_core.data.statistics import Statistics, lengths, read_statistics
 from srpo_core.data.subsets import evenly_spaced
 from srpo_core.report.charts import Series, line_chart
@@ -46,7 +46,7 @@ def page_path(home: Path, tag: str) -> Path:
 
 
 def write_data_page(
-    target: Path, *, source: Source, tag: str, words: ControlWords, findings: Findings
+    target: Path, *, source: KeptRecords, tag: str, words: ControlWords, findings: Findings
 ) -> list[Figure]:
     """Read a data set, write its page to `target`, and return its figures.
 
@@ -85,7 +85,7 @@ def diff_page(
     return render("data_diff.html.j2", seeds=(), old=old, new=new, changes=changes, moves=moves)
 
 
-def choose_samples(source: Source, count: int = SAMPLES) -> list[Sample]:
+def choose_samples(source: KeptRecords, count: int = SAMPLES) -> list[Sample]:
     """Choose evenly spaced prompts of the split test, and of train if test has no pairs, with two images each.
 
     Raises:
@@ -101,14 +101,14 @@ def choose_samples(source: Source, count: int = SAMPLES) -> list[Sample]:
     return []
 
 
-def _with_images(source: Source, split: str, chosen: Sequence[Choice]) -> list[Sample]:
+def _with_images(source: KeptRecords, split: str, chosen: Sequence[Choice]) -> list[Sample]:
     samples = []
     with ExitStack() as stack:
         images = stack.enter_context(source.images(split))
         for number, choice in enumerate(chosen):
             pairs = list(choice.pairs())
             # another pair for each prompt: pairs may be ordered by the style of their images
-            preferred, rejected = (_uri(read_image(images.read(name))) for name in pairs[number % len(pairs)])
+            preferred, rejected = (_uri(read_decoded(images, name)) for name in pairs[number % len(pairs)])
             samples.append(Sample(choice.prompt, split, preferred, rejected))
     return samples
 

@@ -13,15 +13,13 @@ from srpo_core.config import IngestSettings
 from srpo_core.data import expectations, splits, tables
 from srpo_core.data.benchmark import benchmark_prompts
 from srpo_core.data.choices import BenchmarkPrompt
-from srpo_core.data.decoded_images import decode_images
 from srpo_core.data.image_rules import ImageChecks
 from srpo_core.data.images import ImageSource
+from srpo_core.data.kept import check_named_images, read_preferences
 from srpo_core.data.preferences import Preferences
 from srpo_core.data.rules import open_findings
-from srpo_core.data.sources import Source, open_source, source_format
+from srpo_core.data.sources import open_source, source_format
 from srpo_core.data.used_images import used_images
-from srpo_core.runtime.cores import available_cores
-from srpo_core.runtime.progress import with_progress
 
 _log = logging.getLogger(__name__)
 
@@ -52,8 +50,8 @@ def run(
     )
     with open_findings(ingest) as findings, ExitStack() as opened:
         source = open_source(ingest, findings)
-        train = _read(source, Preferences("train", findings))
-        preferences = {"train": train, "test": _read(source, Preferences("test", findings, train))}
+        preferences = read_preferences(source, findings)
+        train = preferences["train"]
         benchmark = list(benchmark_prompts(source.benchmark(train.has), train, findings))
         findings.require_few_bad()
         images = cache(lambda split: opened.enter_context(source.images(split)))
@@ -65,7 +63,7 @@ def run(
                 names = {split: own.images() for split, own in preferences.items()}
             else:
                 names = _by_split(used())
-            _check_images(images, names, image_checks)
+            check_named_images(images, names, image_checks)
             findings.require_few_bad()
             if findings.num_left_out == left_out:
                 break
@@ -73,13 +71,6 @@ def run(
     findings.log()
     artifacts.write_json(artifacts.VALIDATION, checks | {"records": findings.summary()})
     _log.info("%d images from %s", num_images, ingest.source)
-
-
-def _read(source: Source, preferences: Preferences) -> Preferences:
-    for choice in source.choices(preferences.split):
-        preferences.add(choice)
-    preferences.forget_pairs()
-    return preferences
 
 
 def _write_tables(
@@ -108,25 +99,6 @@ def _write_tables(
     if source_format(ingest.format).has_pairs:
         checks["pairs"] = expectations.check_pairs(pd.read_parquet(artifacts.PAIRS))
     return checks
-
-
-def _check_images(
-    images: Callable[[str], ImageSource], names: Mapping[str, Sequence[str]], checks: ImageChecks
-) -> None:
-    """Look for images by split, decode those that are there, and report what is wrong; skip those that were checked."""
-    present = {}
-    for split, own in names.items():
-        if unchecked := checks.unchecked(split, own):
-            stored = images(split)
-            present[split] = [name for name in unchecked if name in stored]
-            missing = sorted(set(unchecked).difference(present[split]))
-            checks.missing(split, missing, stored.where, len(unchecked))
-    for split, own in present.items():
-        stored = images(split)
-        with_bar = with_progress(own, f"images of {split}")
-        for image in decode_images(stored, with_bar, workers=available_cores()):
-            checks.decoded(split, image, stored.where)
-    checks.report()
 
 
 def _image_rows(

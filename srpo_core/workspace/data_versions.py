@@ -167,7 +167,8 @@ def commit(
 ) -> None:
     """Commit data/<name>.dvc on the detached HEAD of the workspace and tag it, unless the tag exists.
 
-    The message notes the settings of ingest that read it, such as the format, and the findings of ingest, for `noted`.
+    ingest: the settings that read it (`data_settings.settings_to_note`). The message notes them, and the findings of
+    ingest, for `noted`.
     """
     if is_tagged(workspace, tag):
         return

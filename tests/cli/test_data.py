@@ -59,7 +59,7 @@ def test_the_next_command_for_data_without_pairs_does_not_ask_for_them(flow, tmp
     (tmp_path / "mine.txt").write_text("a cat\n")
     done = srpo_data(str(tmp_path / "mine.txt"), "--format", "prompts")
     assert done.output.splitlines()[-1].endswith(
-        "--set ingest.format=prompts --set check_reward.max_pairs=null"
+        "--set ingest.format=prompts --set check_reward.max_pairs=null --set train.rollout.source=online"
     )
 
 

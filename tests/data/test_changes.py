@@ -1,11 +1,19 @@
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from srpo_core.config import load_settings
-from srpo_core.data.changes import EXAMPLES, benchmark_changes, record_changes, replaced_images
+from srpo_core.data.changes import (
+    EXAMPLES,
+    benchmark_changes,
+    named_by_content,
+    record_changes,
+    replaced_images,
+)
 from srpo_core.data.choices import BenchmarkPrompt, Choice
-from srpo_core.data.statistics import open_readable
+from srpo_core.data.kept import open_kept
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -79,6 +87,42 @@ def test_images_with_other_bytes_under_the_same_name_are_found(tmp_path):
         )
         (root / "train/a.png").write_bytes(b"same")
         (root / "train/b.png").write_bytes(content)
-        sources.append(open_readable(ingest.model_copy(update={"source": str(root)})))
+        sources.append(open_kept(ingest.model_copy(update={"source": str(root)})))
     assert replaced_images(*sources, "train") == {"b.png"}
     assert replaced_images(sources[0], sources[0], "train") == set()
+
+
+def test_a_row_inserted_before_others_leaves_the_images_of_a_table_what_they_are(tmp_path):
+    ingest = load_settings(ROOT / "params.yaml").ingest
+    columns = {
+        "prompt": "caption",
+        "image_a": "jpg_0",
+        "image_b": "jpg_1",
+        "label_a": "label_0",
+        "label_b": "label_1",
+    }
+    rows = [
+        {
+            "caption": f"thing {number}",
+            "jpg_0": {"bytes": b"first %d" % number, "path": None},
+            "jpg_1": {"bytes": b"second %d" % number, "path": None},
+            "label_0": 1.0,
+            "label_1": 0.0,
+        }
+        for number in range(13)
+    ]
+    edited = [*rows[:5], {**rows[5], "label_0": 0.0, "label_1": 1.0}, *rows[6:]]
+    edited[7] = {**rows[7], "jpg_1": {"bytes": b"another", "path": None}}
+    sources = []
+    for number, own in enumerate((rows[1:], edited)):
+        path = tmp_path / f"set{number}/train.parquet"
+        path.parent.mkdir()
+        pq.write_table(pa.Table.from_pylist(own), path, row_group_size=4)
+        changed = {"source": str(path.parent), "format": "pairs", "columns": columns, "test_share": 0.5}
+        sources.append(open_kept(ingest.model_copy(update=changed)))
+    total = [0, 0, 0, 0]
+    for split in ("train", "test"):
+        assert replaced_images(*sources, split) == set()
+        found = counts(record_changes(*(named_by_content(one, split) for one in sources), set()))
+        total = [one + other for one, other in zip(total, found, strict=True)]
+    assert total == [2, 1, 1, 10]

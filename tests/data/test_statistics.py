@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from srpo_core.config import load_settings
-from srpo_core.data.statistics import lengths, open_readable, read_findings, read_statistics
+from srpo_core.data.kept import open_kept
+from srpo_core.data.statistics import lengths, read_findings, read_statistics
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,7 +34,7 @@ def source(tmp_path):
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content))
     ingest = load_settings(ROOT / "params.yaml").ingest
-    return open_readable(ingest.model_copy(update={"source": str(tmp_path)}))
+    return open_kept(ingest.model_copy(update={"source": str(tmp_path)}))
 
 
 def test_records_pairs_ties_prompts_and_images_are_counted_by_split(source):

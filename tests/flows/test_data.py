@@ -65,6 +65,13 @@ def test_a_data_version_is_tagged_and_pushed_and_can_be_used_from_the_remote(sta
     (artifact,) = prefect.call("/artifacts/latest/filter", {"artifacts": {"key": {"any_": ["data"]}}})
     assert str(page) in artifact["data"]
     assert "| records | train | 480 |" in artifact["data"]
+    assert (
+        f"Next: `srpo align --revision {tag} --set ingest.source=data/emoji --set ingest.format=hpdv2`"
+        in artifact["data"]
+    )
+    settings, findings = data_versions.noted(standin, tag)
+    assert settings.keys() == {"format", "columns", "test_share", "rules"}
+    assert findings == {}
     event = published(prefect, tag)
     assert event["resource"] == {
         "prefect.resource.id": f"hpd.version.{tag}",

@@ -11,7 +11,7 @@ from standin import make_standin
 from srpo_core.cli.data_views import compare_versions, reward_agreement, show_version
 from srpo_core.config import load_settings
 from srpo_core.data.decoding import read_image
-from srpo_core.data.statistics import open_readable
+from srpo_core.data.kept import open_kept
 from srpo_core.data.tables import to_tensor
 from srpo_core.errors import ConfigError, StoreError
 from srpo_core.workspace import data_versions
@@ -134,7 +134,7 @@ def test_the_agreement_of_a_reward_is_measured_by_style(standin, tags, monkeypat
 
     # counted by hand: the share of pairs whose preferred image is lighter
     with open_version(Path.cwd(), tags[0]) as version:
-        source = open_readable(
+        source = open_kept(
             load_settings(ROOT / "params.yaml").ingest.model_copy(update={"source": str(version.path)})
         )
         pairs = [pair for choice in source.choices("test") for pair in choice.pairs()]

@@ -18,7 +18,8 @@ from PIL import Image
 
 from srpo_core.config import ControlWords, load_settings
 from srpo_core.data.changes import Changes
-from srpo_core.data.statistics import open_readable, read_statistics
+from srpo_core.data.kept import open_kept
+from srpo_core.data.statistics import read_statistics
 from srpo_core.report.data_figures import Figure
 from srpo_core.report.data_page import choose_samples, data_page, diff_page
 from srpo_core.report.grid import Shot, Tile
@@ -250,7 +251,7 @@ def test_nothing_is_fetched_and_only_our_own_script_can_run(tab, page):
 
 def test_the_pages_of_the_data_fit_narrow_and_wide_windows(tab, tmp_path):
     ingest = load_settings(ROOT / "params.yaml").ingest
-    source = open_readable(ingest.model_copy(update={"source": str(ROOT / "assets/tiny/hpd")}))
+    source = open_kept(ingest.model_copy(update={"source": str(ROOT / "assets/tiny/hpd")}))
     word = "x" * 300
     findings = {"trained_benchmark_prompt": {"severity": "critical", "found": 1234567, "set_aside": 1234567}}
     samples = [replace(one, prompt=word) for one in choose_samples(source, 4)]

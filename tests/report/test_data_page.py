@@ -5,7 +5,8 @@ import pytest
 
 from srpo_core.config import ControlWords, load_settings
 from srpo_core.data.changes import Changes
-from srpo_core.data.statistics import open_readable, read_statistics
+from srpo_core.data.kept import open_kept
+from srpo_core.data.statistics import read_statistics
 from srpo_core.report.data_figures import Figure, coverage, figures, moved
 from srpo_core.report.data_page import choose_samples, data_page, diff_page
 from srpo_core.report.data_text import example_lines, markdown_table
@@ -18,7 +19,7 @@ FINDINGS = {"tied_record": {"severity": "warning", "found": 3, "set_aside": 2}}
 @pytest.fixture(scope="module")
 def source():
     ingest = load_settings(ROOT / "params.yaml").ingest
-    return open_readable(ingest.model_copy(update={"source": str(ROOT / "assets/tiny/hpd")}))
+    return open_kept(ingest.model_copy(update={"source": str(ROOT / "assets/tiny/hpd")}))
 
 
 @pytest.fixture(scope="module")

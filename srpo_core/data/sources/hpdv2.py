@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from srpo_core.config import IngestSettings
-from srpo_core.data.choices import BenchmarkPrompt, Choice
+from srpo_core.data.choices import SPLITS, BenchmarkPrompt, Choice
 from srpo_core.data.hpd import read_benchmark, read_choices
 from srpo_core.data.images import ImageSource, find_images, open_images
 from srpo_core.data.rules import Findings
@@ -18,7 +18,6 @@ from srpo_core.data.sources.packing import copy_images
 from srpo_core.data.sources.source import SourceFormat
 from srpo_core.errors import ConfigError, DataError
 
-SPLITS: Final = ("train", "test")
 LAYOUT: Final = "a directory with train.json, test.json, benchmark/*.json and the images of both splits"
 
 

@@ -17,6 +17,11 @@ _IN_FILE: Final = re.compile(r"(?P<file>.+?\.(?P<kind>parquet|tar))/(?P<member>.
 _IMAGES_AT_ONCE: Final = 16
 
 
+def is_within_table(name: str) -> bool:
+    """Whether an image is in a parquet file or a tar of webdataset, by the form of its name; see `TableImages`."""
+    return _IN_FILE.fullmatch(name) is not None
+
+
 @contextmanager
 def open_table_images(where: Path) -> "Iterator[TableImages]":
     """Open the images of the data set in the directory `where`."""
