@@ -1,7 +1,7 @@
 """Time stage ingest on synthetic data in HPDv2's schema, and the decoding of its images.
 
 python benchmarks/ingest.py --records 50000 100000 200000      CPU and wall seconds, peak memory, and the linear fit
-python benchmarks/ingest.py --records 800000 --no-images       records alone
+python benchmarks/ingest.py --records 800000 --no-images       with only the images that a run uses
 python benchmarks/ingest.py --decode 10000 --side 512          images per second beside those of a plain pool
 
 Each size is one process. A data set has as many images and prompts per record as HPDv2: train.json with pairs, test.json
@@ -69,7 +69,7 @@ def main() -> None:
     )
     parser.add_argument("--records", type=int, nargs="+", default=[5000, 10_000, 20_000])
     parser.add_argument(
-        "--no-images", action="store_true", help="records alone: no image is checked or stored"
+        "--no-images", action="store_true", help="check and store only the few hundred images that a run uses"
     )
     parser.add_argument(
         "--decode", type=int, metavar="IMAGES", help="time the decoding of so many images instead"
