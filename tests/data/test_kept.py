@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -49,10 +50,11 @@ def test_of(prompt, *images, rank=None):
 test_of.__test__ = False
 
 
-@pytest.fixture
-def ingested(tmp_path, monkeypatch):
-    """Run stage ingest on a set in which each kind of record is set aside; return its settings."""
-    source = tmp_path / "hpd"
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Run stage ingest on a set in which each kind of record is set aside; return the directory and its settings."""
+    directory = tmp_path_factory.mktemp("made")
+    source = directory / "hpd"
     (source / "benchmark").mkdir(parents=True)
     names = [f"{number}.png" for number in range(40)]
     trained = [train(f"train {number}", names[2 * number], names[2 * number + 1]) for number in range(8)]
@@ -78,23 +80,30 @@ def ingested(tmp_path, monkeypatch):
     (source / "train.json").write_text(json.dumps(trained))
     (source / "test.json").write_text(json.dumps(tested))
     (source / "benchmark/photo.json").write_text(json.dumps(["train 1", "b one", "b two", "B One"]))
-    monkeypatch.chdir(tmp_path)
-    rules = load_settings(ROOT / "params.yaml").ingest.rules.model_dump()
+    rules = load_settings(ROOT / "params.yaml").ingest.rules
     changed = {
         "source": "hpd",
         "check_images": "all",
         "on_bad_record": "quarantine",
         "max_bad_share": 1.0,
         "validation_share": 0.0,
-        "rules": rules | {"contradiction": "critical"},
+        "rules": rules.model_copy(update={"contradiction": "critical"}),
     }
     given = ingest_arguments(changed, train_rollout_source="offline", evaluate_real_images=0)
-    run(**given)
-    return given["ingest"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        run(**given)
+    return directory, given["ingest"]
 
 
-def test_the_records_counted_are_those_that_ingest_keeps(ingested, tmp_path):
-    found = read_findings(tmp_path)
+@pytest.fixture
+def ingested(made, monkeypatch):
+    monkeypatch.chdir(made[0])
+    return made[1]
+
+
+def test_the_records_counted_are_those_that_ingest_keeps(ingested):
+    found = read_findings(Path())
     for rule in (
         "doubled_record",
         "contradiction",
@@ -104,7 +113,7 @@ def test_the_records_counted_are_those_that_ingest_keeps(ingested, tmp_path):
     ):
         assert found[rule]["set_aside"], rule
     kept = open_kept(ingested, found)
-    statistics, counts = read_statistics(kept), count_rows(tmp_path)
+    statistics, counts = read_statistics(kept), count_rows(Path())
     assert {split: one.pairs for split, one in statistics.splits.items()} == counts["pairs"]
     assert counts["pairs"] == {"test": 6, "train": 7}
     for split in ("train", "test"):
@@ -119,7 +128,7 @@ def test_the_records_counted_are_those_that_ingest_keeps(ingested, tmp_path):
 
 
 def test_the_page_of_a_version_with_bad_images_is_written(ingested, tmp_path):
-    findings = read_findings(tmp_path)
+    findings = read_findings(Path())
     kept = open_kept(ingested, findings)
     samples = choose_samples(kept)
     assert {one.prompt for one in samples} == {f"test {number}" for number in range(6)}
@@ -129,8 +138,10 @@ def test_the_page_of_a_version_with_bad_images_is_written(ingested, tmp_path):
 
 
 def test_images_are_read_only_if_records_were_set_aside_because_of_them(ingested, tmp_path):
-    (tmp_path / "hpd/train.tar").write_bytes(b"")
-    (tmp_path / "hpd/test.tar").write_bytes(b"")
+    source = shutil.copytree("hpd", tmp_path / "hpd")
+    ingested = ingested.model_copy(update={"source": str(source)})
+    for split in ("train", "test"):
+        (source / f"{split}.tar").write_bytes(b"no archive")
     found = {"tied_record": {"set_aside": 2}, "equal_images": {"set_aside": 0}}
     assert read_statistics(open_kept(ingested, found)).splits["test"].records == 8
     with pytest.raises(DataError, match=r"test.tar|train.tar"):
