@@ -12,8 +12,8 @@ from typing import Final
 
 from srpo_core.data.choices import BenchmarkPrompt, Choice
 from srpo_core.data.json_lists import Unreadable, read_list
-from srpo_core.data.records import LeftOut, Record
-from srpo_core.data.rules import Findings
+from srpo_core.data.records import SURROGATE, LeftOut, Record
+from srpo_core.data.rules import Findings, one_line
 from srpo_core.errors import DataError
 
 _PAIR: Final = 2
@@ -50,6 +50,8 @@ def read_benchmark(source: Path, findings: Findings) -> Iterator[BenchmarkPrompt
     if not paths:
         raise DataError(f"{directory} contains no list of prompts: put HPDv2's benchmark/*.json there")
     for path in paths:
+        if SURROGATE.search(path.stem):
+            raise DataError(f"{one_line(str(path))}: the name of the list is not UTF-8: rename it")
         for index, value, text in read_list(path):
             findings.count(str(path))
             entry = value if isinstance(value, Unreadable) else {"prompt": value}

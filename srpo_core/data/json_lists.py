@@ -19,10 +19,11 @@ _SCALAR: Final = re.compile(r"[^\s,\]}\[{\"]+")
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A value that is JSON, but is not read. rule: a rule of `ingest.rules`."""
+    """A record that is not read. rule: a rule of `ingest.rules`; text: as it is in the file, if its reader has it."""
 
     rule: str
     detail: str
+    text: str = ""
 
 
 class _DoubledKey(Exception):  # noqa: N818  # ends the parsing of a value; never leaves this module

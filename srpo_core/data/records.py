@@ -13,7 +13,7 @@ from srpo_core.data.rules import LONGEST_PROMPT, Findings, Problem
 from srpo_core.prompts import is_visible
 
 _ASCII_SIGN: Final = re.compile(r"[!-~]")
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _SIMPLE_NAME: Final = re.compile(r"[\w-][\w.-]*", re.ASCII)
 _LONGEST_PART: Final = 255  # bytes of a file's name on usual file systems
@@ -48,7 +48,9 @@ class Record:
 
     def note(self, rule: str, detail: str) -> None:
         """Report that the record breaks a rule; go on if it may be kept."""
-        text = self.text or json.dumps(self.value, default=str)
+        text = self.text
+        if not text and not isinstance(self.value, Unreadable):
+            text = json.dumps(self.value, default=str)
         if self.findings.report(Problem(self.file, self.index, rule, detail, text)):
             raise LeftOut
 
@@ -78,7 +80,7 @@ class Record:
         """Read names of images, all different, relative to the directory `folder` of the split."""
         names = tuple(self.check_image_name(name, key, folder) for name in self._list(key))
         if len(set(names)) != len(names):
-            self.refuse("image_name", f"{key}: the images must differ from each other, found {_brief(names)}")
+            self.refuse("image_name", f"{key}: the images must differ from each other, found {brief(names)}")
         return names
 
     def check_image_name(self, value: Any, key: str, folder: str) -> str:
@@ -90,7 +92,7 @@ class Record:
         except ValueError as error:
             self.refuse("image_name", f"{key}: {error}")
         if any(len(part.encode()) > _LONGEST_PART for part in name.split("/")):
-            self.refuse("image_name", f"{key}: {_brief(value)} has a part of more than {_LONGEST_PART} bytes")
+            self.refuse("image_name", f"{key}: {brief(value)} has a part of more than {_LONGEST_PART} bytes")
         return name
 
     def numbers(self, key: str) -> tuple[float, ...]:
@@ -100,7 +102,7 @@ class Record:
             if type(value) is int and -_LARGEST <= value <= _LARGEST:
                 continue  # the usual case, without the checks below
             if isinstance(value, bool) or not isinstance(value, int | float):
-                self.refuse("broken_record", f"{key}: must contain numbers, found {_brief(value)}")
+                self.refuse("broken_record", f"{key}: must contain numbers, found {brief(value)}")
             self.check_number(value, key)
         return tuple(values)
 
@@ -125,10 +127,10 @@ class Record:
             return value  # the usual case, without the checks below
         if not value.strip():
             self.refuse("empty_text", f"{key}: is empty")
-        if _SURROGATE.search(value):
-            self.refuse("half_surrogate", f"{key}: contains half of a surrogate pair: {_brief(value)}")
+        if SURROGATE.search(value):
+            self.refuse("half_surrogate", f"{key}: contains half of a surrogate pair: {brief(value)}")
         if not is_visible(value):
-            self.refuse("empty_text", f"{key}: has only invisible characters: {_brief(value)}")
+            self.refuse("empty_text", f"{key}: has only invisible characters: {brief(value)}")
         if found := _CONTROL.search(value):
             self.note("control_character", f"{key}: contains the control character {found[0]!r}")
         return value
@@ -147,7 +149,7 @@ class Record:
         return value
 
 
-def _brief(value: Any) -> str:
+def brief(value: Any) -> str:
     """Return `repr` of a value from a file, cut; an integer may have too many digits for it."""
     if isinstance(value, tuple):
         value = list(value)

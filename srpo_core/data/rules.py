@@ -81,6 +81,7 @@ class Findings:
         self._set_aside: Counter[str] = Counter()
         self._bad: Counter[str] = Counter()
         self._read: Counter[str] = Counter()
+        self._uncompared: Counter[str] = Counter()
 
     def of_another_pass(self) -> "Findings":
         """Return findings that leave out the same records and end no run, for a file whose problems were reported before."""
@@ -89,6 +90,10 @@ class Findings:
     def count(self, file: str, records: int = 1) -> None:
         """Count records that were read from a file, good or bad."""
         self._read[file] += records
+
+    def count_uncompared(self, file: str, records: int) -> None:
+        """Count records of a file that were left out since nobody compared their images."""
+        self._uncompared[file] += records
 
     def is_critical(self, rule: str) -> bool:
         """Whether a record that breaks the rule is bad."""
@@ -147,8 +152,12 @@ class Findings:
         )
 
     def summary(self) -> dict[str, Any]:
-        """Return the records read by file, how many are bad, and severity and counts of every rule."""
-        return {
+        """Return the records read by file, how many are bad, and severity and counts of every rule.
+
+        `uncompared` is there only if a data set has such records: by file, see `count_uncompared`.
+        """
+        uncompared = {"uncompared": dict(sorted(self._uncompared.items()))} if self._uncompared else {}
+        return uncompared | {
             "read": dict(sorted(self._read.items())),
             "bad": self._bad.total(),
             "rules": {

@@ -4,7 +4,6 @@
 """
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,12 +12,14 @@ from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from srpo_core.data.choices import Choice
-from srpo_core.data.records import LeftOut, Record
+from srpo_core.data.records import LeftOut, Record, brief
 from srpo_core.data.rules import Findings
+from srpo_core.data.sources.cells import as_text, number, style
 from srpo_core.data.sources.rows import Table
 from srpo_core.errors import ConfigError, DataError
 
 Columns = Mapping[Any, str]  # a meaning of `ingest.columns`, and the name of its column
+Identities = dict[str, str]  # the id of an image, and the name of the image that had it first
 _Given = TypeVar("_Given")
 _Read = TypeVar("_Read")
 _log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class Layout:
 
     needs: frozenset[str]
     allows: frozenset[str]
-    read: Callable[[Columns, Iterable[Record]], Iterator[Choice]]
+    read: Callable[[Columns, Iterable[Record], Identities], Iterator[Choice]]
     known: tuple[Columns, ...] = ()
 
 
@@ -49,9 +50,11 @@ def require_columns(layouts: Sequence[Layout], columns: Columns) -> None:
 
 
 def read_table(
-    layouts: Sequence[Layout], table: Table, columns: Columns, findings: Findings
+    layouts: Sequence[Layout], table: Table, columns: Columns, findings: Findings, identities: Identities
 ) -> Iterator[tuple[Choice, str]]:
     """Yield the records of a table, each with its style, in the order of the rows; bad ones are reported and left out.
+
+    identities: of the tables of the split that were read before; those of this table are added.
 
     Raises:
         DataError: the table lacks a column, its columns are unknown, or a row breaks a rule and ends the run.
@@ -63,19 +66,36 @@ def read_table(
         )
     layout = next(one for one in layouts if _fits(one, chosen))
     styles: dict[int, str] = {}
+    images = sorted(_IMAGES & chosen.keys())
+    embedded = {chosen[meaning] for meaning in images} & table.embedded
+    values = dict.fromkeys(
+        column for meaning, column in chosen.items() if meaning not in images or column not in embedded
+    )
+    uncompared = 0
 
     def with_meanings(row: Record) -> Record:
+        nonlocal uncompared
         cells = {meaning: row.value.get(column) for meaning, column in chosen.items()}
-        for meaning in _IMAGES & chosen.keys():
-            if chosen[meaning] not in table.embedded:
-                cells[meaning] = _beside(table, row, chosen[meaning])
+        if str(cells.get("has_label")).lower() in ("false", "0", "0.0"):
+            uncompared += 1
+            raise LeftOut
+        for meaning in images:
+            cells[meaning] = _image(table, row, chosen[meaning])
         if "style" in chosen:
-            styles[row.index] = str(cells["style"])
+            styles[row.index] = style(row, cells["style"], chosen["style"])
         return Record(findings, row.file, row.index, cells)
 
-    rows = _of_each(table.rows(list(dict.fromkeys(chosen.values())), findings), with_meanings)
-    for choice in layout.read(chosen, rows):
+    rows = _of_each(table.rows(list(values), findings), with_meanings)
+    for choice in layout.read(chosen, rows, identities):
         yield choice, styles.pop(choice.record, "")
+    if uncompared:
+        findings.count_uncompared(str(table.path), uncompared)
+        _log.warning(
+            "%s: left out %d rows whose column %s says that nobody compared them",
+            table.path,
+            uncompared,
+            chosen["has_label"],
+        )
 
 
 def _of_each(rows: Iterable[_Given], read: Callable[[_Given], _Read]) -> Iterator[_Read]:
@@ -108,22 +128,13 @@ def _recognise(layouts: Sequence[Layout], table: Table) -> Columns:
     )
 
 
-def _beside(table: Table, row: Record, column: str) -> str:
-    """Return the path of an image below the data set, from its path below the directory of the table."""
-    name = row.check_image_name(row.value.get(column), column, "")
-    return str(PurePosixPath(table.name).parent / name)
-
-
-def _number(row: Record, value: Any, column: str) -> float:
-    try:
-        number = float(value) if isinstance(value, str) else value
-    except ValueError:
-        number = None
-    if isinstance(number, bool) or not isinstance(number, int | float):
-        row.refuse("broken_record", f"{column}: must be a finite number, found {value!r}")
-    if not abs(number) < math.inf:
-        row.refuse("bad_number", f"{column}: must be a finite number, found {value!r}")
-    return row.check_number(number, column)
+def _image(table: Table, row: Record, column: str) -> str:
+    """Return the name of an image in the table, or its path below the data set, from that below the table's directory."""
+    cell = row.value.get(column)
+    if cell is None:
+        row.refuse("broken_record", f"{column}: the row has no image there")
+    name = row.check_image_name(cell, column, "")
+    return name if column in table.embedded else str(PurePosixPath(table.name).parent / name)
 
 
 def _choice(row: Record, prompt: str, images: tuple[str, ...], ranks: tuple[float, ...]) -> Choice:
@@ -132,76 +143,65 @@ def _choice(row: Record, prompt: str, images: tuple[str, ...], ranks: tuple[floa
     return Choice(row.file, row.index, row.check_prompt(row.value["prompt"], prompt), images, ranks)
 
 
-def _read_prompts(columns: Columns, rows: Iterable[Record]) -> Iterator[Choice]:
+def _read_prompts(columns: Columns, rows: Iterable[Record], _: Identities) -> Iterator[Choice]:
     return _of_each(rows, lambda row: _choice(row, columns["prompt"], (), ()))
 
 
-def _read_captions(columns: Columns, rows: Iterable[Record]) -> Iterator[Choice]:
+def _read_captions(columns: Columns, rows: Iterable[Record], _: Identities) -> Iterator[Choice]:
     return _of_each(rows, lambda row: _choice(row, columns["prompt"], (row.value["image"],), (1,)))
 
 
-def _read_chosen(columns: Columns, rows: Iterable[Record]) -> Iterator[Choice]:
+def _read_chosen(columns: Columns, rows: Iterable[Record], _: Identities) -> Iterator[Choice]:
     def read(row: Record) -> Choice:
         return _choice(row, columns["prompt"], (row.value["chosen"], row.value["rejected"]), (1, 2))
 
     return _of_each(rows, read)
 
 
-def _read_labelled(columns: Columns, rows: Iterable[Record]) -> Iterator[Choice]:
+def _read_labelled(columns: Columns, rows: Iterable[Record], identities: Identities) -> Iterator[Choice]:
     """The greater label is preferred; equal labels are a tie."""
 
     def read(row: Record) -> Choice:
-        labels = [_number(row, row.value[one], columns[one]) for one in ("label_a", "label_b")]
+        labels = [number(row, row.value[one], columns[one]) for one in ("label_a", "label_b")]
         images = row.value["image_a"], row.value["image_b"]
         return _choice(row, columns["prompt"], images, (-labels[0], -labels[1]))
 
-    return _of_each(_with_identities(columns, rows), read)
+    return _of_each(_with_identities(rows, identities), read)
 
 
-def _read_preferred(columns: Columns, rows: Iterable[Record]) -> Iterator[Choice]:
+def _read_preferred(columns: Columns, rows: Iterable[Record], identities: Identities) -> Iterator[Choice]:
     """0, a or the first image's id: the first is preferred; 1, b or the second's id: the second; tie: neither."""
 
     def read(row: Record) -> Choice:
         cells = row.value
         value = cells["preferred"]
-        given = str(int(value) if isinstance(value, bool) or value in (0.0, 1.0) else value).strip()
-        first = {"0", "a", "image_a", columns["image_a"], str(cells.get("id_a"))}
-        second = {"1", "b", "image_b", columns["image_b"], str(cells.get("id_b"))}
-        if (given in first) == (given in second) and given != "tie":
+        given = as_text(int(value) if isinstance(value, bool) or value in (0.0, 1.0) else value)
+        first = {"0", "a", "image_a", columns["image_a"], as_text(cells.get("id_a"))}
+        second = {"1", "b", "image_b", columns["image_b"], as_text(cells.get("id_b"))}
+        if given is None or ((given in first) == (given in second) and given != "tie"):
             row.refuse(
                 "broken_record",
                 f"{columns['preferred']}: must be 0, 1, a, b, tie, or the name or id of one of the images, found "
-                f"{given[:40]!r}",
+                f"{brief(value)}",
             )
         ranks = (1, 1) if given == "tie" else (1, 2) if given in first else (2, 1)
         return _choice(row, columns["prompt"], (cells["image_a"], cells["image_b"]), ranks)
 
-    return _of_each(_with_identities(columns, rows), read)
+    return _of_each(_with_identities(rows, identities), read)
 
 
-def _with_identities(columns: Columns, rows: Iterable[Record]) -> Iterator[Record]:
-    """Yield labelled rows; an image with a known id has the name that it had first."""
-    names: dict[str, str] = {}
-    unlabelled = 0
+def _with_identities(rows: Iterable[Record], identities: Identities) -> Iterator[Record]:
+    """Yield rows in which an image with a known id has the name that it had first."""
     for row in rows:
-        if "has_label" in columns and str(row.value["has_label"]).lower() in ("false", "0", "0.0"):
-            unlabelled += 1
-            continue
         own = {
-            image: names.setdefault(str(row.value[key]), row.value[image])
+            image: identities.setdefault(identity, row.value[image])
             for image, key in (("image_a", "id_a"), ("image_b", "id_b"))
-            if row.value.get(key)
+            if (identity := as_text(row.value.get(key)))
         }
         yield Record(row.findings, row.file, row.index, {**row.value, **own})
-    if unlabelled:
-        _log.warning(
-            "left out %d rows whose column %s says that nobody compared them",
-            unlabelled,
-            columns["has_label"],
-        )
 
 
-def _read_ranked(columns: Columns, rows: Iterable[Record]) -> Iterator[Choice]:
+def _read_ranked(columns: Columns, rows: Iterable[Record], _: Identities) -> Iterator[Choice]:
     """Neighbouring rows of one group are a record; the lower rank is preferred."""
     key = "group" if "group" in columns else "prompt"
 
@@ -211,7 +211,7 @@ def _read_ranked(columns: Columns, rows: Iterable[Record]) -> Iterator[Choice]:
             first.refuse(
                 "broken_record", f"{columns[key]}: must have two or more neighbouring rows of one prompt"
             )
-        ranks = tuple(_number(row, row.value["rank"], columns["rank"]) for row in own)
+        ranks = tuple(number(row, row.value["rank"], columns["rank"]) for row in own)
         return _choice(first, columns["prompt"], tuple(row.value["image"] for row in own), ranks)
 
     groups = (list(several) for _, several in groupby(rows, key=lambda row: row.value[key]))

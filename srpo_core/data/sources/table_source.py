@@ -82,8 +82,9 @@ class TableSource:
         divided = "test" not in self._tables
         own = "train" if divided else split
         findings = self._findings.of_another_pass() if own in self._passed else self._findings
+        identities: dict[str, str] = {}
         for open_one in self._tables[own]:
-            for choice, style in read_table(self._layouts, open_one(), self._columns, findings):
+            for choice, style in read_table(self._layouts, open_one(), self._columns, findings, identities):
                 if not divided or is_held_out(choice.prompt, self._test_share) == (split == "test"):
                     yield choice, style
         self._passed.add(own)
