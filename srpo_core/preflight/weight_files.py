@@ -12,6 +12,7 @@ from srpo_core.scorers import SCORERS, ScorerFiles
 from srpo_core.weights.given_path import file_in_place_of_directory, what_is_missing
 from srpo_core.weights.model_files import (
     INDEX_ENDING,
+    choice_faults,
     file_fault,
     files_faults,
     index_faults,
@@ -82,10 +83,15 @@ def _locked(root: Path) -> Mapping[str, Locked]:
 def _faults(settings: Settings, path: str, entry: Locked | None, root: Path = Path()) -> Iterator[str]:
     """Yield what is wrong with a directory of weights."""
     directory = root / path
-    if entry is not None:
-        yield from _locked_faults(path, directory, entry)
-        return
     is_base = path == settings.model.path
+    if entry is not None:
+        found = list(_locked_faults(path, directory, entry))
+        if not found and not is_base:
+            found = [
+                fault for chosen in _choices(settings, path) for fault in choice_faults(directory, chosen)
+            ]
+        yield from dict.fromkeys(found)
+        return
     if not directory.exists():
         if directory.with_name(f"{directory.name}.dvc").is_file():
             return

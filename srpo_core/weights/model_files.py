@@ -194,6 +194,20 @@ def _chosen_faults(
         yield missing_weights(weights)
 
 
+def choice_faults(
+    directory: Path, chosen: Callable[[Path], tuple[Path | None, Path]] | None
+) -> Iterator[str]:
+    """Yield why a scorer cannot choose its files among those of a directory, or which it lacks; none is opened."""
+    if chosen is None:
+        return
+    try:
+        files = chosen(directory)
+    except SrpoError as error:
+        yield str(error)
+        return
+    yield from (f"{file} is missing: fetch it" for file in files if file is not None and not file.is_file())
+
+
 def files_faults(paths: Iterable[Path]) -> Iterator[str]:
     """Yield what is wrong with each of these files."""
     yield from (fault for path in paths if (fault := file_fault(path)))

@@ -481,6 +481,25 @@ def test_a_fetched_directory_opens_each_header_once(checkout, monkeypatch):
     assert len(weights) == 5
 
 
+def test_a_fetched_scorer_that_loading_refuses_is_named(checkout):
+    """`srpo fetch` completes what models.lock names; that is not always what the scorer of the settings reads."""
+    directory = Path(TINY.judge.path)
+    names = sorted(path.name for path in directory.iterdir())
+    entry = {"repo": "a/b", "revision": "a" * 40, "files": dict.fromkeys(names), "architecture": {}}
+    Path("models.lock").write_text(yaml.safe_dump({TINY.judge.path: entry}))
+    assert faults() == []
+    reward = scorer("open_clip", directory)
+    (fault,) = faults(TINY.model_copy(update={"rewards": [reward]}))
+    assert fault == f"{directory / 'config.safetensors'} is missing: fetch it"
+    with pytest.raises(ArtifactError):
+        load_scorer(reward)
+    entry["files"] = {"config.json": None}
+    Path("models.lock").write_text(yaml.safe_dump({TINY.judge.path: entry}))
+    (directory / "judge.safetensors").unlink()
+    (fault,) = faults()
+    assert fault == f"{directory / 'judge.safetensors'} is missing: fetch it"
+
+
 def count_calls(function, calls):
     def counted(path):
         calls.append(path)
