@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from srpo_core.data.choices import Choice, Place
+from srpo_core.data.numbered import Numbered, first_of_equals
 from srpo_core.data.rules import Findings, Problem
 from srpo_core.prompts import normal_form
 
@@ -36,15 +37,15 @@ class Preferences:
         self._findings, self._trained = findings, trained
         # numbers in order of appearance: files, prompts, normal forms of prompts, images
         self._files, self._texts, self._forms, self._names = (
-            _Numbered(),
-            _Numbered(),
-            _Numbered(),
-            _Numbered(),
+            Numbered(),
+            Numbered(),
+            Numbered(),
+            Numbered(),
         )
         self._form_of: dict[str, str] = {}  # of prompts that records have
         self._first = array("q")  # of a normal form: its first record
-        # of a record: file, index in the file, prompt
-        self._file, self._index, self._text = array("q"), array("q"), array("q")
+        # of a record: file, index in the file, prompt and its normal form
+        self._file, self._index, self._text, self._form = array("q"), array("q"), array("q"), array("q")
         # of a use of images: record, preferred, rejected; a record without pairs uses its one image as preferred
         self._record, self._preferred, self._rejected = array("q"), array("q"), array("q")
         self._known: dict[int, int] = {}  # normal form, preferred and rejected as one number: the record
@@ -73,6 +74,7 @@ class Preferences:
         self._file.append(self._files.number(choice.file))
         self._index.append(choice.record)
         self._text.append(self._texts.number(choice.prompt))
+        self._form.append(number)
         self._form_of[choice.prompt] = form
         for preferred, rejected in uses:
             self._known.setdefault(_key(number, preferred, rejected), record)
@@ -107,8 +109,8 @@ class Preferences:
         ]
 
     def has(self, prompt: str) -> bool:
-        """Whether a record has the prompt, in any spelling."""
-        return normal_form(prompt) in self._forms
+        """Whether a record that was not removed has the prompt, in any spelling."""
+        return self._find(normal_form(prompt)) is not None
 
     def images(self) -> list[str]:
         """List the images that the records use, sorted by name."""
@@ -118,7 +120,7 @@ class Preferences:
         return sorted(self._names.name(number) for number in np.unique(images).tolist())
 
     def place(self, prompt: str) -> tuple[str, Place] | None:
-        """Find a prompt in any spelling: its first spelling, and the place of the first record; None if it is not there."""
+        """Find a prompt in any spelling: that of its first record that was not removed, and the place; None without one."""
         return self._find(normal_form(prompt))
 
     def report_images(self, rule: str, details: Mapping[str, str]) -> None:
@@ -145,17 +147,22 @@ class Preferences:
                 self._remove(record, rule, wrong[image])
 
     def pair_tables(self) -> "Iterator[pa.Table]":
-        """Yield tables of (split, prompt, preferred, rejected), some rows at a time, in the order of the records."""
+        """Yield tables of (split, prompt, preferred, rejected), some rows at a time, in the order of the records.
+
+        A pair that several rankings of a prompt contain is a row of the first of them.
+        """
         import numpy as np
         import pyarrow as pa
 
         record, preferred, rejected = self._pairs()
-        chosen = self._kept()[record] & (rejected != _NO_IMAGE)
+        chosen = np.flatnonzero(self._kept()[record] & (rejected != _NO_IMAGE))
+        form = np.asarray(self._form, dtype=np.int64)[record]
+        chosen = first_of_equals(chosen, (form, preferred, rejected))
         text = np.asarray(self._text, dtype=np.int64)[record]
         columns = [column[chosen] for column in (text, preferred, rejected)]
         texts = pa.array(self._texts.names, pa.string())
         paths = pa.array([f"{self.split}/{name}" for name in self._names.names], pa.string())
-        for start in range(0, int(chosen.sum()), _ROWS_AT_ONCE):
+        for start in range(0, len(chosen), _ROWS_AT_ONCE):
             rows = [pa.array(column[start : start + _ROWS_AT_ONCE]) for column in columns]
             splits = pa.array([self.split] * len(rows[0]), pa.string())
             yield pa.table(
@@ -177,10 +184,11 @@ class Preferences:
         return self._report(choice, "trained_test_prompt", detail)
 
     def _is_another_spelling(self, choice: Choice, form: str) -> bool:
-        if choice.prompt in self._texts or form not in self._forms:
+        found = None if choice.prompt in self._texts else self._find(form)
+        if found is None:
             return False
-        record = self._first[self._forms.number(form)]
-        detail = f"prompt {choice.prompt!r} is another spelling of that of {self._other(record)}"
+        file, record = found[1]
+        detail = f"prompt {choice.prompt!r} is another spelling of that of {file}, record {record}"
         return self._report(choice, "prompt_spelling", detail)
 
     def _uses(self, choice: Choice, pairs: list[tuple[str, str]]) -> list[tuple[int, int]]:
@@ -236,10 +244,21 @@ class Preferences:
         return {"prompt": self._texts.name(self._text[record]), "preferred and rejected": pairs}
 
     def _find(self, form: str) -> tuple[str, Place] | None:
-        if form not in self._forms:
-            return None
-        record = self._first[self._forms.number(form)]
-        return self._texts.name(self._text[record]), self._place(record)
+        record = self._first_kept(self._forms.number(form)) if form in self._forms else None
+        return None if record is None else (self._texts.name(self._text[record]), self._place(record))
+
+    def _first_kept(self, form: int) -> int | None:
+        """Return the first record with a normal form that was not removed."""
+        import numpy as np
+
+        first = self._first[form]
+        if first not in self._removed:
+            return first
+        others = np.flatnonzero(np.asarray(self._form)[first:] == form) + first
+        kept = next((record for record in others.tolist() if record not in self._removed), None)
+        if kept is not None:
+            self._first[form] = kept
+        return kept
 
     def _other(self, record: int) -> str:
         file, index = self._place(record)
@@ -271,32 +290,6 @@ class Preferences:
         records, images = np.repeat(record, 2), np.stack([preferred, rejected], 1).reshape(-1)
         chosen = self._kept()[records] & (images != _NO_IMAGE)
         return records[chosen], images[chosen]
-
-
-class _Numbered:
-    """Names, numbered in the order in which they appear."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self._numbers: dict[str, int] = {}
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._numbers
-
-    def number(self, name: str) -> int:
-        """Return the number of a name, a new one if it is new."""
-        number = self._numbers.setdefault(name, len(self.names))
-        if number == len(self.names):
-            self.names.append(name)
-        return number
-
-    def number_or_next(self, name: str) -> int:
-        """Return the number of a name, or the one that it would have, without taking it."""
-        return self._numbers.get(name, len(self.names))
-
-    def name(self, number: int) -> str:
-        """Return the name with a number."""
-        return self.names[number]
 
 
 def _key(form: int, preferred: int, rejected: int) -> int:

@@ -79,6 +79,33 @@ def test_a_record_of_several_images_repeats_only_if_all_of_its_pairs_are_known(s
     assert own.set_aside() == [(2, "doubled_record", "says the same as some.json, record 0")]
 
 
+def test_a_pair_that_several_rankings_contain_is_a_row_once_as_long_as_one_of_them_stays(split):
+    own = split().add("a cat", "d", "a", "b").add("a cat", "a", "b", "c").add("A cat", "b", "c", "e")
+    pairs = [(prompt, preferred[-1], rejected[-1]) for prompt, preferred, rejected in own.pairs()]
+    first = [("a cat", *pair) for pair in ("da", "db", "ab")]
+    assert pairs == [
+        *first,
+        *(("a cat", *pair) for pair in ("ac", "bc")),
+        *(("A cat", *pair) for pair in ("be", "ce")),
+    ]
+    own.preferences.report_images("unreadable_image", {"d": "image 'd' is broken"})
+    assert ("a cat", "train/a", "train/b") in own.pairs()
+    assert len(own.pairs()) == 5
+
+
+def test_a_prompt_whose_records_were_all_removed_is_not_trained_on(split):
+    train = (
+        split(contradiction="critical").add("A cat", "a", "b").add("a cat", "b", "a").add("a dog", "a", "b")
+    )
+    assert (train.preferences.has("a cat"), train.preferences.place("a cat")) == (False, None)
+    kept = benchmark_prompts([entry("a cat"), entry("a dog", 1)], train.preferences, train.findings)
+    assert [one.prompt for one in kept] == ["a cat"]
+    assert len(split("test", train.preferences).add("a cat", "c", "d").pairs()) == 1
+    train.add("A  CAT", "e", "f")
+    assert train.preferences.place("a cat") == ("A  CAT", ("some.json", 3))
+    assert train.counts()["prompt_spelling"] == (1, 0)
+
+
 @pytest.mark.parametrize("prompt", ["a cat", "A cat"])
 def test_contradicting_records_are_kept_with_a_warning_and_counted(split, prompt):
     own = split(contradiction="warning").add("a cat", "a", "b").add(prompt, "b", "a")
