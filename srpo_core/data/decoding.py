@@ -15,7 +15,19 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # without those that run another program (EPS) or have no pixels of their own (WMF)
-FORMATS: Final = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+_SUFFIXES: Final = {
+    "AVIF": ".avif .avifs",
+    "BMP": ".bmp",
+    "GIF": ".gif",
+    "JPEG": ".jfif .jpe .jpeg .jpg .mpo",
+    "JPEG2000": ".j2c .j2k .jp2 .jpc .jpf .jpx",
+    "PNG": ".apng .png",
+    "PPM": ".pbm .pfm .pgm .pnm .ppm",
+    "TIFF": ".tif .tiff",
+    "WEBP": ".webp",
+}
+FORMATS: Final = tuple(_SUFFIXES)
+IMAGE_SUFFIXES: Final = frozenset(" ".join(_SUFFIXES.values()).split())  # in lower case
 MOST_PIXELS: Final = 89_478_485  # 1 GiB of RGBA at four bytes a channel; Pillow warns above it
 _POINTER: Final = b"version https://git-lfs"
 # formats whose frames are shown one after the other, or as pages; the further ones of an MPO, which is read as JPEG,

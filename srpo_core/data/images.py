@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, NoReturn, Protocol
 
 from srpo_core import artifacts
+from srpo_core.data.archives import tar_members
 from srpo_core.data.image_names import is_metadata, plain_name
 from srpo_core.errors import DataError
 
@@ -99,13 +100,8 @@ class TarImages:
         self.where, self._file, self._folder = where, file, folder
         self._places: dict[str, tuple[int, int]] = {}
         self._links: dict[str, str] = {}
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as archive:
-                for member in archive:
-                    self._add(member)
-                    archive.members.clear()  # type: ignore[attr-defined]  # it keeps all, a kilobyte each
-        except (tarfile.TarError, UnicodeDecodeError) as error:
-            raise DataError(f"{where}: not a readable tar archive: {error}") from None
+        for member in tar_members(where, file):
+            self._add(member)
         for name in self._links:
             self._places[name] = self._places[self._target(name)]
 
@@ -150,6 +146,10 @@ class TarImages:
     def __contains__(self, name: str) -> bool:
         """Whether the archive contains a file with this name."""
         return name in self._places
+
+    def names(self) -> list[str]:
+        """Return the names of all files and links, sorted."""
+        return sorted(self._places)
 
     def read(self, name: str) -> bytes:
         """Read the bytes of one member."""

@@ -4,117 +4,152 @@ Either a table with the columns of an image and its caption, as `metadata.jsonl`
 directory or a tar in which the caption of `x.jpg` is in `x.txt`.
 """
 
-import tarfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from srpo_core.config import IngestSettings
+from srpo_core.data.images import DirectoryImages, ImageSource, TarImages
 from srpo_core.data.json_lists import Unreadable
 from srpo_core.data.rules import Findings
+from srpo_core.data.sources.beside import CAPTION, caption_of, images_among, visible_files
 from srpo_core.data.sources.layouts import CAPTIONS, require_columns
 from srpo_core.data.sources.packing import copy_tables
-from srpo_core.data.sources.rows import IMAGE_SUFFIXES, SUFFIXES, Table, is_hidden
+from srpo_core.data.sources.rows import SUFFIXES, Table, is_hidden
 from srpo_core.data.sources.source import Source, SourceFormat
 from srpo_core.data.sources.table_images import PACKED
-from srpo_core.data.sources.table_source import OpenTable, TableSource, open_tables, split_of
+from srpo_core.data.sources.table_source import (
+    HELD_OUT,
+    OpenTable,
+    TableSource,
+    chosen_splits,
+    open_tables,
+)
 from srpo_core.errors import DataError
 
-Texts = Callable[[], Mapping[str, str]]
-_CAPTION: Final = ".txt"
+_ABOUT: Final = frozenset({"readme", "license", "licence", "notice"})  # texts of these names are no captions
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """Images that are files in a directory, or in its archive.
+
+    images: their names. alone: captions without an image. Both are sorted, and relative to the directory.
+    """
+
+    where: Path
+    archive: Path | None
+    images: Sequence[str]
+    alone: Sequence[str]
 
 
 def _open(where: Path, ingest: IngestSettings, findings: Findings) -> Source:
-    members = _members(where)
-    if members is None:
+    folder = None if where.is_file() else _find_folder(where)
+    if folder is None:
         return open_tables(where, ingest, CAPTIONS, findings)
-    root, archive, names, read_texts = members
-    found: dict[str, list[OpenTable]] = {}
-    for split in dict.fromkeys(split_of(name) for name in names):
-        own = [name for name in names if split_of(name) == split]
-        found[split] = [partial(_folder_table, archive or root, own, read_texts)]
-    return TableSource(root, ingest, CAPTIONS, found, findings)
-
-
-def _members(where: Path) -> tuple[Path, Path | None, list[str], Texts] | None:
-    """Return directory, archive, names and texts of images that are files, or None if their captions are in tables.
-
-    Names are relative to the directory; a file without a caption or image of its own is among them, too.
-    """
-    if where.is_file():
-        return None
-    packed = where / PACKED
-    paths = [
-        path for path in where.rglob("*") if path.is_file() and not is_hidden(str(path.relative_to(where)))
-    ]
-    with_tables = any(path.suffix in SUFFIXES - {_CAPTION} and path != packed for path in paths)
-    archive = packed if packed.is_file() else None
-    if archive is None:
-        names = sorted(path.relative_to(where).as_posix() for path in paths)
-        texts: Texts = partial(_texts_of_directory, where, names)
-    else:
-        names, texts = _names_of_tar(archive), partial(_texts_of_tar, archive)
-    return None if with_tables and not _has_captions(names) else (where, archive, names, texts)
-
-
-def _names_of_tar(packed: Path) -> list[str]:
-    with tarfile.open(packed, "r:") as archive:
-        return sorted(one.name for one in archive if one.isfile() and not is_hidden(one.name))
-
-
-def _has_captions(names: Collection[str]) -> bool:
-    """Whether an image has a text of its name, so that other files beside are no tables of captions."""
-    known = set(names)
-    return any(_is_image(name) and str(PurePosixPath(name).with_suffix(_CAPTION)) in known for name in names)
-
-
-def _is_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
-
-
-def _texts_of_tar(packed: Path) -> dict[str, str]:
-    texts: dict[str, str] = {}
-    with tarfile.open(packed, "r:") as archive:
-        for member in archive:
-            if member.name.endswith(_CAPTION) and (file := archive.extractfile(member)) is not None:
-                texts[member.name] = _decoded(file.read(), f"{packed}: {member.name}")
-    return texts
-
-
-def _texts_of_directory(root: Path, names: Collection[str]) -> dict[str, str]:
-    return {
-        name: _decoded((root / name).read_bytes(), str(root / name))
-        for name in names
-        if name.endswith(_CAPTION)
-    }
-
-
-def _decoded(content: bytes, where: str) -> str:
-    try:
-        return content.decode("utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 at byte {error.start}") from None
-
-
-def _folder_table(where: Path, names: Sequence[str], read_texts: Texts) -> Table:
-    """Make a table of images and their captions; its file is the directory or archive."""
-    images = [name for name in names if _is_image(name)]
-    if not images:
+    if not folder.images:
         raise DataError(
             f"{where}: has no image with a caption: give x.txt beside x.jpg, or metadata.jsonl (docs/data.md)"
         )
+    found: dict[str, list[OpenTable]] = {}
+    for split in _splits_to_read(folder):
+        images = [name for name in folder.images if split in (None, _split_of(name))]
+        alone = [name for name in folder.alone if split in (None, _split_of(name))]
+        own = _Folder(folder.where, folder.archive, images, alone)
+        found[split or ""] = [partial(_folder_table, own)]
+    return TableSource(where, ingest, CAPTIONS, found, findings)
+
+
+def _find_folder(where: Path) -> _Folder | None:
+    """Return the images and captions that are files, or None if the captions are in tables."""
+    packed = where / PACKED
+    archive = packed if packed.is_file() else None
+    loose = [path.relative_to(where).as_posix() for path in visible_files(where) if path != packed]
+    names = loose
+    if archive is not None:
+        with archive.open("rb") as file:
+            names = [name for name in TarImages(archive, file, "").names() if not is_hidden(name)]
+    images = images_among(names)
+    captions = {caption_of(name) for name in images}
+    if not captions & set(names) and any(
+        PurePosixPath(name).suffix in SUFFIXES - {CAPTION} for name in loose
+    ):
+        return None
+    if archive is not None and (beside := images_among(loose)):
+        raise DataError(
+            f"{where}: has {len(beside)} images beside {PACKED}, first {beside[0]}: pack all of them, or unpack {PACKED}"
+        )
+    others = [name for name in names if name not in captions.union(images)]
+    beside_images = {PurePosixPath(name).parent for name in images}
+    alone = [name for name in others if _is_caption(PurePosixPath(name), beside_images)]
+    if unread := sorted(set(others).difference(alone)):
+        _log.warning(
+            "%s: %d files are neither images nor captions and are not read, first %s",
+            where,
+            len(unread),
+            unread[0],
+        )
+    return _Folder(where, archive, images, alone)
+
+
+def _is_caption(path: PurePosixPath, beside_images: Collection[PurePosixPath]) -> bool:
+    """Whether a text that belongs to no image is the caption of one that lacks: it lies beside images."""
+    return path.suffix == CAPTION and path.stem.lower() not in _ABOUT and path.parent in beside_images
+
+
+def _split_of(name: str) -> str:
+    """Return the first directory in a name that is a split; the names of images say nothing about splits."""
+    directories = PurePosixPath(name).parts[:-1]
+    return next((part for part in directories if part == "train" or part in HELD_OUT), "")
+
+
+def _splits_to_read(folder: _Folder) -> list[str | None]:
+    """Return the splits that are read, None for all images; images of others are counted in a line."""
+    splits = [_split_of(name) for name in folder.images]
+    if set(splits) <= {"", "train"}:  # nothing is held out, so no image belongs to another split
+        return [None]
+    train, test = chosen_splits(splits)
+    for name in sorted(set(splits) - {train, test}):
+        outside = f"in directories {name}" if name else "outside of the directories of splits"
+        _log.warning("%s: %d images %s are not read", folder.where, splits.count(name), outside)
+    return [train] if test is None else [train, test]
+
+
+def _folder_table(folder: _Folder) -> Table:
+    """Make a table of images and their captions; its file is the directory or archive."""
 
     def read(_: Collection[str]) -> Iterator[Any]:
-        texts = dict(read_texts())
-        for name in images:
-            caption = texts.pop(str(PurePosixPath(name).with_suffix(_CAPTION)), None)
-            if caption is None:
-                yield Unreadable("broken_record", f"image {name!r} has no caption {_CAPTION} beside it")
-            else:
-                yield {"image": name, "text": caption}
+        with _stored(folder) as stored:
+            for name in folder.images:
+                yield _read_caption(stored, name)
+        for name in folder.alone:
+            yield Unreadable("broken_record", f"caption {name!r} has no image beside it that is read")
 
-    return Table(where, "", ("image", "text"), frozenset({"image"}), read)
+    return Table(folder.archive or folder.where, "", ("image", "text"), frozenset({"image"}), read)
+
+
+@contextmanager
+def _stored(folder: _Folder) -> Iterator[ImageSource]:
+    if folder.archive is None:
+        yield DirectoryImages(folder.where)
+        return
+    with folder.archive.open("rb") as file:
+        yield TarImages(folder.archive, file, "")
+
+
+def _read_caption(stored: ImageSource, image: str) -> Any:
+    caption = caption_of(image)
+    if caption not in stored:
+        return Unreadable("broken_record", f"image {image!r} has no caption {CAPTION} beside it")
+    try:
+        return {"image": image, "text": stored.read(caption).decode("utf-8-sig").strip()}
+    except UnicodeDecodeError as error:
+        return Unreadable("broken_record", f"caption {caption!r} is not UTF-8 at byte {error.start}")
 
 
 IMAGES_FORMAT: Final = SourceFormat(

@@ -12,15 +12,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from srpo_core.data.archives import ARCHIVE_DAMAGE, require_end
+from srpo_core.data.decoding import IMAGE_SUFFIXES
 from srpo_core.data.json_lists import Unreadable, parse, read_list
 from srpo_core.data.records import LeftOut, Record
 from srpo_core.data.rules import Findings, one_line
 from srpo_core.data.sources.webdataset import LONGEST_CELL, any_kind, kind_of, read_sample, split_key
 from srpo_core.errors import DataError
 
-IMAGE_SUFFIXES: Final = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
-)
 TEXT: Final = "text"  # the column of a file that has no names of columns
 _ROWS_WITH_COLUMNS: Final = 100  # a bad first row may lack a column
 _BLANK: Final = " \t\r\n"
@@ -183,7 +182,8 @@ def _open_tar(path: Path, name: str) -> Table:
                 members = (one for one in archive if _is_file(one) and not is_hidden(one.name))
                 for _key, own in groupby(members, key=lambda one: split_key(one.name)[0]):
                     yield read_sample(archive, list(own), name, _is_image)
-        except (tarfile.TarError, OSError) as error:
+                require_end(archive)
+        except ARCHIVE_DAMAGE as error:
             raise damaged(path, error) from None
 
     table = _with_columns_of_first_rows(path, name, samples)

@@ -91,21 +91,28 @@ class TableSource:
 
     def _train_and_test(self, found: Mapping[str, Sequence[OpenTable]]) -> dict[str, Sequence[OpenTable]]:
         """Return the tables to train on, and those to hold out if there are any."""
-        tables = dict(found)
-        train = tables.pop("train", None) or tables.pop("", None)
-        held_out = next((name for name in HELD_OUT if name in tables), None)
-        test = tables.pop(held_out) if held_out else None
-        if train is None:
-            train, test = test, None
-        for name, unread in sorted(tables.items()):
-            _log.warning("%s: %d files of %s are not read", self._root, len(unread), name or "no split")
-        assert train is not None
+        train, test = chosen_splits(found)
+        for name in sorted(found.keys() - {train, test}):
+            _log.warning("%s: %d files of %s are not read", self._root, len(found[name]), name or "no split")
         if test is None and not self._test_share:
             raise DataError(
                 f"{self._root}: no file is named after a held-out split ({', '.join(HELD_OUT)}), and "
                 "ingest.test_share is 0: raise it"
             )
-        return {"train": train} if test is None else {"train": train, "test": test}
+        return {"train": found[train]} if test is None else {"train": found[train], "test": found[test]}
+
+
+def chosen_splits(found: Collection[str]) -> tuple[str, str | None]:
+    """Return which of the splits of a data set is trained on, and which is held out, if one is; empty is no split.
+
+    found: at least one of `train`, the names of `HELD_OUT` and the empty text.
+    """
+    held_out = next((name for name in HELD_OUT if name in found), None)
+    train = next((name for name in ("train", "") if name in found), None)
+    if train is not None:
+        return train, held_out
+    assert held_out is not None
+    return held_out, None
 
 
 def open_tables(

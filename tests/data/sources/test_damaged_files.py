@@ -61,14 +61,21 @@ def test_a_webdataset_that_is_cut_is_named(tmp_path, ingest):
                 member = tarfile.TarInfo(f"{number}.{column}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
-    path.write_bytes(path.read_bytes()[:20_000])
-    with pytest.raises(DataError, match=r"train.tar: .*cannot be read|not a readable tar"):
-        ingest(
-            path,
-            "pairs",
-            versioned=False,
-            columns={"prompt": "txt", "chosen": "chosen.jpg", "rejected": "rejected.jpg"},
-        )
+    whole = path.read_bytes()
+    header = whole.index(b"17.txt")
+    for content in (
+        whole[:20_000],
+        whole[: header + 300],
+        whole[: header + 148] + b"9" + whole[header + 149 :],
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"train.tar: .*cannot be read|not a readable tar"):
+            ingest(
+                path,
+                "pairs",
+                versioned=False,
+                columns={"prompt": "txt", "chosen": "chosen.jpg", "rejected": "rejected.jpg"},
+            )
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])

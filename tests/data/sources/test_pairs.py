@@ -269,3 +269,30 @@ def test_a_mapping_that_does_not_say_what_is_preferred_is_refused():
 )
 def test_the_split_of_a_file_is_read_from_its_name(name, split):
     assert split_of(name) == split
+
+
+@pytest.mark.parametrize("given", ["own/all.csv", "own"])
+def test_the_images_that_a_table_names_are_part_of_the_version(tmp_path, ingest, given):
+    names = [f"images/{n}-{name}{'.ppm' if n % 2 else ''}" for n in range(20) for name in ("good", "bad")]
+    write_images(tmp_path / "own", names)
+    (tmp_path / "own/unrelated.key").write_text("of another use")
+    rows = [
+        f"./{good},{bad},thing {number}"
+        for number, (good, bad) in enumerate(zip(names[::2], names[1::2], strict=True))
+    ]
+    (tmp_path / "own/all.csv").write_text("\n".join(["chosen,rejected,prompt", *rows]))
+    ingest(tmp_path / given, "pairs", test_share=0.3)
+    assert sum(len(require_green_preferred(split)) for split in ("train", "test")) == 20
+    with tarfile.open(tmp_path / "data/own/images.tar") as packed:
+        assert packed.getnames() == sorted(names)
+
+
+def test_images_beside_an_archive_are_not_lost_in_a_version(tmp_path, ingest):
+    write_images(tmp_path / "own", ["good.jpg", "bad.jpg"])
+    (tmp_path / "own/all.csv").write_text("prompt,chosen,rejected\na thing,good.jpg,bad.jpg\n")
+    with tarfile.open(tmp_path / "own/images.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("other.jpg"))
+    with pytest.raises(
+        DataError, match=r"has 2 images and captions beside images.tar, first bad.jpg: pack all"
+    ):
+        ingest(tmp_path / "own", "pairs")

@@ -1,6 +1,9 @@
 """Sources without pairs: prompts alone, and images with captions."""
 
+import io
 import json
+import os
+import shutil
 import tarfile
 
 import pyarrow as pa
@@ -10,6 +13,8 @@ import torch
 from coloured_images import PREFERRED, encode, is_green
 
 from srpo_core import artifacts
+from srpo_core.data.decoding import FORMATS, IMAGE_SUFFIXES
+from srpo_core.data.images import TarImages
 from srpo_core.data.tables import has_pairs, read_images, read_pairs, read_prompts, read_real_images
 from srpo_core.errors import ConfigError, DataError
 from srpo_core.preflight.consistency import require_consistent
@@ -161,6 +166,196 @@ def test_an_image_without_a_caption_is_named(tmp_path, ingest):
     (tmp_path / "own/img.v1.txt").unlink()
     with pytest.raises(DataError, match=r"record 1: image 'img.v1.jpg' has no caption .txt beside it"):
         ingest("own", "images", versioned=False)
+
+
+def photos(directory, names, start=0):
+    for number, name in enumerate(names, start):
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(number, PREFERRED))
+        path.with_suffix(".txt").write_text(f"caption of {name}")
+
+
+def texts_read():
+    return sorted(
+        one.text.removeprefix("caption of ")
+        for split in ("train", "validation", "test")
+        for one in read_prompts(split)
+    )
+
+
+@pytest.mark.parametrize("versioned", [False, True])
+def test_the_name_of_a_photo_is_no_split(tmp_path, ingest, versioned):
+    names = [f"steam-train-{n}.jpg" for n in range(3)] + ["crash-test.jpg", "test.jpg", "x.val.jpg"]
+    names += [f"my-train/{n}.jpg" for n in range(3)] + [f"train/{n}.jpg" for n in range(3)]
+    names += [f"p{n}.jpg" for n in range(20)]
+    photos(tmp_path / "own", names)
+    ingest("own", "images", versioned=versioned, test_share=0.5)
+    assert texts_read() == sorted(names)
+
+
+def test_images_outside_of_the_directories_of_splits_are_counted(tmp_path, ingest, caplog):
+    names = [f"{split}/{n}.jpg" for split in ("train", "test", "validation") for n in range(4)]
+    photos(tmp_path / "own", [*names, "a.jpg", "sub/test-b.jpg"])
+    ingest("own", "images", versioned=False)
+    assert texts_read() == sorted(names[:8])
+    assert "own: 2 images outside of the directories of splits are not read" in caplog.text
+    assert "own: 4 images in directories validation are not read" in caplog.text
+
+
+def test_a_directory_of_test_alone_is_divided(tmp_path, ingest):
+    names = [f"test/{n}.jpg" for n in range(20)]
+    photos(tmp_path / "own", names)
+    ingest("own", "images", versioned=False, test_share=0.5)
+    assert texts_read() == sorted(names)
+
+
+def packed(directory, names, *, prefix="./", kind=tarfile.GNU_FORMAT):
+    """Write images.tar as `tar -cf images.tar .` in the directory of the photos does."""
+    photos(directory / "loose", names)
+    with tarfile.open(directory / "images.tar", "w", format=kind) as tar:
+        for path in sorted((directory / "loose").rglob("*")):
+            if path.is_file():
+                tar.add(path, prefix + path.relative_to(directory / "loose").as_posix())
+        for name in ("._p1.txt", "__MACOSX/._p1.jpg", "sub/._p1.txt"):
+            tar.addfile(member := tarfile.TarInfo(prefix + name), io.BytesIO())
+            assert member.size == 0
+        member = tarfile.TarInfo(prefix + "._p2.txt")
+        member.size = 2
+        tar.addfile(member, io.BytesIO(b"\xff\xfe"))
+    shutil.rmtree(directory / "loose")
+
+
+@pytest.mark.parametrize("prefix", ["", "./"])
+@pytest.mark.parametrize("versioned", [False, True])
+def test_an_archive_that_the_user_packed_is_read(tmp_path, ingest, versioned, prefix):
+    names = [f"p{n}.jpg" for n in range(12)] + [f"sub/p{n}.jpg" for n in range(4)]
+    packed(tmp_path / "own", names, prefix=prefix)
+    ingest("own", "images", versioned=versioned, test_share=0.5)
+    assert texts_read() == sorted(names)
+
+
+def test_links_in_an_archive_are_the_files_that_they_point_to(tmp_path, ingest):
+    names = [f"p{n}.jpg" for n in range(12)]
+    photos(tmp_path / "own", names)
+    os.link(tmp_path / "own/p0.txt", tmp_path / "own/q0.txt")
+    (tmp_path / "own/q0.jpg").symlink_to("p0.jpg")
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        tar.add(tmp_path / "own", ".")
+    shutil.rmtree(tmp_path / "own")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "images.tar").rename(tmp_path / "own/images.tar")
+    ingest("own", "images", versioned=False, test_share=0.5)
+    assert texts_read() == sorted(names)  # two of the 13 images have the same caption
+    assert artifacts.read_json(artifacts.VALIDATION)["records"]["read"] == {"own/images.tar": 13}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "JPG", "jfif", "jp2", "ppm", "apng", "avif", ""])
+@pytest.mark.parametrize("versioned", [False, True])
+def test_images_of_every_format_have_captions(tmp_path, ingest, suffix, versioned):
+    names = [f"p{n}.{suffix}".removesuffix(".") for n in range(10)]
+    photos(tmp_path / "own", names)
+    ingest("own", "images", versioned=versioned, test_share=0.5)
+    assert texts_read() == sorted(names)
+
+
+def test_the_suffixes_are_those_of_the_formats():
+    from PIL import Image
+
+    Image.init()
+    known = {suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS}
+    assert known | {".mpo"} == IMAGE_SUFFIXES  # a photo with a depth map is read as JPEG
+
+
+def test_captions_and_files_without_an_image_are_reported(tmp_path, ingest, caplog):
+    photos(tmp_path / "own", [f"p{n}.jpg" for n in range(10)])
+    (tmp_path / "own/README.txt").write_text("about the photos")
+    (tmp_path / "own/raw.heic").write_bytes(b"ftypheic")
+    (tmp_path / "own/raw.txt").write_text("a photo of another format")
+    (tmp_path / "own/p3.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(DataError, match=r"record 3: caption 'p3.txt' is not UTF-8 at byte 3"):
+        ingest("own", "images", versioned=False)
+    ingest("own", "images", versioned=False, on_bad_record="quarantine", max_bad_share=0.3)
+    details = [json.loads(line)["detail"] for line in artifacts.QUARANTINE.read_text().splitlines()]
+    assert details == [
+        "caption 'p3.txt' is not UTF-8 at byte 3",
+        "caption 'raw.txt' has no image beside it that is read",
+    ]
+    assert "own: 2 files are neither images nor captions and are not read, first README.txt" in caplog.text
+    assert len(texts_read()) == 9
+
+
+def damaged_headers(whole):
+    """Yield an archive with alterations of its first two headers."""
+    for place in (*range(0, 512, 7), *range(512, 640, 3)):
+        for byte in (b"\x00", b"\xff", b"9", b"-", b"="):
+            yield whole[:place] + byte + whole[place + 1 :]
+
+
+def test_a_damaged_archive_of_images_gives_one_line(tmp_path, ingest):
+    packed(tmp_path / "own", ["p0.jpg", "p1.jpg", "p2.jpg"])
+    path = tmp_path / "own/images.tar"
+    whole = path.read_bytes()
+    second = whole.index(b"./p0.txt")
+    for content in (
+        b"no archive at all" * 100,
+        b"\0" * 100,
+        whole[: second + 700],  # in the text
+        whole[: second + 300],  # in its header
+        whole[: second + 148] + b"9" + whole[second + 149 :],  # the checksum
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"^own/images.tar: not a readable tar archive: [^\n]+$"):
+            ingest("own", "images", versioned=False)
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"^[^\n]+$"):
+        ingest("own", "images", versioned=False)
+
+
+def test_no_alteration_of_a_header_ends_in_a_trace(tmp_path):
+    """The extended headers have the keys that tarfile reads as numbers."""
+    member = tarfile.TarInfo("a.jpg")
+    member.pax_headers = {
+        "GNU.sparse.size": "12",
+        "GNU.sparse.map": "0,1",
+        "GNU.sparse.offset": "0",
+        "GNU.sparse.numbytes": "1",
+        "size": "3",
+    }
+    member.size = 3
+    path = tmp_path / "images.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(member, io.BytesIO(b"abc"))
+    whole = path.read_bytes().rstrip(b"\0")
+    whole += b"\0" * (-len(whole) % 512 + 1024)
+    refused = 0
+    for content in damaged_headers(whole):
+        path.write_bytes(content)
+        with path.open("rb") as file:
+            try:
+                TarImages(path, file, "")
+            except DataError as error:
+                refused += "\n" not in str(error)
+    assert refused > 100
+
+
+def test_a_directory_without_an_image_is_named(tmp_path, ingest):
+    (tmp_path / "own").mkdir()
+    for name in (None, "a.txt"):
+        if name:
+            (tmp_path / "own" / name).write_text("alone")
+        with pytest.raises(DataError, match=r"^own: has no image with a caption: give x.txt beside x.jpg"):
+            ingest("own", "images", versioned=False)
+
+
+def test_images_beside_an_archive_are_refused_and_nothing_is_overwritten(tmp_path, ingest):
+    packed(tmp_path / "own", ["p0.jpg", "p1.jpg"])
+    photos(tmp_path / "own", ["p7.jpg"])
+    for versioned in (False, True):
+        with pytest.raises(
+            DataError, match=r"^own: has . images.* beside images.tar, first p7.jpg: pack all"
+        ):
+            ingest("own", "images", versioned=versioned)
 
 
 def settings_for(tiny, format_name, **changes):
