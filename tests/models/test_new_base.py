@@ -323,6 +323,9 @@ def test_the_new_base_runs_from_training_to_the_report(project, tmp_path):
     run(evaluate)
     run(gate)
     artifacts.PROMPTS.write_bytes(b"the prompts of stage ingest")
+    artifacts.write_json(
+        artifacts.VALIDATION, {"records": {"read": {"train.json": 4}, "bad": 0, "rules": {}}}
+    )
     artifacts.write_json(artifacts.AGREEMENT, {"pairs": 400, "agreement": 0.965, "low": 0.942, "high": 0.979})
     run(report)
     means = artifacts.read_json(artifacts.EVALUATION_SUMMARY)["means"]
