@@ -63,6 +63,17 @@ def try_acquire(path: Path, *, shared: bool = False) -> FileLock | None:
     return _acquire(path, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
 
+def is_held(path: Path) -> bool:
+    """Whether a process holds a lock, exclusive or shared; a lock file that is missing is not made."""
+    if not path.exists():
+        return False
+    lock = try_acquire(path)
+    if lock is None:
+        return True
+    lock.release()
+    return False
+
+
 def read_holder(path: Path) -> str:
     """Return the process id that a holder wrote into a lock file; empty if it has not yet."""
     return path.read_text(encoding="ascii").strip()

@@ -1,12 +1,14 @@
 """Find the git checkout that a run starts from, or say in one line what the directory is and what to do."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Final
 
 from srpo_core.config import PARAMS_FILE
 from srpo_core.errors import ConfigError, SrpoError
 from srpo_core.runtime.dvc_yaml import DVC_FILE
-from srpo_core.workspace.git import git, try_git
+from srpo_core.workspace.git import git, git_path, try_git
 
 _NO_REPOSITORY: Final = "not a git repository"
 
@@ -17,10 +19,11 @@ def require_checkout(directory: Path, *, revision: str | None = None) -> Path:
     Worktrees, submodules, shallow clones and a detached HEAD are checkouts like any other.
 
     Raises:
-        ConfigError: there is no checkout, git refuses it, it has no commit or no such revision, or the project is a
-            subdirectory of another project's repository.
+        ConfigError: there is no checkout, git refuses it, it has no commit or no such revision, the project is a
+            subdirectory of another project's repository, or DVC cannot write down its path. Or git is not installed.
     """
     top = _top(directory)
+    _require_utf8(top)
     if top != directory.resolve() and (directory / DVC_FILE).is_file():
         if (top / DVC_FILE).is_file() and (top / PARAMS_FILE).is_file():
             raise ConfigError(f"{directory} is a directory of the checkout {top}: change to its top")
@@ -50,6 +53,17 @@ def commit_of(checkout: Path, revision: str) -> str:
     )
 
 
+def _require_utf8(top: Path) -> None:
+    try:
+        str(top).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(top).decode(errors="backslashreplace")
+        raise ConfigError(
+            f"the path of the checkout, {shown}, has bytes that are not UTF-8, and DVC's configuration is UTF-8: move the "
+            "checkout to another path"
+        ) from None
+
+
 def _raise_gits_reason(directory: Path) -> None:
     """Raise what stops git here, unless there is no repository: another owner, a broken configuration or repository."""
     try:
@@ -57,6 +71,8 @@ def _raise_gits_reason(directory: Path) -> None:
     except ConfigError:
         raise
     except SrpoError as error:
+        if shutil.which("git") is None or not directory.is_dir():  # then git has printed nothing
+            raise ConfigError(str(error)) from None
         if _NO_REPOSITORY not in str(error):
             raise ConfigError(f"{error}. Correct the file or the variable that git names") from None
         if (directory / ".git").exists():
@@ -78,4 +94,4 @@ def _top(directory: Path) -> Path:
         )
     if inside == "true":
         raise ConfigError(f"{directory} is inside git's own directory: change to the checkout")
-    return Path(git(directory, "rev-parse", "--show-toplevel"))
+    return git_path(directory, "rev-parse", "--show-toplevel")

@@ -1,4 +1,4 @@
-"""The default DVC remote: whether it has every object of a data version, unchanged, and uploads that nobody finishes.
+"""The default DVC remote: compare its objects with a data version, and abort the uploads that killed pushes left there.
 
 DVC's own comparison trusts the name of an object: it finds neither one that was cut off nor one that was altered.
 """
@@ -188,22 +188,12 @@ def _md5_of(filesystem: Any, path: str) -> str:
 def _end_killed_pushes(workspace: Workspace, remote: Any) -> None:
     """Abort what killed pushes to this remote began and did not finish."""
     for record in sorted((workspace.home / PUSHES).glob("*.json")):
-        if _is_running(workspace.home / "runs" / record.stem / "lock"):
+        if file_lock.is_held(workspace.home / "runs" / record.stem / "lock"):
             continue
         push: Mapping[str, Any] = read_json(record)
         if push["remote"] == str(remote.path):
             _abort_new(remote, push["keys"], {Upload(*one) for one in push["before"]})
             record.unlink(missing_ok=True)
-
-
-def _is_running(run_lock: Path) -> bool:
-    if not run_lock.exists():  # the run's directory was removed
-        return False
-    lock = file_lock.try_acquire(run_lock)
-    if lock is None:
-        return True
-    lock.release()
-    return False
 
 
 def _abort_new(remote: Any, paths: Sequence[str], before: set[Upload]) -> None:

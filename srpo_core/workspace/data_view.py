@@ -1,12 +1,13 @@
 """Read a data version by its tag, from DVC's cache or the default remote, without touching the checkout.
 
 The files of a version are links into DVC's cache in a temporary directory, so nothing is copied, however large the
-data are. If the process is killed, the directory of links remains below the home directory, and nothing waits for it.
+data are. If the process is killed, the directory of links remains in the home directory until the next start.
 """
 
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,11 +18,16 @@ from typing import Any, Final
 from srpo_core.artifacts import private_home, user_path
 from srpo_core.config.yaml_text import parse_yaml
 from srpo_core.errors import ConfigError, SrpoError, StoreError
+from srpo_core.runtime import file_lock
 from srpo_core.workspace.data_remote import remote_errors
 from srpo_core.workspace.data_versions import noted
-from srpo_core.workspace.git import git
+from srpo_core.workspace.dvc_config import require_config
+from srpo_core.workspace.git import git, git_path
 
 PREFIX: Final = "data"
+VIEWS: Final = (
+    "data-views"  # in the home directory: one directory of links for each process that reads a version
+)
 _PARTS: Final = 3  # of a tag: data/<name>/<hash>
 
 log = logging.getLogger(__name__)
@@ -31,9 +37,9 @@ log = logging.getLogger(__name__)
 class DataVersion:
     """A data version that can be read.
 
-    home: the directory of files that are not outputs. path: a directory with the version's files. files: the MD5 of each file, by its path in the data. ingest: the settings of
-    ingest that read it. findings: what the stage ingest counted and set aside when the version was made, by rule; None for a
-    version that was made before this was noted.
+    home: the directory of files that are not outputs. path: a directory with the version's files. files: the MD5 of
+    each file, by its path in the data. ingest: the settings of ingest that read it. findings: what the stage ingest
+    counted and set aside when the version was made, by rule; None for a version that was made before this was noted.
     """
 
     tag: str
@@ -49,22 +55,22 @@ def open_version(checkout: Path, tag: str) -> Iterator[DataVersion]:
     """Fetch what DVC's cache lacks of a version, and yield it.
 
     Raises:
-        ConfigError: there is no such version; the message lists the known ones.
+        ConfigError: there is no such version; the message lists the known ones. Or DVC's configuration is damaged.
         StoreError: neither the cache nor the remote has all of its objects, unchanged.
     """
     top, name = _require_tag(checkout, tag)
     pointer = parse_yaml(git(top, "show", f"{tag}:{PREFIX}/{name}.dvc"), f"{PREFIX}/{name}.dvc")
     directory = str(pointer["outs"][0]["md5"])
     home = private_home(user_path(os.environ.get("SRPO_HOME", top / ".srpo")))
-    with tempfile.TemporaryDirectory(prefix="data-", dir=home) as scratch:
-        with _open(top, Path(scratch) / "dvc") as repo:
+    with _scratch(home / VIEWS) as scratch:
+        with _open(top, scratch / "dvc") as repo:
             cache = repo.cache.local
             _fetch(repo, [directory], tag)
             entries = json.loads(Path(cache.oid_to_path(directory)).read_text(encoding="utf-8"))
             files = {entry["relpath"]: entry["md5"] for entry in entries}
             _fetch(repo, sorted(set(files.values())), tag)
             places = {relpath: Path(cache.oid_to_path(oid)).absolute() for relpath, oid in files.items()}
-        path = Path(scratch) / name
+        path = scratch / "files" / name
         for relpath, place in places.items():
             link = path / relpath
             link.parent.mkdir(parents=True, exist_ok=True)
@@ -80,10 +86,26 @@ def known_tags(checkout: Path) -> list[str]:
     return listed.split()
 
 
+@contextmanager
+def _scratch(views: Path) -> Iterator[Path]:
+    """Yield a directory that is removed afterwards; those of processes that were killed are removed first."""
+    with file_lock.acquire(views / "lock"):
+        for other in views.iterdir():
+            if other.is_dir() and not file_lock.is_held(other / "lock"):
+                shutil.rmtree(other)
+        scratch = Path(tempfile.mkdtemp(dir=views))
+        held = file_lock.acquire(scratch / "lock")
+    try:
+        yield scratch
+    finally:
+        with file_lock.acquire(views / "lock"), held:
+            shutil.rmtree(scratch)
+
+
 def _require_tag(checkout: Path, tag: str) -> tuple[Path, str]:
     """Return the top of the checkout and the name of the data set."""
     try:
-        top = Path(git(checkout, "rev-parse", "--show-toplevel"))
+        top = git_path(checkout, "rev-parse", "--show-toplevel")
     except SrpoError as error:
         raise ConfigError(f"{checkout} is not a git checkout, so it has no data versions ({error})") from None
     known = known_tags(top)
@@ -100,13 +122,10 @@ def _require_tag(checkout: Path, tag: str) -> tuple[Path, str]:
 
 
 def _open(top: Path, site_cache: Path) -> Any:
-    from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
 
-    try:
-        return Repo(str(top), config={"core": {"site_cache_dir": str(site_cache)}})
-    except NotDvcRepoError:
-        raise ConfigError(f"{top} has no .dvc/config: restore it with git") from None
+    require_config(top)
+    return Repo(str(top), config={"core": {"site_cache_dir": str(site_cache)}})
 
 
 def _fetch(repo: Any, oids: Sequence[str], tag: str) -> None:

@@ -100,6 +100,13 @@ def try_git(cwd: Path, *arguments: str) -> str | None:
     return None if done.returncode else done.stdout.decode(errors="replace")
 
 
+def git_path(cwd: Path, *arguments: str) -> Path:
+    """Run a git command that prints one path, with whatever bytes, and return it. Raises as `git` does."""
+    done = _run(["git", *_OPTIONS, *arguments], cwd, _git_environment())
+    _output(["git", *arguments], done, cwd)
+    return Path(os.fsdecode(done.stdout.removesuffix(b"\n")))
+
+
 def list_names(cwd: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> list[str]:
     """Run a git command that lists names with `-z` and return them as the file system has them. Raises as `git` does."""
     own = _git_environment() | dict(environment or {})

@@ -71,7 +71,8 @@ def unreachable_inputs(checkout: Path, settings: Settings) -> Iterator[str]:
 def link_inputs(workspace: Workspace, paths: Iterable[str], *, revision: str | None = None) -> list[str]:
     """Link what the settings name, the checkout has, and the workspace lacks; return the linked paths.
 
-    paths: what `input_paths` returns, relative to the top of the checkout; revision: of the run; nothing is added to a directory that it has. Data that DVC tracks are left to `dvc pull`.
+    paths: what `input_paths` returns, relative to the top of the checkout. revision: of the run; then files that are only
+    in the checkout are not added to a directory of that revision. Data that DVC tracks are left to `dvc pull`.
     """
     linked: list[str] = []
     for given in dict.fromkeys(paths):

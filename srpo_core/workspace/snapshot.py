@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from srpo_core.workspace.git import git, list_names
+from srpo_core.errors import SrpoError
+from srpo_core.workspace.git import git, git_path, list_names
 
 LARGE_BYTES: Final = (
     50_000_000  # of a file or of a directory: more than code has; hosts of git warn from here on
@@ -75,8 +76,7 @@ def checkout_snapshot(checkout: Path, untracked: Untracked | None = None) -> str
     _write_private_objects(checkout, untracked)
     with tempfile.TemporaryDirectory(prefix="srpo-index-") as scratch:
         index = Path(scratch) / "index"
-        with suppress(FileNotFoundError):  # a checkout without an index yet
-            shutil.copy2(git(checkout, "rev-parse", "--path-format=absolute", "--git-path", "index"), index)
+        _copy_index(checkout, index)
         environment = {"GIT_INDEX_FILE": str(index)}
         git(checkout, "add", "--update", ".", environment=environment)
         names = "".join(f"{name}\0" for name in untracked.files)
@@ -100,6 +100,23 @@ def keep_modes(checkout: Path, workspace: Path, untracked: Untracked) -> None:
         copy = workspace / file.relative_to(checkout)
         if copy.is_file() and not copy.is_symlink():
             copy.chmod(stat.S_IMODE(file.stat().st_mode))
+
+
+def _path_of_git(checkout: Path, name: str) -> Path:
+    return git_path(checkout, "rev-parse", "--path-format=absolute", "--git-path", name)
+
+
+def _copy_index(checkout: Path, target: Path) -> None:
+    """Copy the user's index; there is none in a checkout to which nothing was added yet."""
+    index = _path_of_git(checkout, "index")
+    try:
+        shutil.copy2(index, target)
+    except FileNotFoundError:
+        if list_names(checkout, "ls-files", "--cached", "-z"):
+            raise SrpoError(
+                f"{index} is not there, though git lists files of that index: repeat the command; if that does not help, "
+                "use another clone"
+            ) from None
 
 
 def _sizes(checkout: Path, names: Sequence[str]) -> Iterator[tuple[str, int]]:
@@ -134,7 +151,7 @@ def _private_files(checkout: Path, untracked: Untracked) -> list[Path]:
 
 def _write_private_objects(checkout: Path, untracked: Untracked) -> None:
     """Write the objects of private files with a mode to match, before `git add` would write them for everybody."""
-    objects = Path(git(checkout, "rev-parse", "--path-format=absolute", "--git-path", "objects"))
+    objects = _path_of_git(checkout, "objects")
     for file in _private_files(checkout, untracked):
         name = git(checkout, "hash-object", "-w", "--", str(file), umask=_PRIVATE_UMASK)
         stored = objects / name[:2] / name[2:]

@@ -93,8 +93,8 @@ def open_workspace(
     ended, and all but the newest `keep` of their workspaces are removed. Live runs are never touched.
 
     Raises:
-        ConfigError: `checkout` is not a git checkout, it has no such revision, DVC cannot read its configuration, or its home belongs to
-            another user.
+        ConfigError: `checkout` is not a git checkout, it has no such revision, DVC cannot read its configuration, or its
+            home belongs to another user.
     """
     top = require_checkout(checkout, revision=revision)
     home = private_home(user_path(os.environ.get("SRPO_HOME", top / ".srpo")))
@@ -205,17 +205,10 @@ def _share_models(workspace: Workspace) -> None:
 def _remove_dead_runs(checkout: Path, runs: Path, keep: int) -> None:
     """End the processes of dead runs, and remove all but the newest `keep` of their workspaces."""
     processes.end_leftovers()
-    dead = [run for run in sorted(runs.iterdir(), reverse=True) if run.is_dir() and not _is_alive(run)]
+    newest_first = sorted(runs.iterdir(), reverse=True)
+    dead = [run for run in newest_first if run.is_dir() and not file_lock.is_held(run / "lock")]
     for run in dead[keep:]:
         with suppress(SrpoError):  # half made, or removed by hand: the directory is removed below
             git(checkout, "worktree", "remove", "--force", "--force", str(run / "workspace"))
         shutil.rmtree(run)
     git(checkout, "worktree", "prune")
-
-
-def _is_alive(run: Path) -> bool:
-    lock = file_lock.try_acquire(run / "lock")
-    if lock is None:
-        return True
-    lock.release()
-    return False

@@ -94,7 +94,9 @@ def test_versions_are_shown_and_compared_from_the_remote_without_touching_the_ch
     after = [path for path in standin.rglob("*") if ".srpo" not in path.parts and ".git" not in path.parts]
     assert sorted(path for path in after if ".dvc/cache" not in str(path)) == before
     assert git(standin, "status", "--porcelain") == ""
-    assert not list((standin / ".srpo").glob("data-*"))  # no directory of links remains
+    assert [path.name for path in (standin / ".srpo/data-views").iterdir()] == [
+        "lock"
+    ]  # no directory of links
 
 
 def test_a_version_that_cannot_be_read_gives_one_line(standin, tags):
@@ -113,6 +115,24 @@ def test_a_version_that_cannot_be_read_gives_one_line(standin, tags):
     shutil.rmtree(remote)
     with pytest.raises(StoreError, match=r"lacks \d+ of \d+ objects of data/emoji"):
         show_version(tags[1], None)
+
+
+def test_links_of_killed_readers_are_removed_at_the_next_start_and_those_of_live_ones_are_not(standin, tags):
+    views = standin / ".srpo/data-views"
+    (views / "killed/files").mkdir(parents=True)
+    (views / "killed/lock").touch()
+    with open_version(standin, tags[0]) as first, open_version(standin, tags[1]) as second:
+        assert not (views / "killed").exists()
+        assert all((version.path / "train.json").is_file() for version in (first, second))
+    assert [path.name for path in views.iterdir()] == ["lock"]
+
+
+def test_a_damaged_configuration_of_dvc_gives_one_line(standin, tags):
+    (standin / ".dvc/config.local").write_text("secret_access_key: wJalr-secret\n")
+    with pytest.raises(
+        ConfigError, match=r"config.local is not a configuration that DVC can read \(line 1: "
+    ):
+        show_version(tags[0], None)
 
 
 def test_the_agreement_of_a_reward_is_measured_by_style(standin, tags, monkeypatch):

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from srpo_core.runtime.file_lock import acquire, read_holder, try_acquire
+from srpo_core.runtime.file_lock import acquire, is_held, read_holder, try_acquire
 
 HOLD = (
     "import sys; from pathlib import Path; from srpo_core.runtime.file_lock import acquire;"
@@ -100,3 +100,13 @@ def test_a_lock_is_released_after_an_error(tmp_path):
     lock = try_acquire(tmp_path / "new/lock")
     assert lock is not None
     lock.release()
+
+
+def test_whether_a_lock_is_held_is_asked_without_making_its_file(tmp_path, hold):
+    assert not is_held(tmp_path / "lock")
+    assert not (tmp_path / "lock").exists()
+    process = hold("shared")
+    assert is_held(tmp_path / "lock")
+    process.kill()
+    process.wait()
+    assert not is_held(tmp_path / "lock")

@@ -188,6 +188,31 @@ def test_a_broken_variable_of_git_is_named(checkout, monkeypatch):
     assert "bogus count in GIT_CONFIG_COUNT" in refusal(checkout)
 
 
+@pytest.mark.parametrize(
+    "name", [b"blank at the end ", b"new line at the end\n", "pr\u00fcf 日本".encode()], ids=ascii
+)
+def test_a_checkout_at_any_path_of_utf_8_is_found_and_a_directory_of_it_named(checkout, name):
+    place = checkout.rename(checkout.parent / os.fsdecode(name))
+    assert require_checkout(place) == place
+    (place / "recipe").mkdir()
+    (place / "recipe/dvc.yaml").write_text("stages: {}\n")
+    with pytest.raises(ConfigError, match="is a directory of the checkout"):
+        require_checkout(place / "recipe")
+
+
+def test_a_path_that_is_not_utf_8_is_named_because_dvc_cannot_write_it_down(checkout):
+    place = checkout.rename(checkout.parent / os.fsdecode(b"caf\xe9"))
+    line = refusal(place)
+    assert f"{checkout.parent}/caf\\xe9, has bytes that are not UTF-8" in line
+    assert line.endswith("move the checkout to another path")
+
+
+def test_without_git_and_without_the_directory_no_file_of_git_is_blamed(archive, monkeypatch):
+    assert refusal(archive / "none") == f"{archive / 'none'} is not a directory, so 'git' cannot run there"
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert refusal(archive) == "'git' was not found: install it, or add it to PATH"
+
+
 def test_a_worktree_whose_repository_is_gone_gives_gits_reason(checkout, tmp_path):
     place = as_git_worktree(checkout, tmp_path / "place")
     shutil.rmtree(checkout / ".git")

@@ -1,9 +1,10 @@
+import os
 import subprocess
 
 import pytest
 
 from srpo_core.errors import SrpoError
-from srpo_core.workspace.git import git, try_git
+from srpo_core.workspace.git import git, git_path, try_git
 
 
 @pytest.fixture
@@ -41,3 +42,10 @@ def test_variables_of_a_git_hook_that_calls_this_project_are_ignored(repository,
 def test_without_git_there_is_no_output(repository, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert try_git(repository, "status") is None
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b" blanks ", b"new line\n"], ids=ascii)
+def test_a_path_is_returned_byte_by_byte(tmp_path, name):
+    top = tmp_path / os.fsdecode(name)
+    subprocess.run(["git", "init", "--quiet", str(top)], check=True)
+    assert git_path(top, "rev-parse", "--show-toplevel") == top
