@@ -3,13 +3,13 @@
 import io
 import json
 import re
-import unicodedata
 from collections import Counter
 from itertools import combinations
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from readable_text import is_text
 
 from srpo_core.data.hpd import read_benchmark, read_choices
 from srpo_core.data.preferences import Preferences
@@ -145,23 +145,6 @@ def loads(text):
         return dict(pairs)
 
     return json.loads(text, object_pairs_hook=unique)
-
-
-_BLANK = {"Cc", "Cf", "Zs", "Zl", "Zp"}
-# Unicode's Default_Ignorable_Code_Point outside of these categories, and the blank of Braille
-_IGNORED = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8\U000e0000-\U000e0fff]"
-)
-
-
-def is_text(value):
-    """Whether a value is a text that people see and files can hold."""
-    return (
-        isinstance(value, str)
-        and not any(unicodedata.category(sign) == "Cs" for sign in value)
-        and not any(unicodedata.category(sign) == "Cc" and sign not in "\t\n\r" for sign in value)
-        and any(unicodedata.category(sign) not in _BLANK and not _IGNORED.match(sign) for sign in value)
-    )
 
 
 def is_number(value):
