@@ -5,6 +5,7 @@ import json
 import shutil
 import tarfile
 from pathlib import Path
+from random import Random
 
 import pyarrow.parquet as pq
 import pytest
@@ -27,6 +28,15 @@ ROOT = Path(__file__).resolve().parents[2]
 def png(number, size=(24, 24)):
     file = io.BytesIO()
     Image.new("RGB", size, (number % 256, 80, number // 256)).save(file, "PNG")
+    return file.getvalue()
+
+
+def noise(side=1024):
+    """Make a large image of 3 MB: pixels that hardly shrink."""
+    file = io.BytesIO()
+    Image.frombytes("RGB", (side, side), Random(0).randbytes(3 * side * side)).save(
+        file, "PNG", compress_level=0
+    )
     return file.getvalue()
 
 
@@ -75,7 +85,7 @@ def made(tmp_path_factory):
         test_of("broken", "cut.png", "6.png"),
         test_of("equal", "0.png", "1.png", rank=[1, 1]),
     ]
-    own = {f"{number}.png": png(1000 + number) for number in range(12)}
+    own = {f"{number}.png": png(1000 + number) for number in range(12)} | {"0.png": noise()}
     write_tar(source / "test.tar", own | {"cut.png": png(1099)[:60]})
     (source / "train.json").write_text(json.dumps(trained))
     (source / "test.json").write_text(json.dumps(tested))
@@ -135,6 +145,7 @@ def test_the_page_of_a_version_with_bad_images_is_written(ingested, tmp_path):
     words = ControlWords.of(["Ink"], ["3D"])
     write_data_page(tmp_path / "page.html", source=kept, tag="data/a/1", words=words, findings=findings)
     assert (tmp_path / "page.html").read_text().count("data:image/") == 12
+    assert (tmp_path / "page.html").stat().st_size < 300_000  # large images are scaled down
 
 
 def test_images_are_read_only_if_records_were_set_aside_because_of_them(ingested, tmp_path):
