@@ -36,6 +36,8 @@ _MOVING: Final = frozenset({"AVIF", "GIF", "PNG", "TIFF", "WEBP"})
 _BITS_PER_SAMPLE: Final = 258  # tags of TIFF
 _PHOTOMETRIC: Final = 262
 _BYTE: Final = 255
+_BIT_DEPTH: Final = 24  # where the first chunk of a PNG has it
+_PILLOW: Final = r"PIL\."
 _SPACES: Final = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 # what Pillow raises on damaged files, besides OSError
 _DAMAGE: Final = (
@@ -68,14 +70,14 @@ def read_image(content: bytes) -> "Image.Image":
     """
     from PIL import Image, UnidentifiedImageError
 
-    # more pixels than that are refused below, in one line
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    _silence_pillow()
     Image.init()  # the plugins of FORMATS; the first call alone has an effect
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         _require_one_frame(image)
         _require_size(image.size)
         image.load()
+        _scale_transparent_colour(image, content)
         seen = _upright(_on_white(image), image.getexif().get(_orientation_tag()))
     except Image.DecompressionBombError:
         raise ValueError(f"more than {2 * MOST_PIXELS:,} pixels: at most {MOST_PIXELS:,} are read") from None
@@ -86,6 +88,32 @@ def read_image(content: bytes) -> "Image.Image":
         raise ValueError(first or type(error).__name__) from None
     seen.info = {}
     return seen
+
+
+def _silence_pillow() -> None:
+    """Ignore Pillow's warnings, once, as threads share the filters.
+
+    Too many pixels are refused in one line, and damaged metadata mean nothing.
+    """
+    ignored = (one[3] for one in warnings.filters if one[0] == "ignore")
+    if not any(getattr(module, "pattern", module) == _PILLOW for module in ignored):
+        warnings.filterwarnings("ignore", module=_PILLOW)
+
+
+def _scale_transparent_colour(image: "Image.Image", content: bytes) -> None:
+    """Scale the transparent colour of a PNG, which has the bits of the file, to the 8 bits of the loaded image."""
+    key = image.info.get("transparency")
+    if image.format != "PNG" or image.mode not in ("1", "L", "RGB") or not isinstance(key, int | tuple):
+        return
+    bits = content[_BIT_DEPTH]
+    greatest = (1 << min(bits, 8)) - 1
+
+    def scaled(value: int) -> int:
+        # the file may have more bits than count; of 16, Pillow keeps the upper 8
+        used = value & ((1 << bits) - 1)
+        return (used >> max(bits - 8, 0)) * _BYTE // greatest
+
+    image.info["transparency"] = tuple(map(scaled, key)) if isinstance(key, tuple) else scaled(key)
 
 
 def _require_one_frame(image: "Image.Image") -> None:
@@ -181,9 +209,6 @@ def _split(image: "Image.Image") -> "tuple[Image.Image, Image.Image | None]":
         image = image.convert("LA")
     if image.mode == "LA":
         return image.getchannel("L"), image.getchannel("A")
-    key = image.info.get("transparency")
-    if isinstance(key, tuple) and max(key) > _BYTE:  # of a PNG of 16 bits, of which Pillow keeps the upper 8
-        image.info["transparency"] = tuple(value >> 8 for value in key)
     whole = image if image.mode == "RGBA" else image.convert("RGBA")
     return whole.convert("RGB"), whole.getchannel("A")
 

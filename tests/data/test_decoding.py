@@ -3,6 +3,7 @@ import random
 import struct
 import warnings
 import zlib
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -122,6 +123,49 @@ def test_a_transparent_value_of_16_bits_is_white():
     found = seen(deep_png(colours, 2, (1000, 2000, 3000)))
     assert found[0, 0].tolist() == [1, 1, 1]
     assert (found.reshape(-1, 3)[1:] == 255).all()
+
+
+def test_a_transparent_colour_of_16_bits_with_small_values_is_white():
+    colours = np.full((4, 4, 3), (200, 100, 50))
+    colours[0, 0] = (51400, 25700, 12850)
+    found = seen(deep_png(colours, 2, (200, 100, 50)))
+    assert found[0, 0].tolist() == [200, 100, 50]
+    assert (found.reshape(-1, 3)[1:] == 255).all()
+
+
+@pytest.mark.parametrize(("bits", "key"), [(1, 1), (1, 0), (2, 2), (2, 3), (4, 7), (4, 15), (8, 77)])
+@pytest.mark.parametrize("unused", [0, 0xA000])
+def test_a_transparent_grey_of_few_bits_is_white(bits, key, unused):
+    """The bits of the key that the depth has no use for may be anything; of one bit, Pillow takes any for white."""
+    unused = unused if bits > 1 else 0
+    values = [value for value in range(2**bits) if value != key][:4] + [key] * 4
+    lines = "".join(f"{value:0{bits}b}" for value in values)
+    lines += "0" * (-len(lines) % 8)
+    row = int(lines, 2).to_bytes(len(lines) // 8, "big")
+    header = struct.pack(">IIBBBBB", len(values), 1, bits, 0, 0, 0, 0)
+    transparent = (b"tRNS", struct.pack(">H", key | unused))
+    content = png_chunks((b"IHDR", header), transparent, (b"IDAT", zlib.compress(b"\0" + row)))
+    expected = [value * 255 // (2**bits - 1) for value in values[:-4]] + [255] * 4
+    assert seen(content)[0, :, 0].tolist() == expected
+
+
+def test_damaged_metadata_print_nothing():
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    exif[0x010E] = "a description that is longer than four bytes"
+    whole = encoded(Image.fromarray(scene()), "JPEG", exif=exif)
+    start = whole.index(b"Exif\0\0")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.resetwarnings()
+        for cut in (20, 30, 40):
+            # what the directory points to is not there
+            damaged = whole[: start + cut] + b"\xee" * 8 + whole[start + cut + 8 :]
+            with suppress(ValueError):
+                read_image(damaged)
+        filters = len(warnings.filters)
+        read_image(whole)
+        assert len(warnings.filters) == filters
+    assert [str(one.message) for one in caught] == []
 
 
 def test_values_of_unknown_range_are_refused():

@@ -186,6 +186,12 @@ def test_a_run_that_uses_no_image_of_an_archive_does_not_open_it(broken):
     assert all(path.startswith("test/") for path in stored_paths())
     with pytest.raises(DataError, match=r"train\.tar: not a readable tar archive"):
         run(**arguments("hpd", {"check_images": "all"}, **unused))
+    (broken / "train.tar").unlink()
+    run(**arguments("hpd", {"check_images": "used"}, **unused))
+    assert all(path.startswith("test/") for path in stored_paths())
+    for checked, changes in (("all", unused), ("used", {"train_rollout_source": "offline"})):
+        with pytest.raises(DataError, match=r"images of 'train' must be in exactly one"):
+            run(**arguments("hpd", {"check_images": checked}, **changes))
 
 
 def test_a_damaged_image_that_no_setting_uses_is_found_only_if_all_are_checked(broken):

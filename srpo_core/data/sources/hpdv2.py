@@ -24,8 +24,10 @@ LAYOUT: Final = "a directory with train.json, test.json, benchmark/*.json and th
 class HpdSource:
     """HPDv2 in a directory. See `Source`."""
 
-    def __init__(self, where: Path, _: IngestSettings, findings: Findings) -> None:
+    def __init__(self, where: Path, ingest: IngestSettings, findings: Findings) -> None:
         require_layout(where)
+        if ingest.check_images == "all":
+            require_images(where)
         self._where, self._findings = where, findings
 
     def choices(self, split: str) -> Iterator[Choice]:
@@ -43,7 +45,7 @@ class HpdSource:
 
 
 def require_layout(where: Path) -> None:
-    """Raise `DataError` if a directory lacks a part of HPDv2, before anything is read."""
+    """Raise `DataError` if a directory lacks a list of HPDv2, before anything is read."""
     if where.is_file():
         raise DataError(f"{where} is a file, and the format hpdv2 is a directory: give {LAYOUT}")
     for split in SPLITS:
@@ -51,11 +53,16 @@ def require_layout(where: Path) -> None:
             below = next(where.glob(f"*/{split}.json"), None)
             hint = f"; {below.parent} has one" if below else ""
             raise DataError(f"{where / split}.json is missing: give {LAYOUT}{hint}")
-        find_images(where, split)
     if not any((where / "benchmark").glob("*.json")):
         raise DataError(
             f"{where / 'benchmark'} contains no list of prompts: put HPDv2's benchmark/*.json there"
         )
+
+
+def require_images(where: Path) -> None:
+    """Raise `DataError` if the images of a split are missing, or are there in two forms."""
+    for split in SPLITS:
+        find_images(where, split)
 
 
 def collect(source: Path, target: Path) -> None:
@@ -65,6 +72,7 @@ def collect(source: Path, target: Path) -> None:
         DataError: a part of the source is missing, or a split has its images twice.
     """
     require_layout(source)
+    require_images(source)
     lists = [source / f"{split}.json" for split in SPLITS] + sorted(source.glob("benchmark/*.json"))
     for path in lists:
         copy = target / path.relative_to(source)

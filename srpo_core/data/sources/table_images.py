@@ -13,7 +13,7 @@ from srpo_core.data.sources.rows import damaged
 from srpo_core.errors import DataError
 
 PACKED: Final = "images.tar"  # in a data version: the images that lie beside the tables
-_IN_FILE: Final = re.compile(r"(?P<file>.+?\.(?P<kind>parquet|tar))/(?P<member>.+)")
+_IN_FILE: Final = re.compile(r"\.(?:parquet|tar)(?=/.)")
 _IMAGES_AT_ONCE: Final = 16
 
 
@@ -41,24 +41,35 @@ class TableImages:
         self._opened = opened
         self._directory = DirectoryImages(where)
         self._tars: dict[str, TarImages] = {}
+        self._is_table: dict[str, bool] = {}
         self._cursor: _Cursor | None = None
 
     def __contains__(self, name: str) -> bool:
         """Whether there is an image with this name."""
-        found = _IN_FILE.fullmatch(name)
-        if found and (self.where / found["file"]).is_file():
-            return found["kind"] == "parquet" or found["member"] in self._tar(found["file"])
+        if place := self._place_in_table(name):
+            file, member = place
+            return file.endswith(".parquet") or member in self._tar(file)
         return name in self._directory or ((self.where / PACKED).is_file() and name in self._tar(PACKED))
 
     def read(self, name: str) -> bytes:
         """Read the stored bytes of one image."""
-        found = _IN_FILE.fullmatch(name)
-        if found and (self.where / found["file"]).is_file():
-            if found["kind"] == "tar":
-                return self._tar(found["file"]).read(found["member"])
-            record, _, column = found["member"].partition(".")
-            return self._embedded(found["file"], int(record), column)
+        if place := self._place_in_table(name):
+            file, member = place
+            if file.endswith(".tar"):
+                return self._tar(file).read(member)
+            record, _, column = member.partition(".")
+            return self._embedded(file, int(record), column)
         return self._directory.read(name) if name in self._directory else self._tar(PACKED).read(name)
+
+    def _place_in_table(self, name: str) -> tuple[str, str] | None:
+        """Return the table with an image, and its name there; None if it is in none. Directories are named like tables, too."""
+        for found in _IN_FILE.finditer(name):
+            file = name[: found.end()]
+            if file not in self._is_table:
+                self._is_table[file] = (self.where / file).is_file()
+            if self._is_table[file]:
+                return file, name[found.end() + 1 :]
+        return None
 
     def _tar(self, file: str) -> TarImages:
         if file not in self._tars:

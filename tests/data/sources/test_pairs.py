@@ -296,3 +296,16 @@ def test_images_beside_an_archive_are_not_lost_in_a_version(tmp_path, ingest):
         DataError, match=r"has 2 images and captions beside images.tar, first bad.jpg: pack all"
     ):
         ingest(tmp_path / "own", "pairs")
+
+
+def test_directories_may_be_named_like_tables(tmp_path, ingest):
+    rows = [pick_a_pic(f"a thing {number}", number) for number in range(20)]
+    for split, own in (("train", rows[:12]), ("test", rows[12:])):
+        directory = tmp_path / f"of.tar/{split}.parquet"
+        write_parquet(directory / "part-00000-1f.snappy.parquet", own[:4])
+        write_parquet(directory / "part-00001-1f.snappy.parquet", own[4:])
+        (directory / "_SUCCESS").touch()
+        (directory / ".part-00000-1f.snappy.parquet.crc").write_bytes(b"crc")
+    ingest(tmp_path, "pairs", versioned=False)
+    assert len(require_green_preferred("train", ".")) == 12
+    assert len(require_green_preferred("test", ".")) == 8
