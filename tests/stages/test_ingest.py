@@ -62,6 +62,10 @@ def error_of_run():
     return str(caught.value)
 
 
+def run_with(settings):
+    run(**arguments("hpd") | {"ingest": settings})
+
+
 def records(path):
     return json.loads(path.read_text(encoding="utf-8"))
 
@@ -347,7 +351,7 @@ def test_bad_records_are_set_aside_with_file_record_and_rule_and_the_others_are_
         json.dumps([train[9]["prompt"], "a \x07 bell", 7]), encoding="utf-8"
     )
     settings = ingest_settings(source="hpd", on_bad_record="quarantine", max_bad_share=0.05)
-    run(seed=0, ingest=settings)
+    run_with(settings)
     assert quarantined() == [
         *[
             ("hpd/train.json", record, rule)
@@ -385,7 +389,7 @@ def test_too_many_bad_records_end_the_run_in_one_line(broken, ingest_settings):
     with pytest.raises(
         DataError, match=r"^2 of \d+ records are bad \(empty_text 2\), more than the share 0.001"
     ):
-        run(seed=0, ingest=settings)
+        run_with(settings)
     assert len(quarantined()) == 2
     assert not artifacts.VALIDATION.exists()
 
@@ -393,7 +397,7 @@ def test_too_many_bad_records_end_the_run_in_one_line(broken, ingest_settings):
 def test_a_broken_file_ends_the_run_in_quarantine_too(broken, ingest_settings):
     (broken / "test.json").write_text('[{"prompt": "a"}, {"prompt"]', encoding="utf-8")
     with pytest.raises(DataError, match=r"test\.json: record 1: broken JSON at line 1"):
-        run(seed=0, ingest=ingest_settings(source="hpd", on_bad_record="quarantine", max_bad_share=1.0))
+        run_with(ingest_settings(source="hpd", on_bad_record="quarantine", max_bad_share=1.0))
 
 
 def test_records_with_missing_and_unreadable_images_are_set_aside(broken, ingest_settings):
@@ -403,7 +407,7 @@ def test_records_with_missing_and_unreadable_images_are_set_aside(broken, ingest
         name: [index for index, one in enumerate(records(broken / "train.json")) if name in one["file_path"]]
         for name in contents
     }
-    run(seed=0, ingest=ingest_settings(source="hpd", on_bad_record="quarantine", max_bad_share=0.05))
+    run_with(ingest_settings(source="hpd", on_bad_record="quarantine", max_bad_share=0.05))
     missing, unreadable = users.values()
     unreadable = [record for record in unreadable if record not in missing]
     assert missing
@@ -433,7 +437,7 @@ def test_images_that_are_too_small_or_too_long_end_the_run_or_are_counted(
     record = index_with(broken / "test.json", "image_path", "00000004.webp")
     expected = f"hpd/test.json: record {record}: image '00000004.webp' has {size[0]} x {size[1]} pixels"
     assert error_of_run().startswith(expected)
-    run(seed=0, ingest=ingest_settings(rules={rule: "warning"}, source="hpd"))
+    run_with(ingest_settings(rules={rule: "warning"}, source="hpd"))
     assert counts() == {rule: (1, 0)}
 
 
@@ -446,10 +450,10 @@ def test_equal_images_under_two_names_and_in_both_splits_are_counted_or_end_the_
     twin = copied["00000000.webp"]
     repack(broken / "train.tar", lambda name, content: twin if name == "00000008.webp" else content)
     repack(broken / "test.tar", lambda name, content: twin if name == "00000004.webp" else content)
-    run(seed=0, ingest=ingest_settings(source="hpd"))
+    run_with(ingest_settings(source="hpd"))
     assert counts() == {"equal_images": (1, 0), "trained_test_image": (1, 0)}
     assert "image '00000008.webp' is equal to '00000000.webp' of the same split" in caplog.text
     with pytest.raises(
         DataError, match=r"^hpd/test.json: record \d+: image '00000004.webp' is equal to '00000000"
     ):
-        run(seed=0, ingest=ingest_settings(rules={"trained_test_image": "critical"}, source="hpd"))
+        run_with(ingest_settings(rules={"trained_test_image": "critical"}, source="hpd"))
