@@ -89,7 +89,7 @@ def made(tmp_path_factory):
     write_tar(source / "test.tar", own | {"cut.png": png(1099)[:60]})
     (source / "train.json").write_text(json.dumps(trained))
     (source / "test.json").write_text(json.dumps(tested))
-    (source / "benchmark/photo.json").write_text(json.dumps(["train 1", "b one", "b two", "B One"]))
+    (source / "benchmark/photo.json").write_text(json.dumps(["train 2", "b one", "b two", "B One"]))
     rules = load_settings(ROOT / "params.yaml").ingest.rules
     changed = {
         "source": "hpd",

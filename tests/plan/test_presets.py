@@ -78,8 +78,8 @@ def test_the_preset_for_24_gb_holds_the_blocks_of_the_base_in_4_bits(planned):
     assert trained == pytest.approx(261e6 / 4, rel=0.01), "adapters of rank 16 instead of 64"
     assert plan.memory["parameters"] == pytest.approx(in_four_bits + 2 * rest + 4 * trained, rel=0.001)
     assert plan.memory["optimizer"] == pytest.approx(2.03 * trained, rel=0.001)
-    # the output of a single block: 5 widths to one, converted to bfloat16 for each call
-    assert plan.memory["weights out of 4 bits"] == 2 * 5 * 3072**2
+    # the modulation of a double block: one width to six, converted to bfloat16 for each call
+    assert plan.memory["weights out of 4 bits"] == 2 * 6 * 3072**2
 
 
 @pytest.mark.pipeline

@@ -19,7 +19,7 @@ _IMAGES_AT_ONCE: Final = 16
 
 def is_within_table(name: str) -> bool:
     """Whether an image is in a parquet file or a tar of webdataset, by the form of its name; see `TableImages`."""
-    return _IN_FILE.fullmatch(name) is not None
+    return _IN_FILE.search(name) is not None
 
 
 @contextmanager
