@@ -10,8 +10,8 @@ Writes one JSON file, again after every part: per part the seconds of a step and
 the plan's, TFLOP/s and MFU. FLOPs are the plan's, with recomputed activations, so `mfu` is what `srpo plan --mfu`
 takes. Running out of memory is a result of a part. No part starts after `--minutes`. The first step is not counted.
 
-It needs torch >= 2.11, diffusers, transformers, open_clip_torch, peft, safetensors and pydantic, on Python 3.11 or 3.12
-(and bitsandbytes for 4 or 8 bits). Run it in a checkout of this repository, where nothing of it has to be installed.
+It needs torch >= 2.11, diffusers, transformers, open_clip_torch, peft, safetensors, pydantic and ruamel.yaml, on Python
+3.11 or 3.12 (and bitsandbytes for 4 or 8 bits). Run it in a checkout of this repository, where nothing of it has to be installed.
 """
 
 import argparse

@@ -15,7 +15,16 @@ import torch
 from srpo_core.weights.models_lock import read_lock
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("torch", "diffusers", "transformers", "open_clip_torch", "peft", "safetensors", "pydantic")
+PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "open_clip_torch",
+    "peft",
+    "safetensors",
+    "pydantic",
+    "ruamel.yaml",
+)
 ABSENT = (
     "ray",
     "prefect",
