@@ -187,7 +187,8 @@ def test_one_loaded_base_generates_as_each_model_in_turn(checkpoint, tmp_path, m
             for path in (None, directory, twice, None, directory, whole, None)
         ]
     plain, once, double, again, once_more, by_weights, last = found
-    assert read == [BASE, whole, BASE]
+    # offloaded weights are loaded anew, others are read into the transformer in memory
+    assert read == ([BASE, whole, BASE] if offload else [BASE])
     assert torch.equal(plain, again)
     assert torch.equal(plain, last)
     assert torch.equal(once, once_more)
