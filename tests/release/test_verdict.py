@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from safetensors.numpy import save_file
+from safetensors.numpy import save, save_file
 
 from srpo_core import artifacts
 from srpo_core.config import load_settings
@@ -30,6 +30,10 @@ LIMITS = {"max_relative_error": 0.05, "min_psnr": 20, "min_completeness": 0.8, "
 FIGURES = {"relative_error": 0.004, "psnr": 31.5, "completeness": 1.0, "gain_kept": 0.9}
 METRICS = ["judge_wanted", "relative_reward"]
 FILE = "bf16/model-bf16.safetensors"
+
+
+def weights_of(value):
+    return save({"weight": np.full(2, value, np.float32)})
 
 
 def write_figures(gain):
@@ -95,14 +99,14 @@ def run(request, tmp_path, monkeypatch):
     write_figures(getattr(request, "param", 0.3))
     checkpoint = artifacts.step_directory(10)
     checkpoint.mkdir(parents=True)
-    (checkpoint / WEIGHTS).write_bytes(b"float32")
+    (checkpoint / WEIGHTS).write_bytes(weights_of(1.0))
     write_selection(settings)
     gate.run(seed=settings.seed, champion=None, evaluate=settings.evaluate, gate=settings.gate)
     path = artifacts.QUANTIZED / FILE
     path.parent.mkdir(parents=True)
     path.write_bytes(b"weights")
-    digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("weights", "float32")}
-    file = {"bytes": 7, "sha256": digests["weights"], "source_sha256": digests["float32"]}
+    digests = [hashlib.sha256(content).hexdigest() for content in (b"weights", weights_of(1.0))]
+    file = {"bytes": 7, "sha256": digests[0], "source_sha256": digests[1]}
     formats = {"bf16": {"files": {FILE: file}, "limits": LIMITS, "refused": [], **FIGURES}}
     artifacts.write_json(artifacts.PROOF, {"formats": formats, "refused": {}, "lora": None})
     return tmp_path, settings
@@ -224,7 +228,7 @@ def test_a_format_that_the_settings_do_not_have_is_not_accepted(run):
 
 
 def test_files_of_another_checkpoint_than_the_evaluated_one_are_not_accepted(run):
-    (artifacts.step_directory(10) / WEIGHTS).write_bytes(b"retrained")
+    (artifacts.step_directory(10) / WEIGHTS).write_bytes(weights_of(2.0))
     with pytest.raises(
         ArtifactError, match=r"was not written from runs/train/checkpoints/step-000010, which was"
     ):
