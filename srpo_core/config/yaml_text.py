@@ -14,8 +14,9 @@ from srpo_core.errors import ConfigError
 
 _MAX_DEPTH: Final = 100  # of nested lists and mappings; the settings have 5
 _WIDTH: Final = 1_000_000  # characters; a shorter line would fold long strings
-_STRING: Final = "tag:yaml.org,2002:str"
-_MERGE: Final = "tag:yaml.org,2002:merge"
+_STANDARD: Final = "tag:yaml.org,2002:"
+_STRING: Final = f"{_STANDARD}str"
+_MERGE: Final = f"{_STANDARD}merge"
 
 
 def read_yaml(path: Path) -> Any:
@@ -42,15 +43,16 @@ def parse_yaml(text: str, where: str) -> Any:
     """Parse one YAML document; `where` names its origin in the error. An empty text gives None.
 
     Raises:
-        ConfigError: the text is not YAML 1.2, a mapping has a key twice or a key that is no string, or a value has a
-            tag or digits that cannot be read. One line that names the line of the text.
+        ConfigError: the text is not YAML 1.2, a mapping has a key twice or a key that is no string, a value has a tag
+            other than !!str or digits that cannot be read. One line that names the line of the text.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     if text.lstrip("\ufeff").startswith("%YAML 1.1"):
         raise ConfigError(f"{where}, line 1: the directive %YAML 1.1 is not supported: remove it")
-    _require_shallow(text, where)
+    _require_utf8(text, where)
+    _require_plain(text, where)
     reader = YAML(typ="safe")
     try:
         root = reader.compose(io.StringIO(text))
@@ -59,9 +61,12 @@ def parse_yaml(text: str, where: str) -> Any:
         return YAML(typ="safe").load(text)
     except YAMLError as error:
         raise ConfigError(f"{where} is not YAML: {_describe(error, text)}") from None
-    except ValueError as error:  # a date that is none, an integer of thousands of digits
+    except (ValueError, OverflowError) as error:  # a date that is none, an integer of thousands of digits
+        line = next(one.start_mark.line + 1 for one in _nodes(root) if not _is_readable(one))
         reason = str(error).partition(";")[0]
-        raise ConfigError(f"{where} has a value that cannot be read ({reason}): put it in quotes") from None
+        raise ConfigError(
+            f"{where}, line {line}: the value cannot be read ({reason}): put it in quotes"
+        ) from None
 
 
 def format_yaml(values: Any) -> str:
@@ -78,8 +83,20 @@ def format_yaml(values: Any) -> str:
     return text.getvalue()
 
 
-def _require_shallow(text: str, where: str) -> None:
-    """Refuse deep nesting before a composer, which calls itself for each level, exhausts the stack."""
+def _require_utf8(text: str, where: str) -> None:
+    """Refuse the letters by which Python stands for bytes of the command line that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        line = text.count("\n", 0, error.start) + 1
+        raise ConfigError(f"{where} is not YAML: line {line}: a byte that is not UTF-8") from None
+
+
+def _require_plain(text: str, where: str) -> None:
+    """Refuse deep nesting before a composer, which calls itself for each level, exhausts the stack; and tags.
+
+    A constructor trusts a tag: of `!!int ''` it reads the first digit, which is not there.
+    """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -88,9 +105,14 @@ def _require_shallow(text: str, where: str) -> None:
         for event in YAML(typ="safe").parse(io.StringIO(text)):
             kind = type(event).__name__
             depth += kind.endswith("StartEvent") - kind.endswith("EndEvent")
+            line = event.start_mark.line + 1
             if depth > _MAX_DEPTH:
-                line = event.start_mark.line + 1
                 raise ConfigError(f"{where}, line {line}: more than {_MAX_DEPTH} levels of nesting")
+            if (tag := getattr(event, "tag", None)) not in (None, _STRING):
+                shown = str(tag).replace(_STANDARD, "!!")
+                raise ConfigError(
+                    f"{where}, line {line}: the tag {shown} is not supported, only !!str: write the value without it"
+                )
     except YAMLError as error:
         raise ConfigError(f"{where} is not YAML: {_describe(error, text)}") from None
 
@@ -115,6 +137,33 @@ def _faults(root: Any) -> Iterator[tuple[Any, str]]:
             waiting += [(child, inside) for child in node.value]
 
 
+def _nodes(root: Any) -> Iterator[Any]:
+    """Yield the scalar nodes, in order; a part that aliases repeat, only once."""
+    seen: set[int] = set()
+    waiting = [root]
+    while waiting:
+        node = waiting.pop(0)
+        if not isinstance(node.value, list):
+            yield node
+        elif id(node) not in seen:
+            seen.add(id(node))
+            waiting[:0] = [
+                one for pair in node.value for one in (pair if isinstance(pair, tuple) else (pair,))
+            ]
+
+
+def _is_readable(scalar: Any) -> bool:
+    from ruamel.yaml import YAML
+
+    if scalar.tag == _STRING:
+        return True
+    try:
+        YAML(typ="safe").load(scalar.value)
+    except (ValueError, OverflowError):
+        return False
+    return True
+
+
 def _faults_of_keys(mapping: Any) -> Iterator[tuple[Any, str]]:
     first: dict[str, int] = {}
     for key, _ in mapping.value:
@@ -136,9 +185,11 @@ def _describe(error: Any, text: str) -> str:
         place = getattr(error, "position", 0)
         return f"line {text.count(chr(10), 0, place) + 1}: {getattr(error, 'reason', error)}"
     line = mark.line + 1
+    problem = " ".join(str(getattr(error, "problem", error)).split())
+    if line > (last := len(text.splitlines())):
+        return f"at the end{f' (after line {last})' if last > 1 else ''}: {problem}"
     if "\t" in _indentation(text, mark.line):
         return f"line {line}: a tab in the indentation; use spaces"
-    problem = " ".join(str(getattr(error, "problem", error)).split())
     return f"line {line}, column {mark.column + 1}: {problem}"
 
 

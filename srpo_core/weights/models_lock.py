@@ -37,9 +37,15 @@ def read_lock(path: Path = LOCK) -> Mapping[str, Locked]:
     """
     try:
         entries = read_yaml(path)
-        return {name: Locked(**entry) for name, entry in entries.items()}
+        found = {name: Locked(**entry) for name, entry in entries.items()}
     except (OSError, ConfigError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    for name, entry in found.items():
+        if not isinstance(entry.files, Mapping) or not isinstance(entry.architecture, Mapping):
+            raise ConfigError(
+                f"{path}: {name}: write NAME: SHA-256, or NAME: null, for each file below files, and architecture: {{}}"
+            )
+    return found
 
 
 def missing_files(directory: str, entry: Locked) -> list[str]:

@@ -93,16 +93,37 @@ def test_written_values_are_read_back_as_the_same_here_and_by_dvc_in_the_same_or
         ("a: 1\ntrue: b\n", "line 2: the key 'true' is not a string"),
         ("? [a, b]\n: 1\n", "line 1: the key is a sequence: put it in quotes"),
         ("a:\n\tb: 1\n", "line 2: a tab in the indentation; use spaces"),
-        ("a: [1,\n", "line 2, column 1: did not find expected node content"),
+        ("a: [1,\n", "is not YAML: at the end: did not find expected node content"),
+        ("a: 1\nb: [1,\n", "is not YAML: at the end (after line 2): did not find expected node content"),
         ("a: 1\n---\nb: 1\n", "line 2, column 1: but found another document"),
-        ("a: 1\nb: !!python/object:os.system x\n", "line 2, column 4: could not determine a constructor"),
+        (
+            "a: 1\nb: !!python/object:os.system x\n",
+            "line 2: the tag !!python/object:os.system is not supported",
+        ),
+        (
+            "a: 1\nb: !!int ''\n",
+            "line 2: the tag !!int is not supported, only !!str: write the value without it",
+        ),
+        ("a: !!bool maybe\n", "line 1: the tag !!bool is not supported"),
+        ("a:\n- !!float ''\n", "line 2: the tag !!float is not supported"),
+        ("a: !!omap [x: 1, x: 2]\n", "line 1: the tag !!omap is not supported"),
+        ("a: !!set {x, y}\n", "line 1: the tag !!set is not supported"),
+        ("!own a: 1\n", "line 1: the tag !own is not supported"),
+        ("a: ! 12\n", "line 1: the tag ! is not supported"),
         ("a: 1\nb: \x00\n", "line 2: control characters are not allowed"),
         ("a: &a [*a]\n", "line 1: the alias is inside the value that it repeats"),
         ("a: *b\n", "line 1, column 4: found undefined alias"),
         ("%YAML 1.1\n---\na: yes\n", "line 1: the directive %YAML 1.1 is not supported"),
         ("a: " + "[" * 200_000, "line 1: more than 100 levels of nesting"),
-        ("a: " + "9" * 5000, "a value that cannot be read"),
-        ("a: 2024-13-45", "a value that cannot be read"),
+        ("a: 1\nb: " + "9" * 5000, "line 2: the value cannot be read (Exceeds the limit (4300 digits)"),
+        (
+            "a: 1\nb: 2024-13-45",
+            "line 2: the value cannot be read (month must be in 1..12): put it in quotes",
+        ),
+        ("a: [1, x]\nb: {c: *d}\n", "found undefined alias"),
+        ("a: '2024-13-45'\nb: [1, {c: 2024-13-45}]\n", "line 2: the value cannot be read"),
+        ("a: +_\n", "line 1: the value cannot be read"),
+        ("a: 1\nb: ._\n", "line 2: the value cannot be read"),
     ],
 )
 def test_what_dvc_would_refuse_or_misread_is_refused_in_one_line_with_its_place(tmp_path, text, fault):
@@ -113,6 +134,15 @@ def test_what_dvc_would_refuse_or_misread_is_refused_in_one_line_with_its_place(
     assert str(caught.value).startswith(str(path))
     assert fault in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_byte_of_the_command_line_that_is_not_utf_8_is_named():
+    with pytest.raises(ConfigError, match="the value is not YAML: line 2: a byte that is not UTF-8"):
+        parse_yaml(b"1\n\xff".decode(errors="surrogateescape"), "the value")
+
+
+def test_the_tag_of_a_string_is_read():
+    assert parse_yaml("a: !!str 12\n", "params.yaml") == {"a": "12"}
 
 
 @pytest.mark.parametrize("content", [b"a: \xff\n", "a: 1\n".encode("utf-16")])

@@ -179,3 +179,12 @@ def test_a_malformed_lock_raises_a_one_line_error(tmp_path):
     path.write_text("models/x: {repo: some/model}")
     with pytest.raises(ConfigError, match=r"models\.lock cannot be read: .*missing"):
         read_lock(path)
+
+
+@pytest.mark.parametrize("key", ["files", "architecture"])
+def test_an_entry_without_files_or_with_a_list_of_them_is_named(tmp_path, key):
+    entry = {"repo": "some/model", "revision": REVISION, "files": {}, "architecture": {}}
+    for value in (None, ["config.json"]):
+        (tmp_path / "models.lock").write_text(yaml.safe_dump({"models/x": {**entry, key: value}}))
+        with pytest.raises(ConfigError, match=r"models.lock: models/x: write NAME: SHA-256, or NAME: null"):
+            read_lock(tmp_path / "models.lock")
