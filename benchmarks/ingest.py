@@ -1,12 +1,12 @@
 """Time stage ingest on synthetic data in HPDv2's schema, and the decoding of its images.
 
 python benchmarks/ingest.py --records 50000 100000 200000      CPU and wall seconds, peak memory, and the linear fit
-python benchmarks/ingest.py --records 800000 --no-images       with only the images that a run uses
+python benchmarks/ingest.py --records 800000 --images used     only the few hundred images that a run uses; none: no archive
 python benchmarks/ingest.py --decode 10000 --side 512          images per second beside those of a plain pool
 
 Each size is one process. A data set has as many images and prompts per record as HPDv2: train.json with pairs, test.json
 with 9 ranked images per record, four benchmark lists, and small JPEGs, all different, in train.tar and test.tar. It is
-made in --work and deleted. Every image is checked (`ingest.check_images: all`).
+made in --work and deleted. Every image is checked (`ingest.check_images: all`), unless --images says otherwise.
 
 --decode measures `decode_images` in turn with a pool of processes, each of which only decodes its share of the images
 with Pillow: that is what the cores can do. Both are the median of --repeats.
@@ -68,9 +68,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--records", type=int, nargs="+", default=[5000, 10_000, 20_000])
-    parser.add_argument(
-        "--no-images", action="store_true", help="check and store only the few hundred images that a run uses"
-    )
+    parser.add_argument("--images", choices=("all", "used", "none"), default="all", help="which to check")
     parser.add_argument(
         "--decode", type=int, metavar="IMAGES", help="time the decoding of so many images instead"
     )
@@ -80,7 +78,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run is not None:
-        print(json.dumps(measured_run(arguments.run, images=not arguments.no_images)))
+        print(json.dumps(measured_run(arguments.run, arguments.images)))
         return
     with TemporaryDirectory(prefix="ingest-", dir=arguments.work) as work:
         if arguments.decode is not None:
@@ -91,28 +89,28 @@ def main() -> None:
         lines = []
         for number in arguments.records:
             lines.append(
-                in_own_process(Path(work) / str(number), number, arguments.side or 64, arguments.no_images)
+                in_own_process(Path(work) / str(number), number, arguments.side or 64, arguments.images)
             )
             print(json.dumps(lines[-1]), flush=True)
         if len(lines) > 1:
             print(json.dumps(linear_fit(lines)))
 
 
-def in_own_process(work: Path, num_records: int, side: int, no_images: bool) -> dict[str, Any]:
+def in_own_process(work: Path, num_records: int, side: int, images: str) -> dict[str, Any]:
     """Make data of a size, run ingest on them in a process of its own, and return its figures."""
     num_images = make_hpd(work / "hpd", num_records, side)
-    command = [sys.executable, __file__, "--run", str(work), *(["--no-images"] if no_images else [])]
+    command = [sys.executable, __file__, "--run", str(work), "--images", images]
     output = subprocess.run(command, cwd=work, check=True, stdout=subprocess.PIPE, text=True).stdout
     figures: dict[str, Any] = json.loads(output.splitlines()[-1])
-    return {"records": num_records, "images": 0 if no_images else num_images, **figures}
+    return {"records": num_records, "images": num_images if images == "all" else images, **figures}
 
 
-def measured_run(work: Path, *, images: bool) -> dict[str, float]:
+def measured_run(work: Path, images: str) -> dict[str, float]:
     """Run ingest on work/hpd in this process; return CPU and wall seconds, imports included, and the peak in GB."""
     from srpo_core.stages.ingest import run
 
     os.chdir(work)
-    run(**ingest_arguments(work / "hpd", images=images))
+    run(**ingest_arguments(work / "hpd", images))
     times = os.times()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     return {
@@ -128,16 +126,18 @@ def _started_at() -> float:
     return psutil.Process().create_time()
 
 
-def ingest_arguments(source: Path, *, images: bool) -> dict[str, Any]:
+def ingest_arguments(source: Path, images: str) -> dict[str, Any]:
     """Return the arguments of the stage: the preset tiny with this source.
 
-    images: check all of them; else only those that later stages of this preset use, a few hundred.
+    images: check all of them, only those that later stages of this preset use, or none because no stage uses any.
     """
     settings = load_settings(ROOT / "profiles/tiny.yaml")
-    changed = {"source": str(source), "check_images": "all" if images else "used"}
+    changed = {"source": str(source), "check_images": "all" if images == "all" else "used"}
     settings = settings.model_copy(update={"ingest": settings.ingest.model_copy(update=changed)})
     definition = read_stages(ROOT)["ingest"]
-    return {argument_name(key): attrgetter(key)(settings) for key in definition.params}
+    arguments = {argument_name(key): attrgetter(key)(settings) for key in definition.params}
+    unused = {"check_reward_max_pairs": None, "evaluate_real_images": 0}
+    return arguments | unused if images == "none" else arguments
 
 
 def make_hpd(target: Path, num_records: int, side: int) -> int:

@@ -29,7 +29,7 @@ def test_the_synthetic_data_are_in_hpdv2s_schema_and_are_ingested(ingest, made, 
     record = json.loads((source / "test.json").read_text())[0]
     assert sorted(record) == ["image_path", "prompt", "rank", "raw_annotations"]
     monkeypatch.chdir(tmp_path)
-    run(**ingest.ingest_arguments(source, images=False))
+    run(**ingest.ingest_arguments(source, "used"))
     records = artifacts.read_json(artifacts.VALIDATION)["records"]
     assert records["bad"] == 0
     assert sum(records["read"].values()) == RECORDS + ingest.TEST_RECORDS + 4 * ingest.BENCHMARK_PROMPTS
