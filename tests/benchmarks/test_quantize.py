@@ -36,15 +36,18 @@ def peak_bytes(source, out):
 
 @pytest.mark.pipeline
 def test_memory_does_not_grow_with_the_checkpoint(benchmark, tmp_path):
-    """Input grows from 0.4 to 1.2 GB; tensors or mapped pages left in memory would raise the peak."""
+    """Input grows by 0.8 GB; tensors or mapped pages left in memory would raise the peak by as much.
+
+    How many pages of libraries count differs between two equal runs by some 50 MB, with what the system has cached.
+    """
     sizes, peaks = [], []
     for double, single in ((3, 4), (9, 15)):
         source = tmp_path / f"{double}"
         sizes.append(benchmark.write_checkpoint(source, double, single, hidden=HIDDEN))
         peaks.append(peak_bytes(source, tmp_path / f"out-{double}"))
     assert sizes[1] > 2.9 * sizes[0] > 1e9
-    assert peaks[1] == pytest.approx(peaks[0], abs=20e6)
-    assert max(peaks) < 0.9e9
+    assert peaks[1] < peaks[0] + 0.1 * (sizes[1] - sizes[0])
+    assert max(peaks) < 0.3e9
 
 
 @pytest.mark.pipeline
