@@ -240,7 +240,8 @@ class IngestSettings(Part):
         "runs/ingest/quarantine.jsonl"
     )
     max_bad_share: Share = Field(
-        description="for quarantine: largest share of the records that may be bad; more end the run"
+        description="for quarantine: largest share of the records of each file that may be bad; more end the run. Of "
+        "fewer than 1,000 records 0.001 allows none"
     )
     rules: IngestRules
 

@@ -1,6 +1,6 @@
 """The rules for the images of a data set: missing, unreadable, too small, too long, and equal ones."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -66,6 +66,10 @@ class ImageChecks:
         Raises:
             DataError: this ends the run.
         """
+        users = Counter[str]()  # a table without splits has records of both
+        for split, sizes in self._sizes.items():
+            users.update(self._preferences[split].count_users(sizes))
+        self._findings.set_with_checked_images(users)
         for (split, rule), details in self._details.items():
             self._report(split, rule, details)
         trained = _first_names(self._digests.get("train", {}))

@@ -6,7 +6,7 @@ HPDv2 has 798,000 pairs of 430,000 images and 107,000 prompts, so records are ke
 import json
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from srpo_core.data.choices import Choice, Place
@@ -36,12 +36,7 @@ class Preferences:
         self.split = split
         self._findings, self._trained = findings, trained
         # numbers in order of appearance: files, prompts, normal forms of prompts, images
-        self._files, self._texts, self._forms, self._names = (
-            Numbered(),
-            Numbered(),
-            Numbered(),
-            Numbered(),
-        )
+        self._files, self._texts, self._forms, self._names = (Numbered() for _ in range(4))
         self._form_of: dict[str, str] = {}  # of prompts that records have
         self._first = array("q")  # of a normal form: its first record
         # of a record: file, index in the file, prompt and its normal form
@@ -146,6 +141,17 @@ class Preferences:
                 seen.add(one)
                 self._remove(record, rule, wrong[image])
 
+    def count_users(self, names: Iterable[str]) -> dict[str, int]:
+        """Count the records by file that use at least one of these images; removed records count, too."""
+        import numpy as np
+
+        record, *images = self._pairs()
+        found = np.isin(images, [self._names.number(name) for name in names]).any(axis=0)
+        files, numbers = np.unique(np.asarray(self._file)[np.unique(record[found])], return_counts=True)
+        return {
+            self._files.name(file): own for file, own in zip(files.tolist(), numbers.tolist(), strict=True)
+        }
+
     def pair_tables(self) -> "Iterator[pa.Table]":
         """Yield tables of (split, prompt, preferred, rejected), some rows at a time, in the order of the records.
 
@@ -233,14 +239,8 @@ class Preferences:
 
     def _content(self, record: int) -> dict[str, Any]:
         uses = range(bisect_left(self._record, record), bisect_right(self._record, record))
-        pairs = [
-            [
-                self._names.name(number)
-                for number in (self._preferred[use], self._rejected[use])
-                if number != _NO_IMAGE
-            ]
-            for use in uses
-        ]
+        numbers = [(self._preferred[use], self._rejected[use]) for use in uses]
+        pairs = [[self._names.name(one) for one in pair if one != _NO_IMAGE] for pair in numbers]
         return {"prompt": self._texts.name(self._text[record]), "preferred and rejected": pairs}
 
     def _find(self, form: str) -> tuple[str, Place] | None:

@@ -6,8 +6,9 @@ severity of each rule, and the descriptions of `IngestRules` are its meaning.
 
 import json
 import logging
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Final, TextIO
@@ -79,8 +80,10 @@ class Findings:
         self._first: dict[str, Problem] = {}
         self._counts: Counter[str] = Counter()
         self._set_aside: Counter[str] = Counter()
-        self._bad: Counter[str] = Counter()
+        self._bad: dict[str, Counter[str]] = {}  # by file, then by rule
+        self._first_bad: dict[tuple[str, str], Problem] = {}  # by file and rule
         self._read: Counter[str] = Counter()
+        self._with_checked_images: Mapping[str, int] = {}
         self._uncompared: Counter[str] = Counter()
 
     def of_another_pass(self) -> "Findings":
@@ -94,6 +97,10 @@ class Findings:
     def count_uncompared(self, file: str, records: int) -> None:
         """Count records of a file that were left out since nobody compared their images."""
         self._uncompared[file] += records
+
+    def set_with_checked_images(self, records: Mapping[str, int]) -> None:
+        """Set the numbers of records by file of which at least one image was checked so far."""
+        self._with_checked_images = records
 
     def is_critical(self, rule: str) -> bool:
         """Whether a record that breaks the rule is bad."""
@@ -134,21 +141,39 @@ class Findings:
                 self._quarantine.write(json.dumps(entry, sort_keys=True) + "\n")
             self._set_aside[problem.rule] += 1
         if self.is_critical(problem.rule):
-            self._bad[problem.rule] += 1
+            self._bad.setdefault(problem.file, Counter())[problem.rule] += 1
+            self._first_bad.setdefault((problem.file, problem.rule), problem)
         if self.ends_run(problem.rule):
             raise DataError(str(problem))
         return left_out
 
     def require_few_bad(self) -> None:
-        """Raise `DataError` if more of the records are bad than `ingest.max_bad_share` allows."""
-        bad, read, allowed = self._bad.total(), self._read.total(), self._ingest.max_bad_share
-        if bad <= allowed * read:
+        """Raise `DataError` if more records of a file are bad than `ingest.max_bad_share` allows.
+
+        Those that are bad because of an image are also compared with the records of which an image was checked: with
+        `ingest.check_images: used` these are few.
+        """
+        for file, bad in self._bad.items():
+            read = self._read[file]
+            self._require_few(file, bad, read, f"{read} records")
+            checked = min(read, self._with_checked_images.get(file, read))
+            of_images = Counter({rule: number for rule, number in bad.items() if rule in IMAGE_RULES})
+            self._require_few(file, of_images, checked, f"{checked} records with a checked image")
+
+    def _require_few(self, file: str, bad: Counter[str], of: int, records: str) -> None:
+        share, number = self._ingest.max_bad_share, bad.total()
+        allowed = math.floor(share * of + 1e-6)  # 0.29 * 100 is less than 29
+        if number <= allowed:
             return
-        by_rule = ", ".join(f"{rule} {number}" for rule, number in sorted(self._bad.items()))
-        first = next(problem for rule, problem in self._first.items() if rule in self._bad)
+        by_rule = ", ".join(f"{rule} {found}" for rule, found in sorted(bad.items()))
+        first = next(
+            problem for (own, rule), problem in self._first_bad.items() if own == file and rule in bad
+        )
+        needed = min(1.0, math.ceil(number / max(of, 1) * 10_000) / 10_000)
         raise DataError(
-            f"{bad} of {read} records are bad ({by_rule}), more than the share {allowed:g} that ingest.max_bad_share "
-            f"allows; the first is {first}. {artifacts.QUARANTINE} has all of them: correct the source, or allow more"
+            f"{one_line(file)}: {number} of {records} are bad ({by_rule}), and the share {share:g} of each file that "
+            f"ingest.max_bad_share allows is {allowed} here; the first is {first}. {artifacts.QUARANTINE} "
+            f"has all of them: correct the file, or allow more with --set ingest.max_bad_share={needed:g}"
         )
 
     def summary(self) -> dict[str, Any]:
@@ -159,7 +184,7 @@ class Findings:
         uncompared = {"uncompared": dict(sorted(self._uncompared.items()))} if self._uncompared else {}
         return uncompared | {
             "read": dict(sorted(self._read.items())),
-            "bad": self._bad.total(),
+            "bad": sum(bad.total() for bad in self._bad.values()),
             "rules": {
                 rule: {
                     "severity": severity,

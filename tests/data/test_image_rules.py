@@ -8,6 +8,7 @@ from srpo_core.data.decoded_images import DecodedImage
 from srpo_core.data.image_rules import ImageChecks
 from srpo_core.data.preferences import Preferences
 from srpo_core.data.rules import Findings
+from srpo_core.errors import DataError
 
 WHERE = Path("images")
 
@@ -51,6 +52,28 @@ def test_each_problem_of_an_image_is_reported_once_over_several_passes(checked):
     checks.decoded("train", decoded("train-7", digest="same"), WHERE)
     checks.report()
     assert counts(findings) == first | {"equal_images": (2, 0), "trained_test_image": (1, 0)}
+
+
+def test_the_records_with_a_checked_image_are_counted_over_both_splits_of_a_file(ingest_settings):
+    """Ten of the file's 100 records have an image that was checked, and two of these are bad."""
+    settings = ingest_settings(on_bad_record="quarantine", max_bad_share=0.19)
+    findings = Findings(settings, io.StringIO())
+    preferences = {split: Preferences(split, findings) for split in ("train", "test")}
+    for number in range(100):
+        split = "test" if number % 10 == 0 else "train"
+        names = (f"{number}-a", f"{number}-b")
+        preferences[split].add(Choice("table.parquet", number, f"prompt {number}", names, (1, 2)))
+    findings.count("table.parquet", 100)
+    checks = ImageChecks(preferences, findings)
+    for number in (0, 10, 20):
+        checks.decoded("test", decoded(f"{number}-a"), WHERE)
+        checks.decoded("test", decoded(f"{number}-b"), WHERE)
+    checks.missing("train", [f"{number}-a" for number in (1, 2)], WHERE, 7)
+    for number in range(3, 8):
+        checks.decoded("train", decoded(f"{number}-a"), WHERE)
+    checks.report()
+    with pytest.raises(DataError, match=r"^table\.parquet: 2 of 10 records with a checked image are bad"):
+        findings.require_few_bad()
 
 
 def test_the_records_of_missing_and_unreadable_images_are_set_aside(checked):

@@ -80,17 +80,81 @@ def test_a_warning_keeps_a_record_that_the_tables_can_hold_and_sets_another_asid
 
 def test_more_bad_records_than_the_share_allows_end_the_run_with_counts_by_rule(ingest_settings, quarantine):
     findings = Findings(ingest_settings(on_bad_record="quarantine", max_bad_share=0.02), quarantine)
-    findings.count("train.json", 90)
-    findings.count("test.json", 10)
+    findings.count("train.json", 100)
+    findings.count("test.json", 1000)
     findings.report(problem("doubled_record", 0))  # a warning does not count
     findings.report(problem("bad_number", 1))
     findings.report(problem("empty_text", 2))
     findings.require_few_bad()
     findings.report(problem("empty_text", 4))
-    expected = r"^3 of 100 records are bad \(bad_number 1, empty_text 2\), more than the share 0.02 that .*max_bad_share"
-    with pytest.raises(DataError, match=expected) as caught:
+    expected = (
+        r"^train\.json: 3 of 100 records are bad \(bad_number 1, empty_text 2\), and the share 0.02 of each file that "
+        r"ingest\.max_bad_share allows is 2 here; the first is train\.json: record 1: rank: is inf\. "
+        r".*quarantine\.jsonl has .*: correct the file, or allow more with --set ingest\.max_bad_share=0\.03$"
+    )
+    with pytest.raises(DataError, match=expected):
         findings.require_few_bad()
-    assert "the first is train.json: record 1: rank: is inf" in str(caught.value)
+
+
+def test_the_bad_records_of_a_small_file_are_not_lost_among_the_good_ones_of_a_large_file(
+    ingest_settings, quarantine
+):
+    findings = Findings(ingest_settings(on_bad_record="quarantine", max_bad_share=0.1), quarantine)
+    findings.count("train.json", 10_000)
+    findings.count("benchmark/anime.json", 10)
+    findings.report(problem("empty_text", 4, file="benchmark/anime.json"))
+    findings.require_few_bad()
+    findings.report(problem("empty_text", 5, file="benchmark/anime.json"))
+    with pytest.raises(
+        DataError, match=r"^benchmark/anime\.json: 2 of 10 records .* is 1 here; .*_share=0\.2$"
+    ):
+        findings.require_few_bad()
+
+
+def test_a_thousandth_of_a_small_file_allows_no_bad_record(ingest_settings, quarantine):
+    findings = Findings(ingest_settings(on_bad_record="quarantine", max_bad_share=0.001), quarantine)
+    findings.count("train.json", 800_000)
+    findings.count("test.json", 400)
+    for record in range(800):
+        findings.report(problem("empty_text", record))
+    findings.require_few_bad()
+    findings.report(problem("empty_text", 0, file="test.json"))
+    with pytest.raises(
+        DataError, match=r"^test\.json: 1 of 400 .* is 0 here; .* --set ingest\.max_bad_share=0\.0025$"
+    ):
+        findings.require_few_bad()
+
+
+@pytest.mark.parametrize(("bad", "read"), [(29, 100), (1, 3), (7, 7), (801, 800_000), (1, 400), (57, 9_973)])
+def test_the_share_that_the_error_names_allows_the_bad_records(ingest_settings, bad, read):
+    def findings(share):
+        own = Findings(ingest_settings(on_bad_record="quarantine", max_bad_share=share), io.StringIO())
+        own.count("train.json", read)
+        for record in range(bad):
+            own.report(problem("empty_text", record))
+        return own
+
+    with pytest.raises(DataError) as caught:
+        findings(0.0).require_few_bad()
+    findings(float(str(caught.value).rsplit("max_bad_share=", 1)[1])).require_few_bad()
+
+
+def test_bad_images_are_compared_with_the_records_whose_images_were_checked(ingest_settings, quarantine):
+    findings = Findings(ingest_settings(on_bad_record="quarantine", max_bad_share=0.02), quarantine)
+    findings.count("train.json", 10_000)
+    findings.set_with_checked_images({"train.json": 100})
+    for record in range(3):
+        findings.report(problem("empty_text", record))
+    findings.report(problem("missing_image", 3))
+    findings.report(problem("unreadable_image", 4))
+    findings.require_few_bad()
+    findings.report(problem("unreadable_image", 5))
+    expected = (
+        r"^train\.json: 3 of 100 records with a checked image are bad \(missing_image 1, unreadable_image 2\), "
+        r".* is 2 here; the first is train\.json: record 3: "
+    )
+    with pytest.raises(DataError, match=expected):
+        findings.require_few_bad()
 
 
 def test_each_broken_rule_is_logged_in_one_line(ingest_settings, quarantine, caplog):

@@ -348,7 +348,8 @@ def test_bad_records_are_set_aside_with_file_record_and_rule_and_the_others_are_
     test[0]["rank"] = [10**400, *test[0]["rank"][1:]]
     (broken / "test.json").write_text(json.dumps(test), encoding="utf-8")
     (broken / "benchmark/more.json").write_text(
-        json.dumps([train[9]["prompt"], "a \x07 bell", 7]), encoding="utf-8"
+        json.dumps([train[9]["prompt"], "a \x07 bell", 7, *(f"prompt {number}" for number in range(57))]),
+        encoding="utf-8",
     )
     settings = ingest_settings(source="hpd", on_bad_record="quarantine", max_bad_share=0.05)
     run_with(settings)
@@ -387,7 +388,8 @@ def test_too_many_bad_records_end_the_run_in_one_line(broken, ingest_settings):
     (broken / "train.json").write_text(json.dumps(train), encoding="utf-8")
     settings = ingest_settings(source="hpd", on_bad_record="quarantine", max_bad_share=0.001)
     with pytest.raises(
-        DataError, match=r"^2 of \d+ records are bad \(empty_text 2\), more than the share 0.001"
+        DataError,
+        match=r"^hpd/train\.json: 2 of \d+ records are bad \(empty_text 2\), and the share 0.001 of each file",
     ):
         run_with(settings)
     assert len(quarantined()) == 2
@@ -418,6 +420,35 @@ def test_records_with_missing_and_unreadable_images_are_set_aside(broken, ingest
     used = {path for pair in read_pairs("train") for path in (pair.preferred, pair.rejected)}
     assert used.isdisjoint({f"train/{name}" for name in contents})
     assert len(read_pairs("train")) == len(records(broken / "train.json")) - len(missing) - len(unreadable)
+
+
+def test_bad_benchmark_entries_end_the_run_however_many_records_are_good(broken, ingest_settings):
+    entries = [f"prompt {number}" for number in range(8)]
+    (broken / "benchmark/more.json").write_text(json.dumps([*entries, "", 7]), encoding="utf-8")
+    share = 2 / len(records(broken / "train.json"))
+    settings = ingest_settings(source="hpd", on_bad_record="quarantine", max_bad_share=share)
+    with pytest.raises(
+        DataError, match=r"^hpd/benchmark/more\.json: 2 of 10 records are bad \(broken_record 1, empty"
+    ):
+        run_with(settings)
+
+
+def test_a_bad_image_among_the_few_that_a_run_uses_counts_against_these(broken):
+    few = {"train_rollout_source": "online", "evaluate_real_images": 0, "check_reward_max_pairs": 1}
+    settings = {"check_images": "used", "on_bad_record": "quarantine"}
+    run(**arguments("hpd", settings, **few))
+    used = {path.removeprefix("test/") for path in stored_paths()}
+    users = [own for own in records(broken / "test.json") if used.intersection(own["image_path"])]
+    bad = min(used)
+    num_bad = sum(bad in own["image_path"] for own in users)
+    assert num_bad / len(users) > 1.5 * num_bad / len(records(broken / "test.json"))
+    repack(broken / "test.tar", lambda member, content: content[:200] if member == bad else content)
+    share = (num_bad / len(users) + num_bad / len(records(broken / "test.json"))) / 2
+    expected = (
+        rf"^hpd/test\.json: {num_bad} of {len(users)} records with a checked image are bad \(unreadable_image"
+    )
+    with pytest.raises(DataError, match=expected):
+        run(**arguments("hpd", settings | {"max_bad_share": share}, **few))
 
 
 def flat(size):
