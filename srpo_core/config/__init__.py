@@ -52,6 +52,7 @@ from srpo_core.config.parts import (
 from srpo_core.config.running import ReleaseSettings, ResourceSettings, StallSettings
 from srpo_core.config.settings import Settings, faults, parse_settings
 from srpo_core.config.training import (
+    MEMORY_ONLY,
     AggregateSettings,
     AlarmLimit,
     ComputeSettings,
@@ -68,6 +69,7 @@ from srpo_core.config.training import (
 )
 
 __all__ = [
+    "MEMORY_ONLY",
     "NULL",
     "PARAMS_FILE",
     "PROFILES_DIR",

@@ -1,10 +1,20 @@
 """The part `train` of the settings."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
 from srpo_core.config.parts import BranchName, Momentum, Part, Pixels, Positive, PositiveFloat, Share
+
+# The settings that change how much memory a step needs, and of its result only the rounding. A killed run resumes with
+# another value of them. No draw, loss or checkpoint depends on them; precision, kernels and `tune` are not of this kind.
+MEMORY_ONLY: Final = (
+    "train.micro_batch_size",
+    "train.batch_branches",
+    "train.compute.gather_rollout",
+    "train.compute.checkpoint_blocks",
+    "train.compute.checkpoint_decode",
+)
 
 
 class RolloutSettings(Part):

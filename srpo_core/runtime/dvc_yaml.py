@@ -4,7 +4,7 @@ Other modules ask this one for the stages of a run; they keep no list of their o
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -101,6 +101,26 @@ def value_at(settings: Mapping[str, Any], key: str) -> Any:
     return found
 
 
+def values_below(settings: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    """Return those of some dotted keys that nested settings have, with their values."""
+    found = {key: settings[key] for key in keys if key in settings}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and (below := _below(name, keys)):
+            found |= {f"{name}.{key}": inner for key, inner in values_below(value, below).items()}
+    return found
+
+
+def without_keys(settings: Mapping[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    """Return a copy of nested settings without some dotted keys, whether or not it has them."""
+    return {
+        name: without_keys(value, below)
+        if isinstance(value, Mapping) and (below := _below(name, keys))
+        else value
+        for name, value in settings.items()
+        if name not in keys
+    }
+
+
 def resolve(template: str, settings: Mapping[str, Any]) -> str:
     """Replace `${a.b}` in a path of dvc.yaml by the setting, as DVC does.
 
@@ -115,6 +135,11 @@ def files_below(path: Path) -> Iterator[Path]:
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         if file.is_file() and _CACHES not in file.parts:
             yield file
+
+
+def _below(name: str, keys: Collection[str]) -> list[str]:
+    """Return the rest of those dotted keys that begin with a name."""
+    return [key.removeprefix(f"{name}.") for key in keys if key.startswith(f"{name}.")]
 
 
 def _stage(name: str, entry: Mapping[str, Any]) -> Stage:

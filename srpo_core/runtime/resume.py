@@ -1,11 +1,13 @@
 """The directory from which a killed stage resumes. It is outside the outputs, which DVC deletes before a stage runs.
 
 Its name has a hash of all that determines the result (the stage's settings, inputs and code, as dvc.yaml lists them),
-so a run never resumes from the state of another experiment.
+so a run never resumes from the state of another experiment. Settings that change only memory and rounding
+(`MEMORY_ONLY`) are left out of the name: after running out of memory, a run resumes with another value of them.
 """
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,18 +16,21 @@ from pathlib import Path
 from typing import Any, Final
 
 from srpo_core.artifacts import home, read_json, require, write_json
-from srpo_core.config import PARAMS_FILE, read_values
+from srpo_core.config import MEMORY_ONLY, PARAMS_FILE, read_values
 from srpo_core.config.yaml_text import read_yaml
 from srpo_core.errors import SrpoError
 from srpo_core.runtime import file_lock
 from srpo_core.runtime.digests import known_digest
-from srpo_core.runtime.dvc_yaml import Stage, files_below, read_stages
+from srpo_core.runtime.dvc_yaml import Stage, files_below, read_stages, values_below, without_keys
 from srpo_core.runtime.shared_files import Location
 
 LOCK: Final = Path("dvc.lock")
 DONE: Final = "done"
 ELSEWHERE: Final = "elsewhere.json"
+MEMORY: Final = "memory.json"  # the values of MEMORY_ONLY at the last start
 SMALL_BYTES: Final = 2**20  # larger inputs are compared by size, because reading weights takes minutes
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -39,16 +44,17 @@ def resumable(stage: str) -> Iterator[Path]:
     Raises:
         SrpoError: another running process holds the directory.
     """
-    directory = home() / "resume" / f"{stage}-{fingerprint(stage)}"
+    directory = home() / "resume" / f"{stage}-{fingerprint(stage, without=MEMORY_ONLY)}"
     with _held(directory) as holder:
         if holder is not None:
             raise SrpoError(
-                f"stage {stage} is running already with the same settings (process {holder}): "
+                f"stage {stage} is running already with settings that resume from the same state (process {holder}): "
                 "wait for it, or end it and start again"
             )
-        if (directory / DONE).exists() and _recorded(stage):
+        if (directory / DONE).exists() and _recorded(stage, directory):
             _discard(directory)  # DVC runs a recorded stage only with --force: start at step 0
         directory.mkdir(parents=True, exist_ok=True)
+        _note_memory(stage, directory)
         yield directory
         (directory / DONE).touch()
 
@@ -69,16 +75,17 @@ def discard_recorded(starting: str) -> None:
                     _discard(directory)
 
 
-def fingerprint(stage: str, *, by_size_from: float = inf) -> str:
+def fingerprint(stage: str, *, by_size_from: float = inf, without: Collection[str] = ()) -> str:
     """Hash a stage's settings, inputs and code, as dvc.yaml lists them, to 12 hex digits.
 
-    Of a file of `by_size_from` bytes or more only the size is hashed.
+    Of a file of `by_size_from` bytes or more only the size is hashed. without: dotted keys of settings to leave out.
 
     Raises:
         ArtifactError: an input is missing.
     """
     settings, definition = _definition(stage)
-    digest = hashlib.sha256(json.dumps(definition.watched(settings), sort_keys=True).encode())
+    watched = without_keys(definition.watched(settings), without)
+    digest = hashlib.sha256(json.dumps(watched, sort_keys=True).encode())
     for path in _inputs(definition, settings):
         for file in files_below(path):
             size = file.stat().st_size
@@ -130,15 +137,21 @@ def _removed(directory: Path) -> Path:
     return directory.with_name(f".{directory.name}.done")
 
 
-def _recorded(stage: str) -> bool:
-    """Whether dvc.lock records a result of these settings and inputs; large inputs are compared by size."""
+def _recorded(stage: str, directory: Path) -> bool:
+    """Whether dvc.lock records the result of a finished run of these inputs and settings; see `_note_memory`.
+
+    The run may have had other values of `MEMORY_ONLY` than params.yaml. Large inputs are compared by size.
+    """
     if not LOCK.exists():
         return False
-    stages = (read_yaml(LOCK) or {}).get("stages", {})
-    settings = read_values(PARAMS_FILE)
-    _, definition = _definition(stage)
-    entry = stages.get(stage)
-    if entry is None or entry.get("params", {}).get(str(PARAMS_FILE), {}) != definition.watched(settings):
+    entry = (read_yaml(LOCK) or {}).get("stages", {}).get(stage)
+    if entry is None:
+        return False
+    settings, definition = _definition(stage)
+    recorded, watched = entry.get("params", {}).get(str(PARAMS_FILE), {}), definition.watched(settings)
+    if without_keys(recorded, MEMORY_ONLY) != without_keys(watched, MEMORY_ONLY):
+        return False
+    if values_below(recorded, MEMORY_ONLY) != read_json(directory / MEMORY):
         return False
     known = {dependency["path"]: dependency for dependency in entry["deps"]}
     return all(
@@ -161,6 +174,22 @@ def _stages_before(name: str) -> list[str]:
     """Return the names of the stages whose outputs a stage reads."""
     stages = read_stages()
     return [other.name for other in stages.values() if stages[name].reads(other)]
+
+
+def _note_memory(stage: str, directory: Path) -> None:
+    """Record with which values of `MEMORY_ONLY` a stage starts; log those that differ from its last start."""
+    settings, definition = _definition(stage)
+    values = values_below(definition.watched(settings), MEMORY_ONLY)
+    path = directory / MEMORY
+    before = read_json(path) if path.exists() else values
+    changed = [
+        f"{key} {json.dumps(value)} instead of {json.dumps(before.get(key))}"
+        for key, value in values.items()
+        if before.get(key) != value
+    ]
+    if changed:
+        log.info("stage %s continues with %s", stage, ", ".join(changed))
+    write_json(path, values)
 
 
 def _definition(stage: str) -> tuple[Mapping[str, Any], Stage]:

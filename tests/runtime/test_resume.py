@@ -1,12 +1,16 @@
+import logging
 import subprocess
 import sys
 import textwrap
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import yaml
 
+from srpo_core.config import MEMORY_ONLY, load_settings, patched
 from srpo_core.errors import ArtifactError, SrpoError
+from srpo_core.runtime.dvc_yaml import read_stages, value_at, without_keys
 from srpo_core.runtime.resume import discard_recorded, fingerprint, key_of, register_external, resumable
 from srpo_core.runtime.shared_files import Location
 
@@ -28,6 +32,8 @@ PARAMS = {
     "gate": {"margin": 1},
     "model": {"path": "weights"},
 }
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -232,3 +238,83 @@ def test_a_key_names_the_given_settings_and_the_inputs_that_matter(project):
     assert key_of("train", {"seed": 0}, without=set()) != before
     (project / "weights/a.bin").write_bytes(b"22")
     assert key_of("train", {"seed": 0}, without={Path("code.py")}) != before
+
+
+def change(project, **train):
+    """Change settings of the part train of params.yaml."""
+    path = project / "params.yaml"
+    values = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump(values | {"train": patched(values["train"], train)}))
+
+
+def test_a_run_that_ran_out_of_memory_resumes_with_smaller_micro_batches(project, caplog):
+    params = PARAMS | {"train": {"steps": 30, "micro_batch_size": 4, "compute": {"gather_rollout": True}}}
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(RuntimeError), resumable("train") as directory:
+        (directory / "step").write_text("15")
+        raise RuntimeError("out of memory")
+    change(project, micro_batch_size=1, compute={"gather_rollout": False})
+    with caplog.at_level(logging.INFO), pytest.raises(RuntimeError), resumable("train") as again:
+        assert (again / "step").read_text() == "15"
+        raise RuntimeError
+    assert [record.getMessage() for record in caplog.records] == [
+        "stage train continues with train.micro_batch_size 1 instead of 4, "
+        "train.compute.gather_rollout false instead of true"
+    ]
+    caplog.clear()
+    with caplog.at_level(logging.INFO), resumable("train"):
+        assert not caplog.records, "reported once"
+    change(project, rate=1.0e-5)
+    with resumable("train") as other:
+        assert other != again, "a learning rate changes more than memory"
+
+
+def test_a_recorded_run_starts_at_step_0_with_other_micro_batches_and_one_that_is_not_continues(project):
+    """The figures of a recorded run are not those of the new setting, and DVC has them already."""
+    (project / "params.yaml").write_text(yaml.safe_dump(PARAMS | {"train": {"micro_batch_size": 4}}))
+    with resumable("train") as directory:
+        (directory / "step").write_text("30")
+    record()
+    change(project, micro_batch_size=1)
+    with resumable("train") as again:
+        assert again == directory
+        assert not (again / "step").exists()
+        (again / "step").write_text("30")
+    with resumable("train") as again:
+        assert (again / "step").exists(), "DVC was killed before it recorded the run with the new setting"
+
+
+def test_times_are_kept_apart_for_other_micro_batches(project):
+    before = fingerprint("train"), fingerprint("train", without=MEMORY_ONLY)
+    change(project, micro_batch_size=1)
+    assert fingerprint("train") != before[0]
+    assert fingerprint("train", without=MEMORY_ONLY) == before[1]
+
+
+def test_only_settings_of_memory_share_a_directory_among_all_settings_of_training():
+    """With the settings and the stages of the project; each setting of training is changed in turn."""
+    tiny, stage = (
+        load_settings(ROOT / "profiles/tiny.yaml").model_dump(mode="json"),
+        read_stages(ROOT)["train"],
+    )
+
+    def named(settings):
+        return without_keys(stage.watched(settings), MEMORY_ONLY)
+
+    same = set()
+    for key in leaves(tiny["train"], "train"):
+        path, _, name = key.rpartition(".")
+        settings = deepcopy(tiny)
+        value_at(settings, path)[name] = "changed"
+        if named(settings) == named(tiny):
+            same.add(key)
+    assert same == set(MEMORY_ONLY)
+
+
+def leaves(settings, prefix):
+    """Yield the dotted keys of all settings that are no part of others."""
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}.{name}")
+        else:
+            yield f"{prefix}.{name}"
