@@ -250,7 +250,8 @@ class CheckRewardSettings(Part):
     """The check of the reward against human preferences, before training."""
 
     max_pairs: Positive | None = Field(
-        description="number of held-out pairs to score; null for data without pairs: the reward is not checked"
+        description="number of held-out pairs to score; null for data without pairs, and only for these: no "
+        "agreement is measured"
     )
     min_agreement: Share = Field(
         description="least share of pairs in which the reward prefers the preferred image; the measured share "

@@ -22,7 +22,12 @@ def require_data(settings: Settings) -> None:
     if not chosen.has_pairs and settings.check_reward.max_pairs is not None:
         raise ConfigError(
             f"ingest.format {name} has no pairs of images that people compared, which check_reward needs: set "
-            f"check_reward.max_pairs to null to train with a reward that is not checked, or use data with pairs ({with_pairs})"
+            f"check_reward.max_pairs to null, so that no agreement with people is measured, or use data with pairs ({with_pairs})"
+        )
+    if chosen.has_pairs and settings.check_reward.max_pairs is None:
+        raise ConfigError(
+            f"check_reward.max_pairs is null, but ingest.format {name} has pairs of images that people compared: give the number "
+            "of pairs that the reward is checked with, for example --set check_reward.max_pairs=400"
         )
     if not chosen.has_images and settings.train.rollout.source != "online":
         raise ConfigError(

@@ -1,8 +1,8 @@
 """Questions with known answers for a scorer, before its scores are used.
 
 A scorer that is loaded wrongly or used wrongly returns numbers like any other: with swapped arguments, a constant, the
-weights of another model or a head that was never trained. So each one first compares real images of known prompts with
-images that must score lower. It must be right in at least `LEAST_RIGHT` of the comparisons of each kind: a single
+weights of another model or a head that was never trained. So each one first compares images of known prompts with
+images that must score lower: those that people preferred in the data, or `drawn_examples` if the data have no pairs. It must be right in at least `LEAST_RIGHT` of the comparisons of each kind: a single
 prompt may be ambiguous, and a scorer that guesses reaches that share of 16 comparisons by chance once in 26 times.
 """
 
@@ -30,11 +30,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Example:
-    """An image (1, 3, H, W) in [0, 1] that people preferred for a prompt, and one that they rejected."""
+    """An image (1, 3, H, W) in [0, 1] of a prompt, and one that people rejected; None if nobody compared it."""
 
     prompt: str
     preferred: Tensor
-    rejected: Tensor
+    rejected: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Example":
+        """Return the example with its images on a device."""
+        rejected = None if self.rejected is None else self.rejected.to(device)
+        return Example(self.prompt, self.preferred.to(device), rejected)
 
 
 @dataclass(frozen=True)
@@ -81,17 +86,22 @@ def require_answers(
     Raises:
         GateError: it gives a score that is no finite number, or fails a question.
     """
-    on_device = [Example(one.prompt, one.preferred.to(device), one.rejected.to(device)) for one in examples]
+    on_device = [one.to(device) for one in examples]
+    compared = [one for one in on_device if one.rejected is not None]
     if hasattr(scorer, "score"):
         asked = _ask(_text_score(scorer), on_device, other_prompts=reads_texts, no_prompt=reads_texts)
     else:
         known = [one for one in on_device if subject_of(one.prompt, scorer.subjects) is not None]
         asked = _ask(_subject_score(scorer), known, other_prompts=True, no_prompt=False)
-        _require_sure_of_style(name, scorer, on_device)
+        if compared:  # a judge of photos need not know the style of other images
+            _require_sure_of_style(name, scorer, compared)
+        else:
+            log.warning("%s: its styles were not checked, because the data have no pairs", name)
     if not asked:
         log.warning(
-            "%s: no prompt of the held-out pairs names a subject that it knows, so its subjects were not checked",
+            "%s: no prompt of the %s names a subject that it knows, so its subjects were not checked",
             name,
+            "held-out pairs" if compared else "questions with known answers",
         )
     for kind in dict.fromkeys(one.kind for one in asked):
         _require_right(name, kind, [one for one in asked if one.kind == kind])
@@ -126,7 +136,8 @@ def _ask(
                     score(one.preferred, ""),
                 )
             )
-        asked.append(Comparison(_PREFERENCE, one.prompt, own, score(one.rejected, one.prompt)))
+        if one.rejected is not None:
+            asked.append(Comparison(_PREFERENCE, one.prompt, own, score(one.rejected, one.prompt)))
     return asked
 
 

@@ -26,6 +26,7 @@ from srpo_core.runtime.progress import with_progress
 from srpo_core.runtime.ray_cluster import local_device
 from srpo_core.scorers import load_rewards
 from srpo_core.scorers.canaries import Example, require_known_answers
+from srpo_core.scorers.known_images import drawn_examples
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,7 +50,8 @@ def run(
 
     The measured share, not a bound of its interval, is compared with `check_reward.min_agreement`: the check should
     stop a reward that is broken or inverted, not rank good ones. The reward and the judge of select and of early stop
-    also answer the questions of `srpo_core/scorers/canaries.py`. If `check_reward.max_pairs` is null, nothing is checked.
+    also answer the questions of `srpo_core/scorers/canaries.py`; if `check_reward.max_pairs` is null, because the data
+    have no pairs, these are about `drawn_examples`, and no agreement is measured.
 
     Raises:
         DataError: the split test has no pairs.
@@ -58,9 +60,12 @@ def run(
             agrees with fewer pairs than `check_reward.min_agreement`.
     """
     torch.set_num_threads(resources.threads_per_worker)
+    device = local_device(resources)
+    asked = {**rewards_by_name(rewards), "select_judge": select_judge}
     if check_reward.max_pairs is None:
-        log.warning("the reward is not checked, because check_reward.max_pairs is null")
         artifacts.write_json(artifacts.AGREEMENT, {"pairs": 0, "weights": _digests(rewards[1:])})
+        require_known_answers(asked, drawn_examples(), device)
+        log.warning("how often the reward agrees with people is not measured, because the data have no pairs")
         return
     pairs = read_pairs("test", check_reward.max_pairs)
     if not pairs:
@@ -68,7 +73,6 @@ def run(
             f"{artifacts.PAIRS} has no pairs of the split test to check the reward with: "
             "add records that are held out to ingest.source (docs/data.md)"
         )
-    device = local_device(resources)
     agreed = agreements(load_rewards(rewards).to(device), pairs, device)
     agreement = sum(agreed[MIX]) / len(pairs)
     each = {name: sum(own) / len(pairs) for name, own in agreed.items() if name != MIX}
@@ -89,11 +93,7 @@ def run(
     figures = f"{agreement:.3f} of {len(pairs)} pairs (95 % CI over {len(set(prompts))} prompts: {low:.3f} … {high:.3f})"
     names = ", ".join(f"{one.scorer} in {one.path}" for one in rewards)
     _require_not_inverted(agreed, prompts, names)
-    require_known_answers(
-        {**rewards_by_name(rewards), "select_judge": select_judge},
-        [Example(*one) for one in read_examples(NUM_EXAMPLES)],
-        device,
-    )
+    require_known_answers(asked, [Example(*one) for one in read_examples(NUM_EXAMPLES)], device)
     if agreement < least:
         raise GateError(
             f"the reward {names} agrees with only {figures}, "

@@ -23,7 +23,7 @@ from srpo_core.config import (
     ScorerSettings,
     rewards_by_name,
 )
-from srpo_core.data.tables import NUM_EXAMPLES, has_pairs, read_examples, read_images, to_tensor
+from srpo_core.data.tables import NUM_EXAMPLES, read_examples, read_images, to_tensor
 from srpo_core.data.used_images import compared_images
 from srpo_core.errors import ArtifactError
 from srpo_core.gates.pairs import pair_up
@@ -40,6 +40,7 @@ from srpo_core.release.champion import champion_transformer
 from srpo_core.runtime.ray_cluster import local_device
 from srpo_core.scorers.canaries import Example, require_known_answers
 from srpo_core.scorers.hps_v2 import benchmark
+from srpo_core.scorers.known_images import drawn_examples
 from srpo_core.scorers.metrics import MetricContext, check_metrics, metric_names
 
 if TYPE_CHECKING:
@@ -175,11 +176,8 @@ def evaluate_models(  # noqa: PLR0913  # the settings of `run`
 
 
 def require_known_answers_of_scorers(context: MetricContext, device: torch.device) -> None:
-    """Ask every scorer questions with known answers, if the data have pairs to ask about."""
-    if not has_pairs("test"):
-        log.warning("the scorers answer no questions with known answers, because the data have no pairs")
-        return
-    examples = [Example(*one) for one in read_examples(NUM_EXAMPLES)]
+    """Ask every scorer questions with known answers, about the held-out pairs, or `drawn_examples` without pairs."""
+    examples = [Example(*one) for one in read_examples(NUM_EXAMPLES)] or drawn_examples()
     require_known_answers(context.all_settings, examples, device)
 
 

@@ -10,6 +10,7 @@ from srpo_core.config import ScorerSettings
 from srpo_core.errors import GateError
 from srpo_core.scorers import build_reward, load_scorer
 from srpo_core.scorers.canaries import Example, require_answers
+from srpo_core.scorers.known_images import drawn_examples
 
 FAMILY = Path(__file__).resolve().parents[2] / "assets/tiny/family"
 SETTINGS = {
@@ -38,6 +39,11 @@ def decoded(content):
     return to_tensor(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
+@pytest.fixture(scope="module")
+def drawn():
+    return drawn_examples()
+
+
 @pytest.fixture
 def scorer(request):
     return load_scorer(SETTINGS[request.param])
@@ -46,6 +52,13 @@ def scorer(request):
 @pytest.mark.parametrize("scorer", SETTINGS, indirect=True)
 def test_a_scorer_of_the_tiny_family_answers_every_question(scorer, examples):
     require_answers("x", scorer, examples, CPU)
+
+
+@pytest.mark.parametrize("scorer", SETTINGS, indirect=True)
+def test_a_scorer_of_the_tiny_family_answers_every_question_about_the_images_of_the_package(scorer, drawn):
+    assert len(drawn) == 16
+    assert len({one.prompt for one in drawn}) == 16
+    require_answers("x", scorer, drawn, CPU)
 
 
 def of_another_image(reward):
@@ -79,8 +92,10 @@ def inverted_colours(reward):
     reward.encode_images = lambda images: encode(images * 255)
 
 
+@pytest.mark.parametrize("images", ["examples", "drawn"])
 @pytest.mark.parametrize("change", [of_another_image, images_for_texts, constant, inverted, inverted_colours])
-def test_a_reward_that_is_used_wrongly_is_named_with_the_question_that_it_fails(change, examples):
+def test_a_reward_that_is_used_wrongly_is_named_with_the_question_that_it_fails(change, images, request):
+    examples = request.getfixturevalue(images)
     reward = load_scorer(SETTINGS["reward"])
     change(reward)
     with pytest.raises(
@@ -88,14 +103,14 @@ def test_a_reward_that_is_used_wrongly_is_named_with_the_question_that_it_fails(
     ) as caught:
         require_answers("mine", reward, examples, CPU)
     assert "\n" not in str(caught.value)
-    assert "of 6 prompts" in str(caught.value)
+    assert f"of {len(examples)} prompts" in str(caught.value)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_reward_with_random_weights_fails(seed, examples):
+@pytest.mark.parametrize(("images", "seed"), [*(("examples", seed) for seed in range(4)), ("drawn", 0)])
+def test_a_reward_with_random_weights_fails(images, seed, request):
     torch.manual_seed(seed)
     with pytest.raises(GateError, match="fails a question with a known answer"):
-        require_answers("x", build_reward(SETTINGS["reward"]).eval(), examples, CPU)
+        require_answers("x", build_reward(SETTINGS["reward"]).eval(), request.getfixturevalue(images), CPU)
 
 
 @pytest.mark.parametrize("scorer", ["judge_a", "judge_b"], indirect=True)
@@ -137,6 +152,7 @@ def test_a_judge_that_knows_none_of_the_prompts_is_reported_and_its_styles_are_s
     judge = load_scorer(SETTINGS["judge_a"])
     unknown = [Example(f"{one.prompt} on a shelf", one.preferred, one.rejected) for one in examples]
     require_answers("mine", judge, unknown, CPU)
+    assert "styles were not checked" not in caplog.text
     assert "mine: no prompt of the held-out pairs names a subject that it knows" in caplog.text
     for weights in judge.a.parameters():
         weights.zero_()

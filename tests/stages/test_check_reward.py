@@ -47,6 +47,17 @@ def run(max_pairs=100, min_agreement=0.9, rewards=(REWARD,), judge=JUDGE):
     return artifacts.read_json(artifacts.AGREEMENT)
 
 
+def untrain(directory, copy):
+    """Copy a scorer, with zeros in place of the weights of its last layer."""
+    shutil.copytree(directory, copy)
+    for file in copy.glob("*.safetensors"):
+        weights = load_file(file)
+        last = [name for name in weights if name.startswith(("b.1.", "visual.attnpool.v_proj."))]
+        assert last
+        save_file(weights | {name: torch.zeros_like(weights[name]) for name in last}, file)
+    return copy
+
+
 def test_the_tiny_reward_agrees_with_pairs_that_are_correct_by_construction(pairs):
     pairs(6)
     figures = run()
@@ -75,12 +86,7 @@ def test_inverted_preferences_stop_the_run_whatever_the_threshold(pairs):
 def test_a_reward_or_a_judge_that_fails_a_known_answer_stops_the_run_by_its_name(pairs, tmp_path):
     """Both have the weights of an untrained model: the files are complete and load without an error."""
     pairs(6)
-    untrained = tmp_path / "untrained"
-    shutil.copytree(JUDGE.path, untrained)
-    weights = load_file(untrained / "judge.safetensors")
-    for name in ("b.1.weight", "b.1.bias"):
-        weights[name] = torch.zeros_like(weights[name])
-    save_file(weights, untrained / "judge.safetensors")
+    untrained = untrain(Path(JUDGE.path), tmp_path / "untrained")
     with pytest.raises(GateError) as caught:
         run(judge=JUDGE.model_copy(update={"path": str(untrained)}))
     message = str(caught.value)
@@ -162,17 +168,32 @@ def test_only_held_out_pairs_are_counted(pairs):
         run()
 
 
-def test_without_max_pairs_nothing_is_checked_and_the_weights_of_a_mix_are_still_written(pairs, caplog):
+def test_without_pairs_no_agreement_is_measured_and_the_weights_of_a_mix_are_still_written(pairs, caplog):
     pairs(0)
-    figures = run(
-        max_pairs=None, rewards=(REWARD, REWARD.model_copy(update={"path": str(TINY / "family/judge_a")}))
-    )
+    caplog.set_level("INFO")
+    figures = run(max_pairs=None, rewards=(REWARD, REWARD.model_copy(update={"weight": 0.5})))
     assert figures["pairs"] == 0
     assert "agreement" not in figures
     assert sorted(Path(name).name for name in figures["weights"]) == sorted(
-        path.name for path in (TINY / "family/judge_a").iterdir() if path.is_file()
+        path.name for path in Path(REWARD.path).iterdir()
     )
-    assert "the reward is not checked, because check_reward.max_pairs is null" in caplog.text
+    assert "agrees with people is not measured, because the data have no pairs" in caplog.text
+    assert "reward_open_clip, reward_open_clip_2, select_judge: answered questions" in caplog.text
+
+
+@pytest.mark.parametrize("settings", [REWARD, JUDGE])
+def test_without_pairs_an_untrained_scorer_is_still_refused_by_its_name(pairs, tmp_path, settings):
+    pairs(0)
+    untrained = settings.model_copy(
+        update={"path": str(untrain(Path(settings.path), tmp_path / "untrained"))}
+    )
+    given = {"rewards": [REWARD, untrained]} if settings is REWARD else {"judge": untrained}
+    name = "reward_open_clip_2" if settings is REWARD else "select_judge"
+    with pytest.raises(
+        GateError, match=rf"^the scorer {name} \(.*untrained\) fails a question with a known answer"
+    ):
+        run(max_pairs=None, **given)
+    assert artifacts.read_json(artifacts.AGREEMENT)["pairs"] == 0
 
 
 def test_a_second_run_writes_the_same_file(pairs):

@@ -227,10 +227,11 @@ def test_the_page_shows_the_agreement_of_each_reward_of_a_mix():
 
 
 @pytest.mark.usefixtures("passed")
-def test_the_page_says_that_a_reward_was_not_checked_for_lack_of_pairs():
+def test_the_page_says_that_no_agreement_was_measured_for_lack_of_pairs():
     artifacts.write_json(artifacts.AGREEMENT, {"pairs": 0, "weights": {}})
     text = Page(build()).text
-    assert "The reward was not checked before training, because the data have no pairs" in text
+    assert "The reward agrees with preferences not measured the data have no pairs" in text
+    assert "how often it agrees with people was not measured, because the data have no pairs" in text
     assert "held-out pairs" not in text
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tarfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from coloured_images import PREFERRED, encode, is_green
 from srpo_core import artifacts
 from srpo_core.data.decoding import FORMATS, IMAGE_SUFFIXES
 from srpo_core.data.images import TarImages
-from srpo_core.data.tables import has_pairs, read_images, read_pairs, read_prompts, read_real_images
+from srpo_core.data.tables import read_images, read_pairs, read_prompts, read_real_images
 from srpo_core.errors import ConfigError, DataError
 from srpo_core.preflight.consistency import require_consistent
 from srpo_core.scorers.common_patterns import outlines
@@ -24,6 +25,7 @@ from srpo_core.scorers.metrics.metric import Compared
 from srpo_core.stages.embed import preferred_images
 from srpo_core.stages.evaluate import metric_context, require_known_answers_of_scorers
 
+ASSETS = Path(__file__).resolve().parents[3] / "assets"
 PROMPTS = [f'a "thing", number {number}' for number in range(40)]
 
 
@@ -53,7 +55,7 @@ def test_a_file_of_prompts_is_divided_into_training_validation_and_test(tmp_path
     assert all(splits.values())
     assert sorted(text for texts in splits.values() for text in texts) == sorted(PROMPTS)
     assert read_pairs("train") == []
-    assert not has_pairs("test")
+    assert read_pairs("test") == []
     assert sorted(artifacts.read_json(artifacts.VALIDATION)) >= ["prompts"]
 
 
@@ -90,9 +92,11 @@ def test_a_caption_is_beside_its_image_and_offline_training_finds_the_image(tmp_
         preferred_images([trained[0], "of nothing"])
 
 
-def test_the_evaluation_compares_with_images_that_have_captions_and_asks_no_questions_about_pairs(
+def test_the_evaluation_compares_with_images_that_have_captions_and_asks_its_scorers_about_others(
     tmp_path, ingest, tiny, caplog
 ):
+    caplog.set_level("INFO")
+    (tmp_path / "assets").symlink_to(ASSETS)  # the paths of the scorers
     write_folder(tmp_path / "own", 30)
     ingest("own", "images", versioned=False, test_share=0.3)
     evaluate = tiny.evaluate.model_copy(update={"real_images": 4})
@@ -100,7 +104,7 @@ def test_the_evaluation_compares_with_images_that_have_captions_and_asks_no_ques
     for images in (context.real, context.training):
         assert [tuple(image.shape) for image in images()] == [(1, 3, 32, 48)] * 4
     require_known_answers_of_scorers(context, torch.device("cpu"))
-    assert "because the data have no pairs" in caplog.text
+    assert "judge: answered questions with known answers" in caplog.text
 
 
 def test_prompts_alone_give_the_metrics_no_real_images(tmp_path, ingest, tiny):
@@ -385,6 +389,13 @@ def test_what_a_run_needs_of_the_data_is_checked_before_it(tiny):
         (
             settings_for(tiny, "images", check_reward=tiny.check_reward),
             r"which check_reward needs: set check_reward.max_pairs",
+        ),
+        *(
+            (
+                settings_for(tiny, name, evaluate=tiny.evaluate, gate=tiny.gate),
+                rf"check_reward.max_pairs is null, but ingest.format {name} has pairs .* --set check_reward.max_pairs=400$",
+            )
+            for name in ("hpdv2", "pairs")
         ),
         (settings_for(tiny, "prompts", train=offline), r"train.rollout.source offline starts from real ones"),
         (settings_for(tiny, "prompts", evaluate=tiny.evaluate, gate=tiny.gate), r"evaluate.metrics has kid"),
