@@ -21,7 +21,6 @@ from srpo_core.workspace.data_settings import (
     as_options,
     next_command,
     open_noted,
-    other_settings,
     settings_to_note,
 )
 from srpo_core.workspace.data_versions import Checked
@@ -54,8 +53,9 @@ def data(
         collect(workspace, given, name, format_name)
         settings = load_settings(workspace.path / PARAMS_FILE)
         checked = check(workspace, name, changes)
-        tag = push(workspace, name, audit)
-        record(workspace, name, tag, settings_to_note(settings.ingest, changes), checked)
+        noted = settings_to_note(settings.ingest, changes)
+        tag = push(workspace, name, noted, audit)
+        record(workspace, name, tag, noted, checked)
         data_versions.forget_copy(given)
         announce(workspace, name, tag, checked)
         page, table = describe(workspace, name, tag, settings)
@@ -84,15 +84,18 @@ def check(workspace: Workspace, name: str, ingest: dict[str, Any]) -> Checked:
         workspace, name, ingest, lambda line: log.info("%s", line, extra=display.output())
     )
     broken = [f"{rule} {one['found']}" for rule, one in checked.findings.items()]
-    _log_end("check", f"records break rules: {', '.join(broken)}" if broken else "every record is valid")
+    note = f"records break rules: {', '.join(broken)}" if broken else "every record is valid"
+    if checked.set_aside:
+        note += f"; those set aside are in {checked.set_aside}"
+    _log_end("check", note)
     return checked
 
 
 @task(cache_policy=NO_CACHE)
-def push(workspace: Workspace, name: str, audit: AuditDepth) -> str:
+def push(workspace: Workspace, name: str, ingest: dict[str, Any], audit: AuditDepth) -> str:
     """Track the data with DVC, push it, verify that the remote has every file, and return the tag."""
     _log_start("push", "to the default remote")
-    tag = data_versions.track(workspace, name)
+    tag = data_versions.version_tag(workspace, data_versions.track(workspace, name), ingest)
     compared = data_versions.push(workspace, name, audit)
     _log_end("push", f"the remote has every file: {compared}")
     return tag
@@ -103,13 +106,10 @@ def record(workspace: Workspace, name: str, tag: str, ingest: dict[str, Any], ch
     """Tag the version, unless it is tagged already."""
     _log_start("record", tag)
     known = data_versions.is_tagged(workspace, tag)
-    noted = data_versions.noted(workspace.path, tag)[0] if known else ingest
     data_versions.commit(workspace, name, tag, ingest, checked.findings)
     note = "tagged already" if known else "tagged"
     if known and not data_versions.is_tag_of_head(workspace, tag):
         note += f"; to use it with the current code: git checkout {tag} -- data/{name}.dvc, then 'srpo align'"
-    if differing := other_settings(noted, ingest):
-        note += f"; it is read as it was tagged, with {differing}: to note others, give another --name"
     _log_end("record", note)
 
 

@@ -69,19 +69,24 @@ def add(
 ) -> None:
     """Make a new version of the data: check it, track it with DVC, push it, tag it. 'srpo data SOURCE' does this, too."""
     from flows.terminal import prepare_terminal
+    from srpo_core.config import patched
     from srpo_core.workspace.checkout import require_checkout
+    from srpo_core.workspace.data_settings import uncommitted_settings
 
     ingest = _require_valid(source, format_name, changes or [])
-    require_checkout(Path.cwd())
+    checkout = require_checkout(Path.cwd())
+    uncommitted = uncommitted_settings(checkout)
+    ingest = patched(uncommitted, ingest)
     prepare_terminal()
     from flows.data import data as data_flow
     from flows.lost_server import reporting_a_lost_server
-    from srpo_core.workspace.data_settings import next_command
+    from srpo_core.workspace.data_settings import as_options, next_command
 
     with reporting_a_lost_server():
         tag = data_flow(source=source, name=name, format_name=format_name, ingest=ingest, audit=audit)
     typer.echo(f"tag   {tag}")
-    typer.echo(f"next  {next_command(tag, name, format_name, changes or [])}")
+    options = [*as_options(uncommitted), *(changes or [])]
+    typer.echo(f"next  {next_command(tag, name, format_name, options)}")
 
 
 def _require_valid(source: str, format_name: str, changes: list[str]) -> dict[str, Any]:

@@ -28,13 +28,14 @@ class DecodedImage:
     """An image that was decoded completely.
 
     size: width and height in pixels, as people see them; None if it cannot be decoded. problem: then the reason.
-    digest: the first 16 bytes of the SHA-256 of the file.
+    digest: the first 16 bytes of the SHA-256 of the file. is_empty: whether the file has no byte, or a cell no image.
     """
 
     name: str
     size: tuple[int, int] | None
     digest: bytes
     problem: str = ""
+    is_empty: bool = False
 
 
 def decode_images(stored: ImageSource, names: Iterable[str], *, workers: int) -> Iterator[DecodedImage]:
@@ -85,4 +86,4 @@ def _decode_one(name: str, content: bytes) -> DecodedImage:
     try:
         return DecodedImage(name, read_image(content).size, digest)
     except ValueError as error:
-        return DecodedImage(name, None, digest, str(error))
+        return DecodedImage(name, None, digest, str(error), is_empty=not content)

@@ -45,6 +45,10 @@ class ImageChecks:
         size = image.size
         if size is None:
             self._sizes[split][image.name] = None
+            if image.is_empty:  # an empty cell of a table, or a file that was never filled
+                detail = f"image {image.name!r} of {where} is empty: it has no byte"
+                self._note(split, "missing_image", image.name, detail)
+                return
             detail = f"image {image.name!r} of {where} cannot be decoded: {image.problem}"
             self._note(split, "unreadable_image", image.name, detail)
             return

@@ -72,6 +72,9 @@ def open_kept(ingest: IngestSettings, found: Mapping[str, Mapping[str, Any]] | N
 def read_preferences(source: Source, findings: Findings) -> dict[str, Preferences]:
     """Read the records of both splits; those that break a rule are reported and left out.
 
+    A prompt is trained on if a record has it, even if that is left out later because of its images: held-out prompts and
+    records must not depend on which images are checked.
+
     Raises:
         DataError: a file cannot be read, or a record breaks a rule and ends the run.
     """

@@ -43,6 +43,9 @@ IMAGE_RULES: Final = (
     "trained_test_image",
 )
 SHOWN_TEXT: Final = 500
+PUBLISHED_BAD_SHARE: Final = (
+    0.001  # of the records of a published data set; the presets for FLUX.1 allow as much
+)
 
 _log = logging.getLogger(__name__)
 
@@ -85,6 +88,7 @@ class Findings:
         self._read: Counter[str] = Counter()
         self._with_checked_images: Mapping[str, int] = {}
         self._uncompared: Counter[str] = Counter()
+        self._ended_by: Problem | None = None
 
     def of_another_pass(self) -> "Findings":
         """Return findings that leave out the same records and end no run, for a file whose problems were reported before."""
@@ -144,8 +148,19 @@ class Findings:
             self._bad.setdefault(problem.file, Counter())[problem.rule] += 1
             self._first_bad.setdefault((problem.file, problem.rule), problem)
         if self.ends_run(problem.rule):
+            self._ended_by = problem
             raise DataError(str(problem))
         return left_out
+
+    def way_out(self) -> str:
+        """Return what the user can do about the record that ended the run, to put behind its message; empty without one."""
+        if self._ended_by is None:
+            return ""
+        share = self._ingest.max_bad_share or PUBLISHED_BAD_SHARE
+        return (
+            f". Correct it, or set bad records aside (this one breaks the rule {self._ended_by.rule}): "
+            f"ingest.on_bad_record=quarantine and ingest.max_bad_share={share:g}"
+        )
 
     def require_few_bad(self) -> None:
         """Raise `DataError` if more records of a file are bad than `ingest.max_bad_share` allows.
@@ -208,9 +223,11 @@ def open_findings(ingest: IngestSettings) -> Iterator[Findings]:
     """Collect problems, with `artifacts.QUARANTINE` for records that are set aside; the file is kept on `DataError`."""
     refusal: DataError | None = None
     with artifacts.replacing(artifacts.QUARANTINE) as partial, partial.open("w", encoding="ascii") as file:
+        findings = Findings(ingest, file)
         try:
-            yield Findings(ingest, file)
+            yield findings
         except DataError as error:
-            refusal = error
+            advice = findings.way_out()
+            refusal = DataError(f"{error}{advice}") if advice else error
     if refusal is not None:
         raise refusal

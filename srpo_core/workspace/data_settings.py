@@ -6,12 +6,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from srpo_core.config import IngestSettings, patched
+from srpo_core.config import (
+    PARAMS_FILE,
+    IngestSettings,
+    load_settings,
+    parse_settings,
+    patched,
+)
+from srpo_core.config.yaml_text import parse_yaml
 from srpo_core.data.kept import KeptRecords, open_kept
 from srpo_core.data.sources import source_format
+from srpo_core.errors import ConfigError
+from srpo_core.workspace.git import try_git
 
 # they decide which records there are, and which are kept
 READING: Final = ("format", "columns", "test_share", "rules")
+# `srpo data` sets them itself
+_OWN: Final = ("source", "format", "check_images")
 
 
 def settings_to_note(ingest: IngestSettings, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,6 +32,37 @@ def settings_to_note(ingest: IngestSettings, changes: Mapping[str, Any]) -> dict
     """
     whole = IngestSettings.model_validate(patched(ingest.model_dump(), changes)).model_dump(mode="json")
     return {**changes, **{key: whole[key] for key in READING}}
+
+
+def uncommitted_settings(checkout: Path) -> dict[str, Any]:
+    """Return the settings of ingest in which params.yaml of a checkout differs from that of its commit.
+
+    A version is made with the commit's params.yaml, so these are changes to it like those of `--set`.
+
+    Raises:
+        ConfigError: one of the two cannot be used, or a column was removed, which no change can express.
+    """
+    committed = try_git(checkout, "show", f"HEAD:{PARAMS_FILE}")
+    if committed is None:
+        raise ConfigError(f"{checkout} has no commit with {PARAMS_FILE}: commit it")
+    where = f"{PARAMS_FILE} of HEAD"
+    before = parse_settings(parse_yaml(committed, where), where).ingest.model_dump(mode="json")
+    now = load_settings(checkout / PARAMS_FILE).ingest.model_dump(mode="json")
+    changes = {
+        key: _changed(before[key], now[key]) for key in now if key not in _OWN and now[key] != before[key]
+    }
+    if "columns" in changes and patched(before, changes)["columns"] != now["columns"]:
+        raise ConfigError(
+            f"{PARAMS_FILE} has no longer a column of ingest.columns that is in its commit: commit {PARAMS_FILE}"
+        )
+    return changes
+
+
+def _changed(before: Any, now: Any) -> Any:
+    """Return the entries of a mapping that differ, and any other value as a whole."""
+    if not isinstance(now, Mapping):
+        return now
+    return {key: value for key, value in now.items() if before.get(key) != value}
 
 
 def other_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -13,11 +13,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from srpo_core.artifacts import home
+from srpo_core.artifacts import QUARANTINE, home, replacing
 from srpo_core.config import PARAMS_FILE, write_settings
 from srpo_core.data.sources import require_source, source_format
 from srpo_core.data.statistics import count_rows, read_findings
-from srpo_core.errors import ConfigError, SrpoError, StoreError
+from srpo_core.errors import ConfigError, SrpoError, StageError, StoreError
 from srpo_core.storage.s3.download import STATE, download_tree
 from srpo_core.workspace.data_remote import (
     Audit,
@@ -28,6 +28,7 @@ from srpo_core.workspace.data_remote import (
     remove_objects,
     without_unfinished_uploads,
 )
+from srpo_core.workspace.data_settings import READING, other_settings
 from srpo_core.workspace.dvc import run_dvc
 from srpo_core.workspace.git import git, missing_identity, try_git
 from srpo_core.workspace.reproduce import run_in_workspace
@@ -41,11 +42,13 @@ _FINDINGS: Final = "Findings: "
 class Checked:
     """What stage ingest made of the data.
 
-    counts: of prompts, styles and pairs, see `count_rows`. findings: by rule, see `read_findings`.
+    counts: of prompts, styles and pairs, see `count_rows`. findings: by rule, see `read_findings`. set_aside: the file
+    with the records that were set aside; None if none was.
     """
 
     counts: dict[str, dict[str, int]]
     findings: Mapping[str, Any]
+    set_aside: Path | None = None
 
 
 def collect(source: str | Path, target: Path, format_name: str) -> None:
@@ -100,33 +103,55 @@ def check(
 ) -> Checked:
     """Run the stage ingest on data/<name>, with the code of the workspace and every image, and delete its outputs.
 
-    ingest: settings of ingest that differ from those of the workspace, such as the format.
+    ingest: settings of ingest that differ from those of the workspace, such as the format. The list of bad records is
+    copied to `<home>/data/<name>-quarantine.jsonl`, also if they end the check.
 
     Raises:
         StageError: a record breaks a rule; the message is the error line of ingest.
     """
+    kept = workspace.home / "data" / f"{name}-quarantine.jsonl"
+    kept.unlink(missing_ok=True)
     changed = {**ingest, "source": f"data/{name}", "check_images": "all"}
     write_settings(workspace.path, profile=None, patch={"ingest": changed})
-    run_in_workspace(
-        workspace,
-        "the data are refused",
-        [sys.executable, "-m", "srpo_core", "stage", "ingest", "--alone"],
-        on_line,
-    )
-    checked = Checked(count_rows(workspace.path), read_findings(workspace.path))
+    try:
+        run_in_workspace(
+            workspace,
+            "the data are refused",
+            [sys.executable, "-m", "srpo_core", "stage", "ingest", "--alone"],
+            lambda line: on_line(line.replace(str(QUARANTINE), str(kept))),
+        )
+    except StageError as error:
+        _keep_quarantine(workspace, kept)
+        raise StageError(str(error).replace(str(QUARANTINE), str(kept)), error.exit_code) from None
+    set_aside = _keep_quarantine(workspace, kept)
+    checked = Checked(count_rows(workspace.path), read_findings(workspace.path), set_aside)
     shutil.rmtree(workspace.path / "runs/ingest", ignore_errors=True)
     git(workspace.path, "checkout", "--quiet", "HEAD", "--", str(PARAMS_FILE))
     return checked
 
 
 def track(workspace: Workspace, name: str) -> str:
-    """Add data/<name> to DVC's cache and return the tag of this version, which may not exist yet.
+    """Add data/<name> to DVC's cache and return the tag of these files, which may not exist yet.
 
     Raises:
         SrpoError: DVC failed, for instance because the disk is full.
     """
     _dvc(workspace, "add", f"data/{name}")
     return f"data/{name}/{directory_hash(workspace, name)[:12]}"
+
+
+def version_tag(workspace: Workspace, tag: str, ingest: Mapping[str, Any]) -> str:
+    """Return the tag of a version: that of its files, unless it notes settings by which other records are read.
+
+    ingest: the settings that read the version (`data_settings.settings_to_note`). With other settings the same files
+    are another version, whose digits are a hash of files and settings.
+    """
+    if not is_tagged(workspace, tag) or not other_settings(noted(workspace.path, tag)[0], ingest):
+        return tag
+    name = tag.split("/")[1]
+    settings = json.dumps({key: ingest.get(key) for key in READING}, sort_keys=True)
+    text = f"{directory_hash(workspace, name)} {settings}"
+    return f"data/{name}/{sha256(text.encode()).hexdigest()[:12]}"
 
 
 def push(workspace: Workspace, name: str, depth: AuditDepth = "md5") -> Audit:
@@ -222,6 +247,17 @@ def require_name(name: str) -> None:
     """Raise `ConfigError` unless `name` is valid as a directory below data/ and as a part of a tag."""
     if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
         raise ConfigError(f"data name {name!r}: use letters, digits, '-' and '_', for instance hpd")
+
+
+def _keep_quarantine(workspace: Workspace, kept: Path) -> Path | None:
+    """Copy the list of bad records to `kept` and return that; None if no record is bad."""
+    found = workspace.path / QUARANTINE
+    if not found.is_file() or not found.stat().st_size:
+        return None
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(kept) as partial:
+        shutil.copyfile(found, partial)
+    return kept
 
 
 def _push_once(workspace: Workspace, name: str) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from srpo_core.data.choices import Choice
-from srpo_core.data.decoded_images import DecodedImage
+from srpo_core.data.decoded_images import DecodedImage, _decode_one
 from srpo_core.data.image_rules import ImageChecks
 from srpo_core.data.preferences import Preferences
 from srpo_core.data.rules import Findings
@@ -89,6 +89,17 @@ def test_the_records_of_missing_and_unreadable_images_are_set_aside(checked):
     )
     assert checks.size("train", "train-1") is None
     assert checks.size("test", "test-5") is None
+
+
+def test_an_image_without_a_byte_is_a_missing_one(checked):
+    checks, findings = checked()
+    checks.decoded("train", _decode_one("train-2", b""), WHERE)
+    checks.decoded("train", _decode_one("train-4", b"x"), WHERE)
+    checks.report()
+    assert counts(findings) == {"missing_image": (1, 1), "unreadable_image": (1, 1)}
+    first = findings.summary()["rules"]["missing_image"]["first"]
+    assert first == "train.json: record 1: image 'train-2' of images is empty: it has no byte"
+    assert checks.size("train", "train-2") is None
 
 
 @pytest.mark.parametrize(

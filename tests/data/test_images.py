@@ -83,6 +83,37 @@ def test_a_truncated_archive_is_refused(tmp_path, monkeypatch):
         open_images(tmp_path, "train").__enter__()
 
 
+def test_an_archive_that_is_cut_between_two_members_is_refused_unless_gzip_proves_that_it_is_whole(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("SRPO_HOME", str(tmp_path / "home"))
+    whole = tar_bytes([("a.png", bytes(5000)), ("b.png", b"x" * 512), ("c.png", b"c")])
+    first, second = 512 + 5120, 512 + 5120 + 1024
+    for cut in (first, second):
+        (tmp_path / "train.tar").write_bytes(whole[:cut])
+        refused(
+            tmp_path,
+            rf"train\.tar: not a readable tar archive: the file ends at byte {cut} .* truncate -s \+1024 train\.tar$",
+        )
+    with (tmp_path / "train.tar").open("ab") as file:
+        file.truncate(second + 1024)  # what the message says
+    with open_images(tmp_path, "train") as images:
+        assert images.names() == ["a.png", "b.png"]
+    (tmp_path / "train.tar").unlink()
+    (tmp_path / "train.tar.gz").write_bytes(gzip.compress(whole[:first]))  # by a writer that adds no end
+    with open_images(tmp_path, "train") as images:
+        assert images.names() == ["a.png"]
+
+
+def test_a_second_archive_behind_the_first_is_not_dropped_silently(tmp_path):
+    both = tar_bytes([("a.png", b"1")]) + tar_bytes([("b.png", b"2")])
+    (tmp_path / "train.tar").write_bytes(both)
+    refused(
+        tmp_path,
+        r"train\.tar: .*more data behind the end of the archive at byte 1024: pack all members in one",
+    )
+
+
 def write_tar(path, *members, **options):
     """Write a tar; a member is a name with its bytes, or a TarInfo of a link."""
     with tarfile.open(path, "w", **options) as archive:

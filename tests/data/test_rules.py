@@ -178,6 +178,30 @@ def test_the_quarantine_is_written_even_if_the_run_ends(ingest_settings, tmp_pat
     assert json.loads(line)["text"] == "\ud83d"
 
 
+@pytest.mark.parametrize(("share", "shown"), [(0.0, "0.001"), (0.02, "0.02")])
+def test_the_error_for_the_first_bad_record_says_how_to_set_such_records_aside(
+    ingest_settings, tmp_path, monkeypatch, share, shown
+):
+    monkeypatch.chdir(tmp_path)
+    settings = ingest_settings(on_bad_record="stop", max_bad_share=share)
+    with pytest.raises(DataError) as caught, open_findings(settings) as findings:
+        findings.report(problem())
+    assert str(caught.value) == (
+        "train.json: record 3: rank: is inf. Correct it, or set bad records aside (this one breaks the rule bad_number): "
+        f"ingest.on_bad_record=quarantine and ingest.max_bad_share={shown}"
+    )
+
+
+@pytest.mark.parametrize("raised", [DataError("train.json: not a JSON list")])
+def test_the_error_for_a_broken_file_does_not_offer_to_set_records_aside(
+    ingest_settings, tmp_path, monkeypatch, raised
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as caught, open_findings(ingest_settings(on_bad_record="stop")):
+        raise raised
+    assert caught.value is raised
+
+
 def test_another_pass_over_a_file_leaves_out_the_same_records_and_counts_nothing(ingest_settings, quarantine):
     findings = Findings(ingest_settings(on_bad_record="stop"), quarantine)
     again = findings.of_another_pass()

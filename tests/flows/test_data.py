@@ -15,6 +15,7 @@ from srpo_core.data.splits import held_out_prompts
 from srpo_core.errors import ConfigError, DataError, StageError, StoreError
 from srpo_core.workspace import data_versions
 from srpo_core.workspace.data_remote import audit_remote
+from srpo_core.workspace.data_settings import settings_to_note
 from srpo_core.workspace.git import git
 from srpo_core.workspace.worktree import open_workspace
 
@@ -92,7 +93,9 @@ def test_a_data_version_is_tagged_and_pushed_and_can_be_used_from_the_remote(sta
 
 
 @pytest.mark.pipeline
-def test_an_invalid_record_is_named_and_nothing_is_tagged_or_pushed(standin, prefect, tmp_path):
+def test_an_invalid_record_is_named_and_nothing_is_tagged_or_pushed_until_it_is_set_aside(
+    standin, prefect, tmp_path
+):
     source = shutil.copytree(HPD, tmp_path / "source")
     pairs = json.loads((source / "train.json").read_text())
     pairs[3]["human_preference"] = [1, 1]
@@ -101,6 +104,45 @@ def test_an_invalid_record_is_named_and_nothing_is_tagged_or_pushed(standin, pre
         data(source=str(source), name="bad")
     assert git(standin, "tag") == ""
     assert not (standin / ".srpo/dvc-remote").exists()
+
+    lenient = {"on_bad_record": "quarantine", "max_bad_share": 0.001}
+    with pytest.raises(StageError, match=r"1 of \d+ records are bad .*bad-quarantine\.jsonl has all of them"):
+        data(source=str(source), name="bad", ingest=lenient)
+    listed = standin / ".srpo/data/bad-quarantine.jsonl"
+    assert [json.loads(line)["record"] for line in listed.read_text().splitlines()] == [3]
+    lenient["max_bad_share"] = 0.01
+    tag = data(source=str(source), name="bad", ingest=lenient)
+    settings, findings = data_versions.noted(standin, tag)
+    assert (settings["on_bad_record"], settings["max_bad_share"]) == ("quarantine", 0.01)
+    assert {rule: one["set_aside"] for rule, one in findings.items()} == {"broken_record": 1}
+    assert [json.loads(line)["record"] for line in listed.read_text().splitlines()] == [3]
+
+
+@pytest.mark.pipeline
+def test_the_same_files_are_another_version_if_other_records_are_read_of_them_and_only_then(
+    standin, tmp_path
+):
+    (tmp_path / "prompts.csv").write_text("prompt,other\n" + "".join(f"a{n},b{n}\n" for n in range(40)))
+    ingest = load_settings(standin / "params.yaml").ingest
+
+    def add(findings, **changes):
+        noted = settings_to_note(ingest, {"format": "prompts", **changes})
+        with open_workspace(standin, revision="HEAD") as workspace:
+            data_versions.collect(tmp_path / "prompts.csv", workspace.path / "data/words", "prompts")
+            tag = data_versions.version_tag(workspace, data_versions.track(workspace, "words"), noted)
+            data_versions.commit(workspace, "words", tag, noted, findings)
+        return tag
+
+    first = add({"empty_text": 1})
+    assert add({}, on_bad_record="quarantine", max_bad_share=0.5) == first
+    other = add({"long_prompt": 2}, columns={"prompt": "other"})
+    assert add({}, columns={"prompt": "other"}) == other
+    assert sorted(git(standin, "tag").split()) == sorted([first, other])
+    assert git(standin, "diff", "--name-only", first, other) == ""
+    settings, findings = data_versions.noted(standin, other)
+    assert (settings["columns"], findings) == ({"prompt": "other"}, {"long_prompt": 2})
+    settings, findings = data_versions.noted(standin, first)
+    assert (settings["columns"], findings) == ({}, {"empty_text": 1})
 
 
 def test_the_tar_of_an_image_directory_does_not_depend_on_order_and_times(tmp_path):

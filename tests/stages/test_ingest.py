@@ -318,6 +318,32 @@ def test_a_test_record_with_a_training_prompt_is_left_out_and_counted(broken, ca
     assert prompts == {record["prompt"] for record in others}
 
 
+def test_a_prompt_whose_records_all_have_bad_images_is_still_not_evaluated_whatever_images_are_checked(
+    broken, ingest_settings
+):
+    """So that the prompts to evaluate with are the same whether all images are checked or only some."""
+    train = records(broken / "train.json")
+    lost = train[0]["prompt"]
+    names = {name for record in train if record["prompt"] == lost for name in record["file_path"]}
+    (broken / "benchmark/more.json").write_text(json.dumps([lost, "a prompt of its own"]), encoding="utf-8")
+    for checked in ("all", "used"):
+        if checked == "all":
+            repack(broken / "train.tar", lambda name, content: b"no image" if name in names else content)
+        run(
+            **arguments("hpd", train_rollout_source="online")
+            | {
+                "ingest": ingest_settings(
+                    source="hpd", on_bad_record="quarantine", max_bad_share=0.5, check_images=checked
+                )
+            }
+        )
+        prompts = {kind: [one.text for one in read_prompts(kind)] for kind in ("train", "validation", "test")}
+        assert "a prompt of its own" in prompts["test"]
+        assert lost not in prompts["test"]
+        assert (lost in prompts["train"] + prompts["validation"]) == (checked == "used")
+        assert counts()["trained_benchmark_prompt"] == (1, 1)
+
+
 def test_a_missing_source_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert error_of_run().startswith("hpd is missing: give a directory with train.json")

@@ -2,12 +2,14 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
 from srpo_core.cli.options import parse_changes
-from srpo_core.config import load_settings, patched_settings
+from srpo_core.config import load_settings, patched_settings, write_settings
+from srpo_core.errors import ConfigError
 from srpo_core.preflight.data_needs import require_data
 from srpo_core.workspace.data_settings import (
     as_options,
@@ -15,7 +17,9 @@ from srpo_core.workspace.data_settings import (
     open_noted,
     other_settings,
     settings_to_note,
+    uncommitted_settings,
 )
+from srpo_core.workspace.git import git, missing_identity
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -82,3 +86,40 @@ def test_a_run_with_the_next_command_has_the_format_and_what_it_needs(format_nam
     assert (settings.ingest.format, settings.ingest.test_share) == (format_name, 0.3)
     assert settings.ingest.rules.tied_record == "critical"
     assert f"ingest.format={format_name}" in words
+
+
+@pytest.fixture
+def committed(tmp_path):
+    """A repository whose commit has the params.yaml of a preset for FLUX.1, with names of columns."""
+    git(tmp_path, "init", "--quiet")
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    write_settings(
+        tmp_path, profile="flux1_dev", patch={"ingest": {"columns": {"prompt": "text", "style": "kind"}}}
+    )
+    git(tmp_path, "add", "params.yaml")
+    git(tmp_path, "commit", "--quiet", "-m", "settings", environment=missing_identity(tmp_path))
+    return tmp_path
+
+
+def test_settings_of_ingest_that_are_not_committed_are_changes_and_others_are_not(committed):
+    assert uncommitted_settings(committed) == {}
+    changed = {
+        "source": "elsewhere",
+        "check_images": "used",
+        "on_bad_record": "stop",
+        "rules": {"tied_record": "critical"},
+        "columns": {"prompt": "caption"},
+    }
+    write_settings(committed, profile=None, patch={"seed": 7, "ingest": changed})
+    assert uncommitted_settings(committed) == {
+        "on_bad_record": "stop",
+        "rules": {"tied_record": "critical"},
+        "columns": {"prompt": "caption"},
+    }
+
+
+def test_a_column_that_is_removed_and_not_committed_is_refused(committed):
+    path = committed / "params.yaml"
+    path.write_text("\n".join(line for line in path.read_text().splitlines() if "style: kind" not in line))
+    with pytest.raises(ConfigError, match=r"^params\.yaml .* ingest\.columns .* commit params\.yaml$"):
+        uncommitted_settings(committed)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from srpo_core.data.archives import ARCHIVE_DAMAGE, require_end
+from srpo_core.data.archives import ARCHIVE_DAMAGE, SHOWN_REASON, require_end
 from srpo_core.data.decoding import IMAGE_SUFFIXES
 from srpo_core.data.json_lists import Unreadable, parse, read_list
 from srpo_core.data.records import LeftOut, Record
@@ -71,7 +71,9 @@ def open_table(path: Path, name: str) -> Table:
 
 def damaged(path: Path, error: Exception) -> DataError:
     """Make the error for a file that cannot be read to its end."""
-    return DataError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}; download it again")
+    reason = " ".join(str(error).split())[:SHOWN_REASON]
+    advice = "" if "download it again" in reason else "; download it again"
+    return DataError(f"{path}: cannot be read: {reason}{advice}")
 
 
 def _require_unique(path: Path, columns: Sequence[str]) -> None:
@@ -182,7 +184,7 @@ def _open_tar(path: Path, name: str) -> Table:
                 members = (one for one in archive if _is_file(one) and not is_hidden(one.name))
                 for _key, own in groupby(members, key=lambda one: split_key(one.name)[0]):
                     yield read_sample(archive, list(own), name, _is_image)
-                require_end(archive)
+                require_end(archive, path)
         except ARCHIVE_DAMAGE as error:
             raise damaged(path, error) from None
 

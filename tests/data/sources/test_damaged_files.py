@@ -64,6 +64,8 @@ def test_a_webdataset_that_is_cut_is_named(tmp_path, ingest):
     whole = path.read_bytes()
     header = whole.index(b"17.txt")
     for content in (
+        whole[:header],
+        whole + whole,
         whole[:20_000],
         whole[: header + 300],
         whole[: header + 148] + b"9" + whole[header + 149 :],

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from coloured_images import PREFERRED, REJECTED, encode, is_green
 
+from srpo_core import artifacts
 from srpo_core.data.decoding import read_image
 from srpo_core.data.sources import open_source
 from srpo_core.data.sources.layouts import PAIRS, require_columns
@@ -225,15 +226,24 @@ def test_a_row_that_breaks_a_rule_is_named_with_its_file_and_number(tmp_path, in
     assert str(caught.value).startswith("one/train.parquet: record 1: ")
 
 
-def test_an_image_that_is_missing_in_a_row_is_named(tmp_path, ingest):
+@pytest.mark.parametrize("cell", [None, b"", {"bytes": None, "path": None}, {"bytes": b"", "path": "x.jpg"}])
+def test_an_image_that_is_missing_in_a_row_is_the_fault_of_its_record(tmp_path, ingest, cell):
     rows = [pick_a_pic(f"p{number}", number) for number in range(3)]
-    rows[1]["jpg_0"] = None
+    if isinstance(cell, dict):
+        for row in rows:
+            row["jpg_0"] = {"bytes": row["jpg_0"], "path": None}
+    rows[1]["jpg_0"] = cell
     write_parquet(tmp_path / "one/train.parquet", rows)
     write_parquet(tmp_path / "one/test.parquet", [pick_a_pic("q", 9)])
     with pytest.raises(
-        DataError, match=r"^one/train.parquet: record 1: image 'train.parquet/0000000001.jpg_0' of one cannot"
+        DataError,
+        match=r"^one/train.parquet: record 1: image 'train.parquet/0000000001.jpg_0' of one is empty: it has no byte",
     ):
         ingest("one", "pairs", versioned=False)
+    ingest("one", "pairs", versioned=False, on_bad_record="quarantine", max_bad_share=0.5)
+    (line,) = artifacts.QUARANTINE.read_text().splitlines()
+    assert (json.loads(line)["record"], json.loads(line)["rule"]) == (1, "missing_image")
+    assert [pair.prompt for pair in read_pairs("train")] == ["p0", "p2"]
 
 
 def test_unknown_and_missing_columns_are_named_with_those_of_the_file(tmp_path, ingest):

@@ -304,6 +304,7 @@ def test_a_damaged_archive_of_images_gives_one_line(tmp_path, ingest):
     for content in (
         b"no archive at all" * 100,
         b"\0" * 100,
+        whole[:second],  # between two members
         whole[: second + 700],  # in the text
         whole[: second + 300],  # in its header
         whole[: second + 148] + b"9" + whole[second + 149 :],  # the checksum
