@@ -3,13 +3,15 @@
     python infra/check_dependencies.py PIP_AUDIT
 
 PIP_AUDIT is the path of pip-audit's executable; `make check-deps` installs it apart from .venv. Vulnerabilities come
-from PyPI, version by version: a mirror of PyPI often has no such pages, and then the report says what was not audited.
+from PyPI, version by version: a mirror of PyPI often has no such pages. Then a line on stderr, which begins with WARNING,
+says how many packages were audited. The exit code is 1 for a conflict or a vulnerability. It is 0 if packages could not be
+audited, since the machine may see no other index: read the warning before a release.
 """
 
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -82,6 +84,23 @@ def audit(pip_audit: str) -> Mapping[str, Any]:
     return report
 
 
+def coverage(num_packages: int, skipped: Sequence[str], failure: str = "") -> tuple[str, str]:
+    """Return a line on the packages that were audited, and a warning on those that were not; each may be empty.
+
+    skipped: packages of which the index has no record. failure: why pip-audit could not audit any.
+    """
+    audited = 0 if failure else num_packages - len(skipped)
+    if audited == num_packages:
+        return f"{audited} packages audited: no known vulnerability", ""
+    names = ", ".join(skipped[:_SHOWN]) + (", ..." if len(skipped) > _SHOWN else "")
+    reason = failure or f"the package index has no record of {len(skipped)} packages ({names})"
+    warning = (
+        f"WARNING: only {audited} of {num_packages} packages audited for known vulnerabilities: {reason}. Run this where "
+        "https://pypi.org can be reached, before a release"
+    )
+    return (f"{audited} packages audited: no known vulnerability" if audited else ""), warning
+
+
 def main() -> int:
     """Print what is wrong with the lock; return 1 if anything is."""
     lock = read_lock(LOCK)
@@ -92,17 +111,16 @@ def main() -> int:
         else:
             open_conflicts.append(problem)
     print("\n".join(open_conflicts) or f"{LOCK}: {len(lock)} packages satisfy each other")
+    vulnerable, skipped, failure = list[str](), list[str](), ""
     try:
         vulnerable, skipped = findings(audit(sys.argv[1]))
     except RuntimeError as error:
-        print(f"not audited: pip-audit could not reach its source ({error})")
-        vulnerable, skipped = [], []
-    else:
-        audited = len(lock) - len(skipped)
-        print("\n".join(vulnerable) or f"{audited} packages audited: no known vulnerability")
-    if skipped:
-        names = ", ".join(skipped[:_SHOWN]) + (", …" if len(skipped) > _SHOWN else "")
-        print(f"not audited: {len(skipped)} packages, of which the package index has no record ({names})")
+        failure = f"pip-audit could not reach its source ({error})"
+    sound, warning = coverage(len(lock), skipped, failure)
+    for line in vulnerable or [sound] * bool(sound):
+        print(line)
+    if warning:
+        print(warning, file=sys.stderr)
     return 1 if open_conflicts or vulnerable else 0
 
 
