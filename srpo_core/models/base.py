@@ -13,6 +13,7 @@ from srpo_core.models.attention import use_attention
 from srpo_core.models.autoencoder import decode_in
 from srpo_core.models.checkpointing import checkpoint_blocks
 from srpo_core.models.compiling import compile_regions
+from srpo_core.models.offloading import offload_blocks
 from srpo_core.models.sharding import keep_gathered
 from srpo_core.protocols import Condition
 
@@ -53,18 +54,12 @@ class Base:
     def place(self, device: torch.device, *, offload: bool) -> Self:
         """Prepare for generation on a device, in place.
 
-        offload: keep the transformer in the host's memory and copy each block to the device when it is called, by
-        diffusers' group offloading, the next one while this one computes. Its outputs stay the same.
+        offload: keep the transformer in the host's memory; see `offload_blocks`.
         """
         if not offload:
             return self.to(device)
         self.vae.to(device)
-        self.transformer.enable_group_offload(
-            device,
-            offload_type="block_level",
-            num_blocks_per_group=1,
-            use_stream=device.type == "cuda",
-        )
+        offload_blocks(self.transformer, device)
         return self
 
     def hold_matrices(self, dtype: torch.dtype) -> Self:

@@ -18,7 +18,8 @@ class Sizes:
     """Sizes of the models.
 
     all, trained, block, trained_of_block, rest: parameters of the transformer with adapters, of its trained part, of its
-    largest block, of the trained part of that block, and outside of the blocks. vae, reward, encoders: parameters of the
+    largest block, of the trained part of that block, and outside of the blocks. pinned: parameters of the blocks without
+    adapters, each tensor rounded up to what it takes of pinned memory. vae, reward, encoders: parameters of the
     VAE, all rewards and all text encoders. matrices, in_four_bits, largest_matrix: frozen parameters in the matrices of the
     blocks' linear layers, their bytes in 4 bits, and the parameters of the largest one.
     """
@@ -28,6 +29,7 @@ class Sizes:
     block: int
     trained_of_block: int
     rest: int
+    pinned: int
     vae: int
     reward: int
     encoders: int

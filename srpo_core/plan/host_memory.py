@@ -11,8 +11,8 @@ def host_memory_by_stage(case: Case) -> Mapping[str, Parts]:
     """Bytes by part at the peak of each stage on the host with the most devices.
 
     Each process reads its models one after the other into the host's memory and moves each to its device; without a GPU, and
-    with `resources.offload` for the base, they stay. Python and its libraries (about 1 GB for each process) and the system's
-    file cache are not counted.
+    with `resources.offload` for the base, they stay. Python and its libraries (about 1 GB for each process), the system's
+    file cache, and what pinning adds to offloaded adapters are not counted.
     """
     return {
         "embed": {"text encoders": 4.0 * case.sizes.encoders},
@@ -50,10 +50,16 @@ def _export(case: Case) -> Parts:
 def _generating(case: Case, stage: str) -> Parts:
     width = 2.0 if case.settings.generate.autocast else 4.0
     moved = dict(_scored(case, stage))
-    base = {"base": width * case.base, "adapters": adapter_bytes(case)}
+    adapters = {"adapters": adapter_bytes(case)}
     if case.settings.resources.offload:
-        return _peak(case, stays=base, moved=moved, processes=_processes(case))
-    return _peak(case, moved=moved | base, processes=_processes(case))
+        stays = {"base": width * _offloaded(case), **adapters}
+        return _peak(case, stays=stays, moved=moved, processes=_processes(case))
+    return _peak(case, moved={**moved, "base": width * case.base, **adapters}, processes=_processes(case))
+
+
+def _offloaded(case: Case) -> int:
+    """Parameters of an offloaded base; on a GPU the blocks are in pinned memory, which torch reserves in powers of two."""
+    return case.sizes.pinned + case.sizes.rest if case.settings.resources.use_gpu else case.base
 
 
 def _quantize(case: Case) -> Parts:
@@ -61,7 +67,7 @@ def _quantize(case: Case) -> Parts:
     resources, whole = case.settings.resources, 4.0 * case.base
     stays = {"weights of a format": whole}
     if resources.offload or not resources.use_gpu:
-        stays["base"] = whole
+        stays["base"] = 4.0 * _offloaded(case) if resources.offload else whole
     return _peak(case, stays=stays, moved=_scored(case, "quantize"))
 
 

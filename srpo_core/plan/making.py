@@ -76,10 +76,14 @@ def _counted_settings(settings: Settings, cluster: Cluster) -> str:
 
 def _sizes(parts: MetaParts) -> Sizes:
     from srpo_core.models.four_bit import bytes_in_four_bits, matrices_of_blocks
+    from srpo_core.models.offloading import pinned_size
     from srpo_core.models.sharding import blocks
 
     transformer = parts.model.transformer
     largest = max(blocks(transformer), key=_parameters)
+    frozen = [
+        one for block in blocks(transformer) for name, one in block.named_parameters() if ".lora_" not in name
+    ]
     matrices = [one.numel() for one in matrices_of_blocks(transformer) if not one.requires_grad]
     return Sizes(
         all=_parameters(transformer),
@@ -87,6 +91,7 @@ def _sizes(parts: MetaParts) -> Sizes:
         block=_parameters(largest),
         trained_of_block=_parameters(largest, trained=True),
         rest=_parameters(transformer) - sum(map(_parameters, blocks(transformer))),
+        pinned=sum(pinned_size(one.numel()) for one in frozen),
         vae=_parameters(parts.model.vae),
         reward=_parameters(parts.reward),
         encoders=sum(_parameters(encoder.module) for encoder in parts.encoders),

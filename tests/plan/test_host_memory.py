@@ -7,7 +7,7 @@ from srpo_core.plan import Case, Cluster, Counts, Plan, Sizes
 from srpo_core.plan.counting import Forward
 
 PROFILE = Path(__file__).resolve().parents[2] / "profiles/flux1_dev.yaml"
-BASE, VAE, REWARD, ENCODERS = 12e9, 0.1e9, 1e9, 5e9
+BASE, REST, PINNED, VAE, REWARD, ENCODERS = 12e9, 0.05e9, 18e9, 0.1e9, 1e9, 5e9
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def planned():
             }
         )
         sizes = Sizes(
-            all=BASE, trained=BASE, block=0.3e9, trained_of_block=0.3e9, rest=0.05e9, vae=VAE, reward=REWARD,
+            all=BASE, trained=BASE, block=0.3e9, trained_of_block=0.3e9, rest=REST, pinned=PINNED, vae=VAE, reward=REWARD,
             encoders=ENCODERS, matrices=0, in_four_bits=0, largest_matrix=0,
         )  # fmt: skip
         nothing = Forward(0.0, 0)
@@ -45,7 +45,15 @@ def test_each_process_that_generates_reads_the_base_into_the_memory_of_its_host(
 
 
 def test_a_base_that_is_offloaded_stays_beside_what_is_read_after_it(planned):
-    assert planned(gpus=1, offload=True).hosts["evaluate"] == {"base": 2 * BASE, "scorer": 4 * REWARD}
+    """Its blocks are pinned, and take a power of two of memory for each tensor; without a GPU they are not."""
+    plan = planned(gpus=1, offload=True)
+    assert plan.hosts["evaluate"] == {"base": 2 * (PINNED + REST), "scorer": 4 * REWARD}
+    assert plan.hosts["quantize"] == {
+        "base": 4 * (PINNED + REST), "weights of a format": 4 * BASE, "scorer": 4 * REWARD,
+    }  # fmt: skip
+    plan = planned(gpus=1, use_gpu=False, offload=True)
+    assert plan.hosts["evaluate"]["base"] == 2 * BASE
+    assert plan.hosts["quantize"]["base"] == 4 * BASE
 
 
 def test_without_a_gpu_all_models_stay_in_the_memory_of_the_host(planned):

@@ -213,6 +213,7 @@ def flux_plan(gpus=8, memory=80.0, **patch):
         339_000_000,
         339_000_000,
         54_000_000,
+        pinned=0,
         vae=84_000_000,
         reward=986_109_441,
         encoders=encoders,
