@@ -82,10 +82,15 @@ def _checkpoint(case: Case) -> float:
 def _compare(case: Case, stage: str) -> Iterator[Spent]:
     sizes, models, made = case.sizes, num_models(case)[stage], generated(case)[stage]
     scorers = scorers_of(case.settings)[stage]
-    read = 2 * (case.base + sizes.vae) + scorers * case.scorer + (models - 1) * _checkpoint(case)
+    base, checkpoints = 2 * (case.base + sizes.vae), (models - 1) * _checkpoint(case)
     if stage == "select":  # each file once per machine: a later stage finds the digests
-        yield _hashing(case, stage, read)
-    yield _loading(case, stage, read)
+        yield _hashing(case, stage, base + scorers * case.scorer + checkpoints)
+    # scorers are loaded for each model; the base only once, unless tasks generate: each task loads it for each model
+    loaded = base + checkpoints + models * scorers * case.scorer
+    tasks = case.settings.resources.generate_workers
+    if tasks > 1:
+        loaded += (models - 1) * (base if case.settings.train.tune == "lora" else 2 * sizes.vae)
+    yield _loading(case, stage, loaded, by=f" by each of {tasks} tasks" if tasks > 1 else "")
     of_base = made.num_images // models
     kept = f", {of_base:,} of them by the base, which later runs of the same seed reuse"
     if stage == "select":
@@ -132,12 +137,13 @@ def _scoring(case: Case, stage: str, images: int, *, scorers: int, devices: int)
     return Spent(stage, "scoring", seconds, f"{images:,} images by {scorers} scorers in float32")
 
 
-def _loading(case: Case, stage: str, size: float) -> Spent:
-    return _disk(case, stage, "loading", size)
+def _loading(case: Case, stage: str, size: float, *, by: str = "") -> Spent:
+    """Processes of a machine that read the same files at the same time take as long as one: the others find them cached."""
+    return _disk(case, stage, "loading", size, by=by)
 
 
-def _disk(case: Case, stage: str, what: str, size: float) -> Spent:
-    return Spent(stage, what, size / case.cluster.disk, _gb(size))
+def _disk(case: Case, stage: str, what: str, size: float, *, by: str = "") -> Spent:
+    return Spent(stage, what, size / case.cluster.disk, f"{_gb(size)}{by}")
 
 
 def _hashing(case: Case, stage: str, size: float) -> Spent:

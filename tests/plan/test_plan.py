@@ -206,10 +206,12 @@ def flux_plan(gpus=8, memory=80.0, **patch):
     decode = dict.fromkeys((True, False), Forward(2 * TERA, int(1.33 * GB)))
     encode, score = Forward(64 * 4.85 * TERA, int(7.6 * GB)), Forward(0.35 * TERA, GB)
     counts = Counts(call, velocity, decode, decode[True], encode, score)
-    whole, encoders = 11_901_408_320, 4_762_310_656 + 123_060_480
+    base, encoders = 11_901_408_320, 4_762_310_656 + 123_060_480
+    train = patch.pop("train", {})
+    adapters = 261_000_000 if train.get("tune") == "lora" else 0
     sizes = Sizes(
-        whole,
-        whole,
+        base + adapters,
+        adapters or base,
         339_000_000,
         339_000_000,
         54_000_000,
@@ -221,7 +223,6 @@ def flux_plan(gpus=8, memory=80.0, **patch):
         in_four_bits=0,
         largest_matrix=0,
     )
-    train = patch.pop("train", {})
     train = {**train, "compute": {"gather_rollout": False, **train.get("compute", {})}}
     return Plan(Case(settings("flux1_dev", train=train, **patch), cluster(gpus, memory), sizes, counts))
 
@@ -412,6 +413,34 @@ def test_the_time_of_a_run_is_that_of_every_kind_of_work_of_every_stage():
     assert ("train", "checkpoints") not in found, "asynchronous ones cost no time"
     blocking = flux_plan(8, train={"batch_size": 8}, resources={"async_checkpoints": False})
     assert ("train", "checkpoints") in {(spent.stage, spent.what) for spent in blocking.spending}
+
+
+LORA = {"tune": "lora"}
+
+
+@pytest.mark.parametrize(
+    ("train", "workers", "stage", "bases", "decoders"),
+    [
+        (LORA, 1, "select", 1, 1),  # in the stage's process the adapters of a model replace those of the one before
+        (LORA, 8, "select", 5, 5),
+        (LORA, 1, "evaluate", 1, 1),
+        (LORA, 8, "evaluate", 2, 2),
+        ({}, 1, "select", 1, 1),  # the weights of a checkpoint replace the base's, the decoder stays
+        ({}, 8, "select", 1, 5),
+    ],
+)
+def test_tasks_that_generate_load_the_base_for_each_model(train, workers, stage, bases, decoders):
+    plan = flux_plan(8, train=train, resources={"generate_workers": workers})
+    models, scorers = {"select": (5, 2), "evaluate": (2, 3)}[stage]
+    found = next(spent for spent in plan.spending if (spent.stage, spent.what) == (stage, "loading"))
+    sizes, base = plan.case.sizes, plan.case.base
+    of_a_checkpoint = 4 * (sizes.trained if train else base)
+    read = 2 * bases * base + 2 * decoders * sizes.vae + (models - 1) * of_a_checkpoint
+    assert found.seconds == pytest.approx((read + models * scorers * 4 * sizes.reward) / (2 * GB))
+    assert ("by each of 8 tasks" in found.detail) == (workers == 8)
+    hashed = [spent.seconds for spent in plan.spending if (spent.stage, spent.what) == ("select", "hashing")]
+    once = 2 * (base + sizes.vae) + 4 * of_a_checkpoint + 2 * 4 * sizes.reward
+    assert hashed == pytest.approx([once / (1.8 * GB)]), "each file once, however often it is loaded"
 
 
 def test_four_images_per_device_take_four_times_the_flops():
