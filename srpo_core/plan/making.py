@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from types import MappingProxyType
 from typing import Any, Final
 
 from srpo_core.config import Settings
@@ -15,16 +16,14 @@ from srpo_core.plan.estimates import Plan
 from srpo_core.plan.parts import MetaParts, meta_parts
 from srpo_core.training.micro_batches import images_per_call
 
-# settings of training that change how often something happens, or what is kept beside the weights
-NOT_COUNTED: Final = (
-    "steps",
-    "batch_size",
-    "micro_batch_size",
-    "checkpoint_every",
-    "sample_prompts",
-    "early_stop",
-    "optimizer",
-    "ema",
+# settings of training that change how often something happens, what is kept beside the weights, or nothing on the meta device
+NOT_COUNTED: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        **dict.fromkeys(("steps", "batch_size", "micro_batch_size", "checkpoint_every"), True),
+        **dict.fromkeys(("sample_prompts", "early_stop", "optimizer", "ema"), True),
+        "compute": {"gather_rollout", "compile", "attention", "tf32", "fused_optimizer"},
+        "lora": {"alpha", "frozen"},
+    }
 )
 
 
@@ -59,12 +58,13 @@ def make_plan(settings: Settings, cluster: Cluster) -> Plan:
 
 def _counted_settings(settings: Settings, cluster: Cluster) -> str:
     """Return the settings on which sizes and counts depend, as JSON."""
-    train = settings.train.model_dump(mode="json", exclude=set(NOT_COUNTED))
+    train = settings.train.model_dump(mode="json", exclude=dict(NOT_COUNTED))
     return json.dumps(
         [
             settings.model.model_dump(mode="json"),
             [reward.model_dump(mode="json") for reward in settings.rewards],
             train,
+            settings.train.lora.frozen == "float32",  # otherwise computed in bfloat16, also from 4 bits
             images_per_call(settings.train, cluster.gpus),
             settings.resources.shard,
             settings.resources.encode_batch_size,

@@ -15,13 +15,15 @@ def changed(settings: Settings, change: Callable[[TrainSettings], TrainSettings]
     return settings.model_copy(update={"train": change(settings.train)})
 
 
-def remedies(settings: Settings, cluster: Cluster) -> tuple[list[str], Plan]:
+def remedies(
+    settings: Settings, cluster: Cluster, *, counter: Counter | None = None
+) -> tuple[list[str], Plan]:
     """Find changes that make every stage of a run fit, cheapest first; all that help if none suffices.
 
-    Returns the settings to change and the plan with these changes.
+    counter: has counted some calls before. Returns the settings to change and the plan with these changes.
     """
     done: list[str] = []
-    counter = Counter()
+    counter = counter or Counter()
     plan = counter.plan(settings, cluster)
     for what, change in REMEDIES.items():
         if plan.fits:
@@ -70,6 +72,11 @@ def _generate(**changes: int | bool | str) -> Callable[[Settings], Settings]:
     return change
 
 
+def _in_slices(settings: Settings) -> Settings:
+    """Decode slices instead of whole batches; tiles need less memory already."""
+    return _generate(decode="slices")(settings) if settings.generate.decode == "whole" else settings
+
+
 def _train(**changes: object) -> Callable[[Settings], Settings]:
     return lambda settings: changed(settings, lambda train: train.model_copy(update=changes))
 
@@ -106,7 +113,7 @@ REMEDIES: Final[Mapping[str, Callable[[Settings], Settings]]] = MappingProxyType
     {
         "resources.encode_batch_size=4": _resources(encode_batch_size=4),
         "generate.batch_size=1": _generate(batch_size=1),
-        "generate.decode=slices": _generate(decode="slices"),
+        "generate.decode=slices": _in_slices,
         "generate.decode=tiles": _generate(decode="tiles"),
         "generate.autocast=true": _generate(autocast=True),
         "resources.offload=true": _resources(offload=True),

@@ -11,6 +11,7 @@ from math import ceil
 from srpo_core.fidelity.format_images import PROOF_PROMPTS
 from srpo_core.plan.case import Case
 from srpo_core.plan.images import Generated, generated, num_models, samples, watched
+from srpo_core.plan.loading import bytes_loaded, bytes_of_checkpoint
 from srpo_core.plan.memory import bytes_of_moments, scorers_of
 from srpo_core.plan.step import compute_seconds
 from srpo_core.plan.traffic import traffic_seconds
@@ -68,29 +69,26 @@ def _train(case: Case) -> Iterator[Spent]:
     if not case.settings.resources.async_checkpoints:
         state = (4 + bytes_of_moments(train)) * sizes.trained
         yield _disk(case, "train", "checkpoints", checkpoints * state / case.shards)
-    exported = _checkpoint(case)
+    exported = bytes_of_checkpoint(case)
     # the weights of each checkpoint, which are verified, and the exported ones, by DVC
     yield _hashing(case, "train", checkpoints * (4 * sizes.trained + exported))
     yield _disk(case, "train", "export", checkpoints * (4 * sizes.trained + exported))
 
 
-def _checkpoint(case: Case) -> float:
-    """Bytes of an exported checkpoint: adapters, or all weights."""
-    return 4.0 * (case.sizes.trained if case.settings.train.tune == "lora" else case.base)
-
-
 def _compare(case: Case, stage: str) -> Iterator[Spent]:
-    sizes, models, made = case.sizes, num_models(case)[stage], generated(case)[stage]
+    models, made = num_models(case)[stage], generated(case)[stage]
     scorers = scorers_of(case.settings)[stage]
-    base, checkpoints = 2 * (case.base + sizes.vae), (models - 1) * _checkpoint(case)
     if stage == "select":  # each file once per machine: a later stage finds the digests
-        yield _hashing(case, stage, base + scorers * case.scorer + checkpoints)
-    # scorers are loaded for each model; the base only once, unless tasks generate: each task loads it for each model
-    loaded = base + checkpoints + models * scorers * case.scorer
+        files = (
+            2 * (case.base + case.sizes.vae)
+            + scorers * case.scorer
+            + (models - 1) * bytes_of_checkpoint(case)
+        )
+        yield _hashing(case, stage, files)
     tasks = case.settings.resources.generate_workers
-    if tasks > 1:
-        loaded += (models - 1) * (base if case.settings.train.tune == "lora" else 2 * sizes.vae)
-    yield _loading(case, stage, loaded, by=f" by each of {tasks} tasks" if tasks > 1 else "")
+    yield _loading(
+        case, stage, bytes_loaded(case, stage), by=f" by each of {tasks} tasks" if tasks > 1 else ""
+    )
     of_base = made.num_images // models
     kept = f", {of_base:,} of them by the base, which later runs of the same seed reuse"
     if stage == "select":
@@ -106,7 +104,9 @@ def _quantize(case: Case) -> Iterator[Spent]:
     # the base, the weights to convert and to compare with, and every file; adapters are merged into the base first
     yield _loading(case, "quantize", (4 if lora else 2) * case.base + 2 * merged + formats)
     yield _disk(case, "quantize", "export", (merged if lora else 0) + formats)
-    yield _hashing(case, "quantize", _checkpoint(case) + 2 * formats)  # twice: its own digests and DVC's
+    yield _hashing(
+        case, "quantize", bytes_of_checkpoint(case) + 2 * formats
+    )  # twice: its own digests and DVC's
     flops = (1 + len(settings.quantize.formats)) * PROOF_PROMPTS * case.counts.velocity[False].flops
     proofs = case.cluster.seconds(flops, half=False)
     yield Spent("quantize", "proofs", proofs, f"forward passes of {PROOF_PROMPTS} prompts in float32")

@@ -40,7 +40,7 @@ def show_presets(planned: Sequence[tuple[Preset, Plan]]) -> Table:
     """Show peak memory by stage, time and cost of every preset on its hardware."""
     table = _table(
         "\nPeak memory of one GPU by stage in GB, hours of the run, and its cost",
-        "profile", "GPUs", *STAGES, "fits", "train", "judge", "run", "cost",
+        "profile", "GPUs", *STAGES, "fits", "training", "judging", "run", "cost",
     )  # fmt: skip
     for preset, plan in planned:
         cluster = plan.cluster

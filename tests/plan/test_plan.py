@@ -419,28 +419,40 @@ LORA = {"tune": "lora"}
 
 
 @pytest.mark.parametrize(
-    ("train", "workers", "stage", "bases", "decoders"),
+    ("train", "workers", "stage", "bases", "decoders", "checkpoints"),
     [
-        (LORA, 1, "select", 1, 1),  # in the stage's process the adapters of a model replace those of the one before
-        (LORA, 8, "select", 5, 5),
-        (LORA, 1, "evaluate", 1, 1),
-        (LORA, 8, "evaluate", 2, 2),
-        ({}, 1, "select", 1, 1),  # the weights of a checkpoint replace the base's, the decoder stays
-        ({}, 8, "select", 1, 5),
+        # three rounds of the base and four checkpoints: in the stage's process only adapters are exchanged
+        (LORA, 1, "select", 1, 1, 12),
+        (LORA, 8, "select", 15, 15, 12),
+        # three stages of two models; every second begins with the model in memory
+        (LORA, 1, "evaluate", 1, 1, 2),
+        (LORA, 8, "evaluate", 6, 6, 3),
+        # weights are read into those in memory, and the decoder stays
+        ({}, 1, "select", 3, 1, 12),
+        ({}, 8, "select", 3, 15, 12),
+        ({}, 1, "evaluate", 2, 1, 2),
+        ({}, 8, "evaluate", 3, 6, 3),
     ],
 )
-def test_tasks_that_generate_load_the_base_for_each_model(train, workers, stage, bases, decoders):
+def test_tasks_that_generate_load_the_base_for_each_model(
+    train, workers, stage, bases, decoders, checkpoints
+):
     plan = flux_plan(8, train=train, resources={"generate_workers": workers})
-    models, scorers = {"select": (5, 2), "evaluate": (2, 3)}[stage]
+    scorers = {"select": 15 * 2, "evaluate": 6 * 3}[stage]
     found = next(spent for spent in plan.spending if (spent.stage, spent.what) == (stage, "loading"))
     sizes, base = plan.case.sizes, plan.case.base
     of_a_checkpoint = 4 * (sizes.trained if train else base)
-    read = 2 * bases * base + 2 * decoders * sizes.vae + (models - 1) * of_a_checkpoint
-    assert found.seconds == pytest.approx((read + models * scorers * 4 * sizes.reward) / (2 * GB))
+    read = 2 * bases * base + 2 * decoders * sizes.vae + checkpoints * of_a_checkpoint
+    assert found.seconds == pytest.approx((read + scorers * 4 * sizes.reward) / (2 * GB))
     assert ("by each of 8 tasks" in found.detail) == (workers == 8)
+
+
+def test_each_file_is_hashed_once_however_often_it_is_loaded():
+    plan = flux_plan(8, train=LORA, resources={"generate_workers": 8})
     hashed = [spent.seconds for spent in plan.spending if (spent.stage, spent.what) == ("select", "hashing")]
-    once = 2 * (base + sizes.vae) + 4 * of_a_checkpoint + 2 * 4 * sizes.reward
-    assert hashed == pytest.approx([once / (1.8 * GB)]), "each file once, however often it is loaded"
+    sizes = plan.case.sizes
+    once = 2 * (plan.case.base + sizes.vae) + 4 * 4 * sizes.trained + 2 * 4 * sizes.reward
+    assert hashed == pytest.approx([once / (1.8 * GB)])
 
 
 def test_four_images_per_device_take_four_times_the_flops():

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from counted_plans import shared_counter
 
-from srpo_core.config import load_settings, profile_path
+from srpo_core.config import NULL, load_settings, parse_settings, patched, profile_path, read_values
 from srpo_core.gates.shares import upper_end
 from srpo_core.gates.spending import Stage, stage_sizes
-from srpo_core.plan import GB, PRESETS, plan_presets
-from srpo_core.plan.table import JUDGING, peaks_of_stages
+from srpo_core.plan import GB, PRESETS, plan_presets, remedies
+from srpo_core.plan.table import JUDGING, peaks_of_stages, show_presets
 from srpo_core.preflight.consistency import require_consistent
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,8 +114,6 @@ def test_judging_takes_at_most_as_long_as_training_on_one_card(planned):
 def test_the_table_has_a_line_for_every_preset(planned):
     from rich.console import Console
 
-    from srpo_core.plan.table import show_presets
-
     console = Console(width=200, record=True, file=None, quiet=False)
     with console.capture() as captured:
         console.print(show_presets(planned))
@@ -125,6 +123,61 @@ def test_the_table_has_a_line_for_every_preset(planned):
         assert f"{plan.run_hours:.2f}" in line
         assert f"{plan.cost:.2f}" == line[-1]
         assert "yes" in line
+
+
+@pytest.mark.pipeline
+def test_the_table_of_the_docs_is_the_one_that_the_command_prints(planned):
+    columns = {column.header: list(column.cells) for column in show_presets(planned).columns}
+    assert columns.pop("fits") == ["yes"] * len(PRESETS)
+    names, gpus, cost = (columns.pop(name) for name in ("profile", "GPUs", "cost"))
+    cells = zip(
+        [f"`{name}`" for name in names],
+        [one.replace(" x ", " × ") for one in gpus],
+        *columns.values(),
+        [f"{one} $" for one in cost],
+        strict=True,
+    )
+    expected = ["| " + " | ".join(row) + " |" for row in cells]
+    lines = (ROOT / "docs/training.md").read_text(encoding="utf-8").splitlines()
+    found = [line for line in lines if line.startswith("| `flux1_dev") and line.endswith(" $ |")]
+    assert found == expected
+
+
+def on_24_gb(**patch):
+    """Return changed settings of the preset for 24 GB, and its GPU."""
+    path = profile_path("flux1_dev_lora_24gb", ROOT)
+    preset = next(preset for preset in PRESETS if preset.profile == "flux1_dev_lora_24gb")
+    return parse_settings(patched(read_values(path), patch), "changed"), preset.cluster
+
+
+@pytest.mark.pipeline
+def test_adapters_of_rank_64_fit_into_24_gb_only_without_early_stop(planned, monkeypatch):
+    """The docs name what rank 16 leaves free, and what rank 64 needs more."""
+    monkeypatch.chdir(ROOT)
+    of_rank_16 = next(plan for preset, plan in planned if preset.profile == "flux1_dev_lora_24gb")
+    assert round((24 * GB - of_rank_16.peak) / GB, 1) == 0.2
+    rank = {"lora": {"rank": 64, "alpha": 64}}
+    watched, alone = (
+        shared_counter().plan(*on_24_gb(train={**rank, **more})) for more in ({}, {"early_stop": NULL})
+    )
+    assert round((watched.peak - of_rank_16.peak) / GB) == 2
+    assert not watched.fits
+    assert alone.fits
+
+
+@pytest.mark.pipeline
+def test_the_advice_for_flux_on_24_gb_names_the_settings_that_make_it_fit(planned, monkeypatch):
+    """The preset for 24 GB without the settings that save the most memory."""
+    del planned  # its calls are counted before
+    monkeypatch.chdir(ROOT)
+    given, cluster = on_24_gb(
+        train={"lora": {"frozen": "bfloat16"}}, resources={"offload": False, "encode_batch_size": 4}
+    )
+    before = shared_counter().plan(given, cluster).peaks
+    assert {"train: step", "select", "evaluate"} <= {name for name, peak in before.items() if peak > 24 * GB}
+    advice, plan = remedies(given, cluster, counter=shared_counter())
+    assert advice == ["generate.batch_size=1", "resources.offload=true", "train.lora.frozen=nf4"]
+    assert plan.fits
 
 
 @pytest.mark.parametrize("name", ONE_CARD)
