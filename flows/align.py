@@ -27,6 +27,7 @@ from srpo_core.release import publishing, verify
 from srpo_core.release.references import in_production
 from srpo_core.report.full_report import write_whole
 from srpo_core.report.text import markdown_text, visible
+from srpo_core.runtime.costs import RunCost, cost_text, money_text
 from srpo_core.runtime.dvc_yaml import Stage
 from srpo_core.storage import open_store, require_conditions, require_publishable
 from srpo_core.workspace.inputs import input_paths, link_inputs, require_inputs
@@ -53,6 +54,7 @@ class AlignResult:
     home: whether the results were copied to the checkout.
     champion: the release in production that was evaluated beside the base, if it is the only difference between the
         run's settings and the checkout's.
+    cost: what the stages cost when they ran, and what of it this run cost; None if no stage was timed.
     """
 
     passed: bool
@@ -63,6 +65,7 @@ class AlignResult:
     workspace: Path
     home: bool
     champion: str | None = None
+    cost: RunCost | None = None
 
 
 @flow(name="align", validate_parameters=True)
@@ -97,8 +100,9 @@ def align(
         decision = artifacts.read_json(workspace.path / artifacts.DECISION)
         home = revision is None and bring_home(workspace, [result.stage for result in results])
         report = (workspace.home if home else workspace.path.parent) / artifacts.REPORT.name
-        write_whole(report, root=workspace.path, home=workspace.home)
-        uri = publish_release(workspace, results) if publish and decision["passed"] else None
+        cached = [result.stage for result in results if result.cached]
+        cost = write_whole(report, root=workspace.path, home=workspace.home, cached=cached)
+        uri = publish_release(workspace, cost) if publish and decision["passed"] else None
         result = AlignResult(
             passed=decision["passed"],
             reason=decision["reason"],
@@ -108,6 +112,7 @@ def align(
             workspace=workspace.path,
             home=home,
             champion=champion if plain else None,
+            cost=cost,
         )
         show_artifacts(result, decision)
         return Completed(
@@ -153,23 +158,21 @@ def run_stage(workspace: Workspace, stage: Stage) -> "State[StageResult]":
     return Completed(name="Cached" if result.cached else "Completed", message=note, data=result)
 
 
-def publish_release(workspace: Workspace, results: Sequence[StageResult]) -> str:
+def publish_release(workspace: Workspace, cost: RunCost | None) -> str:
     """Publish the results of a workspace, verify them in the store, and return the URI; withdrawn if verifying fails."""
     with transaction():
-        published = publish_run(workspace, {result.stage: round(result.seconds, 1) for result in results})
+        published = publish_run(workspace, cost)
         verify_release(published)
     return published.uri
 
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE)
-def publish_run(workspace: Workspace, stage_seconds: dict[str, float]) -> publishing.Published:
+def publish_run(workspace: Workspace, cost: RunCost | None) -> publishing.Published:
     """Publish to the store of `SRPO_STORE` and point the alias `candidate` to the version."""
     log = get_run_logger()
     store = open_store()
     log.info("publish: to %s", store.uri, extra=display.started("publish", f"to {store.uri}"))
-    published = publishing.publish(
-        store, root=workspace.path, why=f"run {workspace.run_id}", cost={"stage_seconds": stage_seconds}
-    )
+    published = publishing.publish(store, root=workspace.path, why=f"run {workspace.run_id}", cost=cost)
     current = get_transaction()
     assert current is not None, "Prefect opens a transaction for each task"
     current.set("published", published)
@@ -227,8 +230,9 @@ def rule_rows(rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def markdown(result: AlignResult) -> str:
     """Return verdict, paths and stages as Markdown."""
+    money = {} if result.cost is None else {one.stage: money_text(one.money) for one in result.cost.stages}
     rows = [
-        f"| {stage.stage} | {'cached' if stage.cached else 'ran'} | {stage.seconds:.1f} |"
+        f"| {stage.stage} | {'cached' if stage.cached else 'ran'} | {stage.seconds:.1f} | {money.get(stage.stage, '')} |"
         for stage in result.stages
     ]
     return "\n".join(
@@ -239,9 +243,10 @@ def markdown(result: AlignResult) -> str:
             f"- report: `{result.report}`",
             f"- release: `{result.release or 'none'}`",
             f"- workspace: `{result.workspace}`",
+            f"- cost: {'not timed' if result.cost is None else cost_text(result.cost)}",
             "",
-            "| stage | state | seconds |",
-            "|---|---|---:|",
+            "| stage | state | seconds | cost when it ran |",
+            "|---|---|---:|---:|",
             *rows,
         ]
     )

@@ -5,7 +5,6 @@ import inspect
 import os
 import pkgutil
 import shlex
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -57,6 +56,7 @@ def align(
     from flows.align import AlignResult
     from flows.align import align as align_flow
     from flows.lost_server import reporting_a_lost_server
+    from srpo_core.runtime.costs import cost_text
 
     # the flow returns a Prefect state, but calling it directly gives the data of that state
     with reporting_a_lost_server():
@@ -68,6 +68,8 @@ def align(
     where = "runs" if result.home else f"{shortest(result.workspace)}/runs"
     reason = "" if result.home or revision else f" ({_why_not_home(result.champion)})"
     typer.echo(f"results  {where}{reason}")
+    if result.cost is not None:
+        typer.echo(f"cost     {cost_text(result.cost)}")
     typer.echo(f"release  {shortest(result.release) if result.release else 'none'}")
     if not result.passed:
         raise typer.Exit(REFUSED)
@@ -111,7 +113,7 @@ def stage(
     from srpo_core.runtime.dvc_yaml import argument_name, read_stages
     from srpo_core.runtime.processes import die_with_parent
     from srpo_core.runtime.resume import discard_recorded
-    from srpo_core.runtime.timings import note_stage
+    from srpo_core.runtime.timings import timed
 
     die_with_parent()
     require_own_code(Path.cwd())
@@ -129,9 +131,8 @@ def stage(
     arguments = {argument_name(key): attrgetter(key)(settings) for key in definition.params}
     if "resources" in inspect.signature(run).parameters:
         arguments["resources"] = settings.resources
-    started = time.monotonic()
-    run(**arguments)
-    note_stage(name, time.monotonic() - started, settings.resources)
+    with timed(name, settings.resources):
+        run(**arguments)
 
 
 @app.command(name="server-environment", rich_help_panel=PANEL)
@@ -187,17 +188,17 @@ def evaluate(
 def report() -> None:
     """Write the report of this checkout's last run, with formats and cost, and print its verdict."""
     from srpo_core.report.full_report import write_whole
+    from srpo_core.runtime.costs import cost_text
 
     decision = artifacts.read_json(artifacts.DECISION)
     whole = artifacts.home() / artifacts.REPORT.name
-    rows = write_whole(whole, root=Path.cwd(), home=artifacts.home())
+    cost = write_whole(whole, root=Path.cwd(), home=artifacts.home())
     show_verdict(passed=decision["passed"], reason=decision["reason"])
     typer.echo(f"report   {shortest(whole)}")
     for line in win_counts(decision["rules"]):
         typer.echo(line)
-    if rows:
-        hours = sum(row["device_hours"] for row in rows)
-        typer.echo(f"cost     {hours:.3f} device hours in {len(rows)} stages timed here")
+    if cost is not None:
+        typer.echo(f"cost     {cost_text(cost)} timed here")
 
 
 def win_counts(rules: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -49,7 +49,7 @@ from srpo_core.config.parts import (
     WordPair,
     rewards_by_name,
 )
-from srpo_core.config.running import ReleaseSettings, ResourceSettings, StallSettings
+from srpo_core.config.running import HardwareSettings, ReleaseSettings, ResourceSettings, StallSettings
 from srpo_core.config.settings import Settings, faults, parse_settings
 from srpo_core.config.training import (
     MEMORY_ONLY,
@@ -90,6 +90,7 @@ __all__ = [
     "GateSettings",
     "GenerateSettings",
     "HalvingSettings",
+    "HardwareSettings",
     "IngestRules",
     "IngestSettings",
     "LoraSettings",

@@ -63,6 +63,16 @@ class StallSettings(Part):
     )
 
 
+class HardwareSettings(Part):
+    """The device by which the cost of stages is planned; the rates of a card are in its data sheet, without sparsity."""
+
+    tflops: PositiveFloat = Field(description="peak rate of one device in bfloat16, in TFLOP/s")
+    float32_tflops: PositiveFloat = Field(description="peak rate of one device in float32, in TFLOP/s")
+    mfu: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="model FLOPs utilization: share of the peak rate that a run reaches"
+    )
+
+
 class ResourceSettings(Part):
     """Devices and workers of a run. No stage depends on these: they do not change the meaning of the result."""
 
@@ -103,6 +113,18 @@ class ResourceSettings(Part):
         description="loggers that show training while it runs, beside DVCLive's files: tensorboard in "
         ".srpo/tensorboard; wandb needs the package wandb, and takes its environment variables"
     )
+    price: PositiveFloat | None = Field(
+        description="price of one device for an hour: of a GPU, or without use_gpu of the machine; null: unknown"
+    )
+    currency: str = Field(
+        pattern=r"^[A-Za-z]{1,8}$", description="currency of price and max_cost, for example USD"
+    )
+    max_cost: PositiveFloat | None = Field(
+        description="a run ends before a stage with which it would cost more, by the plan; null: no limit"
+    )
+    hardware: HardwareSettings | None = Field(
+        description="the device by which max_cost plans what a stage costs; null: unknown"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -124,5 +146,15 @@ class ResourceSettings(Part):
             raise ValueError(
                 f"train_workers {self.train_workers} is no multiple of shard_group {self.shard_group}: choose a divisor, or "
                 "null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _limit_can_be_checked(self) -> Self:
+        missing = [key for key in ("price", "hardware") if getattr(self, key) is None]
+        if self.max_cost is not None and missing:
+            raise ValueError(
+                f"max_cost {self.max_cost:g} needs {' and '.join(missing)}, without which no stage's cost can be planned: "
+                "set what is missing (docs/operations.md, Cost and limits), or set max_cost to null"
             )
         return self

@@ -37,6 +37,7 @@ from srpo_core.release.signing import sign_release
 from srpo_core.release.trust import release_state, require_signer, trust_here
 from srpo_core.release.verdict import require_recomputed
 from srpo_core.report.formats import with_formats
+from srpo_core.runtime.costs import RunCost
 from srpo_core.storage import Store, content_digest, model_of, require_conditions, version_key
 
 SCHEMA_VERSION: Final = 2
@@ -76,12 +77,12 @@ def publish(
     alias: str = CANDIDATE,
     why: str = "published",
     who: str | None = None,
-    cost: Mapping[str, Any] | None = None,
+    cost: RunCost | None = None,
 ) -> Published:
     """Publish the run in `root` as a version and point its model's `alias` to it. Repeating it changes nothing.
 
     who: recorded in the history of the alias, by default the user of this process.
-    cost: what the run took, recorded in the manifest.
+    cost: what the stages cost when they ran, recorded in the manifest.
 
     Raises:
         GateError: the gate refused the model, or its figures and rules do.
@@ -97,7 +98,8 @@ def publish(
     require_signer(trust_here())
     with TemporaryDirectory(prefix="srpo-card-") as scratch:
         files, manifest = _assemble(root, settings, version, Path(scratch))
-        manifest["cost"] = dict(cost or {})
+        if cost is not None:
+            manifest["cost"] = cost.model_dump(mode="json")
         require_conditions(store, accepted=settings.release.unconditional_store)
         created = store.publish(version, files, manifest)
     if not created:

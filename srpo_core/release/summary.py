@@ -12,6 +12,7 @@ from srpo_core.quantizers import LORA_FORMAT, REFERENCE
 from srpo_core.release.manifest import release_manifest
 from srpo_core.release.references import history_of, read_alias, resolve
 from srpo_core.release.trust import SignatureError, Trust, release_state, trust_here
+from srpo_core.runtime.costs import RunCost, cost_text, money_text, recorded_cost
 from srpo_core.storage import Store
 
 _REQUESTS: Final = 16  # at once
@@ -119,7 +120,7 @@ def _signature_state(store: Store, version: str, manifest: Mapping[str, Any], tr
 
 
 def describe(store: Store, reference: str) -> Iterator[str]:
-    """Describe a release line by line: origin, verdict, signature, files, formats with errors, moves of aliases."""
+    """Describe a release line by line: origin, verdict, signature, files, formats with errors, cost, moves of aliases."""
     manifest = release_manifest(store, resolve(store, reference))
     decision = manifest["decision"]
     yield f"version  {manifest['version']}"
@@ -133,6 +134,7 @@ def describe(store: Store, reference: str) -> Iterator[str]:
         yield f"format   {name:<18} {size:>10}  {_measured(manifest['proof'], name)}"
     for name, figures in manifest["proof"]["refused"].items():
         yield f"left out {name:<18} {'; '.join(figures['refused'])}"
+    yield from _cost_lines(recorded_cost(manifest))
     for alias, steps in history_of(store, manifest["version"]).items():
         for step in steps:
             arrow = f"{step['from'] or 'nothing'} → {step['to'] or 'nothing'}"
@@ -141,6 +143,19 @@ def describe(store: Store, reference: str) -> Iterator[str]:
 
 def _megabytes(entries: Iterable[Mapping[str, Any]]) -> str:
     return f"{sum(entry['bytes'] for entry in entries) / 1e6:.1f} MB"
+
+
+def _cost_lines(cost: RunCost | None) -> Iterator[str]:
+    """Describe what a release cost, and each stage; nothing if its manifest does not record it."""
+    if cost is None:
+        return
+    yield f"cost     {cost_text(cost)}"
+    for stage in cost.stages:
+        attempts = "" if stage.attempts == 1 else f", {stage.attempts} attempts"
+        money = f", {money_text(stage.money)}" if stage.money else ""
+        devices = f"{stage.devices} {stage.kind}{'s' if stage.devices > 1 else ''}"
+        hours = f"{stage.wall_hours:.4f} h on {devices}, {stage.device_hours:.4f} device hours"
+        yield f"cost     {stage.stage:<18} {hours}{money}{attempts}"
 
 
 def _measured(proof: Mapping[str, Any], name: str) -> str:

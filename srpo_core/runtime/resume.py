@@ -93,6 +93,17 @@ def fingerprint(stage: str, *, by_size_from: float = inf, without: Collection[st
     return digest.hexdigest()[:12]
 
 
+def is_unrecorded(stage: str) -> bool:
+    """Whether a stage succeeded with the current settings and inputs, and DVC was killed before it recorded the outputs."""
+    state = home() / "resume" / f"{stage}-{fingerprint(stage)}"
+    return (state / DONE).exists() and not _recorded(stage)
+
+
+def can_resume(stage: str) -> bool:
+    """Whether a stage has state to resume from, with the current settings and inputs."""
+    return (home() / "resume" / f"{stage}-{fingerprint(stage)}").exists()
+
+
 def key_of(stage: str, settings: Any, *, without: Collection[Path]) -> str:
     """Hash some settings with the inputs and the code of a stage to 12 hex digits: a name for what they determine.
 

@@ -1,72 +1,193 @@
-"""Record how long stages take, in an untracked file: times belong to a machine, not to a result."""
+"""Record how long stages take, in untracked files: times belong to a machine, not to a result.
 
-import json
-from collections.abc import Mapping, Sequence
+Each attempt to run a stage has a file `<home>/timings/<stage>-<key>/<number>.json`; the key is a hash of the stage's
+settings, inputs and code. The file is written when the attempt begins, and again every few seconds with the time so
+far. So an attempt that was killed counts up to the last of these, and nothing has to run after a kill.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from hashlib import sha256
+from json import dumps
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Final, Literal
 
-from srpo_core.artifacts import home
-from srpo_core.config import ResourceSettings
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from srpo_core.artifacts import home, replacing
+from srpo_core.config import PARAMS_FILE, ResourceSettings, read_values
 from srpo_core.errors import ArtifactError
-from srpo_core.runtime.resume import SMALL_BYTES, fingerprint
+from srpo_core.runtime.dvc_yaml import read_stages
+from srpo_core.runtime.resume import SMALL_BYTES, fingerprint, is_unrecorded
 
-SECONDS_PER_HOUR: Final = 3600
-# the stages that use more than one device, and the setting with their number
+BEAT_SECONDS: Final = 5.0
+GPU: Final = "GPU"
+MACHINE: Final = "machine"
+# the stages that can use several GPUs, and the setting with their number
 WORKERS: Final[Mapping[str, str]] = {
     "train": "train_workers",
     "select": "generate_workers",
     "evaluate": "generate_workers",
 }
+WITHOUT_GPU: Final = frozenset({"ingest", "gate", "report"})
+
+log = logging.getLogger(__name__)
 
 
-def timings_file(root: Path | None = None) -> Path:
-    """Return the file of times, below `root` or `home()`. Each line is a JSON object: stage, key, seconds, devices, kind."""
-    return (root or home()) / "timings/stages.jsonl"
+class Attempt(BaseModel):
+    """One attempt to run a stage.
+
+    experiment: see `experiment_key`; began: time in UTC; seconds: how long it ran; devices: how many of `kind` it used;
+    price: of a device per hour in `currency`, None if the settings had none; completed: the stage succeeded; continues:
+    it belongs to the same result as the attempt before it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    experiment: str
+    began: str
+    seconds: Annotated[float, Field(ge=0)]
+    devices: Annotated[int, Field(ge=1)]
+    kind: Literal["GPU", "machine"]
+    price: Annotated[float, Field(gt=0)] | None
+    currency: str
+    completed: bool
+    continues: bool
+
+    @property
+    def device_seconds(self) -> float:
+        """Wall time by the number of devices."""
+        return self.seconds * self.devices
 
 
-def note_stage(stage: str, seconds: float, resources: ResourceSettings) -> None:
-    """Append the time of a stage that has just succeeded."""
-    path = timings_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    devices = getattr(resources, WORKERS[stage]) if stage in WORKERS else 1
-    entry = {
-        "stage": stage,
-        "key": key_of(stage),
-        "seconds": round(seconds, 1),
-        "devices": devices,
-        "kind": "GPU" if resources.use_gpu else "CPU process",
-    }
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+@contextmanager
+def timed(stage: str, resources: ResourceSettings, *, beat: float = BEAT_SECONDS) -> Iterator[None]:
+    """Record the time that the body takes as an attempt to run `stage`.
+
+    A stage whose inputs are missing fails at once, and is not recorded. A record that cannot be written is reported
+    and does not end the stage.
+
+    beat: seconds between two writes of the time so far.
+    """
+    try:
+        key = key_of(stage)
+    except ArtifactError:
+        yield
+        return
+    attempt = _new_attempt(stage, key, resources)
+    path = _new_file(directory_of(stage, key), attempt)
+    started, ended = time.monotonic(), threading.Event()
+
+    def note(*, completed: bool = False) -> None:
+        seconds = round(time.monotonic() - started, 3)
+        _write(path, attempt.model_copy(update={"seconds": seconds, "completed": completed}))
+
+    def keep_noting() -> None:
+        while not ended.wait(beat):
+            note()
+
+    noting = threading.Thread(target=keep_noting, name="timings", daemon=True)
+    noting.start()
+    completed = False
+    try:
+        yield
+        completed = True
+    finally:
+        ended.set()
+        noting.join()
+        note(completed=completed)
+
+
+def devices_of(stage: str, resources: ResourceSettings) -> tuple[int, Literal["GPU", "machine"]]:
+    """Return how many devices a stage uses, and their kind: GPUs, or else the one machine that it runs on."""
+    if not resources.use_gpu or stage in WITHOUT_GPU:
+        return 1, MACHINE
+    return (getattr(resources, WORKERS[stage]) if stage in WORKERS else 1), GPU
+
+
+def attempts_of(stage: str, root: Path | None = None) -> list[Attempt]:
+    """Return the attempts to run a stage with the current settings and inputs, in order; none without its inputs.
+
+    root: the home directory of the stage's process, by default `home()`.
+
+    Raises:
+        ArtifactError: a record is damaged.
+    """
+    try:
+        key = key_of(stage)
+    except ArtifactError:  # without its inputs a stage has not run with these settings
+        return []
+    return _read_all(directory_of(stage, key, root))
 
 
 def key_of(stage: str) -> str:
-    """Hash a stage's settings and inputs; the key by which the times of this run are found again."""
+    """Hash a stage's settings, inputs and code; the key by which the times of this run are found again.
+
+    Raises:
+        ArtifactError: an input is missing.
+    """
     return fingerprint(stage, by_size_from=SMALL_BYTES)
 
 
-def costs(stages: Sequence[str], root: Path | None = None) -> list[dict[str, Any]]:
-    """Return wall and device hours of stages with the current settings; stages without a time are left out.
-
-    Of several entries the last counts, so a stage that was killed and resumed has the time of its last part.
-    """
-    path = timings_file(root)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    last = {(entry["stage"], entry["key"]): entry for entry in map(json.loads, lines)}
-    found = (last.get((stage, key)) for stage in stages if (key := _key_if_there(stage)))
-    return [
-        {
-            **entry,
-            "wall_hours": entry["seconds"] / SECONDS_PER_HOUR,
-            "device_hours": entry["seconds"] / SECONDS_PER_HOUR * entry["devices"],
-        }
-        for entry in found
-        if entry
-    ]
+def experiment_key() -> str:
+    """Hash all settings that a stage depends on: a run that is started again with the same settings has the same key."""
+    settings = read_values(PARAMS_FILE)
+    watched = {name: stage.watched(settings) for name, stage in read_stages().items()}
+    return sha256(dumps(watched, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _key_if_there(stage: str) -> str | None:
+def directory_of(stage: str, key: str, root: Path | None = None) -> Path:
+    """Return the directory with the attempts to run a stage, below `root` or `home()`."""
+    return (root or home()) / "timings" / f"{stage}-{key}"
+
+
+def _new_attempt(stage: str, key: str, resources: ResourceSettings) -> Attempt:
+    devices, kind = devices_of(stage, resources)
+    before = _read_all(directory_of(stage, key))
+    return Attempt(
+        experiment=experiment_key(),
+        began=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=0,
+        devices=devices,
+        kind=kind,
+        price=resources.price,
+        currency=resources.currency,
+        completed=False,
+        # a stage that DVC did not record after its success runs again, and resumes: that is one result, too
+        continues=bool(before) and (not before[-1].completed or is_unrecorded(stage)),
+    )
+
+
+def _new_file(directory: Path, attempt: Attempt) -> Path:
+    """Write an attempt to a new file. Its number, not its time, is its place: a clock can be changed."""
+    directory.mkdir(parents=True, exist_ok=True)
+    number = 1 + max((int(path.stem) for path in directory.glob("*.json")), default=0)
+    path = directory / f"{number:06d}.json"
+    _write(path, attempt)
+    return path
+
+
+def _write(path: Path, attempt: Attempt) -> None:
     try:
-        return key_of(stage)
-    except ArtifactError:  # without its inputs a stage has not run with these settings
-        return None
+        with replacing(path) as partial:
+            partial.write_text(attempt.model_dump_json() + "\n", encoding="utf-8")
+    except OSError as error:
+        log.warning("the time of this stage was not recorded: %s", error)
+
+
+def _read_all(directory: Path) -> list[Attempt]:
+    return [_read(path) for path in sorted(directory.glob("*.json"))]
+
+
+def _read(path: Path) -> Attempt:
+    try:
+        return Attempt.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise ArtifactError(
+            f"{path} is damaged ({reason}): remove it; the time of that attempt is then not counted"
+        ) from None

@@ -30,6 +30,7 @@ _KINDS: Final[Mapping[str, type]] = MappingProxyType(
         "proof": dict,
         "git": dict,
         "call": dict,
+        "cost": dict,
     }
 )
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -103,7 +103,7 @@ def test_a_release_that_fails_verification_is_withdrawn(standin, prefect, monkey
     published = publishing.Published("tiny-1", "store/tiny-1", created=True, alias="candidate", previous=None)
 
     def publish(_, *, root, why, cost):
-        assert set(cost) == {"stage_seconds"}
+        assert cost is None, "the stand-in's stages do not run by 'srpo stage', which records times"
         assert (root / "runs/quantize/model.bin").is_file()
         assert why.startswith("run ")
         store.write_text(published.version)

@@ -8,7 +8,7 @@ from counted_plans import shared_counter
 from srpo_core.config import NULL, load_settings, parse_settings, patched, profile_path, read_values
 from srpo_core.gates.shares import upper_end
 from srpo_core.gates.spending import Stage, stage_sizes
-from srpo_core.plan import GB, PRESETS, plan_presets, remedies
+from srpo_core.plan import GB, PRESETS, TERA, plan_presets, remedies
 from srpo_core.plan.table import JUDGING, peaks_of_stages, show_presets
 from srpo_core.preflight.consistency import require_consistent
 
@@ -21,10 +21,12 @@ NUMBERS = {
     "evaluate.num_prompts", "evaluate.seeds_per_prompt",
     "resources.train_workers", "resources.generate_workers",
 }  # fmt: skip
+CARD = {"resources.hardware.tflops", "resources.hardware.float32_tflops"}
 DIFFERENT = {
     "flux1_dev_lora_80gb": NUMBERS,
-    "flux1_dev_lora_48gb": NUMBERS | {"resources.offload"},
+    "flux1_dev_lora_48gb": NUMBERS | CARD | {"resources.offload"},
     "flux1_dev_lora_24gb": NUMBERS
+    | CARD
     | {
         "resources.offload",
         "resources.encode_batch_size",
@@ -49,6 +51,13 @@ def differences(one, other, key=""):
             yield from differences(a, b, f"{key}{name}.")
         elif a != b:
             yield f"{key}{name}"
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: f"{preset.profile}-{preset.cluster.gpus}")
+def test_the_hardware_in_a_preset_is_the_card_of_its_plan(preset):
+    hardware = settings(preset.profile).resources.hardware
+    assert (hardware.tflops * TERA, hardware.mfu) == (preset.cluster.peak_flops, preset.cluster.mfu)
+    assert hardware.float32_tflops / hardware.tflops == preset.cluster.float32
 
 
 @pytest.fixture(scope="module")

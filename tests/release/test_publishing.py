@@ -15,8 +15,9 @@ from srpo_core.errors import ArtifactError, ConfigError, GateError, StoreError
 from srpo_core.release.aliases import move_alias, promote
 from srpo_core.release.publishing import publish, withdraw
 from srpo_core.release.references import resolve
-from srpo_core.release.summary import list_releases
+from srpo_core.release.summary import describe, list_releases
 from srpo_core.release.verify import verify
+from srpo_core.runtime.costs import RunCost, StageCost, recorded_cost
 from srpo_core.storage import open_store
 
 
@@ -108,7 +109,7 @@ def test_the_manifest_records_hashes_revision_decision_and_proof(release, reprod
     assert manifest["evaluation"]["means"]["aligned"]["judge_wanted"] == 0.31
     assert manifest["environment"]["libraries"]["torch"] == torch.__version__.partition("+")[0]
     assert manifest["environment"]["cores"] >= 1
-    assert manifest["cost"] == {}
+    assert "cost" not in manifest
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", manifest["created_at"])
 
 
@@ -283,8 +284,30 @@ def test_a_store_that_ignores_conditions_is_refused_unless_the_settings_accept_i
 
 
 def test_the_manifest_records_the_cost_of_the_run(project, store):
-    published = publish(store, root=project, cost={"stage_seconds": {"train": 60.0}})
-    assert store.manifest(published.version)["cost"] == {"stage_seconds": {"train": 60.0}}
+    train = StageCost(
+        stage="train",
+        wall_hours=1.5,
+        device_hours=12,
+        devices=8,
+        kind="GPU",
+        attempts=2,
+        money={"USD": 30.0},
+        priced=True,
+        cached=False,
+    )
+    cost = RunCost(stages=(train, train.model_copy(update={"stage": "select", "cached": True})))
+    published = publish(store, root=project, cost=cost)
+    recorded = store.manifest(published.version)
+    assert recorded_cost(recorded) == cost
+    assert recorded["cost"]["total"]["money"] == {"USD": 60.0}
+    assert recorded["cost"]["this_run"]["device_hours"] == 12
+    shown = [line for line in describe(store, "candidate") if line.startswith("cost")]
+    assert shown == [
+        "cost     24.000 device hours, 60.00 USD in 2 stages; this run 12.000 device hours, 30.00 USD, the rest is of the "
+        "cache (select)",
+        "cost     train              1.5000 h on 8 GPUs, 12.0000 device hours, 30.00 USD, 2 attempts",
+        "cost     select             1.5000 h on 8 GPUs, 12.0000 device hours, 30.00 USD, 2 attempts",
+    ]
 
 
 def test_the_grid_contains_the_workflow_in_its_comfyui_metadata(release):

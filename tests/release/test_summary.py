@@ -18,6 +18,9 @@ def test_the_list_has_versions_aliases_formats_and_sizes(release):
     assert line.aliases == ("candidate",)
     assert line.formats == ("bf16", "fp8_e4m3fn", "q8_0")
     assert 15e6 < line.num_bytes < 40e6
+    assert not [line for line in describe(store, "candidate") if line.startswith("cost")], (
+        "its manifest has none"
+    )
 
 
 def test_an_empty_store_has_no_releases(tmp_path):

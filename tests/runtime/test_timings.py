@@ -1,24 +1,41 @@
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from srpo_core.config import load_settings
-from srpo_core.report.costs import COST_MARK, with_costs
-from srpo_core.runtime.timings import costs, key_of, note_stage, timings_file
+from srpo_core.errors import ArtifactError
+from srpo_core.runtime import resume
+from srpo_core.runtime.timings import Attempt, attempts_of, devices_of, directory_of, key_of, timed
 
+ROOT = Path(__file__).resolve().parents[2]
 DVC = """\
 stages:
   ingest: {cmd: "true", deps: ["${data}"], params: [seed]}
   train: {cmd: "true", deps: [weights], params: [seed, train]}
 """
+# a stage that is killed: it says when its time has been noted, and then waits
+STAGE = """\
+import sys, time
+from pathlib import Path
+from srpo_core.config import load_settings
+from srpo_core.runtime.timings import attempts_of, timed
+with timed("train", load_settings(Path(sys.argv[1])).resources, beat=0.02):
+    while not attempts_of("train")[-1].seconds:
+        time.sleep(0.01)
+    print("noted", flush=True)
+    time.sleep(600)
+"""
 
 
 @pytest.fixture
 def resources(tmp_path, monkeypatch):
-    """The tiny preset's resources with three workers, in a small project."""
-    from pathlib import Path
-
-    profile = Path(__file__).resolve().parents[2] / "profiles/tiny.yaml"
+    """The tiny preset's resources, in a small project."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SRPO_HOME", str(tmp_path / "home"))
     (tmp_path / "dvc.yaml").write_text(DVC)
@@ -26,37 +43,101 @@ def resources(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/a.txt").write_text("one")
     (tmp_path / "weights").write_bytes(bytes(3 * 2**20))
-    return load_settings(profile).resources.model_copy(update={"train_workers": 3})
+    return load_settings(ROOT / "profiles/tiny.yaml").resources
 
 
-def test_device_hours_are_wall_hours_times_devices(resources):
-    note_stage("ingest", 36.0, resources)
-    note_stage("train", 720.0, resources)
-    ingest, train = costs(["ingest", "train"])
-    assert (ingest["wall_hours"], ingest["device_hours"]) == pytest.approx((0.01, 0.01))
-    assert (train["wall_hours"], train["device_hours"]) == pytest.approx((0.2, 0.6))
-    assert train["kind"] == "CPU process"
+def run(stage, resources, *, fails=False):
+    with timed(stage, resources):
+        time.sleep(0.002)
+        if fails:
+            raise ValueError("no")
 
 
-def test_stages_that_generate_by_tasks_count_each_device_and_other_stages_count_one(resources, tmp_path):
-    generation = ("select", "evaluate", "quantize")
-    more = [f'  {stage}: {{cmd: "true", deps: [weights], params: [seed]}}\n' for stage in generation]
-    (tmp_path / "dvc.yaml").write_text(DVC + "".join(more))
-    wide = resources.model_copy(update={"generate_workers": 32})
-    for stage in generation:
-        note_stage(stage, 3600.0, wide)
-    found = {row["stage"]: (row["devices"], row["device_hours"]) for row in costs(generation)}
-    assert found == {"select": (32, 32.0), "evaluate": (32, 32.0), "quantize": (1, 1.0)}
+def test_an_attempt_has_its_time_devices_price_and_end(resources):
+    priced = resources.model_copy(
+        update={"use_gpu": True, "train_workers": 8, "price": 2.5, "currency": "EUR"}
+    )
+    run("train", priced)
+    (attempt,) = attempts_of("train")
+    assert attempt.seconds >= 0.002
+    assert attempt.device_seconds == 8 * attempt.seconds
+    assert (attempt.devices, attempt.kind, attempt.price, attempt.currency) == (8, "GPU", 2.5, "EUR")
+    assert attempt.completed
+    assert not attempt.continues
+    assert attempts_of("ingest") == []
 
 
-def test_the_last_time_with_the_same_settings_and_inputs_is_used(resources, tmp_path):
-    note_stage("train", 100.0, resources)
-    note_stage("train", 200.0, resources)
-    assert [row["seconds"] for row in costs(["train"])] == [200.0]
+def test_training_and_generation_use_their_workers_and_other_stages_one_gpu_or_the_machine(resources):
+    wide = {"train_workers": 8, "generate_workers": 32}
+    gpus = resources.model_copy(update=wide | {"use_gpu": True})
+    found = {stage: devices_of(stage, gpus) for stage in ("train", "select", "evaluate", "quantize", "embed")}
+    assert found == {
+        "train": (8, "GPU"),
+        "select": (32, "GPU"),
+        "evaluate": (32, "GPU"),
+        "quantize": (1, "GPU"),
+        "embed": (1, "GPU"),
+    }
+    assert {devices_of(stage, gpus) for stage in ("ingest", "gate", "report")} == {(1, "machine")}
+    assert devices_of("train", resources.model_copy(update=wide)) == (1, "machine")
+
+
+def test_a_stage_that_fails_and_is_started_again_has_both_attempts(resources):
+    with pytest.raises(ValueError, match="no"):
+        run("train", resources, fails=True)
+    run("train", resources)
+    assert [(one.completed, one.continues) for one in attempts_of("train")] == [(False, False), (True, True)]
+
+
+def test_a_stage_that_runs_again_after_a_success_begins_anew(resources):
+    run("train", resources)
+    run("train", resources)
+    assert [one.continues for one in attempts_of("train")] == [False, False]
+
+
+def test_a_success_that_dvc_did_not_record_belongs_to_the_attempt_after_it(resources, tmp_path):
+    """A kill of DVC between the stage's end and dvc.lock: the stage is run again, resumes, and ends at once."""
+    with timed("train", resources), resume.resumable("train"):
+        pass
+    run("train", resources)
+    assert [one.continues for one in attempts_of("train")] == [False, True]
+    settings = {"path": "weights", "size": 3 * 2**20, "md5": "0"}
+    lock = {
+        "stages": {
+            "train": {"deps": [settings], "params": {"params.yaml": {"seed": 0, "train": {"steps": 3}}}}
+        }
+    }
+    (tmp_path / "dvc.lock").write_text(json.dumps(lock))
+    run("train", resources)
+    assert [one.continues for one in attempts_of("train")] == [False, True, False]
+
+
+def test_the_time_of_a_killed_stage_is_kept_until_its_last_note(resources, tmp_path):
+    stage = subprocess.Popen(
+        [sys.executable, "-c", STAGE, str(ROOT / "profiles/tiny.yaml")],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert stage.stdout.readline() == "noted\n"
+    stage.send_signal(signal.SIGKILL)
+    stage.communicate()
+    run("train", resources)
+    killed, resumed = attempts_of("train")
+    assert killed.seconds > 0
+    assert not killed.completed
+    assert resumed.continues
+    assert not list((tmp_path / "home/timings").rglob(".*.part*.json"))
+
+
+def test_times_are_found_by_settings_and_inputs(resources, tmp_path):
+    run("train", resources)
     (tmp_path / "params.yaml").write_text("{seed: 0, train: {steps: 4}, data: data}")
-    assert costs(["train"]) == []
-    note_stage("train", 300.0, resources)
-    assert [row["seconds"] for row in costs(["train"])] == [300.0]
+    assert attempts_of("train") == []
+    run("train", resources)
+    (tmp_path / "params.yaml").write_text("{seed: 0, train: {steps: 3}, data: data}")
+    assert len(attempts_of("train")) == 1
+    assert len(list((tmp_path / "home/timings").iterdir())) == 2
 
 
 def test_the_key_changes_with_a_small_input_and_with_the_size_of_a_large_one(resources, tmp_path):
@@ -67,25 +148,33 @@ def test_the_key_changes_with_a_small_input_and_with_the_size_of_a_large_one(res
     assert key_of("train") != before[1]
 
 
-def test_a_stage_without_its_input_has_no_times(resources, tmp_path):
-    note_stage("train", 100.0, resources)
+def test_a_stage_without_its_input_runs_into_its_own_error_and_has_no_times(resources, tmp_path):
+    run("train", resources)
     (tmp_path / "weights").unlink()
-    assert costs(["train"]) == []
+    assert attempts_of("train") == []
+    with pytest.raises(ValueError, match="no"):
+        run("train", resources, fails=True)
+    assert len(list((tmp_path / "home/timings").rglob("*.json"))) == 1
 
 
-def test_without_times_there_are_no_costs_and_the_page_is_unchanged(resources):
-    assert costs(["ingest", "train"]) == []
-    assert with_costs(f"<p>{COST_MARK}</p>", []) == f"<p>{COST_MARK}</p>"
+def test_a_damaged_record_is_named(resources):
+    run("train", resources)
+    (record,) = directory_of("train", key_of("train")).iterdir()
+    values = json.loads(record.read_text())
+    assert Attempt.model_validate(values) == attempts_of("train")[0]
+    for damaged in ("", "[]", json.dumps(values | {"seconds": -1}), json.dumps({**values, "price": "much"})):
+        record.write_text(damaged)
+        with pytest.raises(
+            ArtifactError, match=r"timings/train-\w{12}/000001\.json is damaged .*: remove it"
+        ):
+            attempts_of("train")
 
 
-def test_the_page_gets_a_row_for_each_stage_and_their_sum(resources):
-    note_stage("ingest", 36.0, resources)
-    note_stage("train", 720.0, resources)
-    page = with_costs(f"<p>{COST_MARK}</p>", costs(["ingest", "train"]))
-    assert COST_MARK not in page
-    assert page.count("<tr>") == 4
-    assert ">0.6000<" in page
-    assert ">0.6100<" in page
-    assert "only the last part counts" in page
-    assert len(timings_file().read_text().splitlines()) == 2
-    json.loads(timings_file().read_text().splitlines()[0])
+def test_a_record_that_cannot_be_written_does_not_end_the_stage(resources, tmp_path, caplog, monkeypatch):
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("srpo_core.runtime.timings.replacing", full)
+    run("train", resources)
+    assert "the time of this stage was not recorded" in caplog.text
+    assert "No space left on device" in caplog.text
