@@ -44,7 +44,7 @@ def resumable(stage: str) -> Iterator[Path]:
     Raises:
         SrpoError: another running process holds the directory.
     """
-    directory = home() / "resume" / f"{stage}-{fingerprint(stage, without=MEMORY_ONLY)}"
+    directory = _directory(stage)
     with _held(directory) as holder:
         if holder is not None:
             raise SrpoError(
@@ -94,14 +94,14 @@ def fingerprint(stage: str, *, by_size_from: float = inf, without: Collection[st
 
 
 def is_unrecorded(stage: str) -> bool:
-    """Whether a stage succeeded with the current settings and inputs, and DVC was killed before it recorded the outputs."""
-    state = home() / "resume" / f"{stage}-{fingerprint(stage)}"
-    return (state / DONE).exists() and not _recorded(stage)
+    """Whether a stage succeeded with these settings and inputs, and DVC was killed before it recorded the outputs."""
+    directory = _directory(stage)
+    return (directory / DONE).exists() and not _recorded(stage, directory)
 
 
 def can_resume(stage: str) -> bool:
     """Whether a stage has state to resume from, with the current settings and inputs."""
-    return (home() / "resume" / f"{stage}-{fingerprint(stage)}").exists()
+    return _directory(stage).exists()
 
 
 def key_of(stage: str, settings: Any, *, without: Collection[Path]) -> str:
@@ -118,6 +118,10 @@ def key_of(stage: str, settings: Any, *, without: Collection[Path]) -> str:
         for file in () if path in without else files_below(path):
             digest.update(f"{file} {known_digest(file)}\n".encode())
     return digest.hexdigest()[:12]
+
+
+def _directory(stage: str) -> Path:
+    return home() / "resume" / f"{stage}-{fingerprint(stage, without=MEMORY_ONLY)}"
 
 
 @contextmanager

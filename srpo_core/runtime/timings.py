@@ -19,9 +19,9 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from srpo_core.artifacts import home, replacing
-from srpo_core.config import PARAMS_FILE, ResourceSettings, read_values
+from srpo_core.config import MEMORY_ONLY, PARAMS_FILE, ResourceSettings, read_values
 from srpo_core.errors import ArtifactError
-from srpo_core.runtime.dvc_yaml import read_stages
+from srpo_core.runtime.dvc_yaml import read_stages, without_keys
 from srpo_core.runtime.resume import SMALL_BYTES, fingerprint, is_unrecorded
 
 BEAT_SECONDS: Final = 5.0
@@ -127,16 +127,23 @@ def attempts_of(stage: str, root: Path | None = None) -> list[Attempt]:
 def key_of(stage: str) -> str:
     """Hash a stage's settings, inputs and code; the key by which the times of this run are found again.
 
+    As for the state to resume from, settings that change only memory are left out.
+
     Raises:
         ArtifactError: an input is missing.
     """
-    return fingerprint(stage, by_size_from=SMALL_BYTES)
+    return fingerprint(stage, by_size_from=SMALL_BYTES, without=MEMORY_ONLY)
 
 
 def experiment_key() -> str:
-    """Hash all settings that a stage depends on: a run that is started again with the same settings has the same key."""
+    """Hash the settings that stages depend on: a run that is started again has the same key.
+
+    Settings that change only memory are left out: a run that ran out of memory is started again with others.
+    """
     settings = read_values(PARAMS_FILE)
-    watched = {name: stage.watched(settings) for name, stage in read_stages().items()}
+    watched = {
+        name: without_keys(stage.watched(settings), MEMORY_ONLY) for name, stage in read_stages().items()
+    }
     return sha256(dumps(watched, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -89,6 +89,18 @@ def test_a_stage_that_fails_and_is_started_again_has_both_attempts(resources):
     assert [(one.completed, one.continues) for one in attempts_of("train")] == [(False, False), (True, True)]
 
 
+def test_an_attempt_that_ran_out_of_memory_belongs_to_the_one_with_smaller_micro_batches(resources, tmp_path):
+    params = "{seed: 0, train: {steps: 3, micro_batch_size: %d}, data: data}"
+    (tmp_path / "params.yaml").write_text(params % 8)
+    with pytest.raises(ValueError, match="no"):
+        run("train", resources, fails=True)
+    (tmp_path / "params.yaml").write_text(params % 4)
+    run("train", resources)
+    failed, resumed = attempts_of("train")
+    assert resumed.continues
+    assert failed.experiment == resumed.experiment
+
+
 def test_a_stage_that_runs_again_after_a_success_begins_anew(resources):
     run("train", resources)
     run("train", resources)
