@@ -60,7 +60,7 @@ def test_the_fit_is_a_line_through_the_figures(ingest):
 
 
 def test_decoding_is_compared_with_a_plain_pool(ingest, tmp_path):
-    figures = ingest.decoding(tmp_path, 40, 32, repeats=2)
+    figures = ingest.decoding(tmp_path, 40, 32, repeats=1)
     assert (figures["images"], figures["side"]) == (40, 32)
-    assert figures["ratio"] == pytest.approx(figures["images_per_second"] / figures["plain_pool"], rel=0.9)
+    assert figures["ratio"] == pytest.approx(figures["images_per_second"] / figures["plain_pool"], rel=0.02)
     assert figures["images_per_second"] > 0

@@ -266,6 +266,7 @@ def test_a_mutated_record_is_in_the_tables_or_named_with_its_rule(split, ingest_
 
 
 def test_a_mutated_entry_of_a_benchmark_list_is_a_prompt_or_named_with_its_rule(ingest_settings, tmp_path):
+    seen: Counter[str] = Counter()
     ingest = ingest_settings(on_bad_record="quarantine", max_bad_share=1.0)
     (tmp_path / "benchmark").mkdir()
     file = tmp_path / "benchmark/photo.json"
@@ -288,5 +289,8 @@ def test_a_mutated_entry_of_a_benchmark_list_is_a_prompt_or_named_with_its_rule(
             assert loads(texts[record]) == prompt
             assert is_text(prompt)
             assert len(prompt) <= 4000
+        seen.update(kept=len(kept), named=len(named))
 
     of_lists()
+    assert seen["kept"] >= 100
+    assert seen["named"] >= 500

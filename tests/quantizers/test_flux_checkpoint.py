@@ -149,12 +149,25 @@ def test_a_truncated_file_raises_a_one_line_error(checkpoint, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("data", [b"", b"\x08", b"\xff" * 64, b"\x02\0\0\0\0\0\0\0[]", b"not weights at all"])
-def test_a_file_that_is_not_safetensors_raises_a_one_line_error(tmp_path, data):
-    (tmp_path / "x.safetensors").write_bytes(data)
-    with pytest.raises(DataError, match=r"x\.safetensors(: this file is empty| is no)") as caught:
-        open_flux(tmp_path / "x.safetensors")
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", ": this file is empty: fetch it again"),
+        *(
+            (
+                data,
+                " is no safetensors file, but an unknown file: give a diffusers directory, a .safetensors file or a .gguf file",
+            )
+            for data in (b"\x08", b"\xff" * 64, b"\x02\0\0\0\0\0\0\0[]", b"not weights at all")
+        ),
+    ],
+)
+def test_a_file_that_is_not_safetensors_raises_a_one_line_error(tmp_path, data, message):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(DataError) as caught:
+        open_flux(path)
+    assert str(caught.value) == f"{path}{message}"
 
 
 def test_a_missing_and_an_unknown_tensor_are_named(checkpoint, tmp_path):

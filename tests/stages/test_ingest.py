@@ -144,8 +144,12 @@ def test_the_images_are_stored_by_path_with_their_size():
     in_training = [prompt.text for prompt in read_prompts("train")]
     assert len(set(paths)) == len(paths) == len(TEST) * STYLES + len(in_training)
     assert set(table["width"].to_pylist()) == set(table["height"].to_pylist()) == {64}
-    pair = read_pairs("test", 1)[0]
-    assert read_images([pair.preferred])[pair.preferred].size == (64, 64)
+    stored = dict(zip(paths, table["image"].to_pylist(), strict=True))
+    for split in ("train", "test"):
+        with open_images(TINY / "hpd", split) as images:
+            own = {path: image for path, image in stored.items() if path.startswith(f"{split}/")}
+            assert own
+            assert own == {path: images.read(path.removeprefix(f"{split}/")) for path in own}
 
 
 @pytest.mark.usefixtures("tiny")

@@ -49,6 +49,7 @@ def test_a_further_reward_that_changed_since_it_was_checked_is_refused(tmp_path,
     ("changes", "same"),
     [
         ({"optimizer": {"learning_rate": 1e-3}, "steps": 7}, True),
+        ({"micro_batch_size": 2}, True),  # the size is in the file's name
         ({"compute": {"tf32": True}}, False),
         ({"compute": {"attention": "_native_math"}}, False),
     ],

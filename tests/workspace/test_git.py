@@ -24,6 +24,11 @@ def test_on_failure_git_raises_one_line_and_try_git_returns_none(repository):
     assert try_git(repository, "rev-parse", "HEAD") is None
 
 
+def test_a_command_that_fails_without_a_word_is_named_with_its_exit_code(repository):
+    with pytest.raises(SrpoError, match=r"^'git config --get' in .* failed: exit code 1$"):
+        git(repository, "config", "--get", "no.such")
+
+
 def test_the_users_hooks_do_not_run(repository):
     hook = repository / ".git/hooks/pre-commit"
     hook.parent.mkdir(exist_ok=True)
