@@ -10,6 +10,7 @@ QUICK := not (pipeline or browser or s3 or distributed or hosts or gpu or networ
 ALL := not (distributed or hosts or gpu or network or nightly)
 # Three workers keep two cores busy: many tests wait for servers and for processes that they have started.
 WORKERS ?= 3
+GPU_MINUTES := 15
 
 # One thread in each process: threads that wait for each other more than double the CPU time of the tests.
 # tests/conftest.py assigns each test to a worker, and starts the longest groups first.
@@ -80,7 +81,8 @@ test-hosts: $(STAMP) ## training across two hosts without a common disk, in netw
 	$(PYTEST) -m hosts -v -s
 
 gpu-smoke: $(STAMP) ## train the tiny model on a GPU with every compute setting (not yet run on one)
-	pytest -m gpu -v
+	@echo "Meant to take less than 5 minutes; stopped after $(GPU_MINUTES)."
+	timeout $(GPU_MINUTES)m pytest -m gpu -v --durations=10
 
 clean: ## remove runs and their state; keep .venv, store/ and the data remote
 	rm -rf runs .srpo/runs .srpo/resume .srpo/prefect .srpo/timings .srpo/ray .srpo/dvc .srpo/tensorboard .srpo/wandb .srpo/pip-audit .pytest_cache .mypy_cache .ruff_cache .coverage*

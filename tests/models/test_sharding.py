@@ -9,8 +9,10 @@ from torch import distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from srpo_core.config import load_settings
+from srpo_core.models import load_base
 from srpo_core.models.lora import add_lora, targets
 from srpo_core.models.sharding import blocks, mesh_of, shard, workers_per_copy
+from srpo_core.protocols import Condition
 from srpo_core.training.learner import adamw
 from srpo_core.weights.models_lock import read_lock
 
@@ -38,6 +40,14 @@ def fake_ranks():
         return init_device_mesh("cpu", (world,))
 
     yield start_ranks
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def world_of_one(tmp_path):
+    """Open a process group of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    yield
     dist.destroy_process_group()
 
 
@@ -99,6 +109,28 @@ def test_a_group_of_workers_holds_one_copy_or_all_do_if_they_form_no_whole_group
     assert transformer.weight.to_local().numel() * (world // copies) == 8 * 96
     if copies > 1:
         assert mesh.mesh.tolist()[0] == list(range(shard_group)), "consecutive ranks share a copy"
+
+
+@pytest.mark.usefixtures("world_of_one")
+def test_each_block_starts_to_gather_the_one_that_is_called_after_it(monkeypatch):
+    monkeypatch.chdir(PROFILE.parents[1])
+    base = load_base(load_settings(PROFILE.with_name("tiny.yaml")).model)
+    transformer, called = base.transformer, []
+    shard(transformer, init_device_mesh("cpu", (1,)), gather=None)
+    for module in (transformer, *blocks(transformer)):
+        module.register_forward_pre_hook(lambda module, _inputs: called.append(module))
+    config = transformer.config
+    condition = Condition(
+        {
+            "prompt_embeds": torch.randn(1, 12, config.joint_attention_dim),
+            "pooled_prompt_embeds": torch.randn(1, config.pooled_projection_dim),
+        }
+    )
+    noise = torch.randn(1, *base.latent_shape)
+    base.generate_latents(condition, noise, num_inference_steps=1, guidance_scale=1.0)
+    assert called == [transformer, *blocks(transformer)]
+    prefetched = [module._get_fsdp_state()._states_to_forward_prefetch for module in called]
+    assert prefetched == [[following._get_fsdp_state()] for following in called[1:]] + [[]]
 
 
 def test_a_model_that_is_not_sharded_has_no_mesh():

@@ -14,30 +14,32 @@ NUM_IMAGES = 5
 
 
 @pytest.fixture
-def in_double(monkeypatch):
-    """Compute in float64, so that a difference does not come from the order of rounding."""
-    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+def dtype():
+    """In float64 a difference does not come from the order of rounding."""
+    return torch.float64
 
 
 @pytest.fixture
-def worker(job, in_double):
-    """A worker on the tiny family in float64."""
+def worker(job, dtype, monkeypatch):
+    """A worker on the tiny family that computes in `dtype`."""
+    if dtype == torch.float64:
+        monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     train = job.train.model_copy(update={"batch_size": NUM_IMAGES})
     loaded = Worker(replace(job, train=train), rank=0, world=1, device=torch.device("cpu"))
     for module in (loaded.model.transformer, loaded.model.vae, loaded.learner.reward):
-        module.double()
+        module.to(dtype)
     return loaded
 
 
-def whole_batch(worker, real=()):
-    """Return the first step's batch in float64; the samples `real` start from a real image."""
+def whole_batch(worker, dtype, real=()):
+    """Return the first step's batch in a data type; the samples `real` start from a real image."""
     batch = worker.batch(1)
     generator = torch.Generator().manual_seed(7)
-    images = torch.randn(NUM_IMAGES, *worker.model.latent_shape, generator=generator).double()
+    images = torch.randn(NUM_IMAGES, *worker.model.latent_shape, generator=generator).to(dtype)
     return replace(
         batch,
-        condition=batch.condition.to(torch.float64),
-        noise=batch.noise.double(),
+        condition=batch.condition.to(dtype),
+        noise=batch.noise.to(dtype),
         real={place: images[place] for place in real},
     )
 
@@ -72,8 +74,8 @@ class Share:
         return Share(self.prompts[start:stop])
 
 
-def test_a_part_of_a_batch_keeps_the_draws_and_the_real_images_of_its_samples(worker):
-    whole = whole_batch(worker, real=(1, 3))
+def test_a_part_of_a_batch_keeps_the_draws_and_the_real_images_of_its_samples(worker, dtype):
+    whole = whole_batch(worker, dtype, real=(1, 3))
     part = whole.part(2, 5)
     assert part.prompts == whole.prompts[2:5]
     assert torch.equal(part.noise, whole.noise[2:5])
@@ -84,10 +86,11 @@ def test_a_part_of_a_batch_keeps_the_draws_and_the_real_images_of_its_samples(wo
         assert torch.equal(part.condition.tensors[name], tensor[2:5])
 
 
-def test_a_step_in_micro_batches_changes_the_weights_as_a_whole_step(worker):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_a_step_in_micro_batches_changes_the_weights_as_a_whole_step(worker, dtype, tolerance):
     """AdamW and clipping see the summed gradient once, and the model never gets more images than allowed."""
     state = {name: tensor.clone() for name, tensor in worker.model.transformer.state_dict().items()}
-    batch, results, calls = whole_batch(worker), [], []
+    batch, results, calls = whole_batch(worker, dtype), [], []
     handle = worker.model.vae.decoder.register_forward_pre_hook(lambda _, args: calls.append(len(args[0])))
     for micro in (None, 2):
         worker.model.transformer.load_state_dict(state)
@@ -101,7 +104,8 @@ def test_a_step_in_micro_batches_changes_the_weights_as_a_whole_step(worker):
     handle.remove()
     assert calls == [5, 5] + [1, 1] + [2, 2] * 2
     (one, whole), (two, split) = results
-    assert two == pytest.approx(one, rel=1e-12)
+    assert two == pytest.approx(one, rel=tolerance)
     for name, tensor in whole.items():
         assert not torch.equal(tensor, state[name])
-        assert float((split[name] - tensor).norm()) <= 1e-12 * float(tensor.norm()), name
+        assert tensor.dtype == dtype
+        assert float((split[name] - tensor).norm()) <= tolerance * float(tensor.norm()), name
