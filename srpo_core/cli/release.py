@@ -41,13 +41,24 @@ def quantize(
 
 
 @app.command(rich_help_panel=PANEL)
-def releases() -> None:
+def releases(
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write a page of all releases; the store has one, index.html."
+        ),
+    ] = None,
+) -> None:
     """List the releases in the store (SRPO_STORE, default store/)."""
+    from srpo_core.release.store_page import write_page
     from srpo_core.release.summary import list_releases
     from srpo_core.storage import open_store
 
     store = open_store()
-    found = list_releases(store, signatures=True)
+    manifests = dict(store.manifests(store.versions()))
+    found = list_releases(store, signatures=True, manifests=manifests)
+    if html is not None:
+        write_page(store, html, manifests=manifests)
     if not found:
         typer.echo(f"no release in {store.uri}")
     for release in found:
@@ -55,6 +66,8 @@ def releases() -> None:
         readable = f"{release.created_at}  {release.signature}"
         state = readable if release.fault is None else f"unreadable: {release.fault}"
         typer.echo(f"{release.version}  {state}{names}")
+    if html is not None:
+        typer.echo(f"page  {shortest(html)}")
 
 
 @app.command(rich_help_panel=PANEL)

@@ -17,6 +17,7 @@ from srpo_core.errors import ConfigError, GateError, StoreError
 from srpo_core.release.evidence import require_consistent
 from srpo_core.release.references import PRODUCTION, Alias, find_alias, read_alias, resolve
 from srpo_core.release.signing import signed_step
+from srpo_core.release.store_page import rebuild_page
 from srpo_core.release.trust import release_state, trust_here
 from srpo_core.storage import Store, model_of
 
@@ -154,6 +155,7 @@ def _move_production(
             "check with 'srpo releases', then promote again if it is still needed"
         )
     _update_previous(store, production.name, who=who)
+    rebuild_page(store)
     return Move(production.name, production.version, version)
 
 

@@ -6,6 +6,7 @@ from logging import getLogger
 from typing import Final
 
 from srpo_core.release.references import protected_versions
+from srpo_core.release.store_page import rebuild_page
 from srpo_core.release.summary import list_releases
 from srpo_core.storage import Store, model_of
 
@@ -39,7 +40,8 @@ def collect_garbage(store: Store, *, keep: int, delete: bool = False) -> Garbage
     delete: actually remove; by default only list what would be removed.
     """
     kept = protected_versions(store)
-    releases = list_releases(store)
+    manifests = dict(store.manifests(store.versions()))
+    releases = list_releases(store, manifests=manifests)
     versions = [release.version for release in releases if release.fault is None]
     for model in {model_of(version) for version in versions}:
         of_model = [version for version in versions if model_of(version) == model]
@@ -53,6 +55,8 @@ def collect_garbage(store: Store, *, keep: int, delete: bool = False) -> Garbage
         ]
     # a removed version that is published again meanwhile needs its objects
     leftovers = store.sweep(without=() if delete else unneeded, delete=delete)
+    if delete:
+        rebuild_page(store, manifests)
     faults = tuple(f"{release.version}: {release.fault}" for release in releases if release.fault is not None)
     return GarbageCollection(tuple(unneeded), tuple(leftovers), delete, faults)
 

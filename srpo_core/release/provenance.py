@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from srpo_core.artifacts import sha256
-from srpo_core.config import PARAMS_FILE, load_settings, parse_settings, read_values
+from srpo_core.config import PARAMS_FILE, Settings, load_settings, parse_settings, read_values
 from srpo_core.config.yaml_text import read_yaml
 from srpo_core.credentials import mask_file_content
 from srpo_core.errors import ArtifactError, ConfigError
@@ -87,6 +87,27 @@ def git_state(root: Path) -> dict[str, Any]:
         "revision": revision.strip(),
         "diff": mask_file_content(diff) if diff else None,
         "untracked": sorted(names),
+    }
+
+
+def origins(root: Path, settings: Settings) -> dict[str, Any]:
+    """Return what a run was made from: its data, base and rewards, each with the MD5 that dvc.lock records, or None.
+
+    The first 12 digits of the MD5 of data that `srpo data` has versioned are those of their tag.
+    """
+    recorded = {
+        entry["path"]: entry.get("md5")
+        for stage in _locked_stages(root).values()
+        for entry in (*stage.get("deps", ()), *stage.get("outs", ()))
+    }
+
+    def origin(name: str, path: str) -> dict[str, Any]:
+        return {"name": name, "md5": recorded.get(path)}
+
+    return {
+        "data": origin(settings.ingest.source, settings.ingest.source),
+        "base": origin(settings.release.base_model, settings.model.path),
+        "rewards": [origin(one.path, one.path) | {"weight": one.weight} for one in settings.rewards],
     }
 
 

@@ -31,9 +31,10 @@ from srpo_core.release.layout import (
     release_files,
     require_existing,
 )
-from srpo_core.release.provenance import environment, git_state, require_reproduced, version_of
+from srpo_core.release.provenance import environment, git_state, origins, require_reproduced, version_of
 from srpo_core.release.references import read_alias
 from srpo_core.release.signing import sign_release
+from srpo_core.release.store_page import rebuild_page
 from srpo_core.release.trust import release_state, require_signer, trust_here
 from srpo_core.release.verdict import require_recomputed
 from srpo_core.report.formats import with_formats
@@ -109,6 +110,7 @@ def publish(
     log.info("%s %s %s", version, "published to" if created else "is already in", store.uri)
     name = f"{model_of(version)}/{alias}"
     previous = move_alias(store, name, version, why=why, who=who)
+    rebuild_page(store)
     local = store.local(version)
     uri = f"{store.uri}/{version_key(version)}" if local is None else str(local)
     return Published(version=version, uri=uri, created=created, alias=name, previous=previous)
@@ -124,6 +126,7 @@ def withdraw(store: Store, published: Published) -> None:
         move_alias(store, published.alias, published.previous, why=f"{published.version} was withdrawn")
     if published.created:
         remove_unprotected(store, [published.version])
+    rebuild_page(store)
 
 
 def _warn_if_descriptions_differ(
@@ -174,6 +177,7 @@ def _assemble(
         "files": entries,
         "formats": formats | _lora(proof),
         "git": git_state(root),
+        "lineage": origins(root, settings),
         "environment": environment(root),
         "decision": decision,
         "proof": proof,

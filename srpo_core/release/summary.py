@@ -37,16 +37,23 @@ class ReleaseSummary:
     signature: str = ""
 
 
-def list_releases(store: Store, *, signatures: bool = False) -> list[ReleaseSummary]:
+def list_releases(
+    store: Store,
+    *,
+    signatures: bool = False,
+    manifests: Mapping[str, Mapping[str, Any] | StoreError] | None = None,
+) -> list[ReleaseSummary]:
     """List all published versions, oldest first; those whose manifest cannot be read are last, with the reason.
 
     signatures: also read them, and check them against the list of the working directory.
+    manifests: those of all versions, if the caller has read them already.
     """
     names = defaultdict[str, list[str]](list)
     for alias, version in alias_targets(store).items():
         if version is not None:
             names[version].append(alias.partition("/")[2])
-    manifests = dict(store.manifests(store.versions()))
+    if manifests is None:
+        manifests = dict(store.manifests(store.versions()))
     releases = [
         _summary(version, manifest, tuple(sorted(names[version]))) for version, manifest in manifests.items()
     ]

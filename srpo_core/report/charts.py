@@ -30,7 +30,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Part:
-    """One SVG element: its tag, its class, its lengths by attribute, and the points or the words that it has."""
+    """One SVG element: its tag, its class, its lengths by attribute, and the points or the words that it has.
+
+    title: shown when the pointer is over it; href: where it links to.
+    """
 
     tag: str
     name: str
@@ -38,6 +41,8 @@ class Part:
     points: Sequence[tuple[float, float]] = ()
     words: str | None = None
     anchor: str = ""
+    title: str = ""
+    href: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,21 +92,21 @@ def line_chart(
     y_ticks = power_ticks(min(ys), max(ys)) if powers else nice_ticks(min(ys), max(ys))
     first, last = min(xs), max(xs)
     x_ticks = [tick for tick in nice_ticks(first, last, 5) if first <= tick <= last and tick == int(tick)]
-    across = _scale(first, last, LEFT + INSET, WIDTH - RIGHT)
-    upward = _scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
+    across = scale(first, last, LEFT + INSET, WIDTH - RIGHT)
+    upward = scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
     parts = [*_horizontal_axis(x_ticks, across, x_label), *_vertical_axis(y_ticks, upward, powers=powers)]
     if level is not None:
         parts += [
-            _line("threshold", LEFT, upward(level.y), WIDTH - RIGHT, upward(level.y)),
-            _text("chosen-value", LEFT + INSET, upward(level.y) - 5, "start", level.label),
+            line_part("threshold", LEFT, upward(level.y), WIDTH - RIGHT, upward(level.y)),
+            text_part("chosen-value", LEFT + INSET, upward(level.y) - 5, "start", level.label),
         ]
     if mark is not None:
-        parts.append(_line("mark", across(mark.x), TOP, across(mark.x), HEIGHT - BOTTOM))
+        parts.append(line_part("mark", across(mark.x), TOP, across(mark.x), HEIGHT - BOTTOM))
     for number, line in enumerate(series):
         parts += _curve(line, number, across, upward)
     if mark is not None:
         parts += _marked_point(mark, series[0], across, upward)
-    return _svg("chart", WIDTH, HEIGHT, label, parts)
+    return svg_of("chart", WIDTH, HEIGHT, label, parts)
 
 
 def interval_bar(rule: Mapping[str, Any]) -> Markup:
@@ -111,7 +116,7 @@ def interval_bar(rule: Mapping[str, Any]) -> Markup:
     edges = _edges(rule, neutral)
     span = [*known, *([] if neutral is None else [neutral]), *edges]
     pad = (max(span) - min(span)) * 0.12 or 0.1
-    across = _scale(min(span) - pad, max(span) + pad, BAR_EDGE, BAR_WIDTH - BAR_EDGE)
+    across = scale(min(span) - pad, max(span) + pad, BAR_EDGE, BAR_WIDTH - BAR_EDGE)
     middle = BAR_HEIGHT / 2
     places = [across(edge) for edge in edges]
     start = 0.0 if rule["side"] == "at_most" else places[0]
@@ -123,14 +128,20 @@ def interval_bar(rule: Mapping[str, Any]) -> Markup:
             "allowed",
             {"x": start, "y": 2.0, "width": end - start, "height": BAR_HEIGHT - 4, "rx": 2.0},
         ),
-        *([] if neutral is None else [_line("zero", across(neutral), 2, across(neutral), BAR_HEIGHT - 2)]),
-        *(_line("threshold", place, 2, place, BAR_HEIGHT - 2) for place in places),
+        *(
+            []
+            if neutral is None
+            else [line_part("zero", across(neutral), 2, across(neutral), BAR_HEIGHT - 2)]
+        ),
+        *(line_part("threshold", place, 2, place, BAR_HEIGHT - 2) for place in places),
     ]
     if rule["low"] is not None:
-        parts.append(_line(f"interval {state}", across(rule["low"]), middle, across(rule["high"]), middle))
+        parts.append(
+            line_part(f"interval {state}", across(rule["low"]), middle, across(rule["high"]), middle)
+        )
     if rule["value"] is not None:
         parts.append(Part("circle", f"value {state}", {"cx": across(rule["value"]), "cy": middle, "r": 4.5}))
-    return _svg("bar", BAR_WIDTH, BAR_HEIGHT, f"{rule['name']}: {rule['reason']}", parts)
+    return svg_of("bar", BAR_WIDTH, BAR_HEIGHT, f"{rule['name']}: {rule['reason']}", parts)
 
 
 def _neutral(rule: Mapping[str, Any]) -> float | None:
@@ -147,7 +158,8 @@ def _edges(rule: Mapping[str, Any], neutral: float | None) -> list[float]:
     return [neutral - rule["margin"], neutral + rule["margin"]]
 
 
-def _scale(low: float, high: float, start: float, end: float) -> Scale:
+def scale(low: float, high: float, start: float, end: float) -> Scale:
+    """Return the function that maps low to start and high to end."""
     width = (high - low) or 1.0
     return lambda value: start + (value - low) / width * (end - start)
 
@@ -156,9 +168,9 @@ def _horizontal_axis(ticks: Sequence[float], across: Scale, label: str) -> list[
     base = HEIGHT - BOTTOM
     middle = (LEFT + WIDTH - RIGHT) / 2
     return [
-        _line("axis", LEFT, base, WIDTH - RIGHT, base),
-        *(_text("tick", across(tick), base + 14, "middle", f"{tick:g}") for tick in ticks),
-        _text("label", middle, HEIGHT - 6, "middle", label),
+        line_part("axis", LEFT, base, WIDTH - RIGHT, base),
+        *(text_part("tick", across(tick), base + 14, "middle", f"{tick:g}") for tick in ticks),
+        text_part("label", middle, HEIGHT - 6, "middle", label),
     ]
 
 
@@ -179,8 +191,8 @@ def _vertical_axis(ticks: Sequence[float], upward: Scale, *, powers: bool) -> li
         part
         for tick in ticks
         for part in (
-            _line("rule", LEFT, upward(tick), WIDTH - RIGHT, upward(tick)),
-            _text("tick", LEFT - 6, upward(tick) + 3.5, "end", words(tick)),
+            line_part("rule", LEFT, upward(tick), WIDTH - RIGHT, upward(tick)),
+            text_part("tick", LEFT - 6, upward(tick) + 3.5, "end", words(tick)),
         )
     ]
 
@@ -205,7 +217,7 @@ def _marked_point(mark: Mark, line: Series, across: Scale, upward: Scale) -> lis
     label = f"{mark.label} {plain(values[mark.x])}"
     return [
         Part("circle", "chosen", {"cx": x, "cy": y, "r": 5.0}),
-        _text("chosen-value", *place, "end" if left else "start", label),
+        text_part("chosen-value", *place, "end" if left else "start", label),
     ]
 
 
@@ -214,13 +226,16 @@ def _rises_at(x: float, line: Series) -> bool:
     return ys[1][-1] >= ys[0][0]
 
 
-def _line(name: str, x1: float, y1: float, x2: float, y2: float) -> Part:
+def line_part(name: str, x1: float, y1: float, x2: float, y2: float) -> Part:
+    """Make a line."""
     return Part("line", name, {"x1": x1, "y1": y1, "x2": x2, "y2": y2})
 
 
-def _text(name: str, x: float, y: float, anchor: str, words: str) -> Part:
+def text_part(name: str, x: float, y: float, anchor: str, words: str) -> Part:
+    """Make a text that is anchored at a point."""
     return Part("text", name, {"x": x, "y": y}, words=words, anchor=anchor)
 
 
-def _svg(name: str, width: float, height: float, label: str, parts: Sequence[Part]) -> Markup:
+def svg_of(name: str, width: float, height: float, label: str, parts: Sequence[Part]) -> Markup:
+    """Make an SVG of the class `name`."""
     return render("svg.html.j2", name=name, width=width, height=height, label=label, parts=parts)

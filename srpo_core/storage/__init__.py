@@ -18,6 +18,7 @@ from srpo_core.errors import StoreError
 from srpo_core.storage.directory import DirectoryStore
 from srpo_core.storage.manifest import (
     MANIFEST,
+    PAGE,
     DamagedFileError,
     FileLostError,
     content_digest,
@@ -30,6 +31,7 @@ from srpo_core.storage.s3 import S3Store
 
 __all__ = [
     "MANIFEST",
+    "PAGE",
     "DamagedFileError",
     "DirectoryStore",
     "FileLostError",
@@ -124,6 +126,18 @@ class Store(Protocol):
 
     def write_alias(self, name: str, value: Mapping[str, Any], token: str | None) -> bool:
         """Write an alias if it still has the state `token` (None: absent); False if another process moved it."""
+        ...
+
+    def page(self) -> str | None:
+        """Return a token of the state of the page index.html for `write_page`; None if there is none."""
+        ...
+
+    def write_page(self, page: bytes, token: str | None) -> bool:
+        """Write index.html if it still has the state `token` (None: absent); False if another process wrote it."""
+        ...
+
+    def key_of(self, version: str, name: str, digest: str) -> str:
+        """Return the path inside the store of a file of a version, which has this SHA-256 in the manifest."""
         ...
 
     def ignored_conditions(self) -> Sequence[str]:

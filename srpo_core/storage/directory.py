@@ -3,6 +3,7 @@
 models/<model>/versions/<version>/   all files of a version and manifest.json; created by one rename
 models/<model>/signatures/<version>/ signatures of the version's manifest, each a file that is written once
 models/<model>/aliases/<name>.json   replaced by one rename, under a lock
+index.html                           the page of the store, replaced by one rename, under a lock
 .incoming/                           files being written; the next publisher removes what killed ones left
 """
 
@@ -17,7 +18,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from srpo_core.errors import StoreError
-from srpo_core.runtime.file_lock import acquire
 from srpo_core.storage.files import (
     copy_file,
     disk_errors,
@@ -31,6 +31,7 @@ from srpo_core.storage.incoming import Incoming, restore
 from srpo_core.storage.manifest import (
     BLOCK,
     MANIFEST,
+    PAGE,
     REWRITTEN,
     DamagedManifestError,
     FileLostError,
@@ -48,7 +49,7 @@ from srpo_core.storage.manifest import (
     version_key,
     wrong_length,
 )
-from srpo_core.storage.rewriting import replace_file, rewrite
+from srpo_core.storage.rewriting import replace_file, replace_if, rewrite, state_of
 
 log = getLogger(__name__)
 
@@ -214,15 +215,23 @@ class DirectoryStore:
     def write_alias(self, name: str, value: Mapping[str, Any], token: str | None) -> bool:
         """Replace the alias file if it still has the digest `token`; False if another process moved it."""
         with self._errors(f"cannot move the alias {name}; it was not moved"):
-            path = self._root / alias_key(name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with self._incoming.new_directory() as partial, acquire(self._root / ".aliases.lock"):
-                if self.alias(name)[1] != token:
-                    return False
-                write_file(partial / path.name, encode_sealed(value))
-                (partial / path.name).replace(path)
-                sync_directory(path.parent)
-                return True
+            lock, path = self._root / ".aliases.lock", self._root / alias_key(name)
+            return replace_if(self._incoming, lock, path, encode_sealed(value), token)
+
+    def page(self) -> str | None:
+        """Return the digest of index.html as token."""
+        with self._errors(f"cannot read {PAGE}"):
+            return state_of(self._root / PAGE)
+
+    def write_page(self, page: bytes, token: str | None) -> bool:
+        """Replace index.html if it still has the digest `token`; False if another process wrote it."""
+        with self._errors(f"cannot write {PAGE}"):
+            return replace_if(self._incoming, self._root / ".page.lock", self._root / PAGE, page, token)
+
+    def key_of(self, version: str, name: str, digest: str) -> str:
+        """Return the path of a file of a version inside the store."""
+        del digest
+        return f"{version_key(version)}/{name}"
 
     def ignored_conditions(self) -> Sequence[str]:
         """Return nothing: a lock file serializes the writers."""

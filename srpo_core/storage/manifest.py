@@ -11,6 +11,7 @@ from typing import Any, Final
 from srpo_core.errors import StoreError
 
 MANIFEST: Final = "manifest.json"
+PAGE: Final = "index.html"  # in the root of a store
 BLOCK: Final = 1 << 20
 REWRITTEN: Final = (
     "manifest.json of %s in %s was damaged and is written again: sign it again if it was signed"

@@ -19,7 +19,7 @@ def test_each_command_is_measured_on_a_directory(benchmark_named, tmp_path):
 
 @pytest.mark.s3
 def test_the_requests_of_a_command_grow_by_a_few_for_each_version(benchmark_named, s3_environment):
-    """Of a removed version the manifest is read for the list and for its removal; deletions are sent together."""
+    """A promotion reads every manifest for the page of the store. Of a removed version the manifest is read for the list and for its removal; deletions are sent together."""
     store, requests, deletions = benchmark_named("store"), {}, {}
     for versions in (4, 14):
         store.fill_bucket(f"store-of-{versions}", versions)
@@ -29,5 +29,5 @@ def test_the_requests_of_a_command_grow_by_a_few_for_each_version(benchmark_name
             requests[line["command"], versions] = line["requests"]
             deletions[line["command"], versions] = line["by_operation"].get("DeleteObjects", 0)
     grown = {name: requests[name, 14] - requests[name, 4] for name in COMMANDS if (name, 4) in requests}
-    assert grown == {"releases": 10, "promote": 0, "gc": 10, "gc --delete": 20}
+    assert grown == {"releases": 10, "promote": 10, "gc": 10, "gc --delete": 20}
     assert deletions["gc --delete", 14] == deletions["gc --delete", 4] == 2  # of manifests, and of objects

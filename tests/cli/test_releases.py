@@ -98,3 +98,11 @@ def test_gc_keeps_a_version_with_an_unreadable_manifest_and_removes_the_others(d
     assert lines[0] == "removed  tiny-1"
     assert lines[1].startswith("kept  tiny-2: ")
     assert damaged.versions() == ["tiny-2", "tiny-3"]
+
+
+def test_the_list_is_also_written_as_a_page_that_says_what_cannot_be_read(damaged, capsys, monkeypatch):
+    lines = lines_of(capsys, monkeypatch, "releases", "--html", "pages/releases.html")
+    assert lines[-1] == "page  pages/releases.html"
+    page = Path("pages/releases.html").read_text()
+    assert [page.count(f'id="tiny-{number}"') for number in (1, 2, 3)] == [1, 1, 1]
+    assert "1 version has a manifest that cannot be used" in page

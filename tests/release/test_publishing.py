@@ -409,3 +409,20 @@ def test_a_secret_planted_in_every_place_reaches_neither_the_store_nor_a_message
     assert len(written) > 10
     assert [path for path in written if secret.encode() in path.read_bytes()] == []
     assert secret not in caplog.text + str(caught.value)
+
+
+def test_a_publication_and_its_withdrawal_write_the_page_of_the_store(project, tmp_path):
+    store = open_store(str(tmp_path / "store"))
+    done = publish(store, root=project, who="tester")
+    page = (tmp_path / "store/index.html").read_text()
+    lineage = store.manifest(done.version)["lineage"]
+    assert [one["name"] for one in lineage["rewards"]] == ["assets/tiny/family/reward"]
+    recorded = yaml.safe_load((project / "dvc.lock").read_text())["stages"]["quantize"]["deps"]
+    (base,) = (entry["md5"] for entry in recorded if entry["path"] == "assets/tiny/family/base")
+    assert lineage["base"] == {"name": "assets/tiny/family/base", "md5": base}
+    for text in (f"assets/tiny/family/base {base[:12]}", "<dd>assets/tiny/family/reward</dd>"):
+        assert text in page
+    for name in ("grid.png", "report.html"):
+        assert f'href="models/tiny/versions/{done.version}/{name}"' in page
+    withdraw(store, done)
+    assert f'id="{done.version}"' not in (tmp_path / "store/index.html").read_text()

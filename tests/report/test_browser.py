@@ -273,3 +273,57 @@ def test_the_pages_of_the_data_fit_narrow_and_wide_windows(tab, tmp_path):
             name
         )
         assert tab.run("[...document.images].every(one => one.complete && one.naturalWidth > 0)") is True
+
+
+def navigate(tab, page):
+    """Open a page, and wait until it is loaded."""
+    tab.call("Page.navigate", url=page.as_uri())
+    until = time.monotonic() + 60
+    while not tab.run(f"document.readyState === 'complete' && location.pathname.endsWith('{page.name}')"):
+        assert time.monotonic() < until, "the page did not load"
+        time.sleep(0.1)
+
+
+def test_the_page_of_a_store_fits_with_no_version_one_and_500(tab, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import store_page
+
+    overflow = (
+        "document.documentElement.scrollWidth - innerWidth"  # of the page, and of what it would have to scroll
+        " + [...document.querySelectorAll('body *')].filter(one => !one.closest('svg')"
+        " && one.getBoundingClientRect().right > innerWidth + 1).length"
+    )
+    # a window is at least 500 pixels wide, what is shown in it need not be
+    asked = 400 if tab.run("innerWidth") < 1000 else 1400
+    metrics = {"width": asked, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    tab.call("Emulation.setDeviceMetricsOverride", **metrics)
+    for versions in (0, 1, 500):
+        # the pages are made once for both windows
+        page = stores_of(store_page, tmp_path.parent / "stores", versions)
+        navigate(tab, page)
+        tab.run("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+        assert tab.run("innerWidth") == asked
+        assert tab.run(overflow) <= 0, versions
+        loaded = "[...document.images].every(one => { one.loading = 'eager'; return one.src.startsWith('data:'); })"
+        assert tab.run(loaded) is True
+        assert tab.run("document.querySelectorAll('script').length") == 0
+        rows = tab.run("document.querySelectorAll('.versions tbody tr').length")
+        assert rows == versions
+        assert tab.run(
+            "[...document.querySelectorAll('a[href^=\"#\"]')].every(one => document.getElementById(one.getAttribute('href').slice(1)))"
+        )
+        visible = tab.run(
+            "[...document.querySelectorAll('.lineage')].filter(one => one.getBoundingClientRect().width).length"
+        )
+        assert visible == (1 if versions else 0), "of the wide and the narrow diagram one is shown"
+
+
+def stores_of(benchmark, root, versions):
+    """Return the page of a store with so many versions, which is made if it is not there yet."""
+    directory = root / f"of-{versions}"
+    page = directory / "page.html"
+    if not page.exists():
+        from srpo_core.release.store_page import write_page
+
+        write_page(benchmark.fill_directory(directory, versions), page)
+    return page

@@ -175,7 +175,7 @@ class Bucket:
         return found is not None and found["Body"].read() == data
 
     def put(self, key: str, data: bytes, **condition: str) -> bool:
-        """Write an object, with checksums; False if a condition does not hold.
+        """Write an object, with checksums; False if a condition does not hold. `condition` may have other arguments, too.
 
         Some stores verify only one of the two checksums, and some refuse a request with SHA-256: then MD5 is sent alone.
         """

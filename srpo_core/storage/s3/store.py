@@ -9,6 +9,7 @@ from typing import Any, Final
 from srpo_core.errors import StoreError
 from srpo_core.storage.manifest import (
     MANIFEST,
+    PAGE,
     REWRITTEN,
     DamagedManifestError,
     FileLostError,
@@ -32,8 +33,7 @@ from srpo_core.storage.s3.reading import read_object
 from srpo_core.storage.s3.sweep import sweep
 from srpo_core.storage.s3.upload import PART, Uploader
 
-# How often the objects of a version are checked before its manifest is written.
-CHECKS: Final = 3
+HTML: Final = "text/html; charset=utf-8"
 
 log = getLogger(__name__)
 
@@ -199,6 +199,24 @@ class S3Store:
         with self._bucket.errors():
             return self._bucket.put_if(alias_key(name), encode_sealed(value), **condition)
 
+    def page(self) -> str | None:
+        """Return the ETag of index.html as token."""
+        with self._bucket.errors():
+            found = self._bucket.head(PAGE)
+            return None if found is None else str(found["ETag"])
+
+    def write_page(self, page: bytes, token: str | None) -> bool:
+        """Write index.html if it still has the ETag `token`; False if another process wrote it."""
+        condition = {"IfNoneMatch": "*"} if token is None else {"IfMatch": token}
+        with self._bucket.errors():
+            # so that a browser shows it, and asks the store whether it has changed
+            return self._bucket.put_if(PAGE, page, ContentType=HTML, CacheControl="no-cache", **condition)
+
+    def key_of(self, version: str, name: str, digest: str) -> str:
+        """Return the path of a file of a version inside the store: versions share files of the same bytes."""
+        del version, name
+        return f"objects/{digest}"
+
     def ignored_conditions(self) -> Sequence[str]:
         """Return which of If-None-Match and If-Match this store does not honour; tested by writes, also in a race."""
         with self._bucket.errors():
@@ -257,29 +275,8 @@ class S3Store:
         return existing is not None
 
     def _require_safe(self, version: str, files: Mapping[str, Path], manifest: Mapping[str, Any]) -> None:
-        """Check all objects once more before a manifest names them; send those again that were removed meanwhile.
-
-        An upload may take longer than a day, after which a sweep removes what no version needs.
-        """
-        entries = manifest["files"]
-
-        def is_safe(name: str) -> bool:
-            return self._uploader.is_safe(entries[name]["sha256"], entries[name]["bytes"])
-
-        for _ in range(CHECKS):
-            lost = [
-                name
-                for name, safe in zip(files, self._bucket.parallel(is_safe, files), strict=True)
-                if not safe
-            ]
-            if not lost:
-                return
-            for name in lost:
-                self._uploader.send(files[name], entries[name], name)
-        raise StoreError(
-            f"the store {self.uri} loses {lost[0]} of {version} again and again, and nothing was published: look for a "
-            "rule or a process that removes objects there"
-        )
+        """Check all objects once more before a manifest names them; send those again that were removed meanwhile."""
+        self._uploader.require_safe(version, files, manifest["files"])
 
     def _repair(self, version: str, files: Mapping[str, Path], manifest: Mapping[str, Any]) -> None:
         """Send the lost and damaged files of a published version again; its descriptive files may have changed."""

@@ -23,6 +23,8 @@ MAX_PARTS: Final = 10_000
 PARALLEL: Final = 4
 # How often an upload is begun that others keep aborting.
 UPLOADS: Final = 3
+# How often the objects of a version are checked before its manifest is written.
+CHECKS: Final = 3
 
 log = getLogger(__name__)
 
@@ -68,6 +70,32 @@ class Uploader:
         """Return whether an object is there, as long as it should be, and so new that no sweep removes it soon."""
         found = self._bucket.head(f"objects/{digest}")
         return found is not None and found["ContentLength"] == size and _is_recent(found)
+
+    def require_safe(
+        self, version: str, files: Mapping[str, Path], entries: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        """Check the objects of all files, and send those again that were removed since they were sent.
+
+        An upload may take longer than a day, after which a sweep removes what no version needs.
+
+        Raises:
+            StoreError: the store loses an object again and again.
+        """
+
+        def is_safe(name: str) -> bool:
+            return self.is_safe(entries[name]["sha256"], entries[name]["bytes"])
+
+        for _ in range(CHECKS):
+            safe = self._bucket.parallel(is_safe, files)
+            lost = [name for name, there in zip(files, safe, strict=True) if not there]
+            if not lost:
+                return
+            for name in lost:
+                self.send(files[name], entries[name], name)
+        raise StoreError(
+            f"the store {self._bucket.uri} loses {lost[0]} of {version} again and again, and nothing was published: look "
+            "for a rule or a process that removes objects there"
+        )
 
     def is_intact(self, digest: str, size: int) -> bool:
         """Return whether an object is there with the right length and bytes; it is read to know that."""
