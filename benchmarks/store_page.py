@@ -24,6 +24,7 @@ from store import bucket_of_moto, counted_requests
 
 from srpo_core.config import load_settings
 from srpo_core.release.store_page import rebuild_page
+from srpo_core.runtime.costs import RunCost, StageCost
 from srpo_core.storage import MANIFEST, PAGE, Store, content_digest, open_store, version_key
 from srpo_core.storage.manifest import alias_key, encode_sealed
 
@@ -114,10 +115,18 @@ def manifest_of(number: int, files: dict[str, bytes]) -> dict[str, Any]:
             "base": {"name": SETTINGS.release.base_model, "md5": None},
             "rewards": [{"name": one.path, "md5": None, "weight": one.weight} for one in SETTINGS.rewards],
         },
-        "cost": {
-            "stages": [{"stage": "train", "seconds": 3000 + 40 * (number % 7), "devices": 2, "kind": "GPU"}],
-        },
+        "cost": cost_of(number),
     }
+
+
+def cost_of(number: int) -> dict[str, Any]:
+    """Invent what a version cost."""
+    hours = 0.83 + 0.01 * (number % 7)
+    figures = {"device_hours": 2 * hours, "money": {"USD": round(5 * hours, 2)}, "priced": True}
+    train = StageCost(
+        stage="train", wall_hours=hours, devices=2, kind="GPU", attempts=1, cached=False, **figures
+    )
+    return RunCost(stages=(train,)).model_dump(mode="json")
 
 
 def production_before(number: int) -> str | None:

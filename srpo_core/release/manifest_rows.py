@@ -8,7 +8,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from srpo_core.gates.comparisons import COMPARISONS
 from srpo_core.quantizers import LORA_FORMAT
-from srpo_core.report.numbers import MINUS
 from srpo_core.report.store_chart import shown_figure
 from srpo_core.report.store_rows import (
     UNKNOWN,
@@ -19,6 +18,7 @@ from srpo_core.report.store_rows import (
     ReleaseRow,
     RuleFigure,
 )
+from srpo_core.runtime.costs import RunCost, money_text, recorded_cost
 
 LETTERS: Final = 600  # of a text on the page
 DIGITS: Final = 12  # of a digest
@@ -99,19 +99,6 @@ class _Lineage(_Part):
     rewards: list[_Reward] = Field(default=[], max_length=50)
 
 
-class _Stage(_Part):
-    seconds: Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
-    devices: Annotated[int, Field(ge=1, le=1_000_000)]
-    kind: Text
-
-
-class _Cost(_Part):
-    stage_seconds: dict[Text, Figure] = Field(default={}, max_length=100)
-    stages: list[_Stage] = Field(default=[], max_length=100)
-    price: Figure | None = None
-    currency: Text = ""
-
-
 class _File(_Part):
     sha256: Text
     bytes: int
@@ -127,7 +114,6 @@ class _Manifest(_Part):
     git: _Git = _Git()
     evaluation: _Evaluation = _Evaluation()
     lineage: _Lineage = _Lineage()
-    cost: _Cost = _Cost()
 
 
 class _Step(_Part):
@@ -163,7 +149,7 @@ def release_row(version: str, manifest: Mapping[str, Any], aliases: tuple[str, .
         formats=_formats(read),
         left_out=tuple((name, "; ".join(one.refused)) for name, one in read.proof.refused.items()),
         lineage=_lineage(read),
-        cost=_cost(read.cost),
+        cost=_cost(recorded_cost(manifest)),
     )
 
 
@@ -245,10 +231,12 @@ def _origin(origin: _Origin | None) -> str:
     return f"{origin.name} {origin.md5[:DIGITS]}" if origin.md5 else origin.name
 
 
-def _cost(cost: _Cost) -> Cost:
+def _cost(cost: RunCost | None) -> Cost:
+    """Return what all stages cost when they ran; nothing if the manifest does not record it in this form."""
+    if cost is None:
+        return Cost()
     hours: dict[str, float] = {}
     for stage in cost.stages:
-        hours[stage.kind] = hours.get(stage.kind, 0.0) + stage.seconds * stage.devices / 3600
-    seconds = [stage.seconds for stage in cost.stages] or list(cost.stage_seconds.values())
-    price = "" if cost.price is None else f"{cost.price:,.2f} {cost.currency}".strip().replace("-", MINUS)
-    return Cost(sum(seconds) / 3600 if seconds else None, hours, price)
+        hours[stage.kind] = hours.get(stage.kind, 0.0) + stage.device_hours
+    partly = "" if cost.total.priced else " for the part that had a price"
+    return Cost(hours, f"{money_text(cost.total.money)}{partly}" if cost.total.money else "")

@@ -36,9 +36,8 @@ class FormatFigure:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run took; device_hours: by kind of device; price: of all of it, as text. All may be empty or None."""
+    """What the stages of a release took; device_hours: by kind of device; price: of all of it, as text. Both may be empty."""
 
-    wall_hours: float | None = None
     device_hours: Mapping[str, float] = field(default_factory=dict)
     price: str = ""
 

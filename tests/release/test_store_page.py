@@ -72,6 +72,17 @@ def publish_whole(store, tmp_path, version, /, **parts):
     store.publish(version, {name: source / name for name in files}, manifest | parts)
 
 
+STAGE = {
+    "stage": "train",
+    "wall_hours": 0.5,
+    "device_hours": 4,
+    "devices": 8,
+    "kind": "GPU",
+    "attempts": 1,
+    "money": {"EUR": 12.5},
+    "priced": True,
+    "cached": False,
+}
 RULE = {
     "name": "style_gained",
     "metric": "judge_wanted",
@@ -128,16 +139,12 @@ def test_the_page_has_figures_origin_formats_and_cost_of_each_release(store, tmp
             "formats": {"bf16": {"gain_kept": 0.934, "psnr": None}},
             "refused": {"q4_0": {"refused": ["12 dB to bf16"]}},
         },
-        cost={
-            "stages": [{"stage": "train", "seconds": 1800, "devices": 8, "kind": "GPU"}],
-            "price": 12.5,
-            "currency": "EUR",
-        },
+        cost={"stages": [STAGE]},
     )
     page = Elements(store_page(store))
     assert "newest: 0.310 (0.250 … 0.360), allowed ≥ 0.05" in page.text
     assert "Code abcdef012345 + changes Data data/hpd 0123456789ab Settings" in page.text
-    assert "Base flux Reward hps × 2, clip × 1 Champion tiny-0a Cost 4 GPU hours · 12.50 EUR" in page.text
+    assert "Base flux Reward hps × 2, clip × 1 Champion tiny-0a Cost 4 GPU hours · 12.50 EUR " in page.text
     assert "bf16 93%" in page.text
     assert "q4_0 left out" in page.text
     assert "beat tiny-0a" in page.text
@@ -178,11 +185,7 @@ def test_no_text_of_a_manifest_or_an_alias_becomes_markup(store, tmp_path):
         lineage={part: {"name": MARKUP, "md5": MARKUP} for part in ("data", "base")}
         | {"rewards": [{"name": MARKUP, "md5": MARKUP}]},
         proof={"formats": {}, "refused": {MARKUP: {"refused": [MARKUP]}}},
-        cost={
-            "stages": [{"stage": MARKUP, "seconds": 1, "devices": 1, "kind": MARKUP}],
-            "price": 1,
-            "currency": MARKUP,
-        },
+        cost={"stages": [STAGE | {"stage": MARKUP, "kind": MARKUP, "money": {MARKUP: 1}}]},
     )
     publish_whole(store, tmp_path, "tiny-2a", decision={"passed": MARKUP})
     step = {"when": MARKUP, "who": MARKUP, "why": MARKUP, "from": MARKUP, "to": "tiny-1a", "rollback": True}
@@ -211,7 +214,7 @@ STRANGE = [
     {"proof": {"formats": []}},
     {"created_at": ""},
     {"lineage": "x"},
-    {"cost": {"stages": [{"stage": "train", "seconds": -1, "devices": 1, "kind": "GPU"}]}},
+    {"cost": {"stages": [{"stage": "train", "device_hours": -1}]}},
     {"version": "tiny-99"},
     {"formats": {}},
     {"git": {"revision": 1}},
@@ -237,7 +240,7 @@ def test_strange_manifests_are_rows_and_hide_no_other(store, tmp_path):
         publish_whole(store, tmp_path, f"tiny-{number:x}b", **parts)
     publish_small(store, tmp_path, 1)
     page = Elements(store_page(store))
-    assert page.text.count("its manifest is not one of srpo (") == 10
+    assert page.text.count("its manifest is not one of srpo (") == 9
     assert "decision.rules.0.value: Input should be a finite number" in page.text
     assert (
         "its manifest is of version &#39;tiny-99&#39;" in page.text or "is of version 'tiny-99'" in page.text
