@@ -13,6 +13,7 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 from prefect.states import Completed
 from prefect.transactions import Transaction, get_transaction, transaction
 
@@ -31,6 +32,7 @@ from srpo_core.runtime.costs import RunCost, cost_text, money_text
 from srpo_core.runtime.dvc_yaml import Stage
 from srpo_core.storage import open_store, require_conditions, require_publishable
 from srpo_core.workspace.inputs import input_paths, link_inputs, require_inputs
+from srpo_core.workspace.recording import recorded
 from srpo_core.workspace.reproduce import StageResult, reproduce
 from srpo_core.workspace.stage_graph import read_graph
 from srpo_core.workspace.worktree import (
@@ -83,7 +85,10 @@ def align(
         revision: commit, branch or tag to run; empty uses the checkout, including uncommitted changes.
         publish: publish the model if it passes the gate.
     """
-    with open_workspace(Path.cwd(), revision=revision) as workspace:
+    with (
+        open_workspace(Path.cwd(), revision=revision) as workspace,
+        recorded(workspace, profile=profile, flow_run=flow_run.id, flow_run_name=flow_run.name) as record,
+    ):
         changes = patch.model_dump(mode="json", exclude_none=True)
         settings = write_settings(workspace.path, profile=profile, patch=changes)
         require_consistent(settings)
@@ -96,13 +101,14 @@ def align(
         plain = has_settings_of_checkout(workspace)
         if champion:  # written after the comparison above, and validated again because one key has changed
             write_settings(workspace.path, profile=None, patch={"champion": champion})
+        record.note_settings()
         results = run_stages(workspace)
         decision = artifacts.read_json(workspace.path / artifacts.DECISION)
         home = revision is None and bring_home(workspace, [result.stage for result in results])
         report = (workspace.home if home else workspace.path.parent) / artifacts.REPORT.name
         cached = [result.stage for result in results if result.cached]
         cost = write_whole(report, root=workspace.path, home=workspace.home, cached=cached)
-        uri = publish_release(workspace, cost) if publish and decision["passed"] else None
+        uri = record.release = publish_release(workspace, cost) if publish and decision["passed"] else None
         result = AlignResult(
             passed=decision["passed"],
             reason=decision["reason"],

@@ -69,8 +69,8 @@ def unknown_commands(lines: list[str]) -> list[str]:
         name, *words = call.split()
         parts = getattr(
             commands.get(name), "commands", {}
-        )  # a group, such as `srpo data`, has a default command
-        command = parts.get(words[0] if words else "", parts.get(DEFAULT)) if parts else commands.get(name)
+        )  # a group, such as `srpo data`, has a default command, or options of its own
+        command = parts.get(words[0] if words else "", parts.get(DEFAULT, commands.get(name)))
         parameters = command.params if command else []
         options = {option for one in parameters for option in (*one.opts, *one.secondary_opts)}
         given = {word.split("=")[0].rstrip(".,") for word in words if word.startswith("--")}

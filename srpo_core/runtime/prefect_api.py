@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
 from typing import Any, Final
 from urllib.error import HTTPError, URLError
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -30,6 +32,17 @@ _SENT: Final = "Authorization"
 _REFUSED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _COUNT: Final = "/flows/count"  # the cheapest request that needs the secret
 _REMEDY: Final = f"start the server, correct {API_URL}, or unset it: then a run starts its own server"
+# types of states; a run in another one, SCHEDULED, has not begun
+_STARTED: Final = (
+    "PENDING",
+    "RUNNING",
+    "PAUSED",
+    "CANCELLING",
+    "COMPLETED",
+    "CANCELLED",
+    "FAILED",
+    "CRASHED",
+)
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 
 
@@ -57,27 +70,74 @@ def require_prefect_server(environment: Mapping[str, str] | None = None, seconds
         SrpoError: nothing answers within `seconds`, or what answers is not Prefect's API.
     """
     given = os.environ if environment is None else environment
-    if not (address := given.get(API_URL, "").strip()):
-        return
+    if given.get(API_URL, "").strip() and not isinstance(ask_prefect_server(_COUNT, {}, given, seconds), int):
+        raise _not_prefect(f"{API_URL}={_shown(given[API_URL].strip())}")
+
+
+def list_flow_runs(
+    flow: str, environment: Mapping[str, str], *, limit: int, seconds: float
+) -> list[dict[str, Any]]:
+    """Return the runs of a flow that the server of PREFECT_API_URL knows and that are no mere plans, the newest first.
+
+    limit: number of runs. seconds: for all of it, however slowly the server answers.
+
+    Raises: see `require_prefect_server`.
+    """
+    query = {
+        "flows": {"name": {"any_": [flow]}},
+        "flow_runs": {"state": {"type": {"any_": list(_STARTED)}}},
+        "sort": "EXPECTED_START_TIME_DESC",
+        "limit": limit,
+    }
+    answers: Queue[Any] = Queue()
+
+    def ask() -> None:
+        try:
+            answers.put(ask_prefect_server("/flow_runs/filter", query, environment, seconds))
+        except SrpoError as error:
+            answers.put(error)
+
+    # a thread of its own: looking up a name, and a server that answers byte by byte, have no limit in `urllib`
+    Thread(target=ask, daemon=True).start()
+    what = f"{API_URL}={_shown(environment[API_URL].strip())}"
+    try:
+        answer = answers.get(timeout=seconds)
+    except Empty:
+        raise SrpoError(f"no Prefect server answers at {what} within {seconds:g} s: {_REMEDY}") from None
+    if isinstance(answer, SrpoError):
+        raise answer
+    if not isinstance(answer, list) or not all(isinstance(run, dict) and "id" in run for run in answer):
+        raise _not_prefect(what)
+    return answer
+
+
+def ask_prefect_server(path: str, query: Any, environment: Mapping[str, str], seconds: float) -> Any:
+    """Send a query to the API of PREFECT_API_URL and return the decoded answer, or None if it is not JSON.
+
+    Raises: see `require_prefect_server`.
+    """
+    address = environment[API_URL].strip()
     parts = _parsed(address)
     what = f"{API_URL}={_shown(address)}"
     if parts is None:
         raise ConfigError(f"{what} is not an address: write http://HOST:4200/api, or unset it")
-    headers, context = _headers(given) | _basic(parts), _context(given)
+    headers, context = _headers(environment) | _basic(parts), _context(environment)
     # urllib would take user and password for a part of the host
     bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     try:
-        answer = _ask(bare.rstrip("/") + _COUNT, headers, context, seconds)
+        return _ask(bare.rstrip("/") + path, query, headers, context, seconds)
     except HTTPError as error:
         raise _refusal(what, error) from None
     except (URLError, HTTPException, OSError) as error:
         raise SrpoError(f"no Prefect server answers at {what} ({_reason(error)}): {_REMEDY}") from None
     except ValueError:  # its text may have what was to be sent
         raise ConfigError(f"{what} cannot be asked: {_REMEDY}") from None
-    if not isinstance(answer, int):
-        raise SrpoError(
-            f"what answers at {what} is not Prefect's API, but for instance a proxy or another server: {_REMEDY}"
-        )
+
+
+def _not_prefect(what: str) -> SrpoError:
+    return SrpoError(
+        f"what answers at {what} is not Prefect's API, but for instance a proxy or another server: {_REMEDY}"
+    )
 
 
 def _parsed(address: str) -> SplitResult | None:
@@ -107,9 +167,9 @@ def _refusal(what: str, error: HTTPError) -> SrpoError:
     return SrpoError(f"{what} answers with {error.code} {error.reason}{hint}: {_REMEDY}")
 
 
-def _ask(url: str, headers: Mapping[str, str], context: ssl.SSLContext, seconds: float) -> Any:
-    """Return the decoded answer to an empty request, or None if it is not JSON."""
-    body, sent = b"{}", {"Content-Type": "application/json", **headers}
+def _ask(url: str, query: Any, headers: Mapping[str, str], context: ssl.SSLContext, seconds: float) -> Any:
+    """Return the decoded answer to a query, or None if it is not JSON."""
+    body, sent = json.dumps(query).encode(), {"Content-Type": "application/json", **headers}
     request = urllib.request.Request(url, body, sent, method="POST")  # noqa: S310  # the caller has checked the scheme
     with urllib.request.urlopen(request, timeout=seconds, context=context) as response:  # noqa: S310
         content = response.read()

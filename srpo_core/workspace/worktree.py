@@ -172,10 +172,10 @@ def has_changed(workspace: Workspace) -> bool:
     tracked = {*list_names(top, "ls-files", "-z"), *list_names(workspace.path, *_FILES_OF_COMMIT)}
     settings = read_values(workspace.path / PARAMS_FILE)
     inputs = [path for stage in read_stages(workspace.path).values() for path in stage.inputs(settings)]
-    return any(name in tracked or _is_input(name, inputs) for name in changed)
+    return any(name in tracked or is_input(name, inputs) for name in changed)
 
 
-def _is_input(name: str, inputs: Sequence[Path]) -> bool:
+def is_input(name: str, inputs: Sequence[Path]) -> bool:
     """Whether an untracked file is an input of a stage, is below one, or is the `*.dvc` file of one."""
     path = Path(name.removesuffix(".dvc"))
     return any(path.is_relative_to(one) or one.is_relative_to(path) for one in inputs)

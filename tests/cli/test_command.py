@@ -85,6 +85,7 @@ def test_help_names_every_command():
         "stage",
         "data",
         "report",
+        "runs",
         "profile",
         "doctor",
         "plan",

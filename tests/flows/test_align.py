@@ -16,6 +16,7 @@ from flows.align import align, markdown
 from flows.form import parse_patch
 from srpo_core.errors import ConfigError, StageError, StoreError
 from srpo_core.release import publishing, verify
+from srpo_core.workspace.run_record import read_records
 
 pytestmark = pytest.mark.pipeline
 
@@ -64,6 +65,10 @@ def test_a_run_with_a_refused_model_ends_as_refused_and_skips_quantize(standin, 
     assert (state["state_type"], state["state_name"]) == ("COMPLETED", "Refused")
     assert state["state"]["message"] == "refused: as the resamples say."
     assert markdown(result).startswith("## Refused\n")
+    (record,) = read_records(standin / ".srpo")
+    assert (record.flow_run, record.flow_run_name) == (state["id"], state["name"])
+    assert (record.state, record.verdict, record.profile) == ("completed", "refused", "tiny")
+    assert record.settings["gate"]["resamples"] == 2000
 
 
 def test_a_failing_stage_fails_the_run_with_its_error_line(standin, prefect):
@@ -73,6 +78,8 @@ def test_a_failing_stage_fails_the_run_with_its_error_line(standin, prefect):
     state = newest_run(prefect)
     assert state["state_type"] == "FAILED"
     assert "the loss is NaN at step 7" in state["state"]["message"]
+    (record,) = read_records(standin / ".srpo")
+    assert (record.state, record.reason) == ("failed", "stage train: the loss is NaN at step 7")
 
 
 def test_a_run_includes_uncommitted_edits_unless_a_revision_is_named(standin, prefect):
@@ -126,6 +133,9 @@ def test_a_release_that_fails_verification_is_withdrawn(standin, prefect, monkey
     monkeypatch.setattr(verify, "verify", lambda _, version: {"files": {version: {}}})
     assert run(publish=True).release == "store/tiny-1"
     assert store.read_text() == "tiny-1"
+    released, withdrawn = read_records(standin / ".srpo")
+    assert (withdrawn.state, withdrawn.release) == ("failed", None)
+    assert (released.state, released.version) == ("completed", "tiny-1")
 
 
 def test_the_production_release_becomes_the_champion_unless_the_settings_name_one(

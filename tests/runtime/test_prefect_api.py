@@ -2,12 +2,13 @@
 
 import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from srpo_core.errors import ConfigError, SrpoError
-from srpo_core.runtime.prefect_api import require_prefect_server
+from srpo_core.runtime.prefect_api import list_flow_runs, require_prefect_server
 
 ANSWERS = {
     "/api": (200, "application/json", b"3"),
@@ -16,18 +17,29 @@ ANSWERS = {
     "/proxy/api": (200, "text/html", b"<html><body>Sign in to the network</body></html>"),
     "/gateway/api": (502, "text/html", b"<html>"),
     "/other/api": (200, "application/json", b'{"items": []}'),
+    "/listing/api": (200, "application/json", b'[{"id": "1"}]'),
+    "/numbers/api": (200, "application/json", b"[1]"),
+    "/endless/api": (200, "application/json", b" "),
 }
 
 
 class Answer(BaseHTTPRequestHandler):
     def do_POST(self):
-        status, kind, body = ANSWERS.get(self.path.removesuffix("/flows/count"), (404, "text/html", b""))
+        status, kind, body = ANSWERS.get(
+            self.path.removesuffix("/flows/count").removesuffix("/flow_runs/filter"), (404, "text/html", b"")
+        )
         if status == 401 and self.headers.get("Authorization") in ("Basic dTpw", "Bearer key"):
             status, body = 200, b"0"
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.end_headers()
         self.wfile.write(body)
+        while self.path.startswith("/endless"):  # each byte in time, the whole never
+            time.sleep(0.1)
+            try:
+                self.wfile.write(body)
+            except OSError:
+                return
 
     def log_message(self, *_):
         pass
@@ -212,3 +224,18 @@ def test_a_variable_of_prefect_that_cannot_be_used_is_named_without_its_secret(s
     assert name in line or says == "cannot be asked"
     assert "hunter22" not in line
     assert "\n" not in line
+
+
+def test_runs_of_a_server_are_listed_within_a_limit_of_time(server, silent, garbage):
+    def listed(url):
+        return list_flow_runs("align", {"PREFECT_API_URL": url}, limit=5, seconds=0.5)
+
+    assert listed(f"{server}/listing/api") == [{"id": "1"}]
+    for url in (silent, garbage, f"{server}/endless/api"):
+        with pytest.raises(SrpoError, match="no Prefect server answers at"):
+            listed(url)
+    for name in ("other", "proxy", "numbers"):
+        with pytest.raises(SrpoError, match="is not Prefect's API"):
+            listed(f"{server}/{name}/api")
+    with pytest.raises(ConfigError, match="refuses the secret"):
+        listed(f"{server}/secret/api")

@@ -1,0 +1,191 @@
+"""Commands for past runs: list them, compare two."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from srpo_core.artifacts import home
+from srpo_core.cli.app import app
+from srpo_core.credentials import mask_credentials
+from srpo_core.errors import SrpoError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from srpo_core.workspace.run_comparison import Difference, RunComparison
+    from srpo_core.workspace.run_list import ListedRun
+    from srpo_core.workspace.run_record import RunRecord
+
+PANEL: Final = "Past runs"
+FLOW: Final = "align"
+SERVER_SECONDS: Final = 2.0
+SERVER_RUNS: Final = 200  # as many as Prefect's API returns at once
+SHOWN_SETTINGS: Final = 4
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, complete, for programs.")]
+
+runs_app = typer.Typer(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(runs_app, name="runs", rich_help_panel=PANEL)
+
+
+@runs_app.callback()
+def runs(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option(min=1, help="Number of newest runs to list.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """List the runs of this checkout, the newest first; 'srpo runs diff A B' compares two.
+
+    With PREFECT_API_URL runs that only the server knows are listed, too.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from srpo_core.workspace.run_comparison import Presets
+    from srpo_core.workspace.run_list import list_runs
+    from srpo_core.workspace.run_record import read_records
+
+    records = read_records(home())
+    listed = list_runs(records, Presets(Path.cwd()), _runs_on_server())
+    if as_json:
+        typer.echo(json.dumps([run.as_json() for run in listed[:limit]], indent=1, ensure_ascii=False))
+        return
+    if not listed:
+        typer.echo("no run yet: 'srpo align' starts one")
+        return
+    _print_runs(listed[:limit])
+    if len(listed) > limit:
+        typer.echo(f"{len(listed) - limit} older runs: repeat it with --limit {len(listed)}")
+
+
+@runs_app.command()
+def diff(
+    first: Annotated[str, typer.Argument(help="A run: its id or the beginning of it, tag, release or name.")],
+    second: Annotated[str, typer.Argument(help="The run to compare it with.")],
+    as_json: Json = False,
+) -> None:
+    """Compare two runs: settings, data, code, figures, and the rules of the gate side by side."""
+    from srpo_core.workspace.run_comparison import compare_runs
+    from srpo_core.workspace.run_record import find_record, read_records
+    from srpo_core.workspace.run_tag import files_that_differ
+
+    records = read_records(home())
+    both = find_record(records, first), find_record(records, second)
+    compared = compare_runs(*both, lambda one, other: files_that_differ(Path.cwd(), one, other))
+    if as_json:
+        names = {"first": both[0].run_id, "second": both[1].run_id}
+        typer.echo(json.dumps({**names, **asdict(compared)}, indent=1, ensure_ascii=False))
+        return
+    for part in _tables(both, compared):
+        _print(part)
+
+
+def _runs_on_server() -> Sequence[Mapping[str, Any]]:
+    """Return the runs that the server of PREFECT_API_URL knows; a server that does not answer is reported in one line."""
+    from srpo_core.runtime.prefect_api import (
+        API_URL,
+        AUTH_STRING,
+        is_on_this_machine,
+        list_flow_runs,
+        secret_file,
+    )
+
+    environment = dict(os.environ)
+    address = environment.get(API_URL, "").strip()
+    if not address:
+        return []
+    secret = secret_file(home())
+    if is_on_this_machine(address) and not environment.get(AUTH_STRING) and secret.is_file():
+        environment[AUTH_STRING] = secret.read_text(encoding="utf-8")
+    try:
+        return list_flow_runs(FLOW, environment, limit=SERVER_RUNS, seconds=SERVER_SECONDS)
+    except SrpoError as error:
+        typer.echo(f"only the records of this checkout are listed: {mask_credentials(str(error))}", err=True)
+        return []
+
+
+def _print_runs(runs: Sequence["ListedRun"]) -> None:
+    from rich.table import Table
+
+    from srpo_core.report.text import visible
+    from srpo_core.workspace.run_list import objective_text, settings_text
+
+    table = Table("run", "started", "state", "verdict", "objective", "settings", "release", box=None)
+    for run in runs:
+        preset = [run.preset] if run.preset else []
+        settings = settings_text([*preset, *_assignments(run.settings or {})], SHOWN_SETTINGS + len(preset))
+        verdict = run.verdict or ""
+        if run.refused_by:
+            verdict += f" by {settings_text(run.refused_by, 1)}"
+        figure = objective_text(run.objective)
+        row = (run.run, run.started, run.state, verdict, figure, settings, run.release or "")
+        table.add_row(*map(visible, row))  # a server's names are not ours
+    _print(table)
+
+
+def _assignments(settings: Mapping[str, Any]) -> Iterator[str]:
+    from srpo_core.workspace.run_comparison import shown
+
+    for key, value in settings.items():
+        yield f"{key}={shown(value)}"
+
+
+def _tables(both: Sequence["RunRecord"], compared: "RunComparison") -> Iterator["Table"]:
+    names = [record.run_id for record in both]
+    yield _table("run", names, compared.about)
+    yield _table("setting", names, compared.settings)
+    if compared.files is None:
+        typer.echo("code     not compared: a run has no tag")
+    elif compared.files:
+        typer.echo(f"code     {len(compared.files)} files differ: {', '.join(compared.files[:5])}")
+    yield _table("rule of the gate", names, compared.rules, change=True)
+    yield _table("figure", names, compared.figures, change=True)
+
+
+def _table(
+    what: str, names: Sequence[str], lines: Sequence["Difference"], *, change: bool = False
+) -> "Table":
+    from rich.table import Table
+
+    table = Table(what, *names, *(["change"] if change else []), box=None)
+    for line in lines:
+        row = [line.name, _cell(line.first), _cell(line.second)]
+        table.add_row(*row, *([_change(line)] if change else []))
+    if not lines:
+        table.add_row("no difference")
+    return table
+
+
+def _cell(value: Any) -> str:
+    from srpo_core.workspace.run_comparison import ABSENT, shown
+
+    if value is None or value == ABSENT:
+        return "" if value is None else ABSENT
+    if isinstance(value, Mapping):  # a rule
+        figure = "" if value["value"] is None else f"{value['value']:+.4g}"
+        ends = "" if value["low"] is None else f" [{value['low']:+.4g}, {value['high']:+.4g}]"
+        return f"{value['verdict']} {figure}{ends}".strip()
+    return f"{value:.6g}" if isinstance(value, float) else shown(value)
+
+
+def _change(line: "Difference") -> str:
+    values = [one.get("value") if isinstance(one, Mapping) else one for one in (line.first, line.second)]
+    numbers = [one for one in values if isinstance(one, (int, float)) and not isinstance(one, bool)]
+    return f"{numbers[1] - numbers[0]:+.4g}" if len(numbers) == len(values) else ""
+
+
+def _print(table: "Table") -> None:
+    """Print a table as wide as the terminal; in a file or a pipe no cell is broken."""
+    import sys
+
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 10_000
+    Console(width=width, highlight=False, markup=False, soft_wrap=width is not None).print(table)
