@@ -113,6 +113,15 @@ def s3_variables(endpoint):
     }
 
 
+@pytest.fixture(scope="session")
+def swift_endpoint(tmp_path_factory):
+    """A server of OpenStack Swift, which is installed from PyPI: takes a minute and a network."""
+    from swift_server import swift_server
+
+    with swift_server(tmp_path_factory.mktemp("swift"), tmp_path_factory.mktemp("environment")) as url:
+        yield url
+
+
 @pytest.fixture
 def s3_environment(monkeypatch, moto_endpoint):
     """Use moto's server in this process and those that it starts; this one repeats requests without long delays."""

@@ -89,6 +89,19 @@ account_autocreate = true
 """
 
 
+def s3_variables(endpoint: str) -> dict[str, str]:
+    """Return the environment variables by which S3 clients use the server, and nothing else."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+    }
+
+
 def install(environment: Path) -> Path:
     """Install Swift into a virtual environment, once; return the directory of its commands."""
     done = environment / f"swift-{VERSION}"

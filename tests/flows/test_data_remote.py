@@ -3,7 +3,9 @@
 import shutil
 from pathlib import Path
 
+import boto3
 import pytest
+from swift_server import s3_variables
 
 from srpo_core.errors import StoreError
 from srpo_core.workspace import data_remote, data_versions
@@ -26,19 +28,24 @@ def add_data(workspace):
     data_versions.track(workspace, NAME)
 
 
-@pytest.fixture
-def bucket(bucket, tmp_path, monkeypatch):
-    """A bucket that DVC can use, too: it cannot read /dev/null as a configuration."""
+@pytest.fixture(params=["moto", pytest.param("swift", marks=pytest.mark.nightly)])
+def bucket(request, tmp_path, monkeypatch):
+    """A bucket of moto, and of a real server; DVC can use it, too: it cannot read /dev/null as a configuration."""
+    if request.param == "moto":
+        name = request.getfixturevalue("bucket")  # of the fixture that this one overrides
+    else:
+        for variable, value in s3_variables(request.getfixturevalue("swift_endpoint")).items():
+            monkeypatch.setenv(variable, value)
+        name = f"data-{abs(hash(request.node.nodeid)):x}"
+        boto3.client("s3").create_bucket(Bucket=name)
     (tmp_path / "aws").touch()
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "aws"))
-    return bucket
+    return name
 
 
 @pytest.fixture
 def objects(bucket):
     """Read and write the objects of the bucket."""
-    import boto3
-
     return boto3.resource("s3").Bucket(bucket)
 
 

@@ -4,13 +4,15 @@ import io
 import logging
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import httpx
 import pytest
 from rich.console import Console
 
 from flows.display import StageDisplay
-from flows.lost_server import drop_what_was_not_sent, reporting_a_lost_server
+from flows.lost_server import _watched_client, drop_what_was_not_sent, reporting_a_lost_server
 
 ROOT = Path(__file__).resolve().parents[2]
 LOST = """
@@ -35,6 +37,32 @@ for error in errors.values():
             raise error
     print("exit code", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=sys.stderr, flush=True)
 """  # fmt: skip
+STOPPED = """
+import os, sys, threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+os.environ["PREFECT_CLIENT_MAX_RETRIES"] = "1000000"  # this never ends by itself
+os.environ.pop("PREFECT_API_URL", None)
+import httpx
+from prefect.client.base import PrefectHttpxSyncClient
+from flows.lost_server import reporting_a_lost_server
+
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+client = PrefectHttpxSyncClient(base_url=f"http://127.0.0.1:{server.server_port}")
+with reporting_a_lost_server():
+    assert client.get("/").status_code == 200
+    server.shutdown()
+    server.server_close()
+    client.get("/")
+"""
 REASONS = (
     "[Errno 111] Connection refused",
     "Server disconnected without sending a response.",
@@ -57,6 +85,54 @@ def test_what_prefect_raises_for_a_server_that_is_gone_ends_the_command_with_one
         )
     ]
     assert done.stderr.splitlines() == expected
+
+
+def test_a_refused_connection_to_the_server_of_this_process_ends_the_command_without_repetitions():
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300
+    )
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(
+        "srpo: error: the Prefect server of this run does not answer any more ([Errno 111]"
+    )
+    assert done.returncode == 1
+
+
+def refused():
+    error = httpx.ConnectError("All connection attempts failed")
+    error.__cause__ = ConnectionRefusedError(111, "Connection refused")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "from_thread", "ends"),
+    [
+        (None, refused(), False, True),
+        (None, refused(), True, False),  # logs and events
+        (None, httpx.ReadTimeout("slow"), False, False),
+        (None, httpx.ConnectTimeout("slow"), False, False),
+        ("http://10.0.0.1:4200/api", refused(), False, False),  # it may be started again
+    ],
+)
+def test_only_what_cannot_come_back_is_not_repeated(monkeypatch, address, error, from_thread, ends):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    if address:
+        monkeypatch.setenv("PREFECT_API_URL", address)
+    client, ended = logging.getLogger("prefect.client"), []
+    before = client.level, list(client.filters)
+
+    def repeat():
+        client.debug("Another attempt will be made", exc_info=error)
+
+    with _watched_client(ended.append):
+        if from_thread:
+            thread = threading.Thread(target=repeat)
+            thread.start()
+            thread.join()
+        else:
+            repeat()
+    assert ended == [error] * ends
+    assert (client.level, client.filters) == before
 
 
 @pytest.mark.parametrize("error", [RuntimeError("another"), ValueError("Failed to reach API at")])

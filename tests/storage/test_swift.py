@@ -3,7 +3,7 @@
 import pytest
 from small_release import publish_small
 from stored_files import Files
-from swift_server import ACCESS_KEY, SECRET, swift_server
+from swift_server import s3_variables
 
 from srpo_core.errors import StoreError
 from srpo_core.release.aliases import promote, rollback
@@ -17,27 +17,12 @@ from srpo_core.storage import S3Store, open_store, require_publishable
 pytestmark = [pytest.mark.nightly, pytest.mark.s3]
 
 
-@pytest.fixture(scope="module")
-def endpoint(tmp_path_factory):
-    root = tmp_path_factory.mktemp("swift")
-    with swift_server(root, tmp_path_factory.mktemp("environment")) as url:
-        yield url
-
-
 @pytest.fixture
-def store(endpoint, monkeypatch, request):
+def store(swift_endpoint, monkeypatch, request):
     """An empty store in a bucket of its own."""
     import boto3
 
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": "/dev/null",
-        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
-    }.items():
+    for name, value in s3_variables(swift_endpoint).items():
         monkeypatch.setenv(name, value)
     bucket = f"releases-{abs(hash(request.node.nodeid)):x}"
     boto3.client("s3").create_bucket(Bucket=bucket)
