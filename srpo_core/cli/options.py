@@ -1,5 +1,6 @@
 """Parse the option `--set KEY=VALUE`."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from srpo_core import errors
@@ -9,8 +10,6 @@ _FORM: Final = "write KEY=VALUE, for instance --set train.steps=20"
 
 def parse_changes(changes: list[str]) -> dict[str, Any]:
     """Parse `a.b=1` to {"a": {"b": 1}}; values are YAML, and null is `config.NULL`. Raises `ConfigError` if one cannot be parsed."""
-    from srpo_core import config
-
     patch: dict[str, Any] = {}
     for change in changes:
         key, equals, value = change.partition("=")
@@ -27,8 +26,17 @@ def parse_changes(changes: list[str]) -> dict[str, Any]:
         nested = _value(change, value)
         for part in reversed(key.split(".")):
             nested = {part: nested}
-        patch = config.patched(patch, nested)
+        patch = _together(patch, nested)
     return patch
+
+
+def _together(patch: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one patch of both; `other` wins. Unlike `config.patched`, it leaves `config.NULL` for the settings."""
+    merged = dict(patch)
+    for key, new in other.items():
+        old = merged.get(key)
+        merged[key] = _together(old, new) if isinstance(old, Mapping) and isinstance(new, Mapping) else new
+    return merged
 
 
 def _value(change: str, text: str) -> Any:

@@ -287,6 +287,10 @@ def test_the_option_set_without_anything_gives_one_line(srpo):
 def test_a_setting_can_be_switched_off_by_null():
     tiny = read_values(ROOT / "profiles/tiny.yaml")
     assert patched(tiny, parse_changes(["train.early_stop=null"]))["train"]["early_stop"] is None
+    beside = patched(tiny, parse_changes(["train.steps=3", "train.early_stop=null", "train.batch_size=1"]))[
+        "train"
+    ]
+    assert (beside["early_stop"], beside["steps"], beside["batch_size"]) == (None, 3, 1)
     assert patched(tiny, parse_changes(["train.early_stop.alpha=0.1"]))["train"]["early_stop"]["alpha"] == 0.1
 
 
