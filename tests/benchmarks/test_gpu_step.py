@@ -150,7 +150,9 @@ def test_it_runs_with_nothing_installed_but_the_packages_that_it_names(spec, tmp
 # downloads 3 GB and installs them
 @pytest.mark.nightly
 @pytest.mark.network
-@pytest.mark.parametrize(("python", "torch_version"), [("3.12", "2.11.*"), ("3.12", "2.14.*")])
+@pytest.mark.parametrize(
+    ("python", "torch_version"), [("3.11", "2.11.*"), ("3.12", "2.11.*"), ("3.12", "2.14.*")]
+)
 def test_it_runs_on_another_python_and_an_older_torch(spec, tmp_path, python, torch_version):
     interpreter = shutil.which(f"python{python}")
     if interpreter is None or subprocess.run([interpreter, "-V"], check=False).returncode != 0:

@@ -1,14 +1,18 @@
 """The error rate of an evaluation in stages: published boundaries, and the chance of an error at any stage."""
 
 from math import sqrt
+from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 import pytest
 from scipy.stats import binom
 
+from srpo_core.config import load_settings
 from srpo_core.gates.shares import lower_end, upper_end
 from srpo_core.gates.spending import Stage, nominal_levels, share_levels, spent, spent_at, stage_sizes
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def boundaries(alpha, shares):
@@ -84,3 +88,62 @@ def test_the_lower_end_of_a_share_is_the_mirror_of_the_upper_end():
     for hits in (1, 7, 40):
         assert lower_end(hits, 40, 0.95) == pytest.approx(1 - upper_end(40 - hits, 40, 0.95))
         assert binom.sf(hits - 1, 40, lower_end(hits, 40, 0.95)) == pytest.approx(0.05)
+
+
+def can_be_shown(settings, rule, sizes):
+    """Return for each stage whether a model without a single bad image shows the rule there."""
+    units = settings.evaluate.seeds_per_prompt if rule.compare == "share" else 1
+    stages = [Stage(number, sizes) for number in range(len(sizes))]
+    levels = [stage.share_confidence(settings.gate.confidence, rule.margin, units) for stage in stages]
+    return [
+        upper_end(0, stage.size * units, level) <= rule.margin
+        for stage, level in zip(stages, levels, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("profile", "sizes", "stages"),
+    [
+        ("flux1_dev", (100, 150, 200), {1, 2}),
+        ("flux1_dev_lora", (100, 150, 200), {1, 2}),
+        ("flux1_dev_lora_24gb", (75, 113, 150), {2}),
+        ("flux1_dev_lora_48gb", (75, 113, 150), {2}),
+        ("flux1_dev_lora_80gb", (75, 113, 150), {2}),
+        ("tiny", (20, 30, 40), {2}),
+    ],
+)
+def test_the_earliest_stage_at_which_a_flawless_model_can_pass(profile, sizes, stages):
+    """Of 200 prompts the second, of 150 and of 40 only the last: every rule on shares has to be shown."""
+    settings = load_settings(ROOT / f"profiles/{profile}.yaml")
+    assert stage_sizes(settings.evaluate.num_prompts, [0.5, 0.75, 1.0]) == sizes
+    shares = [rule for rule in settings.gate.rules.values() if rule.compare in ("share", "share_of_prompts")]
+    assert len(shares) >= 3
+    shown = [can_be_shown(settings, rule, sizes) for rule in shares]
+    assert {number for number in range(3) if all(one[number] for one in shown)} == stages
+
+
+@pytest.mark.parametrize(
+    ("profile", "rule", "counts"),
+    [
+        ("flux1_dev", "few_broken", (3, 9, 15)),
+        ("flux1_dev", "no_prompt_lost", (-1, 0, 1)),
+        ("flux1_dev", "few_copies", (-1, 1, 2)),
+        ("flux1_dev", "few_repeated", (-1, 0, 1)),
+        ("flux1_dev_lora_80gb", "few_broken", (-1, 1, 3)),
+        ("flux1_dev_lora_80gb", "no_prompt_lost", (-1, -1, 0)),
+        ("flux1_dev_lora_80gb", "few_copies", (-1, -1, 0)),
+        ("flux1_dev_lora_80gb", "few_repeated", (-1, -1, 0)),
+    ],
+)
+def test_how_many_bad_images_or_prompts_each_stage_allows(profile, rule, counts):
+    """The last ones are those of docs/gates.md; -1: not even none shows the rule."""
+    settings = load_settings(ROOT / f"profiles/{profile}.yaml")
+    evaluate, limit = settings.evaluate, settings.gate.rules[rule]
+    sizes = stage_sizes(evaluate.num_prompts, evaluate.stages)
+    units = evaluate.seeds_per_prompt if limit.compare == "share" else 1
+    found = []
+    for number, size in enumerate(sizes):
+        level = Stage(number, sizes).share_confidence(settings.gate.confidence, limit.margin, units)
+        ends = [upper_end(count, size * units, level) for count in range(20)]
+        found.append(sum(end <= limit.margin for end in ends) - 1)
+    assert tuple(found) == counts
