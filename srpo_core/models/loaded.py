@@ -9,6 +9,7 @@ from srpo_core.errors import ArtifactError
 from srpo_core.models import loading
 from srpo_core.models.base import Base
 from srpo_core.models.lora import put_on_adapters, take_off_adapters
+from srpo_core.models.offloading import free_pinned_memory
 from srpo_core.models.registry import base_entry
 from srpo_core.models.sharding import read_base_weights
 from srpo_core.protocols import BaseModel
@@ -98,6 +99,8 @@ class LoadedBase:
         if self._base is not None:
             self._base = self._weights = self._adapters = None
             gc.collect()  # diffusers' hooks keep the module in a reference cycle
+            if self.offload:
+                free_pinned_memory()  # another base may be loaded next
 
 
 def _load(settings: ModelSettings, weights: Path | None, generate: GenerateSettings | None) -> Base:

@@ -31,6 +31,13 @@ def pin_blocks(transformer: Any) -> None:
             tensor.data = tensor.data.pin_memory()
 
 
+def free_pinned_memory() -> None:
+    """Return the pinned memory of tensors that no longer exist to the system; torch would keep it for new ones."""
+    import torch
+
+    torch.accelerator.empty_host_cache()
+
+
 def pinned_size(num_elements: int) -> int:
     """Return the number of elements for which torch reserves pinned memory: the next power of two.
 
