@@ -47,7 +47,8 @@ def figure_chart(
         if figure is not None
     ]
     ticks = _ticks(known)
-    across = scale(1.0, float(max(len(titles), 2)), LEFT + INSET, WIDTH - RIGHT - EDGE)
+    ends = (1.0, float(len(titles))) if len(titles) > 1 else (0.0, 2.0)  # a single version is in the middle
+    across = scale(*ends, LEFT + INSET, WIDTH - RIGHT - EDGE)
     upward = scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
     parts = [*_axes(ticks, upward, across, len(titles)), *_limits(points, across, upward)]
     if production is not None:

@@ -4,9 +4,11 @@ import io
 import os
 import re
 import threading
+from functools import partial
 from html.parser import HTMLParser
 
 import pytest
+from faulty_proxy import FaultyProxy, without
 from PIL import Image
 from small_release import publish_small
 from stored_files import Files
@@ -38,6 +40,12 @@ class Elements(HTMLParser):
     @property
     def text(self):
         return " ".join(" ".join(self.texts).split())
+
+
+def files_linked(page):
+    """Return the links of a page to files of the store, in order."""
+    found = [one["href"] for tag, one in Elements(page).elements if tag == "a"]
+    return [href for href in found if not href.startswith("#")]
 
 
 def page_of(store):
@@ -117,7 +125,8 @@ def test_every_move_and_removal_writes_the_page_anew(store, publish):
     assert "tiny-3" not in page_of(store)
 
 
-def test_the_page_has_figures_origin_formats_and_cost_of_each_release(store, tmp_path):
+def test_the_page_has_figures_origin_formats_and_cost_of_each_release(tmp_path):
+    store = open_store(str(tmp_path / "store"))
     publish_whole(store, tmp_path, "tiny-0a")
     publish_whole(
         store,
@@ -160,18 +169,20 @@ def test_the_page_has_figures_origin_formats_and_cost_of_each_release(store, tmp
 def test_the_links_lead_to_the_files_and_are_relative(store, tmp_path):
     publish_whole(store, tmp_path, "tiny-1a", files={"report.html": b"a report"})
     page = Elements(store_page(store))
-    links = {one["download"]: one["href"] for tag, one in page.elements if tag == "a" and "download" in one}
-    assert set(links) == {"tiny-1a-grid.png", "tiny-1a-report.html"}
-    assert Files(store)[links["tiny-1a-grid.png"]] == png()
-    assert Files(store)[links["tiny-1a-report.html"]] == b"a report"
-    assert not any("//" in href for href in links.values())
+    links = dict.fromkeys(files_linked(store_page(store)))
+    assert [Files(store)[link] for link in links] == [png(), b"a report"]
+    assert not any("//" in link for link in links)
+    names = {one["download"] for tag, one in page.elements if tag == "a" and "download" in one}
+    in_bucket = {"tiny-1a-grid.png", "tiny-1a-report.html"}  # where the name of a file is its digest
+    assert names == (in_bucket if "://" in store.uri else set())
 
 
 MARKUP = "<script>alert(1)</script><img src=x onerror=alert(1)>\"' onmouseover='alert(1)"
 
 
-def test_no_text_of_a_manifest_or_an_alias_becomes_markup(store, tmp_path):
+def test_no_text_of_a_manifest_or_an_alias_becomes_markup(tmp_path):
     """Every text that the page shows is markup here; names of versions and files are checked by the store."""
+    store = open_store(str(tmp_path / "store"))
     texts = dict.fromkeys(("name", "metric", "against", "compare", "side", "verdict"), MARKUP)
     publish_whole(
         store,
@@ -235,7 +246,8 @@ STRANGE = [
 ]
 
 
-def test_strange_manifests_are_rows_and_hide_no_other(store, tmp_path):
+def test_strange_manifests_are_rows_and_hide_no_other(tmp_path):
+    store = open_store(str(tmp_path / "store"))
     for number, parts in enumerate(STRANGE):
         publish_whole(store, tmp_path, f"tiny-{number:x}b", **parts)
     publish_small(store, tmp_path, 1)
@@ -285,7 +297,8 @@ def test_a_huge_image_is_not_decoded(tmp_path, monkeypatch):
     assert "grid.png cannot be shown: it has 300×300 pixels" in store_page(store)
 
 
-def test_of_many_versions_the_newest_and_the_one_in_production_have_images(store, tmp_path):
+def test_of_many_versions_the_newest_and_the_one_in_production_have_images(tmp_path):
+    store = open_store(str(tmp_path / "store"))
     for number in range(DETAILED + 3):
         publish_whole(store, tmp_path, f"tiny-{number:02}", created_at=f"2026-01-{number + 1:02}")
     promote_step = {"when": "2026-02", "who": "a", "why": "b", "from": None, "to": "tiny-01"}
@@ -295,13 +308,13 @@ def test_of_many_versions_the_newest_and_the_one_in_production_have_images(store
     assert articles == [*(f"tiny-{number:02}" for number in range(DETAILED + 2, 2, -1)), "tiny-01"]
     assert sum(tag == "img" for tag, _ in page.elements) == DETAILED + 1
     assert f"The newest {DETAILED} releases and the one in production" in page.text
-    downloads = [one["download"] for tag, one in page.elements if tag == "a" and "download" in one]
-    assert "tiny-00-grid.png" in downloads
+    grid = store.manifest("tiny-00")["files"]["grid.png"]["sha256"]
+    assert store.key_of("tiny-00", "grid.png", grid) in files_linked(store_page(store))
 
 
-def test_a_page_that_cannot_be_written_is_one_warning_and_the_move_is_done(
-    store, publish, monkeypatch, caplog
-):
+def test_a_page_that_cannot_be_written_is_one_warning_and_the_move_is_done(tmp_path, monkeypatch, caplog):
+    store = open_store(str(tmp_path / "store"))
+    publish = partial(publish_small, store, tmp_path)
     publish(1)
 
     def fail(*_):
@@ -315,7 +328,9 @@ def test_a_page_that_cannot_be_written_is_one_warning_and_the_move_is_done(
     assert "\n" not in record.message
 
 
-def test_a_page_that_was_not_written_after_a_kill_is_mended_by_the_next_move(store, publish):
+def test_a_page_that_was_not_written_after_a_kill_is_mended_by_the_next_move(tmp_path):
+    store = open_store(str(tmp_path / "store"))
+    publish = partial(publish_small, store, tmp_path)
     publish(1)
     publish(2)
     promote(store, "tiny-1")
@@ -360,6 +375,11 @@ def test_of_many_writers_at_once_the_last_page_is_whole_and_has_every_change(sto
     assert page.rstrip().endswith("</html>")
 
 
+def test_no_two_pages_are_equal_so_that_a_writer_notices_every_other(tmp_path):
+    store = open_store(str(tmp_path / "store"))
+    assert store_page(store) != store_page(store)
+
+
 def test_an_empty_store_has_a_page_that_names_the_first_step(tmp_path):
     assert "No release yet." in store_page(open_store(str(tmp_path / "store")))
 
@@ -368,9 +388,7 @@ def test_a_page_elsewhere_links_to_a_directory_and_not_to_a_bucket(store, tmp_pa
     publish_whole(store, tmp_path, "tiny-1a")
     target = tmp_path / "a directory/page.html"
     write_page(store, target)
-    links = [
-        one["href"] for tag, one in Elements(target.read_text()).elements if tag == "a" and "download" in one
-    ]
+    links = files_linked(target.read_text())
     if "://" in store.uri:
         assert links == []
         assert "srpo pull" in target.read_text()
@@ -398,3 +416,23 @@ def test_the_page_of_a_store_is_readable_by_those_who_can_read_the_store(tmp_pat
     finally:
         os.umask(umask)
     assert (tmp_path / "store/index.html").stat().st_mode & 0o044 == 0o044
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("header", ["if-match", "if-none-match"])
+def test_a_store_without_conditional_writes_keeps_the_page_of_the_last_writer(
+    bucket, s3_environment, monkeypatch, caplog, tmp_path, header
+):
+    publish_small(open_store(f"s3://{bucket}/p"), tmp_path, 1)
+    if header == "if-match":
+        rebuild_page(open_store(f"s3://{bucket}/p"))
+    proxy = FaultyProxy(s3_environment, without(header))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    try:
+        store = open_store(f"s3://{bucket}/p")
+        before = page_of(store) if header == "if-match" else ""
+        rebuild_page(store)
+        assert page_of(store) != before
+    finally:
+        proxy.close()
+    assert [one.message for one in caplog.records if one.levelname == "WARNING"] == []

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
@@ -18,6 +18,7 @@ from srpo_core.storage.s3.errors import (
     ABSENT,
     BUSY,
     CONDITION_FAILED,
+    CONDITION_UNKNOWN,
     CONFLICT,
     UNKNOWN,
     error_code,
@@ -170,12 +171,27 @@ class Bucket:
                 raise
             return True
 
+    def put_if_known(self, key: str, data: bytes, condition: Mapping[str, str], **more: str) -> bool:
+        """Write an object under a condition, or without it if the store does not implement it; as `put_if`.
+
+        more: other arguments of the request.
+        """
+        from botocore.exceptions import ClientError
+
+        try:
+            return self.put_if(key, data, **condition, **more)
+        except ClientError as error:
+            if error_code(error) not in CONDITION_UNKNOWN:
+                raise
+            self.unknown_conditions |= condition.keys()
+            return self.put_if(key, data, **more)
+
     def _has(self, key: str, data: bytes) -> bool:
         found = self.get(key)
         return found is not None and found["Body"].read() == data
 
     def put(self, key: str, data: bytes, **condition: str) -> bool:
-        """Write an object, with checksums; False if a condition does not hold. `condition` may have other arguments, too.
+        """Write an object, with checksums; False if a condition does not hold. `condition` may have other arguments of the request, too.
 
         Some stores verify only one of the two checksums, and some refuse a request with SHA-256: then MD5 is sent alone.
         """

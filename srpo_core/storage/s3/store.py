@@ -210,7 +210,7 @@ class S3Store:
         condition = {"IfNoneMatch": "*"} if token is None else {"IfMatch": token}
         with self._bucket.errors():
             # so that a browser shows it, and asks the store whether it has changed
-            return self._bucket.put_if(PAGE, page, ContentType=HTML, CacheControl="no-cache", **condition)
+            return self._bucket.put_if_known(PAGE, page, condition, ContentType=HTML, CacheControl="no-cache")
 
     def key_of(self, version: str, name: str, digest: str) -> str:
         """Return the path of a file of a version inside the store: versions share files of the same bytes."""
