@@ -284,7 +284,7 @@ def test_a_recorded_run_starts_at_step_0_with_other_micro_batches_and_one_that_i
         assert (again / "step").exists(), "DVC was killed before it recorded the run with the new setting"
 
 
-def test_times_are_kept_apart_for_other_micro_batches(project):
+def test_the_hash_of_a_stage_has_the_settings_of_memory_unless_they_are_left_out(project):
     before = fingerprint("train"), fingerprint("train", without=MEMORY_ONLY)
     change(project, micro_batch_size=1)
     assert fingerprint("train") != before[0]
