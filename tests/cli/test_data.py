@@ -1,14 +1,18 @@
 """`srpo data SOURCE`: what is checked before a server starts, and what reaches the flow."""
 
+import shlex
 from pathlib import Path
 
 import pytest
+from standin import make_standin
 from typer.testing import CliRunner
 
 import flows.data
 import flows.terminal
 from srpo_core.cli.app import app
 from srpo_core.cli.main import main  # noqa: F401  # registers the commands
+from srpo_core.cli.options import parse_changes
+from srpo_core.config import patched, write_settings
 from srpo_core.errors import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,3 +102,24 @@ def test_what_cannot_work_is_refused_before_the_flow(flow, arguments, error, lin
     assert isinstance(done.exception, error)
     assert line in str(done.exception)
     assert flow == []
+
+
+def test_settings_that_are_not_committed_reach_the_flow_and_the_next_command(flow, tmp_path, monkeypatch):
+    checkout = make_standin(tmp_path / "standin")
+    monkeypatch.chdir(checkout)
+    write_settings(
+        checkout,
+        profile=None,
+        patch={"seed": 7, "ingest": {"on_bad_record": "quarantine", "max_bad_share": 0.002}},
+    )
+    done = srpo_data("assets/tiny/hpd", "--set", "ingest.max_bad_share=0.004")
+    assert done.exception is None, done.output
+    assert flow[0]["ingest"] == {"on_bad_record": "quarantine", "max_bad_share": 0.004}
+    words = shlex.split(done.output.splitlines()[-1])
+    patch = parse_changes([word for word in words[words.index("--set") :] if word != "--set"])
+    assert patched(flow[0]["ingest"], patch["ingest"]) == {
+        "on_bad_record": "quarantine",
+        "max_bad_share": 0.004,
+        "source": "data/hpd",
+        "format": "hpdv2",
+    }
