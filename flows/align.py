@@ -7,7 +7,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
@@ -16,9 +16,11 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
 from prefect.transactions import Transaction, get_transaction, transaction
+from prefect.utilities.annotations import quote
 
 from flows import display
-from flows.form import SettingsPatch
+from flows.form import Profile, SettingsPatch
+from flows.live_progress import StepProgress
 from srpo_core import artifacts
 from srpo_core.config import PARAMS_FILE, load_settings, write_settings
 from srpo_core.errors import StageError
@@ -72,7 +74,7 @@ class AlignResult:
 
 @flow(name="align", validate_parameters=True)
 def align(
-    profile: str | None = "tiny",
+    profile: Profile | None = "tiny",
     patch: SettingsPatch = SettingsPatch(),  # noqa: B008  # the empty form
     revision: str | None = None,
     publish: bool = True,
@@ -102,13 +104,14 @@ def align(
         if champion:  # written after the comparison above, and validated again because one key has changed
             write_settings(workspace.path, profile=None, patch={"champion": champion})
         record.note_settings()
-        results = run_stages(workspace)
+        results, ended = run_stages(workspace)
         decision = artifacts.read_json(workspace.path / artifacts.DECISION)
         home = revision is None and bring_home(workspace, [result.stage for result in results])
         report = (workspace.home if home else workspace.path.parent) / artifacts.REPORT.name
         cached = [result.stage for result in results if result.cached]
         cost = write_whole(report, root=workspace.path, home=workspace.home, cached=cached)
-        uri = record.release = publish_release(workspace, cost) if publish and decision["passed"] else None
+        released = publish_release(workspace, cost, ended) if publish and decision["passed"] else None
+        uri = record.release = released
         result = AlignResult(
             passed=decision["passed"],
             reason=decision["reason"],
@@ -128,12 +131,17 @@ def align(
         )
 
 
-def run_stages(workspace: Workspace) -> list[StageResult]:
-    """Run the stages of the workspace's dvc.yaml in order; skip those that need a passed decision if the gate refused."""
+def run_stages(workspace: Workspace) -> tuple[list[StageResult], list[State[StageResult]]]:
+    """Run the stages of the workspace's dvc.yaml in order; skip those that need a passed decision if the gate refused.
+
+    Each task waits for those whose outputs it reads: the edges of the run's graph in the UI. Returns the results, and the
+    states of the stages whose outputs no other one reads.
+    """
     graph = read_graph(workspace.path)
     fetch_data(workspace, graph.data)
     require_readable_weights(load_settings(workspace.path / PARAMS_FILE), workspace.path)
     results: list[StageResult] = []
+    states: dict[str, State[StageResult]] = {}
     for stage in graph.stages:
         if stage.needs_passed and not artifacts.read_json(workspace.path / artifacts.DECISION)["passed"]:
             get_run_logger().info(
@@ -145,8 +153,13 @@ def run_stages(workspace: Workspace) -> list[StageResult]:
         as_task = run_stage.with_options(
             name=stage.name, task_run_name=stage.name, description=stage.description
         )
-        results.append(as_task(workspace, stage).result())
-    return results
+        read = [states[other.name] for other in graph.stages if other.name in states and stage.reads(other)]
+        # the task returns the state in which it ends, so Prefect gives this state and not one that holds it
+        ended = as_task(workspace, stage, return_state=True, wait_for=read)
+        states[stage.name] = cast("State[StageResult]", ended)
+        results.append(states[stage.name].result())
+    ran = [stage for stage in graph.stages if stage.name in states]
+    return results, [states[one.name] for one in ran if not any(other.reads(one) for other in ran)]
 
 
 @task(cache_policy=NO_CACHE)
@@ -154,8 +167,15 @@ def run_stage(workspace: Workspace, stage: Stage) -> "State[StageResult]":
     """Run one stage with DVC and stream its output to the log; an unchanged stage ends as `Cached`."""
     log = get_run_logger()
     log.info("%s: %s", stage.name, stage.description, extra=display.started(stage.name, stage.description))
+    rule = load_settings(workspace.path / PARAMS_FILE).train.early_stop
+    progress = StepProgress(stage.name, threshold=1 / rule.alpha if rule else None)
+
+    def show(line: str) -> None:
+        log.info("%s", line, extra=display.output())
+        progress.see(line)
+
     try:
-        result = reproduce(workspace, stage.name, lambda line: log.info("%s", line, extra=display.output()))
+        result = reproduce(workspace, stage.name, show)
     except StageError as error:
         log.error("%s", error, extra=display.failed(stage.name))  # noqa: TRY400  # one line; Prefect adds the traceback
         raise
@@ -164,10 +184,14 @@ def run_stage(workspace: Workspace, stage: Stage) -> "State[StageResult]":
     return Completed(name="Cached" if result.cached else "Completed", message=note, data=result)
 
 
-def publish_release(workspace: Workspace, cost: RunCost | None) -> str:
-    """Publish the results of a workspace, verify them in the store, and return the URI; withdrawn if verifying fails."""
+def publish_release(workspace: Workspace, cost: RunCost | None, ended: Sequence[State[StageResult]]) -> str:
+    """Publish the results of a workspace, verify them in the store, and return the URI; withdrawn if verifying fails.
+
+    ended: the stages after which this is drawn in the UI. The cost is quoted, because Prefect would draw an edge from
+    every stage whose name is in it.
+    """
     with transaction():
-        published = publish_run(workspace, cost)
+        published = publish_run(workspace, quote(cost), wait_for=ended)
         verify_release(published)
     return published.uri
 

@@ -31,6 +31,15 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 )
 
 
+def _offer_presets(schema: dict[str, Any]) -> None:
+    """Make the presets of the current checkout choices of the form. A run of a revision may have others."""
+    if names := config.profile_names():
+        schema["enum"] = names
+
+
+Profile = Annotated[str, Field(json_schema_extra=_offer_presets)]
+
+
 class _Patch(BaseModel):
     model_config = ConfigDict(extra="forbid")
 

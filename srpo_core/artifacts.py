@@ -68,6 +68,11 @@ def home() -> Path:
     return private_home(user_path(os.environ.get("SRPO_HOME", ".srpo")))
 
 
+def evaluation_directory(checkpoint: Path) -> Path:
+    """Return where the evaluation of a checkpoint outside the stage graph writes."""
+    return home() / "evaluations" / checkpoint.name
+
+
 def private_home(path: Path) -> Path:
     """Create the directory that `home` returns with mode 0700, or close it to others if it exists; return `path`.
 

@@ -174,7 +174,7 @@ def evaluate(
     os.environ["OMP_NUM_THREADS"] = str(settings.resources.threads_per_worker)
     from srpo_core.cli.checkpoint_evaluation import evaluate_checkpoint, rule_table
 
-    target = output or artifacts.home() / "evaluations" / checkpoint.name
+    target = output or artifacts.evaluation_directory(checkpoint)
     decision = evaluate_checkpoint(settings, checkpoint, target)
     for line in rule_table(decision):
         typer.echo(line)

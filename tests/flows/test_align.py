@@ -32,6 +32,18 @@ def newest_run(server):
     return runs[0]
 
 
+def edges(server, run):
+    """Return the edges of a run's graph as the UI draws them: the tasks before each task."""
+    tasks = server.call("/task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+    names = {task["id"]: task["name"] for task in tasks}
+    return {
+        task["name"]: {
+            names[one["id"]] for inputs in task["task_inputs"].values() for one in inputs if "id" in one
+        }
+        for task in tasks
+    }
+
+
 def test_results_are_copied_to_the_checkout_and_a_second_run_is_cached(standin, prefect):
     first = run()
     assert [(stage.stage, stage.cached) for stage in first.stages] == [(name, False) for name in STAGES]
@@ -49,6 +61,13 @@ def test_results_are_copied_to_the_checkout_and_a_second_run_is_cached(standin, 
     assert state["state_name"] == "Completed"
     tasks = prefect.call("/task_runs/filter", {"flow_runs": {"id": {"any_": [state["id"]]}}})
     assert {task["name"]: task["state_name"] for task in tasks} == dict.fromkeys(STAGES, "Cached")
+    assert edges(prefect, state) == {
+        "ingest": set(),
+        "train": {"ingest"},
+        "gate": {"train"},
+        "report": {"gate"},
+        "quantize": {"gate"},
+    }
     assert "| train | cached |" in markdown(second)
 
 
@@ -132,6 +151,8 @@ def test_a_release_that_fails_verification_is_withdrawn(standin, prefect, monkey
     assert not store.exists()
     monkeypatch.setattr(verify, "verify", lambda _, version: {"files": {version: {}}})
     assert run(publish=True).release == "store/tiny-1"
+    drawn = edges(prefect, newest_run(prefect))
+    assert (drawn["publish"], drawn["verify"]) == ({"report", "quantize"}, {"publish"})
     assert store.read_text() == "tiny-1"
     released, withdrawn = read_records(standin / ".srpo")
     assert (withdrawn.state, withdrawn.release) == ("failed", None)

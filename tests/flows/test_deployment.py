@@ -33,6 +33,11 @@ def test_every_flow_is_deployed_with_a_form_for_the_settings(deployed, prefect_s
     align = prefect_server.call("/deployments/name/align/align")
     schema = align["parameter_openapi_schema"]
     assert set(schema["properties"]) == {"profile", "patch", "revision", "publish"}
+    presets = [path.stem for path in sorted((ROOT / "profiles").glob("*.yaml"))]
+    assert schema["properties"]["profile"]["anyOf"] == [
+        {"type": "string", "enum": presets},
+        {"type": "null"},
+    ]
     assert align["concurrency_limit"] == 1 or align["global_concurrency_limit"]["limit"] == 1
     assert align["concurrency_options"]["collision_strategy"] == "ENQUEUE"
     assert align["pull_steps"][0]["prefect.deployments.steps.set_working_directory"]["directory"].endswith(
@@ -53,9 +58,10 @@ def test_the_cron_schedule_creates_scheduled_runs(deployed, prefect_server):
     assert {run["parameters"]["publish"] for run in runs} == {False}
 
 
-def test_a_run_with_an_unknown_setting_is_rejected_before_it_is_created(deployed, prefect_server):
+@pytest.mark.parametrize("parameters", [{"patch": {"sead": 3}}, {"profile": "tyni"}], ids=str)
+def test_a_run_with_an_unknown_setting_or_preset_is_rejected_before_it_is_created(
+    deployed, prefect_server, parameters
+):
     align = prefect_server.call("/deployments/name/align/align")
     with pytest.raises(OSError, match=r"40\d|42\d"):
-        prefect_server.call(
-            f"/deployments/{align['id']}/create_flow_run", {"parameters": {"patch": {"sead": 3}}}
-        )
+        prefect_server.call(f"/deployments/{align['id']}/create_flow_run", {"parameters": parameters})

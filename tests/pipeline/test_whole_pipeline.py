@@ -247,27 +247,38 @@ def test_a_refusal_is_a_result_and_nothing_is_published(checkout, first, prefect
     assert len(checkout.steps_trained()) == 1, "a threshold of the gate must not retrain"
 
 
+@pytest.fixture(scope="module")
+def worker(checkout, first, prefect_server, tmp_path_factory):
+    """Deploy the flows of the checkout, and run a worker; returns its log."""
+    log = tmp_path_factory.mktemp("worker") / "worker.log"
+    with running_worker(deploy(prefect_server, checkout.path), log):
+        yield log
+
+
+def run_deployment(server, name, parameters, log):
+    """Start a run over the API, wait until it has ended, and return it."""
+    deployment = server.call(f"/deployments/name/{name}/{name}")
+    run = server.call(
+        f"/deployments/{deployment['id']}/create_flow_run",
+        {"parameters": parameters, "state": {"type": "SCHEDULED"}},
+    )
+    ended = server.wait(
+        f"/flow_runs/{run['id']}",
+        None,
+        lambda run: run["state_type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"},
+        seconds=900,
+    )
+    assert ended["state_type"] == "COMPLETED", ended["state"]["message"] + log.read_text()
+    return ended
+
+
 @pytest.mark.pipeline
 def test_a_run_started_over_the_api_applies_its_patch_and_runs_only_affected_stages(
-    checkout, first, prefect_server, tmp_path
+    checkout, worker, prefect_server
 ):
-    log, before = tmp_path / "worker.log", set(checkout.path.glob(".srpo/runs/*"))
-    with running_worker(deploy(prefect_server, checkout.path), log):
-        align = prefect_server.call("/deployments/name/align/align")
-        run = prefect_server.call(
-            f"/deployments/{align['id']}/create_flow_run",
-            {
-                "parameters": {"patch": {"gate": {"resamples": 2500}}, "publish": False},
-                "state": {"type": "SCHEDULED"},
-            },
-        )
-        ended = prefect_server.wait(
-            f"/flow_runs/{run['id']}",
-            None,
-            lambda run: run["state_type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"},
-            seconds=900,
-        )
-    assert ended["state_type"] == "COMPLETED", ended["state"]["message"] + log.read_text()
+    before = set(checkout.path.glob(".srpo/runs/*"))
+    parameters = {"patch": {"gate": {"resamples": 2500}}, "publish": False}
+    run = run_deployment(prefect_server, "align", parameters, worker)
     (made,) = {path for path in checkout.path.glob(".srpo/runs/*") if path.is_dir()} - before
     workspace = made / "workspace"
     assert yaml.safe_load((workspace / "params.yaml").read_text())["gate"]["resamples"] == 2500
@@ -278,6 +289,20 @@ def test_a_run_started_over_the_api_applies_its_patch_and_runs_only_affected_sta
     assert [(task["name"], task["state_name"]) for task in tasks] == [
         (stage, "Completed" if stage in DECIDED_BY_THE_GATE else "Cached") for stage in STAGES
     ]
+
+
+@pytest.mark.pipeline
+def test_a_checkpoint_evaluated_over_the_api_gets_the_verdict_of_the_gate(checkout, worker, prefect_server):
+    checkpoint = "runs/train/checkpoints/step-000004"
+    run = run_deployment(prefect_server, "evaluate-checkpoint", {"checkpoint": checkpoint}, worker)
+    decision = json.loads(
+        (checkout.path / ".srpo/evaluations/step-000004/decision.json").read_text(encoding="utf-8")
+    )
+    assert run["state_name"] == ("Passed" if decision["passed"] else "Refused")
+    assert run["state"]["message"] == decision["reason"]
+    found = prefect_server.call("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
+    rules = next(one for one in found if one["key"] == "evaluate-checkpoint-rules")
+    assert {row["name"] for row in json.loads(rules["data"])} == {rule["name"] for rule in decision["rules"]}
 
 
 @pytest.mark.pipeline
