@@ -110,13 +110,13 @@ def align(
         report = (workspace.home if home else workspace.path.parent) / artifacts.REPORT.name
         cached = [result.stage for result in results if result.cached]
         cost = write_whole(report, root=workspace.path, home=workspace.home, cached=cached)
-        released = publish_release(workspace, cost, ended) if publish and decision["passed"] else None
-        uri = record.release = released
+        if publish and decision["passed"]:
+            record.release = publish_release(workspace, cost, ended)
         result = AlignResult(
             passed=decision["passed"],
             reason=decision["reason"],
             report=report,
-            release=uri,
+            release=record.release,
             stages=tuple(results),
             workspace=workspace.path,
             home=home,
