@@ -6,6 +6,7 @@ SrpoError                exit code 1   base class; the command line prints the m
 ├── ArtifactError        exit code 1   an output of an earlier stage is missing or damaged
 ├── DivergenceError      exit code 1   training produced a NaN or an infinity
 ├── GateError            exit code 3   a gate refused the model, or a check refused a scorer
+├── BudgetError          exit code 3   a run would cost more than resources.max_cost
 ├── StageError           the stage's   a stage of dvc.yaml failed in a flow; the message is the stage's
 └── StoreError           exit code 1   the release store is full, read-only, unreachable or inconsistent
 
@@ -52,6 +53,12 @@ class DivergenceError(SrpoError):
 
 class GateError(SrpoError):
     """A gate refused the model, or a check refused a scorer."""
+
+    exit_code = 3
+
+
+class BudgetError(SrpoError):
+    """A run would cost more than resources.max_cost with its next stage, which was not started."""
 
     exit_code = 3
 

@@ -51,7 +51,9 @@ def plan(  # noqa: PLR0913, PLR0917  # the options of the command
     change: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as for align.")
     ] = None,
-    price: Annotated[float | None, typer.Option(min=0, help="Price of one GPU per hour.")] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Price of one GPU per hour; default: resources.price.")
+    ] = None,
     mfu: Annotated[
         float,
         typer.Option(
@@ -102,7 +104,7 @@ def plan(  # noqa: PLR0913, PLR0917  # the options of the command
     cluster = Cluster(
         gpus,
         gpu_memory * GB,
-        price,
+        settings.resources.price if price is None else price,
         mfu,
         tflops * TERA,
         bandwidth * GB,
@@ -112,6 +114,17 @@ def plan(  # noqa: PLR0913, PLR0917  # the options of the command
         node_bandwidth=node_bandwidth * GB,
     )
     Console().print(show(make_plan(settings, cluster)))
+
+
+@app.command(name="planned-hours", rich_help_panel=PANEL, hidden=True)
+def planned_hours() -> None:
+    """Print the planned hours of each stage of params.yaml as JSON; the check of resources.max_cost calls it."""
+    import json
+
+    from srpo_core import config
+    from srpo_core.plan import budget
+
+    typer.echo(json.dumps(budget.planned_hours(config.load_settings())))
 
 
 @app.command(rich_help_panel=PANEL)

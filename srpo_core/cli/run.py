@@ -127,6 +127,10 @@ def stage(
         require_consistent(
             settings
         )  # of all stages: a fault of a late one must not cost the training before it
+        if settings.resources.max_cost is not None:
+            from srpo_core.plan.budget import require_budget
+
+            require_budget(name, settings)
     discard_recorded(name)
     arguments = {argument_name(key): attrgetter(key)(settings) for key in definition.params}
     if "resources" in inspect.signature(run).parameters:

@@ -20,7 +20,7 @@ def write_whole(
     None if that is not known. Returns the cost of the run, None without times.
 
     Raises:
-        ArtifactError: decision, report, proof or the record of a time are missing or damaged.
+        ArtifactError: decision, report or proof are missing or damaged.
     """
     target, home = target.absolute(), home.absolute()
     with chdir(root):  # paths in the stage graph, which identify a stage's times, are relative to it

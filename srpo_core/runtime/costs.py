@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field
 
-from srpo_core.runtime.timings import Attempt, attempts_of
+from srpo_core.runtime.timings import Attempt, attempts_of, newest_attempts
 
 SECONDS_PER_HOUR: Final = 3600
 _DIGITS: Final = 6  # of hours and money: a millisecond has 3e-7 hours
@@ -84,9 +84,6 @@ def measured_cost(
 
     root: the home directory of the stages' processes; cached: the stages that DVC took from its cache in this run, None
     if that is not known. Returns None if no stage has a time.
-
-    Raises:
-        ArtifactError: the record of a time is damaged.
     """
     found = {stage: _of_result(attempts_of(stage, root)) for stage in stages}
     rows = [
@@ -113,12 +110,6 @@ def money_of(attempts: Iterable[Attempt]) -> Money:
             amount = one.price * one.device_seconds / SECONDS_PER_HOUR
             found[one.currency] = found.get(one.currency, 0.0) + amount
     return found
-
-
-def newest_attempts(attempts: Sequence[Attempt]) -> Sequence[Attempt]:
-    """Return the last attempts that belong together: those of one result, complete or not."""
-    starts = [number for number, one in enumerate(attempts) if not one.continues]
-    return attempts[starts[-1] if starts else 0 :]
 
 
 def money_text(money: Mapping[str, float]) -> str:

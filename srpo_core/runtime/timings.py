@@ -8,7 +8,7 @@ far. So an attempt that was killed counts up to the last of these, and nothing h
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -113,15 +113,26 @@ def attempts_of(stage: str, root: Path | None = None) -> list[Attempt]:
     """Return the attempts to run a stage with the current settings and inputs, in order; none without its inputs.
 
     root: the home directory of the stage's process, by default `home()`.
-
-    Raises:
-        ArtifactError: a record is damaged.
     """
     try:
         key = key_of(stage)
     except ArtifactError:  # without its inputs a stage has not run with these settings
         return []
     return _read_all(directory_of(stage, key, root))
+
+
+def continued_attempts(stage: str) -> Sequence[Attempt]:
+    """Return the attempts that belong to the same result as one that starts now; none if it begins anew."""
+    try:
+        return _continued(stage, key_of(stage))
+    except ArtifactError:
+        return ()
+
+
+def newest_attempts(attempts: Sequence[Attempt]) -> Sequence[Attempt]:
+    """Return the last attempts that belong together: those of one result, complete or not."""
+    starts = [number for number, one in enumerate(attempts) if not one.continues]
+    return attempts[starts[-1] if starts else 0 :]
 
 
 def key_of(stage: str) -> str:
@@ -152,9 +163,16 @@ def directory_of(stage: str, key: str, root: Path | None = None) -> Path:
     return (root or home()) / "timings" / f"{stage}-{key}"
 
 
+def _continued(stage: str, key: str) -> Sequence[Attempt]:
+    before = _read_all(directory_of(stage, key))
+    # a stage that DVC did not record after its success runs again, and resumes: that is one result, too
+    if not before or (before[-1].completed and not is_unrecorded(stage)):
+        return ()
+    return newest_attempts(before)
+
+
 def _new_attempt(stage: str, key: str, resources: ResourceSettings) -> Attempt:
     devices, kind = devices_of(stage, resources)
-    before = _read_all(directory_of(stage, key))
     return Attempt(
         experiment=experiment_key(),
         began=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -164,8 +182,7 @@ def _new_attempt(stage: str, key: str, resources: ResourceSettings) -> Attempt:
         price=resources.price,
         currency=resources.currency,
         completed=False,
-        # a stage that DVC did not record after its success runs again, and resumes: that is one result, too
-        continues=bool(before) and (not before[-1].completed or is_unrecorded(stage)),
+        continues=bool(_continued(stage, key)),
     )
 
 
@@ -187,14 +204,12 @@ def _write(path: Path, attempt: Attempt) -> None:
 
 
 def _read_all(directory: Path) -> list[Attempt]:
-    return [_read(path) for path in sorted(directory.glob("*.json"))]
-
-
-def _read(path: Path) -> Attempt:
-    try:
-        return Attempt.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise ArtifactError(
-            f"{path} is damaged ({reason}): remove it; the time of that attempt is then not counted"
-        ) from None
+    """Read the attempts in order. One that is damaged, as after a loss of power, is reported and left out."""
+    found = []
+    for path in sorted(directory.glob("*.json")):
+        try:
+            found.append(Attempt.model_validate_json(path.read_bytes()))
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            log.warning("%s is damaged (%s), so its time is not counted: remove it", path, reason)
+    return found

@@ -14,6 +14,7 @@ from unittest import mock
 
 import pytest
 import yaml
+from attempts import record_attempt
 from faulty_proxy import FaultyProxy, without
 from wrong_files import POINTER
 
@@ -356,3 +357,32 @@ def test_the_doctor_leaves_no_file_in_a_store(srpo, tmp_path):
     assert [path.name for path in (tmp_path / "store").rglob("*") if path.is_file()] == [".incoming.lock"]
     srpo("doctor", SRPO_STORE=str(tmp_path / "none/store"))
     assert not (tmp_path / "none").exists()
+
+
+def test_a_stage_beyond_the_limit_of_the_cost_is_not_started(srpo, project, monkeypatch):
+    """Stage gate needs no plan; with a limit that is high enough it runs into its missing input."""
+    graph = yaml.safe_load((project / "dvc.yaml").read_text())
+    gate = graph["stages"]["gate"]
+    stages = {
+        "ingest": {"cmd": "true", "deps": ["data"], "params": ["seed"]},
+        "gate": {**gate, "deps": ["data"]},
+    }
+    (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    (project / "data").write_text("one")
+    hardware = {"tflops": 0.1, "float32_tflops": 0.05, "mfu": 0.5}
+
+    def gate_with(**resources):
+        patch = {"resources": {"hardware": hardware, "price": 10, **resources}}
+        values = patched(read_values(ROOT / "params.yaml"), patch)
+        (project / "params.yaml").write_text(yaml.safe_dump(values))
+        return srpo("stage", "gate", cwd=project)
+
+    assert "is missing" in assert_one_line_error(gate_with(), 1)
+    monkeypatch.chdir(project)
+    record_attempt("ingest", 3, price=10)
+    error = assert_one_line_error(gate_with(max_cost=29), 3)
+    assert "gate is not started: this run has cost 30.00 USD" in error
+    assert "--set resources.max_cost=30 or more" in error
+    assert "is missing" in assert_one_line_error(gate_with(max_cost=30), 1)
+    error = assert_one_line_error(gate_with(max_cost=29, price="null", hardware="null"), 2)
+    assert "resources: max_cost 29 needs price and hardware" in error

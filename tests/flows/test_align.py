@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,9 +9,10 @@ import time
 import psutil
 import pytest
 import yaml
+from attempts import record_attempt
 from faulty_proxy import FaultyProxy, without
 from living import ended, runs
-from standin import keep_stages
+from standin import ROOT, keep_stages
 
 from flows.align import align, markdown
 from flows.form import parse_patch
@@ -203,6 +205,31 @@ def test_verdict_rules_and_grid_are_artifacts_in_the_ui(standin, prefect):
     }
     assert [row["name"] for row in json.loads(by_key["gate"]["data"])] == ["broken", "held"]
     assert by_key["grid"]["data"] == "data:image/png;base64,UE5H"
+
+
+def test_a_run_beyond_its_limit_of_cost_ends_before_the_stage_and_resumes_with_a_higher_one(standin, prefect):
+    """The stage gate is the real one, which needs no plan; with a higher limit it runs into its missing input."""
+    keep_stages(standin, "ingest", "gate", "report")
+    graph = yaml.safe_load((standin / "dvc.yaml").read_text())
+    command = f"PYTHONPATH={ROOT} {sys.executable} -m srpo_core stage gate"
+    graph["stages"]["gate"] |= {"cmd": command, "params": ["seed", "champion", "evaluate", "gate"]}
+    (standin / "dvc.yaml").write_text(yaml.safe_dump(graph, sort_keys=False))
+    record_attempt("ingest", 1, price=10)
+    limited = {"price": 10, "max_cost": 5, "hardware": {"tflops": 1, "float32_tflops": 1, "mfu": 0.5}}
+    message = r"gate is not started: this run has cost 10\.00 USD, gate would cost 0\.00 USD by plan"
+    with pytest.raises(StageError, match=f"^stage gate: {message}") as stopped:
+        run(patch=parse_patch({"resources": limited}))
+    assert stopped.value.exit_code == 3
+    assert newest_run(prefect)["state_type"] == "FAILED"
+    with pytest.raises(StageError, match=r"^stage gate: runs/\S+ is missing"):
+        run(patch=parse_patch({"resources": limited | {"max_cost": 10}}))
+
+    params = standin / "params.yaml"
+    settings = yaml.safe_load(params.read_text())
+    params.write_text(yaml.safe_dump(settings | {"resources": settings["resources"] | limited}))
+    repro = subprocess.run(["dvc", "repro"], capture_output=True, text=True, check=False, cwd=standin)
+    assert repro.returncode
+    assert re.search(message, repro.stderr)
 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])

@@ -3,10 +3,10 @@
 import json
 
 import pytest
+from attempts import record_attempt
 
 from srpo_core.report.costs import COST_MARK, with_costs
 from srpo_core.runtime.costs import cost_text, measured_cost, money_text, recorded_cost
-from srpo_core.runtime.timings import Attempt, directory_of, key_of
 
 DVC = """\
 stages:
@@ -17,31 +17,13 @@ stages:
 
 @pytest.fixture
 def record(tmp_path, monkeypatch):
-    """Return a function that records an attempt, in a small project; hours: of wall time."""
+    """Return a function that records an attempt, in a small project; see `record_attempt`."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SRPO_HOME", str(tmp_path / "home"))
     (tmp_path / "dvc.yaml").write_text(DVC)
     (tmp_path / "params.yaml").write_text("{seed: 0, train: {steps: 3}}")
     (tmp_path / "data").write_text("one")
-
-    def write(stage, hours, **changes):
-        values = {
-            "experiment": "e",
-            "began": "2026-11-30T12:00:00+00:00",
-            "seconds": 3600 * hours,
-            "devices": 1,
-            "kind": "machine",
-            "price": 2.5,
-            "currency": "USD",
-            "completed": True,
-            "continues": False,
-        }
-        directory = directory_of(stage, key_of(stage))
-        directory.mkdir(parents=True, exist_ok=True)
-        path = directory / f"{1 + len(list(directory.iterdir())):06d}.json"
-        path.write_text(Attempt(**(values | changes)).model_dump_json())
-
-    return write
+    return record_attempt
 
 
 STAGES = ("ingest", "train")
