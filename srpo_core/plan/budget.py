@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from math import ceil
+from pathlib import Path
 from typing import Final
 
 from srpo_core.config import ResourceSettings, Settings
@@ -12,7 +13,6 @@ from srpo_core.errors import BudgetError, ConfigError
 from srpo_core.plan.cluster import GB, TERA, Cluster
 from srpo_core.plan.making import Counter
 from srpo_core.runtime.costs import SECONDS_PER_HOUR, money_text
-from srpo_core.runtime.dvc_yaml import read_stages
 from srpo_core.runtime.resume import can_resume
 from srpo_core.runtime.timings import (
     WITHOUT_GPU,
@@ -23,6 +23,7 @@ from srpo_core.runtime.timings import (
     experiment_key,
     newest_attempts,
 )
+from srpo_core.workspace.stage_graph import read_graph
 
 COMMAND: Final = "planned-hours"
 _BANDWIDTH: Final = 300 * GB
@@ -44,7 +45,7 @@ def require_budget(stage: str, settings: Settings) -> None:
     resources = settings.resources
     if resources.max_cost is None:
         return
-    names = list(read_stages())
+    names = [one.name for one in read_graph(Path()).stages]  # in the order in which they run
     earlier = [newest_attempts(attempts_of(name)) for name in names[: names.index(stage)]]
     before = sum(_money_of_run(attempts, resources) for attempts in earlier)
     own = _money_of_run(continued_attempts(stage), resources)

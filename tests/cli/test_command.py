@@ -367,7 +367,7 @@ def test_a_stage_beyond_the_limit_of_the_cost_is_not_started(srpo, project, monk
         "ingest": {"cmd": "true", "deps": ["data"], "params": ["seed"]},
         "gate": {**gate, "deps": ["data"]},
     }
-    (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    (project / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
     (project / "data").write_text("one")
     hardware = {"tflops": 0.1, "float32_tflops": 0.05, "mfu": 0.5}
 

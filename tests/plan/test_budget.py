@@ -70,7 +70,20 @@ def test_every_attempt_of_this_run_counts_and_a_stage_from_the_cache_of_another_
         require_budget("train", settings(99))
 
 
-def test_stages_after_this_one_do_not_count(settings):
+def test_stages_after_this_one_do_not_count_and_those_before_it_do_wherever_dvc_yaml_has_them(
+    settings, tmp_path
+):
+    graph = """\
+stages:
+  gate: {cmd: "true", deps: [made], params: [seed, gate]}
+  train: {cmd: "true", deps: [data], params: [seed, train], outs: [made]}
+"""
+    (tmp_path / "dvc.yaml").write_text(graph)
+    (tmp_path / "made").write_text("weights")
+    record_attempt("train", 8, price=10)
+    with pytest.raises(BudgetError, match=r"has cost 80\.00 USD"):
+        require_budget("gate", settings(79))
+    (tmp_path / "dvc.yaml").write_text(DVC)
     record_attempt("gate", 100, price=10)
     require_budget("train", settings(80))
 
