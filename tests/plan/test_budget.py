@@ -160,3 +160,18 @@ def test_a_run_that_cannot_be_planned_is_refused_with_the_reason(tmp_path, monke
         "resources.max_cost cannot be checked, because the run cannot be planned: resources.hardware is null: set the "
         "rates of the device by which hours are planned. Set max_cost to null to run without a limit"
     )
+
+
+@pytest.mark.nightly
+def test_the_real_plan_is_made_in_a_process_of_its_own(tmp_path, monkeypatch):
+    """Nightly: it starts Python and torch, and counts the models again, for 15 seconds."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "assets").symlink_to(ROOT / "assets")
+    params = (ROOT / "params.yaml").read_text()
+    hardware = "hardware: {tflops: 0.1, float32_tflops: 0.05, mfu: 0.5}"
+    (tmp_path / "params.yaml").write_text(params.replace("hardware: null", hardware))
+    hours = hours_by_stage()
+    monkeypatch.chdir(ROOT)
+    resources = load_settings().resources.model_copy(update={"hardware": HARDWARE})
+    settings = load_settings().model_copy(update={"resources": resources})
+    assert hours == planned_hours(settings, shared_counter())
