@@ -21,6 +21,7 @@ from prefect.utilities.annotations import quote
 from flows import display
 from flows.form import Profile, SettingsPatch
 from flows.live_progress import StepProgress
+from flows.notices import notify_alarm, notify_failure, notify_stall, notify_verdict, warn_of_channels
 from srpo_core import artifacts
 from srpo_core.config import PARAMS_FILE, load_settings, write_settings
 from srpo_core.errors import StageError
@@ -72,7 +73,13 @@ class AlignResult:
     cost: RunCost | None = None
 
 
-@flow(name="align", validate_parameters=True)
+@flow(
+    name="align",
+    validate_parameters=True,
+    on_running=[warn_of_channels],
+    on_failure=[notify_failure],
+    on_crashed=[notify_failure],
+)
 def align(
     profile: Profile | None = "tiny",
     patch: SettingsPatch = SettingsPatch(),  # noqa: B008  # the empty form
@@ -110,8 +117,8 @@ def align(
         report = (workspace.home if home else workspace.path.parent) / artifacts.REPORT.name
         cached = [result.stage for result in results if result.cached]
         cost = write_whole(report, root=workspace.path, home=workspace.home, cached=cached)
-        if publish and decision["passed"]:
-            record.release = publish_release(workspace, cost, ended)
+        published = publish_release(workspace, cost, ended) if publish and decision["passed"] else None
+        record.release = published.uri if published else None
         result = AlignResult(
             passed=decision["passed"],
             reason=decision["reason"],
@@ -124,6 +131,7 @@ def align(
             cost=cost,
         )
         show_artifacts(result, decision)
+        notify_verdict(settings.release.name, result, published)
         return Completed(
             name="Completed" if result.passed else "Refused",
             message=f"{'passed' if result.passed else 'refused'}: {result.reason}",
@@ -158,6 +166,7 @@ def run_stages(workspace: Workspace) -> tuple[list[StageResult], list[State[Stag
         ended = as_task(workspace, stage, return_state=True, wait_for=read)
         states[stage.name] = cast("State[StageResult]", ended)
         results.append(states[stage.name].result())
+        notify_alarm(workspace, results[-1])
     ran = [stage for stage in graph.stages if stage.name in states]
     return results, [states[one.name] for one in ran if not any(other.reads(one) for other in ran)]
 
@@ -173,6 +182,7 @@ def run_stage(workspace: Workspace, stage: Stage) -> "State[StageResult]":
     def show(line: str) -> None:
         log.info("%s", line, extra=display.output())
         progress.see(line)
+        notify_stall(workspace, line)
 
     try:
         result = reproduce(workspace, stage.name, show)
@@ -184,8 +194,10 @@ def run_stage(workspace: Workspace, stage: Stage) -> "State[StageResult]":
     return Completed(name="Cached" if result.cached else "Completed", message=note, data=result)
 
 
-def publish_release(workspace: Workspace, cost: RunCost | None, ended: Sequence[State[StageResult]]) -> str:
-    """Publish the results of a workspace, verify them in the store, and return the URI; withdrawn if verifying fails.
+def publish_release(
+    workspace: Workspace, cost: RunCost | None, ended: Sequence[State[StageResult]]
+) -> publishing.Published:
+    """Publish the results of a workspace and verify them in the store; withdrawn if verifying fails.
 
     ended: the stages after which this is drawn in the UI. The cost is quoted, because Prefect would draw an edge from
     every stage whose name is in it.
@@ -193,7 +205,7 @@ def publish_release(workspace: Workspace, cost: RunCost | None, ended: Sequence[
     with transaction():
         published = publish_run(workspace, quote(cost), wait_for=ended)
         verify_release(published)
-    return published.uri
+    return published
 
 
 @task(name="publish", task_run_name="publish", cache_policy=NO_CACHE)

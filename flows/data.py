@@ -12,6 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
 from flows import display
+from flows.notices import notify_failure, warn_of_channels
 from srpo_core.config import PARAMS_FILE, Settings, load_settings
 from srpo_core.report.data_page import page_path, write_data_page
 from srpo_core.report.data_text import markdown_table
@@ -29,7 +30,7 @@ from srpo_core.workspace.worktree import Workspace, open_workspace
 PUBLISHED: Final = "hpd.version.published"
 
 
-@flow(name="data")
+@flow(name="data", on_running=[warn_of_channels], on_failure=[notify_failure], on_crashed=[notify_failure])
 def data(
     source: str,
     name: str = "hpd",

@@ -16,6 +16,7 @@ from prefect.states import Completed
 
 from flows import display
 from flows.align import rule_rows
+from flows.notices import notify_failure, warn_of_channels
 from srpo_core.artifacts import DECISION, evaluation_directory, read_json
 from srpo_core.credentials import mask_credentials
 from srpo_core.errors import GateError, StageError
@@ -25,7 +26,12 @@ from srpo_core.runtime.processes import run_streaming
 _RESULTS: Final = (0, GateError.exit_code)
 
 
-@flow(name="evaluate-checkpoint")
+@flow(
+    name="evaluate-checkpoint",
+    on_running=[warn_of_channels],
+    on_failure=[notify_failure],
+    on_crashed=[notify_failure],
+)
 def evaluate_checkpoint(checkpoint: str) -> "State[dict[str, Any]]":
     """Compare a checkpoint with base and champion on the test prompts, by the rules of the gate.
 

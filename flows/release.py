@@ -8,14 +8,17 @@ from pathlib import Path
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
+from flows.notices import notify_failure, send_in_run, warn_of_channels
 from srpo_core.errors import StoreError
 from srpo_core.release import aliases, download, summary
 from srpo_core.release import verify as verification
 from srpo_core.release.gc import GarbageCollection, collect_garbage
 from srpo_core.release.guard import guarded_store
+from srpo_core.release.notices import damage_message, move_message
 from srpo_core.release.trust import trust_here
 from srpo_core.report.text import markdown_code, markdown_text
-from srpo_core.storage import open_store
+from srpo_core.runtime.notifications import Kind
+from srpo_core.storage import Store, open_store
 
 
 @flow(name="releases")
@@ -52,7 +55,7 @@ def show(version: str = "candidate") -> list[str]:
     return lines
 
 
-@flow(name="promote")
+@flow(name="promote", on_running=[warn_of_channels], on_failure=[notify_failure], on_crashed=[notify_failure])
 def promote(version: str, reason: str = "", override: bool = False) -> aliases.Move:
     """Point the alias `production` of its model to a release; `previous` then points to the former one.
 
@@ -61,10 +64,14 @@ def promote(version: str, reason: str = "", override: bool = False) -> aliases.M
         reason: recorded in the history of production.
         override: promote although the gate refused the release; requires a reason.
     """
-    return _report_move(aliases.promote(guarded_store(), version, reason=reason, override=override))
+    store = guarded_store()
+    move = aliases.promote(store, version, reason=reason, override=override)
+    return _report_move(Kind.PROMOTED, store, move, reason)
 
 
-@flow(name="rollback")
+@flow(
+    name="rollback", on_running=[warn_of_channels], on_failure=[notify_failure], on_crashed=[notify_failure]
+)
 def rollback(model: str | None = None, reason: str = "") -> aliases.Move:
     """Move the alias production back to the previous release. Safe to repeat.
 
@@ -72,10 +79,12 @@ def rollback(model: str | None = None, reason: str = "") -> aliases.Move:
         model: the model whose production moves; required if the store has several.
         reason: recorded in the history of production.
     """
-    return _report_move(aliases.rollback(guarded_store(), model=model, reason=reason))
+    store = guarded_store()
+    move = aliases.rollback(store, model=model, reason=reason)
+    return _report_move(Kind.ROLLED_BACK, store, move, reason)
 
 
-@flow(name="verify")
+@flow(name="verify", on_running=[warn_of_channels], on_failure=[notify_failure], on_crashed=[notify_failure])
 def verify(version: str | None = None) -> dict[str, str]:
     """Read releases back and compare every file with its SHA-256; fails if one is damaged.
 
@@ -84,14 +93,14 @@ def verify(version: str | None = None) -> dict[str, str]:
     """
     store, trust = open_store(), trust_here()
     states, faults = {}, [] if version else verification.verify_aliases(store)
-    table = [f"| alias | {markdown_text(fault)} |" for fault in faults]
+    table = [f"| alias | {markdown_text(str(fault))} |" for fault in faults]
     for name in [version] if version else store.versions():
         try:
             manifest, state = verification.inspect(store, name, trust)
             states[name] = f"{len(manifest['files'])} files are intact, {state}"
         except StoreError as error:
             states[name] = str(error)
-            faults.append(str(error))
+            faults.append(error)
         table.append(f"| `{name}` | {markdown_text(states[name])} |")
     create_markdown_artifact(
         "\n".join(["| release | state |", "|---|---|", *table]),
@@ -101,7 +110,7 @@ def verify(version: str | None = None) -> dict[str, str]:
     for fault in faults:
         get_run_logger().error("%s", fault)
     if faults:
-        raise StoreError("; ".join(faults))
+        raise verification.joined(faults)
     return states
 
 
@@ -119,7 +128,7 @@ def pull(version: str, to: str, format_name: str | None = None, force: bool = Fa
     return [str(path) for path in paths]
 
 
-@flow(name="gc")
+@flow(name="gc", on_running=[warn_of_channels], on_failure=[notify_failure], on_crashed=[notify_failure])
 def gc(keep: int, delete: bool = False) -> GarbageCollection:
     """List old releases, or remove them with `delete`. Those with an alias or once in production are kept.
 
@@ -127,19 +136,24 @@ def gc(keep: int, delete: bool = False) -> GarbageCollection:
         keep: number of newest versions to keep of each model.
         delete: actually remove them; otherwise they are only listed.
     """
-    garbage = collect_garbage(open_store(), keep=keep, delete=delete)
+    store = open_store()
+    garbage = collect_garbage(store, keep=keep, delete=delete)
     state = "removed" if garbage.deleted else "would be removed"
     for name in (*garbage.versions, *garbage.leftovers):
         get_run_logger().info("%s %s", name, state)
     for fault in garbage.unreadable:
         get_run_logger().warning("kept %s", fault)
+    if garbage.unreadable:
+        send_in_run(damage_message(store, garbage.unreadable))
     return garbage
 
 
-def _report_move(move: aliases.Move) -> aliases.Move:
+def _report_move(kind: Kind, store: Store, move: aliases.Move, reason: str) -> aliases.Move:
     create_markdown_artifact(
         f"`{move.alias}`: `{move.before or 'nothing'}` → `{move.after}`",
         key="production",
         description="the release in production",
     )
+    if message := move_message(kind, store, move, reason):
+        send_in_run(message)
     return move

@@ -9,6 +9,7 @@ SrpoError                exit code 1   base class; the command line prints the m
 ├── BudgetError          exit code 3   a run would cost more than resources.max_cost
 ├── StageError           the stage's   a stage of dvc.yaml failed in a flow; the message is the stage's
 └── StoreError           exit code 1   the release store is full, read-only, unreachable or inconsistent
+    └── DamageError      exit code 1   it holds something else than what was published
 
 A message names what is wrong, where, the allowed values and the next step, in one or two sentences. Credentials in it
 are masked.
@@ -73,6 +74,10 @@ class StageError(SrpoError):
 
 class StoreError(SrpoError):
     """The release store is full, read-only, unreachable or inconsistent."""
+
+
+class DamageError(StoreError):
+    """The release store holds something else than what was published: a part was lost or altered."""
 
 
 def pick(registry: Mapping[str, T], name: str, what: str) -> T:

@@ -141,6 +141,16 @@ def bucket(s3_environment, request):
     return name
 
 
+@pytest.fixture
+def receiver():
+    """A channel for messages: `receiver.url` is a URL for SRPO_NOTIFY."""
+    from receiver import Receiver
+
+    server = Receiver()
+    yield server
+    server.close()
+
+
 @pytest.fixture(scope="session")
 def prefect_server(tmp_path_factory):
     """One Prefect server for all tests of a worker."""

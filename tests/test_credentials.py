@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from srpo_core.credentials import mask_credentials, mask_file_content
+from srpo_core.credentials import mask_credentials, mask_file_content, mask_parts
 from srpo_core.errors import StageError, StoreError
 
 SECRET = "Xq7/vR+2plantedSECRET0abc"
@@ -90,3 +90,28 @@ def test_an_error_never_shows_credentials_whatever_put_them_into_its_message(mon
         assert SECRET not in f"{error} {error!r} {error.args}"
         again = pickle.loads(pickle.dumps(StoreError(str(error))))
         assert SECRET not in str(again)
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("cannot send to slack://T0plantedA/B0plantedB/plantedSECRET0abc/", "cannot send to ***"),
+        ("posted to /services/T0plantedA/B0plantedB", "posted to /services/***/***"),
+        ("the server says: plantedSECRET0abc is unknown", "the server says: *** is unknown"),
+        ("the password was pass word", "the password was ***"),
+        ("services at hooks.example.org:8080, notify", "services at hooks.example.org:8080, notify"),
+    ],
+)
+def test_what_is_secret_in_the_channels_of_notifications_is_masked_and_not_their_hosts(
+    monkeypatch, text, masked
+):
+    monkeypatch.setenv(
+        "SRPO_NOTIFY",
+        "slack://T0plantedA/B0plantedB/plantedSECRET0abc/ json://me:pass%20word@hooks.example.org:8080/notify",
+    )
+    assert mask_credentials(text) == masked
+
+
+def test_a_part_of_a_channel_is_masked_in_what_its_service_answers_also_if_it_is_a_plain_word():
+    said = "no route to hooks.example.org/my room"
+    assert mask_parts(said, "json://hooks.example.org:80/my%20room") == "no route to ***/***"

@@ -42,6 +42,30 @@ def doctor(
 
 
 @app.command(rich_help_panel=PANEL)
+def notify(
+    test: Annotated[bool, typer.Option("--test", help="Send a test message to each channel.")] = False,
+) -> None:
+    """List the channels of SRPO_NOTIFY, and try them with --test. Exit code 1 if one cannot be used or fails."""
+    from srpo_core.credentials import NOTIFY
+    from srpo_core.runtime.channels import channels, check, deliver
+    from srpo_core.runtime.notifications import Kind, compose
+
+    given = channels()
+    if not given:
+        raise errors.ConfigError(
+            f"{NOTIFY} is not set: set it to one or several URLs of apprise, separated by blanks"
+        )
+    message = compose(Kind.TEST, ["srpo notify"], "If you read this, this channel works.")
+    faults = deliver(message, given) if test else check(given)
+    for channel, fault in faults.items():
+        mark = typer.style("✗", fg="red") if fault else typer.style("✓", fg="green")
+        state = fault or ("took the test message" if test else "is known to apprise; try it with --test")
+        typer.echo(f"{mark} {channel.name} {state}")
+    if any(faults.values()):
+        raise typer.Exit(errors.SrpoError.exit_code)
+
+
+@app.command(rich_help_panel=PANEL)
 def plan(  # noqa: PLR0913, PLR0917  # the options of the command
     gpus: Annotated[int | None, typer.Option(min=1, help="Number of GPUs, one per worker.")] = None,
     gpu_memory: Annotated[

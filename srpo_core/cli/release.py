@@ -1,5 +1,6 @@
 """Commands for releases and for weight files."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -12,8 +13,11 @@ from srpo_core.quantizers import REFERENCE
 
 if TYPE_CHECKING:
     from srpo_core.release.aliases import Move
+    from srpo_core.runtime.channels import Message
 
 PANEL: Final = "Releases"
+
+log = logging.getLogger(__name__)
 
 Release = Annotated[str, typer.Argument(help="A version or an alias.")]
 Reason = Annotated[str, typer.Option(help="Recorded in the history of the alias production.")]
@@ -91,9 +95,13 @@ def promote(
     """Point the alias `production` of its model to a release; `previous` then points to the former one."""
     from srpo_core.release import aliases
     from srpo_core.release.guard import guarded_store
+    from srpo_core.release.notices import move_message
+    from srpo_core.runtime.notifications import Kind
 
-    move = aliases.promote(guarded_store(), release, reason=reason, override=override)
+    store = guarded_store()
+    move = aliases.promote(store, release, reason=reason, override=override)
     typer.echo(_move_line(move))
+    _notify(move_message(Kind.PROMOTED, store, move, reason))
 
 
 @app.command(rich_help_panel=PANEL)
@@ -107,8 +115,13 @@ def rollback(
     """Move the alias production back to the previous release. Safe to repeat."""
     from srpo_core.release import aliases
     from srpo_core.release.guard import guarded_store
+    from srpo_core.release.notices import move_message
+    from srpo_core.runtime.notifications import Kind
 
-    typer.echo(_move_line(aliases.rollback(guarded_store(), model=model, reason=reason)))
+    store = guarded_store()
+    move = aliases.rollback(store, model=model, reason=reason)
+    typer.echo(_move_line(move))
+    _notify(move_message(Kind.ROLLED_BACK, store, move, reason))
 
 
 @app.command(rich_help_panel=PANEL)
@@ -138,8 +151,9 @@ def verify(
     ] = False,
 ) -> None:
     """Read a release's files back, compare each with its SHA-256, and check the signature."""
+    from srpo_core.release.notices import damage_message
     from srpo_core.release.trust import trust_here
-    from srpo_core.release.verify import inspect, verify_aliases
+    from srpo_core.release.verify import inspect, joined, verify_aliases
     from srpo_core.storage import open_store
 
     store, trust = open_store(), trust_here()
@@ -150,13 +164,14 @@ def verify(
         try:
             manifest, state = inspect(store, version, trust)
         except errors.StoreError as fault:
-            if not every:
-                raise
-            faults.append(str(fault))
+            faults.append(fault)
         else:
             typer.echo(f"{manifest['version']}: {len(manifest['files'])} files are intact, {state}")
     if faults:
-        raise errors.StoreError("; ".join(faults))
+        error = joined(faults)
+        if isinstance(error, errors.DamageError):
+            _notify(damage_message(store, [str(error)]))
+        raise error
 
 
 @app.command(rich_help_panel=PANEL)
@@ -207,9 +222,11 @@ def gc(
 ) -> None:
     """List old releases, or remove them with --delete. Those with an alias or once in production are kept."""
     from srpo_core.release.gc import collect_garbage
+    from srpo_core.release.notices import damage_message
     from srpo_core.storage import open_store
 
-    garbage = collect_garbage(open_store(), keep=keep, delete=delete)
+    store = open_store()
+    garbage = collect_garbage(store, keep=keep, delete=delete)
     state = "removed" if garbage.deleted else "would remove"
     for name in (*garbage.versions, *garbage.leftovers):
         typer.echo(f"{state}  {name}")
@@ -219,6 +236,8 @@ def gc(
         typer.echo("nothing to remove")
     elif not garbage.deleted:
         typer.echo("next     repeat it with --delete")
+    if garbage.unreadable:
+        _notify(damage_message(store, garbage.unreadable))
 
 
 @app.command(rich_help_panel=PANEL)
@@ -246,6 +265,14 @@ def generate(
 def draw() -> None:
     """Report the new name of this command."""
     raise errors.ConfigError("'srpo draw' was renamed: use 'srpo generate', which has the same options")
+
+
+def _notify(message: "Message | None") -> None:
+    """Send a message to the channels of SRPO_NOTIFY, if there is one; a channel that fails is one line of the log."""
+    from srpo_core.runtime.channels import send
+
+    if message is not None:
+        send(message, lambda line: log.warning("%s", line))
 
 
 def _move_line(move: "Move") -> str:

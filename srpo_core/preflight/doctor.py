@@ -17,6 +17,7 @@ from srpo_core.preflight.checkout import check_checkout
 from srpo_core.preflight.consistency import require_consistent
 from srpo_core.preflight.data_files import examine_data
 from srpo_core.preflight.disk import bytes_of_run, count_weights
+from srpo_core.preflight.notifications import check_channels
 from srpo_core.preflight.weight_files import check_weights
 from srpo_core.runtime.shared_files import storage
 from srpo_core.storage import open_store, require_publishable
@@ -149,5 +150,6 @@ CHECKS: Final = MappingProxyType[str, Callable[[Settings], Found | Iterator[Foun
         "encoding": machine.check_encoding,
         "prefect": machine.check_prefect,
         "dvc": machine.check_dvc,
+        "notify": check_channels,
     }
 )

@@ -229,10 +229,11 @@ def _step(before: str | None, after: str | None, *, why: str, who: str | None) -
     """
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in why).split())
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"when": when, "who": who or _user(), "why": line, "from": before, "to": after}
+    return {"when": when, "who": who or user_name(), "why": line, "from": before, "to": after}
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Return the user of this process, as histories name him."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

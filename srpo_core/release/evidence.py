@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from srpo_core.errors import StoreError
+from srpo_core.errors import DamageError
 from srpo_core.storage import Store
 
 LOCK: Final = "dvc.lock"
@@ -20,7 +20,7 @@ def require_consistent(store: Store, version: str, manifest: Mapping[str, Any]) 
     A version is named after its dvc.lock, so another dvc.lock under the same name is found, too.
 
     Raises:
-        StoreError: the manifest contradicts a file of the release, or lacks the file.
+        DamageError: the manifest contradicts a file of the release, or lacks the file.
     """
     if manifest.get("version") != version:
         raise _contradiction(store, version, f"its manifest is of version {manifest.get('version')!r}")
@@ -38,15 +38,17 @@ def _read_json(store: Store, version: str, name: str, manifest: Mapping[str, Any
         raise _contradiction(store, version, f"its manifest names no {name}")
     data = b"".join(store.read(version, name))
     if hashlib.sha256(data).hexdigest() != file["sha256"]:
-        raise StoreError(f"{name} of {version} does not have its SHA-256: run 'srpo verify', then restore it")
+        raise DamageError(
+            f"{name} of {version} does not have its SHA-256: run 'srpo verify', then restore it"
+        )
     try:
         return json.loads(data)
     except ValueError as error:
         raise _contradiction(store, version, f"{name} is no JSON: {error}") from None
 
 
-def _contradiction(store: Store, version: str, fault: str) -> StoreError:
-    return StoreError(
+def _contradiction(store: Store, version: str, fault: str) -> DamageError:
+    return DamageError(
         f"release {version} in {store.uri} contradicts itself ({fault}): do not use it; restore it from a backup or "
         "publish it again"
     )

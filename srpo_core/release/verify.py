@@ -1,13 +1,13 @@
 """Verify releases: compare every stored file with its manifest, and every alias with the versions that exist."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from srpo_core.errors import StoreError
+from srpo_core.errors import DamageError, StoreError
 from srpo_core.release.evidence import require_consistent
 from srpo_core.release.references import read_alias, resolve
-from srpo_core.release.trust import Trust, move_state, release_state, trust_here
+from srpo_core.release.trust import SignatureError, Trust, move_state, release_state, trust_here
 from srpo_core.storage import DamagedFileError, Store
 
 
@@ -22,7 +22,7 @@ def inspect(store: Store, reference: str, trust: Trust) -> tuple[Mapping[str, An
     Returns the manifest and who signed it, in words.
 
     Raises:
-        StoreError: files are missing or altered, or are there and not in the manifest; the message names all of them.
+        DamageError: files are missing or altered, or are there and not in the manifest; the message names all of them.
             Or the manifest contradicts the files.
         SignatureError: the release is not signed as it must be, see `release_state`.
     """
@@ -34,12 +34,12 @@ def inspect(store: Store, reference: str, trust: Trust) -> tuple[Mapping[str, An
         if not _is_intact(store, version, name, entry)
     ]
     if damaged:
-        raise StoreError(
+        raise DamageError(
             f"release {version} in {store.uri} is damaged: {', '.join(damaged)}; restore it from a backup, or publish "
             "it again"
         )
     if unnamed := store.unnamed_files(version, manifest["files"]):
-        raise StoreError(
+        raise DamageError(
             f"release {version} in {store.uri} has files that its manifest does not name: {', '.join(unnamed)}; remove "
             "them, nobody has checked them"
         )
@@ -47,9 +47,9 @@ def inspect(store: Store, reference: str, trust: Trust) -> tuple[Mapping[str, An
     return manifest, release_state(store, version, manifest, trust)
 
 
-def verify_aliases(store: Store) -> list[str]:
-    """Return one message for each alias that was altered, is not signed as it must be, or names no existing version."""
-    faults: list[str] = []
+def verify_aliases(store: Store) -> list[StoreError]:
+    """Return one error for each alias that was altered, is not signed as it must be, or names no existing version."""
+    faults: list[StoreError] = []
     trust = trust_here()
     for name in store.aliases():
         try:
@@ -57,14 +57,23 @@ def verify_aliases(store: Store) -> list[str]:
             version = alias.version
             move_state(store.uri, name, version, alias.history, trust)
         except StoreError as error:
-            faults.append(str(error))  # the caller raises once all aliases are read
+            faults.append(error)  # the caller raises once all aliases are read
         else:
             if version is not None and not store.has(version):
                 faults.append(
-                    f"the alias {name} in {store.uri} points to {version}, which does not exist: restore it from a "
-                    "backup or move the alias"
+                    DamageError(
+                        f"the alias {name} in {store.uri} points to {version}, which does not exist: restore it from a "
+                        "backup or move the alias"
+                    )
                 )
     return faults
+
+
+def joined(faults: Sequence[StoreError]) -> StoreError:
+    """Return all faults as one error: a `DamageError` if one of them is not about reaching the store."""
+    text = "; ".join(map(str, faults))
+    damaged = any(isinstance(fault, DamageError | SignatureError) for fault in faults)
+    return DamageError(text) if damaged else StoreError(text)
 
 
 def _is_intact(store: Store, version: str, name: str, entry: Mapping[str, Any]) -> bool:

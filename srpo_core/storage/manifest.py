@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Any, Final
 
-from srpo_core.errors import StoreError
+from srpo_core.errors import DamageError, StoreError
 
 MANIFEST: Final = "manifest.json"
 PAGE: Final = "index.html"  # in the root of a store
@@ -40,11 +40,11 @@ _SEAL_LINE: Final = re.compile(rb'\n  "seal": "([0-9a-f]{64})"(,?)(?=\n)')
 _SHOWN: Final = 10  # names of versions in an error
 
 
-class DamagedFileError(StoreError):
+class DamagedFileError(DamageError):
     """A file in the store is not the one that its manifest describes."""
 
 
-class DamagedManifestError(StoreError):
+class DamagedManifestError(DamageError):
     """A manifest in the store is not one that this project has written."""
 
 
@@ -110,13 +110,13 @@ def encode(value: Mapping[str, Any]) -> bytes:
 
 
 def decode(data: bytes, where: str) -> dict[str, Any]:
-    """Decode a JSON object. Raises `StoreError` naming `where` otherwise."""
+    """Decode a JSON object. Raises `DamageError` naming `where` otherwise."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise StoreError(f"{where} is damaged ({error}): restore it from a backup") from None
+        raise DamageError(f"{where} is damaged ({error}): restore it from a backup") from None
     if not isinstance(value, dict):
-        raise StoreError(f"{where} is damaged (no JSON object): restore it from a backup")
+        raise DamageError(f"{where} is damaged (no JSON object): restore it from a backup")
     return value
 
 
@@ -128,12 +128,12 @@ def encode_sealed(value: Mapping[str, Any]) -> bytes:
 
 
 def decode_sealed(data: bytes, where: str) -> dict[str, Any]:
-    """Decode what `encode_sealed` wrote. Raises `StoreError` naming `where` if any byte differs."""
+    """Decode what `encode_sealed` wrote. Raises `DamageError` naming `where` if any byte differs."""
     value = decode(data, where)
     if SEAL not in value:
-        raise StoreError(f"{where} is damaged (it has no seal): restore it from a backup")
+        raise DamageError(f"{where} is damaged (it has no seal): restore it from a backup")
     if not _seal_holds(data):
-        raise StoreError(f"{where} was altered after it was written: restore it from a backup")
+        raise DamageError(f"{where} was altered after it was written: restore it from a backup")
     return value
 
 
@@ -149,7 +149,7 @@ def _seal_holds(data: bytes) -> bool:
 
 
 def decode_alias(data: bytes, where: str) -> dict[str, Any]:
-    """Decode an alias file, without its seal. Raises `StoreError` naming `where` if it was altered."""
+    """Decode an alias file, without its seal. Raises `DamageError` naming `where` if it was altered."""
     return {name: entry for name, entry in decode_sealed(data, where).items() if name != SEAL}
 
 
@@ -169,15 +169,15 @@ def _decode_manifest(data: bytes, where: str) -> dict[str, Any]:
     manifest = decode_sealed(data, where)
     files = manifest.get("files")
     if not isinstance(files, dict) or not isinstance(manifest.get("content"), str):
-        raise StoreError(f"{where} is damaged (no files or no content digest): restore it from a backup")
+        raise DamageError(f"{where} is damaged (no files or no content digest): restore it from a backup")
     for name, entry in files.items():
         _require_file_entry(name, entry, where)
     for part, kind in _KINDS.items():
         if part in manifest and not isinstance(manifest[part], kind):
-            raise StoreError(f"{where} is damaged ({part} is no {kind.__name__}): restore it from a backup")
+            raise DamageError(f"{where} is damaged ({part} is no {kind.__name__}): restore it from a backup")
     _require_formats(manifest.get("formats", {}), files, where)
     if "pipeline" in manifest and not manifest["pipeline"].isidentifier():
-        raise StoreError(
+        raise DamageError(
             f"{where} is damaged ({manifest['pipeline']!r} names no class): restore it from a backup"
         )
     return manifest
@@ -193,13 +193,13 @@ def _require_file_entry(name: str, entry: Any, where: str) -> None:
         or not name.isprintable()
         or "\\" in name
     ):
-        raise StoreError(f"{where} names a file outside its release: {name!r}; do not use this release")
+        raise DamageError(f"{where} names a file outside its release: {name!r}; do not use this release")
     if (
         not isinstance(entry, dict)
         or not _is_digest(entry.get("sha256"))
         or not _is_length(entry.get("bytes"))
     ):
-        raise StoreError(f"{where} is damaged (no SHA-256 or length of {name!r}): restore it from a backup")
+        raise DamageError(f"{where} is damaged (no SHA-256 or length of {name!r}): restore it from a backup")
 
 
 def _is_digest(value: Any) -> bool:
@@ -213,7 +213,7 @@ def _is_length(value: Any) -> bool:
 def _require_formats(formats: Mapping[str, Any], files: Mapping[str, Any], where: str) -> None:
     for format_name, names in formats.items():
         if not isinstance(names, list) or not all(isinstance(name, str) and name in files for name in names):
-            raise StoreError(
+            raise DamageError(
                 f"{where} is damaged (format {format_name!r} is no list of its files): restore it from a backup"
             )
 

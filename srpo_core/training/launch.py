@@ -17,7 +17,7 @@ from srpo_core.runtime.shared_files import Location, by_name, share, storage
 from srpo_core.training.checkpoint import newest_checkpoint
 from srpo_core.training.job import TrainJob
 from srpo_core.training.steps import checkpoint_steps
-from srpo_core.training.watchdog import collective_timeout, pop_stall
+from srpo_core.training.watchdog import collective_timeout, pop_stall, restart_line
 from srpo_core.training.worker import train_worker
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def fit(job: TrainJob, worker: Callable[[TrainJob], None] = train_worker) -> Non
         except _GroupFailedError as failure:
             if attempt == restarts:
                 raise SrpoError(f"training failed {attempt + 1} times: {failure}") from failure
-            log.warning("%s; restarting the workers, %d of %d times", failure, attempt + 1, restarts)
+            log.warning("%s", restart_line(str(failure), attempt + 1, restarts))
         else:
             return
 

@@ -6,6 +6,7 @@ that they wait, and the rank that does not wait, or reports nothing, is at fault
 
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -24,6 +25,9 @@ EXIT_CODE: Final = 75
 WAITING_FUNCTION: Final = "read_scalars"  # of the learner: where the host waits for its device
 GRACE_SECONDS: Final = 3.0  # for the reports of the other ranks, which end with this one
 REPORT_SECONDS: Final = 120.0  # after the limit: to notice it, to write the reports and to end the processes
+_RESTART_AFTER_STALL: Final = re.compile(
+    r"step \d+ stalled for \d+ s at ranks? \d.*; restarting the workers, \d+ of \d+ times"
+)
 LEAST_TIMEOUT: Final = 1800.0  # torch's own; ranks that load from slow storage start far apart
 
 
@@ -142,6 +146,16 @@ def pop_stall(state: Location, attempt: str) -> str | None:
     where = "" if silent else f" in {first['where']}"
     names = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}"
     return f"step {first['step']} stalled for {first['seconds']:.0f} s at {names}{where}"
+
+
+def restart_line(failure: str, time: int, restarts: int) -> str:
+    """Return the line that training logs when its workers start again, for the `time`-th of `restarts` times."""
+    return f"{failure}; restarting the workers, {time} of {restarts} times"
+
+
+def is_restart_after_stall(line: str) -> bool:
+    """Whether a line of a stage is that of `restart_line` after a stall, which `pop_stall` has described."""
+    return _RESTART_AFTER_STALL.fullmatch(line) is not None
 
 
 def _position(thread: int) -> tuple[bool, str]:

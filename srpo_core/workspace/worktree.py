@@ -17,6 +17,7 @@ from typing import Final
 
 from srpo_core.artifacts import private_home, replacing, user_path
 from srpo_core.config import PARAMS_FILE, read_values
+from srpo_core.credentials import NOTIFY
 from srpo_core.errors import SrpoError, StoreError
 from srpo_core.runtime import file_lock, processes
 from srpo_core.runtime.dvc_yaml import read_stages
@@ -65,7 +66,8 @@ class Workspace:
         It works on this machine, and the commands print UTF-8, which `run_streaming` reads.
         """
         given = machine_environment(without_repository_variables(), self.home)
-        given.pop("SRPO_SIGNING_KEY", None)  # publishing signs, no stage does
+        for name in ("SRPO_SIGNING_KEY", NOTIFY):  # the flow signs and notifies, no stage does
+            given.pop(name, None)
         return {
             **given,
             **quiet_environment(),

@@ -24,7 +24,7 @@ for line in sys.stdin.read().splitlines():
         main()
     except SystemExit as ended:
         assert not ended.code, ended.code
-print(sorted({"prefect", "torch", "ray"} & {name.partition(".")[0] for name in sys.modules}))
+print(sorted({"prefect", "torch", "ray", "apprise"} & {name.partition(".")[0] for name in sys.modules}))
 """
 
 

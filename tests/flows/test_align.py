@@ -12,16 +12,25 @@ import yaml
 from attempts import record_attempt
 from faulty_proxy import FaultyProxy, without
 from living import ended, runs
-from standin import ROOT, keep_stages
+from standin import ROOT, git, keep_stages
 
 from flows.align import align, markdown
 from flows.form import parse_patch
 from srpo_core.errors import ConfigError, StageError, StoreError
 from srpo_core.release import publishing, verify
+from srpo_core.training.watchdog import restart_line
 from srpo_core.workspace.run_record import read_records
 
 pytestmark = pytest.mark.pipeline
 
+STALLED = "step 7 stalled for 31 s at rank 1 in learner.py:80 step"
+# what training prints and writes when its workers stall, and die, and the alarm ends it
+STALL_AND_ALARM = f"""
+if stage == "train":
+    print({restart_line(STALLED, 1, 3)!r})
+    print({restart_line("worker 1 failed: it was killed", 2, 3)!r})
+    (out / "outcome.json").write_text(json.dumps({{"alarm": {{"reason": "by step 8 it is proven"}}}}))
+"""
 STAGES = ["ingest", "train", "gate", "report", "quantize"]
 
 
@@ -73,7 +82,13 @@ def test_results_are_copied_to_the_checkout_and_a_second_run_is_cached(standin, 
     assert "| train | cached |" in markdown(second)
 
 
-def test_a_run_with_a_refused_model_ends_as_refused_and_skips_quantize(standin, prefect):
+def test_a_run_with_a_refused_model_ends_as_refused_skips_quantize_and_notifies(
+    standin, prefect, receiver, monkeypatch
+):
+    monkeypatch.setenv("SRPO_NOTIFY", receiver.url)
+    steps = standin / "steps.py"
+    steps.write_text(steps.read_text() + STALL_AND_ALARM)
+    git(standin, "commit", "--quiet", "--all", "-m", "training that stalls")
     result = run(patch=parse_patch({"gate": {"resamples": 2000}}))
     assert not result.passed
     assert [stage.stage for stage in result.stages] == STAGES[:-1]
@@ -90,9 +105,22 @@ def test_a_run_with_a_refused_model_ends_as_refused_and_skips_quantize(standin, 
     assert (record.flow_run, record.flow_run_name) == (state["id"], state["name"])
     assert (record.state, record.verdict, record.profile) == ("completed", "refused", "tiny")
     assert record.settings["gate"]["resamples"] == 2000
+    titles = [
+        f"SRPO {kind}: tiny, run {state['name']}" for kind in ("refused", "reward hacking alarm", "stall")
+    ]
+    assert receiver.titles(3) == titles
+    cause, address, report = receiver.body(titles[0])
+    assert cause == "as the resamples say."
+    assert address == f"run: {prefect.url.removesuffix('/api')}/runs/flow-run/{state['id']}"
+    assert report.startswith(f"report: {result.report} on ")
+    assert receiver.body(titles[1])[0] == "by step 8 it is proven"
+    assert receiver.body(titles[2])[0] == restart_line(STALLED, 1, 3)
 
 
-def test_a_failing_stage_fails_the_run_with_its_error_line(standin, prefect):
+def test_a_failing_stage_fails_the_run_with_its_error_line_and_notifies(
+    standin, prefect, receiver, monkeypatch
+):
+    monkeypatch.setenv("SRPO_NOTIFY", f"json://127.0.0.1:1/plantedSECRET0abc {receiver.url}")
     with pytest.raises(StageError, match=r"^stage train: the loss is NaN at step 7$") as caught:
         run(patch=parse_patch({"train": {"batch_size": 665}}))
     assert caught.value.exit_code == 4
@@ -101,6 +129,13 @@ def test_a_failing_stage_fails_the_run_with_its_error_line(standin, prefect):
     assert "the loss is NaN at step 7" in state["state"]["message"]
     (record,) = read_records(standin / ".srpo")
     assert (record.state, record.reason) == ("failed", "stage train: the loss is NaN at step 7")
+    title = f"SRPO failed: tiny, run {state['name']}"
+    assert receiver.titles(1) == [title]
+    assert receiver.body(title)[0] == "stage train: the loss is NaN at step 7"
+    body = {"logs": {"flow_run_id": {"any_": [state["id"]]}, "level": {"ge_": 30, "le_": 30}}}
+    (warning,) = prefect.wait("/logs/filter", body, bool, seconds=60)
+    assert warning["message"].startswith("SRPO_NOTIFY: channel 1 (json) failed")
+    assert "planted" not in warning["message"]
 
 
 def test_a_run_includes_uncommitted_edits_unless_a_revision_is_named(standin, prefect):
@@ -125,8 +160,11 @@ def test_params_yaml_is_used_if_no_profile_is_named(standin, prefect):
         run(profile=None)
 
 
-def test_a_release_that_fails_verification_is_withdrawn(standin, prefect, monkeypatch):
+def test_a_release_that_fails_verification_is_withdrawn_and_one_that_passes_is_notified(
+    standin, prefect, receiver, monkeypatch
+):
     """The stand-in publishes no model; this tests the order of the calls, on a store that is a text file."""
+    monkeypatch.setenv("SRPO_NOTIFY", receiver.url)
     store = standin / "store.txt"
     published = publishing.Published("tiny-1", "store/tiny-1", created=True, alias="candidate", previous=None)
 
@@ -159,6 +197,13 @@ def test_a_release_that_fails_verification_is_withdrawn(standin, prefect, monkey
     released, withdrawn = read_records(standin / ".srpo")
     assert (withdrawn.state, withdrawn.release) == ("failed", None)
     assert (released.state, released.version) == ("completed", "tiny-1")
+    title = "SRPO published: tiny, tiny-1"
+    assert title in receiver.titles(2)
+    assert receiver.titles(2)[0].startswith("SRPO failed: tiny, run ")
+    cause, _, grid, report = receiver.body(title)
+    assert cause == "as the resamples say."
+    assert grid.startswith("grid: store/tiny-1/grid.png on ")
+    assert report.startswith("report: store/tiny-1/report.html on ")
 
 
 def test_the_production_release_becomes_the_champion_unless_the_settings_name_one(

@@ -55,7 +55,10 @@ def test_the_flows_releases_and_show_write_artifacts(store, prefect):
         show()
 
 
-def test_the_flows_promote_and_rollback_move_production_and_write_an_artifact(store, prefect):
+def test_the_flows_promote_and_rollback_move_production_write_an_artifact_and_notify(
+    store, prefect, receiver, monkeypatch
+):
+    monkeypatch.setenv("SRPO_NOTIFY", receiver.url)
     promote("tiny-1", reason="first")
     move = promote("tiny-2", reason="sharper")
     assert (move.alias, move.before, move.after) == ("tiny/production", "tiny-1", "tiny-2")
@@ -63,6 +66,12 @@ def test_the_flows_promote_and_rollback_move_production_and_write_an_artifact(st
     assert rollback(reason="too sharp").after == "tiny-1"
     assert resolve(store, "production") == "tiny-1"
     assert resolve(store, "previous") == "tiny-2"
+    assert receiver.titles(3) == [
+        "SRPO promoted: tiny, tiny-1",
+        "SRPO promoted: tiny, tiny-2",
+        "SRPO rolled back: tiny, tiny-1",
+    ]
+    assert receiver.body("SRPO promoted: tiny, tiny-2")[0].endswith(": sharper")
 
 
 def test_the_flow_promote_fails_for_a_refused_release_and_moves_nothing(store):
@@ -71,7 +80,8 @@ def test_the_flow_promote_fails_for_a_refused_release_and_moves_nothing(store):
     assert store.aliases() == []
 
 
-def test_the_flow_verify_names_damaged_files_and_fails(store, prefect):
+def test_the_flow_verify_names_damaged_files_fails_and_notifies(store, prefect, receiver, monkeypatch):
+    monkeypatch.setenv("SRPO_NOTIFY", receiver.url)
     assert verify() == {f"tiny-{number}": "6 files are intact, unsigned" for number in (1, 2, 3)}
     (store.local("tiny-2") / "transformer/weights").write_bytes(b"altered")
     with pytest.raises(StoreError, match=r"release tiny-2 .* is damaged: transformer/weights"):
@@ -80,6 +90,9 @@ def test_the_flow_verify_names_damaged_files_and_fails(store, prefect):
     assert "| `tiny-1` | 6 files are intact, unsigned |" in table
     assert "| `tiny-2` | release tiny-2" in table
     assert verify("tiny-1") == {"tiny-1": "6 files are intact, unsigned"}
+    (title,) = receiver.titles(1)
+    assert title.startswith(f"SRPO store damaged: {store.uri}, run ")
+    assert "is damaged: transformer/weights" in receiver.body(title)[0]
 
 
 def test_the_flow_verify_finds_an_alias_of_a_missing_version(store, prefect):

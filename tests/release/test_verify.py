@@ -14,7 +14,7 @@ from srpo_core.storage import PAGE, DirectoryStore
 
 def faults_of(store):
     """Return all faults that `srpo verify --all` finds."""
-    faults = verify_aliases(store)
+    faults = [str(fault) for fault in verify_aliases(store)]
     for version in store.versions():
         try:
             verify(store, version)

@@ -15,7 +15,9 @@ from srpo_core.training.watchdog import (
     Watchdog,
     _position,
     collective_timeout,
+    is_restart_after_stall,
     pop_stall,
+    restart_line,
     stall_reports,
 )
 
@@ -167,3 +169,13 @@ def test_the_stall_message_does_not_name_ranks_that_a_smaller_group_does_not_hav
     write_reports(tmp_path, (0, True), (1, False), world=2)
     line = pop_stall(Location.of(tmp_path), "a")
     assert line == "step 8 stalled for 61 s at rank 1 in reward.py:36 encode"
+
+
+def test_the_line_of_a_restart_is_known_after_a_stall_and_after_nothing_else(tmp_path):
+    for waiting in ((True, False, True), (False, False, False), (True, True, True)):
+        write_reports(tmp_path, *enumerate(waiting))
+        stall = pop_stall(Location.of(tmp_path), "a")
+        assert is_restart_after_stall(restart_line(stall, 1, 3)), stall
+        assert not is_restart_after_stall(stall)
+        assert not is_restart_after_stall(f"srpo: error: training failed 4 times: {stall}")
+    assert not is_restart_after_stall(restart_line("worker 0 failed: RuntimeError: step 8 stalled", 1, 3))

@@ -141,8 +141,10 @@ def test_the_snapshot_changes_only_with_files_that_git_does_not_ignore(checkout)
 def test_commands_in_a_workspace_run_its_own_code_and_write_under_srpo_home(checkout, monkeypatch):
     monkeypatch.setenv("GIT_DIR", "/nowhere")
     monkeypatch.setenv("PYTHONPATH", "/elsewhere")
+    monkeypatch.setenv("SRPO_NOTIFY", "slack://a/b/c")
     with open_workspace(checkout) as run:
         environment = run.environment()
+        assert "SRPO_NOTIFY" not in environment, "a stage notifies nobody"
         assert environment["PYTHONPATH"] == str(run.path)
         assert environment["SRPO_HOME"] == str(checkout / ".srpo")
         assert Path(environment["DVC_SITE_CACHE_DIR"]).is_relative_to(checkout / ".srpo")

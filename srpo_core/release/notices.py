@@ -1,0 +1,23 @@
+"""The messages about releases, which flows and commands send."""
+
+from collections.abc import Sequence
+
+from srpo_core.release.aliases import Move, user_name
+from srpo_core.runtime.channels import Message
+from srpo_core.runtime.notifications import Kind, compose, release_links
+from srpo_core.storage import Store, model_of, version_key
+
+
+def move_message(kind: Kind, store: Store, move: Move, reason: str) -> Message | None:
+    """Return the message that production was moved, with who and why; None if it pointed there already."""
+    if move.before == move.after:
+        return None
+    why = f": {reason}" if reason else ""
+    cause = f"{move.alias}: {move.before or 'nothing'} → {move.after}, by {user_name()}{why}"
+    links = release_links(f"{store.uri}/{version_key(move.after)}")
+    return compose(kind, [model_of(move.after), move.after], cause, links)
+
+
+def damage_message(store: Store, faults: Sequence[str]) -> Message:
+    """Return the message that the store is damaged: every fault in one line."""
+    return compose(Kind.DAMAGED, [store.uri], "; ".join(faults))
