@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -11,9 +12,9 @@ from srpo_core.config import Settings
 from srpo_core.errors import ConfigError
 from srpo_core.plan.case import Case, Counts, Sizes, cost_of_method
 from srpo_core.plan.cluster import Cluster
-from srpo_core.plan.counting import count_call, count_forward
+from srpo_core.plan.counting import Forward, count_call, count_forward
 from srpo_core.plan.estimates import Plan
-from srpo_core.plan.parts import MetaParts, meta_parts
+from srpo_core.plan.parts import MetaParts, meta_encoders, meta_parts
 from srpo_core.training.micro_batches import images_per_call
 
 # settings of training that change how often something happens, what is kept beside the weights, or nothing on the meta device
@@ -32,6 +33,7 @@ class Counter:
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[Sizes, Counts]] = {}
+        self._encoded: dict[str, Forward] = {}
 
     def plan(self, settings: Settings, cluster: Cluster) -> Plan:
         """Plan a run with these settings on a cluster. Raises as `make_plan`."""
@@ -43,8 +45,23 @@ class Counter:
         key = _counted_settings(settings, cluster)
         if key not in self._known:
             parts = meta_parts(settings)
-            self._known[key] = _sizes(parts), _count(parts, settings, cluster)
-        return Plan(Case(settings, cluster, *self._known[key]))
+            self._known[key] = _sizes(parts), _count(parts, settings, cluster, self._encode(settings))
+        sizes, counts = self._known[key]
+        return Plan(Case(settings, cluster, sizes, replace(counts, encode=self._encode(settings))))
+
+    def _encode(self, settings: Settings) -> Forward:
+        """Count a call of the text encoders, on which nothing else depends."""
+        batch_size = settings.resources.encode_batch_size
+        key = json.dumps([settings.model.model_dump(mode="json"), batch_size])
+        if key not in self._encoded:
+            encoders = meta_encoders(settings.model)
+
+            def encode() -> None:
+                for encoder in encoders:
+                    encoder.encode(batch_size)
+
+            self._encoded[key] = count_forward(encode, autocast=False)
+        return self._encoded[key]
 
 
 def make_plan(settings: Settings, cluster: Cluster) -> Plan:
@@ -67,7 +84,6 @@ def _counted_settings(settings: Settings, cluster: Cluster) -> str:
             settings.train.lora.frozen == "float32",  # otherwise computed in bfloat16, also from 4 bits
             images_per_call(settings.train, cluster.gpus),
             settings.resources.shard,
-            settings.resources.encode_batch_size,
             settings.generate.autocast,
             settings.generate.decode,
         ]
@@ -101,16 +117,14 @@ def _sizes(parts: MetaParts) -> Sizes:
     )
 
 
-def _count(parts: MetaParts, settings: Settings, cluster: Cluster) -> Counts:
-    """Count generation first, because training casts the weights to the type in which they are gathered."""
+def _count(parts: MetaParts, settings: Settings, cluster: Cluster, encoded: Forward) -> Counts:
+    """Count generation first, because training casts the weights to the type in which they are gathered.
+
+    encoded: a call of the text encoders.
+    """
     import torch
 
     train, model = settings.train, parts.model
-
-    def encode() -> None:
-        for encoder in parts.encoders:
-            encoder.encode(settings.resources.encode_batch_size)
-
     half = train.compute.autocast
     generate = settings.generate
     velocity = {
@@ -124,7 +138,6 @@ def _count(parts: MetaParts, settings: Settings, cluster: Cluster) -> Counts:
         model.decode_in("whole")
     shape = (1, 3, settings.model.height, settings.model.width)
     score = count_forward(lambda: parts.reward.score(torch.empty(shape, device="meta"), [""]), autocast=False)
-    encoded = count_forward(encode, autocast=False)
     if settings.resources.shard and half:
         model.transformer.bfloat16()  # the type in which it is gathered
     elif train.tune == "lora" and train.lora.frozen != "float32":

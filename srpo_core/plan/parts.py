@@ -57,11 +57,11 @@ def meta_parts(settings: Settings) -> MetaParts:
     )
     with torch.device("meta"):
         reward = build_rewards(settings.rewards)
-    return MetaParts(model, reward, _meta_encoders(settings.model), condition)
+    return MetaParts(model, reward, meta_encoders(settings.model), condition)
 
 
-def _meta_encoders(model: ModelSettings) -> list[MetaEncoder]:
-    """Build every text encoder of the base; CLIP's has its own number of tokens, T5's that of the settings."""
+def meta_encoders(model: ModelSettings) -> list[MetaEncoder]:
+    """Build every text encoder of the base on the meta device; CLIP's has its own number of tokens, T5's that of the settings."""
     import torch
     import transformers
 

@@ -13,6 +13,7 @@ from srpo_core.config import NULL, load_settings, parse_settings, patched, read_
 from srpo_core.errors import ConfigError
 from srpo_core.plan import GB, TERA, Case, Cluster, Counts, Plan, Sizes, remedies
 from srpo_core.plan.counting import Counted, Forward, Phase
+from srpo_core.plan.making import Counter
 from srpo_core.plan.memory import gathered_bytes
 from srpo_core.plan.remedies import REMEDIES
 from srpo_core.plan.table import alternatives, per_pair
@@ -601,3 +602,24 @@ def test_flux1_dev_has_the_published_settings():
         pytest.approx(0.964, abs=5e-4),
         pytest.approx(0.75, abs=5e-4),
     )
+
+
+@pytest.mark.pipeline  # counts the tiny model once more
+def test_settings_that_cannot_change_a_count_are_not_counted_again(monkeypatch):
+    """Nor is another batch of prompts, which needs the text encoders alone."""
+    one = counted_plan(settings("tiny"), cluster(1)).case.counts
+    compute = {"gather_rollout": True, "attention": "_native_math", "tf32": True, "fused_optimizer": True}
+    other = settings("tiny", train={"compute": compute, "lora": {"alpha": 7.0}})
+    again = Counter().plan(other, cluster(1)).case.counts
+    assert again.score.flops == one.score.flops
+    # the first call of a process also makes what the preprocessing keeps
+    assert replace(again, score=one.score) == one
+    # from here on nothing is built but text encoders
+    monkeypatch.setattr("srpo_core.plan.making.meta_parts", None)
+    assert counted_plan(other, cluster(1)).case.counts == one
+    prompts = settings("tiny").resources.encode_batch_size
+    fewer = counted_plan(settings("tiny", resources={"encode_batch_size": 2}), cluster(1)).case.counts
+    assert one.encode.flops == pytest.approx(prompts / 2 * fewer.encode.flops)
+    assert replace(fewer, encode=one.encode) == one
+    with pytest.raises(TypeError, match="NoneType"):
+        counted_plan(settings("tiny", generate={"decode": "tiles"}), cluster(1))

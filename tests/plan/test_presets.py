@@ -179,9 +179,7 @@ def test_the_advice_for_flux_on_24_gb_names_the_settings_that_make_it_fit(planne
     """The preset for 24 GB without the settings that save the most memory."""
     del planned  # its calls are counted before
     monkeypatch.chdir(ROOT)
-    given, cluster = on_24_gb(
-        train={"lora": {"frozen": "bfloat16"}}, resources={"offload": False, "encode_batch_size": 4}
-    )
+    given, cluster = on_24_gb(train={"lora": {"frozen": "bfloat16"}}, resources={"offload": False})
     before = shared_counter().plan(given, cluster).peaks
     assert {"train: step", "select", "evaluate"} <= {name for name, peak in before.items() if peak > 24 * GB}
     advice, plan = remedies(given, cluster, counter=shared_counter())
