@@ -44,8 +44,18 @@ def doctor(
 @app.command(rich_help_panel=PANEL)
 def notify(
     test: Annotated[bool, typer.Option("--test", help="Send a test message to each channel.")] = False,
+    late: Annotated[
+        bool,
+        typer.Option("--late", help="Send a message for scheduled runs that no worker has started in time."),
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="As --late, every minute, until it is ended.")
+    ] = False,
 ) -> None:
-    """List the channels of SRPO_NOTIFY, and try them with --test. Exit code 1 if one cannot be used or fails."""
+    """List the channels of SRPO_NOTIFY, or send messages to them.
+
+    Exit code 1 if a channel cannot be used or fails. --late and --watch ask the server of PREFECT_API_URL.
+    """
     from srpo_core.credentials import NOTIFY
     from srpo_core.runtime.channels import channels, check, deliver
     from srpo_core.runtime.notifications import Kind, compose
@@ -55,6 +65,11 @@ def notify(
         raise errors.ConfigError(
             f"{NOTIFY} is not set: set it to one or several URLs of apprise, separated by blanks"
         )
+    if late or watch:
+        from srpo_core.cli.late_schedules import notify_late_schedules
+
+        notify_late_schedules(repeat=watch)
+        return
     message = compose(Kind.TEST, ["srpo notify"], "If you read this, this channel works.")
     faults = deliver(message, given) if test else check(given)
     for channel, fault in faults.items():

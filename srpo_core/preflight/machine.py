@@ -21,13 +21,7 @@ from srpo_core.runtime.machine import (
     fits_sockets,
     ray_token_directory,
 )
-from srpo_core.runtime.prefect_api import (
-    API_URL,
-    AUTH_STRING,
-    is_on_this_machine,
-    require_prefect_server,
-    secret_file,
-)
+from srpo_core.runtime.prefect_api import API_URL, require_prefect_server, with_own_secret
 from srpo_core.runtime.proxies import proxy_variables
 from srpo_core.workspace.dvc_config import require_config
 
@@ -88,12 +82,9 @@ def check_encoding(_: Settings) -> Found:
 
 def check_prefect(_: Settings) -> Found:
     """Ask the server of PREFECT_API_URL; one on this machine with the secret in SRPO_HOME, as a run does."""
-    given = dict(os.environ)
-    if not (address := given.get(API_URL, "").strip()):
+    if not (address := os.environ.get(API_URL, "").strip()):
         return True, "each run starts its own server on this machine"
-    if is_on_this_machine(address) and (secret := secret_file(home())).is_file():
-        given.setdefault(AUTH_STRING, secret.read_text(encoding="utf-8", errors="replace"))
-    require_prefect_server(given)
+    require_prefect_server(with_own_secret(os.environ, home()))
     return True, f"{address} answers"
 
 

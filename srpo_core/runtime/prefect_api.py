@@ -59,6 +59,15 @@ def is_on_this_machine(address: str) -> bool:
         return False
 
 
+def with_own_secret(environment: Mapping[str, str], home: Path) -> dict[str, str]:
+    """Return an environment with the secret of a home if its server is on this machine and no other secret is given."""
+    given = dict(environment)
+    secret = secret_file(home)
+    if is_on_this_machine(given.get(API_URL, "")) and not given.get(AUTH_STRING) and secret.is_file():
+        given[AUTH_STRING] = secret.read_text(encoding="utf-8", errors="replace")
+    return given
+
+
 def require_prefect_server(environment: Mapping[str, str] | None = None, seconds: float = SECONDS) -> None:
     """Require that the API of PREFECT_API_URL answers and accepts the secret; nothing is asked if the variable is blank.
 

@@ -145,3 +145,17 @@ def test_the_doctor_has_a_line_about_the_channels(monkeypatch, given, good, text
     assert found == good
     assert line.startswith(text)
     assert "planted" not in line
+
+
+def test_late_schedules_need_a_server_that_answers(srpo, receiver, monkeypatch, tmp_path):
+    monkeypatch.setenv("SRPO_NOTIFY", receiver.url)
+    monkeypatch.setenv("SRPO_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    code, _, errors = srpo("notify", "--late")
+    assert code == 2
+    assert "PREFECT_API_URL is not set" in errors
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    code, _, errors = srpo("notify", "--late")
+    assert code == 1
+    assert "no Prefect server answers at PREFECT_API_URL=http://127.0.0.1:1/api" in errors
+    assert receiver.messages == []

@@ -1,11 +1,16 @@
+import json
 import re
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import yaml
 from prefect_server import deploy
 from standin import make_standin
+
+from srpo_core.runtime.channels import channels, deliver
+from srpo_core.runtime.late_runs import notify_late
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,7 +32,7 @@ def test_every_flow_is_deployed_with_a_form_for_the_settings(deployed, prefect_s
     flows = {
         f"flows/{path.name}:{name}"
         for path in (ROOT / "flows").glob("*.py")
-        for name in re.findall(r"^@flow\(.*\)\ndef (\w+)", path.read_text(), flags=re.MULTILINE)
+        for name in re.findall(r"^@flow\(.*?\)\ndef (\w+)", path.read_text(), flags=re.MULTILINE | re.DOTALL)
     }
     assert named == flows
     align = prefect_server.call("/deployments/name/align/align")
@@ -65,3 +70,36 @@ def test_a_run_with_an_unknown_setting_or_preset_is_rejected_before_it_is_create
     align = prefect_server.call("/deployments/name/align/align")
     with pytest.raises(OSError, match=r"40\d|42\d"):
         prefect_server.call(f"/deployments/{align['id']}/create_flow_run", {"parameters": parameters})
+
+
+def test_a_run_that_no_worker_has_started_in_time_is_notified_once(
+    deployed, prefect_server, receiver, monkeypatch, tmp_path
+):
+    for name in ("PREFECT_API_URL", "PREFECT_API_AUTH_STRING"):
+        monkeypatch.setenv(name, prefect_server.environment[name])
+    verify = prefect_server.call("/deployments/name/verify/verify")
+    runs = []
+    for name, minute in (("first", 3), ("second", 4)):
+        details = {"scheduled_time": f"2026-01-02T04:0{minute}:00Z"}
+        planned = {"name": name, "state": {"type": "SCHEDULED", "state_details": details}}
+        runs.append(prefect_server.call(f"/deployments/{verify['id']}/create_flow_run", planned))
+        late = {"type": "SCHEDULED", "name": "Late", "state_details": details}
+        prefect_server.call(f"/flow_runs/{runs[-1]['id']}/set_state", {"state": late, "force": True})
+    noted, given = tmp_path / "late.json", channels({"SRPO_NOTIFY": receiver.url})
+
+    def check(send=lambda message: deliver(message, given)[given[0]] is None):
+        return notify_late(send, noted, now=datetime(2026, 1, 2, 4, 15, tzinfo=UTC))
+
+    assert check(lambda _: False) == 1, "no channel took the message, so it is sent again"
+    assert [check(), check()] == [1, 0]
+    (message,) = receiver.messages
+    assert message["title"] == "SRPO late schedule: verify, 2 runs"
+    assert message["message"] == (
+        "planned for 2026-01-02 04:03 UTC and not started 12 minutes later; is a worker running? "
+        "prefect worker start --pool local-process"
+    )
+    for run in runs:
+        cancelled = {"type": "CANCELLED", "name": "Cancelled"}
+        prefect_server.call(f"/flow_runs/{run['id']}/set_state", {"state": cancelled, "force": True})
+    assert check() == 0
+    assert json.loads(noted.read_text()) == []

@@ -225,7 +225,7 @@ def test_the_prefect_server_asks_for_a_secret_that_its_clients_have_and_closes_f
         for name in SERVICES
         if "PREFECT_API_URL" in SERVICES[name].get("environment", {})
     ]
-    assert len(clients) == 2
+    assert len(clients) == 3
     secret = server["PREFECT_SERVER_API_AUTH_STRING"]
     assert re.fullmatch(r"srpo:\$\{PREFECT_SECRET:\?.*\}", secret), "the run must fail without it"
     assert all(client["PREFECT_API_AUTH_STRING"] == secret for client in clients)

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from srpo_core.errors import ConfigError, SrpoError
-from srpo_core.runtime.prefect_api import list_flow_runs, require_prefect_server
+from srpo_core.runtime.prefect_api import list_flow_runs, require_prefect_server, with_own_secret
 
 ANSWERS = {
     "/api": (200, "application/json", b"3"),
@@ -239,3 +239,16 @@ def test_runs_of_a_server_are_listed_within_a_limit_of_time(server, silent, garb
             listed(f"{server}/{name}/api")
     with pytest.raises(ConfigError, match="refuses the secret"):
         listed(f"{server}/secret/api")
+
+
+def test_the_secret_of_a_home_is_used_for_a_server_on_this_machine_alone_and_yields_to_another(tmp_path):
+    (tmp_path / "prefect").mkdir()
+    (tmp_path / "prefect/auth").write_text("srpo:secret")
+    here, there = (
+        {"PREFECT_API_URL": "http://127.0.0.1:4200/api"},
+        {"PREFECT_API_URL": "http://host:4200/api"},
+    )
+    assert with_own_secret(here, tmp_path)["PREFECT_API_AUTH_STRING"] == "srpo:secret"
+    own = {**here, "PREFECT_API_AUTH_STRING": "me:mine"}
+    assert with_own_secret(own, tmp_path) == own
+    assert with_own_secret(there, tmp_path) == there
