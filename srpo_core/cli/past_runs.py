@@ -1,9 +1,10 @@
-"""Commands for past runs: list them, compare two."""
+"""Commands for past runs: list them, compare two, remove old ones."""
 
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -17,6 +18,7 @@ from srpo_core.errors import SrpoError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from srpo_core.workspace.retention import Expired
     from srpo_core.workspace.run_comparison import Difference, RunComparison
     from srpo_core.workspace.run_list import ListedRun
     from srpo_core.workspace.run_record import RunRecord
@@ -26,6 +28,7 @@ FLOW: Final = "align"
 SERVER_SECONDS: Final = 2.0
 SERVER_RUNS: Final = 200  # as many as Prefect's API returns at once
 SHOWN_SETTINGS: Final = 4
+MB: Final = 1e6
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, complete, for programs.")]
 
@@ -85,6 +88,49 @@ def diff(
         return
     for part in _tables(both, compared):
         _print(part)
+
+
+@app.command(rich_help_panel=PANEL)
+def clean(
+    keep_days: Annotated[
+        float, typer.Option(min=0, help="Keep what was used in the last so many days.")
+    ] = 30.0,
+    delete: Annotated[bool, typer.Option("--delete", help="Remove it instead of listing it.")] = False,
+) -> None:
+    """List old runs, resume state, caches and Ray sessions, or remove them with --delete.
+
+    Kept are the newest run, runs with a release in the store, and all that a running process uses.
+    """
+    from srpo_core.storage import open_store
+    from srpo_core.workspace import retention
+    from srpo_core.workspace.checkout import require_checkout
+
+    before = datetime.now(UTC) - timedelta(days=keep_days)
+    found = retention.open_retention(require_checkout(Path.cwd()), home(), before=before)
+    runs = list(retention.expired_runs(found, open_store))
+    expired = [*runs, *retention.expired_state(found)]
+    total = sum(_clean(one, delete=delete) for one in expired)
+    objects, kept = retention.expired_objects(found, () if delete else runs)
+    if objects:
+        total += _clean(objects, delete=delete)
+    elif kept:
+        typer.echo(f"kept          DVC cache: {kept}")
+    if not expired and not objects:
+        typer.echo(f"nothing to remove: all was used in the last {keep_days:g} days, or is kept")
+        return
+    typer.echo(f"{'removed' if delete else 'would remove'}  {total / MB:,.1f} MB in all")
+    if not delete:
+        typer.echo("next          repeat it with --delete")
+
+
+def _clean(one: "Expired", *, delete: bool) -> int:
+    """Print a line, remove what it names if asked to, and return the bytes."""
+    size = f"{one.num_bytes / MB:>10,.1f} MB"
+    if delete and not one.remove():
+        typer.echo(f"kept          {size}  {one.what} {one.name}: a process is using it by now")
+        return 0
+    typer.echo(f"{'removed     ' if delete else 'would remove'}  {size}  {one.what} {one.name}")
+    return one.num_bytes
 
 
 def _runs_on_server() -> Sequence[Mapping[str, Any]]:

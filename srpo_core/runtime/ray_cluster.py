@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import srpo_core
 from srpo_core.config import ResourceSettings
 from srpo_core.errors import ConfigError, SrpoError
+from srpo_core.runtime.file_lock import FileLock
+from srpo_core.runtime.ray_sessions import hold_session
 from srpo_core.runtime.shared_files import storage
 
 if TYPE_CHECKING:
@@ -36,15 +38,20 @@ def ray_for(workers: int, *, least: int, use_gpu: bool, threads: int) -> Iterato
     """
     import ray
 
+    held: list[FileLock | None] = []
     try:
         with _init_options(workers) as options:
-            ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+            context = ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+        if "RAY_ADDRESS" not in os.environ:
+            held.append(hold_session(Path(context.address_info["session_dir"])))
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         require_shared_files(len(machines))
         _warn_if_too_small(least, "GPU" if use_gpu else "CPU", ray.cluster_resources())
         yield reserved_cpus(machines, workers, use_gpu=use_gpu, threads=threads)
     finally:
         ray.shutdown()
+        for lock in filter(None, held):
+            lock.release()
 
 
 def reserved_cpus(

@@ -75,6 +75,24 @@ def discard_recorded(starting: str) -> None:
                     _discard(directory)
 
 
+def resume_states(root: Path) -> dict[Path, bool]:
+    """Return the resume directories below the home directory `root`, each with whether a process holds it.
+
+    Among them are those that a killed process was removing.
+    """
+    found = (path for path in (root / "resume").glob("*") if path.is_dir() and not path.is_symlink())
+    return {path: file_lock.is_held(_lock_of(_of_removed(path))) for path in sorted(found)}
+
+
+def discard_state(directory: Path) -> bool:
+    """Remove a resume directory with what it has elsewhere; False, and nothing is removed, if a process holds it."""
+    original = _of_removed(directory)
+    with _held(original) as holder:  # removes what was left of it
+        if holder is None and directory == original and directory.is_dir():
+            _discard(directory)
+    return holder is None
+
+
 def fingerprint(stage: str, *, by_size_from: float = inf, without: Collection[str] = ()) -> str:
     """Hash a stage's settings, inputs and code, as dvc.yaml lists them, to 12 hex digits.
 
@@ -127,15 +145,18 @@ def _directory(stage: str) -> Path:
 @contextmanager
 def _held(directory: Path) -> Iterator[str | None]:
     """Lock a resume directory; yields None, or the id of the process that holds it."""
-    path = directory.parent / f"{directory.name}.lock"
-    lock = file_lock.try_acquire(path)
+    lock = file_lock.try_acquire(_lock_of(directory))
     if lock is None:
-        yield file_lock.read_holder(path)
+        yield file_lock.read_holder(_lock_of(directory))
         return
     with lock:
         lock.write_holder()
         shutil.rmtree(_removed(directory), ignore_errors=True)  # left by a removal that was killed
         yield None
+
+
+def _lock_of(directory: Path) -> Path:
+    return directory.parent / f"{directory.name}.lock"
 
 
 def _discard(directory: Path) -> None:
@@ -150,6 +171,13 @@ def _discard(directory: Path) -> None:
 
 def _removed(directory: Path) -> Path:
     return directory.with_name(f".{directory.name}.done")
+
+
+def _of_removed(path: Path) -> Path:
+    """Return the directory of which `_removed` may be given."""
+    name = path.name
+    is_removed = name.startswith(".") and name.endswith(".done")
+    return path.with_name(name.removeprefix(".").removesuffix(".done")) if is_removed else path
 
 
 def _recorded(stage: str, directory: Path) -> bool:

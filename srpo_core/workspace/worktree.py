@@ -31,6 +31,7 @@ from srpo_core.workspace.git import git, list_names, without_repository_variable
 from srpo_core.workspace.snapshot import Untracked, checkout_snapshot, find_untracked, keep_modes
 
 KEEP_WORKSPACES: Final = 3
+RUNS: Final = "runs"  # in the home directory: one directory for each workspace
 MODELS: Final = "models"  # directory of the weights that `srpo fetch` downloads, see models.lock
 
 _DIFFERENCE: Final = ("diff-tree", "-r", "-z", "--name-only", "--no-renames")
@@ -100,7 +101,7 @@ def open_workspace(
     """
     top = require_checkout(checkout, revision=revision)
     home = private_home(user_path(os.environ.get("SRPO_HOME", top / ".srpo")))
-    with file_lock.acquire(home / "runs/lock"):
+    with file_lock.acquire(home / RUNS / "lock"):
         run = home / "runs" / f"{datetime.now(UTC):%Y%m%d-%H%M%S-%f}"  # unique and in order, under the lock
         _remove_dead_runs(top, home / "runs", keep - 1)
         run.mkdir()
@@ -210,7 +211,12 @@ def _remove_dead_runs(checkout: Path, runs: Path, keep: int) -> None:
     newest_first = sorted(runs.iterdir(), reverse=True)
     dead = [run for run in newest_first if run.is_dir() and not file_lock.is_held(run / "lock")]
     for run in dead[keep:]:
-        with suppress(SrpoError):  # half made, or removed by hand: the directory is removed below
-            git(checkout, "worktree", "remove", "--force", "--force", str(run / "workspace"))
-        shutil.rmtree(run)
+        remove_run(checkout, run)
     git(checkout, "worktree", "prune")
+
+
+def remove_run(checkout: Path, run: Path) -> None:
+    """Remove the directory of a dead run, with its workspace. Only for the holder of the lock of all runs."""
+    with suppress(SrpoError):  # half made, or removed by hand: the directory is removed below
+        git(checkout, "worktree", "remove", "--force", "--force", str(run / "workspace"))
+    shutil.rmtree(run)

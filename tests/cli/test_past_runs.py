@@ -1,11 +1,13 @@
 """`srpo runs` and `srpo runs diff`, as a user and as a program see them."""
 
 import json
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from standin import git
 
 from srpo_core.cli.main import main
 from srpo_core.config import load_settings
@@ -119,3 +121,45 @@ def test_a_server_that_is_dead_costs_one_line_and_the_records_are_listed(srpo, m
     assert err.startswith("only the records of this checkout are listed: no Prefect server answers at")
     assert err.count("\n") == 1
     assert "secret" not in err
+
+
+@pytest.fixture
+def old_images(tmp_path, monkeypatch):
+    """Make the directory of `srpo` a checkout with an image that was not used for a year, and return the image."""
+    for name in (".dvc/config", ".dvc/.gitignore", ".gitignore", "dvc.yaml", "params.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--quiet", "-m", "first")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("srpo_core.runtime.ray_sessions.SYSTEM_TMPDIR", str(tmp_path))
+    image = tmp_path / ".srpo/images/a.images"
+    image.parent.mkdir()
+    image.write_bytes(bytes(2_000_000))
+    os.utime(image, (0, 0))
+    return image
+
+
+def test_clean_lists_what_is_old_and_removes_it_only_if_asked_to(srpo, old_images, monkeypatch):
+    monkeypatch.delenv("TMPDIR", raising=False)
+    code, out, _ = srpo("clean")
+    assert code == 0
+    assert out.splitlines() == [
+        "would remove         2.0 MB  image cache images/a.images",
+        "would remove  2.0 MB in all",
+        "next          repeat it with --delete",
+    ]
+    assert old_images.exists()
+    assert srpo("clean", "--delete")[1].splitlines() == [
+        "removed              2.0 MB  image cache images/a.images",
+        "removed       2.0 MB in all",
+    ]
+    assert not old_images.exists()
+    assert srpo("clean")[1] == "nothing to remove: all was used in the last 30 days, or is kept\n"
+    runs = srpo("clean", "--keep-days", "0")[1].splitlines()
+    assert runs == [
+        f"would remove         0.0 MB  run {IDS[0]}",
+        "would remove  0.0 MB in all",
+        "next          repeat it with --delete",
+    ], "its release is not in the store, and the other run is the newest"

@@ -12,6 +12,7 @@ import pytest
 
 from srpo_core.errors import ConfigError, DivergenceError, SrpoError
 from srpo_core.models import files_to_load
+from srpo_core.runtime.ray_sessions import unused_sessions
 from srpo_core.runtime.shared_files import COMPLETE
 from srpo_core.training import export, launch
 from srpo_core.training.checkpoint import newest_checkpoint
@@ -53,8 +54,11 @@ def test_a_cluster_that_does_not_answer_is_an_immediate_error(job, monkeypatch):
 def test_a_diverging_run_names_its_step_and_keeps_earlier_checkpoints(job):
     optimizer = job.train.optimizer.model_copy(update={"learning_rate": 1e30})
     diverging = job.train.model_copy(update={"optimizer": optimizer, "checkpoint_every": 1})
+    sessions = set(unused_sessions())
     with pytest.raises(DivergenceError, match=r"step \d+: .*gradient of .+ is not finite") as caught:
         launch.fit(replace(job, train=diverging))
+    left = {path.name.rpartition("_")[2] for path in set(unused_sessions()) - sessions}
+    assert str(os.getpid()) in left, "srpo clean finds the directory that this Ray has left"
     (named,) = re.findall(r"step (\d+):", str(caught.value))
     kept = newest_checkpoint(job.state, checkpoint_steps(diverging))
     assert kept.step == int(named) - 1

@@ -1,0 +1,90 @@
+"""The objects of DVC's cache that nothing needs any more: no branch, tag or experiment of git, and no workspace.
+
+`dvc gc` means the same by its options --all-branches, --all-tags, --all-experiments, --workspace and --projects. It
+cannot tell what it would free, and keeps no object because it is young.
+"""
+
+import os
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any, Final
+
+from srpo_core.errors import ConfigError
+from srpo_core.workspace.dvc_config import require_config
+from srpo_core.workspace.git import git
+
+_REFS: Final = ("refs/heads", "refs/remotes", "refs/tags", "refs/exps")
+
+log = getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class UnusedObjects:
+    """Files of DVC's cache. directory: of the cache; reason: why none is known to be unused, or empty."""
+
+    directory: Path
+    files: tuple[Path, ...] = ()
+    reason: str = ""
+
+
+def unused_objects(
+    checkout: Path, site_cache: Path, workspaces: Sequence[Path], *, before: float, without: Collection[str]
+) -> UnusedObjects:
+    """Return the objects that were written before a time (seconds since 1970) and that nothing needs.
+
+    workspaces: of runs, whose dvc.lock counts. without: tags that are removed first. A cache outside the checkout may
+    be shared with other projects, whose needs are not known here: nothing in it is called unused.
+
+    Raises:
+        ConfigError: a revision of git, or a workspace, cannot be read by DVC.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    require_config(checkout)
+    # without a remote, what a revision needs and the cache lacks is not fetched
+    config: dict[str, Any] = {"core": {"site_cache_dir": str(site_cache), "remote": None}}
+    used: set[str] = set()
+    try:
+        with Repo(str(checkout), config=config) as repo:
+            cache = repo.cache.local
+            directory = Path(cache.path)
+            if not directory.is_relative_to(checkout):
+                return UnusedObjects(directory, reason="it is outside the checkout and may be shared")
+            used.update(_needed(repo, _commits(checkout, without)))
+            for workspace in workspaces:
+                with Repo(str(workspace), config=config) as other:
+                    used.update(_needed(other, []))
+            objects = [Path(cache.oid_to_path(oid)) for oid in cache.all() if oid not in used]
+    except DvcException as error:
+        raise ConfigError(
+            f"what DVC's cache is needed for cannot be read ({' '.join(str(error).split())}): nothing of it is removed"
+        ) from None
+    return UnusedObjects(directory, tuple(path for path in sorted(objects) if _is_older(path, before)))
+
+
+def _needed(repo: Any, commits: list[str]) -> Iterator[str]:
+    """Yield the objects of the working tree and of commits; one that the cache lacks itself cannot be looked into."""
+    for infos in repo.used_objs(revs=commits, force=True).values():
+        yield from (info.value for info in infos)
+
+
+def _commits(checkout: Path, without: Collection[str]) -> list[str]:
+    """Return the commits that branches, tags and experiments point to, and HEAD."""
+    left_out = {f"refs/tags/{tag}" for tag in without}
+    form = "%(refname) %(objecttype) %(objectname) %(*objecttype) %(*objectname)"
+    commits = [git(checkout, "rev-parse", "HEAD")]
+    for line in git(checkout, "for-each-ref", f"--format={form}", *_REFS).splitlines():
+        name, *objects = line.split(" ")
+        if name not in left_out and "commit" in objects:
+            commits.append(objects[objects.index("commit") + 1])
+    return list(dict.fromkeys(commits))
+
+
+def _is_older(path: Path, before: float) -> bool:
+    try:
+        return os.lstat(path).st_mtime < before
+    except FileNotFoundError:
+        return False
