@@ -86,7 +86,9 @@ def diff(
         names = {"first": both[0].run_id, "second": both[1].run_id}
         typer.echo(json.dumps({**names, **asdict(compared)}, indent=1, ensure_ascii=False))
         return
-    for part in _tables(both, compared):
+    for number, part in enumerate(_tables(both, compared)):
+        if number:
+            typer.echo()
         _print(part)
 
 
@@ -163,7 +165,11 @@ def _print_runs(runs: Sequence["ListedRun"]) -> None:
     from srpo_core.report.text import visible
     from srpo_core.workspace.run_list import objective_text, settings_text
 
-    table = Table("run", "started", "state", "verdict", "objective", "settings", "release", box=None)
+    table = Table(box=None)
+    for name in ("run", "started", "state"):
+        table.add_column(name, no_wrap=True)  # a name that is cut off could not be given to another command
+    for name in ("verdict", "objective", "settings", "release"):
+        table.add_column(name, overflow="fold")
     for run in runs:
         preset = [run.preset] if run.preset else []
         settings = settings_text([*preset, *_assignments(run.settings or {})], SHOWN_SETTINGS + len(preset))
@@ -171,7 +177,8 @@ def _print_runs(runs: Sequence["ListedRun"]) -> None:
         if run.refused_by:
             verdict += f" by {settings_text(run.refused_by, 1)}"
         figure = objective_text(run.objective)
-        row = (run.run, run.started, run.state, verdict, figure, settings, run.release or "")
+        started = run.started[: len("2026-11-30T12:00")].replace("T", " ")
+        row = (run.run, started, run.state, verdict, figure, settings, run.release or "")
         table.add_row(*map(visible, row))  # a server's names are not ours
     _print(table)
 

@@ -143,25 +143,21 @@ def expired_objects(retention: Retention, runs: Sequence[Expired] = ()) -> tuple
         if run.name not in gone and ((path := run / "workspace") / ".dvc").is_dir()
     ]
 
-    def find() -> tuple[Path, Sequence[Path], str]:
-        found = unused_objects(
-            retention.checkout, retention.home / "dvc", workspaces, before=retention.before, without=tags
-        )
-        return found.directory, found.files, found.reason
-
-    directory, files, reason = find()
+    find = partial(
+        unused_objects, retention.checkout, retention.home / "dvc", workspaces, before=retention.before
+    )
+    found = find(without=tags)
+    if not found.files:
+        return None, found.reason
 
     def remove() -> bool:
         with file_lock.acquire(retention.home / RUNS / "lock"):  # no run starts meanwhile
             if any(file_lock.is_held(run / "lock") for run in _run_directories(retention.home)):
                 return False
-            for file in find()[1]:
-                _remove(file)
-        return True
+            return not find(delete=True).reason
 
-    if not files:
-        return None, reason
-    return Expired("DVC cache", f"{len(files)} objects of {directory}", sum(map(size_of, files)), remove), ""
+    size = sum(map(size_of, found.files))
+    return Expired("DVC cache", f"{len(found.files)} objects of {found.directory}", size, remove), ""
 
 
 def last_used(path: Path) -> float:

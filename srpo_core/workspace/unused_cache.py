@@ -4,10 +4,11 @@
 cannot tell what it would free, and keeps no object because it is young.
 """
 
+import json
 import os
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from logging import getLogger
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,9 +16,8 @@ from srpo_core.errors import ConfigError
 from srpo_core.workspace.dvc_config import require_config
 from srpo_core.workspace.git import git
 
+_STAGE_LOCKS: Final = "rwlock"
 _REFS: Final = ("refs/heads", "refs/remotes", "refs/tags", "refs/exps")
-
-log = getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,22 @@ class UnusedObjects:
 
 
 def unused_objects(
-    checkout: Path, site_cache: Path, workspaces: Sequence[Path], *, before: float, without: Collection[str]
+    checkout: Path,
+    site_cache: Path,
+    workspaces: Sequence[Path],
+    *,
+    before: float,
+    without: Collection[str] = (),
+    delete: bool = False,
 ) -> UnusedObjects:
     """Return the objects that were written before a time (seconds since 1970) and that nothing needs.
 
-    workspaces: of runs, whose dvc.lock counts. without: tags that are removed first. A cache outside the checkout may
-    be shared with other projects, whose needs are not known here: nothing in it is called unused.
+    workspaces: of runs, whose dvc.lock counts. without: tags that are removed first. delete: remove the objects, while
+    DVC is locked in the checkout. A cache outside the checkout may be shared with other projects, whose needs are not
+    known here: nothing in it is called unused. Nor is anything while DVC runs a stage in the checkout.
 
     Raises:
-        ConfigError: a revision of git, or a workspace, cannot be read by DVC.
+        ConfigError: a revision of git, or a workspace, cannot be read by DVC, or DVC is running in the checkout.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
@@ -48,21 +55,28 @@ def unused_objects(
     config: dict[str, Any] = {"core": {"site_cache_dir": str(site_cache), "remote": None}}
     used: set[str] = set()
     try:
-        with Repo(str(checkout), config=config) as repo:
+        with Repo(str(checkout), config=config) as repo, repo.lock if delete else nullcontext():
             cache = repo.cache.local
             directory = Path(cache.path)
             if not directory.is_relative_to(checkout):
                 return UnusedObjects(directory, reason="it is outside the checkout and may be shared")
+            if process := _running_stage(Path(repo.tmp_dir)):
+                return UnusedObjects(
+                    directory, reason=f"DVC runs a stage in this checkout (process {process})"
+                )
             used.update(_needed(repo, _commits(checkout, without)))
             for workspace in workspaces:
                 with Repo(str(workspace), config=config) as other:
                     used.update(_needed(other, []))
             objects = [Path(cache.oid_to_path(oid)) for oid in cache.all() if oid not in used]
+            unused = tuple(path for path in sorted(objects) if _is_older(path, before))
+            for path in unused if delete else ():
+                path.unlink(missing_ok=True)
     except DvcException as error:
         raise ConfigError(
             f"what DVC's cache is needed for cannot be read ({' '.join(str(error).split())}): nothing of it is removed"
         ) from None
-    return UnusedObjects(directory, tuple(path for path in sorted(objects) if _is_older(path, before)))
+    return UnusedObjects(directory, unused)
 
 
 def _needed(repo: Any, commits: list[str]) -> Iterator[str]:
@@ -81,6 +95,24 @@ def _commits(checkout: Path, without: Collection[str]) -> list[str]:
         if name not in left_out and "commit" in objects:
             commits.append(objects[objects.index("commit") + 1])
     return list(dict.fromkeys(commits))
+
+
+def _running_stage(directory: Path) -> int | None:
+    """Return a live process for which DVC has locked inputs or outputs of a stage; it notes them in `rwlock`."""
+    try:
+        noted = json.loads((directory / _STAGE_LOCKS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise ConfigError(
+            f"{directory / _STAGE_LOCKS} is damaged: remove it if no 'dvc' is running here"
+        ) from None
+    holders = [
+        *noted.get("write", {}).values(),
+        *(one for many in noted.get("read", {}).values() for one in many),
+    ]
+    living = (int(one["pid"]) for one in holders if one and Path(f"/proc/{one['pid']}").exists())
+    return next(living, None)
 
 
 def _is_older(path: Path, before: float) -> bool:

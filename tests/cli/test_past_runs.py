@@ -65,10 +65,18 @@ def test_runs_are_listed_the_newest_first_on_whole_lines(srpo):
     code, out, _ = srpo("runs")
     newest, oldest = out.splitlines()[1:]
     assert code == 0
-    assert newest.split()[:5] == [IDS[1], "2026-11-30T12:00:00Z", "completed", "refused", "by"]
+    assert newest.split()[:6] == [IDS[1], "2026-11-30", "12:00", "completed", "refused", "by"]
     assert "judge +0.250 [+0.100, +0.400]" in newest
     assert "tiny, seed=1" in newest
     assert oldest.split()[-1] == "tiny-0123"
+
+
+def test_a_narrow_terminal_cuts_off_neither_runs_nor_releases(srpo, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    out = srpo("runs")[1]
+    assert all(run_id in out for run_id in IDS)
+    assert "…" not in out
 
 
 def test_runs_as_json_are_complete(srpo):

@@ -1,5 +1,6 @@
 """`srpo clean` removes what is old, and nothing that a process, a release or a tag needs."""
 
+import json
 import os
 import subprocess
 import sys
@@ -303,6 +304,15 @@ def test_the_cache_loses_what_only_removed_runs_needed_and_the_other_runs_come_b
     with open_workspace(checkout):
         assert not found.remove(), "a run has started meanwhile"
     assert retention.expired_objects(opened(checkout, days=1)) == (None, ""), "they are young"
+    stages = checkout / ".dvc/tmp/rwlock"  # as DVC notes the process that runs a stage
+    stages.write_text(
+        json.dumps({"write": {"runs/ingest": {"pid": os.getpid(), "cmd": "dvc repro"}}, "read": {}})
+    )
+    assert not found.remove()
+    assert f"(process {os.getpid()})" in retention.expired_objects(opened(checkout))[1]
+    stages.write_text(
+        json.dumps({"write": {"runs/ingest": {"pid": 2**22 + 1, "cmd": "dvc repro"}}, "read": {}})
+    )
     assert found.remove()
     assert retention.expired_objects(opened(checkout)) == (None, "")
     git(checkout, "checkout", "--quiet", f"run/{kept.run_id}")
