@@ -120,7 +120,7 @@ def clean(
     if not expired and not objects:
         typer.echo(f"nothing to remove: all was used in the last {keep_days:g} days, or is kept")
         return
-    typer.echo(f"{'removed' if delete else 'would remove'}  {total / MB:,.1f} MB in all")
+    typer.echo(f"{'removed     ' if delete else 'would remove'}  {total / MB:,.1f} MB in all")
     if not delete:
         typer.echo("next          repeat it with --delete")
 

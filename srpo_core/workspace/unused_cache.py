@@ -7,8 +7,9 @@ cannot tell what it would free, and keeps no object because it is young.
 import json
 import os
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,7 +56,11 @@ def unused_objects(
     config: dict[str, Any] = {"core": {"site_cache_dir": str(site_cache), "remote": None}}
     used: set[str] = set()
     try:
-        with Repo(str(checkout), config=config) as repo, repo.lock if delete else nullcontext():
+        with (
+            _without_warnings(),
+            Repo(str(checkout), config=config) as repo,
+            repo.lock if delete else nullcontext(),
+        ):
             cache = repo.cache.local
             directory = Path(cache.path)
             if not directory.is_relative_to(checkout):
@@ -95,6 +100,18 @@ def _commits(checkout: Path, without: Collection[str]) -> list[str]:
         if name not in left_out and "commit" in objects:
             commits.append(objects[objects.index("commit") + 1])
     return list(dict.fromkeys(commits))
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep DVC from warning, once for each revision, of the stages that a run did not reach."""
+    logger = getLogger("dvc")
+    before = logger.level
+    logger.setLevel(ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _running_stage(directory: Path) -> int | None:

@@ -46,7 +46,7 @@ def srpo(monkeypatch, capsys, tmp_path):
             objective={"metric": "judge", "value": 0.25, "low": 0.1, "high": 0.4},
             rules=(rule,),
             figures={"evaluate.judge": 0.5 + seed},
-            release=None if seed else "/store/models/tiny/versions/tiny-0123",
+            release=None if seed else f"{tmp_path}/store/models/tiny/versions/tiny-0123",
         )
         write_record(tmp_path / ".srpo", record)
 
@@ -150,7 +150,8 @@ def old_images(tmp_path, monkeypatch):
 
 
 def test_clean_lists_what_is_old_and_removes_it_only_if_asked_to(srpo, old_images, monkeypatch):
-    monkeypatch.delenv("TMPDIR", raising=False)
+    for name in ("TMPDIR", "SRPO_STORE"):
+        monkeypatch.delenv(name, raising=False)
     code, out, _ = srpo("clean")
     assert code == 0
     assert out.splitlines() == [
