@@ -279,8 +279,12 @@ def test_ray_sessions_of_this_project_go_once_no_process_uses_them(checkout, tmp
         sessions[name] = made(mark).parent
     link = tmp_path / "tmp/ray/session_2026-01-05_00-00-00_000000_5"
     link.symlink_to(sessions["ours"])
-    sleep = [sys.executable, "-c", "import time; time.sleep(300)", f"--session={sessions['named'].name}"]
-    with held_elsewhere(sessions["locked"] / "srpo.lock"), subprocess.Popen(sleep) as child:
+    wait = [sys.executable, "-c", "print(flush=True); input()", f"--session={sessions['named'].name}"]
+    with (
+        held_elsewhere(sessions["locked"] / "srpo.lock"),
+        subprocess.Popen(wait, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child,
+    ):
+        assert child.stdout.readline() == b"\n"
         (one,) = retention.expired_state(opened(checkout))
         assert (one.what, one.name) == ("Ray session", str(sessions["ours"]))
         held = file_lock.acquire(sessions["ours"] / "srpo.lock")
