@@ -198,18 +198,24 @@ def _tables(both: Sequence["RunRecord"], compared: "RunComparison") -> Iterator[
         typer.echo("code     not compared: a run has no tag")
     elif compared.files:
         typer.echo(f"code     {len(compared.files)} files differ: {', '.join(compared.files[:5])}")
-    yield _table("rule of the gate", names, compared.rules, change=True)
+    yield _table("rule of the gate", names, compared.rules, change=True, rules=True)
     yield _table("figure", names, compared.figures, change=True)
 
 
 def _table(
-    what: str, names: Sequence[str], lines: Sequence["Difference"], *, change: bool = False
+    what: str,
+    names: Sequence[str],
+    lines: Sequence["Difference"],
+    *,
+    change: bool = False,
+    rules: bool = False,
 ) -> "Table":
     from rich.table import Table
 
+    cell = _rule_cell if rules else _cell
     table = Table(what, *names, *(["change"] if change else []), box=None)
     for line in lines:
-        row = [line.name, _cell(line.first), _cell(line.second)]
+        row = [line.name, cell(line.first), cell(line.second)]
         table.add_row(*row, *([_change(line)] if change else []))
     if not lines:
         table.add_row("no difference")
@@ -221,11 +227,16 @@ def _cell(value: Any) -> str:
 
     if value is None or value == ABSENT:
         return "" if value is None else ABSENT
-    if isinstance(value, Mapping):  # a rule
-        figure = "" if value["value"] is None else f"{value['value']:+.4g}"
-        ends = "" if value["low"] is None else f" [{value['low']:+.4g}, {value['high']:+.4g}]"
-        return f"{value['verdict']} {figure}{ends}".strip()
     return f"{value:.6g}" if isinstance(value, float) else shown(value)
+
+
+def _rule_cell(rule: Any) -> str:
+    """Return a rule of the gate as text: verdict, value and interval; a run without this rule has another text."""
+    if not isinstance(rule, Mapping):
+        return _cell(rule)
+    figure = "" if rule["value"] is None else f"{rule['value']:+.4g}"
+    ends = "" if rule["low"] is None else f" [{rule['low']:+.4g}, {rule['high']:+.4g}]"
+    return f"{rule['verdict']} {figure}{ends}".strip()
 
 
 def _change(line: "Difference") -> str:

@@ -11,7 +11,7 @@ from standin import git
 
 from srpo_core.cli.main import main
 from srpo_core.config import load_settings
-from srpo_core.workspace.run_record import RunRecord, write_record
+from srpo_core.workspace.run_record import RunRecord, read_records, write_record
 
 ROOT = Path(__file__).parents[2]
 IDS = ("20261129-120000-000000", "20261130-120000-000000")
@@ -105,6 +105,22 @@ def test_two_runs_are_compared(srpo):
     assert ["gained", "holds", "+1", "[+0,", "+1]", "refuses", "+0", "[+0,", "+1]", "-1"] in lines
     assert ["verdict", "passed", "refused"] in lines
     assert "code     not compared: a run has no tag" in out
+
+
+def test_a_setting_that_is_an_empty_mapping_in_one_run_is_compared(srpo, tmp_path):
+    home = tmp_path / ".srpo"
+    first, second = reversed(read_records(home))
+    ingest = first.settings["ingest"]
+    write_record(home, first.changed_to(settings={**first.settings, "ingest": {**ingest, "columns": {}}}))
+    named = {**second.settings, "ingest": {**ingest, "columns": {"value": "x"}}}
+    write_record(home, second.changed_to(settings=named))
+    for ids, cells in (
+        (IDS, ["ingest.columns", "{}", "(absent)"]),
+        (IDS[::-1], ["ingest.columns", "(absent)", "{}"]),
+    ):
+        code, out, err = srpo("runs", "diff", *ids)
+        assert (code, err) == (0, "")
+        assert cells in [line.split() for line in out.splitlines()]
 
 
 def test_a_comparison_as_json_is_complete(srpo):
