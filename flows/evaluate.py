@@ -22,6 +22,7 @@ from srpo_core.credentials import mask_credentials
 from srpo_core.errors import GateError, StageError
 from srpo_core.report.text import markdown_text
 from srpo_core.runtime.processes import run_streaming
+from srpo_core.workspace.worktree import FLOW_ONLY
 
 _RESULTS: Final = (0, GateError.exit_code)
 
@@ -60,16 +61,21 @@ def evaluate(checkpoint: str) -> dict[str, Any]:
     log = get_run_logger()
     log.info("evaluate: %s", checkpoint, extra=display.started("evaluate", checkpoint))
     target = evaluation_directory(Path(checkpoint))
-    command = [sys.executable, "-m", "srpo_core", "evaluate", checkpoint, "--output", str(target)]
+    decided = target / DECISION.name
+    decided.unlink(
+        missing_ok=True
+    )  # exit code 3 may also be of a scorer that is refused: then there is no decision
+    command = [sys.executable, "-m", "srpo_core", "evaluate", "--output", str(target), "--", checkpoint]
     lines: list[str] = []
 
     def show(line: str) -> None:
         lines.append(mask_credentials(line))
         log.info("%s", lines[-1], extra=display.output())
 
-    code = run_streaming(command, cwd=Path.cwd(), environment=os.environ, on_line=show)
-    if code not in _RESULTS:
+    environment = {name: value for name, value in os.environ.items() if name not in FLOW_ONLY}
+    code = run_streaming(command, cwd=Path.cwd(), environment=environment, on_line=show)
+    if code not in _RESULTS or not decided.is_file():
         raise StageError(lines[-1].removeprefix("srpo: error: ") if lines else f"exit code {code}", code)
-    decision: dict[str, Any] = read_json(target / DECISION.name)
+    decision: dict[str, Any] = read_json(decided)
     log.info("evaluate %s", decision["reason"], extra=display.finished("evaluate", decision["reason"]))
     return decision

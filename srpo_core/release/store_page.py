@@ -189,7 +189,11 @@ def _thumbnail(png: bytes) -> str:
     """
     from PIL import Image
 
-    with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+    try:
+        opened = Image.open(io.BytesIO(png), formats=("PNG",))
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from None
+    with opened as image:
         if image.width * image.height > LARGEST_IMAGE:
             raise ValueError(f"it has {image.width}×{image.height} pixels")
         small = image.convert("RGB")

@@ -194,7 +194,8 @@ def _recorded(stage: str, directory: Path) -> bool:
     recorded, watched = entry.get("params", {}).get(str(PARAMS_FILE), {}), definition.watched(settings)
     if without_keys(recorded, MEMORY_ONLY) != without_keys(watched, MEMORY_ONLY):
         return False
-    if values_below(recorded, MEMORY_ONLY) != read_json(directory / MEMORY):
+    started = directory / MEMORY  # an earlier release of this package did not write it
+    if started.exists() and values_below(recorded, MEMORY_ONLY) != read_json(started):
         return False
     known = {dependency["path"]: dependency for dependency in entry["deps"]}
     return all(

@@ -32,6 +32,8 @@ from srpo_core.workspace.snapshot import Untracked, checkout_snapshot, find_untr
 
 KEEP_WORKSPACES: Final = 3
 RUNS: Final = "runs"  # in the home directory: one directory for each workspace
+# Variables of the process that runs the flow: it signs and notifies, and no stage does.
+FLOW_ONLY: Final = ("SRPO_SIGNING_KEY", NOTIFY)
 MODELS: Final = "models"  # directory of the weights that `srpo fetch` downloads, see models.lock
 
 _DIFFERENCE: Final = ("diff-tree", "-r", "-z", "--name-only", "--no-renames")
@@ -67,7 +69,7 @@ class Workspace:
         It works on this machine, and the commands print UTF-8, which `run_streaming` reads.
         """
         given = machine_environment(without_repository_variables(), self.home)
-        for name in ("SRPO_SIGNING_KEY", NOTIFY):  # the flow signs and notifies, no stage does
+        for name in FLOW_ONLY:
             given.pop(name, None)
         return {
             **given,

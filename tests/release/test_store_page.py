@@ -295,6 +295,8 @@ def test_a_huge_image_is_not_decoded(tmp_path, monkeypatch):
     publish_whole(store, tmp_path, "tiny-1a", files={"grid.png": png(300, 300)})
     monkeypatch.setattr(page_module, "LARGEST_IMAGE", 80_000)
     assert "grid.png cannot be shown: it has 300×300 pixels" in store_page(store)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40_000)  # Pillow refuses twice as many
+    assert "grid.png cannot be shown: Image size (90000 pixels) exceeds limit" in store_page(store)
 
 
 def test_of_many_versions_the_newest_and_the_one_in_production_have_images(tmp_path):

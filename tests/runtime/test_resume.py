@@ -318,3 +318,12 @@ def leaves(settings, prefix):
             yield from leaves(value, f"{prefix}.{name}")
         else:
             yield f"{prefix}.{name}"
+
+
+def test_a_finished_run_of_an_earlier_release_without_a_record_of_memory_starts_at_step_0(project):
+    with resumable("train") as directory:
+        (directory / "step").write_text("30")
+    record()
+    (directory / "memory.json").unlink()
+    with resumable("train") as again:
+        assert not (again / "step").exists()
