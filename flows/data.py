@@ -24,6 +24,7 @@ from srpo_core.workspace.data_settings import (
     open_noted,
     settings_to_note,
 )
+from srpo_core.workspace.data_space import require_space
 from srpo_core.workspace.data_versions import Checked
 from srpo_core.workspace.worktree import Workspace, open_workspace
 
@@ -72,6 +73,7 @@ def data(
 def collect(workspace: Workspace, source: str, name: str, format_name: str) -> None:
     """Pack the source into a few large files in the workspace."""
     _log_start("collect", f"{source} as data/{name}")
+    require_space(workspace, source, format_name)
     data_versions.collect(data_versions.local_source(source), workspace.path / "data" / name, format_name)
     _log_end("collect", "done")
 

@@ -74,9 +74,9 @@ def local_source(source: str) -> str:
     Raises:
         StoreError: the bucket cannot be read.
     """
-    if not _is_remote(source):
+    if not is_remote(source):
         return source
-    target = _copy_of(source)
+    target = path_of_copy(source)
     download_tree(source, target)
     files = [path for path in target.iterdir() if path.name != STATE]
     # an object that is named as a whole is a file of that name
@@ -85,15 +85,17 @@ def local_source(source: str) -> str:
 
 def forget_copy(source: str) -> None:
     """Delete what `local_source` copied."""
-    if _is_remote(source):
-        shutil.rmtree(_copy_of(source).parent, ignore_errors=True)
+    if is_remote(source):
+        shutil.rmtree(path_of_copy(source).parent, ignore_errors=True)
 
 
-def _is_remote(source: str) -> bool:
+def is_remote(source: str) -> bool:
+    """Whether a source is in object storage."""
     return source.startswith("s3://")
 
 
-def _copy_of(source: str) -> Path:
+def path_of_copy(source: str) -> Path:
+    """Return where `local_source` copies what is below `s3://bucket/prefix`."""
     uri = source.rstrip("/")
     return home() / "sources" / sha256(uri.encode()).hexdigest()[:12] / uri.rpartition("/")[2]
 

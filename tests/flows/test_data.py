@@ -6,14 +6,15 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from prefect.logging import disable_run_logger
 
 from flows.align import align
-from flows.data import data
+from flows.data import collect, data
 from flows.form import parse_patch
 from srpo_core.config import load_settings
 from srpo_core.data.splits import held_out_prompts
 from srpo_core.errors import ConfigError, DataError, StageError, StoreError
-from srpo_core.workspace import data_versions
+from srpo_core.workspace import data_space, data_versions
 from srpo_core.workspace.data_remote import audit_remote
 from srpo_core.workspace.data_settings import settings_to_note
 from srpo_core.workspace.git import git
@@ -177,6 +178,18 @@ def test_a_source_with_another_layout_gives_a_one_line_error(tmp_path, change, l
     change(source)
     with pytest.raises(DataError, match=line):
         data_versions.collect(source, tmp_path / "target", "hpdv2")
+
+
+def test_copies_that_do_not_fit_on_the_disk_are_refused_before_the_first(standin, monkeypatch):
+    full = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(data_space.shutil, "disk_usage", lambda _: full)
+    with (
+        open_workspace(standin, revision="HEAD") as workspace,
+        disable_run_logger(),
+        pytest.raises(DataError, match="its copies need"),
+    ):
+        collect.fn(workspace, str(HPD), "emoji", "hpdv2")
+    assert not (workspace.path / "data/emoji").exists()
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", "-", "ü"])

@@ -8,20 +8,11 @@ from typing import Final
 from srpo_core.data.decoding import IMAGE_SUFFIXES
 from srpo_core.data.image_names import plain_name
 from srpo_core.data.json_lists import Unreadable
-from srpo_core.data.sources.rows import SUFFIXES, Table, is_hidden, open_table
+from srpo_core.data.sources.rows import SUFFIXES, Table, open_table
 from srpo_core.data.sources.table_source import find_tables
 from srpo_core.errors import DataError
 
 CAPTION: Final = ".txt"
-
-
-def visible_files(directory: Path) -> list[Path]:
-    """Return the files below a directory that are not hidden, sorted."""
-    return [
-        path
-        for path in sorted(directory.rglob("*"))
-        if path.is_file() and not is_hidden(path.relative_to(directory).as_posix())
-    ]
 
 
 def images_among(names: Sequence[str]) -> list[str]:

@@ -16,10 +16,10 @@ from srpo_core.config import IngestSettings
 from srpo_core.data.images import DirectoryImages, ImageSource, TarImages
 from srpo_core.data.json_lists import Unreadable
 from srpo_core.data.rules import Findings
-from srpo_core.data.sources.beside import CAPTION, caption_of, images_among, visible_files
+from srpo_core.data.sources.beside import CAPTION, caption_of, images_among
 from srpo_core.data.sources.layouts import CAPTIONS, require_columns
 from srpo_core.data.sources.packing import copy_tables
-from srpo_core.data.sources.rows import SUFFIXES, Table, is_hidden
+from srpo_core.data.sources.rows import SUFFIXES, Table, is_hidden, visible_files
 from srpo_core.data.sources.source import Source, SourceFormat
 from srpo_core.data.sources.table_images import PACKED
 from srpo_core.data.sources.table_source import (

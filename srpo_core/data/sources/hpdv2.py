@@ -15,6 +15,7 @@ from srpo_core.data.hpd import read_benchmark, read_choices
 from srpo_core.data.images import ImageSource, find_images, open_images
 from srpo_core.data.rules import Findings
 from srpo_core.data.sources.packing import copy_images
+from srpo_core.data.sources.rows import visible_files
 from srpo_core.data.sources.source import SourceFormat
 from srpo_core.errors import ConfigError, DataError
 
@@ -73,13 +74,23 @@ def collect(source: Path, target: Path) -> None:
     """
     require_layout(source)
     require_images(source)
-    lists = [source / f"{split}.json" for split in SPLITS] + sorted(source.glob("benchmark/*.json"))
-    for path in lists:
+    for path in _lists(source):
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
     for split in SPLITS:
         copy_images(source, split, target)
+
+
+def files(source: Path) -> list[Path]:
+    """List the files that `collect` copies. Raises its errors."""
+    require_layout(source)
+    images = [find_images(source, split) for split in SPLITS]
+    return [*_lists(source), *(path for one in images for path in visible_files(one))]
+
+
+def _lists(source: Path) -> list[Path]:
+    return [source / f"{split}.json" for split in SPLITS] + sorted(source.glob("benchmark/*.json"))
 
 
 def check_columns(columns: Mapping[Any, str]) -> None:
@@ -95,4 +106,5 @@ HPDV2: Final = SourceFormat(
     has_pairs=True,
     has_images=True,
     layout=LAYOUT,
+    files=files,
 )

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from srpo_core.data.image_names import is_metadata
 from srpo_core.data.images import find_images
-from srpo_core.data.sources.beside import caption_of, images_among, named_files, visible_files
-from srpo_core.data.sources.rows import SUFFIXES
+from srpo_core.data.sources.beside import caption_of, images_among, named_files
+from srpo_core.data.sources.rows import SUFFIXES, visible_files
 from srpo_core.data.sources.table_images import PACKED
 from srpo_core.errors import DataError
 

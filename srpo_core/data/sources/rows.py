@@ -211,6 +211,17 @@ def _is_image(column: str) -> bool:
     return f".{kind_of(column).lower()}" in IMAGE_SUFFIXES
 
 
+def visible_files(directory: Path) -> list[Path]:
+    """Return the files below a directory that are not hidden, sorted; of a file, itself."""
+    if directory.is_file():
+        return [directory]
+    return [
+        path
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and not is_hidden(path.relative_to(directory).as_posix())
+    ]
+
+
 def is_hidden(name: str) -> bool:
     """Whether a part of a path starts with a dot, as those of caches and of macOS do (`._x.jpg`, `.DS_Store`)."""
     return any(part.startswith(".") and part != "." for part in name.split("/"))

@@ -1,6 +1,6 @@
 """What stage ingest and `srpo data` need of a data set, whatever its format."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from srpo_core.config import IngestSettings
 from srpo_core.data.choices import BenchmarkPrompt, Choice
 from srpo_core.data.images import ImageSource
 from srpo_core.data.rules import Findings
+from srpo_core.data.sources.rows import visible_files
 
 
 class Source(Protocol):
@@ -47,6 +48,7 @@ class SourceFormat:
     has_pairs: whether it has pairs of images that people compared; the checks of rewards need them.
     has_images: whether it has real images of its prompts; `train.rollout.source: offline` needs them.
     layout: what to give as a source in this format, for messages.
+    files: lists what `collect` copies of a data set; by default all files of a directory that are not hidden.
     """
 
     open: Callable[[Path, IngestSettings, Findings], Source]
@@ -55,3 +57,4 @@ class SourceFormat:
     has_pairs: bool
     has_images: bool
     layout: str
+    files: Callable[[Path], Sequence[Path]] = visible_files

@@ -43,11 +43,6 @@ def download_tree(uri: str, target: Path) -> int:
     Raises:
         StoreError: nothing is there, the store cannot be read, or an object changes while it is read.
     """
-    if "@" in uri:
-        raise StoreError(
-            f"{mask_credentials(uri)}: a URI must not contain credentials: write s3://bucket/prefix, and set "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        )
     bucket, objects = _list(uri)
     target.mkdir(parents=True, exist_ok=True)
     with file_lock.acquire(target.with_name(f"{target.name}.lock")):
@@ -60,7 +55,17 @@ def download_tree(uri: str, target: Path) -> int:
     return len(objects)
 
 
+def list_sizes(uri: str) -> dict[str, int]:
+    """Return the bytes of the objects that `download_tree` would copy, by name. Raises its errors."""
+    return {one.name: one.size for one in _list(uri)[1]}
+
+
 def _list(uri: str) -> tuple[Bucket, list[_Object]]:
+    if "@" in uri:
+        raise StoreError(
+            f"{mask_credentials(uri)}: a URI must not contain credentials: write s3://bucket/prefix, and set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     bucket = Bucket(uri)
     with bucket.errors():
         found = [
