@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
+from fuzzing import chosen_seed
 from PIL import Image
 
 
@@ -10,6 +11,14 @@ def encoded(colour, size=(6, 4)):
     file = io.BytesIO()
     Image.new("RGB", size, colour).save(file, "PNG")
     return file.getvalue()
+
+
+# nightly: other examples each time, as many again
+@pytest.fixture(params=["fixed", pytest.param("random", marks=pytest.mark.nightly)])
+def seed(request):
+    """The seed of a fuzzed test: None for the same examples in every run, a new one or the given one at night."""
+    option = request.config.getoption("--hypothesis-seed")
+    return chosen_seed(option) if request.param == "random" else None
 
 
 @pytest.fixture
