@@ -33,6 +33,20 @@ KEPT_WITH_WARNING: Final = frozenset(
         "trained_test_image",
     }
 )
+# a record that breaks one of these rules is whole: it says again, or otherwise, what another record says, or nothing
+WHOLE_RECORDS: Final = frozenset(
+    {
+        "doubled_record",
+        "contradiction",
+        "tied_record",
+        "prompt_spelling",
+        "trained_test_prompt",
+        "trained_benchmark_prompt",
+        "doubled_benchmark_prompt",
+        "equal_images",
+        "trained_test_image",
+    }
+)
 # they are known only when images are read
 IMAGE_RULES: Final = (
     "missing_image",
@@ -156,9 +170,10 @@ class Findings:
         """Return what the user can do about the record that ended the run, to put behind its message; empty without one."""
         if self._ended_by is None:
             return ""
-        share = self._ingest.max_bad_share or PUBLISHED_BAD_SHARE
+        rule, share = self._ended_by.rule, self._ingest.max_bad_share or PUBLISHED_BAD_SHARE
+        warning = f"make its rule a warning ({_as_warning(rule)}), or " if rule in WHOLE_RECORDS else ""
         return (
-            f". Correct it, or set bad records aside (this one breaks the rule {self._ended_by.rule}): "
+            f". Correct it, {warning or 'or '}set bad records aside (this one breaks the rule {rule}): "
             f"ingest.on_bad_record=quarantine and ingest.max_bad_share={share:g}"
         )
 
@@ -184,11 +199,13 @@ class Findings:
         first = next(
             problem for (own, rule), problem in self._first_bad.items() if own == file and rule in bad
         )
+        warnings = " ".join(f"--set {_as_warning(rule)}" for rule in sorted(WHOLE_RECORDS.intersection(bad)))
+        advice = f"make the rule a warning with {warnings}, " if warnings else ""
         needed = min(1.0, math.ceil(number / max(of, 1) * 10_000) / 10_000)
         raise DataError(
             f"{one_line(file)}: {number} of {records} are bad ({by_rule}), and the share {share:g} of each file that "
             f"ingest.max_bad_share allows is {allowed} here; the first is {first}. {artifacts.QUARANTINE} "
-            f"has all of them: correct the file, or allow more with --set ingest.max_bad_share={needed:g}"
+            f"has all of them: correct the file, {advice}or allow more with --set ingest.max_bad_share={needed:g}"
         )
 
     def summary(self) -> dict[str, Any]:
@@ -216,6 +233,10 @@ class Findings:
         for rule, number in sorted(self._counts.items()):
             outcome = f"{self._set_aside[rule]} set aside" if self._set_aside[rule] else "kept"
             _log.warning("%s: %d (%s), the first is %s", rule, number, outcome, self._first[rule])
+
+
+def _as_warning(rule: str) -> str:
+    return f"ingest.rules.{rule}=warning"
 
 
 @contextmanager

@@ -1,10 +1,12 @@
 import io
 import json
 import logging
+import re
 
 import pytest
 
 from srpo_core import artifacts
+from srpo_core.cli.options import parse_changes
 from srpo_core.config import IngestRules
 from srpo_core.data.rules import (
     KEPT_WITH_WARNING,
@@ -125,6 +127,42 @@ def test_a_thousandth_of_a_small_file_allows_no_bad_record(ingest_settings, quar
         findings.require_few_bad()
 
 
+def test_the_error_for_too_many_whole_records_also_names_the_rule_that_can_be_a_warning(
+    ingest_settings, quarantine
+):
+    """So that one benchmark prompt that is trained on, of 800, does not need a larger share for all files and rules."""
+
+    def findings(**rules):
+        settings = ingest_settings(on_bad_record="quarantine", max_bad_share=0.001)
+        own = Findings(
+            settings.model_copy(update={"rules": settings.rules.model_copy(update=rules)}), quarantine
+        )
+        own.count("benchmark/photo.json", 800)
+        own.report(problem("trained_benchmark_prompt", 5, file="benchmark/photo.json"))
+        return own
+
+    with pytest.raises(DataError) as caught:
+        findings().require_few_bad()
+    line = str(caught.value)
+    assert line.endswith(
+        "correct the file, make the rule a warning with --set "
+        "ingest.rules.trained_benchmark_prompt=warning, or allow more with --set ingest.max_bad_share=0.0013"
+    )
+    counted = findings(
+        **parse_changes(re.findall(r"--set (ingest\.rules\S+=warning)", line))["ingest"]["rules"]
+    )
+    counted.require_few_bad()
+    assert counted.num_left_out == 1  # it is no prompt to evaluate with all the same
+
+
+def test_the_error_for_damaged_records_does_not_offer_to_only_count_them(ingest_settings, quarantine):
+    findings = Findings(ingest_settings(on_bad_record="quarantine", max_bad_share=0.001), quarantine)
+    findings.count("train.json", 10)
+    findings.report(problem("broken_record", 5))
+    with pytest.raises(DataError, match=r"correct the file, or allow more with"):
+        findings.require_few_bad()
+
+
 @pytest.mark.parametrize(("bad", "read"), [(29, 100), (1, 3), (7, 7), (801, 800_000), (1, 400), (57, 9_973)])
 def test_the_share_that_the_error_names_allows_the_bad_records(ingest_settings, bad, read):
     def findings(share):
@@ -189,6 +227,20 @@ def test_the_error_for_the_first_bad_record_says_how_to_set_such_records_aside(
     assert str(caught.value) == (
         "train.json: record 3: rank: is inf. Correct it, or set bad records aside (this one breaks the rule bad_number): "
         f"ingest.on_bad_record=quarantine and ingest.max_bad_share={shown}"
+    )
+
+
+def test_the_error_for_the_first_whole_record_names_the_rule_that_can_be_a_warning(
+    ingest_settings, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    settings = ingest_settings(on_bad_record="stop", max_bad_share=0.001)
+    with pytest.raises(DataError) as caught, open_findings(settings) as findings:
+        findings.report(problem("trained_benchmark_prompt"))
+    assert str(caught.value).endswith(
+        ". Correct it, make its rule a warning (ingest.rules.trained_benchmark_prompt=warning), or set bad records "
+        "aside (this one breaks the rule trained_benchmark_prompt): ingest.on_bad_record=quarantine and "
+        "ingest.max_bad_share=0.001"
     )
 
 
