@@ -1,12 +1,17 @@
 """Time stage ingest on synthetic data in HPDv2's schema, and the decoding of its images.
 
-python benchmarks/ingest.py --records 50000 100000 200000      CPU and wall seconds, peak memory, and the linear fit
+python benchmarks/ingest.py                                    50,000 to 800,000 records: CPU and wall seconds, peak memory,
+                                                               and the linear fit: per 100,000 records, and at 0
 python benchmarks/ingest.py --records 800000 --images used     only the few hundred images that a run uses; none: no archive
+python benchmarks/ingest.py --records 800000 --unchanged       a second `dvc repro`, which has nothing to do
 python benchmarks/ingest.py --decode 10000 --side 512          images per second beside those of a plain pool
 
 Each size is one process. A data set has as many images and prompts per record as HPDv2: train.json with pairs, test.json
 with 9 ranked images per record, four benchmark lists, and small JPEGs, all different, in train.tar and test.tar. It is
 made in --work and deleted. Every image is checked (`ingest.check_images: all`), unless --images says otherwise.
+
+--unchanged runs `dvc repro --single-item ingest` twice for each size, in a copy of this project's code with a cache of its
+own. The figures are those of the second run.
 
 --decode measures `decode_images` in turn with a pool of processes, each of which only decodes its share of the images
 with Pillow: that is what the cores can do. Both are the median of --repeats.
@@ -26,20 +31,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import get_context
 from operator import attrgetter
 from pathlib import Path
+from shutil import copyfile, copytree, ignore_patterns
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
 
-from srpo_core.config import load_settings
+from srpo_core.config import PARAMS_FILE, load_settings, write_settings
 from srpo_core.data.decoded_images import decode_images
 from srpo_core.data.images import open_images
 from srpo_core.runtime.cores import available_cores
 from srpo_core.runtime.dvc_yaml import argument_name, read_stages
+from srpo_core.runtime.telemetry import quiet_environment
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 STYLES: Final = ("anime", "concept-art", "paintings", "photo")
+UNCHANGED: Final = "didn't change, skipping"  # what DVC prints
 # of HPDv2: 430,060 images and 107,515 prompts for 798,090 pairs
 IMAGES_PER_RECORD: Final = 0.54
 RECORDS_PER_PROMPT: Final = 6.2
@@ -67,8 +75,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--records", type=int, nargs="+", default=[5000, 10_000, 20_000])
+    parser.add_argument("--records", type=int, nargs="+", default=[50_000, 200_000, 800_000])
     parser.add_argument("--images", choices=("all", "used", "none"), default="all", help="which to check")
+    parser.add_argument("--unchanged", action="store_true", help="time a second run on the same data instead")
     parser.add_argument(
         "--decode", type=int, metavar="IMAGES", help="time the decoding of so many images instead"
     )
@@ -77,6 +86,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="directory with space for the data")
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.unchanged and arguments.images == "none":
+        parser.error("--unchanged: give --images all or --images used")
     if arguments.run is not None:
         print(json.dumps(measured_run(arguments.run, arguments.images)))
         return
@@ -86,13 +97,12 @@ def main() -> None:
                 json.dumps(decoding(Path(work), arguments.decode, arguments.side or 512, arguments.repeats))
             )
             return
+        measure = unchanged_run if arguments.unchanged else in_own_process
         lines = []
         for number in arguments.records:
-            lines.append(
-                in_own_process(Path(work) / str(number), number, arguments.side or 64, arguments.images)
-            )
+            lines.append(measure(Path(work) / str(number), number, arguments.side or 64, arguments.images))
             print(json.dumps(lines[-1]), flush=True)
-        if len(lines) > 1:
+        if len(lines) > 1 and not arguments.unchanged:
             print(json.dumps(linear_fit(lines)))
 
 
@@ -103,6 +113,56 @@ def in_own_process(work: Path, num_records: int, side: int, images: str) -> dict
     output = subprocess.run(command, cwd=work, check=True, stdout=subprocess.PIPE, text=True).stdout
     figures: dict[str, Any] = json.loads(output.splitlines()[-1])
     return {"records": num_records, "images": num_images if images == "all" else images, **figures}
+
+
+def unchanged_run(work: Path, num_records: int, side: int, images: str) -> dict[str, Any]:
+    """Make data of a size, run ingest on them by DVC, and return the CPU and wall seconds of a second run.
+
+    Raises:
+        RuntimeError: the second run ran the stage.
+    """
+    num_images = make_hpd(work / "hpd", num_records, side)
+    copy_project(work)
+    changed = {"source": "hpd", "check_images": "all" if images == "all" else "used"}
+    write_settings(work, profile=None, patch={"ingest": changed})
+    _dvc(work, "init", "--no-scm", "--quiet")
+    repro = ("repro", "--single-item", "ingest")
+    _dvc(work, *repro)
+    began, before = time.perf_counter(), os.times()
+    output = _dvc(work, *repro)
+    wall, after = time.perf_counter() - began, os.times()
+    if UNCHANGED not in output:
+        raise RuntimeError(f"a second 'dvc repro' did not find ingest unchanged: {output}")
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return {
+        "records": num_records,
+        "images": num_images,
+        "unchanged_cpu_seconds": round(cpu, 2),
+        "unchanged_wall_seconds": round(wall, 2),
+    }
+
+
+def copy_project(target: Path) -> None:
+    """Copy what DVC and ingest need of this project: code, stages and settings."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("srpo_core", "profiles"):
+        copytree(ROOT / name, target / name, ignore=ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", PARAMS_FILE, "requirements.lock"):
+        copyfile(ROOT / name, target / name)
+
+
+def _dvc(work: Path, *arguments: str) -> str:
+    environment = {
+        **os.environ,
+        **quiet_environment(),
+        "PYTHONPATH": str(work),
+        "SRPO_HOME": str(work / ".srpo"),
+        "DVC_SITE_CACHE_DIR": str(work / ".srpo/dvc"),
+    }
+    command = [sys.executable, "-m", "dvc", *arguments]
+    return subprocess.run(
+        command, cwd=work, env=environment, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
 
 
 def measured_run(work: Path, images: str) -> dict[str, float]:

@@ -8,6 +8,8 @@ from srpo_core.data.images import open_images
 from srpo_core.stages.ingest import run
 
 RECORDS = 60
+# CPU seconds for 100,000 records without images, three times of what 100,000 of 800,000 take (docs/data.md)
+MOST_PER_100K = 7
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +66,33 @@ def test_decoding_is_compared_with_a_plain_pool(ingest, tmp_path):
     assert (figures["images"], figures["side"]) == (40, 32)
     assert figures["ratio"] == pytest.approx(figures["images_per_second"] / figures["plain_pool"], rel=0.02)
     assert figures["images_per_second"] > 0
+
+
+def test_the_default_sizes_are_those_of_the_fit_in_the_docs(ingest, monkeypatch, capsys):
+    sizes = []
+
+    def measured(work, number, side, images):
+        sizes.append(number)
+        return {"records": number, "cpu_seconds": 1 + number / 1e5, "peak_rss_gb": 0.5}
+
+    monkeypatch.setattr(ingest, "in_own_process", measured)
+    monkeypatch.setattr(ingest.sys, "argv", ["ingest.py"])
+    ingest.main()
+    assert (min(sizes), max(sizes)) == (50_000, 800_000)
+    fit = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (fit["cpu_seconds_per_100k"], fit["cpu_seconds_at_0"], fit["peak_gb_at_0"]) == (1.0, 1.0, 0.5)
+
+
+@pytest.mark.nightly  # half a minute of CPU time
+def test_a_rule_that_runs_row_by_row_would_be_noticed_by_its_cpu_time(ingest, tmp_path):
+    lines = [
+        ingest.in_own_process(tmp_path / str(number), number, 64, "none") for number in (20_000, 120_000)
+    ]
+    assert ingest.linear_fit(lines)["cpu_seconds_per_100k"] <= MOST_PER_100K
+
+
+@pytest.mark.nightly  # ten seconds of CPU time, for a first run by DVC
+def test_an_unchanged_source_is_found_unchanged_in_three_seconds(ingest, tmp_path):
+    figures = ingest.unchanged_run(tmp_path, 1000, 32, "used")
+    assert figures["records"] == 1000
+    assert 0 < figures["unchanged_cpu_seconds"] <= 3
