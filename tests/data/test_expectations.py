@@ -1,6 +1,7 @@
 import pandas as pd
 import pytest
 
+from srpo_core.data import expectations
 from srpo_core.data.expectations import check_pairs, check_prompts
 from srpo_core.data.rules import LONGEST_PROMPT
 from srpo_core.errors import DataError
@@ -101,3 +102,27 @@ def test_a_table_of_pairs_that_breaks_a_rule_is_refused(changes, message):
 def test_an_empty_table_of_pairs_is_refused():
     with pytest.raises(DataError, match=r"table pairs: expect_.* failed"):
         check_pairs(pairs().iloc[:0])
+
+
+def test_no_rule_compares_columns_which_the_library_does_row_by_row(monkeypatch):
+    rules, validate = [], expectations._validate
+
+    def noted(table, frame, own):
+        rules.extend(own)
+        return validate(table, frame, own)
+
+    monkeypatch.setattr(expectations, "_validate", noted)
+    check_prompts(prompts(), SPLITS)
+    check_pairs(pairs())
+    gxe = expectations._great_expectations().expectations
+    # imported after it, which turns off the library's telemetry
+    from great_expectations.expectations.expectation import (
+        ColumnPairMapExpectation,
+        MulticolumnMapExpectation,
+    )
+
+    row_by_row = (ColumnPairMapExpectation, MulticolumnMapExpectation)
+    assert len(rules) == 14
+    assert [rule for rule in rules if isinstance(rule, row_by_row)] == []
+    slow = gxe.ExpectSelectColumnValuesToBeUniqueWithinRecord(column_list=["preferred", "rejected"])
+    assert isinstance(slow, row_by_row)
