@@ -1,5 +1,6 @@
 """Commands that check or plan a run: settings, machine, weights, cost."""
 
+from pathlib import Path
 from typing import Annotated, Final
 
 import typer
@@ -27,12 +28,25 @@ def profile(
 @app.command(rich_help_panel=PANEL)
 def doctor(
     profile: Annotated[str | None, typer.Option(help="Preset to check; default: params.yaml.")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, as for align.")
+    ] = None,
 ) -> None:
-    """Check whether this machine has what a run needs."""
+    """Check whether this machine has what a run needs.
+
+    If the settings cannot be read, that is a finding, and what needs no settings is still checked.
+    """
     from srpo_core import config
     from srpo_core.preflight.doctor import examine
 
-    settings = config.load_settings(config.profile_path(profile) if profile else config.PARAMS_FILE)
+    patch = parse_changes(change or [])
+    if profile:
+        config.profile_path(profile)
+    settings: config.Settings | errors.ConfigError
+    try:
+        settings = config.patched_settings(Path(), profile=profile, patch=patch)
+    except errors.ConfigError as error:
+        settings = error
     findings = list(examine(settings))
     for finding in findings:
         mark = typer.style("✓", fg="green") if finding.good else typer.style("✗", fg="red")

@@ -19,8 +19,11 @@ _OLDEST_GIT: Final = (2, 31)  # the first with `rev-parse --path-format`
 _DVC_LOCK: Final = Path("dvc.lock")
 
 
-def check_checkout(settings: Settings) -> Iterator[tuple[bool, str]]:
-    """Yield a finding for the checkout, its line endings, its YAML files, and each input that a run cannot see."""
+def check_checkout(settings: Settings | None) -> Iterator[tuple[bool, str]]:
+    """Yield a finding for the checkout, its line endings, its YAML files, and each input that a run cannot see.
+
+    settings: they name the inputs; None checks no input.
+    """
     here = Path.cwd()
     try:
         top = require_checkout(here)
@@ -31,7 +34,7 @@ def check_checkout(settings: Settings) -> Iterator[tuple[bool, str]]:
     except SrpoError as error:  # a damaged index is found by the first command that reads it
         yield False, str(error)
     yield from _yaml_files()
-    for line in unreachable_inputs(here, settings):
+    for line in unreachable_inputs(here, settings) if settings else ():
         yield False, line
 
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Final
 
 from srpo_core.config import Settings
-from srpo_core.errors import SrpoError
+from srpo_core.errors import ConfigError, SrpoError
 from srpo_core.preflight import machine
 from srpo_core.preflight.checkout import check_checkout
 from srpo_core.preflight.consistency import require_consistent
@@ -23,6 +23,7 @@ from srpo_core.runtime.shared_files import storage
 from srpo_core.storage import open_store, require_publishable
 
 Found = tuple[bool, str]
+SETTINGS: Final = "settings"
 LOCK_FILE: Final = Path("requirements.lock")
 LEAST_FREE_GB: Final = 5  # for everything but weights
 GB: Final = 1e9
@@ -37,15 +38,32 @@ class Finding:
     detail: str
 
 
-def examine(settings: Settings) -> Iterator[Finding]:
-    """Run every check of `CHECKS` and yield its findings; what a check writes to the store, it deletes."""
+def examine(settings: Settings | ConfigError) -> Iterator[Finding]:
+    """Run every check of `CHECKS` and yield its findings; what a check writes to the store, it deletes.
+
+    settings: or why there are none: that is the first finding, and only the checks of `OF_MACHINE` follow.
+    """
+    if isinstance(settings, ConfigError):
+        skipped = ", ".join(what for what in CHECKS if what not in OF_MACHINE and what != SETTINGS)
+        yield Finding(
+            SETTINGS, good=False, detail=f"{_on_one_line(settings)} (not checked without: {skipped})"
+        )
     for what, check in CHECKS.items():
         try:
-            found = check(settings)
+            if not isinstance(settings, ConfigError):
+                found = check(settings)
+            elif what in OF_MACHINE:
+                found = OF_MACHINE[what](None)
+            else:
+                continue
             for good, detail in [found] if isinstance(found, tuple) else found:
                 yield Finding(what, good, detail)
         except (OSError, SrpoError) as error:  # what one check cannot read does not hide the others
-            yield Finding(what, good=False, detail=" ".join(str(error).split()))
+            yield Finding(what, good=False, detail=_on_one_line(error))
+
+
+def _on_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _settings(settings: Settings) -> tuple[bool, str]:
@@ -56,12 +74,12 @@ def _settings(settings: Settings) -> tuple[bool, str]:
     return True, "consistent"
 
 
-def _python(_: Settings) -> tuple[bool, str]:
+def _python(_: object) -> tuple[bool, str]:
     found = ".".join(map(str, sys.version_info[:3]))
     return sys.version_info[:2] == (3, 11), f"{found} (3.11 is needed)"
 
 
-def _packages(_: Settings) -> tuple[bool, str]:
+def _packages(_: object) -> tuple[bool, str]:
     if not LOCK_FILE.exists():
         return False, f"{LOCK_FILE} is missing: run srpo in the project's directory"
     lines = [
@@ -83,7 +101,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _programs(_: Settings) -> tuple[bool, str]:
+def _programs(_: object) -> tuple[bool, str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     missing = [name for name in ("git", "dvc") if shutil.which(name, path=path) is None]
     return not missing, f"not found: {', '.join(missing)}" if missing else "git and dvc"
@@ -111,7 +129,7 @@ def _store(settings: Settings) -> tuple[bool, str]:
     return True, f"{store.uri}, releases: {count}; writes, deletions and conditions were tested"
 
 
-def _shared(_: Settings) -> tuple[bool, str]:
+def _shared(_: object) -> tuple[bool, str]:
     try:
         shared = storage()
     except SrpoError as error:
@@ -131,19 +149,14 @@ def _devices(settings: Settings) -> tuple[bool, str]:
     )
 
 
-CHECKS: Final = MappingProxyType[str, Callable[[Settings], Found | Iterator[Found]]](
+# checks that need no settings
+OF_MACHINE: Final = MappingProxyType[str, Callable[[Settings | None], Found | Iterator[Found]]](
     {
-        "settings": _settings,
         "python": _python,
         "packages": _packages,
         "programs": _programs,
         "checkout": check_checkout,
-        "weights": check_weights,
-        "data": examine_data,
-        "disk": _disk,
-        "store": _store,
         "shared": _shared,
-        "devices": _devices,
         "home": machine.check_home,
         "temporary": machine.check_temporary,
         "proxy": machine.check_proxy,
@@ -151,5 +164,16 @@ CHECKS: Final = MappingProxyType[str, Callable[[Settings], Found | Iterator[Foun
         "prefect": machine.check_prefect,
         "dvc": machine.check_dvc,
         "notify": check_channels,
+    }
+)
+CHECKS: Final = MappingProxyType[str, Callable[[Settings], Found | Iterator[Found]]](
+    {
+        SETTINGS: _settings,
+        **OF_MACHINE,
+        "weights": check_weights,
+        "data": examine_data,
+        "disk": _disk,
+        "store": _store,
+        "devices": _devices,
     }
 )

@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 
 from srpo_core.artifacts import home
-from srpo_core.config import Settings
 from srpo_core.errors import SrpoError
 from srpo_core.runtime.machine import (
     LONGEST_TMPDIR,
@@ -28,7 +27,7 @@ from srpo_core.workspace.dvc_config import require_config
 Found = tuple[bool, str]
 
 
-def check_home(_: Settings) -> Found:
+def check_home(_: object) -> Found:
     """Write a file below SRPO_HOME and where Ray keeps its token, and name the variables that point below SRPO_HOME."""
     try:
         own = home()
@@ -46,7 +45,7 @@ def check_home(_: Settings) -> Found:
     )
 
 
-def check_temporary(_: Settings) -> Found:
+def check_temporary(_: object) -> Found:
     """Write a file below TMPDIR, and compare the path of Ray's sockets with the longest that is allowed."""
     given = os.environ.get(TMPDIR) or SYSTEM_TMPDIR
     ray = os.environ.get(RAY_TMPDIR) or given
@@ -67,7 +66,7 @@ def check_temporary(_: Settings) -> Found:
     )
 
 
-def check_proxy(_: Settings) -> Found:
+def check_proxy(_: object) -> Found:
     """Name the proxies, and whether this machine is reached past them."""
     names = proxy_variables(os.environ)
     if not names:
@@ -75,12 +74,12 @@ def check_proxy(_: Settings) -> Found:
     return True, f"{', '.join(names)}; not for {os.environ.get('no_proxy', '')}"
 
 
-def check_encoding(_: Settings) -> Found:
+def check_encoding(_: object) -> Found:
     """Name the encoding of text and output."""
     return True, f"files and paths {sys.getfilesystemencoding()}, output {sys.stdout.encoding}"
 
 
-def check_prefect(_: Settings) -> Found:
+def check_prefect(_: object) -> Found:
     """Ask the server of PREFECT_API_URL; one on this machine with the secret in SRPO_HOME, as a run does."""
     if not (address := os.environ.get(API_URL, "").strip()):
         return True, "each run starts its own server on this machine"
@@ -88,7 +87,7 @@ def check_prefect(_: Settings) -> Found:
     return True, f"{address} answers"
 
 
-def check_dvc(_: Settings) -> Found:
+def check_dvc(_: object) -> Found:
     """Read DVC's configuration files."""
     try:
         require_config(Path.cwd())

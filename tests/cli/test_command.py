@@ -309,6 +309,47 @@ def test_the_doctor_lists_what_is_missing(srpo, project):
     assert "✗ packages  requirements.lock is missing" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda text: text + "seed: 1\n", r"params\.yaml, line \d+: the key 'seed' is there twice"),
+        (lambda text: text + "seeds: 1\n", r"params\.yaml: unknown key 'seeds'"),
+        (lambda _: None, r"params\.yaml is missing"),
+    ],
+    ids=["a doubled key", "an unknown setting", "no file"],
+)
+def test_the_doctor_finds_settings_that_cannot_be_read_and_goes_on_to_the_machine(
+    srpo, project, spoil, message
+):
+    params = project / "params.yaml"
+    spoiled = spoil(params.read_text(encoding="utf-8"))
+    params.unlink()
+    if spoiled:
+        params.write_text(spoiled, encoding="utf-8")
+    done = srpo("doctor", cwd=project, SRPO_STORE=str(project / "store"))
+    assert (done.returncode, done.stderr) == (1, "")
+    lines = [line.split(maxsplit=2) for line in done.stdout.splitlines()]
+    (settings,) = [line for line in lines if line[1] == "settings"]
+    assert settings[0] == "✗"
+    assert re.match(message, settings[2])
+    assert settings[2].endswith("(not checked without: weights, data, disk, store, devices)")
+    found = {line[1] for line in lines}
+    assert {"python", "packages", "checkout", "home", "temporary", "proxy", "dvc"} <= found
+    assert not {"weights", "data", "disk", "store", "devices"} & found
+
+
+def test_the_doctor_checks_settings_that_are_given_on_the_command_line(srpo, project):
+    changes = ("--set", "ingest.source=data/mine", "--set", "model.path=models/mine")
+    done = srpo("doctor", *changes, cwd=project, SRPO_STORE=str(project / "store"))
+    assert done.returncode == 1
+    assert "✗ weights   models/mine is missing" in done.stdout
+    assert "data/mine" in done.stdout
+    done = srpo("doctor", "--set", "train.stes=3", cwd=project, SRPO_STORE=str(project / "store"))
+    assert "unknown key 'train.stes' (known: train.steps)" in done.stdout.splitlines()[0]
+    assert_one_line_error(srpo("doctor", "--set", "train.steps"), 2)
+    assert "unknown profile 'none'" in assert_one_line_error(srpo("doctor", "--profile", "none"), 2)
+
+
 def test_the_doctor_reports_no_problem_in_the_project(srpo, tmp_path):
     done = srpo("doctor", SRPO_STORE=str(tmp_path / "store"))
     assert done.returncode == 0, done.stdout
