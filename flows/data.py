@@ -22,6 +22,7 @@ from srpo_core.workspace.data_settings import (
     as_options,
     next_command,
     open_noted,
+    run_patch,
     settings_to_note,
 )
 from srpo_core.workspace.data_space import require_space
@@ -59,7 +60,7 @@ def data(
         tag = push(workspace, name, noted, audit)
         record(workspace, name, tag, noted, checked)
         data_versions.forget_copy(given)
-        announce(workspace, name, tag, checked)
+        announce(workspace, name, tag, checked, run_patch(name, format_name, ingest or {}))
         page, table = describe(workspace, name, tag, settings)
     create_markdown_artifact(
         f"`{tag}` from `{given}`\n\nNext: `{next_command(tag, name, format_name, as_options(ingest or {}))}`\n\nIts page, with samples: `{page}`\n\n{table}",
@@ -117,8 +118,8 @@ def record(workspace: Workspace, name: str, tag: str, ingest: dict[str, Any], ch
 
 
 @task(cache_policy=NO_CACHE)
-def announce(workspace: Workspace, name: str, tag: str, checked: Checked) -> None:
-    """Emit the event `hpd.version.published`, from which a deployment can start a run."""
+def announce(workspace: Workspace, name: str, tag: str, checked: Checked, patch: dict[str, Any]) -> None:
+    """Emit the event `hpd.version.published`, from which a deployment can start a run; patch: the settings that it needs."""
     emit_event(
         PUBLISHED,
         resource={
@@ -131,6 +132,7 @@ def announce(workspace: Workspace, name: str, tag: str, checked: Checked) -> Non
             "rev": data_versions.commit_of(workspace, tag),
             "name": name,
             "counts": checked.counts,
+            "patch": patch,
         },
     )
 

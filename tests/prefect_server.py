@@ -39,7 +39,7 @@ class Server:
             "PREFECT_WORKER_QUERY_SECONDS": "1",
         }
 
-    def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
+    def call(self, path: str, body: Any = None) -> Any:
         """Send a GET request, or a POST request if there is a body; return the decoded response.
 
         The server responds with 503 while another writer locks its SQLite file, and has then written nothing. Like
@@ -53,7 +53,8 @@ class Server:
         while True:
             try:
                 with urllib.request.urlopen(request, timeout=60) as answer:
-                    return json.load(answer)
+                    text = answer.read()
+                    return json.loads(text) if text else None
             except urllib.error.HTTPError as error:
                 if error.code != HTTPStatus.SERVICE_UNAVAILABLE or time.monotonic() > until:
                     raise

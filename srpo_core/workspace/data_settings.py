@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from srpo_core.config import (
+    NULL,
     PARAMS_FILE,
     IngestSettings,
     load_settings,
@@ -100,6 +101,17 @@ def next_command(tag: str, name: str, format_name: str, changes: Sequence[str]) 
     settings += [] if chosen.has_pairs else ["check_reward.max_pairs=null"]
     settings += [] if chosen.has_images else ["train.rollout.source=online"]
     return f"srpo align --revision {tag} {' '.join(f'--set {shlex.quote(one)}' for one in settings)}"
+
+
+def run_patch(name: str, format_name: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the changes of `next_command` as a nested patch of the settings, for a run that an event starts."""
+    chosen = source_format(format_name)
+    patch: dict[str, Any] = {"ingest": {**changes, "source": f"data/{name}", "format": format_name}}
+    if not chosen.has_pairs:
+        patch["check_reward"] = {"max_pairs": NULL}
+    if not chosen.has_images:
+        patch["train"] = {"rollout": {"source": "online"}}
+    return patch
 
 
 def as_options(changes: Mapping[str, Any]) -> list[str]:

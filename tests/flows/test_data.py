@@ -85,6 +85,7 @@ def test_a_data_version_is_tagged_and_pushed_and_can_be_used_from_the_remote(sta
         "rev": git(standin, "rev-parse", tag),
         "name": "emoji",
         "counts": counts_of_emoji(),
+        "patch": {"ingest": {"source": "data/emoji", "format": "hpdv2"}},
     }
 
     shutil.rmtree(standin / ".dvc/cache")

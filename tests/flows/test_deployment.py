@@ -3,6 +3,7 @@ import re
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import yaml
@@ -103,3 +104,24 @@ def test_a_run_that_no_worker_has_started_in_time_is_notified_once(
         prefect_server.call(f"/flow_runs/{run['id']}/set_state", {"state": cancelled, "force": True})
     assert check() == 0
     assert json.loads(noted.read_text()) == []
+
+
+def test_a_new_version_of_the_data_starts_a_run_with_its_commit_and_its_settings(deployed, prefect_server):
+    """The event is sent as the flow `data` sends it; no worker takes the run that it starts."""
+    patch = {"ingest": {"source": "data/new", "format": "pairs", "test_share": 0.1}}
+    event = {
+        "occurred": datetime.now(UTC).isoformat(),
+        "event": "hpd.version.published",
+        "resource": {"prefect.resource.id": "hpd.version.data/new/0123456789ab"},
+        "payload": {"tag": "data/new/0123456789ab", "rev": "0123abc", "patch": patch},
+        "id": str(uuid4()),
+    }
+    prefect_server.call("/events", [event])
+    deployment = prefect_server.call("/deployments/name/align/align-on-new-data")
+    (run,) = prefect_server.wait(
+        "/flow_runs/filter",
+        {"deployments": {"id": {"any_": [deployment["id"]]}}},
+        lambda runs: len(runs) == 1,
+        seconds=60,
+    )
+    assert run["parameters"] == {"profile": None, "publish": True, "revision": "0123abc", "patch": patch}

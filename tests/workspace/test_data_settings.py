@@ -16,6 +16,7 @@ from srpo_core.workspace.data_settings import (
     next_command,
     open_noted,
     other_settings,
+    run_patch,
     settings_to_note,
     uncommitted_settings,
 )
@@ -86,6 +87,8 @@ def test_a_run_with_the_next_command_has_the_format_and_what_it_needs(format_nam
     assert (settings.ingest.format, settings.ingest.test_share) == (format_name, 0.3)
     assert settings.ingest.rules.tied_record == "critical"
     assert f"ingest.format={format_name}" in words
+    given = {"test_share": 0.3, "rules": {"tied_record": "critical"}}
+    assert run_patch("a", format_name, given) == parse_changes(words[5::2])
 
 
 @pytest.fixture
