@@ -1,4 +1,7 @@
+import io
 import json
+import re
+import shlex
 import shutil
 import tarfile
 import time
@@ -6,17 +9,21 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from prefect.logging import disable_run_logger
+import typer
 
+import flows.terminal
 from flows.align import align
-from flows.data import collect, data
+from flows.data import data
 from flows.form import parse_patch
+from srpo_core.cli.app import app
+from srpo_core.cli.main import main  # noqa: F401  # registers the commands
 from srpo_core.config import load_settings
 from srpo_core.data.splits import held_out_prompts
 from srpo_core.errors import ConfigError, DataError, StageError, StoreError
-from srpo_core.workspace import data_space, data_versions
+from srpo_core.workspace import data_versions
 from srpo_core.workspace.data_remote import audit_remote
 from srpo_core.workspace.data_settings import settings_to_note
+from srpo_core.workspace.data_view import open_version
 from srpo_core.workspace.git import git
 from srpo_core.workspace.worktree import open_workspace
 
@@ -94,27 +101,98 @@ def test_a_data_version_is_tagged_and_pushed_and_can_be_used_from_the_remote(sta
     assert seen == [0, ["benchmark", "test.json", "test.tar", "train.json", "train.tar"]]
 
 
+def command_of_the_page():
+    """Return the words that docs/data.md gives for HPDv2, after `srpo`."""
+    page = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    block = re.search(r"^## HPDv2\n+```bash\n(.*?)```", page, re.DOTALL | re.MULTILINE)
+    assert block is not None
+    (line,) = [line for line in block[1].splitlines() if line.startswith("srpo data HPDv2 ")]
+    return shlex.split(line, comments=True)[1:]
+
+
+def as_on_the_hub(target, images):
+    """Write the tiny data as the hub has HPDv2, with five times the prompts: so a thousandth of train.json allows two.
+
+    images: further ones of train.json, by name.
+    """
+    samples = target / "benchmark/benchmark_imgs/some_model/food"
+    samples.mkdir(parents=True)
+    (samples / "00000.jpg").write_bytes(b"an image that nothing reads")
+    for name in (".gitattributes", "HPDv2.py", "README.md"):
+        (target / name).write_text("of the hub\n")
+    for split in ("train", "test"):
+        known = json.loads((HPD / f"{split}.json").read_text())
+        copies = ("", *(f", number {number}" for number in range(2, 6))) if split == "train" else ("",)
+        records = [
+            one | {"prompt": one["prompt"] + copy, "user_hash": "somebody"}
+            for copy in copies
+            for one in known
+        ]
+        (target / f"{split}.json").write_text(json.dumps(records))
+        with (
+            tarfile.open(HPD / f"{split}.tar") as plain,
+            tarfile.open(target / f"{split}.tar.gz", "w:gz", compresslevel=1) as packed,
+        ):
+            of_tiny = {member.name: plain.extractfile(member).read() for member in plain}
+            for name, content in {**of_tiny, **(images if split == "train" else {})}.items():
+                member = tarfile.TarInfo(f"{split}/{name}")
+                member.size = len(content)
+                packed.addfile(member, io.BytesIO(content))
+    for path in (HPD / "benchmark").glob("*.json"):
+        shutil.copy(path, target / "benchmark")
+    trained = json.loads((target / "train.json").read_text())[0]["prompt"]
+    (target / "benchmark/drawbench.json").write_text(
+        json.dumps([trained])
+    )  # no style: it would be a bad record
+    return target
+
+
 @pytest.mark.pipeline
-def test_an_invalid_record_is_named_and_nothing_is_tagged_or_pushed_until_it_is_set_aside(
-    standin, prefect, tmp_path
+def test_hpdv2_as_the_hub_has_it_becomes_a_version_by_the_command_of_the_page_and_only_by_setting_bad_records_aside(
+    standin, prefect, monkeypatch, capsys
 ):
-    source = shutil.copytree(HPD, tmp_path / "source")
+    """With other settings its first bad record is named, and nothing is tagged or pushed."""
+    source = as_on_the_hub(standin / "HPDv2", {"00168743.jpg": b"\xff\xd8\xff\xe0 cut in the middle"})
     pairs = json.loads((source / "train.json").read_text())
     pairs[3]["human_preference"] = [1, 1]
+    pairs[7]["file_path"][1] = "00168743.jpg"
     (source / "train.json").write_text(json.dumps(pairs))
     with pytest.raises(StageError, match=r"train.json.*record 3.*human_preference.*on_bad_record=quarantine"):
-        data(source=str(source), name="bad")
+        data(source=str(source))
     assert git(standin, "tag") == ""
     assert not (standin / ".srpo/dvc-remote").exists()
+    listed = standin / ".srpo/data/hpd-quarantine.jsonl"
+    assert [json.loads(line)["record"] for line in listed.read_text().splitlines()] == [3]
 
-    listed = standin / ".srpo/data/bad-quarantine.jsonl"
-    assert [json.loads(line)["record"] for line in listed.read_text().splitlines()] == [3]
-    lenient = {"on_bad_record": "quarantine", "max_bad_share": 0.01}
-    tag = data(source=str(source), name="bad", ingest=lenient)
+    monkeypatch.setattr(flows.terminal, "prepare_terminal", lambda: None)  # the server of the tests is used
+    capsys.readouterr()
+    typer.main.get_command(app).main(command_of_the_page(), standalone_mode=False)
+    tag = git(standin, "tag")
+    assert re.fullmatch(r"data/hpd/[0-9a-f]{12}", tag)
+    printed = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert ["tag", tag] in printed
+    (following,) = [rest for word, rest in filter(lambda line: line[1:], printed) if word == "next"]
+    assert following.startswith(f"srpo align --revision {tag} --set ingest.source=data/hpd ")
+    for setting in ("on_bad_record=quarantine", "max_bad_share=0.001", "format=hpdv2"):
+        assert f" --set ingest.{setting}" in following
     settings, findings = data_versions.noted(standin, tag)
-    assert (settings["on_bad_record"], settings["max_bad_share"]) == ("quarantine", 0.01)
-    assert {rule: one["set_aside"] for rule, one in findings.items()} == {"broken_record": 1}
-    assert [json.loads(line)["record"] for line in listed.read_text().splitlines()] == [3]
+    assert (settings["on_bad_record"], settings["max_bad_share"]) == ("quarantine", 0.001)
+    assert {rule: one["set_aside"] for rule, one in findings.items()} == {
+        "broken_record": 1,
+        "unreadable_image": 1,
+    }
+    entries = [json.loads(line) for line in listed.read_text().splitlines()]
+    assert sorted((one["record"], one["rule"]) for one in entries) == [
+        (3, "broken_record"),
+        (7, "unreadable_image"),
+    ]
+    with open_version(standin, tag) as version:
+        assert sorted(version.files) == [
+            *(f"benchmark/{name}.json" for name in ("drawbench", "food", "nature", "objects")),
+            *("test.json", "test.tar.gz", "train.json", "train.tar.gz"),
+        ]
+        for name in ("train.tar.gz", "train.json"):
+            assert (version.path / name).read_bytes() == (source / name).read_bytes()
 
 
 def test_the_same_files_are_another_version_if_other_records_are_read_of_them_and_only_then(standin):
@@ -179,18 +257,6 @@ def test_a_source_with_another_layout_gives_a_one_line_error(tmp_path, change, l
     change(source)
     with pytest.raises(DataError, match=line):
         data_versions.collect(source, tmp_path / "target", "hpdv2")
-
-
-def test_copies_that_do_not_fit_on_the_disk_are_refused_before_the_first(standin, monkeypatch):
-    full = shutil.disk_usage("/")._replace(free=1000)
-    monkeypatch.setattr(data_space.shutil, "disk_usage", lambda _: full)
-    with (
-        open_workspace(standin, revision="HEAD") as workspace,
-        disable_run_logger(),
-        pytest.raises(DataError, match="its copies need"),
-    ):
-        collect.fn(workspace, str(HPD), "emoji", "hpdv2")
-    assert not (workspace.path / "data/emoji").exists()
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", "-", "ü"])

@@ -53,12 +53,22 @@ def largest(objects):
     return max(objects.objects.all(), key=lambda one: one.size).Object()
 
 
+def oid_of(one):
+    return "".join(one.key.split("/")[-2:])
+
+
+def content_of(directory):
+    return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
 def flip_a_byte(content):
     return content[:1000] + bytes([content[1000] ^ 1]) + content[1001:]
 
 
 @pytest.mark.s3
-def test_an_object_altered_at_the_same_size_is_found_repaired_and_never_pulled(standin, bucket, objects):
+def test_objects_altered_at_the_same_size_missing_or_cut_are_found_repaired_and_never_pulled(
+    standin, bucket, objects
+):
     use_remote(standin, f"s3://{bucket}/some/prefix")
     with open_workspace(standin, revision="HEAD") as workspace:
         add_data(workspace)
@@ -69,8 +79,7 @@ def test_an_object_altered_at_the_same_size_is_found_repaired_and_never_pulled(s
         altered = largest(objects)
         honest = altered.get()["Body"].read()
         altered.put(Body=flip_a_byte(honest))
-        oid = "".join(altered.key.split("/")[-2:])
-        assert audit_remote(workspace, NAME).damaged == (oid,)
+        assert audit_remote(workspace, NAME).damaged == (oid_of(altered),)
 
         shutil.rmtree(standin / ".dvc/cache")
         shutil.rmtree(workspace.path / "data" / NAME)
@@ -79,9 +88,21 @@ def test_an_object_altered_at_the_same_size_is_found_repaired_and_never_pulled(s
         assert not (workspace.path / "data" / NAME / "train.tar").exists()
 
         add_data(workspace)
+        others = [
+            one for one in objects.objects.all() if not one.key.endswith(".dir") and one.key != altered.key
+        ]
+        missing, cut = (one.Object() for one in others[:2])
+        missing.delete()
+        cut.put(Body=b"half")
+        assert audit_remote(workspace, NAME).damaged == tuple(sorted(map(oid_of, (altered, missing, cut))))
         audit = data_versions.push(workspace, NAME, "full")
         assert (audit.objects, audit.read, audit.damaged) == (8, 8, ())
         assert altered.get()["Body"].read() == honest
+
+        shutil.rmtree(standin / ".dvc/cache")
+        shutil.rmtree(workspace.path / "data" / NAME)
+        fetch_data(workspace, [f"data/{NAME}.dvc"])
+        assert content_of(workspace.path / "data" / NAME) == content_of(HPD)
 
 
 @pytest.mark.s3
