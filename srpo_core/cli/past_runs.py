@@ -70,14 +70,14 @@ def runs(
 
 @runs_app.command()
 def diff(
-    first: Annotated[str, typer.Argument(help="A run: its id or the beginning of it, tag, release or name.")],
+    first: Annotated[str, typer.Argument(help="A run: its id or the beginning of it, ref, release or name.")],
     second: Annotated[str, typer.Argument(help="The run to compare it with.")],
     as_json: Json = False,
 ) -> None:
     """Compare two runs: settings, data, code, figures, and the rules of the gate side by side."""
+    from srpo_core.workspace.run_commit import files_that_differ
     from srpo_core.workspace.run_comparison import compare_runs
     from srpo_core.workspace.run_record import find_record, read_records
-    from srpo_core.workspace.run_tag import files_that_differ
 
     records = read_records(home())
     both = find_record(records, first), find_record(records, second)
@@ -164,6 +164,7 @@ def _print_runs(runs: Sequence["ListedRun"]) -> None:
 
     from srpo_core.report.text import visible
     from srpo_core.workspace.run_list import objective_text, settings_text
+    from srpo_core.workspace.run_record import REF_PREFIX
 
     table = Table(box=None)
     for name in ("run", "started", "state"):
@@ -181,6 +182,8 @@ def _print_runs(runs: Sequence["ListedRun"]) -> None:
         row = (run.run, started, run.state, verdict, figure, settings, run.release or "")
         table.add_row(*map(visible, row))  # a server's names are not ours
     _print(table)
+    if any(run.ref for run in runs):
+        typer.echo(f"code and results of a run: git checkout {REF_PREFIX}RUN && dvc repro")
 
 
 def _assignments(settings: Mapping[str, Any]) -> Iterator[str]:
@@ -195,7 +198,7 @@ def _tables(both: Sequence["RunRecord"], compared: "RunComparison") -> Iterator[
     yield _table("run", names, compared.about)
     yield _table("setting", names, compared.settings)
     if compared.files is None:
-        typer.echo("code     not compared: a run has no tag")
+        typer.echo("code     not compared: a run has no commit of its own")
     elif compared.files:
         typer.echo(f"code     {len(compared.files)} files differ: {', '.join(compared.files[:5])}")
     yield _table("rule of the gate", names, compared.rules, change=True, rules=True)

@@ -15,6 +15,7 @@ from srpo_core.credentials import mask_credentials
 from srpo_core.errors import SrpoError
 from srpo_core.runtime.dvc_yaml import DVC_FILE
 from srpo_core.workspace.git import git, list_names, try_git
+from srpo_core.workspace.run_commit import LOCK, commit_run
 from srpo_core.workspace.run_record import (
     KILLED,
     RUNNING,
@@ -26,7 +27,6 @@ from srpo_core.workspace.run_record import (
     started_at,
     write_record,
 )
-from srpo_core.workspace.run_tag import LOCK, tag_run
 from srpo_core.workspace.worktree import Workspace
 
 log = getLogger(__name__)
@@ -45,16 +45,16 @@ class Recording:
         self._write(settings=settings.model_dump(mode="json"))
 
     def end(self, state: State, reason: str = "") -> None:
-        """Record the end of the run with what its stages have written, and tag it.
+        """Record the end of the run with what its stages have written, and keep its commit.
 
-        A tag or a record that cannot be made does not change what the run did: it is reported in one line.
+        A commit or a record that cannot be made does not change what the run did: it is reported in one line.
         """
         try:
             self._write(state=state, ended=datetime.now(UTC), reason=reason, release=self.release)
             if self.record.settings is None:
                 return
             self._write(**_outcome(self.workspace, self.record.settings, reason))
-            self._write(tag=tag_run(self.workspace))
+            self._write(ref=commit_run(self.workspace))
         except (OSError, SrpoError) as error:
             log.warning(
                 "the record of run %s is incomplete: %s", self.record.run_id, " ".join(str(error).split())
@@ -75,7 +75,7 @@ def recorded(
 ) -> Iterator[Recording]:
     """Record a run in the home directory: `running` now, and how it ended afterwards.
 
-    Runs that were killed before are recorded as killed first, and tagged if their workspaces are still there.
+    Runs that were killed before are recorded as killed first, and committed if their workspaces are still there.
     profile: the preset. flow_run, flow_run_name: id and name of the run on the Prefect server.
     """
     _record_killed_runs(workspace)
@@ -105,7 +105,7 @@ def recorded(
 
 
 def _record_killed_runs(current: Workspace) -> None:
-    """Write down that runs without a record of their end are dead, and tag what their workspaces have."""
+    """Write down that runs without a record of their end are dead, and commit what their workspaces have."""
     for record in read_records(current.home):
         path = current.home / "runs" / record.run_id / "workspace"
         if record.state != KILLED or record.ended is not None:

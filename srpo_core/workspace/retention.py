@@ -18,8 +18,8 @@ from srpo_core.runtime.ray_sessions import unused_sessions
 from srpo_core.runtime.resume import discard_state, resume_states
 from srpo_core.storage import Store, version_key
 from srpo_core.workspace.git import git
+from srpo_core.workspace.run_commit import remove_ref
 from srpo_core.workspace.run_record import RunRecord, read_records, record_file, started_at
-from srpo_core.workspace.run_tag import remove_tag
 from srpo_core.workspace.unused_cache import unused_objects
 from srpo_core.workspace.worktree import RUNS, remove_run
 
@@ -40,7 +40,7 @@ class Expired:
     name: str
     num_bytes: int
     remove: Callable[[], bool]
-    tag: str | None = None
+    ref: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def open_retention(checkout: Path, home: Path, *, before: datetime) -> Retention
 
 
 def expired_runs(retention: Retention, store: Callable[[], Store]) -> Iterator[Expired]:
-    """Yield the old runs, with workspace, record and tag, and old workspaces without a record.
+    """Yield the old runs, with workspace, record and ref, and old workspaces without a record.
 
     store: opens the store of the releases; it is only read if an old run has published.
 
@@ -98,7 +98,7 @@ def expired_runs(retention: Retention, store: Callable[[], Store]) -> Iterator[E
             releases = releases or _Releases(store())
             if releases.may_have(record):
                 continue
-        yield _run(retention, record.run_id, record.tag)
+        yield _run(retention, record.run_id, record.ref)
     for run in _run_directories(retention.home)[1:]:
         moment = started_at(run.name)
         if run.name in recorded or run.name in retention.live or moment is None:
@@ -136,7 +136,7 @@ def expired_objects(retention: Retention, runs: Sequence[Expired] = ()) -> tuple
     """
     if retention.live:
         return None, f"run {min(retention.live)} is using it"
-    gone, tags = {run.name for run in runs}, [run.tag for run in runs if run.tag]
+    gone, refs = {run.name for run in runs}, [run.ref for run in runs if run.ref]
     workspaces = [
         path
         for run in _run_directories(retention.home)
@@ -146,7 +146,7 @@ def expired_objects(retention: Retention, runs: Sequence[Expired] = ()) -> tuple
     find = partial(
         unused_objects, retention.checkout, retention.home / "dvc", workspaces, before=retention.before
     )
-    found = find(without=tags)
+    found = find(without=refs)
     if not found.files:
         return None, found.reason
 
@@ -201,7 +201,7 @@ class _Releases:
         return not in_this_store or version in self._versions
 
 
-def _run(retention: Retention, run_id: str, tag: str | None) -> Expired:
+def _run(retention: Retention, run_id: str, ref: str | None) -> Expired:
     directory = retention.home / RUNS / run_id
     num_bytes = size_of(directory) if directory.is_dir() else 0
 
@@ -209,8 +209,8 @@ def _run(retention: Retention, run_id: str, tag: str | None) -> Expired:
         with file_lock.acquire(retention.home / RUNS / "lock"):
             if file_lock.is_held(directory / "lock"):
                 return False
-            if tag is not None:
-                remove_tag(retention.checkout, tag)
+            if ref is not None:
+                remove_ref(retention.checkout, ref)
             if directory.is_dir():
                 remove_run(retention.checkout, directory)
                 git(retention.checkout, "worktree", "prune")
@@ -218,7 +218,7 @@ def _run(retention: Retention, run_id: str, tag: str | None) -> Expired:
             record_file(retention.home, run_id).unlink(missing_ok=True)
         return True
 
-    return Expired("run", run_id, num_bytes, remove, tag)
+    return Expired("run", run_id, num_bytes, remove, ref)
 
 
 def _run_directories(home: Path) -> list[Path]:

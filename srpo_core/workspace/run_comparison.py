@@ -40,7 +40,7 @@ class RunComparison:
     """What two runs do not have in common.
 
     about: state, verdict, code and data, where they differ. settings: by dotted key. rules: every rule of either run,
-    with its verdict, value and interval. figures: numbers that differ. files: of the code that differ, None if a tag is
+    with its verdict, value and interval. figures: numbers that differ. files: of the code that differ, None if a ref is
     missing.
     """
 
@@ -84,7 +84,7 @@ class Presets:
 def compare_runs(
     first: RunRecord, second: RunRecord, files: Callable[[str, str], list[str] | None]
 ) -> RunComparison:
-    """Compare two runs. files: returns the files that differ between two tags, or None."""
+    """Compare two runs. files: returns the files that differ between two refs, or None."""
     both = (first, second)
     settings = [dict(flat(record.settings or {})) for record in both]
     figures = [
@@ -93,7 +93,7 @@ def compare_runs(
     ]
     rules = [{rule["name"]: rule_summary(rule) for rule in record.rules} for record in both]
     about = [dict(_about(record)) for record in both]
-    differ = files(first.tag, second.tag) if first.tag and second.tag else None
+    differ = files(first.ref, second.ref) if first.ref and second.ref else None
     return RunComparison(
         about=tuple(_differences(*about)),
         settings=tuple(_differences(*settings)),

@@ -31,7 +31,7 @@ class ListedRun:
     objective: Mapping[str, Any] | None = None
     refused_by: tuple[str, ...] = ()
     release: str | None = None
-    tag: str | None = None
+    ref: str | None = None
     flow_run: str | None = None
     flow_run_name: str | None = None
 
@@ -80,7 +80,7 @@ def _of_record(record: RunRecord, presets: Presets, states: Mapping[str, str]) -
         objective=record.objective,
         refused_by=tuple(rule["name"] for rule in record.rules if rule.get("verdict") == "refuses"),
         release=record.version,
-        tag=record.tag,
+        ref=record.ref,
         flow_run=record.flow_run,
         flow_run_name=record.flow_run_name,
     )

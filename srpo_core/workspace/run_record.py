@@ -17,7 +17,7 @@ from srpo_core.errors import ConfigError
 from srpo_core.runtime import file_lock
 
 HISTORY: Final = "history"  # in the home directory
-TAG_PREFIX: Final = "run/"
+REF_PREFIX: Final = "refs/srpo/runs/"
 
 # killed: the process ended without a record of its end
 State = Literal["running", "completed", "failed", "cancelled", "killed"]
@@ -44,9 +44,9 @@ class RunRecord(_Part):
 
     profile: the preset it was started with; None: params.yaml of the checkout. settings: all of them, None until they
     are known. commit: that the workspace was made from; changed: whether the checkout had other files than that commit;
-    snapshot: the git tree of those files. tag: the git tag with code, settings and dvc.lock of the run. flow_run, flow_run_name: of the Prefect server. reason:
-    of the verdict, or the error line. objective, rules: of the gate's decision. figures: numbers of the stages' metrics.
-    release: URI of the published version.
+    snapshot: the git tree of those files. ref: the git ref of the commit with the run's code, settings and dvc.lock.
+    flow_run, flow_run_name: of the Prefect server. reason: of the verdict, or the error line. objective, rules: of the
+    gate's decision. figures: numbers of the stages' metrics. release: URI of the published version.
     """
 
     run_id: str
@@ -59,7 +59,7 @@ class RunRecord(_Part):
     profile: str | None = None
     settings: dict[str, Any] | None = None
     data: DataSource | None = None
-    tag: str | None = None
+    ref: str | None = None
     flow_run: str | None = None
     flow_run_name: str | None = None
     verdict: str | None = None
@@ -113,7 +113,7 @@ def started_at(run_id: str) -> datetime | None:
 
 
 def find_record(records: list[RunRecord], reference: str) -> RunRecord:
-    """Return the run that a reference names: a run's id or its unique beginning, tag, release, or name in Prefect.
+    """Return the run that a reference names: a run's id or its unique beginning, ref, release, or name in Prefect.
 
     Raises:
         ConfigError: no run or several have this name.
@@ -128,7 +128,7 @@ def find_record(records: list[RunRecord], reference: str) -> RunRecord:
     known = ", ".join(record.run_id for record in records[:5]) or "none"
     raise ConfigError(
         f"there is no run {reference!r}: the newest are {known} ('srpo runs' lists them; a run can also be given by its "
-        "tag, its release, or its name in Prefect)"
+        "ref, its release, or its name in Prefect)"
     )
 
 
@@ -145,11 +145,11 @@ def flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _names(record: RunRecord) -> set[str | None]:
-    return {record.run_id, record.tag, record.flow_run_name, record.flow_run, record.version, record.release}
+    return {record.run_id, record.ref, record.flow_run_name, record.flow_run, record.version, record.release}
 
 
 def _bare(reference: str) -> str:
-    return reference.removeprefix(TAG_PREFIX)
+    return reference.removeprefix(REF_PREFIX)
 
 
 def _read(home: Path, file: Path) -> RunRecord | None:

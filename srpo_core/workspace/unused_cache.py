@@ -1,7 +1,7 @@
-"""The objects of DVC's cache that nothing needs any more: no branch, tag or experiment of git, and no workspace.
+"""The objects of DVC's cache that nothing needs any more: no branch, tag, experiment or run in git, and no workspace.
 
-`dvc gc` means the same by its options --all-branches, --all-tags, --all-experiments, --workspace and --projects. It
-cannot tell what it would free, and keeps no object because it is young.
+`dvc gc` means the same by its options --all-branches, --all-tags, --all-experiments, --workspace and --projects, but it
+does not know the refs of runs. It cannot tell what it would free, and keeps no object because it is young.
 """
 
 import json
@@ -16,9 +16,10 @@ from typing import Any, Final
 from srpo_core.errors import ConfigError
 from srpo_core.workspace.dvc_config import require_config
 from srpo_core.workspace.git import git
+from srpo_core.workspace.run_record import REF_PREFIX
 
 _STAGE_LOCKS: Final = "rwlock"
-_REFS: Final = ("refs/heads", "refs/remotes", "refs/tags", "refs/exps")
+_REFS: Final = ("refs/heads", "refs/remotes", "refs/tags", "refs/exps", REF_PREFIX.rstrip("/"))
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def unused_objects(
 ) -> UnusedObjects:
     """Return the objects that were written before a time (seconds since 1970) and that nothing needs.
 
-    workspaces: of runs, whose dvc.lock counts. without: tags that are removed first. delete: remove the objects, while
+    workspaces: of runs, whose dvc.lock counts. without: refs that are removed first. delete: remove the objects, while
     DVC is locked in the checkout. A cache outside the checkout may be shared with other projects, whose needs are not
     known here: nothing in it is called unused. Nor is anything while DVC runs a stage in the checkout.
 
@@ -91,13 +92,12 @@ def _needed(repo: Any, commits: list[str]) -> Iterator[str]:
 
 
 def _commits(checkout: Path, without: Collection[str]) -> list[str]:
-    """Return the commits that branches, tags and experiments point to, and HEAD."""
-    left_out = {f"refs/tags/{tag}" for tag in without}
+    """Return the commits that branches, tags, experiments and runs point to, and HEAD."""
     form = "%(refname) %(objecttype) %(objectname) %(*objecttype) %(*objectname)"
     commits = [git(checkout, "rev-parse", "HEAD")]
     for line in git(checkout, "for-each-ref", f"--format={form}", *_REFS).splitlines():
         name, *objects = line.split(" ")
-        if name not in left_out and "commit" in objects:
+        if name not in without and "commit" in objects:
             commits.append(objects[objects.index("commit") + 1])
     return list(dict.fromkeys(commits))
 

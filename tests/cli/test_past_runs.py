@@ -79,6 +79,14 @@ def test_a_narrow_terminal_cuts_off_neither_runs_nor_releases(srpo, monkeypatch)
     assert "…" not in out
 
 
+def test_the_list_says_how_a_run_comes_back(srpo, tmp_path):
+    newest = read_records(tmp_path / ".srpo")[0]
+    write_record(tmp_path / ".srpo", newest.changed_to(ref=f"refs/srpo/runs/{newest.run_id}"))
+    assert srpo("runs")[1].splitlines()[-1] == (
+        "code and results of a run: git checkout refs/srpo/runs/RUN && dvc repro"
+    )
+
+
 def test_runs_as_json_are_complete(srpo):
     runs = json.loads(srpo("runs", "--json")[1])
     assert [run["run"] for run in runs] == [IDS[1], IDS[0]]
@@ -104,7 +112,7 @@ def test_two_runs_are_compared(srpo):
     assert ["evaluate.judge", "0.5", "1.5", "+1"] in lines
     assert ["gained", "holds", "+1", "[+0,", "+1]", "refuses", "+0", "[+0,", "+1]", "-1"] in lines
     assert ["verdict", "passed", "refused"] in lines
-    assert "code     not compared: a run has no tag" in out
+    assert "code     not compared: a run has no commit of its own" in out
 
 
 def test_a_setting_that_is_an_empty_mapping_in_one_run_is_compared(srpo, tmp_path):

@@ -1,4 +1,4 @@
-"""`srpo clean` removes what is old, and nothing that a process, a release or a tag needs."""
+"""`srpo clean` removes what is old, and nothing that a process, a release or a commit needs."""
 
 import json
 import os
@@ -61,12 +61,12 @@ class Run:
 
 
 def run(checkout) -> Run:
-    """Leave what an old run leaves: a record, a tag, and the directory of a workspace."""
+    """Leave what an old run leaves: a record, a ref, and the directory of a workspace."""
     home = checkout / ".srpo"
     number = len(list((home / "runs").glob("2*")))
     started = datetime(2026, 1, 1, 0, 0, number, tzinfo=UTC)
     run_id = f"{started:%Y%m%d-%H%M%S-%f}"
-    git(checkout, "tag", f"run/{run_id}")
+    git(checkout, "update-ref", f"refs/srpo/runs/{run_id}", "HEAD")
     write_record(
         home,
         RunRecord(
@@ -75,7 +75,7 @@ def run(checkout) -> Run:
             started=started,
             commit="c" * 40,
             changed=False,
-            tag=f"run/{run_id}",
+            ref=f"refs/srpo/runs/{run_id}",
         ),
     )
     path = home / "runs" / run_id / "workspace"
@@ -118,7 +118,7 @@ def made(path, content="x", when=OLD):
     return path
 
 
-def test_old_runs_go_with_workspace_record_and_tag_and_the_newest_stays(checkout):
+def test_old_runs_go_with_workspace_record_and_ref_and_the_newest_stays(checkout):
     first, second = real_run(checkout), real_run(checkout)
     size = sum(
         path.lstat().st_size for path in first.path.parent.rglob("*") if path.is_file() or path.is_symlink()
@@ -129,7 +129,9 @@ def test_old_runs_go_with_workspace_record_and_tag_and_the_newest_stays(checkout
     assert one.remove()
     assert not first.path.parent.exists()
     assert [record.run_id for record in read_records(checkout / ".srpo")] == [second.run_id]
-    assert git(checkout, "tag", "--list", "run/*") == f"run/{second.run_id}"
+    assert (
+        git(checkout, "for-each-ref", "--format=%(refname)", "refs/srpo") == f"refs/srpo/runs/{second.run_id}"
+    )
     assert git(checkout, "worktree", "list", "--porcelain").count("worktree ") == 2
     assert expired_names(checkout) == []
 
@@ -179,7 +181,7 @@ def test_a_run_whose_process_lives_stays_and_so_do_the_caches(checkout):
     assert image.exists()
 
 
-@pytest.mark.parametrize("step", ["remove_tag", "remove_run", "record_file"])
+@pytest.mark.parametrize("step", ["remove_ref", "remove_run", "record_file"])
 def test_a_removal_that_was_killed_is_completed_by_repeating_it(checkout, monkeypatch, step):
     old, _ = run(checkout), run(checkout)
     real = getattr(retention, step)
@@ -198,7 +200,7 @@ def test_a_removal_that_was_killed_is_completed_by_repeating_it(checkout, monkey
     assert again.remove()
     assert expired_names(checkout) == []
     assert not old.path.parent.exists()
-    assert git(checkout, "tag", "--list", f"run/{old.run_id}") == ""
+    assert git(checkout, "for-each-ref", f"refs/srpo/runs/{old.run_id}") == ""
 
 
 def test_an_old_workspace_without_a_record_goes_but_not_one_whose_record_is_damaged(checkout):
@@ -319,7 +321,7 @@ def test_the_cache_loses_what_only_removed_runs_needed_and_the_other_runs_come_b
     )
     assert found.remove()
     assert retention.expired_objects(opened(checkout)) == (None, "")
-    git(checkout, "checkout", "--quiet", f"run/{kept.run_id}")
+    git(checkout, "checkout", "--quiet", f"refs/srpo/runs/{kept.run_id}")
     repro = subprocess.run(["dvc", "repro"], cwd=checkout, capture_output=True, text=True, check=True)
     assert "Running stage" not in repro.stdout
     assert not old.path.exists()

@@ -139,19 +139,24 @@ def rule(verdict, value):
 
 def test_two_runs_differ_in_what_is_different_and_every_rule_is_beside_the_other(tiny):
     first = record(
-        0, tiny, tag="run/a", verdict="passed", rules=(rule("holds", 2.0),), figures={"a": 1.0, "b": 2.0}
+        0,
+        tiny,
+        ref="refs/srpo/runs/a",
+        verdict="passed",
+        rules=(rule("holds", 2.0),),
+        figures={"a": 1.0, "b": 2.0},
     )
     second = record(
         1,
         {**tiny, "seed": 4},
-        tag="run/b",
+        ref="refs/srpo/runs/b",
         verdict="refused",
         rules=(rule("refuses", 0.5),),
         figures={"a": 1.0, "b": 2.5, "c": 1.0, "gate.rules.gained.value": 0.5},
         data=DataSource(source="data/hpd", md5="0" * 32, tag="data/hpd/000000000000"),
     )
     asked = []
-    compared = compare_runs(first, second, lambda *tags: asked.append(tags) or ["srpo_core/errors.py"])
+    compared = compare_runs(first, second, lambda *refs: asked.append(refs) or ["srpo_core/errors.py"])
     assert compared.settings == (Difference("seed", 0, 4),)
     assert Difference("verdict", "passed", "refused") in compared.about
     assert Difference("data", ABSENT, "data/hpd/000000000000") in compared.about
@@ -159,7 +164,7 @@ def test_two_runs_differ_in_what_is_different_and_every_rule_is_beside_the_other
     assert [one.change for one in compared.figures] == [0.5, None]
     (beside,) = compared.rules
     assert [one["verdict"] for one in (beside.first, beside.second)] == ["holds", "refuses"]
-    assert (asked, compared.files) == ([("run/a", "run/b")], ("srpo_core/errors.py",))
+    assert (asked, compared.files) == ([("refs/srpo/runs/a", "refs/srpo/runs/b")], ("srpo_core/errors.py",))
     assert compare_runs(first, record(2, tiny), lambda *_: []).files is None
 
 

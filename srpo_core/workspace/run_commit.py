@@ -1,6 +1,8 @@
-"""The git tag of a run, `run/<run id>`: a commit with its code, params.yaml and dvc.lock.
+"""The commit of a run, with its code, params.yaml and dvc.lock, kept by the git ref `refs/srpo/runs/<run id>`.
 
-`git checkout TAG && dvc repro` restores all results of the run and executes no stage, as long as DVC's cache has them.
+`git checkout REF && dvc repro` restores all results of the run and executes no stage, as long as DVC's cache has them.
+It is no tag: it may have what nobody meant to commit, such as a token in .dvc/config, and `git push --tags` would
+publish it.
 """
 
 from collections.abc import Sequence
@@ -10,24 +12,24 @@ from typing import Final
 from srpo_core.config import PARAMS_FILE, read_values
 from srpo_core.runtime.dvc_yaml import read_stages
 from srpo_core.workspace.git import git, list_names, missing_identity, try_git
-from srpo_core.workspace.run_record import TAG_PREFIX
+from srpo_core.workspace.run_record import REF_PREFIX
 from srpo_core.workspace.worktree import Workspace, is_input
 
 LOCK: Final = Path("dvc.lock")
 _ADDED: Final = ("diff-tree", "-r", "-z", "--name-only", "--no-renames", "--diff-filter=A", "HEAD")
 
 
-def tag_run(workspace: Workspace) -> str:
-    """Make the commit and the tag of a run from its workspace, and return the tag's name. Safe to repeat.
+def commit_run(workspace: Workspace) -> str:
+    """Make the commit and the ref of a run from its workspace, and return the ref's name. Safe to repeat.
 
     The commit has the tracked files as the run saw them, uncommitted changes included. Of untracked files it has only
-    those that a stage reads: a tag may be pushed, and notes that lie in the checkout are no part of the run.
+    those that a stage reads: notes that lie in the checkout are no part of the run.
 
     Raises:
         SrpoError: git failed, for instance because the disk is full.
     """
-    path, tag = workspace.path, f"{TAG_PREFIX}{workspace.run_id}"
-    index = {"GIT_INDEX_FILE": str(path.parent / "tag.index")}
+    path, ref = workspace.path, f"{REF_PREFIX}{workspace.run_id}"
+    index = {"GIT_INDEX_FILE": str(path.parent / "commit.index")}
     try:
         git(path, "read-tree", workspace.snapshot, environment=index)
         git(
@@ -45,24 +47,23 @@ def tag_run(workspace: Workspace) -> str:
     commit = git(
         path, "commit-tree", tree, "-p", "HEAD", "-m", f"Run: {workspace.run_id}", environment=identity
     )
-    git(path, "update-ref", f"refs/tags/{tag}", commit)
-    return tag
+    git(path, "update-ref", ref, commit)
+    return ref
 
 
-def remove_tag(checkout: Path, tag: str) -> None:
-    """Delete the tag of a run, if it is there."""
-    git(checkout, "update-ref", "-d", f"refs/tags/{tag}")
+def remove_ref(checkout: Path, ref: str) -> None:
+    """Delete the ref of a run, if it is there; git removes the commit some time later."""
+    git(checkout, "update-ref", "-d", ref)
 
 
 def files_that_differ(checkout: Path, one: str, other: str) -> list[str] | None:
-    """List the files, other than settings and results, that differ between two tags; None if git lacks one of them."""
-    for tag in (one, other):
-        if try_git(checkout, "rev-parse", "--verify", "--quiet", f"refs/tags/{tag}^{{commit}}") is None:
+    """List the files, other than settings and results, that differ between two refs; None if git lacks one of them."""
+    for ref in (one, other):
+        if try_git(checkout, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}") is None:
             return None
     names = list_names(
         checkout,
-        *("diff-tree", "-r", "-z", "--name-only", "--no-renames"),
-        *(f"refs/tags/{tag}" for tag in (one, other)),
+        *("diff-tree", "-r", "-z", "--name-only", "--no-renames", one, other),
     )
     return [name for name in names if name not in (str(PARAMS_FILE), str(LOCK))]
 
