@@ -1,14 +1,19 @@
 """`srpo data show`, `diff` and `agreement` read versions by their tags, wherever the objects are."""
 
 import json
+import logging
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from standin import make_standin
 
-from srpo_core.cli.data_views import compare_versions, reward_agreement, show_version
+from srpo_core.cli.app import OWN_PACKAGES
+from srpo_core.cli.data_views import reward_agreement, show_version
+from srpo_core.cli.main import main
 from srpo_core.config import load_settings
 from srpo_core.data.decoding import read_image
 from srpo_core.data.kept import open_kept
@@ -69,28 +74,63 @@ def tags(made):
     return made[1]
 
 
-def test_versions_are_shown_and_compared_from_the_remote_without_touching_the_checkout(standin, tags):
+@pytest.fixture
+def srpo(standin, monkeypatch, capsys):
+    """Run a command in the checkout; return its exit code, the words of each line it printed, and its errors."""
+
+    levels = {name: logging.getLogger(name).level for name in OWN_PACKAGES}
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["srpo", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return ended.value.code, [line.split() for line in printed.out.splitlines()], printed.err
+
+    yield run
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+class PrefersLightImages(torch.nn.Module):
+    """Score an image by its mean."""
+
+    def score(self, image, texts):
+        return image.mean().expand(len(texts))
+
+
+def test_versions_are_shown_and_compared_from_the_remote_without_touching_the_checkout(
+    standin, tags, srpo, tmp_path
+):
     before = sorted(
         path for path in standin.rglob("*") if ".srpo" not in path.parts and ".git" not in path.parts
     )
-    page, figures = show_version(tags[1], None)
-    assert page == standin / ".srpo/data" / f"emoji-{tags[1].rpartition('/')[2]}.html"
-    text = page.read_text()
-    assert text.count("data:image/") == 24
-    assert "tied_record" in text
-    values = {(one.group, one.name): one.value for one in figures}
-    assert values["records", "train"] == 479
-    assert values["findings", "tied_record: set aside"] == 2
+    first, second = tags
+    own, compared = tmp_path / "own.html", tmp_path / "diff.html"
+    for option, page in (
+        ([], standin / ".srpo/data" / f"emoji-{second.rpartition('/')[2]}.html"),
+        (["--page", own], own),
+    ):
+        code, lines, _ = srpo("data", "show", second, *option)
+        assert (code, lines[-1]) == (0, ["page", str(page)])
+        assert ["records", "train", "479"] in lines
+        assert ["findings", "tied_record:", "set", "aside", "2"] in lines
+        assert page.read_text().count("data:image/") == 24
+        assert "tied_record" in page.read_text()
 
-    changes, moves = compare_versions(*tags, standin.parent / "diff.html")
-    counts = {split: (one.added, one.removed, one.changed) for split, one in changes.items()}
-    assert counts == {"train": (0, 1, 1), "test": (0, 0, 0), "benchmark": (0, 0, 0)}
-    assert [
-        (one.value, other.value)
-        for one, other in moves
-        if one and (one.group, one.name) == ("records", "train")
-    ] == [(480, 479)]
-    assert tags[0] in (standin.parent / "diff.html").read_text()
+    code, lines, _ = srpo("data", "diff", first, second, "--page", compared)
+    assert (code, lines[-1]) == (0, ["page", str(compared)])
+    # added, removed, changed, unchanged
+    assert [line for line in lines if line and line[0] in {"train", "test", "benchmark"}][:3] == [
+        ["train", "0", "1", "1", "478"],
+        ["test", "0", "0", "0", "160"],
+        ["benchmark", "0", "0", "0", "40"],
+    ]
+    assert ["records", "train", "480", "479"] in lines
+    assert first in compared.read_text()
+    code, lines, _ = srpo("data", "diff", first, first)
+    assert (code, lines[-1]) == (0, ["all", "figures", "are", "equal"])
     after = [path for path in standin.rglob("*") if ".srpo" not in path.parts and ".git" not in path.parts]
     assert sorted(path for path in after if ".dvc/cache" not in str(path)) == before
     assert git(standin, "status", "--porcelain") == ""
@@ -135,13 +175,7 @@ def test_a_damaged_configuration_of_dvc_gives_one_line(standin, tags):
         show_version(tags[0], None)
 
 
-def test_the_agreement_of_a_reward_is_measured_by_style(standin, tags, monkeypatch):
-    class PrefersLightImages(torch.nn.Module):
-        """Score an image by its mean."""
-
-        def score(self, image, texts):
-            return image.mean().expand(len(texts))
-
+def test_the_agreement_of_a_reward_is_measured_by_style(standin, tags, srpo, monkeypatch):
     monkeypatch.setattr("srpo_core.scorers.load_rewards", lambda _: PrefersLightImages())
     rows = reward_agreement(tags[0], None)
     assert [(name, style) for name, style, _ in rows] == [
@@ -161,4 +195,25 @@ def test_the_agreement_of_a_reward_is_measured_by_style(standin, tags, monkeypat
         with source.images("test") as images:
             light = {name: to_tensor(read_image(images.read(name))).mean() for pair in pairs for name in pair}
     assert whole.share == sum(bool(light[a] > light[b]) for a, b in pairs) / 320
-    assert next(share.count for _, _, share in reward_agreement(tags[0], 40)) == 40
+
+    code, lines, _ = srpo("data", "agreement", tags[0], "--max-pairs", 40)
+    assert code == 0
+    (printed,) = [" ".join(line) for line in lines if line[:2] == ["open_clip", "all"]]
+    share, low, high, count = map(float, re.findall(r"[\d.]+", printed))
+    assert low < share < high
+    assert count == 40
+
+
+def test_the_commands_end_with_one_line_and_the_exit_code_of_the_error(srpo, tags):
+    usage = ConfigError.exit_code
+    for command in (
+        ["show", "data/emoji/0"],
+        ["diff", tags[0], "data/emoji/0"],
+        ["agreement", "data/emoji/0"],
+    ):
+        code, lines, error = srpo("data", *command)
+        assert (code, lines) == (usage, [])
+        assert re.fullmatch(rf"srpo: error: there is no data version 'data/emoji/0'.*{tags[0]}.*\n", error)
+    code, _, error = srpo("data", "agreement", tags[0], "--max-pairs", 0)
+    assert (code, error.count("\n")) == (usage, 1)
+    assert "--max-pairs" in error
