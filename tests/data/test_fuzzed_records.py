@@ -5,19 +5,28 @@ import json
 import re
 from collections import Counter
 from itertools import combinations
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from fuzzing import fuzz
+from hypothesis import Phase
 from hypothesis import strategies as st
+from ingest_arguments import ingest_arguments
+from PIL import Image
 from readable_text import is_text
 
+from srpo_core import artifacts
 from srpo_core.data.hpd import read_benchmark, read_choices
 from srpo_core.data.preferences import Preferences
 from srpo_core.data.rules import Findings
 from srpo_core.errors import DataError
 from srpo_core.prompts import normal_form
+from srpo_core.stages.ingest import run
 
 EXAMPLES, LEAST, MOST = 300, 34, 50
+RUNS, NIGHTLY_RUNS = 8, 40  # whole runs, each on three mutated files
+NUMBERS = range(16)  # of the records of such a run
 SPLITS = ("train", "test")
 # rules that compare a record with another one, so a single record cannot tell
 COMPARED = {"doubled_record", "contradiction", "prompt_spelling"}
@@ -227,6 +236,16 @@ def check_stop(texts, split, directory, ingest, entry):
     assert f"this one breaks the rule {entry['rule']})" in findings.way_out()
 
 
+def rows_of(kept, split):
+    """Return (prompt, preferred, rejected) of the table of pairs of records; a pair of several is there once, for the first."""
+    named = {
+        (normal_form(prompt), better, worse): (prompt, f"{split}/{better}", f"{split}/{worse}")
+        for pairs in reversed(kept)
+        for prompt, better, worse in pairs
+    }
+    return list(named.values())
+
+
 def check(texts, split, directory, ingest, seen):
     quarantine = io.StringIO()
     findings = Findings(ingest, quarantine)
@@ -245,13 +264,8 @@ def check(texts, split, directory, ingest, seen):
         elif rule not in COMPARED:
             assert expected[record] is None, (rule, texts[record][:300])
     rows = [row for table in preferences.pair_tables() for row in table.to_pylist()]
-    named = {
-        (normal_form(prompt), better, worse): (prompt, f"{split}/{better}", f"{split}/{worse}")
-        for pairs in reversed(kept)  # a pair of several rankings is in the tables once, for the first of them
-        for prompt, better, worse in pairs
-    }
-    assert {(row["prompt"], row["preferred"], row["rejected"]) for row in rows} == set(named.values())
-    assert len(rows) == len(named)
+    named = rows_of(kept, split)
+    assert sorted((row["prompt"], row["preferred"], row["rejected"]) for row in rows) == sorted(named)
     forms = {normal_form(prompt) for pairs in kept for prompt, _, _ in pairs}
     assert {normal_form(prompt) for prompt in preferences.prompts()} == forms
     assert findings.summary()["read"] == {str(directory / f"{split}.json"): len(texts)}
@@ -315,3 +329,97 @@ def test_a_mutated_entry_of_a_benchmark_list_is_a_prompt_or_named_with_its_rule_
     fuzz(of_lists, st.lists(VALUES, min_size=LEAST, max_size=MOST), 30, seed)
     assert seen["kept"] >= 100
     assert seen["named"] >= 900
+
+
+def write_source(directory):
+    """Write the images of `NUMBERS`, all different, and return their names."""
+    names = {f"{number:05d}{letter}.png" for number in NUMBERS for letter in "abc"}
+    for at, split in enumerate(SPLITS):
+        (directory / split).mkdir(parents=True)
+        for number, name in enumerate(sorted(names)):
+            Image.new("RGB", (16, 16), (number, 9 * at, 0)).save(directory / split / name)
+    (directory / "benchmark").mkdir()
+    return names
+
+
+def write_lists(directory, texts):
+    """Write the JSON lists of a source: texts by name."""
+    for name, entries in texts.items():
+        (directory / name).write_text(f"[{', '.join(entries)}]", encoding="utf-8")
+
+
+def check_refusal(error, ingest):
+    """Require one line; in a run that stops at a bad record, that of the last one that was set aside."""
+    line = str(error)
+    assert line.isprintable()
+    assert len(line) < 2000
+    entries = [json.loads(entry) for entry in artifacts.QUARANTINE.read_text().splitlines()]
+    if ingest.on_bad_record == "stop" and "this one breaks the rule" in line:
+        last = entries[-1]
+        assert f"this one breaks the rule {last['rule']})" in line
+        assert line.startswith(f"{last['file']}: record {last['record']}: {last['detail'][:200]}")
+
+
+def check_tables(texts, names, directory, ingest):
+    """Require that the tables have every good record and no other, and that each bad one was set aside."""
+    rules = {}
+    for entry in map(json.loads, artifacts.QUARANTINE.read_text().splitlines()):
+        assert rules.setdefault((entry["file"], entry["record"]), entry["rule"]) == entry["rule"]
+        assert ingest.on_bad_record == "quarantine" or entry["severity"] == "warning"
+    pairs = pq.read_table(artifacts.PAIRS).to_pylist()
+    for split in SPLITS:
+        file = f"{split}.json"
+        expected = [expected_pairs(text, split) for text in texts[file]]
+        kept = [one for number, one in enumerate(expected) if (str(directory / file), number) not in rules]
+        assert None not in kept
+        assert {name for one in kept for _, *pair in one for name in pair} <= names
+        found = [(row["prompt"], row["preferred"], row["rejected"]) for row in pairs if row["split"] == split]
+        assert sorted(found) == sorted(rows_of(kept, split))
+    file = "benchmark/photo.json"
+    kept = {
+        loads(text) for number, text in enumerate(texts[file]) if (str(directory / file), number) not in rules
+    }
+    prompts = pq.read_table(artifacts.PROMPTS).to_pylist()
+    assert {row["prompt"] for row in prompts if row["split"] == "test"} == kept
+
+
+def test_a_whole_run_on_mutated_files_ends_in_one_line_or_writes_tables_without_the_bad_records(
+    seed, ingest_settings, tmp_path, monkeypatch
+):
+    """Great Expectations included; a few records of each file are mutated."""
+    monkeypatch.chdir(tmp_path)
+    directory, outcomes = Path("hpd"), Counter()
+    names = write_source(directory)
+
+    def of_sources(drawn):
+        *files, prompts, mode, share = drawn
+        ingest = ingest_settings(source=str(directory), on_bad_record=mode, max_bad_share=share)
+        texts = {"benchmark/photo.json": ['"a fox"', '"a dog"', *prompts]}
+        for at, (split, mutations) in enumerate(zip(SPLITS, files, strict=True)):
+            own = NUMBERS[at * len(NUMBERS) // 2 :]
+            changes = [*([[]] * (len(NUMBERS) // 2 - len(mutations))), *mutations]
+            texts[f"{split}.json"] = [
+                mutated(split, number, change) for number, change in zip(own, changes, strict=False)
+            ]
+        write_lists(directory, texts)
+        try:
+            run(
+                **ingest_arguments(train_rollout_source="online", evaluate_real_images=0) | {"ingest": ingest}
+            )
+        except DataError as error:
+            check_refusal(error, ingest)
+            outcomes["refused", mode] += 1
+        else:
+            check_tables(texts, names, directory, ingest)
+            outcomes["read", mode] += 1
+            outcomes["set aside"] += json.loads(artifacts.VALIDATION.read_text())["records"]["bad"]
+
+    few, modes = (
+        st.lists(MUTATIONS, min_size=1, max_size=6),
+        st.sampled_from(["quarantine", "quarantine", "stop"]),
+    )
+    strategy = st.tuples(few, few, st.lists(VALUES, max_size=2), modes, st.sampled_from([1.0, 1.0, 0.5, 0.0]))
+    fuzz(of_sources, strategy, RUNS if seed is None else NIGHTLY_RUNS, seed, phases=[Phase.generate])
+    assert outcomes["read", "quarantine"] >= 3
+    assert outcomes["refused", "stop"] >= 1
+    assert outcomes["set aside"] >= 8
