@@ -84,7 +84,7 @@ def test_the_default_sizes_are_those_of_the_fit_in_the_docs(ingest, monkeypatch,
 
 
 @pytest.mark.nightly  # half a minute of CPU time
-def test_a_rule_that_runs_row_by_row_would_be_noticed_by_its_cpu_time(ingest, tmp_path):
+def test_the_cpu_time_of_records_stays_within_three_times_of_what_the_docs_say(ingest, tmp_path):
     lines = [
         ingest.in_own_process(tmp_path / str(number), number, 64, "none") for number in (20_000, 120_000)
     ]
