@@ -1,13 +1,19 @@
 """The remote of the data: what is missing, cut off or altered is found and sent again; nothing unfinished remains."""
 
 import shutil
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import boto3
 import pytest
+from faulty_proxy import FaultyProxy
 from swift_server import s3_variables
 
 from srpo_core.errors import StoreError
+from srpo_core.runtime import file_lock
 from srpo_core.workspace import data_remote, data_versions
 from srpo_core.workspace.data_remote import audit_remote, without_unfinished_uploads
 from srpo_core.workspace.worktree import fetch_data, open_workspace
@@ -15,6 +21,18 @@ from srpo_core.workspace.worktree import fetch_data, open_workspace
 ROOT = Path(__file__).resolve().parents[2]
 HPD = ROOT / "assets/tiny/hpd"
 NAME = "emoji"
+PUSH = """
+import sys
+from pathlib import Path
+from srpo_core.workspace import data_versions
+from srpo_core.workspace.worktree import open_workspace
+
+source, name = sys.argv[1:]
+with open_workspace(Path.cwd(), revision="HEAD") as workspace:
+    data_versions.collect(source, workspace.path / "data" / name, "hpdv2")
+    data_versions.track(workspace, name)
+    data_versions.push(workspace, name)
+"""
 pytestmark = pytest.mark.pipeline
 
 
@@ -179,6 +197,57 @@ def test_a_push_that_fails_or_is_killed_leaves_no_unfinished_upload(standin, buc
     killed.gen.close()
     assert begun() == others
     assert not list((standin / ".srpo" / data_remote.PUSHES).glob("*.json"))
+
+
+@pytest.mark.s3
+@pytest.mark.nightly  # DVC sends files of 100 MB and more in parts
+@pytest.mark.parametrize("bucket", ["moto"], indirect=True)  # a real server refuses the name of the proxy
+def test_a_push_killed_after_its_first_part_is_ended_by_the_next_one(
+    standin, bucket, objects, monkeypatch, s3_environment
+):
+    """The proxy stores the first part, and answers nothing about parts any more."""
+    source = shutil.copytree(HPD, standin.parent / "source")
+    with (source / "train.tar").open("wb") as file:
+        file.truncate(101 << 20)
+    one_at_a_time, sent, killed = threading.Lock(), threading.Event(), threading.Event()
+
+    def lose_parts(request, send):
+        if request.method != "PUT" or "partNumber=" not in request.path:
+            return send(request)
+        with one_at_a_time:
+            if not sent.is_set():
+                send(request)
+                sent.set()
+        killed.wait(120)
+        return None
+
+    proxy = FaultyProxy(s3_environment, lose_parts)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    use_remote(standin, f"s3://{bucket}/prefix")
+    push = subprocess.Popen([sys.executable, "-c", PUSH, source, NAME])
+    try:
+        assert sent.wait(240), "no part was sent"
+    finally:
+        push.kill()
+        push.wait()
+        killed.set()
+        proxy.close()
+    (begun,) = objects.multipart_uploads.all()
+    assert [part.part_number for part in begun.Object().MultipartUpload(begun.id).parts.all()]
+    (record,) = (standin / ".srpo" / data_remote.PUSHES).glob("*.json")
+    until = time.monotonic() + 60
+    while file_lock.is_held(standin / ".srpo/runs" / record.stem / "lock"):  # its DVC ends a moment later
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_environment)
+    with open_workspace(standin, revision="HEAD") as workspace:
+        data_versions.collect(source, workspace.path / "data" / NAME, "hpdv2")
+        data_versions.track(workspace, NAME)
+        assert data_versions.push(workspace, NAME).damaged == ()
+        assert audit_remote(workspace, NAME, "full").damaged == ()
+    assert list(objects.multipart_uploads.all()) == []
+    assert not record.exists()
 
 
 def test_an_altered_object_in_a_directory_is_found_by_reading_it(standin):
