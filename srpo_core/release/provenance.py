@@ -93,7 +93,8 @@ def git_state(root: Path) -> dict[str, Any]:
 def origins(root: Path, settings: Settings) -> dict[str, Any]:
     """Return what a run was made from: its data, base and rewards, each with the MD5 that dvc.lock records, or None.
 
-    The first 12 digits of the MD5 of data that `srpo data` has versioned are those of their tag.
+    The first 12 digits of the MD5 of data that `srpo data` has versioned are those of their tag, unless other settings
+    read another version of the same files (`data_versions.version_tag`).
     """
     recorded = {
         entry["path"]: entry.get("md5")

@@ -5,6 +5,7 @@ last, so the remote has all files of a tagged version.
 """
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 from srpo_core.artifacts import QUARANTINE, home, replacing
 from srpo_core.config import PARAMS_FILE, write_settings
+from srpo_core.config.yaml_text import parse_yaml
 from srpo_core.data.sources import require_source, source_format
 from srpo_core.data.statistics import count_rows, read_findings
 from srpo_core.errors import ConfigError, SrpoError, StageError, StoreError
@@ -36,6 +38,7 @@ from srpo_core.workspace.worktree import Workspace
 
 _INGEST: Final = "Ingest: "
 _FINDINGS: Final = "Findings: "
+_VERSION: Final = re.compile(r"/[0-9a-f]{12}\Z")
 
 
 @dataclass(frozen=True)
@@ -225,6 +228,21 @@ def noted(checkout: Path, tag: str) -> tuple[dict[str, Any], dict[str, Any] | No
         if line.startswith(key)
     }
     return notes.get(_INGEST, {"format": "hpdv2"}), notes.get(_FINDINGS)
+
+
+def version_read(checkout: Path, source: str, md5: str, ingest: Mapping[str, Any]) -> str | None:
+    """Return the tag of the version of data/<name> with these files that such settings read; None if there is none.
+
+    md5: of the directory, as in data/<name>.dvc. ingest: all settings of ingest.
+    """
+    for tag in git(checkout, "tag", "--list", f"{source}/*").splitlines():
+        pointer = try_git(checkout, "show", f"refs/tags/{tag}:{source}.dvc") if _VERSION.search(tag) else None
+        if pointer is None:  # a tag that `srpo data` has not made
+            continue
+        files = parse_yaml(pointer, f"{source}.dvc of {tag}")["outs"][0]["md5"]
+        if files == md5 and not other_settings(noted(checkout, tag)[0], ingest):
+            return tag
+    return None
 
 
 def is_tagged(workspace: Workspace, tag: str) -> bool:

@@ -14,7 +14,8 @@ from srpo_core.config.yaml_text import read_yaml
 from srpo_core.credentials import mask_credentials
 from srpo_core.errors import SrpoError
 from srpo_core.runtime.dvc_yaml import DVC_FILE
-from srpo_core.workspace.git import git, list_names, try_git
+from srpo_core.workspace.data_versions import version_read
+from srpo_core.workspace.git import git, list_names
 from srpo_core.workspace.run_commit import LOCK, commit_run
 from srpo_core.workspace.run_record import (
     KILLED,
@@ -129,7 +130,7 @@ def _outcome(workspace: Workspace, settings: Mapping[str, Any], reason: str) -> 
     stages: Mapping[str, Any] = (lock or {}).get("stages", {})
     decision = artifacts.read_json(root / artifacts.DECISION) if (root / artifacts.DECISION).is_file() else {}
     return {
-        "data": _data(workspace, settings["ingest"]["source"], stages),
+        "data": _data(workspace, settings["ingest"], stages),
         "verdict": decision.get("verdict"),
         "reason": reason or decision.get("reason", ""),
         "objective": decision.get("objective"),
@@ -138,13 +139,12 @@ def _outcome(workspace: Workspace, settings: Mapping[str, Any], reason: str) -> 
     }
 
 
-def _data(workspace: Workspace, source: str, stages: Mapping[str, Any]) -> DataSource:
-    """Return the source with the digest that dvc.lock has for it, and the data version that has this digest."""
+def _data(workspace: Workspace, ingest: Mapping[str, Any], stages: Mapping[str, Any]) -> DataSource:
+    """Return the source with the digest that dvc.lock has for it, and the data version that the run has read."""
     known = {dep["path"]: dep.get("md5") for stage in stages.values() for dep in stage.get("deps", ())}
-    md5 = known.get(source)
-    tag = f"{source}/{md5[:12]}" if md5 and source.startswith("data/") else None
-    is_version = tag and try_git(workspace.path, "rev-parse", "-q", "--verify", f"refs/tags/{tag}")
-    return DataSource(source=source, md5=md5, tag=tag if is_version else None)
+    source, md5 = ingest["source"], known.get(ingest["source"])
+    tag = version_read(workspace.path, source, md5, ingest) if md5 and source.startswith("data/") else None
+    return DataSource(source=source, md5=md5, tag=tag)
 
 
 def _figures(root: Path) -> Iterator[tuple[str, float]]:

@@ -217,6 +217,17 @@ def test_the_same_files_are_another_version_if_other_records_are_read_of_them_an
     other = add({"long_prompt": 2}, columns={"prompt": "other"})
     assert add({}, columns={"prompt": "other"}) == other
     assert sorted(git(standin, "tag").split()) == sorted([first, other])
+    # a run's record names the version that its settings read
+    git(standin, "tag", "data/words/mine", "HEAD")
+
+    def version_read(md5="0123456789abcdef0123456789abcdef.dir", **changes):
+        read = ingest.model_dump(mode="json") | {"format": "prompts"} | changes
+        return data_versions.version_read(standin, "data/words", md5, read)
+
+    assert version_read() == first
+    assert version_read(columns={"prompt": "other"}) == other
+    assert version_read(columns={"prompt": "third"}) is None
+    assert version_read(md5="f" * 32 + ".dir") is None
     assert git(standin, "diff", "--name-only", first, other) == ""
     settings, findings = data_versions.noted(standin, other)
     assert (settings["columns"], findings) == ({"prompt": "other"}, {"long_prompt": 2})
