@@ -80,6 +80,9 @@ def timed(stage: str, resources: ResourceSettings, *, beat: float = BEAT_SECONDS
         return
     attempt = _new_attempt(stage, key, resources)
     path = _new_file(directory_of(stage, key), attempt)
+    if path is None:
+        yield
+        return
     started, ended = time.monotonic(), threading.Event()
 
     def note(*, completed: bool = False) -> None:
@@ -186,25 +189,51 @@ def _new_attempt(stage: str, key: str, resources: ResourceSettings) -> Attempt:
     )
 
 
-def _new_file(directory: Path, attempt: Attempt) -> Path:
-    """Write an attempt to a new file. Its number, not its time, is its place: a clock can be changed."""
-    directory.mkdir(parents=True, exist_ok=True)
-    number = 1 + max((int(path.stem) for path in directory.glob("*.json")), default=0)
-    path = directory / f"{number:06d}.json"
-    _write(path, attempt)
-    return path
+def _new_file(directory: Path, attempt: Attempt) -> Path | None:
+    """Write an attempt to a file that no other process has, and return it; None, and a warning, if that fails.
+
+    Its number, not its time, is its place: a clock can be changed.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        taken = [int(path.stem) for path in directory.glob("*.json") if path.stem.isdecimal()]
+        return _first_free(directory, 1 + max(taken, default=0), _text(attempt))
+    except OSError as error:
+        _warn(error)
+        return None
+
+
+def _first_free(directory: Path, number: int, text: str) -> Path:
+    """Write a text to the first new file from a number on; two processes that begin at once get two files."""
+    while True:
+        path = directory / f"{number:06d}.json"
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError:
+            number += 1
+        else:
+            return path
 
 
 def _write(path: Path, attempt: Attempt) -> None:
     try:
         with replacing(path) as partial:
-            partial.write_text(attempt.model_dump_json() + "\n", encoding="utf-8")
+            partial.write_text(_text(attempt), encoding="utf-8")
     except OSError as error:
-        log.warning("the time of this stage was not recorded: %s", error)
+        _warn(error)
+
+
+def _text(attempt: Attempt) -> str:
+    return attempt.model_dump_json() + "\n"
+
+
+def _warn(error: OSError) -> None:
+    log.warning("the time of this stage was not recorded: %s", error)
 
 
 def _read_all(directory: Path) -> list[Attempt]:
-    """Read the attempts in order. One that is damaged, as after a loss of power, is reported and left out."""
+    """Read the attempts in order. One that is damaged or cannot be read is reported and left out."""
     found = []
     for path in sorted(directory.glob("*.json")):
         try:
@@ -212,4 +241,6 @@ def _read_all(directory: Path) -> list[Attempt]:
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
             log.warning("%s is damaged (%s), so its time is not counted: remove it", path, reason)
+        except OSError as error:
+            log.warning("%s cannot be read (%s), so its time is not counted", path, error)
     return found

@@ -181,6 +181,38 @@ def test_a_damaged_record_is_named_and_the_next_attempt_gets_a_number_of_its_own
     assert re.search(r"timings/train-\w{12}/000001\.json is damaged \(.*\), so its time is not", caplog.text)
 
 
+def test_a_directory_that_cannot_be_made_does_not_end_the_stage(resources, tmp_path, caplog):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/timings").write_text("a file")
+    run("train", resources)
+    assert [one.getMessage() for one in caplog.records if "was not recorded" in one.getMessage()]
+    assert attempts_of("train") == []
+
+
+def test_files_of_others_among_the_records_do_not_end_the_stage(resources, caplog):
+    directory = directory_of("train", key_of("train"))
+    (directory / "000003.json").mkdir(parents=True)
+    (directory / "notes.json").write_text("{}")
+    run("train", resources)
+    assert [one.completed for one in attempts_of("train")] == [True]
+    assert (directory / "000004.json").is_file()
+    assert "notes.json is damaged" in caplog.text
+    assert "000003.json cannot be read" in caplog.text
+
+
+def test_two_processes_that_begin_at_once_have_a_record_each(resources, monkeypatch):
+    run("train", resources)
+    directory = directory_of("train", key_of("train"))
+    listed = Path.glob
+    # the other process makes its record after this one has looked for a free number
+    monkeypatch.setattr(
+        Path, "glob", lambda path, pattern: [] if path == directory else listed(path, pattern)
+    )
+    run("train", resources)
+    monkeypatch.undo()
+    assert sorted(path.name for path in directory.iterdir()) == ["000001.json", "000002.json"]
+
+
 def test_a_record_that_cannot_be_written_does_not_end_the_stage(resources, tmp_path, caplog, monkeypatch):
     def full(path):
         raise OSError(28, "No space left on device")
