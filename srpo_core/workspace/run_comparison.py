@@ -12,15 +12,16 @@ from srpo_core.errors import ConfigError
 from srpo_core.workspace.run_record import RunRecord, flat
 
 ABSENT: Final = "(absent)"
-# rules are compared by themselves
-_RULES: Final = "gate.rules."
 
 log = getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One line of a comparison; a value that a run does not have is `ABSENT`. change: the second number minus the first."""
+    """One line of a comparison.
+
+    name: what is compared, such as a dotted setting. first, second: its value in each run, `ABSENT` if it has none.
+    """
 
     name: str
     first: Any
@@ -87,10 +88,6 @@ def compare_runs(
     """Compare two runs. files: returns the files that differ between two refs, or None."""
     both = (first, second)
     settings = [dict(flat(record.settings or {})) for record in both]
-    figures = [
-        {name: value for name, value in record.figures.items() if not name.startswith(_RULES)}
-        for record in both
-    ]
     rules = [{rule["name"]: rule_summary(rule) for rule in record.rules} for record in both]
     about = [dict(_about(record)) for record in both]
     differ = files(first.ref, second.ref) if first.ref and second.ref else None
@@ -101,7 +98,7 @@ def compare_runs(
             Difference(name, rules[0].get(name, ABSENT), rules[1].get(name, ABSENT))
             for name in dict.fromkeys((*rules[0], *rules[1]))
         ),
-        figures=tuple(_differences(*figures)),
+        figures=tuple(_differences(first.figures, second.figures)),
         files=None if differ is None else tuple(differ),
     )
 

@@ -89,13 +89,14 @@ def _of_record(record: RunRecord, presets: Presets, states: Mapping[str, str]) -
 def _of_server(run: Mapping[str, Any]) -> ListedRun:
     started = run.get("start_time") or run.get("expected_start_time") or run.get("created") or ""
     parameters = run.get("parameters") if isinstance(run.get("parameters"), Mapping) else {}
+    preset = (parameters or {}).get("profile")  # of another flow named align it may be anything
     name = str(run.get("name") or run["id"])
     return ListedRun(
         run=name,
         started=_iso_text(str(started)),
         state=_server_state(run),
         recorded=False,
-        preset=(parameters or {}).get("profile"),
+        preset=preset if isinstance(preset, str) else None,
         reason=str((run.get("state") or {}).get("message") or ""),
         flow_run=str(run["id"]),
         flow_run_name=name,

@@ -1,7 +1,7 @@
 """The record of a run: settings, code, data, verdict, figures and release, in `<home>/history/<run id>.json`.
 
-It is written when the run starts and when it ends, and stays when the workspace is removed, until `srpo clean`. No server
-is needed to read it.
+It is written when the run starts, when its settings are known, and when it ends. It stays when the workspace is removed,
+until `srpo clean` removes the run.
 """
 
 from collections.abc import Iterator, Mapping
@@ -42,11 +42,15 @@ class DataSource(_Part):
 class RunRecord(_Part):
     """What is known of a run.
 
-    profile: the preset it was started with; None: params.yaml of the checkout. settings: all of them, None until they
-    are known. commit: that the workspace was made from; changed: whether the checkout had other files than that commit;
-    snapshot: the git tree of those files. ref: the git ref of the commit with the run's code, settings and dvc.lock.
-    flow_run, flow_run_name: of the Prefect server. reason: of the verdict, or the error line. objective, rules: of the
-    gate's decision. figures: numbers of the stages' metrics. release: URI of the published version.
+    profile: the preset it was started with, None for params.yaml of the checkout.
+    settings: all of them; None until they are known.
+    commit: that its workspace was made from. changed: whether the checkout had other files than that commit. snapshot:
+    the git tree of those files.
+    ref: the git ref of the commit that has the run's code, settings and dvc.lock.
+    flow_run, flow_run_name: its id and name on the Prefect server.
+    reason: of the verdict, or the line of the error that ended it.
+    objective, rules: of the gate's decision. figures: the numbers of the stages' metrics.
+    release: the URI of the published version.
     """
 
     run_id: str

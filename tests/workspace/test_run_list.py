@@ -118,6 +118,12 @@ def test_a_run_of_the_server_without_times_or_parameters_is_listed(presets):
     assert (run.run, run.state, run.started, run.preset) == ("7", "unknown", "", None)
 
 
+@pytest.mark.parametrize("profile", [None, 1, ["tiny"], {"name": "tiny"}])
+def test_a_run_of_the_server_whose_profile_is_no_text_is_listed_without_a_preset(presets, profile):
+    (run,) = list_runs([], presets, [{"id": "7", "parameters": {"profile": profile}}])
+    assert (run.run, run.preset) == ("7", None)
+
+
 def test_the_objective_is_shown_with_its_interval():
     assert objective_text({"metric": "judge", "value": 0.25, "low": 0.1, "high": 0.4}) == (
         "judge +0.250 [+0.100, +0.400]"
@@ -152,7 +158,7 @@ def test_two_runs_differ_in_what_is_different_and_every_rule_is_beside_the_other
         ref="refs/srpo/runs/b",
         verdict="refused",
         rules=(rule("refuses", 0.5),),
-        figures={"a": 1.0, "b": 2.5, "c": 1.0, "gate.rules.gained.value": 0.5},
+        figures={"a": 1.0, "b": 2.5, "c": 1.0},
         data=DataSource(source="data/hpd", md5="0" * 32, tag="data/hpd/000000000000"),
     )
     asked = []
