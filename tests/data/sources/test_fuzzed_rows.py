@@ -92,7 +92,7 @@ ROWS = st.lists(
 )
 JUNK = {
     ".json": ['{"prompt": 1, "prompt": 2}', "[1]", "9" * 5000],
-    ".jsonl": ['{"prompt": 1, "prompt": 2}', '{"prompt": "a"', "[" * 5000 + "]" * 5000],
+    ".jsonl": ['{"prompt": 1, "prompt": 2}', '{"prompt": "a"', "[" * 1200 + "]" * 1200],
     ".csv": ["one,two", "1,2,3,4,5,6,7,8,9", "\udcff"],
     ".tsv": ["one\ttwo", "1\t2\t3\t4\t5\t6\t7\t8\t9", "\udcff"],
 }
