@@ -1,5 +1,6 @@
 """Records of attempts to run a stage, as `srpo stage` writes them."""
 
+from srpo_core.artifacts import home
 from srpo_core.runtime.timings import Attempt, directory_of, experiment_key, key_of
 
 
@@ -16,7 +17,11 @@ def record_attempt(stage, hours, **changes):
         "completed": True,
         "continues": False,
     }
-    directory = directory_of(stage, key_of(stage))
+    key, values = key_of(stage), values | changes
+    directory = directory_of(stage, key)
     directory.mkdir(parents=True, exist_ok=True)
+    note = home() / "timings/keys" / values["experiment"] / stage
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(key)
     path = directory / f"{1 + len(list(directory.iterdir())):06d}.json"
-    path.write_text(Attempt(**(values | changes)).model_dump_json())
+    path.write_text(Attempt(**values).model_dump_json())

@@ -17,7 +17,7 @@ from srpo_core.runtime.resume import can_resume
 from srpo_core.runtime.timings import (
     WITHOUT_GPU,
     Attempt,
-    attempts_of,
+    attempts_in,
     continued_attempts,
     devices_of,
     experiment_key,
@@ -46,7 +46,9 @@ def require_budget(stage: str, settings: Settings) -> None:
     if resources.max_cost is None:
         return
     names = [one.name for one in read_graph(Path()).stages]  # in the order in which they run
-    earlier = [newest_attempts(attempts_of(name)) for name in names[: names.index(stage)]]
+    experiment = experiment_key()
+    # by their notes: the inputs of all stages before this one may take minutes to hash
+    earlier = [newest_attempts(attempts_in(experiment, name)) for name in names[: names.index(stage)]]
     before = sum(_money_of_run(attempts, resources) for attempts in earlier)
     own = _money_of_run(continued_attempts(stage), resources)
     planned = 0.0 if stage in WITHOUT_GPU else planned_money(stage, hours_by_stage(), resources)

@@ -77,6 +77,13 @@ def owner_mark() -> str:
     return f"{os.getpid()}.{_started(os.getpid())}.{_namespace()}"
 
 
+def is_alive(mark: str) -> bool:
+    """Whether the process that `owner_mark` describes exists in this PID namespace."""
+    pid, _, rest = mark.partition(".")
+    started, _, namespace = rest.partition(".")
+    return pid.isdecimal() and namespace == _namespace() and _started(int(pid)) == started != ""
+
+
 def end_leftovers(grace: float = GRACE_SECONDS) -> int:
     """End processes whose owner is dead, and their descendants; return their number.
 

@@ -2,7 +2,8 @@
 
 Each attempt to run a stage has a file `<home>/timings/<stage>-<key>/<number>.json`; the key is a hash of the stage's
 settings, inputs and code. The file is written when the attempt begins, and again every few seconds with the time so
-far. So an attempt that was killed counts up to the last of these, and nothing has to run after a kill.
+far. So an attempt that was killed counts up to the last of these, and nothing has to run after a kill. The newest key of
+a stage in an experiment is noted in `<home>/timings/keys/<experiment>/<stage>`, so that it is found without its inputs.
 """
 
 import logging
@@ -22,6 +23,7 @@ from srpo_core.artifacts import home, replacing
 from srpo_core.config import MEMORY_ONLY, PARAMS_FILE, ResourceSettings, read_values
 from srpo_core.errors import ArtifactError
 from srpo_core.runtime.dvc_yaml import read_stages, without_keys
+from srpo_core.runtime.processes import is_alive, owner_mark
 from srpo_core.runtime.resume import SMALL_BYTES, fingerprint, is_unrecorded
 
 BEAT_SECONDS: Final = 5.0
@@ -43,7 +45,8 @@ class Attempt(BaseModel):
 
     experiment: see `experiment_key`; began: time in UTC; seconds: how long it ran; devices: how many of `kind` it used;
     price: of a device per hour in `currency`, None if the settings had none; completed: the stage succeeded; continues:
-    it belongs to the same result as the attempt before it.
+    it belongs to the same result as the attempt before it; process: see `owner_mark`; beside: another process was running
+    the stage when it began.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -57,6 +60,8 @@ class Attempt(BaseModel):
     currency: str
     completed: bool
     continues: bool
+    process: str = ""
+    beside: bool = False
 
     @property
     def device_seconds(self) -> float:
@@ -79,7 +84,7 @@ def timed(stage: str, resources: ResourceSettings, *, beat: float = BEAT_SECONDS
         yield
         return
     attempt = _new_attempt(stage, key, resources)
-    path = _new_file(directory_of(stage, key), attempt)
+    path = _new_file(stage, key, attempt)
     if path is None:
         yield
         return
@@ -132,8 +137,18 @@ def continued_attempts(stage: str) -> Sequence[Attempt]:
         return ()
 
 
+def attempts_in(experiment: str, stage: str) -> list[Attempt]:
+    """Return the attempts to run a stage with the inputs that it had last in an experiment; its inputs are not read."""
+    try:
+        key = _key_file(experiment, stage).read_text(encoding="utf-8", errors="replace").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return _read_all(directory_of(stage, key)) if key.isalnum() else []
+
+
 def newest_attempts(attempts: Sequence[Attempt]) -> Sequence[Attempt]:
     """Return the last attempts that belong together: those of one result, complete or not."""
+    attempts = _without_refused(attempts)
     starts = [number for number, one in enumerate(attempts) if not one.continues]
     return attempts[starts[-1] if starts else 0 :]
 
@@ -167,11 +182,23 @@ def directory_of(stage: str, key: str, root: Path | None = None) -> Path:
 
 
 def _continued(stage: str, key: str) -> Sequence[Attempt]:
-    before = _read_all(directory_of(stage, key))
+    before = _without_refused(_read_all(directory_of(stage, key)))
+    if any(_is_of_other(one) for one in before):
+        return ()  # it has its own result, or is refused because that process holds the state
     # a stage that DVC did not record after its success runs again, and resumes: that is one result, too
     if not before or (before[-1].completed and not is_unrecorded(stage)):
         return ()
     return newest_attempts(before)
+
+
+def _without_refused(attempts: Sequence[Attempt]) -> Sequence[Attempt]:
+    """Leave out attempts that did not succeed beside another process; that process has the stage's state."""
+    return [one for one in attempts if one.completed or not one.beside]
+
+
+def _is_of_other(attempt: Attempt) -> bool:
+    """Whether another process is running this attempt."""
+    return not attempt.completed and attempt.process != owner_mark() and is_alive(attempt.process)
 
 
 def _new_attempt(stage: str, key: str, resources: ResourceSettings) -> Attempt:
@@ -186,16 +213,25 @@ def _new_attempt(stage: str, key: str, resources: ResourceSettings) -> Attempt:
         currency=resources.currency,
         completed=False,
         continues=bool(_continued(stage, key)),
+        process=owner_mark(),
+        beside=any(map(_is_of_other, _read_all(directory_of(stage, key)))),
     )
 
 
-def _new_file(directory: Path, attempt: Attempt) -> Path | None:
+def _key_file(experiment: str, stage: str) -> Path:
+    return home() / "timings/keys" / experiment / stage
+
+
+def _new_file(stage: str, key: str, attempt: Attempt) -> Path | None:
     """Write an attempt to a file that no other process has, and return it; None, and a warning, if that fails.
 
     Its number, not its time, is its place: a clock can be changed.
     """
+    directory = directory_of(stage, key)
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        with replacing(_key_file(attempt.experiment, stage)) as partial:
+            partial.write_text(key, encoding="utf-8")
         taken = [int(path.stem) for path in directory.glob("*.json") if path.stem.isdecimal()]
         return _first_free(directory, 1 + max(taken, default=0), _text(attempt))
     except OSError as error:

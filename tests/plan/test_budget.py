@@ -70,6 +70,17 @@ def test_every_attempt_of_this_run_counts_and_a_stage_from_the_cache_of_another_
         require_budget("train", settings(99))
 
 
+def test_the_inputs_of_earlier_stages_are_not_read(settings, tmp_path):
+    (tmp_path / "dvc.yaml").write_text(
+        DVC.replace("deps: [data], params: [seed]}", "deps: [large], params: [seed]}")
+    )
+    (tmp_path / "large").write_text("images")
+    record_attempt("ingest", 1, price=10)
+    (tmp_path / "large").unlink()
+    with pytest.raises(BudgetError, match=r"has cost 10\.00 USD"):
+        require_budget("train", settings(89))
+
+
 def test_stages_after_this_one_do_not_count_and_those_before_it_do_wherever_dvc_yaml_has_them(
     settings, tmp_path
 ):

@@ -11,7 +11,15 @@ import pytest
 
 from srpo_core.config import load_settings
 from srpo_core.runtime import resume
-from srpo_core.runtime.timings import Attempt, attempts_of, devices_of, directory_of, key_of, timed
+from srpo_core.runtime.timings import (
+    Attempt,
+    attempts_of,
+    devices_of,
+    directory_of,
+    key_of,
+    newest_attempts,
+    timed,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 DVC = """\
@@ -132,10 +140,20 @@ def test_the_time_of_a_killed_stage_is_kept_until_its_last_note(resources, tmp_p
         text=True,
     )
     assert stage.stdout.readline() == "noted\n"
+    # beside a live process an attempt has a result of its own; refused, it is no part of the result after the kill
+    run("train", resources)
+    with pytest.raises(ValueError, match="no"):
+        run("train", resources, fails=True)
     stage.send_signal(signal.SIGKILL)
     stage.communicate()
+    alive, own, refused = attempts_of("train")
+    assert [one.continues for one in (alive, own, refused)] == [False, False, False]
+    assert newest_attempts([alive, refused]) == [alive]
+    directory = directory_of("train", key_of("train"))
+    (directory / "000002.json").unlink()
     run("train", resources)
-    killed, resumed = attempts_of("train")
+    killed, _, resumed = attempts_of("train")
+    assert newest_attempts(attempts_of("train")) == [killed, resumed]
     assert killed.seconds > 0
     assert not killed.completed
     assert resumed.continues
@@ -149,7 +167,7 @@ def test_times_are_found_by_settings_and_inputs(resources, tmp_path):
     run("train", resources)
     (tmp_path / "params.yaml").write_text("{seed: 0, train: {steps: 3}, data: data}")
     assert len(attempts_of("train")) == 1
-    assert len(list((tmp_path / "home/timings").iterdir())) == 2
+    assert len(list((tmp_path / "home/timings").glob("train-*"))) == 2
 
 
 def test_the_key_changes_with_a_small_input_and_with_the_size_of_a_large_one(resources, tmp_path):
