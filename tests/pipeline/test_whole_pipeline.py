@@ -291,7 +291,7 @@ def test_a_run_started_over_the_api_applies_its_patch_and_runs_only_affected_sta
     ]
 
 
-@pytest.mark.pipeline
+@pytest.mark.nightly  # tests/flows/test_evaluate.py has the flow without its models
 def test_a_checkpoint_evaluated_over_the_api_gets_the_verdict_of_the_gate(checkout, worker, prefect_server):
     checkpoint = "runs/train/checkpoints/step-000004"
     run = run_deployment(prefect_server, "evaluate-checkpoint", {"checkpoint": checkpoint}, worker)

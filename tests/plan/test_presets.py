@@ -159,7 +159,7 @@ def on_24_gb(**patch):
     return parse_settings(patched(read_values(path), patch), "changed"), preset.cluster
 
 
-@pytest.mark.pipeline
+@pytest.mark.nightly  # half a minute for figures that only the docs have
 def test_adapters_of_rank_64_fit_into_24_gb_only_without_early_stop(planned, monkeypatch):
     """The docs name what rank 16 leaves free, and what rank 64 needs more."""
     monkeypatch.chdir(ROOT)
