@@ -38,7 +38,7 @@ def peak_bytes(source, out):
 def test_memory_does_not_grow_with_the_checkpoint(benchmark, tmp_path):
     """Input grows by 0.8 GB; tensors or mapped pages left in memory would raise the peak by as much.
 
-    How many pages of libraries count differs between two equal runs by some 50 MB, with what the system has cached.
+    Two equal runs were seen to differ by 50 MB.
     """
     sizes, peaks = [], []
     for double, single in ((3, 4), (9, 15)):
