@@ -137,21 +137,11 @@ def _clean(one: "Expired", *, delete: bool) -> int:
 
 def _runs_on_server() -> Sequence[Mapping[str, Any]]:
     """Return the runs that the server of PREFECT_API_URL knows; a server that does not answer is reported in one line."""
-    from srpo_core.runtime.prefect_api import (
-        API_URL,
-        AUTH_STRING,
-        is_on_this_machine,
-        list_flow_runs,
-        secret_file,
-    )
+    from srpo_core.runtime.prefect_api import API_URL, list_flow_runs, with_own_secret
 
-    environment = dict(os.environ)
-    address = environment.get(API_URL, "").strip()
-    if not address:
+    if not os.environ.get(API_URL, "").strip():
         return []
-    secret = secret_file(home())
-    if is_on_this_machine(address) and not environment.get(AUTH_STRING) and secret.is_file():
-        environment[AUTH_STRING] = secret.read_text(encoding="utf-8")
+    environment = with_own_secret(os.environ, home())
     try:
         return list_flow_runs(FLOW, environment, limit=SERVER_RUNS, seconds=SERVER_SECONDS)
     except SrpoError as error:

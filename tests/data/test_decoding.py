@@ -344,4 +344,5 @@ def test_damaged_bytes_end_in_one_line_or_in_an_image(form):
                 assert str(error)  # any other error is the defect
                 assert "\n" not in str(error)
                 refused += 1
-    assert refused, "damage is found"
+    assert refused >= 2
+    assert refused <= 148 or form == "PNG", "every chunk of a PNG has a checksum"
