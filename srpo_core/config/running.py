@@ -155,6 +155,6 @@ class ResourceSettings(Part):
         if self.max_cost is not None and missing:
             raise ValueError(
                 f"max_cost {self.max_cost:g} needs {' and '.join(missing)}, without which no stage's cost can be planned: "
-                "set what is missing (docs/operations.md, Cost and limits), or set max_cost to null"
+                "set what is missing (docs/cost.md), or set max_cost to null"
             )
         return self
