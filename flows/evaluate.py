@@ -15,7 +15,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows import display
-from flows.align import rule_rows
+from flows.align_result import rule_rows
 from flows.notices import notify_failure, warn_of_channels
 from srpo_core.artifacts import DECISION, evaluation_directory, read_json
 from srpo_core.credentials import mask_credentials

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prefect import Flow, get_run_logger, runtime
 from prefect.client.schemas.objects import FlowRun, State
@@ -11,6 +11,7 @@ from prefect.logging.loggers import flow_run_logger
 from prefect.utilities.urls import url_for
 from pydantic import ValidationError
 
+from flows.align_result import AlignResult
 from flows.form import SettingsPatch
 from srpo_core import artifacts
 from srpo_core.config import PARAMS_FILE, load_settings, patched_settings
@@ -22,9 +23,6 @@ from srpo_core.storage import store_uri
 from srpo_core.training.watchdog import is_restart_after_stall
 from srpo_core.workspace.reproduce import StageResult
 from srpo_core.workspace.worktree import Workspace
-
-if TYPE_CHECKING:
-    from flows.align import AlignResult
 
 _PREFIX = "Flow run encountered an exception: "
 
@@ -51,7 +49,7 @@ def send_in_run(message: Message) -> None:
     send(message, lambda line: log.warning("%s", line))
 
 
-def notify_verdict(model: str, result: "AlignResult", published: Published | None) -> None:
+def notify_verdict(model: str, result: AlignResult, published: Published | None) -> None:
     """Notify that the gate refused the model, or that a version is new in the store."""
     if not result.passed:
         grid = (Path.cwd() if result.home else result.workspace) / artifacts.GRID

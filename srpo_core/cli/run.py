@@ -53,8 +53,8 @@ def align(
     from srpo_core.workspace.checkout import require_checkout
 
     require_checkout(Path.cwd(), revision=revision)
-    from flows.align import AlignResult
     from flows.align import align as align_flow
+    from flows.align_result import AlignResult
     from flows.lost_server import reporting_a_lost_server
     from srpo_core.runtime.costs import cost_text
 

@@ -14,7 +14,8 @@ from faulty_proxy import FaultyProxy, without
 from living import ended, runs
 from standin import ROOT, git, keep_stages
 
-from flows.align import align, markdown
+from flows.align import align
+from flows.align_result import markdown
 from flows.form import parse_patch
 from srpo_core.errors import ConfigError, StageError, StoreError
 from srpo_core.release import publishing, verify

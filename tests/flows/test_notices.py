@@ -17,7 +17,8 @@ from prefect.settings import (
 )
 from prefect.states import Crashed, Failed
 
-from flows.align import AlignResult, align
+from flows.align import align
+from flows.align_result import AlignResult
 from flows.notices import notify_alarm, notify_failure, notify_verdict, warn_of_channels
 from flows.release import gc, promote, releases, verify
 from srpo_core.artifacts import TRAIN_OUTCOME, write_json

@@ -1,0 +1,93 @@
+"""The outcome of a run of `align`, and the artifacts that show it in Prefect's UI."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
+
+from srpo_core import artifacts
+from srpo_core.report.text import markdown_text, visible
+from srpo_core.runtime.costs import RunCost, cost_text, money_text
+from srpo_core.workspace.reproduce import StageResult
+
+
+@dataclass(frozen=True)
+class AlignResult:
+    """The outcome of a run.
+
+    passed, reason: the verdict of the gate.
+    report: the HTML report, with formats and cost.
+    release: URI of the published release, or None.
+    stages: the result of each stage that ran.
+    workspace: the worktree with all files of the run.
+    home: whether the results were copied to the checkout.
+    champion: the release in production that was evaluated beside the base, if it is the only difference between the
+        run's settings and the checkout's.
+    cost: what the stages cost when they ran, and what of it this run cost; None if no stage was timed.
+    """
+
+    passed: bool
+    reason: str
+    report: Path
+    release: str | None
+    stages: tuple[StageResult, ...]
+    workspace: Path
+    home: bool
+    champion: str | None = None
+    cost: RunCost | None = None
+
+
+def show_artifacts(result: AlignResult, decision: Mapping[str, Any]) -> None:
+    """Show verdict, stages, the gate's rules and the before/after grid as artifacts in Prefect's UI."""
+    create_markdown_artifact(markdown(result), key="align", description="verdict and stages of a run")
+    if rules := decision.get("rules"):
+        create_table_artifact(
+            rule_rows(rules),
+            key="gate",
+            description=markdown_text(f"the gate's rules: {result.reason[:400]}"),
+        )
+    grid = result.workspace / artifacts.GRID
+    if grid.is_file():
+        image = base64.b64encode(grid.read_bytes()).decode()
+        create_image_artifact(
+            f"data:image/png;base64,{image}",
+            key="grid",
+            description="before (above) and after (below), from the same noise",
+        )
+
+
+def rule_rows(rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the gate's rules as rows of a table, refusing rules first."""
+    order = {"refuses": 0, "warns": 1, "holds": 2}
+    columns = ("name", "verdict", "value", "low", "high", "side", "margin", "reason")
+    ranked = sorted(rules, key=lambda rule: order.get(rule["verdict"], len(order)))
+    return [
+        {column: rule[column] for column in columns} | {"reason": visible(rule["reason"])} for rule in ranked
+    ]
+
+
+def markdown(result: AlignResult) -> str:
+    """Return verdict, paths and stages as Markdown."""
+    money = {} if result.cost is None else {one.stage: money_text(one.money) for one in result.cost.stages}
+    rows = [
+        f"| {stage.stage} | {'cached' if stage.cached else 'ran'} | {stage.seconds:.1f} | {money.get(stage.stage, '')} |"
+        for stage in result.stages
+    ]
+    return "\n".join(
+        [
+            f"## {'Passed' if result.passed else 'Refused'}",
+            markdown_text(result.reason),
+            "",
+            f"- report: `{result.report}`",
+            f"- release: `{result.release or 'none'}`",
+            f"- workspace: `{result.workspace}`",
+            f"- cost: {'not timed' if result.cost is None else cost_text(result.cost)}",
+            "",
+            "| stage | state | seconds | cost when it ran |",
+            "|---|---|---:|---:|",
+            *rows,
+        ]
+    )
