@@ -1,19 +1,12 @@
 """The page in a real browser: a reader moves the slider by mouse and by keyboard."""
 
-import base64
 import io
-import itertools
-import json
-import os
-import re
-import shutil
-import subprocess
 import time
-import urllib.request
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from chromium import needs_chromium, opened_tab
 from PIL import Image
 
 from srpo_core.config import ControlWords, load_settings
@@ -27,56 +20,7 @@ from srpo_core.report.inputs import Difference
 from srpo_core.report.page import Evidence, Extremes, render_page
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        shutil.which("chromium") is None, reason="no Chromium on this machine (apt-get install chromium)"
-    ),
-]
-FLAGS = "--headless --no-sandbox --disable-gpu --no-first-run --remote-debugging-port=0 --hide-scrollbars"
-
-
-class Tab:
-    """One tab of a headless Chromium, controlled over the DevTools protocol."""
-
-    def __init__(self, socket):
-        self.socket, self.numbers = socket, itertools.count(1)
-
-    def call(self, method, **parameters):
-        number = next(self.numbers)
-        self.socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
-        while True:
-            answer = json.loads(self.socket.recv(timeout=60))
-            if answer.get("id") == number:
-                assert "error" not in answer, answer
-                return answer["result"]
-
-    def run(self, script):
-        result = self.call("Runtime.evaluate", expression=script, returnByValue=True)
-        assert "exceptionDetails" not in result, result
-        return result["result"].get("value")
-
-    def click(self, x, y):
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
-
-    def press(self, key, code):
-        for kind in ("rawKeyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
-
-    def centre_of(self, selector):
-        return self.run(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
-            "const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2, b.width]; })()"
-        )
-
-    def pixel_colours(self, selector):
-        """Return the colours of an image at 1/4 and 3/4 of its width."""
-        x, y, width = self.centre_of(selector)
-        shot = Image.open(io.BytesIO(base64.b64decode(self.call("Page.captureScreenshot")["data"]))).convert(
-            "RGB"
-        )
-        return [shot.getpixel((round(x + part * width), round(y))) for part in (-0.25, 0.25)]
+pytestmark = [pytest.mark.browser, needs_chromium]
 
 
 def png(colour):
@@ -158,36 +102,9 @@ def page(tmp_path_factory):
 
 @pytest.fixture(params=[400, 1400])
 def tab(request, page, tmp_path):
-    from websockets.sync.client import connect
-
-    command = [
-        "chromium",
-        *FLAGS.split(),
-        f"--user-data-dir={tmp_path}",
-        f"--window-size={request.param},900",
-    ]
-    with subprocess.Popen(
-        [*command, page.as_uri()],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "HOME": str(tmp_path)},
-    ) as browser:
-        try:
-            assert browser.stderr is not None
-            port = next(
-                found[1] for line in browser.stderr if (found := re.search(r"127\.0\.0\.1:(\d+)/", line))
-            )
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=60) as answer:
-                targets = [target for target in json.load(answer) if target["type"] == "page"]
-            with connect(targets[0]["webSocketDebuggerUrl"], max_size=None, open_timeout=60) as socket:
-                opened = Tab(socket)
-                until = time.monotonic() + 60
-                while not opened.run("document.readyState === 'complete' && location.protocol === 'file:'"):
-                    assert time.monotonic() < until, "the page did not load"
-                    time.sleep(0.1)
-                yield opened
-        finally:
-            browser.terminate()
+    with opened_tab(tmp_path, page.as_uri(), width=request.param) as opened:
+        opened.wait("document.readyState === 'complete' && location.protocol === 'file:'")
+        yield opened
 
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
