@@ -1,26 +1,18 @@
 """Commands for releases and for weight files."""
 
-import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 import typer
 
 from srpo_core import errors
 from srpo_core.cli.app import app
-from srpo_core.cli.output import shortest
+from srpo_core.cli.output import notify, shortest
 from srpo_core.quantizers import REFERENCE
-
-if TYPE_CHECKING:
-    from srpo_core.release.aliases import Move
-    from srpo_core.runtime.channels import Message
 
 PANEL: Final = "Releases"
 
-log = logging.getLogger(__name__)
-
 Release = Annotated[str, typer.Argument(help="A version or an alias.")]
-Reason = Annotated[str, typer.Option(help="Recorded in the history of the alias production.")]
 
 
 @app.command(rich_help_panel=PANEL)
@@ -85,46 +77,6 @@ def show(release: Release = "candidate") -> None:
 
 
 @app.command(rich_help_panel=PANEL)
-def promote(
-    release: Release,
-    reason: Reason = "",
-    override: Annotated[
-        bool, typer.Option("--override", help="Promote although the gate refused it; requires --reason.")
-    ] = False,
-) -> None:
-    """Point the alias `production` of its model to a release; `previous` then points to the former one."""
-    from srpo_core.release import aliases
-    from srpo_core.release.guard import guarded_store
-    from srpo_core.release.notices import move_message
-    from srpo_core.runtime.notifications import Kind
-
-    store = guarded_store()
-    move = aliases.promote(store, release, reason=reason, override=override)
-    typer.echo(_move_line(move))
-    _notify(move_message(Kind.PROMOTED, store, move, reason))
-
-
-@app.command(rich_help_panel=PANEL)
-def rollback(
-    model: Annotated[
-        str | None,
-        typer.Argument(help="Model whose alias production moves; required if the store has several models."),
-    ] = None,
-    reason: Reason = "",
-) -> None:
-    """Move the alias production back to the previous release. Safe to repeat."""
-    from srpo_core.release import aliases
-    from srpo_core.release.guard import guarded_store
-    from srpo_core.release.notices import move_message
-    from srpo_core.runtime.notifications import Kind
-
-    store = guarded_store()
-    move = aliases.rollback(store, model=model, reason=reason)
-    typer.echo(_move_line(move))
-    _notify(move_message(Kind.ROLLED_BACK, store, move, reason))
-
-
-@app.command(rich_help_panel=PANEL)
 def pull(
     release: Release,
     to: Annotated[Path, typer.Option(help="Directory to write to.")],
@@ -170,7 +122,7 @@ def verify(
     if faults:
         error = joined(faults)
         if isinstance(error, errors.DamageError):
-            _notify(damage_message(store, [str(error)]))
+            notify(damage_message(store, [str(error)]))
         raise error
 
 
@@ -237,7 +189,7 @@ def gc(
     elif not garbage.deleted:
         typer.echo("next     repeat it with --delete")
     if garbage.unreadable:
-        _notify(damage_message(store, garbage.unreadable))
+        notify(damage_message(store, garbage.unreadable))
 
 
 @app.command(rich_help_panel=PANEL)
@@ -265,21 +217,3 @@ def generate(
 def draw() -> None:
     """Report the new name of this command."""
     raise errors.ConfigError("'srpo draw' was renamed: use 'srpo generate', which has the same options")
-
-
-def _notify(message: "Message | None") -> None:
-    """Send a message to the channels of SRPO_NOTIFY, if there is one; a channel that fails is one line of the log."""
-    from srpo_core.runtime.channels import send
-
-    if message is not None:
-        send(message, lambda line: log.warning("%s", line))
-
-
-def _move_line(move: "Move") -> str:
-    """Describe a move of production in one line."""
-    if move.before == move.after:
-        return (
-            f"{move.alias}  already points to {move.after}: see its history with 'srpo show {move.after}', or move it "
-            "with 'srpo promote VERSION'"
-        )
-    return f"{move.alias}  {move.before or 'nothing'} → {move.after}"

@@ -15,13 +15,20 @@ from typing import Any, Final
 
 from srpo_core.errors import ConfigError, GateError, StoreError
 from srpo_core.release.evidence import require_consistent
-from srpo_core.release.references import PRODUCTION, Alias, find_alias, read_alias, resolve
+from srpo_core.release.references import (
+    CANDIDATE,
+    PRODUCTION,
+    REJECTED,
+    Alias,
+    find_alias,
+    read_alias,
+    resolve,
+)
 from srpo_core.release.signing import signed_step
 from srpo_core.release.store_page import rebuild_page
 from srpo_core.release.trust import release_state, trust_here
 from srpo_core.storage import Store, model_of
 
-CANDIDATE: Final = "candidate"
 PREVIOUS: Final = "previous"
 ROLLBACK: Final = "rollback"  # marks a step in the history of production
 ATTEMPTS: Final = 5
@@ -52,20 +59,24 @@ def move_alias(
         alias = read_alias(store, name)
         if alias.version == version or _write_move(store, alias, version, why=why, who=who):
             return alias.version
-    raise StoreError(
-        f"other writers moved the alias {name} in {store.uri} during each of {ATTEMPTS} attempts: "
-        "check it with 'srpo releases', then try again"
-    )
+    raise _overtaken(store, name)
 
 
 def promote(
-    store: Store, reference: str, *, reason: str = "", override: bool = False, who: str | None = None
+    store: Store,
+    reference: str,
+    *,
+    reason: str = "",
+    override: bool = False,
+    who: str | None = None,
+    production: Alias | None = None,
 ) -> Move:
     """Point the model's alias `production` to a version; the former production becomes `previous`.
 
     If several processes promote at the same time, one succeeds and the others raise.
 
     override: promote although the gate refused the release; the reason is kept in the history.
+    production: the alias as it was when the caller decided, which must not have moved since; None reads it.
 
     Raises:
         GateError: the gate refused the release.
@@ -75,7 +86,7 @@ def promote(
         SignatureError: the release is not signed as it must be, see `release_state`.
     """
     version = resolve(store, reference)
-    production = read_alias(store, f"{model_of(version)}/{PRODUCTION}")
+    production = production or read_alias(store, f"{model_of(version)}/{PRODUCTION}")
     decision = _trusted_manifest(store, version)["decision"]
     passed = decision.get("passed") is True
     if override and not reason:
@@ -119,6 +130,20 @@ def rollback(store: Store, *, model: str | None = None, reason: str = "", who: s
     return _move_production(store, production, last["from"], why=why, who=who, marks={ROLLBACK: True})
 
 
+def note_rejection(store: Store, version: str, *, why: str, who: str | None = None) -> None:
+    """Add to the history of the model's `candidate` that a version was rejected. The alias stays where it is.
+
+    Raises:
+        StoreError: other writers kept moving the alias.
+    """
+    name = f"{model_of(version)}/{CANDIDATE}"
+    for _ in range(ATTEMPTS):
+        alias = read_alias(store, name)
+        if _write_move(store, alias, alias.version, why=why, who=who, marks={REJECTED: version}):
+            return
+    raise _overtaken(store, name)
+
+
 def _trusted_manifest(store: Store, version: str) -> Mapping[str, Any]:
     """Return the manifest of a version that may go into production; report who signed it.
 
@@ -130,6 +155,13 @@ def _trusted_manifest(store: Store, version: str) -> Mapping[str, Any]:
     require_consistent(store, version, manifest)
     log.info("%s is %s", version, release_state(store, version, manifest, trust_here()))
     return manifest
+
+
+def _overtaken(store: Store, name: str) -> StoreError:
+    return StoreError(
+        f"other writers moved the alias {name} in {store.uri} during each of {ATTEMPTS} attempts: "
+        "check it with 'srpo releases', then try again"
+    )
 
 
 def _move_production(

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from srpo_core.gates.comparisons import COMPARISONS
 from srpo_core.quantizers import LORA_FORMAT
+from srpo_core.release.references import REJECTED
 from srpo_core.report.store_chart import shown_figure
 from srpo_core.report.store_rows import (
     UNKNOWN,
@@ -123,6 +124,7 @@ class _Step(_Part):
     before: Text | None = Field(default=None, alias="from")
     after: Text | None = Field(default=None, alias="to")
     rollback: bool = False
+    rejected: Text | None = None
 
 
 class _Alias(_Part):
@@ -173,6 +175,9 @@ def first_fault(error: ValidationError) -> str:
 
 
 def _move(step: _Step) -> MoveRow:
+    """Return a step as a row of the page; `after` of a rejection is the version that was rejected."""
+    if step.rejected is not None:
+        return MoveRow(step.when, "", step.rejected, step.who, step.why, REJECTED)
     kind = "rolled back" if step.rollback else "override" if step.why.startswith("override:") else "promoted"
     return MoveRow(step.when, step.before or "", step.after or "", step.who, step.why, kind)
 

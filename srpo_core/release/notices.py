@@ -8,12 +8,17 @@ from srpo_core.runtime.notifications import Kind, compose, release_links
 from srpo_core.storage import Store, model_of, version_key
 
 
-def move_message(kind: Kind, store: Store, move: Move, reason: str) -> Message | None:
-    """Return the message that production was moved, with who and why; None if it pointed there already."""
+def move_message(
+    kind: Kind, store: Store, move: Move, reason: str, *, who: str | None = None
+) -> Message | None:
+    """Return the message that production was moved, with who and why; None if it pointed there already.
+
+    who: by default the user of this process.
+    """
     if move.before == move.after:
         return None
     why = f": {reason}" if reason else ""
-    cause = f"{move.alias}: {move.before or 'nothing'} → {move.after}, by {user_name()}{why}"
+    cause = f"{move.alias}: {move.before or 'nothing'} → {move.after}, by {who or user_name()}{why}"
     links = release_links(f"{store.uri}/{version_key(move.after)}")
     return compose(kind, [model_of(move.after), move.after], cause, links)
 

@@ -12,7 +12,7 @@ from srpo_core import artifacts
 from srpo_core.config import PARAMS_FILE, Settings, load_settings
 from srpo_core.gates import require_passed
 from srpo_core.quantizers import LORA_FORMAT
-from srpo_core.release.aliases import CANDIDATE, move_alias
+from srpo_core.release.aliases import move_alias
 from srpo_core.release.card import generation_call, model_card
 from srpo_core.release.comfyui import copy_with_workflow, workflow_text
 from srpo_core.release.gc import remove_unprotected
@@ -32,7 +32,7 @@ from srpo_core.release.layout import (
     require_existing,
 )
 from srpo_core.release.provenance import environment, git_state, origins, require_reproduced, version_of
-from srpo_core.release.references import read_alias
+from srpo_core.release.references import CANDIDATE, read_alias
 from srpo_core.release.signing import sign_release
 from srpo_core.release.store_page import rebuild_page
 from srpo_core.release.trust import release_state, require_signer, trust_here

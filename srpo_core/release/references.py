@@ -10,7 +10,11 @@ from srpo_core.release.seen import require_not_set_back
 from srpo_core.release.trust import UNCHECKED, UNSIGNED, move_state, release_state, trust_here
 from srpo_core.storage import Store, is_version, listed
 
+CANDIDATE: Final = "candidate"
 PRODUCTION: Final = "production"
+REJECTED: Final = (
+    "rejected"  # marks a step that moves nothing and records that a person rejected the version it names
+)
 
 Step = Mapping[str, Any]
 log = getLogger(__name__)
@@ -97,7 +101,7 @@ def _require_trusted(store: Store, alias: Alias) -> None:
 
 
 def history_of(store: Store, version: str) -> Mapping[str, list[Step]]:
-    """Return, for each alias that ever pointed to `version`, its moves to and from it, oldest first.
+    """Return, for each alias that ever pointed to `version`, its moves to and from it and its rejections, oldest first.
 
     An alias that cannot be read is left out, and the reason is logged.
     """
@@ -108,8 +112,13 @@ def history_of(store: Store, version: str) -> Mapping[str, list[Step]]:
         except StoreError as error:
             log.warning("%s", error)
         else:
-            histories[name] = [step for step in history if version in (step["from"], step["to"])]
+            histories[name] = [step for step in history if _is_about(step, version)]
     return {name: steps for name, steps in histories.items() if steps}
+
+
+def _is_about(step: Step, version: str) -> bool:
+    """Whether a step moved an alias to or from a version, or rejected it."""
+    return version in ((step[REJECTED],) if REJECTED in step else (step["from"], step["to"]))
 
 
 def protected_versions(store: Store) -> set[str | None]:

@@ -18,7 +18,7 @@ from srpo_core.artifacts import replacing
 from srpo_core.errors import ConfigError, StoreError
 from srpo_core.release.layout import GRID, REPORT
 from srpo_core.release.manifest_rows import production_of, release_row
-from srpo_core.release.references import PRODUCTION
+from srpo_core.release.references import CANDIDATE, PRODUCTION, REJECTED
 from srpo_core.report.store_page import StorePage, detailed_rows, render_store_page
 from srpo_core.report.store_rows import ModelPart, MoveRow, ReleaseRow
 from srpo_core.storage import PAGE, Store, is_version, model_of
@@ -161,6 +161,7 @@ def _model(
         production,
         moves,
         [fault for alias, (_, _, fault) in aliases.items() if fault and alias.partition("/")[0] == name],
+        [move for move in aliases.get(f"{name}/{CANDIDATE}", (None, [], ""))[1] if move.kind == REJECTED],
     )
 
 

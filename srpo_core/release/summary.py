@@ -10,7 +10,7 @@ from typing import Any, Final
 from srpo_core.errors import ConfigError, StoreError
 from srpo_core.quantizers import LORA_FORMAT, REFERENCE
 from srpo_core.release.manifest import release_manifest
-from srpo_core.release.references import history_of, read_alias, resolve
+from srpo_core.release.references import REJECTED, history_of, read_alias, resolve
 from srpo_core.release.trust import SignatureError, Trust, release_state, trust_here
 from srpo_core.runtime.costs import RunCost, cost_text, money_text, recorded_cost
 from srpo_core.storage import Store
@@ -145,6 +145,8 @@ def describe(store: Store, reference: str) -> Iterator[str]:
     for alias, steps in history_of(store, manifest["version"]).items():
         for step in steps:
             arrow = f"{step['from'] or 'nothing'} → {step['to'] or 'nothing'}"
+            if REJECTED in step:
+                arrow = REJECTED
             yield f"alias    {alias:<18} {step['when']}  {arrow}  by {step['who']}: {step['why']}"
 
 

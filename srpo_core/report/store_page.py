@@ -67,6 +67,7 @@ def _model(model: ModelPart) -> dict[str, Any]:
         "moves": model.moves[:OPEN_ROWS],
         "older_moves": model.moves[OPEN_ROWS:MOVES],
         "num_unlisted_moves": max(0, len(model.moves) - MOVES),
+        "rejections": model.rejections[:MOVES],
         "num_versions": len(model.rows),
         "panels": panels[:OPEN_PANELS],
         "more_panels": panels[OPEN_PANELS:],

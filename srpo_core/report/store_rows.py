@@ -95,7 +95,7 @@ class ReleaseRow:
 
 @dataclass(frozen=True)
 class MoveRow:
-    """One move of production; kind: `promoted`, `rolled back` or `override`."""
+    """One step of an alias; kind: `promoted`, `rolled back` or `override`, or `rejected`, which is about `after`."""
 
     when: str
     before: str
@@ -109,8 +109,8 @@ class MoveRow:
 class ModelPart:
     """The releases of one model, newest first.
 
-    production: the version in production, or None; moves: of production, newest first; faults: aliases that cannot be
-    read.
+    production: the version in production, or None; moves: of production, newest first; rejections: of candidates, newest
+    first; faults: aliases that cannot be read.
     """
 
     name: str
@@ -118,3 +118,4 @@ class ModelPart:
     production: str | None = None
     moves: Sequence[MoveRow] = ()
     faults: Sequence[str] = ()
+    rejections: Sequence[MoveRow] = ()

@@ -118,7 +118,10 @@ def test_data_without_a_source_shows_its_commands(srpo):
 
 def test_the_help_lists_the_panels_in_the_order_of_use(srpo):
     text = srpo("--help").stdout
-    places = [text.index(f"─ {panel} ─") for panel in ("Run", "Data", "Releases", "Settings and machine")]
+    places = [
+        text.index(f"─ {panel} ─")
+        for panel in ("Run", "Data", "Releases", "Production", "Settings and machine")
+    ]
     assert places == sorted(places)
 
 

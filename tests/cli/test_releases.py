@@ -32,7 +32,7 @@ def test_promote_rollback_and_gc_run_in_their_own_process_and_load_no_server(tmp
     store = open_store(str(tmp_path / "store"))
     for number in (1, 2, 3):
         publish_small(store, tmp_path, number)
-    lines = "promote tiny-1\npromote tiny-2 --reason sharper\nrollback\ngc --keep 0 --delete\n"
+    lines = "promote tiny-1\npromote tiny-2 --reason sharper\nrollback\nreject tiny-3 --why blurred\ngc --keep 0 --delete\n"
     done = subprocess.run(
         [sys.executable, "-c", COMMANDS],
         input=lines,
@@ -47,6 +47,7 @@ def test_promote_rollback_and_gc_run_in_their_own_process_and_load_no_server(tmp
         "tiny/production  nothing → tiny-1",
         "tiny/production  tiny-1 → tiny-2",
         "tiny/production  tiny-2 → tiny-1",
+        "tiny-3  rejected",
         "removed  tiny-3",
         "[]",
     ]
