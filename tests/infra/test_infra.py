@@ -213,8 +213,8 @@ def test_dependencies_and_volumes_are_declared():
 def test_the_compose_file_contains_no_secrets_and_the_readme_lists_them():
     text = (INFRA / "compose.yaml").read_text()
     secrets = set(re.findall(r"\$\{(\w+)", text))
-    readme = (INFRA / "README.md").read_text()
-    assert {line.partition("=")[0] for line in re.findall(r"^\w+=\.\.\.", readme, re.M)} == secrets
+    section = (INFRA / "README.md").read_text().partition("## With containers")[2].partition("\n## ")[0]
+    assert {line.partition("=")[0] for line in re.findall(r"^\w+=\.\.\.", section, re.M)} == secrets
     assert not re.search(r"(PASSWORD|TOKEN|SECRET\w*): (?!\$\{)", text)
 
 
@@ -236,7 +236,9 @@ def test_the_prefect_server_asks_for_a_secret_that_its_clients_have_and_closes_f
 def test_the_readme_starts_no_prefect_server_without_the_variables_of_its_secret():
     readme = (INFRA / "README.md").read_text()
     (block,) = [
-        block for block in re.findall(r"```\n(.*?)```", readme, re.S) if "prefect server start" in block
+        block
+        for block in re.findall(r"^```\w*\n(.*?)^```$", readme, re.S | re.M)
+        if "prefect server start" in block
     ]
     assert block.index('eval "$(srpo server-environment)"') < block.index("prefect server start")
 
