@@ -21,7 +21,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup demo tiny-family check check-deps test coverage test-all test-nightly test-distributed test-hosts gpu-smoke clean
+.PHONY: help setup demo tiny-family compare check check-deps test coverage test-all test-nightly test-distributed test-hosts gpu-smoke clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -47,6 +47,9 @@ tiny-family: $(STAMP) ## train the demo's models from scratch, resumable (2 core
 	@cd assets/tiny/recipe && dvc repro && cd ../../.. && python assets/tiny/make_hpd.py
 	@cat assets/tiny/recipe/out/table.md
 	@echo "assets/tiny now contains the models trained here; 'git checkout assets/tiny' restores the shipped ones." >&2
+
+compare: $(STAMP) ## compare the training methods on the tiny family, resumable; see benchmarks/compare.py
+	@python benchmarks/compare.py
 
 check: $(STAMP) ## format, lint, types, import layers
 	ruff format --check .

@@ -11,21 +11,17 @@ Run it in a checkout in which `dvc repro check_reward` has run. All files are wr
 import argparse
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from prepared import ROOT, prepare, run_srpo, run_stage
 
 from srpo_core.algorithm import METHODS
 from srpo_core.artifacts import step_directory, step_name
 from srpo_core.config import PARAMS_FILE, Settings, parse_settings, patched, read_values
 from srpo_core.training.steps import checkpoint_steps
 
-ROOT = Path(__file__).resolve().parents[1]
 # figures that are independent of the objective, with the sign of a change for the worse
 HARM = {"judge_wanted": -1, "judge_top5": -1, "kid": 1}
 
@@ -96,14 +92,14 @@ def _train_and_evaluate(
     work: Path, method: str, seed: int, rate: float, options: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     settings, values = _settings(method, seed, rate, options)
-    _prepare(work, values)
-    _stage(work, "embed")
-    _stage(work, "train")
+    prepare(work, values, {name: ROOT / name for name in ("runs/ingest", "runs/check_reward")})
+    run_stage(work, "embed")
+    run_stage(work, "train")
     for step in checkpoint_steps(settings.train):
         target = work / "evaluations" / step_name(step)
         if not (target / "decision.json").exists():
             command = ["evaluate", str(step_directory(step)), "--output", str(target)]
-            _srpo(work, command, allowed=(0, 3))
+            run_srpo(work, command, allowed=(0, 3))
         decision = json.loads((target / "decision.json").read_text())
         figures = _changes(target, seed, settings)
         yield {
@@ -150,45 +146,6 @@ def _settings(
     train |= {"steps": options.steps, "checkpoint_every": options.every}
     merged = patched(values, {"seed": seed, "train": train})
     return parse_settings(merged, str(PARAMS_FILE)), merged
-
-
-def _prepare(work: Path, values: Mapping[str, Any]) -> None:
-    """Prepare a directory with these settings and links to this checkout's code, data and first stages."""
-    (work / "runs").mkdir(parents=True, exist_ok=True)
-    (work / PARAMS_FILE).write_text(yaml.safe_dump(dict(values), sort_keys=False))
-    linked = (
-        "assets",
-        "srpo_core",
-        "dvc.yaml",
-        "requirements.lock",
-        "profiles",
-        "runs/ingest",
-        "runs/check_reward",
-    )
-    for name in linked:
-        if not (work / name).is_symlink():
-            (work / name).symlink_to(ROOT / name)
-
-
-def _stage(work: Path, name: str) -> None:
-    """Run a stage, unless it has run already."""
-    if not (work / f"runs/{name}.done").exists():
-        _srpo(work, ["stage", name], allowed=(0,))
-        (work / f"runs/{name}.done").touch()
-
-
-def _srpo(work: Path, words: Sequence[str], *, allowed: Sequence[int]) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SRPO_HOME": str(work / ".srpo")}
-    done = subprocess.run(
-        [sys.executable, "-m", "srpo_core", *words],
-        cwd=work,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode not in allowed:
-        raise SystemExit(f"'srpo {' '.join(words)}' in {work} failed: {done.stderr.strip().splitlines()[-1]}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,66 @@
+"""The methods that benchmarks/compare.py compares: one line each, as a change of the settings `train` of params.yaml.
+
+A line may also name several values of `direct_align`, `rollout` and so on; what it leaves out is the preset's.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from srpo_core.config import ControlWords, Settings, parse_settings, patched
+
+BASE: Final = "base"
+REFERENCE: Final = "SRPO online"
+PAIRS: Final = {"ink_over_3d": ("Ink", "3D"), "3d_over_flat": ("3D", "Flat")}
+WANTED: Final = {"reward_text": "wanted"}
+OFFLINE: Final = {"source": "offline"}
+FEW: Final = {"num_inference_steps": 4}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One method under one name.
+
+    train: what differs from the preset's settings `train`; seeds: number of training seeds; length: its optimizer steps
+    as a multiple of the others', for a method whose steps are cheap.
+    """
+
+    name: str
+    train: Mapping[str, Any]
+    seeds: int = 3
+    length: int = 1
+    notes: str = field(default="", compare=False)
+
+
+CONTENDERS: Final = (
+    Contender(REFERENCE, {"method": "srpo"}, seeds=5),
+    Contender("SRPO offline", {"method": "srpo", "rollout": OFFLINE}),
+    Contender("SRPO, 4 rollout steps", {"method": "srpo", "rollout": FEW}),
+    Contender("Direct-Align", {"method": "direct_align", **WANTED}),
+    Contender("ReFL", {"method": "refl", **WANTED}),
+    Contender("DRaFT-LV", {"method": "draft_lv", **WANTED}),
+    Contender("DRaFT-K", {"method": "draft_k", **WANTED}),
+)
+
+
+def named(name: str) -> Contender:
+    """Return a contender. Raises `SystemExit` if no line has the name."""
+    for one in CONTENDERS:
+        if one.name == name:
+            return one
+    raise SystemExit(f"no method {name!r}: known are {', '.join(one.name for one in CONTENDERS)}")
+
+
+def settings_of(
+    values: Mapping[str, Any], train: Mapping[str, Any], *, pair: str, seed: int, steps: int, every: int
+) -> Settings:
+    """Return the settings of one training run.
+
+    values: params.yaml; train: the contender's change; pair: a key of `PAIRS`; every: steps between checkpoints.
+    """
+    changed = {**train, "steps": steps, "checkpoint_every": every}
+    settings = parse_settings(patched(values, {"seed": seed, "train": changed}), "benchmarks/contenders.py")
+    wanted, unwanted = PAIRS[pair]
+    return settings.model_copy(
+        update={"control_words": ControlWords.of(wanted=[wanted], unwanted=[unwanted])}
+    )
