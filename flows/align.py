@@ -17,6 +17,7 @@ from prefect.utilities.annotations import quote
 
 from flows import display
 from flows.align_result import AlignResult, show_artifacts
+from flows.dead_runs import end_shown_tasks, find_dead_runs
 from flows.form import Profile, SettingsPatch
 from flows.live_progress import StepProgress
 from flows.notices import notify_alarm, notify_failure, notify_stall, notify_verdict, warn_of_channels
@@ -47,9 +48,9 @@ from srpo_core.workspace.worktree import (
 @flow(
     name="align",
     validate_parameters=True,
-    on_running=[warn_of_channels],
+    on_running=[warn_of_channels, find_dead_runs],
     on_failure=[notify_failure],
-    on_crashed=[notify_failure],
+    on_crashed=[notify_failure, end_shown_tasks],
 )
 def align(
     profile: Profile | None = "tiny",

@@ -12,6 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
 from flows import display
+from flows.dead_runs import end_shown_tasks, find_dead_runs
 from flows.notices import notify_failure, warn_of_channels
 from srpo_core.config import PARAMS_FILE, Settings, load_settings
 from srpo_core.report.data_page import page_path, write_data_page
@@ -32,7 +33,12 @@ from srpo_core.workspace.worktree import Workspace, open_workspace
 PUBLISHED: Final = "hpd.version.published"
 
 
-@flow(name="data", on_running=[warn_of_channels], on_failure=[notify_failure], on_crashed=[notify_failure])
+@flow(
+    name="data",
+    on_running=[warn_of_channels, find_dead_runs],
+    on_failure=[notify_failure],
+    on_crashed=[notify_failure, end_shown_tasks],
+)
 def data(
     source: str,
     name: str = "hpd",

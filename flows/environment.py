@@ -4,7 +4,13 @@ import os
 from pathlib import Path
 from typing import Final
 
-from flows.server_secret import CLIENT_SECRET, SERVER_SECRET, server_environment
+from flows.server_secret import (
+    CLIENT_SECRET,
+    HEARTBEAT_SECONDS,
+    HEARTBEATS,
+    SERVER_SECRET,
+    server_environment,
+)
 from srpo_core.artifacts import home
 from srpo_core.runtime.machine import adapt_to_machine
 from srpo_core.runtime.prefect_api import API_KEY, API_URL, is_on_this_machine
@@ -40,6 +46,7 @@ def prepare_environment() -> None:
     defaults = {
         **quiet_environment(),
         **_secret_variables(),
+        HEARTBEATS: HEARTBEAT_SECONDS,
         "PREFECT_HOME": str(home() / "prefect"),
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
         # the default of 20 s is too short on a busy laptop

@@ -16,6 +16,7 @@ from prefect.states import Completed
 
 from flows import display
 from flows.align_result import rule_rows
+from flows.dead_runs import end_shown_tasks, find_dead_runs
 from flows.notices import notify_failure, warn_of_channels
 from srpo_core.artifacts import DECISION, evaluation_directory, read_json
 from srpo_core.credentials import mask_credentials
@@ -29,9 +30,9 @@ _RESULTS: Final = (0, GateError.exit_code)
 
 @flow(
     name="evaluate-checkpoint",
-    on_running=[warn_of_channels],
+    on_running=[warn_of_channels, find_dead_runs],
     on_failure=[notify_failure],
-    on_crashed=[notify_failure],
+    on_crashed=[notify_failure, end_shown_tasks],
 )
 def evaluate_checkpoint(checkpoint: str) -> "State[dict[str, Any]]":
     """Compare a checkpoint with base and champion on the test prompts, by the rules of the gate.

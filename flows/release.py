@@ -8,6 +8,7 @@ from pathlib import Path
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
+from flows.dead_runs import end_shown_tasks, find_dead_runs
 from flows.notices import notify_failure, send_in_run, warn_of_channels
 from srpo_core.errors import StoreError
 from srpo_core.release import aliases, download, summary
@@ -55,7 +56,12 @@ def show(version: str = "candidate") -> list[str]:
     return lines
 
 
-@flow(name="promote", on_running=[warn_of_channels], on_failure=[notify_failure], on_crashed=[notify_failure])
+@flow(
+    name="promote",
+    on_running=[warn_of_channels, find_dead_runs],
+    on_failure=[notify_failure],
+    on_crashed=[notify_failure, end_shown_tasks],
+)
 def promote(version: str, reason: str = "", override: bool = False) -> aliases.Move:
     """Point the alias `production` of its model to a release; `previous` then points to the former one.
 
@@ -70,7 +76,10 @@ def promote(version: str, reason: str = "", override: bool = False) -> aliases.M
 
 
 @flow(
-    name="rollback", on_running=[warn_of_channels], on_failure=[notify_failure], on_crashed=[notify_failure]
+    name="rollback",
+    on_running=[warn_of_channels, find_dead_runs],
+    on_failure=[notify_failure],
+    on_crashed=[notify_failure, end_shown_tasks],
 )
 def rollback(model: str | None = None, reason: str = "") -> aliases.Move:
     """Move the alias production back to the previous release. Safe to repeat.
@@ -84,7 +93,12 @@ def rollback(model: str | None = None, reason: str = "") -> aliases.Move:
     return _report_move(Kind.ROLLED_BACK, store, move, reason)
 
 
-@flow(name="verify", on_running=[warn_of_channels], on_failure=[notify_failure], on_crashed=[notify_failure])
+@flow(
+    name="verify",
+    on_running=[warn_of_channels, find_dead_runs],
+    on_failure=[notify_failure],
+    on_crashed=[notify_failure, end_shown_tasks],
+)
 def verify(version: str | None = None) -> dict[str, str]:
     """Read releases back and compare every file with its SHA-256; fails if one is damaged.
 
@@ -128,7 +142,12 @@ def pull(version: str, to: str, format_name: str | None = None, force: bool = Fa
     return [str(path) for path in paths]
 
 
-@flow(name="gc", on_running=[warn_of_channels], on_failure=[notify_failure], on_crashed=[notify_failure])
+@flow(
+    name="gc",
+    on_running=[warn_of_channels, find_dead_runs],
+    on_failure=[notify_failure],
+    on_crashed=[notify_failure, end_shown_tasks],
+)
 def gc(keep: int, delete: bool = False) -> GarbageCollection:
     """List old releases, or remove them with `delete`. Those with an alias or once in production are kept.
 

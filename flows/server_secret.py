@@ -20,6 +20,13 @@ ORIGIN: Final = "http://127.0.0.1:4200"
 SERVER_SECRET: Final = "PREFECT_SERVER_API_AUTH_STRING"  # noqa: S105  # the name of a variable
 CLIENT_SECRET: Final = AUTH_STRING
 ORIGINS: Final = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
+# In the server's memory, as is Prefect's default, the slots of running runs are lost when the server starts again: its runs
+# then end within five minutes, and a run that has died keeps its deployment's only slot for good.
+SLOTS: Final = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"
+SLOTS_IN_FILES: Final = "prefect.server.concurrency.lease_storage.filesystem"
+# seconds, the least that Prefect allows; flows/dead_runs.py waits for ten of them
+HEARTBEATS: Final = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
+HEARTBEAT_SECONDS: Final = "30"
 
 
 def read_or_make_secret(home: Path) -> str:
@@ -46,4 +53,6 @@ def server_environment(home: Path) -> dict[str, str]:
         SERVER_SECRET: os.environ.get(SERVER_SECRET, secret),
         CLIENT_SECRET: os.environ.get(CLIENT_SECRET, secret),
         ORIGINS: os.environ.get(ORIGINS, ORIGIN),
+        SLOTS: os.environ.get(SLOTS, SLOTS_IN_FILES),
+        HEARTBEATS: os.environ.get(HEARTBEATS, HEARTBEAT_SECONDS),
     }

@@ -15,7 +15,17 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-from flows.server_secret import CLIENT_SECRET, ORIGIN, ORIGINS, SERVER_SECRET, read_or_make_secret
+from flows.server_secret import (
+    CLIENT_SECRET,
+    HEARTBEAT_SECONDS,
+    HEARTBEATS,
+    ORIGIN,
+    ORIGINS,
+    SERVER_SECRET,
+    SLOTS,
+    SLOTS_IN_FILES,
+    read_or_make_secret,
+)
 from srpo_core.runtime.telemetry import quiet_environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,12 +45,14 @@ class Server:
             SERVER_SECRET: self.secret,
             CLIENT_SECRET: self.secret,
             ORIGINS: ORIGIN,
+            SLOTS: SLOTS_IN_FILES,
+            HEARTBEATS: HEARTBEAT_SECONDS,
             "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
             "PREFECT_WORKER_QUERY_SECONDS": "1",
         }
 
-    def call(self, path: str, body: Any = None) -> Any:
-        """Send a GET request, or a POST request if there is a body; return the decoded response.
+    def call(self, path: str, body: Any = None, *, method: str | None = None) -> Any:
+        """Send a GET request, or a POST request if there is a body, or another one; return the decoded response.
 
         The server responds with 503 while another writer locks its SQLite file, and has then written nothing. Like
         Prefect's own client, this function retries.
@@ -48,7 +60,7 @@ class Server:
         data = None if body is None else json.dumps(body).encode()
         basic = base64.b64encode(self.secret.encode()).decode()
         headers = {"Content-Type": "application/json", "Authorization": f"Basic {basic}"}
-        request = urllib.request.Request(self.url + path, data, headers)
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
         until = time.monotonic() + 120
         while True:
             try:

@@ -9,6 +9,7 @@ from srpo_core import errors
 from srpo_core.cli import checks, data, past_runs, production, release, run
 from srpo_core.cli.app import app
 from srpo_core.credentials import mask_credentials
+from srpo_core.runtime.full_disk import REMEDY, is_full
 from srpo_core.runtime.streams import end_unread, has_lost_reader, prepare_streams, restart_in_utf8
 
 # importing the modules registers their commands; `srpo --help` lists the panels in this order
@@ -42,7 +43,8 @@ def _run() -> int:
     except OSError as error:  # for instance a full disk or a path that cannot be written
         if "--debug" in sys.argv or (isinstance(error, BrokenPipeError) and has_lost_reader()):
             raise
-        return _fail(" ".join(str(error).split()), errors.SrpoError.exit_code)
+        remedy = f": {REMEDY}" if is_full(error) else ""
+        return _fail(" ".join(str(error).split()) + remedy, errors.SrpoError.exit_code)
     except USAGE_ERROR as error:
         command = error.ctx.command_path if error.ctx else "srpo"
         return _fail(f"{error.format_message().rstrip('.')}: see '{command} --help'", error.exit_code)

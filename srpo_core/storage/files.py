@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from srpo_core.errors import StoreError
+from srpo_core.runtime.full_disk import is_full
 from srpo_core.storage.manifest import BLOCK, changed_while_published
 
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _READ_ONLY: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
@@ -25,7 +25,7 @@ def disk_errors(uri: str, what: str) -> Iterator[None]:
 
 
 def _raise(error: OSError, uri: str, what: str) -> NoReturn:
-    if error.errno in _FULL:
+    if is_full(error):
         raise StoreError(
             f"the store {uri} is full and {what}: free space there, or set SRPO_STORE to another store"
         ) from error

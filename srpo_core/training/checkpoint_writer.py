@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from srpo_core.artifacts import STEP_PREFIX, sha256, step_name
-from srpo_core.errors import ArtifactError
+from srpo_core.errors import ArtifactError, SrpoError
+from srpo_core.runtime.full_disk import REMEDY, is_full
 from srpo_core.runtime.shared_files import Location
 from srpo_core.training.checkpoint import (
     AVERAGES,
@@ -83,19 +84,34 @@ class CheckpointWriter:
             pending.result()
 
     def _write(self, tensors: Mapping[str, Mapping[str, "Tensor"]], description: Mapping[str, Any]) -> None:
+        """Write one checkpoint. Raises `SrpoError` if the disk is full; a restart of the workers would not help."""
+        step = description["step"]
+        with self._staging(step) as staging:
+            try:
+                self._write_to(staging, tensors, description)
+            except BaseException as error:  # CheckpointException of torch is no Exception
+                if not is_full(error):
+                    raise
+                shutil.rmtree(staging, ignore_errors=True)  # what it has of the disk
+                raise SrpoError(
+                    f"the disk of {staging.parent} is full and has no checkpoint of step {step}: {REMEDY}"
+                ) from error
+
+    def _write_to(
+        self, staging: Path, tensors: Mapping[str, Mapping[str, "Tensor"]], description: Mapping[str, Any]
+    ) -> None:
         target = step_location(self.root, description["step"])
-        with self._staging(description["step"]) as staging:
-            for part, group in tensors.items():
-                write_shards(staging / part, group, self.group)
-            own = [path for path in _files(staging) if self._is_own(path)]
-            digests = self._merge_ranks({str(path.relative_to(staging)): sha256(path) for path in own})
-            if target.path is None:
-                for path in own:
-                    (attempt_files(target, self.attempt) / str(path.relative_to(staging))).upload(path)
-                self._merge_ranks({})  # every rank has uploaded its files
-            if self.rank == 0:
-                self._commit(staging, {**description, "world": self.world, "sha256": digests})
-            self._merge_ranks({})
+        for part, group in tensors.items():
+            write_shards(staging / part, group, self.group)
+        own = [path for path in _files(staging) if self._is_own(path)]
+        digests = self._merge_ranks({str(path.relative_to(staging)): sha256(path) for path in own})
+        if target.path is None:
+            for path in own:
+                (attempt_files(target, self.attempt) / str(path.relative_to(staging))).upload(path)
+            self._merge_ranks({})  # every rank has uploaded its files
+        if self.rank == 0:
+            self._commit(staging, {**description, "world": self.world, "sha256": digests})
+        self._merge_ranks({})
 
     @contextmanager
     def _staging(self, step: int) -> Iterator[Path]:

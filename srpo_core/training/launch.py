@@ -12,6 +12,7 @@ from srpo_core.artifacts import EMBEDDINGS, home
 from srpo_core.config import ResourceSettings
 from srpo_core.errors import SrpoError
 from srpo_core.models.embeddings import ALARM
+from srpo_core.runtime.full_disk import REMEDY, is_full
 from srpo_core.runtime.ray_cluster import ray_for, require_cluster, require_gpus
 from srpo_core.runtime.shared_files import Location, by_name, share, storage
 from srpo_core.training.checkpoint import newest_checkpoint
@@ -135,6 +136,9 @@ def _worker_error(error: Any) -> Exception:
     for failure in failures.values():
         if isinstance(failure, SrpoError):
             return failure
+    for rank, failure in failures.items():
+        if is_full(failure):
+            return SrpoError(f"worker {rank} failed on a full disk: {_one_line(failure)}: {REMEDY}")
     rank, cause = next(iter(failures.items()), ("?", error))
     return _GroupFailedError(f"worker {rank} failed: {_one_line(cause)}")
 

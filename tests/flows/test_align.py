@@ -278,8 +278,16 @@ def test_a_run_beyond_its_limit_of_cost_ends_before_the_stage_and_resumes_with_a
     assert re.search(message, repro.stderr)
 
 
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
-def test_a_run_killed_in_a_stage_leaves_no_process_and_can_be_repeated(standin, prefect, ending):
+@pytest.mark.parametrize(
+    ("ending", "shown"),
+    [
+        (signal.SIGKILL, "CRASHED"),  # by the next run: no worker looked after this one
+        (signal.SIGINT, "CRASHED"),
+        pytest.param(signal.SIGTERM, "CRASHED", marks=pytest.mark.nightly),  # the way of SIGINT, nearly
+    ],
+    ids=["kill -9", "Ctrl-C", "SIGTERM"],
+)
+def test_a_run_killed_in_a_stage_leaves_no_process_and_can_be_repeated(standin, prefect, ending, shown):
     marker = standin / ".srpo/pid"
     command = [
         sys.executable,
@@ -320,6 +328,10 @@ def test_a_run_killed_in_a_stage_leaves_no_process_and_can_be_repeated(standin, 
     assert again.returncode == 0, again.stderr
     assert "✓ ingest        cached" in again.stderr
     assert "✓ train         done" in again.stderr
+    completed, ended_run = prefect.call("/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 2})
+    assert (completed["state_type"], ended_run["state_type"]) == ("COMPLETED", shown)
+    tasks = prefect.call("/task_runs/filter", {"flow_runs": {"id": {"any_": [ended_run["id"]]}}})
+    assert "RUNNING" not in {task["state_type"] for task in tasks}
 
 
 def test_a_store_that_cannot_be_written_to_ends_the_run_before_its_first_stage(standin, prefect, monkeypatch):

@@ -19,6 +19,7 @@ from prefect.states import Crashed, Failed
 
 from flows.align import align
 from flows.align_result import AlignResult
+from flows.dead_runs import end_shown_tasks
 from flows.notices import notify_alarm, notify_failure, notify_verdict, warn_of_channels
 from flows.release import gc, promote, releases, verify
 from srpo_core.artifacts import TRAIN_OUTCOME, write_json
@@ -121,7 +122,8 @@ def test_every_flow_that_changes_or_checks_something_has_the_hooks():
         ):
             hooked = all(word in name for word in ("on_running", "on_failure", "on_crashed"))
             assert hooked != (options in ("releases", "show", "pull")), options
-    assert align.on_failure_hooks == align.on_crashed_hooks == [notify_failure]
+    assert align.on_failure_hooks == [notify_failure]
+    assert align.on_crashed_hooks == [notify_failure, end_shown_tasks]
     assert releases.on_failure_hooks == []
 
 

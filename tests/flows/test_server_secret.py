@@ -14,7 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from flows.server_secret import CLIENT_SECRET, ORIGINS, SERVER_SECRET, read_or_make_secret, server_environment
+from flows.server_secret import (
+    CLIENT_SECRET,
+    HEARTBEATS,
+    ORIGINS,
+    SERVER_SECRET,
+    SLOTS,
+    SLOTS_IN_FILES,
+    read_or_make_secret,
+    server_environment,
+)
 from srpo_core.errors import ConfigError
 from srpo_core.runtime.prefect_api import require_prefect_server
 
@@ -53,10 +62,13 @@ def test_a_damaged_secret_or_one_that_others_can_read_is_refused(tmp_path, fault
 def test_variables_of_the_user_are_kept_and_no_secret_is_made_then(tmp_path, monkeypatch):
     monkeypatch.setenv(SERVER_SECRET, "me:mine")
     monkeypatch.setenv(ORIGINS, "https://dashboard.example")
+    monkeypatch.setenv(HEARTBEATS, "120")
     assert server_environment(tmp_path) == {
         SERVER_SECRET: "me:mine",
         CLIENT_SECRET: "me:mine",
         ORIGINS: "https://dashboard.example",
+        SLOTS: SLOTS_IN_FILES,
+        HEARTBEATS: "120",
     }
     assert list(tmp_path.iterdir()) == []
 
