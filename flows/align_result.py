@@ -1,17 +1,21 @@
 """The outcome of a run of `align`, and the artifacts that show it in Prefect's UI."""
 
 import base64
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from prefect import get_run_logger
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
 from srpo_core import artifacts
 from srpo_core.report.text import markdown_text, visible
 from srpo_core.runtime.costs import RunCost, cost_text, money_text
 from srpo_core.workspace.reproduce import StageResult
+
+LONGEST_SIDE: Final = 2000
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,34 @@ def show_artifacts(result: AlignResult, decision: Mapping[str, Any]) -> None:
             description=markdown_text(f"the gate's rules: {result.reason[:400]}"),
         )
     grid = result.workspace / artifacts.GRID
-    if grid.is_file():
-        image = base64.b64encode(grid.read_bytes()).decode()
-        create_image_artifact(
-            f"data:image/png;base64,{image}",
-            key="grid",
-            description="before (above) and after (below), from the same noise",
-        )
+    if not grid.is_file():
+        return
+    try:
+        image = small_image(grid)
+    except OSError as error:  # the run has ended by now, and the report shows the images, too
+        get_run_logger().warning("the UI does not show %s: %s", artifacts.GRID, error)
+        return
+    create_image_artifact(
+        image, key="grid", description="before (above) and after (below), from the same noise"
+    )
+
+
+def small_image(path: Path) -> str:
+    """Return an image as the data URI of a WebP of at most `LONGEST_SIDE` pixels.
+
+    The server keeps it twice for each run, in the artifact and in an event: PNGs would be most of its database.
+
+    Raises:
+        OSError: it is no image, or a truncated one.
+    """
+    from PIL import Image
+
+    with Image.open(path) as image:
+        small = image.convert("RGB")
+    small.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, format="WEBP", quality=80, method=4)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def rule_rows(rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

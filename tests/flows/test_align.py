@@ -1,3 +1,5 @@
+import base64
+import io
 import json
 import os
 import re
@@ -12,6 +14,7 @@ import yaml
 from attempts import record_attempt
 from faulty_proxy import FaultyProxy, without
 from living import ended, runs
+from PIL import Image
 from standin import ROOT, git, keep_stages
 
 from flows.align import align
@@ -238,7 +241,10 @@ def test_verdict_rules_and_grid_are_artifacts_in_the_ui(standin, prefect):
     text = text.replace(
         '"reason": "as the resamples say."}', f'"reason": "as they say.", "rules": {rules!r}}}'
     )
-    text += 'if stage == "report":\n    (out / "grid.png").write_bytes(b"PNG")\n'
+    text += (
+        'if stage == "report":\n    from PIL import Image\n'
+        '    Image.effect_noise((2400, 300), 90).save(out / "grid.png")\n'
+    )
     steps.write_text(text)
     run()
     newest = newest_run(prefect)["id"]
@@ -250,7 +256,23 @@ def test_verdict_rules_and_grid_are_artifacts_in_the_ui(standin, prefect):
         "grid": "image",
     }
     assert [row["name"] for row in json.loads(by_key["gate"]["data"])] == ["broken", "held"]
-    assert by_key["grid"]["data"] == "data:image/png;base64,UE5H"
+    head, _, data = by_key["grid"]["data"].partition(",")
+    assert head == "data:image/webp;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+        assert image.size == (2000, 250)
+
+
+def test_a_damaged_grid_is_no_artifact_and_the_run_completes(standin, prefect):
+    keep_stages(standin, "gate", "report")
+    steps = standin / "steps.py"
+    steps.write_text(
+        steps.read_text() + 'if stage == "report":\n    (out / "grid.png").write_bytes(b"\\x89PNG")\n'
+    )
+    run()
+    newest = newest_run(prefect)
+    found = prefect.call("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [newest["id"]]}}})
+    assert [one["key"] for one in found] == ["align"]
+    assert newest["state_type"] == "COMPLETED"
 
 
 def test_a_run_beyond_its_limit_of_cost_ends_before_the_stage_and_resumes_with_a_higher_one(standin, prefect):
