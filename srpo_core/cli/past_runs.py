@@ -25,8 +25,10 @@ if TYPE_CHECKING:
 
 PANEL: Final = "Past runs"
 FLOW: Final = "align"
-SERVER_SECONDS: Final = 2.0
-SERVER_RUNS: Final = 200  # as many as Prefect's API returns at once
+SERVER_SECONDS: Final = 2.0  # for 200 runs
+SERVER_RUNS: Final = (
+    200  # asked for even if fewer are listed: how killed runs have ended, and how many more there are
+)
 SHOWN_SETTINGS: Final = 4
 MB: Final = 1e6
 
@@ -56,7 +58,9 @@ def runs(
     from srpo_core.workspace.run_record import read_records
 
     records = read_records(home())
-    listed = list_runs(records, Presets(Path.cwd()), _runs_on_server())
+    asked = max(limit, SERVER_RUNS)
+    on_server = _runs_on_server(asked)
+    listed = list_runs(records, Presets(Path.cwd()), on_server)
     if as_json:
         typer.echo(json.dumps([run.as_json() for run in listed[:limit]], indent=1, ensure_ascii=False))
         return
@@ -65,7 +69,8 @@ def runs(
         return
     _print_runs(listed[:limit])
     if len(listed) > limit:
-        typer.echo(f"{len(listed) - limit} older runs: repeat it with --limit {len(listed)}")
+        more = "at least " if len(on_server) == asked else ""
+        typer.echo(f"{more}{len(listed) - limit} older runs: repeat it with --limit {len(listed)}")
 
 
 @runs_app.command()
@@ -135,15 +140,15 @@ def _clean(one: "Expired", *, delete: bool) -> int:
     return one.num_bytes
 
 
-def _runs_on_server() -> Sequence[Mapping[str, Any]]:
-    """Return the runs that the server of PREFECT_API_URL knows; a server that does not answer is reported in one line."""
+def _runs_on_server(limit: int) -> Sequence[Mapping[str, Any]]:
+    """Return the newest runs that the server of PREFECT_API_URL knows; a server that does not answer is reported in one line."""
     from srpo_core.runtime.prefect_api import API_URL, list_flow_runs, with_own_secret
 
     if not os.environ.get(API_URL, "").strip():
         return []
     environment = with_own_secret(os.environ, home())
     try:
-        return list_flow_runs(FLOW, environment, limit=SERVER_RUNS, seconds=SERVER_SECONDS)
+        return list_flow_runs(FLOW, environment, limit=limit, seconds=SERVER_SECONDS)
     except SrpoError as error:
         typer.echo(f"only the records of this checkout are listed: {mask_credentials(str(error))}", err=True)
         return []

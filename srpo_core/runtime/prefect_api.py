@@ -30,6 +30,7 @@ _HEADERS: Final = "PREFECT_CLIENT_CUSTOM_HEADERS"
 _CERTIFICATE: Final = "PREFECT_API_SSL_CERT_FILE"
 _SENT: Final = "Authorization"
 _REFUSED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+RUNS_AT_ONCE: Final = 200  # as many as Prefect's API returns in one answer
 _COUNT: Final = "/flows/count"  # the cheapest request that needs the secret
 _REMEDY: Final = f"start the server, correct {API_URL}, or unset it: then a run starts its own server"
 # types of states; a run in another one, SCHEDULED, has not begun
@@ -88,7 +89,7 @@ def list_flow_runs(
 ) -> list[dict[str, Any]]:
     """Return the runs of a flow that the server of PREFECT_API_URL knows and that are no mere plans, the newest first.
 
-    limit: number of runs. seconds: for all of it, however slowly the server answers.
+    limit: number of runs. seconds: for each `RUNS_AT_ONCE` of them, however slowly the server answers.
 
     Raises: see `require_prefect_server`.
     """
@@ -96,8 +97,20 @@ def list_flow_runs(
         "flows": {"name": {"any_": [flow]}},
         "flow_runs": {"state": {"type": {"any_": list(_STARTED)}}},
         "sort": "EXPECTED_START_TIME_DESC",
-        "limit": limit,
     }
+    listed: dict[str, dict[str, Any]] = {}  # a run that starts meanwhile moves the others to a later page
+    for offset in range(0, limit, RUNS_AT_ONCE):
+        asked = min(RUNS_AT_ONCE, limit - offset)
+        found = _page_of_runs({**query, "offset": offset, "limit": asked}, environment, seconds)
+        listed |= {str(run["id"]): run for run in found}
+        if len(found) < asked:
+            break
+    return list(listed.values())
+
+
+def _page_of_runs(
+    query: Mapping[str, Any], environment: Mapping[str, str], seconds: float
+) -> list[dict[str, Any]]:
     answers: Queue[Any] = Queue()
 
     def ask() -> None:

@@ -1,5 +1,6 @@
 """A server at PREFECT_API_URL that does not serve is reported in one line, within seconds."""
 
+import json
 import socket
 import threading
 import time
@@ -239,6 +240,42 @@ def test_runs_of_a_server_are_listed_within_a_limit_of_time(server, silent, garb
             listed(f"{server}/{name}/api")
     with pytest.raises(ConfigError, match="refuses the secret"):
         listed(f"{server}/secret/api")
+
+
+class Runs(BaseHTTPRequestHandler):
+    """A server with 450 runs that gives at most 200 at once, as Prefect does; one starts before each answer but the first."""
+
+    newest = 449
+
+    def do_POST(self):
+        query = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert query["limit"] <= 200, "Prefect answers 422"
+        runs = [{"id": str(number)} for number in range(Runs.newest, -1, -1)]
+        Runs.newest += 1
+        body = json.dumps(runs[query["offset"] :][: query["limit"]]).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        """Print nothing."""
+
+
+@pytest.mark.parametrize(
+    ("limit", "first", "count"), [(20, 449, 20), (200, 449, 200), (300, 449, 299), (1000, 449, 450)]
+)
+def test_more_runs_than_a_server_gives_at_once_are_listed_each_once(limit, first, count):
+    """A run that starts between two answers moves the last run of the one to the next: it is not listed twice."""
+    Runs.newest = 449
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Runs)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        environment = {"PREFECT_API_URL": f"http://127.0.0.1:{server.server_port}/api"}
+        found = [int(run["id"]) for run in list_flow_runs("align", environment, limit=limit, seconds=30)]
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert found == list(range(first, first - count, -1))
 
 
 def test_the_secret_of_a_home_is_used_for_a_server_on_this_machine_alone_and_yields_to_another(tmp_path):
