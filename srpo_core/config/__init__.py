@@ -49,7 +49,13 @@ from srpo_core.config.parts import (
     WordPair,
     rewards_by_name,
 )
-from srpo_core.config.running import HardwareSettings, ReleaseSettings, ResourceSettings, StallSettings
+from srpo_core.config.running import (
+    HardwareSettings,
+    ReleaseSettings,
+    ResourceSettings,
+    StallSettings,
+    WatchSettings,
+)
 from srpo_core.config.settings import Settings, faults, parse_settings
 from srpo_core.config.training import (
     MEMORY_ONLY,

@@ -1,10 +1,10 @@
-"""The parts `release` and `resources`, which no stage depends on."""
+"""The parts `release`, `watch` and `resources`, which no stage depends on."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from srpo_core.config.parts import Part, Positive, PositiveFloat
+from srpo_core.config.parts import Part, Positive, PositiveFloat, Share
 
 
 class ReleaseSettings(Part):
@@ -47,6 +47,22 @@ class ReleaseSettings(Part):
                 "require_signature needs allowed_signers, the file with the keys whose signatures count"
             )
         return self
+
+
+class WatchSettings(Part):
+    """How far data may move away from those of production before `srpo watch` starts a run (docs/drift.md)."""
+
+    styles: Share | None = Field(
+        description="total variation distance of the prompts' styles beyond which a run starts, if it is shown; null: "
+        "styles are not compared"
+    )
+    agreement: Share | None = Field(
+        description="difference of the reward's agreement with people, up or down, beyond which a run starts, if it is "
+        "shown; null: it is not compared"
+    )
+    confidence: Annotated[float, Field(ge=0.8, lt=1)] = Field(
+        description="confidence with which both together must be shown, at least 0.8"
+    )
 
 
 class StallSettings(Part):

@@ -23,7 +23,7 @@ from srpo_core.config.parts import (
     rewards_by_name,
 )
 from srpo_core.config.renamed import new_names
-from srpo_core.config.running import ReleaseSettings, ResourceSettings
+from srpo_core.config.running import ReleaseSettings, ResourceSettings, WatchSettings
 from srpo_core.config.training import TrainSettings
 from srpo_core.errors import ConfigError
 
@@ -55,6 +55,7 @@ class Settings(Part):
     report: ReportSettings
     quantize: QuantizeSettings
     release: ReleaseSettings
+    watch: WatchSettings
     resources: ResourceSettings
 
     @model_validator(mode="after")
