@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from srpo_core.storage import Store
 from srpo_core.storage.manifest import content_digest
@@ -23,10 +26,12 @@ def publish_small(
     passed: bool = True,
     model: str = "tiny",
     repeats: int = 1000,
+    more: Mapping[str, bytes] = MappingProxyType({}),
+    parts: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
     """Publish the version `<model>-<number>`, dated by its number. Its files are written to a directory in `sources`.
 
-    repeats: size of each file, in units of about 20 bytes.
+    repeats: size of each file, in units of about 20 bytes. more: further files. parts: further parts of the manifest.
     """
     version = f"{model}-{number}"
     source = sources / f"source-{version}"
@@ -38,6 +43,7 @@ def publish_small(
     }
     contents = {name: f"{name} of {version}".encode() * repeats for name in NAMES}
     contents |= {"decision.json": json.dumps(decision).encode(), "proof.json": json.dumps(PROOF).encode()}
+    contents |= more
     files = {name: source / name.replace("/", "-") for name in contents}
     entries = {}
     for name, data in contents.items():
@@ -52,6 +58,7 @@ def publish_small(
         "git": {"revision": "0" * 40, "diff": None, "untracked": []},
         "decision": decision,
         "proof": PROOF,
+        **parts,
     }
     store.publish(version, files, manifest)
     return version

@@ -1,15 +1,18 @@
-"""Commands for data versions: make one, show it, compare two."""
+"""Commands for data versions: make one, show it, compare two, watch for drift."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
 import typer
 from typer.core import TyperGroup
 
 from srpo_core.cli.app import app
-from srpo_core.cli.options import parse_changes
-from srpo_core.errors import ConfigError
+from srpo_core.cli.options import parse_ingest_changes
+
+if TYPE_CHECKING:
+    from flows.watch import WatchResult
 
 PANEL: Final = "Data"
 DEFAULT: Final = "add"
@@ -94,13 +97,7 @@ def _require_valid(source: str, format_name: str, changes: list[str]) -> dict[st
     from srpo_core.config import patched_settings
     from srpo_core.data.sources import require_source, source_format
 
-    patch = parse_changes(changes)
-    ingest = dict(patch.pop("ingest", {}))
-    if wrong := [*patch, *(f"ingest.{key}" for key in ("source", "format") if key in ingest)]:
-        raise ConfigError(
-            f"--set {wrong[0]}: 'srpo data' takes settings of ingest, without source and format, which have their own "
-            "options"
-        )
+    ingest = parse_ingest_changes(changes, "srpo data")
     settings = patched_settings(Path.cwd(), profile=None, patch={"ingest": ingest}).ingest
     source_format(format_name).check_columns(settings.columns)
     if not source.startswith("s3://"):
@@ -170,3 +167,46 @@ def agreement(
     from srpo_core.report.data_text import agreement_table
 
     Console(highlight=False).print(agreement_table(reward_agreement(tag, max_pairs)))
+
+
+@app.command(rich_help_panel=PANEL)
+def watch(
+    version: Annotated[
+        str | None,
+        typer.Option(help="Data version to compare; default: the newest one of production's data set."),
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="File of prompts to compare instead of a version.")
+    ] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="Change a setting of ingest that reads the file of prompts."
+        ),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the data set that is made of the file.")] = "prompts",
+    start: Annotated[
+        bool | None,
+        typer.Option(
+            "--start/--no-start", help="Start a run if the data moved; default: if PREFECT_API_URL is set."
+        ),
+    ] = None,
+) -> None:
+    """Compare the newest data with those of production; start a run if styles or agreement moved beyond the settings."""
+    from flows.terminal import prepare_terminal
+    from srpo_core.runtime.prefect_api import API_URL
+    from srpo_core.workspace.checkout import require_checkout
+
+    ingest = parse_ingest_changes(change or [], "srpo watch")
+    require_checkout(Path.cwd())
+    prepare_terminal()
+    from flows.lost_server import reporting_a_lost_server
+    from flows.watch import watch as watch_flow
+
+    starts = bool(os.environ.get(API_URL, "").strip()) if start is None else start
+    with reporting_a_lost_server():
+        result = cast(
+            "WatchResult",
+            watch_flow(version=version, prompts=prompts, ingest=ingest or None, name=name, start=starts),
+        )
+    typer.echo(result.line)

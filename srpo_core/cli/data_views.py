@@ -1,6 +1,6 @@
 """What `srpo data show`, `diff` and `agreement` read of a version, and compute."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,21 +19,16 @@ from srpo_core.data.choices import SPLITS
 from srpo_core.data.kept import KeptRecords
 from srpo_core.data.statistics import (
     BENCHMARK,
-    NO_STYLE,
     read_statistics,
-    styles_by_prompt,
 )
-from srpo_core.data.subsets import sampled_places
-from srpo_core.data.tables import Pair
-from srpo_core.errors import DataError
 from srpo_core.prompts import normal_form
 from srpo_core.report.data_figures import Figure, figures, moved
 from srpo_core.report.data_page import diff_page, page_path, write_data_page
-from srpo_core.workspace.data_settings import open_noted
+from srpo_core.workspace.data_settings import noted_ingest, open_noted
 from srpo_core.workspace.data_view import DataVersion, open_version
 
 if TYPE_CHECKING:
-    from PIL import Image
+    pass
 
 ALL: Final = "all"
 # files without images: if no other file differs between two versions, no image does
@@ -94,28 +89,14 @@ def reward_agreement(tag: str, max_pairs: int | None) -> list[tuple[str, str, Sh
         DataError: the split test has no pairs.
         ConfigError, StoreError: as `show_version`.
     """
-    import torch
-
-    from srpo_core.data.decoded_images import read_decoded
+    from srpo_core.cli.pair_scores import PairScorer
     from srpo_core.data.intervals import share_interval
-    from srpo_core.runtime.ray_cluster import local_device
-    from srpo_core.scorers import load_rewards
-    from srpo_core.stages.check_reward import agreements
 
     settings = load_settings(PARAMS_FILE)
-    torch.set_num_threads(settings.resources.threads_per_worker)
-    device = local_device(settings.resources)
-    with open_version(Path.cwd(), tag) as version, ExitStack() as stack:
-        source = _source(version, settings)
-        pairs = _test_pairs(source, max_pairs or settings.check_reward.max_pairs)
-        if not pairs:
-            raise DataError(f"{tag} has no pairs of the split test to compare the rewards with")
-        stored = stack.enter_context(source.images("test"))
-
-        def read(names: Iterable[str]) -> "dict[str, Image.Image]":
-            return {name: read_decoded(stored, name) for name in sorted(names)}
-
-        agreed = agreements(load_rewards(settings.rewards).to(device), pairs, device, read)
+    scorer = PairScorer(settings, max_pairs)
+    with open_version(Path.cwd(), tag) as version:
+        ingest = noted_ingest(version.path, settings.ingest, version.ingest)
+        pairs, agreed = scorer.score(tag, ingest, version.findings)
     rows = []
     for name, own in agreed.items():
         for style in [ALL, *sorted({pair.style for pair in pairs})]:
@@ -135,17 +116,6 @@ def _split_changes(old: KeptRecords, new: KeptRecords, split: str, *, images_dif
         return record_changes(old.choices(split), new.choices(split), set())
     first, second = (named_by_content(source, split) for source in (old, new))
     return record_changes(first, second, replaced_images(old, new, split))
-
-
-def _test_pairs(source: KeptRecords, limit: int | None) -> list[Pair]:
-    """Return the pairs of the split test with the style of their prompt; if there are more, a sample of `limit`."""
-    styles = styles_by_prompt(source.benchmark())
-    pairs = [
-        Pair(0, "test", choice.prompt, *two, styles.get(normal_form(choice.prompt), NO_STYLE))
-        for choice in source.choices("test")
-        for two in choice.pairs()
-    ]
-    return [pairs[place] for place in sampled_places(len(pairs), limit)]
 
 
 def _reward_name(part: str, settings: Settings) -> str:

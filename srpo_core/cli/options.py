@@ -30,6 +30,24 @@ def parse_changes(changes: list[str]) -> dict[str, Any]:
     return patch
 
 
+def parse_ingest_changes(changes: list[str], command: str) -> dict[str, Any]:
+    """Parse changes of ingest alone, without `source` and `format`, and return them by key of ingest.
+
+    command: for the message.
+
+    Raises:
+        ConfigError: a change cannot be parsed, or is of something else.
+    """
+    patch = parse_changes(changes)
+    ingest = dict(patch.pop("ingest", {}))
+    if wrong := [*patch, *(f"ingest.{key}" for key in ("source", "format") if key in ingest)]:
+        raise errors.ConfigError(
+            f"--set {wrong[0]}: {command!r} takes settings of ingest, without source and format, which have their own "
+            "options"
+        )
+    return ingest
+
+
 def _together(patch: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """Return one patch of both; `other` wins. Unlike `config.patched`, it leaves `config.NULL` for the settings."""
     merged = dict(patch)

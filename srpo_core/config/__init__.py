@@ -122,6 +122,7 @@ __all__ = [
     "Share",
     "StallSettings",
     "TrainSettings",
+    "WatchSettings",
     "Word",
     "WordPair",
     "faults",

@@ -11,6 +11,7 @@ from srpo_core.report.charts import HEIGHT, WIDTH, Level, Series, line_chart
 _STYLE: Final = (
     "text{font:11px sans-serif;fill:#5c6770} .rule{stroke:#edf0f2} .axis{stroke:#e2e6e9} "
     ".line{fill:none;stroke-width:2;stroke-linejoin:round;stroke:#0f6c81} .dot{fill:#fff;stroke:#0f6c81} "
+    ".before{fill:#b9c3ca} .after{fill:#0f6c81} .interval{stroke:#1b2126;stroke-width:1.5} "
     ".threshold{stroke:#a8321f;stroke-dasharray:6 3} .chosen-value{fill:#1b2126;font-weight:600}"
 )
 
@@ -29,11 +30,13 @@ def evidence_image(curve: Sequence[tuple[float, float]], threshold: float, above
         level=Level(math.log10(threshold), f"1/alpha = {threshold:g}"),
         powers=True,
     )
-    image = str(svg).replace(
-        "<svg ",
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * WIDTH:.0f}" height="{2 * HEIGHT:.0f}" ',
-        1,
-    )
+    return image_url(str(svg), WIDTH, HEIGHT)
+
+
+def image_url(svg: str, width: float, height: float) -> str:
+    """Return a chart of `charts.svg_of` with its colours, in twice its size, as the URL `data:image/svg+xml;base64,...`."""
+    size = f'width="{2 * width:.0f}" height="{2 * height:.0f}"'
+    image = svg.replace("<svg ", f'<svg xmlns="http://www.w3.org/2000/svg" {size} ', 1)
     inside = image.index(">") + 1
     whole = f'{image[:inside]}<style>{_STYLE}</style><rect width="100%" height="100%" fill="#fff"/>{image[inside:]}'
     return f"data:image/svg+xml;base64,{base64.b64encode(whole.encode()).decode()}"

@@ -30,6 +30,7 @@ class Kind(StrEnum):
     PROMOTED = "promoted"
     ROLLED_BACK = "rolled back"
     DAMAGED = "store damaged"
+    DRIFT = "drift"
     TEST = "test"
 
 
@@ -45,6 +46,7 @@ KINDS: Final = MappingProxyType[Kind, Level](
         Kind.PROMOTED: "success",
         Kind.ROLLED_BACK: "warning",
         Kind.DAMAGED: "failure",
+        Kind.DRIFT: "info",
         Kind.TEST: "info",
     }
 )

@@ -82,16 +82,23 @@ def open_noted(
     noted: Mapping[str, Any],
     findings: Mapping[str, Mapping[str, Any]] | None,
 ) -> KeptRecords:
-    """Open the records of a version that its stage ingest kept.
+    """Open the records of a version that its stage ingest kept. The arguments are those of `noted_ingest`.
 
-    path: of its files. ingest: settings for what the version does not note. noted, findings: see
-    `data_versions.noted`.
+    findings: see `data_versions.noted`.
 
     Raises:
         DataError: a file cannot be read.
     """
+    return open_kept(noted_ingest(path, ingest, noted), findings)
+
+
+def noted_ingest(path: Path, ingest: IngestSettings, noted: Mapping[str, Any]) -> IngestSettings:
+    """Return the settings that read a version.
+
+    path: of its files. ingest: settings for what the version does not note. noted: see `data_versions.noted`.
+    """
     whole = {**ingest.model_dump(), **noted} if "rules" in noted else patched(ingest.model_dump(), noted)
-    return open_kept(IngestSettings.model_validate({**whole, "source": str(path)}), findings)
+    return IngestSettings.model_validate({**whole, "source": str(path)})
 
 
 def next_command(tag: str, name: str, format_name: str, changes: Sequence[str]) -> str:
@@ -112,6 +119,12 @@ def run_patch(name: str, format_name: str, changes: Mapping[str, Any]) -> dict[s
     if not chosen.has_images:
         patch["train"] = {"rollout": {"source": "online"}}
     return patch
+
+
+def noted_patch(tag: str, noted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nested patch of the settings for a run with a version. noted: the settings of ingest that it notes."""
+    changes = {key: value for key, value in noted.items() if key != "format"}
+    return run_patch(tag.split("/")[1], noted["format"], changes)
 
 
 def as_options(changes: Mapping[str, Any]) -> list[str]:

@@ -1,11 +1,23 @@
 """Fixtures for tests of the flows: a Prefect server and a small repository."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prefect_server import Server
+from prefect_server import Server, deploy
 from standin import make_standin
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def deployed(prefect_server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Deploy the project's flows and pipelines.yaml from a stand-in; return the environment of a worker."""
+    checkout = make_standin(tmp_path_factory.mktemp("deployed") / "standin")
+    shutil.copytree(ROOT / "flows", checkout / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pipelines.yaml", checkout)
+    return deploy(prefect_server, checkout)
 
 
 @pytest.fixture

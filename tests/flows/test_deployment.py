@@ -1,14 +1,11 @@
 import json
 import re
-import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 import yaml
-from prefect_server import deploy
-from standin import make_standin
 
 from srpo_core.runtime.channels import channels, deliver
 from srpo_core.runtime.late_runs import notify_late
@@ -16,15 +13,6 @@ from srpo_core.runtime.late_runs import notify_late
 ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.pipeline
-
-
-@pytest.fixture(scope="module")
-def deployed(prefect_server, tmp_path_factory):
-    """Deploy the project's flows and pipelines.yaml from a stand-in; return the environment of a worker."""
-    checkout = make_standin(tmp_path_factory.mktemp("deployed") / "standin")
-    shutil.copytree(ROOT / "flows", checkout / "flows", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pipelines.yaml", checkout)
-    return deploy(prefect_server, checkout)
 
 
 def test_every_flow_is_deployed_with_a_form_for_the_settings(deployed, prefect_server):
