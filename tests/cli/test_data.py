@@ -123,3 +123,32 @@ def test_settings_that_are_not_committed_reach_the_flow_and_the_next_command(flo
         "source": "data/hpd",
         "format": "hpdv2",
     }
+
+
+def test_watch_gives_the_flow_what_was_asked_and_starts_runs_only_on_a_server(flow, monkeypatch):
+    import flows.watch
+
+    given = []
+
+    def record(**parameters):
+        given.append(parameters)
+        return flows.watch.WatchResult("no drift: nothing moved")
+
+    monkeypatch.setattr(flows.watch, "watch", record)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    runner = CliRunner()
+    done = runner.invoke(app, ["watch", "--prompts", "new.jsonl", "--set", "ingest.columns={prompt: text}"])
+    assert (done.exit_code, done.output.splitlines()[-1]) == (0, "no drift: nothing moved")
+    assert given[0] == {
+        "version": None,
+        "prompts": "new.jsonl",
+        "ingest": {"columns": {"prompt": "text"}},
+        "name": "prompts",
+        "start": False,
+    }
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:4200/api")
+    for arguments, starts in (([], True), (["--no-start"], False)):
+        assert runner.invoke(app, ["watch", *arguments]).exit_code == 0
+        assert given[-1]["start"] is starts
+    refused = runner.invoke(app, ["watch", "--set", "train.steps=3"])
+    assert "--set train: 'srpo watch' takes settings of ingest" in str(refused.exception)
