@@ -1,6 +1,7 @@
 """Score the pairs of data sets with the rewards of the settings."""
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from srpo_core.config import IngestSettings, Settings
@@ -12,23 +13,30 @@ from srpo_core.errors import DataError
 from srpo_core.prompts import normal_form
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
+
+    from srpo_core.protocols import RewardModel
 
 
 class PairScorer:
-    """The rewards of the settings, loaded once, on the device of `resources`."""
+    """The rewards of the settings, loaded when the first pairs are scored, on the device of `resources`."""
 
     def __init__(self, settings: Settings, max_pairs: int | None = None) -> None:
         """max_pairs: most pairs to score of a data set; by default `check_reward.max_pairs`."""
+        self._settings = settings
+        self._limit = max_pairs or settings.check_reward.max_pairs
+
+    @cached_property
+    def _loaded(self) -> "tuple[RewardModel, torch.device]":
         import torch
 
         from srpo_core.runtime.ray_cluster import local_device
         from srpo_core.scorers import load_rewards
 
-        torch.set_num_threads(settings.resources.threads_per_worker)
-        self._device = local_device(settings.resources)
-        self._rewards = load_rewards(settings.rewards).to(self._device)
-        self._limit = max_pairs or settings.check_reward.max_pairs
+        torch.set_num_threads(self._settings.resources.threads_per_worker)
+        device = local_device(self._settings.resources)
+        return load_rewards(self._settings.rewards).to(device), device
 
     def score(
         self, name: str, ingest: IngestSettings, findings: Mapping[str, Mapping[str, Any]] | None
@@ -47,12 +55,13 @@ class PairScorer:
         pairs = _test_pairs(source, self._limit)
         if not pairs:
             raise DataError(f"{name} has no pairs of the split test to compare the rewards with")
+        rewards, device = self._loaded
         with source.images("test") as stored:
 
             def read(names: Iterable[str]) -> "dict[str, Image.Image]":
                 return {name: read_decoded(stored, name) for name in sorted(names)}
 
-            return pairs, agreements(self._rewards, pairs, self._device, read)
+            return pairs, agreements(rewards, pairs, device, read)
 
 
 def _test_pairs(source: KeptRecords, limit: int | None) -> list[Pair]:
