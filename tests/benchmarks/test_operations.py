@@ -53,9 +53,9 @@ def test_a_run_of_the_flow_has_the_tasks_of_align(benchmark_named):
     assert len(names) + len(flow.AFTER) == 11
 
 
-@pytest.mark.pipeline
+@pytest.mark.nightly
 def test_steps_are_measured_on_a_server_and_only_once(benchmark_named, tmp_path, capsys):
-    """Takes a server of its own: that of the other tests has their runs."""
+    """Nightly: it starts a server twice, of its own, because the others have runs of other tests."""
     operations = benchmark_named("operations")
     given = ["--runs", "4", "--concurrency", "1", "2", "--directory", str(tmp_path)]
     operations.main(given)
