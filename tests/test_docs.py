@@ -158,3 +158,38 @@ def test_an_unknown_command_and_an_unknown_option_are_found():
         "srpo draw x",
         "srpo align --sett a=1",
     ]
+
+
+def faults():
+    """Return the rows of the table of faults in docs/operations.md."""
+    text = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    section = text.partition("\n## Faults\n")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split(" | ") for line in section.splitlines() if line.startswith("| ")]
+    return section, rows[1:]
+
+
+def test_the_faults_are_counted_and_each_has_a_test_that_exists():
+    section, rows = faults()
+    assert f"\n{len(rows)} faults are caused on purpose" in section
+    for row in rows:
+        (place,) = re.findall(r"^`(tests/[\w/]+\.py)`: `(test_\w+)`$", row[-1].strip())
+        file, name = place
+        assert len(row) == 5, row
+        assert f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8"), place
+
+
+@pytest.mark.parametrize(
+    "fault",
+    (
+        "run's process is killed",
+        "SIGTERM",
+        "worker is killed",
+        "worker and run are killed",
+        "server is killed",
+        "Ray worker",
+        "database is locked",
+        "nightly runs overlap",
+    ),
+)
+def test_a_fault_that_a_server_meets_is_in_the_table(fault):
+    assert any(fault in row[0] for row in faults()[1])

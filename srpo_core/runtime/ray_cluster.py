@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,8 +75,10 @@ def reserved_cpus(
     return next(cpus for cpus in range(threads, 0, -1) if room(cpus) >= needed)
 
 
-def require_cluster() -> None:
-    """Require that a server listens at RAY_ADDRESS, if it is set; Ray itself would retry for six minutes.
+def require_cluster(*, seconds: float = 0) -> None:
+    """Require that a server listens at RAY_ADDRESS, if it is set; Ray itself would retry for many minutes.
+
+    seconds: how long to wait for it, for instance while a head that has died is started again.
 
     Raises:
         ConfigError: RAY_ADDRESS does not have the form host:port.
@@ -87,13 +90,19 @@ def require_cluster() -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "/" in host:
         raise ConfigError(f"RAY_ADDRESS={address}: write host:port of a Ray head, such as 127.0.0.1:6379")
-    try:
-        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-    except OSError as error:
-        raise SrpoError(
-            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): start it with 'ray start --head', "
-            "or unset RAY_ADDRESS"
-        ) from error
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+        except OSError as error:
+            if time.monotonic() >= until:
+                raise SrpoError(
+                    f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): start it with 'ray start --head', "
+                    "or unset RAY_ADDRESS"
+                ) from error
+        else:
+            return
+        time.sleep(1)
 
 
 def require_gpus(resources: ResourceSettings) -> None:

@@ -21,6 +21,8 @@ from srpo_core.training.steps import checkpoint_steps
 from srpo_core.training.watchdog import collective_timeout, pop_stall, restart_line
 from srpo_core.training.worker import train_worker
 
+HEAD_SECONDS: Final = 60.0  # for a head that has died to be started again
+
 log = logging.getLogger(__name__)
 
 # The number of workers is fixed at the start. Otherwise Ray would end a working group as soon as a device becomes
@@ -78,6 +80,7 @@ def fit(job: TrainJob, worker: Callable[[TrainJob], None] = train_worker) -> Non
             if attempt == restarts:
                 raise SrpoError(f"training failed {attempt + 1} times: {failure}") from failure
             log.warning("%s", restart_line(str(failure), attempt + 1, restarts))
+            require_cluster(seconds=HEAD_SECONDS)
         else:
             return
 

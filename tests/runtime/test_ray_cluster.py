@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,16 @@ def test_a_cluster_that_does_not_answer_fails_immediately(monkeypatch):
         SrpoError, match=r"no Ray cluster answers at RAY_ADDRESS=127\.0\.0\.1:1 .*ray start --head"
     ):
         cluster.require_cluster()
+
+
+def test_a_cluster_whose_head_starts_again_is_waited_for(monkeypatch):
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{head.getsockname()[1]}")
+        with pytest.raises(SrpoError, match="no Ray cluster answers"):
+            cluster.require_cluster()
+        monkeypatch.setattr(cluster.time, "sleep", lambda _: head.listen())  # between two attempts
+        cluster.require_cluster(seconds=600)
 
 
 def test_several_machines_require_srpo_shared(monkeypatch, tmp_path):
