@@ -213,7 +213,8 @@ def measure(directory: Path, chosen: argparse.Namespace) -> list[dict[str, Any]]
     """Run the steps that `steps.jsonl` does not have, and return all of them."""
     file = directory / "steps.jsonl"
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    with running_server(directory / "prefect", chosen.database, {}) as server:
+    extra = dict(one.partition("=")[::2] for one in chosen.server)
+    with running_server(directory / "prefect", chosen.database, extra) as server:
         if not done:
             server.call("/work_pools/", {"name": POOL, "type": "process"})
         for name, step in steps(server, chosen):
@@ -263,6 +264,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--database", help="URL of an empty PostgreSQL database; without it SQLite")
     parser.add_argument(
         "--directory", type=Path, help="keeps database and results; without it a temporary one"
+    )
+    parser.add_argument(
+        "--server", action="append", default=[], metavar="NAME=VALUE", help="a variable of the server"
     )
     parser.add_argument("--minutes", type=float, default=30, help="limit of each number of concurrent runs")
     parser.add_argument("--grid", type=int, default=64_000, help="bytes of the image before/after of a run")
