@@ -188,6 +188,8 @@ def test_the_faults_are_counted_and_each_has_a_test_that_exists():
         "server is killed",
         "Ray worker",
         "database is locked",
+        "store cannot be reached for a minute",
+        "disk is full while a checkpoint",
         "nightly runs overlap",
     ),
 )

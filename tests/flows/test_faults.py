@@ -8,8 +8,10 @@ import sqlite3
 import time
 
 import pytest
+from conftest import s3_variables
+from faulty_proxy import FaultyProxy, honest
 from living import ended, runs
-from services import PATIENCE, Services
+from services import ENDED, PATIENCE, Services
 
 pytestmark = pytest.mark.nightly  # each test takes up to two minutes
 
@@ -174,6 +176,42 @@ def test_a_database_that_is_locked_for_seventy_seconds_delays_a_run_and_loses_no
         services.retry_when_settled(run)
         services.finish(run)
         assert "train" not in services.stages_run()
+    assert one_more(before, services.published())
+    assert services.slots_in_use() == 0
+
+
+@pytest.fixture
+def bucket_behind_a_proxy(services, bucket, s3_environment, monkeypatch):
+    """Let a worker publish to a bucket that only a proxy can reach; afterwards publish to the directory again."""
+    proxy, directory = FaultyProxy(s3_environment), services.store
+    services.store = f"s3://{bucket}/releases"
+    services.kill_worker(services.workers[0])
+    worker = services.start_worker({**s3_variables(proxy.url), "SRPO_STORE": services.store})
+    yield proxy
+    services.kill_worker(worker)
+    services.start_worker()
+    services.store = directory
+    proxy.close()
+
+
+def test_a_store_that_cannot_be_reached_for_a_minute_gets_the_release_once(
+    services, new_settings, bucket_behind_a_proxy
+):
+    before = services.published()
+    run, _ = held_run(services, new_settings, "quantize")
+    bucket_behind_a_proxy.fault = lambda request, send: None
+    services.let_go()
+    services.wait_until(lambda: services.stages_shown(run).get("publish") == "Running")
+    time.sleep(60)
+    assert services.published() == before
+    bucket_behind_a_proxy.fault = honest
+    found = services.wait_for(run, *ENDED)
+    services.stages_run()
+    if found["state_type"] != "COMPLETED":
+        assert found["state_type"] == "FAILED"
+        services.retry(run)
+        services.finish(run)
+        assert services.stages_run() == []
     assert one_more(before, services.published())
     assert services.slots_in_use() == 0
 
