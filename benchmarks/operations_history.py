@@ -56,13 +56,18 @@ def record_of(number: int, commit: str) -> RunRecord:
 
 
 def fill(checkout: Path, home: Path, numbers: Sequence[int]) -> None:
-    """Add records with refs to commits of their own, which have a small file more than the checkout."""
+    """Add records with refs to commits of their own, each with another params.yaml."""
     head = _git(checkout, "rev-parse", "HEAD")
-    tree = _git(checkout, "rev-parse", "HEAD^{tree}")
+    files = [
+        line for line in _git(checkout, "ls-tree", "HEAD").splitlines() if not line.endswith("\tparams.yaml")
+    ]
+    settings = (ROOT / "params.yaml").read_text()
     commands = []
     for number in numbers:
         record = record_of(number, head)
         write_record(home, record)
+        blob = _git(checkout, "hash-object", "-w", "--stdin", given=f"{settings}# {number}\n")
+        tree = _git(checkout, "mktree", given="\n".join([*files, f"100644 blob {blob}\tparams.yaml"]) + "\n")
         commit = _git(checkout, "commit-tree", tree, "-p", head, "-m", f"Run: {record.run_id}")
         commands.append(f"create {record.ref} {commit}\n")
     _git(checkout, "update-ref", "--stdin", given="".join(commands))

@@ -92,8 +92,9 @@ def test_the_commands_on_a_checkout_are_measured_with_as_many_runs_as_asked(benc
     history.fill(checkout, home, range(3))
     records = read_records(home)
     assert [record.settings["seed"] for record in records] == [2, 1, 0]
-    for record in records:
-        assert history._git(checkout, "rev-parse", record.ref)
+    trees = {history._git(checkout, "rev-parse", f"{record.ref}^{{tree}}") for record in records}
+    assert len(trees) == 3
+    assert history._git(checkout, "show", f"{records[0].ref}:params.yaml").endswith("# 2")
     names = [name for name, _ in history.commands(home)]
     assert {"srpo runs", "srpo runs diff", "srpo clean", "git clone"} <= set(names)
     (listed,) = (command for name, command in history.commands(home) if name == "srpo runs --json, all")
