@@ -186,11 +186,13 @@ def test_the_faults_are_counted_and_each_has_a_test_that_exists():
         "worker is killed",
         "worker and run are killed",
         "server is killed",
+        "Ray's head",
         "Ray worker",
         "database is locked",
         "store cannot be reached for a minute",
         "disk is full while a checkpoint",
         "nightly runs overlap",
+        "machine restarts",
     ),
 )
 def test_a_fault_that_a_server_meets_is_in_the_table(fault):

@@ -3,6 +3,7 @@
 The services are real: a server, workers, and the project's flow `align`, whose stages are held where a fault is to happen.
 """
 
+import os
 import signal
 import sqlite3
 import time
@@ -232,6 +233,28 @@ def test_of_two_overlapping_nightly_runs_the_second_waits_and_then_finds_every_s
     services.let_go()
     services.finish(first)
     services.finish(second)
+    assert services.stages_run() == RESUMED
+    assert one_more(before, services.published())
+    assert services.slots_in_use() == 0
+
+
+def test_after_a_reboot_the_same_services_and_a_retry_complete_the_run(services, new_settings):
+    """Everything is killed at once; its files stay, with process ids that other processes have by then."""
+    before = services.published()
+    run, stage = held_run(services, new_settings)
+    (workspace,) = services.live_workspaces()
+    process = services.flow_process(run)
+    services.kill_all([process, stage])
+    services.leave_stale_files(workspace, pid=os.getpid())
+    services.let_go()
+    services.start_server()
+    assert services.server.call(f"/flow_runs/{run}")["state_type"] == "RUNNING"
+    services.start_worker()
+    services.finish(services.start_run("align/align-on-new-data", publish=False))
+    assert services.server.call(f"/flow_runs/{run}")["state_type"] == "CRASHED"
+    services.stages_run()
+    services.retry(run)
+    services.finish(run)
     assert services.stages_run() == RESUMED
     assert one_more(before, services.published())
     assert services.slots_in_use() == 0

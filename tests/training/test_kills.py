@@ -18,6 +18,7 @@ import psutil
 import pytest
 import ranks
 from living import command_line, ended
+from ray_head import ray_head
 
 from srpo_core.runtime.processes import OWNER, end_leftovers
 from srpo_core.training.checkpoint import newest_checkpoint
@@ -76,9 +77,10 @@ class Run:
         self.file.write_bytes(pickle.dumps(job))
         self.home = tmp_path / "home"
 
-    def start(self, *words):
+    def start(self, *words, **variables):
         environment = {
             **os.environ,
+            **variables,
             "SRPO_HOME": str(self.home),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_worker_niceness": "0",
@@ -239,6 +241,36 @@ def _kill_the_driver_after_the_next_checkpoint(run):
     run.driver.wait()
     assert ended(workers, 120), "the workers end with the driver"
     return children
+
+
+@pytest.mark.nightly  # starts two clusters, and waits a minute for the first one to come back
+def test_a_run_whose_ray_head_is_killed_ends_and_resumes_on_the_next_head(job, tmp_path):
+    resources = {"train_workers": 1, "min_train_workers": 1}
+    run = Run(
+        replace(settings(job, tmp_path, "head"), resources=job.resources.model_copy(update=resources)),
+        tmp_path,
+    )
+    with ray_head(os.environ, cpus=2) as address:
+        run.start(RAY_ADDRESS=address, RAY_AUTH_MODE="disabled")
+        run.wait_for(lambda: 3 in run.steps_logged())
+        kill(processes_of_head(address))
+        assert run.driver.wait(PATIENCE) != 0
+    assert len(run.restarts()) == 1
+    assert f"SrpoError: no Ray cluster answers at RAY_ADDRESS={address}" in run.log.read_text()
+    before = run.steps_logged()
+    with ray_head(os.environ, cpus=2) as address:
+        run.start(RAY_ADDRESS=address, RAY_AUTH_MODE="disabled").finish()
+    resumed = run.steps_logged()[len(before) :]
+    assert resumed == list(range(resumed[0], STEPS + 1))
+    assert 3 <= resumed[0] <= before[-1] + 1, "it resumes at a checkpoint"
+    assert run.weights()
+
+
+def processes_of_head(address):
+    """Return the head that this process has started, and all below it."""
+    port = f"--port={address.split(':')[1]}"
+    (head,) = [child for child in psutil.Process().children() if port in command_line(child)]
+    return [head, *head.children(recursive=True)]
 
 
 @pytest.mark.serial  # a run of another test may end the same process
