@@ -49,6 +49,10 @@ class Draws:
         """Draw standard normal noise (B, *shape), independent for each sample."""
         return torch.stack([keyed_noise(shape, self.seed, *what, self.step, i) for i in self.samples])
 
+    def orders(self, what: tuple[int | str, ...], count: int) -> list[list[int]]:
+        """Draw a permutation of 0 … count-1 for each sample."""
+        return [keyed_order(count, self.seed, *what, self.step, i) for i in self.samples]
+
 
 def keyed_order(count: int, seed: int, *key: int | str) -> list[int]:
     """Draw a permutation of 0 … count-1."""

@@ -11,6 +11,7 @@ from srpo_core.algorithm.absolute import (
     direct_align_cost,
 )
 from srpo_core.algorithm.baselines import draft_k, draft_k_cost, draft_lv, draft_lv_cost, refl, refl_cost
+from srpo_core.algorithm.dance_grpo import dance_grpo, dance_grpo_cost
 from srpo_core.algorithm.method import Method, MethodEntry
 from srpo_core.algorithm.srpo import srpo, srpo_cost
 from srpo_core.config import TrainSettings
@@ -26,6 +27,7 @@ METHODS: Final[Mapping[str, MethodEntry]] = MappingProxyType(
         "refl": MethodEntry(refl, refl_cost, real_images=False),
         "draft_k": MethodEntry(draft_k, draft_k_cost, real_images=False),
         "draft_lv": MethodEntry(draft_lv, draft_lv_cost, real_images=False),
+        "dance_grpo": MethodEntry(dance_grpo, dance_grpo_cost, real_images=False),
     }
 )
 
@@ -34,7 +36,8 @@ def method_of(settings: TrainSettings) -> Method:
     """Return the method that the settings name.
 
     Raises:
-        ConfigError: the name is unknown, or the settings ask for real images and the method cannot start from them.
+        ConfigError: the name is unknown, the settings ask for real images and the method cannot start from them, or the
+            method cannot train with other settings.
     """
     entry = pick(METHODS, settings.method, "method")
     if settings.rollout.source != "online" and not entry.real_images:
@@ -43,4 +46,5 @@ def method_of(settings: TrainSettings) -> Method:
             f"train.method {settings.method!r} trains the sampler's own steps, so train.rollout.source must be "
             f"online, not {settings.rollout.source!r}; methods that can start from real images are {able}"
         )
+    entry.cost(settings)  # refuses what this method cannot train with
     return entry.run

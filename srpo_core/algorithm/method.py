@@ -45,15 +45,21 @@ class TrainBatch:
 class LossTerm:
     """One term of a step's loss, which is the sum of its terms.
 
-    losses: (B,) per sample, with gradients; rewards: (B,) by name, without gradients.
+    losses: (B,) per sample, with gradients; rewards: (B,) by name, without gradients; ends_update: whether the
+    optimizer changes the weights before the next term is computed; False for the last term, after which it always does.
     """
 
     losses: Tensor
     rewards: Mapping[str, Tensor]
+    ends_update: bool = False
 
 
 class Method(Protocol):
-    """Computes the loss of a step as terms, one at a time, so that only one graph is in memory."""
+    """Computes the loss of a step as terms, one at a time, so that only one graph is in memory.
+
+    A method that makes several updates with one rollout ends each with a term that says so. Then its loss is the sum of
+    the terms of each update.
+    """
 
     def __call__(
         self, model: BaseModel, reward: RewardModel, batch: TrainBatch, settings: TrainSettings
@@ -68,8 +74,10 @@ class MethodCost:
 
     rollout_calls: transformer calls without gradients, none of them for a real image; trained_calls: transformer
     calls with gradients; recomputed_calls: forward passes that the method itself repeats in the backward pass;
-    scored_images: images that are decoded and scored; noise_levels: noise levels that are trained; images_per_call:
-    images of one sample that are in the same trained call.
+    scored_images: images that are decoded and scored; noise_levels: noise levels that are trained; images_per_call,
+    images_per_rollout_call: images of one sample that are in the same call with gradients, or without; updates: optimizer
+    updates; kept_latents: latents of the rollout that are kept until they are trained; reward_gradient: whether decoder
+    and reward have a backward pass.
     """
 
     rollout_calls: int
@@ -78,13 +86,17 @@ class MethodCost:
     scored_images: int
     noise_levels: int
     images_per_call: int = 1
+    images_per_rollout_call: int = 1
+    updates: int = 1
+    kept_latents: int = 0
+    reward_gradient: bool = True
 
 
 @dataclass(frozen=True)
 class MethodEntry:
     """One entry of the registry `METHODS`.
 
-    cost: the cost of a step under given settings; real_images: whether the method can start from real images;
+    cost: the cost of a step under given settings, a `ConfigError` if the method cannot train with them; real_images: whether the method can start from real images;
     otherwise `train.rollout.source` must be online.
     """
 

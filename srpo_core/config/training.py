@@ -88,6 +88,30 @@ class DraftSettings(Part):
     )
 
 
+class DanceGrpoSettings(Part):
+    """The baseline dance_grpo."""
+
+    group_size: Annotated[int, Field(ge=2)] = Field(
+        description="G, number of images of a prompt whose rewards are compared; a step generates G times batch_size"
+    )
+    group_noise: Literal["shared", "per_image"] = Field(
+        description="noise from which the images of a group start: the same, or different"
+    )
+    sde_noise: PositiveFloat = Field(
+        description="eta, noise of the sampler's steps: a step of length h in sigma has the standard deviation eta*sqrt(h)"
+    )
+    timestep_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        description="share of the rollout's steps but the last that are trained, drawn for each image"
+    )
+    updates_per_rollout: Positive = Field(
+        description="number of optimizer updates of a step, among which the trained steps of each image are divided"
+    )
+    clip_range: Annotated[float, Field(gt=0, lt=1)] = Field(
+        description="c: an image has no gradient once its probability ratio has left 1 - c … 1 + c to the better"
+    )
+    max_advantage: PositiveFloat = Field(description="an image's advantage is clamped to this, up and down")
+
+
 class AlarmLimit(Part):
     """A limit of early stop on a metric, relative to the base's images of the same prompts."""
 
@@ -223,7 +247,9 @@ class TrainSettings(Part):
         description="compute as the reference implementation does: truncated time input, bfloat16 noise"
     )
     steps: Positive = Field(description="number of optimizer steps")
-    batch_size: Positive = Field(description="number of images per step, over all workers")
+    batch_size: Positive = Field(
+        description="number of images per step, over all workers; of groups of images with dance_grpo"
+    )
     micro_batch_size: Positive | None = Field(
         description="number of images of a worker that are computed at once, at most; gradients are added up. "
         "null: the worker's whole share of the batch"
@@ -247,13 +273,15 @@ class TrainSettings(Part):
         description="R, number of noise levels trained per rollout; their losses are averaged"
     )
     batch_branches: bool = Field(
-        description="compute the branches of a pair in one model call: faster, but needs the memory of both"
+        description="compute the branches of a pair, or the images of a group, in one model call: faster, but needs the "
+        "memory of all"
     )
     rollout: RolloutSettings
     direct_align: DirectAlignSettings
     aggregate: AggregateSettings
     refl: ReflSettings
     draft: DraftSettings
+    dance_grpo: DanceGrpoSettings
     optimizer: OptimizerSettings
     ema: EmaSettings | None = Field(
         description="average of the weights over the steps, which is sampled, selected and released; or null"

@@ -94,6 +94,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         flops, now = self.flops, self.now
         yield
         phase.flops += self.flops - flops
+        phase.forward += self.flops - flops
         phase.kept += self.now - now
 
     def _collect(self) -> None:
@@ -110,11 +111,13 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class Phase:
     """The cost of one phase of a step for the images of one call.
 
-    flops: a multiply-add counts as two; kept: bytes that stay alive for the backward pass.
+    flops: a multiply-add counts as two; kept: bytes that stay alive for the backward pass; forward: FLOPs of the forward
+    pass alone.
     """
 
     flops: float = 0.0
     kept: int = 0
+    forward: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ class Counted:
     """A training call in phases, for `num_images` images in transformer, decoder and reward.
 
     rollout: one forward pass without gradients; peak_rollout: its peak bytes; peak_before: peak bytes until the
-    transformer's backward pass begins; peak_after: from then on. Weights and their gradients are not included.
+    transformer's backward pass begins; peak_after: from then on; peak_scored: peak bytes if decoder and reward have no
+    backward pass; latents: bytes of these images' latents. Weights and their gradients are not included.
     """
 
     num_images: int
@@ -133,6 +137,8 @@ class Counted:
     peak_rollout: int
     peak_before: int
     peak_after: int
+    peak_scored: int = 0
+    latents: int = 0
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,9 @@ def count_call(model: Any, reward: Any, condition: Any, *, num_images: int, auto
         with meter.into(rollout), torch.no_grad():
             model.velocity(latents, time, 1.0, condition)
         peak_rollout, meter.peak = meter.peak, meter.now
+        with torch.no_grad():
+            reward.score(model.decode(latents).clamp(0, 1), texts)
+        peak_scored, meter.peak = meter.peak, meter.now
         with meter.into(transformer):
             velocity = model.velocity(latents, time, 1.0, condition)
         start = velocity.detach().requires_grad_()  # detached, so that each phase is counted separately
@@ -181,7 +190,8 @@ def count_call(model: Any, reward: Any, condition: Any, *, num_images: int, auto
         _back(meter, transformer, velocity, start.grad)
     for hook in hooks:
         hook.remove()
-    return Counted(num_images, rollout, transformer, decode, score_phase, peak_rollout, before, meter.peak)
+    peaks = (peak_rollout, before, meter.peak, peak_scored)
+    return Counted(num_images, rollout, transformer, decode, score_phase, *peaks, latents.nbytes)
 
 
 def count_forward(call: Callable[[], Any], *, autocast: bool) -> Forward:

@@ -84,12 +84,17 @@ def _different(*scorers: ScorerSettings) -> int:
 
 def memory_of_a_step(case: Case) -> Parts:
     """Bytes by part at the peak of a training step."""
-    counted = case.counts.call
+    counted, cost = case.counts.call, case.cost_of_method
     transformer = {"activations, transformer": counted.transformer.kept}
     beyond = {"activations, decoder": counted.decode.kept, "activations, reward": counted.reward.kept}
+    scored: tuple[float, int, Mapping[str, int]] = (
+        (kept_gathered(case), counted.peak_before, {**transformer, **beyond})
+        if cost.reward_gradient
+        else (kept_gathered(case), counted.peak_scored, {})
+    )
     moments: list[tuple[float, int, Mapping[str, int]]] = [
         (gathered_to_generate(case), counted.peak_rollout, {}),
-        (kept_gathered(case), counted.peak_before, {**transformer, **beyond}),
+        scored,
         (gathered_bytes(case), counted.peak_after, transformer),  # decoder and reward are done
     ]
     gathered, peak, kept = max(moments, key=lambda moment: moment[0] + moment[1])
@@ -99,9 +104,17 @@ def memory_of_a_step(case: Case) -> Parts:
         "weights out of 4 bits": weights_out_of_four_bits(case),
         **_held(case),
         **kept,
+        "trajectories": trajectories(case),
         "passing tensors": peak - sum(kept.values()),
         "device's own": case.context,
     }
+
+
+def trajectories(case: Case) -> float:
+    """Bytes of the rollouts' latents that are kept until they are trained: those of all micro-batches for several updates."""
+    counted, cost = case.counts.call, case.cost_of_method
+    images = case.at_once if cost.updates == 1 else case.images
+    return cost.kept_latents * images * counted.latents / counted.num_images
 
 
 def state_of_training(case: Case) -> Parts:

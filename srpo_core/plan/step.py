@@ -15,12 +15,13 @@ def flops_of_a_step(case: Case) -> Mapping[str, float]:
     samples = case.images / counted.num_images
     rolled_out = samples * (1 - real_share(case.settings.train.rollout))
     recomputed = cost.recomputed_calls * counted.rollout.flops
+    scored = samples * cost.scored_images
     return {
         "rollout": cost.rollout_calls * rolled_out * counted.rollout.flops,
         "transformer": samples * (cost.trained_calls * counted.transformer.flops + recomputed),
-        "decoder": samples * cost.scored_images * counted.decode.flops,
-        "reward": samples * cost.scored_images * counted.reward.flops,
-        "optimizer": FLOPS_OF_ADAMW * case.sizes.trained / case.shards,
+        "decoder": scored * (counted.decode.flops if cost.reward_gradient else counted.decode.forward),
+        "reward": scored * (counted.reward.flops if cost.reward_gradient else counted.reward.forward),
+        "optimizer": cost.updates * FLOPS_OF_ADAMW * case.sizes.trained / case.shards,
     }
 
 

@@ -22,16 +22,18 @@ def traffic_in_a_copy(case: Case) -> float:
         return 0.0
     cost = case.cost_of_method
     calls = cost.trained_calls // cost.images_per_call
-    rollouts = cost.rollout_calls if real_share(train.rollout) < 1 else 0
+    rollouts = cost.rollout_calls // cost.images_per_rollout_call if real_share(train.rollout) < 1 else 0
     gathers = gathers_of(case, rollouts) + 2 * calls + cost.recomputed_calls
     each = (n - 1) / n * (gathers * case.gathered_width * sizes.all + calls * 4 * sizes.trained)
     return case.micro_batches * each
 
 
 def traffic_across_copies(case: Case) -> float:
-    """Bytes of a step's traffic that sum gradients over the copies of the model: after each backward pass if sharded."""
+    """Bytes of a step's traffic that sum gradients over the copies of the model: before each update, or if sharded after each backward pass."""
     copies, cost = case.cluster.gpus // case.shards, case.cost_of_method
-    sums = 1 if case.shards == 1 else case.micro_batches * cost.trained_calls // cost.images_per_call
+    sums = (
+        cost.updates if case.shards == 1 else case.micro_batches * cost.trained_calls // cost.images_per_call
+    )
     return sums * 2 * (copies - 1) / copies * 4 * case.sizes.trained / case.shards
 
 

@@ -1,8 +1,9 @@
-"""One optimizer step: loss terms, gradients, checks, AdamW. It needs no files, and the batch is given."""
+"""One training step: loss terms, gradients, checks, AdamW. It needs no files, and the batch is given."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -19,6 +20,27 @@ from srpo_core.training.micro_batches import micro_batches, num_micro_batches
 from srpo_core.training.schedule import learning_rate, set_learning_rate, varies
 
 
+@dataclass
+class PartOfStep:
+    """The terms of a micro-batch; each iteration yields those of one update.
+
+    weight: factor of losses and rewards, 0 for samples that are not to count; another_update: whether terms are left.
+    """
+
+    terms: Iterator[LossTerm]
+    weight: float
+    another_update: bool = False
+
+    def __iter__(self) -> Iterator[LossTerm]:
+        """Yield the terms of the next update."""
+        self.another_update = False
+        for term in self.terms:
+            yield term
+            if term.ends_update:
+                self.another_update = True
+                return
+
+
 @dataclass(frozen=True)
 class Learner:
     """Model, reward, optimizer and method of an optimizer step."""
@@ -30,15 +52,22 @@ class Learner:
     method: Method
 
     def step(self, batch: TrainBatch, step: int, *, world: int = 1) -> dict[str, float]:
-        """Make one optimizer step on this rank's share of the global batch.
+        """Make one step on this rank's share of the global batch: one update of the weights, or several if the method asks.
 
-        Returns the metrics of the global batch, equal on every rank.
+        Returns the metrics of the global batch, equal on every rank, averaged over the updates.
 
         Raises:
-            DivergenceError: a figure is not finite; the weights are unchanged.
+            DivergenceError: a figure is not finite; the weights are those before this update.
         """
-        self.optimizer.zero_grad(set_to_none=True)
-        figures = self._backward(batch, num_micro_batches(self.settings, world))
+        parts = self._parts(batch, num_micro_batches(self.settings, world))
+        made: list[dict[str, float]] = []
+        while not made or parts[0].another_update:
+            self.optimizer.zero_grad(set_to_none=True)
+            made.append(self._update(self._backward(parts), step, world=world))
+        return {name: fmean(metrics[name] for metrics in made) for name in made[0]}
+
+    def _update(self, figures: dict[str, Tensor], step: int, *, world: int) -> dict[str, float]:
+        """Change the weights by the gradients; `figures` are summed over the ranks in place. Returns the metrics."""
         if world > 1:
             sum_over_ranks(figures.values(), self.model.transformer)
         transformer, largest = self.model.transformer, self.settings.optimizer.max_grad_norm
@@ -55,12 +84,18 @@ class Learner:
         self.optimizer.step()
         return {**metrics, "learning_rate": rate} if varies(self.settings.optimizer.schedule) else metrics
 
-    def _backward(self, batch: TrainBatch, count: int) -> dict[str, Tensor]:
-        """Add up the gradients of `count` micro-batches; returns the sums of their figures, see `backward_terms`."""
+    def _parts(self, batch: TrainBatch, count: int) -> list["PartOfStep"]:
+        """Return `count` micro-batches, of which nothing is computed yet."""
+        return [
+            PartOfStep(self.method(self.model, self.reward, part, self.settings), weight)
+            for part, weight in micro_batches(batch, count)
+        ]
+
+    def _backward(self, parts: Iterable["PartOfStep"]) -> dict[str, Tensor]:
+        """Add up the gradients of an update over all micro-batches; returns the sums of their figures."""
         sums: dict[str, Tensor] = {}
-        for part, weight in micro_batches(batch, count):
-            terms = self.method(self.model, self.reward, part, self.settings)
-            for name, value in backward_terms(terms, self.settings.batch_size, weight=weight).items():
+        for part in parts:
+            for name, value in backward_terms(part, self.settings.batch_size, weight=part.weight).items():
                 sums[name] = sums[name] + value if name in sums else value
         return sums
 
@@ -112,7 +147,7 @@ def require_finite(metrics: Mapping[str, float], transformer: torch.nn.Module, s
     if bad:
         raise DivergenceError(
             f"step {step}: {', '.join(bad)}; gradient of {_first_not_finite(transformer)} is not finite. This "
-            "step has not changed the weights, and earlier checkpoints are kept: lower train.optimizer.learning_rate"
+            "update has not been made, and earlier checkpoints are kept: lower train.optimizer.learning_rate"
         )
 
 

@@ -1,11 +1,10 @@
 """Every method on a model that is small enough to compute the result by hand."""
 
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.nn.functional import normalize
+from linear_base import SHAPE, STEPS, Attentive, Colours, Linear, gradient, shares, with_
 
 from srpo_core.algorithm import METHODS
 from srpo_core.algorithm.absolute import consecutive, decaying_weights, scored_texts
@@ -17,55 +16,6 @@ from srpo_core.protocols import Condition
 from srpo_core.randomness import Draws
 from srpo_core.training.learner import Learner
 from srpo_core.training.micro_batches import num_micro_batches
-
-SHAPE = (2, 4, 3)
-STEPS = 5
-
-
-class Linear:
-    """A base whose velocity is a matrix times the latents, and whose image is the latents."""
-
-    def __init__(self):
-        torch.manual_seed(0)
-        self.transformer = torch.nn.Linear(3, 3, bias=False).double()
-        self.calls = []
-
-    def velocity(self, latents, time, guidance, condition):
-        self.calls.append((torch.is_grad_enabled(), len(latents)))
-        return self.transformer(latents) * (1 + time[:, None, None])
-
-    def gathered(self):
-        return nullcontext()
-
-    def decode(self, latents):
-        return 0.5 + 0.1 * latents.transpose(1, 2).unflatten(-1, (2, 2))
-
-
-class Attentive(Linear):
-    """A base whose velocity depends on all inputs: the prompt, its pooled embedding and the guidance."""
-
-    def velocity(self, latents, time, guidance, condition):
-        told = (
-            condition.tensors["text"].mean((1, 2)) + 2 * condition.tensors["pooled"].mean(1) + 0.1 * guidance
-        )
-        return super().velocity(latents, time, guidance, condition) * (1 + told[:, None, None])
-
-
-class Colours:
-    """A reward whose features are the mean colours of an image, and the letters r, g, b of a text."""
-
-    def score(self, images, texts):
-        seen = self.encode_images(images).repeat(len(texts) // len(images), 1)
-        return (seen * self.encode_texts(texts)).sum(-1)
-
-    def encode_images(self, images):
-        return normalize(images.mean((2, 3)), dim=-1)
-
-    def encode_texts(self, texts):
-        return normalize(
-            torch.tensor([[1.0 + text.count(c) for c in "rgb"] for text in texts], dtype=torch.float64),
-            dim=-1,
-        )
 
 
 @pytest.fixture
@@ -87,13 +37,6 @@ def _double_latents(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor)
 
 
-def gradient(name, batch, settings, model=None):
-    model = model or Linear()
-    terms = list(METHODS[name].run(model, Colours(), batch, settings))
-    sum(term.losses.sum() for term in terms).backward()
-    return model.transformer.weight.grad, terms, model
-
-
 def unrolled(batch, settings, free):
     """Return the gradient of the plain loop, detached after the first `free` steps."""
     model, sigmas, z = Linear(), shifted_sigmas(STEPS, settings.rollout.shift), batch.noise
@@ -105,10 +48,6 @@ def unrolled(batch, settings, free):
     cosines = (reward.encode_images(images) * reward.encode_texts(scored_texts(batch, settings))).sum(-1)
     torch.relu(settings.direct_align.margin - cosines).sum().backward()
     return model.transformer.weight.grad
-
-
-def with_(settings, part, **changes):
-    return settings.model_copy(update={part: getattr(settings, part).model_copy(update=changes)})
 
 
 @pytest.mark.parametrize("last_steps", [1, 2, STEPS])
@@ -275,29 +214,6 @@ EVERY_START = [(name, "generated") for name in METHODS] + [
 ]
 
 
-def shares(count):
-    """Return a function of indices that returns the batch of these samples, some of which start from a real image.
-
-    Each sample has its own prompt, noise, condition and image.
-    """
-    generator = torch.Generator().manual_seed(3)
-    noise, real = (torch.randn(count, *SHAPE[1:], generator=generator, dtype=torch.float64) for _ in range(2))
-    condition = Condition(
-        {
-            "text": torch.randn(count, 3, 2, generator=generator),
-            "pooled": torch.randn(count, 4, generator=generator),
-        }
-    )
-    prompts = ["r", "gg", "rb", "b", "ggb"]
-
-    def share(rows, real_rows):
-        images = {place: real[row] for place, row in enumerate(rows) if row in real_rows}
-        texts = [prompts[row] for row in rows]
-        return TrainBatch(texts, condition[rows], noise[rows], Draws(0, 1, rows), images, "rrr", "bbb")
-
-    return share
-
-
 @pytest.mark.parametrize(("name", "source"), EVERY_START)
 def test_a_batch_has_the_sum_of_its_samples_gradients(settings, name, source):
     """Each sample keeps its prompt, noise, levels and image."""
@@ -321,7 +237,8 @@ def test_micro_batches_have_the_gradient_and_the_figures_of_the_whole_batch(sett
         model, count = Attentive(), num_micro_batches(train, world)
         learner = Learner(model, Colours(), None, train, METHODS[name].run)
         figures = [
-            learner._backward(share(list(range(rank, 5, world)), real), count) for rank in range(world)
+            learner._backward(learner._parts(share(list(range(rank, 5, world)), real), count))
+            for rank in range(world)
         ]
         sums = {key: sum(float(one[key]) for one in figures) for key in figures[0]}
         found.append((model.transformer.weight.grad, sums, max(size for _, size in model.calls)))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from counted_plans import counted_plan
 
+from srpo_core.algorithm import METHODS
 from srpo_core.config import NULL, load_settings, parse_settings, patched, read_values
 from srpo_core.errors import ConfigError
 from srpo_core.plan import GB, TERA, Case, Cluster, Counts, Plan, Sizes, remedies
@@ -171,16 +172,18 @@ def peak_of_a_step(job):
     return most + sum(t.numel() * t.element_size() for t in (*weights, *moments))
 
 
-@pytest.mark.parametrize("checkpoint", [0.0, 1.0])
-def test_the_planned_peak_matches_the_measured_peak_on_the_tiny_profile(job, monkeypatch, checkpoint):
-    from dataclasses import replace
-
+@pytest.mark.parametrize(
+    ("method", "checkpoint"), [("srpo", 0.0), ("srpo", 1.0), ("dance_grpo", 0.0), ("dance_grpo", 1.0)]
+)
+def test_the_planned_peak_matches_the_measured_peak_on_the_tiny_profile(job, monkeypatch, method, checkpoint):
     patch = {
         "train": {
-            "batch_size": 8,
+            "method": method,
+            "batch_size": 8 if method == "srpo" else 4,
             "early_stop": NULL,
             "compute": {"checkpoint_blocks": checkpoint},
-            "rollout": {"num_inference_steps": 2},
+            # of four steps three can be trained: from the second on, gradients are in memory as the plan says
+            "rollout": {"num_inference_steps": 2 if method == "srpo" else 4},
         }
     }
     small = settings("tiny", **patch)
@@ -189,6 +192,32 @@ def test_the_planned_peak_matches_the_measured_peak_on_the_tiny_profile(job, mon
     measured = peak_of_a_step(replace(job, train=small.train))
     print(f"planned {plan.step_peak / 1e6:.1f} MB, measured {measured / 1e6:.1f} MB")
     assert plan.step_peak == pytest.approx(measured, rel=0.10)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_planned_flops_of_a_step_are_those_of_the_trainer(job, monkeypatch, method):
+    """Products and convolutions; the reward keeps the features of texts that it has seen."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from srpo_core.training.worker import Worker
+
+    train = {
+        "method": method,
+        "batch_size": 2,
+        "early_stop": NULL,
+        "rollout": {"num_inference_steps": 4},
+        "draft": {"last_steps": 3},
+        "dance_grpo": {"group_size": 3, "timestep_fraction": 1.0, "updates_per_rollout": 2},
+    }
+    small = settings("tiny", train=train)
+    planned = counted_plan(small, cluster(1)).flops
+    monkeypatch.chdir(job.inputs.path)
+    worker = Worker(replace(job, train=small.train), rank=0, world=1, device=torch.device("cpu"))
+    worker.step(1)
+    with FlopCounterMode(display=False) as counted:
+        worker.step(1)
+    expected = sum(flops for phase, flops in planned.items() if phase != "optimizer")
+    assert counted.get_total_flops() == pytest.approx(expected, rel=0.02)
 
 
 def flux_plan(gpus=8, memory=80.0, **patch):
