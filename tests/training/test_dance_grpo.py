@@ -70,7 +70,9 @@ def test_the_images_of_a_group_can_be_computed_one_by_one(grpo_job):
         worker(changed(grpo_job, dance_grpo=options, batch_branches=both)) for both in (True, False)
     )
     one, other = together.step(1), apart.step(1)
-    assert other == pytest.approx(one, rel=1e-4)
+    # the first update's loss is the mean advantage, which is zero but for rounding
+    assert (one.pop("loss"), other.pop("loss")) == pytest.approx((0, 0), abs=1e-3)
+    assert other == pytest.approx(one, rel=1e-3)
 
 
 def test_adapters_and_several_rewards_are_trained(grpo_job):
