@@ -15,7 +15,7 @@ from prefect.states import Completed
 from prefect.transactions import Transaction, get_transaction, transaction
 from prefect.utilities.annotations import quote
 
-from flows import display
+from flows import approval, display
 from flows.align_result import AlignResult, show_artifacts
 from flows.dead_runs import end_shown_tasks, find_dead_runs
 from flows.form import Profile, SettingsPatch
@@ -35,6 +35,7 @@ from srpo_core.storage import open_store, require_conditions, require_publishabl
 from srpo_core.workspace.inputs import input_paths, link_inputs, require_inputs
 from srpo_core.workspace.recording import recorded
 from srpo_core.workspace.reproduce import StageResult, reproduce
+from srpo_core.workspace.run_record import AWAITING_APPROVAL
 from srpo_core.workspace.stage_graph import read_graph
 from srpo_core.workspace.worktree import (
     Workspace,
@@ -57,6 +58,8 @@ def align(
     patch: SettingsPatch = SettingsPatch(),  # noqa: B008  # the empty form
     revision: str | None = None,
     publish: bool = True,
+    require_approval: bool = False,
+    approval_hours: float = 72,
 ) -> "State[AlignResult]":
     """Align a model, from data to release.
 
@@ -65,6 +68,35 @@ def align(
         patch: settings that differ from the preset; an empty field keeps the preset's value.
         revision: commit, branch or tag to run; empty uses the checkout, including uncommitted changes.
         publish: publish the model if it passes the gate.
+        require_approval: suspend the run after publishing, until somebody approves or rejects the release in a form.
+        approval_hours: time to decide; after it the release stays a candidate.
+    """
+    request = approval.own_request()
+    if request is None:  # otherwise this run was suspended after its stages, and is resumed
+        if require_approval:
+            approval.require_possible(publish=publish, hours=approval_hours)
+        hours = approval_hours if require_approval else None
+        result, request = run_to_release(profile, patch, revision, publish=publish, approval_hours=hours)
+    if request is not None:
+        return approval.decide(request)
+    return Completed(
+        name="Completed" if result.passed else "Refused",
+        message=f"{'passed' if result.passed else 'refused'}: {result.reason}",
+        data=result,
+    )
+
+
+def run_to_release(
+    profile: str | None,
+    patch: SettingsPatch,
+    revision: str | None,
+    *,
+    publish: bool,
+    approval_hours: float | None,
+) -> tuple[AlignResult, approval.Request | None]:
+    """Run all stages in a workspace and publish; return the outcome, and what a person shall decide, if anything.
+
+    approval_hours: time to decide about a release; None: it needs no approval. See `align` for the others.
     """
     with (
         open_workspace(Path.cwd(), revision=revision) as workspace,
@@ -104,11 +136,12 @@ def align(
         )
         show_artifacts(result, decision)
         notify_verdict(settings.release.name, result, published)
-        return Completed(
-            name="Completed" if result.passed else "Refused",
-            message=f"{'passed' if result.passed else 'refused'}: {result.reason}",
-            data=result,
-        )
+        request = None
+        if published and approval_hours is not None:
+            request = approval.ask(published, verdict=result.reason, hours=approval_hours)
+        if request:
+            record.state = AWAITING_APPROVAL
+        return result, request
 
 
 def run_stages(workspace: Workspace) -> tuple[list[StageResult], list[State[StageResult]]]:

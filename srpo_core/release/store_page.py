@@ -151,7 +151,7 @@ def _model(
         images = dict(
             zip(
                 (row.version for row in shown),
-                pool.map(lambda row: _with_image(store, row, grids[row.version]), shown),
+                pool.map(lambda row: with_image(store, row, grids[row.version]), shown),
                 strict=True,
             )
         )
@@ -165,7 +165,7 @@ def _model(
     )
 
 
-def _with_image(store: Store, row: ReleaseRow, grid: Mapping[str, Any] | None) -> ReleaseRow:
+def with_image(store: Store, row: ReleaseRow, grid: Mapping[str, Any] | None) -> ReleaseRow:
     """Add a small image of before and after, or why there is none; grid: the entry of its file in the manifest."""
     if grid is None:
         return row

@@ -27,6 +27,7 @@ class Kind(StrEnum):
     STALL = "stall"
     PUBLISHED = "published"
     AWAITING_APPROVAL = "awaiting approval"
+    UNDECIDED = "approval expired"
     PROMOTED = "promoted"
     ROLLED_BACK = "rolled back"
     DAMAGED = "store damaged"
@@ -43,6 +44,7 @@ KINDS: Final = MappingProxyType[Kind, Level](
         Kind.STALL: "warning",
         Kind.PUBLISHED: "success",
         Kind.AWAITING_APPROVAL: "info",
+        Kind.UNDECIDED: "warning",
         Kind.PROMOTED: "success",
         Kind.ROLLED_BACK: "warning",
         Kind.DAMAGED: "failure",
@@ -67,7 +69,7 @@ def compose(
     title = f"SRPO {kind}: {', '.join(_line(part) for part in subject if part)}"
     lines = [
         _line(cause)[:LONGEST_CAUSE],
-        *(f"{name}: {_place(link)}" for name, link in links.items() if link),
+        *(f"{name}: {located(link)}" for name, link in links.items() if link),
     ]
     return Message(title, "\n".join(lines), KINDS[kind])
 
@@ -77,7 +79,7 @@ def awaiting_approval(
     champion: str | None,
     *,
     verdict: str,
-    form: str,
+    form: str | None,
     until: str,
     report: str | Path | None = None,
 ) -> Message:
@@ -96,7 +98,8 @@ def release_links(uri: str) -> dict[str, str]:
     return {"grid": f"{uri}/grid.png", "report": f"{uri}/report.html"}
 
 
-def _place(link: str | Path) -> str:
+def located(link: str | Path) -> str:
+    """Return an address, or a path with the name of this machine, as one line."""
     text = _line(str(link))
     return text if _URL in text else f"{text} on {socket.gethostname()}"
 

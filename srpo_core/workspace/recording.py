@@ -34,11 +34,15 @@ log = getLogger(__name__)
 
 
 class Recording:
-    """The record of a run that is being made. `release` is set by the caller once there is one."""
+    """The record of a run that is being made. `release` is set by the caller once there is one.
+
+    state: how the run will have ended if nothing fails.
+    """
 
     def __init__(self, workspace: Workspace, record: RunRecord) -> None:
         self.workspace, self.record = workspace, record
         self.release: str | None = None
+        self.state: State = "completed"
 
     def note_settings(self) -> None:
         """Record the settings that the workspace has by now."""
@@ -102,7 +106,7 @@ def recorded(
         state: State = "failed" if isinstance(error, Exception) else "cancelled"
         recording.end(state, mask_credentials(" ".join(str(error).split()) or type(error).__name__))
         raise
-    recording.end("completed")
+    recording.end(recording.state)
 
 
 def _record_killed_runs(current: Workspace) -> None:

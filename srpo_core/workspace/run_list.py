@@ -6,10 +6,14 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from srpo_core.workspace.run_comparison import Presets
-from srpo_core.workspace.run_record import KILLED, RunRecord
+from srpo_core.workspace.run_record import AWAITING_APPROVAL, KILLED, RunRecord
 
 # of Prefect: what has no record here runs in another checkout, has just started, or ended before it had a workspace
 _UNKNOWN_STATE: Final = "unknown"
+# of Prefect, for a run that waits for approval or is being resumed
+_WAITING: Final = frozenset(
+    {"suspended", "resuming", "scheduled", "late", "awaitingconcurrencyslot", "pending", "running"}
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ def list_runs(
     """Return all runs, the newest first.
 
     on_server: runs as the API of Prefect describes them. One that is recorded, too, adds to its record only how it ended
-    if its process was killed: the server knows whether somebody cancelled it.
+    if its process was killed or it waits for approval: the server knows whether somebody cancelled it.
     """
     states = {str(run["id"]): _server_state(run) for run in on_server}
     listed = [_of_record(record, presets, states) for record in records]
@@ -66,8 +70,9 @@ def objective_text(objective: Mapping[str, Any] | None) -> str:
 
 def _of_record(record: RunRecord, presets: Presets, states: Mapping[str, str]) -> ListedRun:
     preset, settings = presets.compare(record)
-    ended_by = states.get(record.flow_run or "", KILLED)
+    ended_by = states.get(record.flow_run or "", record.state)
     is_told = record.state == KILLED and ended_by not in ("running", "pending")  # the server may not know yet
+    is_told |= record.state == AWAITING_APPROVAL and ended_by not in _WAITING
     return ListedRun(
         run=record.run_id,
         started=_iso(record.started),
@@ -76,7 +81,7 @@ def _of_record(record: RunRecord, presets: Presets, states: Mapping[str, str]) -
         preset=preset,
         settings=settings,
         verdict=record.verdict,
-        reason=record.reason,
+        reason=record.approval or record.reason,
         objective=record.objective,
         refused_by=tuple(rule["name"] for rule in record.rules if rule.get("verdict") == "refuses"),
         release=record.version,

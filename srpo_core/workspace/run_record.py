@@ -20,8 +20,20 @@ HISTORY: Final = "history"  # in the home directory
 REF_PREFIX: Final = "refs/srpo/runs/"
 
 # killed: the process ended without a record of its end
-State = Literal["running", "completed", "failed", "cancelled", "killed"]
+# awaiting approval: it has no process until a person decides; it ends as promoted, rejected or undecided
+State = Literal[
+    "running",
+    "completed",
+    "failed",
+    "cancelled",
+    "killed",
+    "awaiting approval",
+    "promoted",
+    "rejected",
+    "undecided",
+]
 RUNNING: Final = "running"
+AWAITING_APPROVAL: Final = "awaiting approval"
 KILLED: Final = "killed"
 
 log = getLogger(__name__)
@@ -50,7 +62,7 @@ class RunRecord(_Part):
     flow_run, flow_run_name: its id and name on the Prefect server.
     reason: of the verdict, or the line of the error that ended it.
     objective, rules: of the gate's decision. figures: the numbers of the stages' metrics.
-    release: the URI of the published version.
+    release: the URI of the published version. approval: what a person has decided about it: who and why.
     """
 
     run_id: str
@@ -72,6 +84,7 @@ class RunRecord(_Part):
     rules: tuple[dict[str, Any], ...] = ()
     figures: dict[str, float] = {}
     release: str | None = None
+    approval: str = ""
 
     @property
     def version(self) -> str | None:
@@ -101,6 +114,18 @@ def read_records(home: Path) -> list[RunRecord]:
     """
     files = sorted((home / HISTORY).glob("*.json"), reverse=True)
     return [record for file in files if (record := _read(home, file)) is not None]
+
+
+def note_decision(home: Path, flow_run: str, state: State, approval: str) -> None:
+    """Record in the newest record of a run on the server how the wait for a person's decision has ended.
+
+    A worker of another checkout carries it out without a record of the run.
+    """
+    for record in read_records(home):
+        if record.flow_run == flow_run:
+            write_record(home, record.changed_to(state=state, approval=approval))
+            return
+    log.info("no record of run %s is in %s: %s", flow_run, home, approval)
 
 
 def is_live(home: Path, run_id: str) -> bool:

@@ -26,7 +26,11 @@ def test_every_flow_is_deployed_with_a_form_for_the_settings(deployed, prefect_s
     assert named == flows
     align = prefect_server.call("/deployments/name/align/align")
     schema = align["parameter_openapi_schema"]
-    assert set(schema["properties"]) == {"profile", "patch", "revision", "publish"}
+    approval = {"require_approval", "approval_hours"}
+    assert set(schema["properties"]) == {"profile", "patch", "revision", "publish", *approval}
+    waiting = prefect_server.call("/deployments/name/align/align-with-approval")
+    assert waiting["parameters"]["require_approval"] is True
+    assert "require_approval" not in align["parameters"]
     presets = [path.stem for path in sorted((ROOT / "profiles").glob("*.yaml"))]
     assert schema["properties"]["profile"]["anyOf"] == [
         {"type": "string", "enum": presets},

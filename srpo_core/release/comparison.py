@@ -1,0 +1,90 @@
+"""Describe a candidate beside the release in production, as Markdown: what a person decides by."""
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from srpo_core.release.layout import GRID
+from srpo_core.release.manifest_rows import release_row
+from srpo_core.release.store_page import with_image
+from srpo_core.report.store_chart import shown_figure
+from srpo_core.report.store_rows import ReleaseRow, RuleFigure
+from srpo_core.report.text import markdown_text
+from srpo_core.runtime.costs import cost_text, recorded_cost
+from srpo_core.runtime.notifications import located, release_links
+from srpo_core.storage import Store, version_key
+
+_STATES = {"good": "holds", "warn": "warns", "bad": "refuses", "": "does not apply"}
+NOTHING = "–"
+
+
+def compare_with_champion(store: Store, version: str, champion: str | None, *, until: datetime) -> str:
+    """Return what a candidate is and would replace: verdict, images, the gate's rules for both, cost, and the report.
+
+    champion: the version in production, which the store may have lost, or None. until: when the time to decide ends.
+
+    Raises:
+        StoreError: there is no such version, or the store cannot be read.
+    """
+    manifest = store.manifest(version)
+    other = store.manifest(champion) if champion and store.has(champion) else None
+    row = with_image(store, release_row(version, manifest, ()), manifest["files"].get(GRID))
+    known = None if champion is None or other is None else release_row(champion, other, ())
+    replaced = f"`{champion}`" if champion else "nothing, for none is in production"
+    image = (
+        f"![before (above) and after (below)]({row.image})" if row.image else f"No images: {row.image_fault}"
+    )
+    report = release_links(f"{store.uri}/{version_key(version)}")["report"]
+    lines = [
+        f"## `{version}` would replace {replaced}",
+        "",
+        f"**passed**: {markdown_text(row.reason)}",
+        "",
+        image if row.image or row.image_fault else "",
+        "",
+        *_rule_table(row, known),
+        "",
+        f"- published: {version} {_when(row)}" + (f", {champion} {_when(known)}" if known else ""),
+        f"- cost: {version} {_cost(manifest)}" + (f"; {champion} {_cost(other)}" if other else ""),
+        f"- report: {_link(report)}",
+        f"- decide until {until:%Y-%m-%d %H:%M} UTC; after that {version} stays the candidate, and production as it is",
+    ]
+    if champion and other is None:
+        lines.append(f"- the store has lost {champion}: it cannot be compared")
+    return "\n".join(lines)
+
+
+def _rule_table(row: ReleaseRow, champion: ReleaseRow | None) -> Iterator[str]:
+    """Yield the gate's rules as a table, with the figures that the champion had at its own gate."""
+    if not row.rules:
+        return
+    last = f" {champion.version} at its gate |" if champion else ""
+    yield f"| rule | measured | {row.version} | allowed |{last}"
+    yield f"|---|---|---:|---:|{'---:|' if champion else ''}"
+    order = ("bad", "warn", "good", "")
+    for name, rule in sorted(row.rules.items(), key=lambda item: order.index(item[1].state)):
+        verdict = f"{markdown_text(name)} {_STATES[rule.state]}"
+        end = f" {_figure(champion.rules.get(name))} |" if champion else ""
+        yield f"| {verdict} | {markdown_text(rule.label)} | {_figure(rule)} | {rule.limit} |{end}"
+
+
+def _figure(rule: RuleFigure | None) -> str:
+    if rule is None or rule.value is None:
+        return NOTHING
+    if rule.low is None or rule.high is None:
+        return shown_figure(rule.value)
+    return f"{shown_figure(rule.value)} ({shown_figure(rule.low)} … {shown_figure(rule.high)})"
+
+
+def _when(row: ReleaseRow | None) -> str:
+    return markdown_text(row.created_at[:10]) if row and row.created_at else NOTHING
+
+
+def _cost(manifest: Mapping[str, Any] | None) -> str:
+    cost = recorded_cost(manifest) if manifest is not None else None
+    return "not recorded" if cost is None else markdown_text(cost_text(cost))
+
+
+def _link(place: str) -> str:
+    """Return an address as a link, and a path with the name of this machine."""
+    return f"[{place}]({place})" if place.startswith(("http://", "https://")) else f"`{located(place)}`"
