@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,21 +26,25 @@ def publish_small(
     passed: bool = True,
     model: str = "tiny",
     repeats: int = 1000,
+    rules: Sequence[Mapping[str, Any]] = (),
     more: Mapping[str, bytes] = MappingProxyType({}),
     parts: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
     """Publish the version `<model>-<number>`, dated by its number. Its files are written to a directory in `sources`.
 
-    repeats: size of each file, in units of about 20 bytes. more: further files. parts: further parts of the manifest.
+    repeats: size of each file, in units of about 20 bytes. rules: of the decision. more: further files.
+    parts: further parts of the manifest.
     """
     version = f"{model}-{number}"
     source = sources / f"source-{version}"
     source.mkdir()
-    decision = {
+    decision: dict[str, Any] = {
         "passed": passed,
         "verdict": "passed" if passed else "refused",
         "reason": "every rule holds." if passed else "the subject is lost.",
     }
+    if rules:
+        decision["rules"] = list(rules)
     contents = {name: f"{name} of {version}".encode() * repeats for name in NAMES}
     contents |= {"decision.json": json.dumps(decision).encode(), "proof.json": json.dumps(PROOF).encode()}
     contents |= more

@@ -55,14 +55,20 @@ def compare_with_champion(store: Store, version: str, champion: str | None, *, u
 
 
 def _rule_table(row: ReleaseRow, champion: ReleaseRow | None) -> Iterator[str]:
-    """Yield the gate's rules as a table, with the figures that the champion had at its own gate."""
+    """Yield the gate's rules as a table, with the figures that the champion had at its own gate.
+
+    Rules that refuse or warn are first, and those that compare with the champion before those that do not.
+    """
     if not row.rules:
         return
     last = f" {champion.version} at its gate |" if champion else ""
     yield f"| rule | measured | {row.version} | allowed |{last}"
     yield f"|---|---|---:|---:|{'---:|' if champion else ''}"
     order = ("bad", "warn", "good", "")
-    for name, rule in sorted(row.rules.items(), key=lambda item: order.index(item[1].state)):
+    ranked = sorted(
+        row.rules.items(), key=lambda item: (order.index(item[1].state), "champion" not in item[1].label)
+    )
+    for name, rule in ranked:
         verdict = f"{markdown_text(name)} {_STATES[rule.state]}"
         end = f" {_figure(champion.rules.get(name))} |" if champion else ""
         yield f"| {verdict} | {markdown_text(rule.label)} | {_figure(rule)} | {rule.limit} |{end}"
