@@ -40,7 +40,7 @@ from srpo_core.workspace.run_record import State as RunState
 from srpo_core.workspace.run_record import note_decision
 
 CLOSING: Final = "close-approval/close-approval"  # the deployment of the flow below
-_KEY: Final = "approval"  # of the suspension: a run has one
+_KEY: Final = "approval"  # of the suspension, of which a run has one, and of the artifact
 _REQUEST: Final = "approval-request"
 _ANSWER: Final = "suspended-approval-response"  # Prefect's key for what was submitted
 _GRACE: Final = timedelta(minutes=1)  # clocks of server and worker differ
@@ -55,10 +55,11 @@ class Decision(RunInput):
     """The form of a run that waits for approval."""
 
     decision: Literal["approve", "reject"] = Field(
-        description="approve: it becomes production. reject: production and candidate stay as they are."
+        description="approve: it becomes production; reject: nothing moves. Reason and name are kept in its history."
     )
-    reason: str = Field(pattern=r"\S", description="Kept in the history of the release.")
-    name: str = Field(pattern=r"\S", title="Your name", description="Kept with the reason.")
+    # no descriptions: the form is small, and what the person decides by is above these fields
+    reason: str = Field(pattern=r"\S")
+    name: str = Field(pattern=r"\S", title="Your name")
 
 
 class Request(BaseModel):
@@ -121,6 +122,9 @@ def ask(published: Published, *, verdict: str, hours: float) -> Request | None:
             idempotency_key=f"close-{flow_run.id}",
         )
     text = compare_with_champion(store, version, champion, until=until)
+    page = create_markdown_artifact(text, key=_KEY, description=f"{version} waits for approval")
+    if address := url_for("artifact", obj_id=page):
+        text = f"[The same on a page of its own]({address})\n\n{text}"
     request = Request(version=version, champion=champion, until=until, text=text, closing=closing.id)
     create_flow_run_input(_REQUEST, request.model_dump(mode="json"), flow_run_id=UUID(flow_run.id))
     message = awaiting_approval(
@@ -223,7 +227,9 @@ def _ended(state: RunState, request: Request, line: str) -> "State[None]":
     """Record the outcome, show it in the UI, drop the planned end of the wait, and return the state of the run."""
     note_decision(home(), flow_run.id, state, line)
     create_markdown_artifact(
-        f"## `{request.version}`: {state}\n{markdown_text(line)}", key="approval", description="the decision"
+        f"## {request.version}: {state}\n{markdown_text(line)}\n\n{request.text}",
+        key=_KEY,
+        description=f"{request.version} is {state}",
     )
     with get_client(sync_client=True) as client:
         try:

@@ -14,7 +14,7 @@ from srpo_core.runtime.costs import cost_text, recorded_cost
 from srpo_core.runtime.notifications import located, release_links
 from srpo_core.storage import Store, version_key
 
-_STATES = {"good": "holds", "warn": "warns", "bad": "refuses", "": "does not apply"}
+_STATES = {"bad": "refuses", "warn": "warns", "good": "holds"}
 NOTHING = "–"
 
 
@@ -30,56 +30,55 @@ def compare_with_champion(store: Store, version: str, champion: str | None, *, u
     other = store.manifest(champion) if champion and store.has(champion) else None
     row = with_image(store, release_row(version, manifest, ()), manifest["files"].get(GRID))
     known = None if champion is None or other is None else release_row(champion, other, ())
-    replaced = f"`{champion}`" if champion else "nothing, for none is in production"
+    replaced = champion or "nothing: no release is in production"
     image = (
         f"![before (above) and after (below)]({row.image})" if row.image else f"No images: {row.image_fault}"
     )
     report = release_links(f"{store.uri}/{version_key(version)}")["report"]
     lines = [
-        f"## `{version}` would replace {replaced}",
+        f"## {version} would replace {replaced}",
+        "",
+        f"- decide until {until:%Y-%m-%d %H:%M} UTC; after that {version} stays the candidate, and production as it is",
+        f"- report: {_link(report)}",
+        f"- cost: {_cost(manifest)}" + (f"; of {champion}: {_cost(other)}" if other else ""),
+        f"- published: {_when(row)}" + (f"; {champion}: {_when(known)}" if known else ""),
+        *([f"- the store has lost {champion}: it cannot be compared"] if champion and other is None else []),
         "",
         f"**passed**: {markdown_text(row.reason)}",
         "",
         image if row.image or row.image_fault else "",
         "",
         *_rule_table(row, known),
-        "",
-        f"- published: {version} {_when(row)}" + (f", {champion} {_when(known)}" if known else ""),
-        f"- cost: {version} {_cost(manifest)}" + (f"; {champion} {_cost(other)}" if other else ""),
-        f"- report: {_link(report)}",
-        f"- decide until {until:%Y-%m-%d %H:%M} UTC; after that {version} stays the candidate, and production as it is",
     ]
-    if champion and other is None:
-        lines.append(f"- the store has lost {champion}: it cannot be compared")
     return "\n".join(lines)
 
 
 def _rule_table(row: ReleaseRow, champion: ReleaseRow | None) -> Iterator[str]:
     """Yield the gate's rules as a table, with the figures that the champion had at its own gate.
 
-    Rules that refuse or warn are first, and those that compare with the champion before those that do not.
+    It is narrow, because the form is. Rules that refuse or warn are first, and those that compare with the champion before
+    those that do not.
     """
-    if not row.rules:
+    applied = [item for item in row.rules.items() if item[1].state]
+    if not applied:
         return
-    last = f" {champion.version} at its gate |" if champion else ""
-    yield f"| rule | measured | {row.version} | allowed |{last}"
-    yield f"|---|---|---:|---:|{'---:|' if champion else ''}"
-    order = ("bad", "warn", "good", "")
-    ranked = sorted(
-        row.rules.items(), key=lambda item: (order.index(item[1].state), "champion" not in item[1].label)
-    )
-    for name, rule in ranked:
-        verdict = f"{markdown_text(name)} {_STATES[rule.state]}"
+    yield f"| rule | candidate | allowed |{' production |' if champion else ''}"
+    yield f"|---|---:|---:|{'---:|' if champion else ''}"
+    order = tuple(_STATES)
+    for name, rule in sorted(
+        applied, key=lambda item: (order.index(item[1].state), "champion" not in item[1].label)
+    ):
         end = f" {_figure(champion.rules.get(name))} |" if champion else ""
-        yield f"| {verdict} | {markdown_text(rule.label)} | {_figure(rule)} | {rule.limit} |{end}"
+        yield f"| {markdown_text(name)} {_STATES[rule.state]} | {_figure(rule)} | {rule.limit} |{end}"
+    yield ""
+    if left_out := len(row.rules) - len(applied):
+        yield f"{left_out} rules do not apply."
+    if champion:
+        yield f"production: {champion.version}, at its own gate."
 
 
 def _figure(rule: RuleFigure | None) -> str:
-    if rule is None or rule.value is None:
-        return NOTHING
-    if rule.low is None or rule.high is None:
-        return shown_figure(rule.value)
-    return f"{shown_figure(rule.value)} ({shown_figure(rule.low)} … {shown_figure(rule.high)})"
+    return NOTHING if rule is None or rule.value is None else shown_figure(rule.value)
 
 
 def _when(row: ReleaseRow | None) -> str:
@@ -93,4 +92,6 @@ def _cost(manifest: Mapping[str, Any] | None) -> str:
 
 def _link(place: str) -> str:
     """Return an address as a link, and a path with the name of this machine."""
-    return f"[{place}]({place})" if place.startswith(("http://", "https://")) else f"`{located(place)}`"
+    if place.startswith(("http://", "https://")):
+        return f"[{place.rpartition('/')[2]}]({place})"
+    return markdown_text(located(place))

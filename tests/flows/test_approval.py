@@ -106,7 +106,12 @@ def test_an_approved_release_is_production_and_the_resumed_run_repeats_no_work(
     record = newest_record()
     assert (record.state, record.flow_run, record.version) == ("awaiting approval", run, "tiny-2")
     text = prefect.call(f"/flow_runs/{run}/input/suspended-approval-description")
-    assert text.startswith("## `tiny-2` would replace `tiny-1`\n\n**passed**: every rule holds.\n")
+    assert "\n## tiny-2 would replace tiny-1\n" in text
+    assert "\n**passed**: every rule holds.\n" in text
+    found = prefect.call("/artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [run]}}})
+    (page,) = [one for one in found if one["key"] == "approval"]
+    address = f"{prefect.url.removesuffix('/api')}/artifacts/artifact/{page['id']}"
+    assert text == f"[The same on a page of its own]({address})\n\n{page['data']}"
     title = "SRPO awaiting approval: tiny, tiny-2"
     assert title in receiver.titles(2)
     cause, form, _ = receiver.body(title)

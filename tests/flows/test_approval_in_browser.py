@@ -32,7 +32,8 @@ def store(tmp_path, monkeypatch):
     shutil.copytree(ROOT / "flows", checkout / "flows", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pipelines.yaml", checkout)
     package = checkout / "flows/__init__.py"
-    package.write_text(package.read_text() + "\nfrom standin_publishing import install\n\ninstall()\n")
+    tests = f"import sys\n\nsys.path.append({str(ROOT / 'tests')!r})\n"
+    package.write_text(f"{package.read_text()}{tests}from standin_publishing import install\n\ninstall()\n")
     monkeypatch.setenv("SRPO_STORE", str(checkout / "store"))
     (checkout / "runs/gate").mkdir(parents=True)
     (checkout / "runs/gate/decision.json").write_text("{}")
@@ -45,7 +46,6 @@ def store(tmp_path, monkeypatch):
 def worker(store, prefect_server, tmp_path):
     """A worker that runs the flows of the stand-in."""
     environment = deploy(prefect_server, Path(store.uri).parent)
-    environment["PYTHONPATH"] += f"{os.pathsep}{ROOT / 'tests'}"
     environment["SRPO_STORE"] = store.uri
     with running_worker(environment, tmp_path / "worker.log"):
         yield tmp_path / "worker.log"
@@ -80,7 +80,7 @@ def test_a_release_is_approved_in_the_form_of_its_run_and_is_then_in_production(
         for shown in (
             "style_gained holds",
             "champion_style holds",
-            "tiny-1 at its gate",
+            "production: tiny-1, at its own gate.",
             "cost: ",
             "report: ",
         ):
