@@ -123,7 +123,7 @@ def ask(published: Published, *, verdict: str, hours: float) -> Request | None:
         )
     text = compare_with_champion(store, version, champion, until=until)
     page = create_markdown_artifact(text, key=_KEY, description=f"{version} waits for approval")
-    if address := url_for("artifact", obj_id=page):
+    if address := url_for("artifact", obj_id=cast("UUID", page)):
         text = f"[The same on a page of its own]({address})\n\n{text}"
     request = Request(version=version, champion=champion, until=until, text=text, closing=closing.id)
     create_flow_run_input(_REQUEST, request.model_dump(mode="json"), flow_run_id=UUID(flow_run.id))
