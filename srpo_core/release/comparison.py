@@ -71,8 +71,8 @@ def _rule_table(row: ReleaseRow, champion: ReleaseRow | None) -> Iterator[str]:
         end = f" {_figure(champion.rules.get(name))} |" if champion else ""
         yield f"| {markdown_text(name)} {_STATES[rule.state]} | {_figure(rule)} | {rule.limit} |{end}"
     yield ""
-    if left_out := len(row.rules) - len(applied):
-        yield f"{left_out} rules do not apply."
+    if left_out := [name for name, rule in row.rules.items() if not rule.state]:
+        yield f"Rules that do not apply: {markdown_text(', '.join(left_out))}."
     if champion:
         yield f"production: {champion.version}, at its own gate."
 
