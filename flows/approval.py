@@ -58,8 +58,8 @@ class Decision(RunInput):
         description="approve: it becomes production; reject: nothing moves. Reason and name are kept in its history."
     )
     # no descriptions: the form is small, and what the person decides by is above these fields
-    reason: str = Field(pattern=r"\S")
-    name: str = Field(pattern=r"\S", title="Your name")
+    reason: str = Field(pattern=r"\S", max_length=1000)
+    name: str = Field(pattern=r"\S", max_length=100, title="Your name")
 
 
 class Request(BaseModel):

@@ -120,7 +120,7 @@ def test_an_approved_release_is_production_and_the_resumed_run_repeats_no_work(
     )
     assert form == f"form: {prefect.url.removesuffix('/api')}/runs/flow-run/{run}"
 
-    for bad in ({"reason": " "}, {"name": ""}, {"decision": "maybe"}):
+    for bad in ({"reason": " "}, {"name": ""}, {"name": "A" * 101}, {"decision": "maybe"}):
         assert runs.submit(run, **bad) == "REJECT"
     assert in_production(store, "tiny") == "tiny-1"
     before = len(prefect.call("/task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}}))
