@@ -62,16 +62,17 @@ def test_a_release_is_approved_in_the_form_of_its_run_and_is_then_in_production(
 ):
     with opened_dashboard(prefect_server, tmp_path / "chromium", height=1500) as dashboard:
         deployment = prefect_server.call("/deployments/name/align/align-with-approval")
+        find = {"deployments": {"id": {"any_": [deployment["id"]]}}, "sort": "EXPECTED_START_TIME_DESC"}
+        before = len(prefect_server.call("/flow_runs/filter", find))  # of other tests
         dashboard.open(f"deployments/deployment/{deployment['id']}")
         dashboard.press("Run")
         dashboard.press("Quick run")
-        find = {"deployments": {"id": {"any_": [deployment["id"]]}}}
-        (run,) = prefect_server.wait(
+        run = prefect_server.wait(
             "/flow_runs/filter",
             find,
-            lambda runs: runs and runs[0]["state_name"] == "Suspended",
+            lambda runs: len(runs) > before and runs[0]["state_name"] == "Suspended",
             seconds=WAIT,
-        )
+        )[0]
         assert (resolve(store, "candidate"), in_production(store, "tiny")) == ("tiny-2", "tiny-1")
 
         dashboard.open(f"runs/flow-run/{run['id']}")
