@@ -123,8 +123,11 @@ def ask(published: Published, *, verdict: str, hours: float) -> Request | None:
         )
     text = compare_with_champion(store, version, champion, until=until)
     page = create_markdown_artifact(text, key=_KEY, description=f"{version} waits for approval")
-    if address := url_for("artifact", obj_id=cast("UUID", page)):
-        text = f"[The same on a page of its own]({address})\n\n{text}"
+    if address := url_for(
+        "flow-run", obj_id=flow_run.id
+    ):  # Prefect has no function for the address of an artifact
+        larger = address.replace(f"runs/flow-run/{flow_run.id}", f"artifacts/artifact/{page}")
+        text = f"[The same on a page of its own]({larger})\n\n{text}"
     request = Request(version=version, champion=champion, until=until, text=text, closing=closing.id)
     create_flow_run_input(_REQUEST, request.model_dump(mode="json"), flow_run_id=UUID(flow_run.id))
     message = awaiting_approval(
