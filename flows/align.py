@@ -115,6 +115,7 @@ def run_to_release(
         if champion:  # written after the comparison above, and validated again because one key has changed
             write_settings(workspace.path, profile=None, patch={"champion": champion})
         record.note_settings()
+        display.announce(get_run_logger(), workspace, publish=publish)
         results, ended = run_stages(workspace)
         decision = artifacts.read_json(workspace.path / artifacts.DECISION)
         home = revision is None and bring_home(workspace, [result.stage for result in results])

@@ -20,24 +20,30 @@ _NOT_REACHED: Final = re.compile(r"Failed to reach API at|ephemeral Prefect API 
 
 
 @contextmanager
-def reporting_a_lost_server() -> Iterator[None]:
+def reporting_a_lost_server(before_end: Callable[[], object] = lambda: None) -> Iterator[None]:
     """End this process with one line and exit code 1 if a flow in this context ends because its server does not answer.
 
     It ends at once: Prefect's own shutdown would try for minutes to send what is left. If this process started the server
     itself and its port refuses connections, the server is gone for good, so Prefect's repetitions, which take a minute,
     are not waited for. A server of PREFECT_API_URL may be restarted meanwhile, and a busy one does not refuse.
+
+    before_end: called before the line is printed.
     """
     import httpx
 
+    def end(error: Exception) -> NoReturn:
+        before_end()
+        _end(error)
+
     try:
-        with nullcontext() if "--debug" in sys.argv else _watched_client(_end):
+        with nullcontext() if "--debug" in sys.argv else _watched_client(end):
             yield
     except (httpx.HTTPError, RuntimeError) as error:
         if "--debug" in sys.argv or not (
             isinstance(error, httpx.HTTPError) or _NOT_REACHED.search(str(error))
         ):
             raise
-        _end(error)
+        end(error)
 
 
 def drop_what_was_not_sent(report: Callable[[str], None]) -> Callable[[logging.LogRecord], bool]:

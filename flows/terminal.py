@@ -2,17 +2,21 @@
 
 import os
 import signal
+import sys
 from contextlib import suppress
-from typing import Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from flows.environment import prepare_environment
 from srpo_core.runtime.prefect_api import require_prefect_server
 
+if TYPE_CHECKING:
+    from flows.display import StageDisplay
+
 INTERRUPTED: Final = 128 + signal.SIGINT
 
 
-def prepare_terminal() -> None:
-    """Prepare this process to run flows: print progress to stderr, and end at once on Ctrl-C.
+def prepare_terminal() -> "StageDisplay":
+    """Prepare this process to run flows: print their lines to stderr, and end at once on Ctrl-C.
 
     Call it before a module with flows is imported, because Prefect reads the environment at import.
 
@@ -26,7 +30,7 @@ def prepare_terminal() -> None:
 
     from flows.display import show_on_terminal
 
-    show_on_terminal(Console(stderr=True, highlight=False))
+    return show_on_terminal(Console(file=sys.stderr, highlight=False))
 
 
 def _end_at_once(*_: object) -> NoReturn:
@@ -36,5 +40,9 @@ def _end_at_once(*_: object) -> NoReturn:
     """
     # Python's buffered stderr is bypassed: the signal may have interrupted a write to it. stderr may also be closed.
     with suppress(OSError):
-        os.write(2, b"\nsrpo: error: interrupted; repeat the same command to resume\n")
+        terminal = os.dup(2)
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), 2
+        )  # else the thread of the moving lines could erase the message
+        os.write(terminal, b"\nsrpo: error: interrupted; repeat the same command to resume\n")
     os._exit(INTERRUPTED)

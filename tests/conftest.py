@@ -142,6 +142,25 @@ def bucket(s3_environment, request):
 
 
 @pytest.fixture
+def reports(tmp_path, monkeypatch):
+    """What this process reports of its progress, in order: (label, done, total), every item of it."""
+    from srpo_core.runtime import progress
+
+    found, write, asked = [], progress._write, tmp_path / "progress of this test"
+
+    def kept(path, content):
+        if path == asked:
+            one = progress.Report.model_validate_json(content)
+            found.append((one.label, one.done, one.total))
+        write(path, content)
+
+    monkeypatch.setattr(progress, "_write", kept)
+    monkeypatch.setattr(progress, "LEAST_SECONDS", 0)
+    monkeypatch.setenv("SRPO_PROGRESS", str(asked))
+    return found
+
+
+@pytest.fixture
 def receiver():
     """A channel for messages: `receiver.url` is a URL for SRPO_NOTIFY."""
     from receiver import Receiver

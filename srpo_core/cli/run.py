@@ -44,25 +44,26 @@ def align(
     from flows.terminal import prepare_terminal
 
     changes = parse_changes(change or [])
-    prepare_terminal()
-    from flows.form import parse_patch
+    display = prepare_terminal()
+    with display.showing("start the run"):
+        from flows.form import parse_patch
 
-    patch = parse_patch(changes)
-    if revision is None:
-        _require_valid_settings(profile, changes)
-    from srpo_core.workspace.checkout import require_checkout
+        patch = parse_patch(changes)
+        if revision is None:
+            _require_valid_settings(profile, changes)
+        from srpo_core.workspace.checkout import require_checkout
 
-    require_checkout(Path.cwd(), revision=revision)
-    from flows.align import align as align_flow
-    from flows.align_result import AlignResult
-    from flows.lost_server import reporting_a_lost_server
-    from srpo_core.runtime.costs import cost_text
+        require_checkout(Path.cwd(), revision=revision)
+        from flows.align import align as align_flow
+        from flows.align_result import AlignResult
+        from flows.lost_server import reporting_a_lost_server
+        from srpo_core.runtime.costs import cost_text
 
-    # the flow returns a Prefect state, but calling it directly gives the data of that state
-    with reporting_a_lost_server():
-        result = cast(
-            "AlignResult", align_flow(profile=profile, patch=patch, revision=revision, publish=publish)
-        )
+        # the flow returns a Prefect state, but calling it directly gives the data of that state
+        with reporting_a_lost_server(display.hide):
+            result = cast(
+                "AlignResult", align_flow(profile=profile, patch=patch, revision=revision, publish=publish)
+            )
     show_verdict(passed=result.passed, reason=result.reason)
     typer.echo(f"report   {shortest(result.report)}")
     where = "runs" if result.home else f"{shortest(result.workspace)}/runs"
@@ -112,6 +113,7 @@ def stage(
     from srpo_core import config
     from srpo_core.runtime.dvc_yaml import argument_name, read_stages
     from srpo_core.runtime.processes import die_with_parent
+    from srpo_core.runtime.progress import reporting
     from srpo_core.runtime.resume import discard_recorded
     from srpo_core.runtime.timings import timed
 
@@ -122,7 +124,8 @@ def stage(
     os.environ["OMP_NUM_THREADS"] = str(settings.resources.threads_per_worker)
     from srpo_core.preflight.consistency import require_consistent
 
-    run, definition = _stage_function(name), errors.pick(read_stages(), name, "stage")
+    with reporting("load the code"):
+        run, definition = _stage_function(name), errors.pick(read_stages(), name, "stage")
     if not alone:  # 'srpo data' checks data for runs with other settings
         require_consistent(
             settings

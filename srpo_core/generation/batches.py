@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 
@@ -25,7 +25,7 @@ from srpo_core.generation.job import GenerationJob, fingerprint, weights_of
 from srpo_core.generation.kept_images import GIGABYTE, KeptImages, source_of
 from srpo_core.models import LoadedBase, files_to_load
 from srpo_core.runtime import file_lock
-from srpo_core.runtime.progress import with_progress
+from srpo_core.runtime.progress import Advance, progress_bar, with_progress
 from srpo_core.runtime.ray_cluster import local_device, ray_for, require_cluster
 from srpo_core.runtime.shared_files import (
     COMPLETE,
@@ -37,6 +37,9 @@ from srpo_core.runtime.shared_files import (
     storage,
 )
 
+# between two looks at which batches exist
+POLL_SECONDS: Final = 0.5
+REMOTE_POLL_SECONDS: Final = 10.0
 TRANSFORMER: Final = "transformer_to_generate_with"  # its name where tasks of other machines find it
 
 log = logging.getLogger(__name__)
@@ -108,7 +111,10 @@ def _generate_some(
     loaded: LoadedBase,
     kept: KeptImages | None = None,
 ) -> None:
-    """Generate and measure batches; the model is loaded when the first one is not among the kept images."""
+    """Generate and measure batches; the model is loaded when the first one is not among the kept images.
+
+    In a Ray task nobody asks for reports: the process that started it counts the batches of all tasks.
+    """
     from safetensors.torch import save
 
     base, reused, device = None, 0, job.context.device
@@ -214,9 +220,8 @@ def _generate_on_ray(job: GenerationJob, directory: Path, resources: ResourceSet
                 numbers[first :: resources.generate_workers] for first in range(resources.generate_workers)
             ]
             waiting = [task.remote(shared, exchange, some, resources, kept) for some in shares if some]
-            for _ in with_progress(range(len(waiting)), f"generate {job.name}"):
-                done, waiting = ray.wait(waiting)
-                ray.get(done)
+            with progress_bar(f"generate {job.name}", len(numbers)) as advance:
+                _await_batches(waiting, exchange.results, numbers, advance)
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         if isinstance(cause, SrpoError):
@@ -228,6 +233,20 @@ def _generate_on_ray(job: GenerationJob, directory: Path, resources: ResourceSet
         raise SrpoError(
             f"generating images of {job.name} was interrupted: {line}; run the same command again to resume"
         ) from error
+
+
+def _await_batches(tasks: list[Any], results: Location, numbers: Sequence[int], advance: Advance) -> None:
+    """Wait for Ray tasks, and count the batches that they have written; raise the first error of any task."""
+    import ray
+
+    expected, seen = {file_name(number) for number in numbers}, 0
+    poll = POLL_SECONDS if results.path else REMOTE_POLL_SECONDS
+    while tasks:
+        done, tasks = ray.wait(tasks, timeout=poll)
+        ray.get(done)
+        written = len(expected.intersection(results.names()))
+        advance(written - seen)
+        seen = written
 
 
 def _generate_in_task(

@@ -13,6 +13,7 @@ from srpo_core.models.offloading import free_pinned_memory
 from srpo_core.models.registry import base_entry
 from srpo_core.models.sharding import read_base_weights
 from srpo_core.protocols import BaseModel
+from srpo_core.runtime.progress import reporting
 from srpo_core.weights.adapters import adapters_file
 
 if TYPE_CHECKING:
@@ -107,8 +108,9 @@ def _load(settings: ModelSettings, weights: Path | None, generate: GenerateSetti
     """Load a base with its own weights, or with those of a directory."""
     entry = base_entry(settings)
     half = generate is not None and generate.autocast
-    model = loading.load_base(entry, settings, empty=weights is not None, half=half)
-    if weights is not None:
-        model.transformer = loading.load_transformer(entry, weights, half=half)
+    with reporting("load the model"):
+        model = loading.load_base(entry, settings, empty=weights is not None, half=half)
+        if weights is not None:
+            model.transformer = loading.load_transformer(entry, weights, half=half)
     model.transformer.requires_grad_(False)
     return model if generate is None else model.decode_in(generate.decode)

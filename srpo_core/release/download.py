@@ -1,11 +1,12 @@
 """Download releases: `pull` copies files to a directory of the user's, `fetch` keeps a release in a local cache."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from logging import getLogger
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
 from srpo_core import artifacts
 from srpo_core.errors import ConfigError, StoreError
@@ -16,6 +17,7 @@ from srpo_core.release.references import resolve
 from srpo_core.release.trust import release_state, trust_here
 from srpo_core.runtime.download import PART_SUFFIX, download
 from srpo_core.runtime.file_lock import acquire
+from srpo_core.runtime.progress import Advance, progress_bar
 from srpo_core.storage import MANIFEST, Store
 from srpo_core.storage.manifest import encode
 
@@ -49,9 +51,11 @@ def pull(
     try:
         missing = require_replaceable(target, own, force=force)
         record_pull(target, own)
-        for name, digest in wanted.items():
-            if name in missing:
-                download_file(store, version, name, digest, target / name)
+        with progress_bar("download", _bytes_of(manifest, missing)) as advance:
+            counted = _Counted(store, advance)
+            for name, digest in wanted.items():
+                if name in missing:
+                    download_file(counted, version, name, digest, target / name)
         artifacts.write_json(target / MANIFEST, manifest)
     except OSError as error:
         raise StoreError(
@@ -85,8 +89,10 @@ def fetch(store: Store, reference: str, *, cache: Path | None = None) -> Path:
         with acquire(incomplete.with_suffix(".lock")):
             if target.is_dir():
                 return target
-            for name, entry in manifest["files"].items():
-                download_file(store, version, name, entry["sha256"], incomplete / name)
+            with progress_bar("download", _bytes_of(manifest, manifest["files"])) as advance:
+                counted = _Counted(store, advance)
+                for name, entry in manifest["files"].items():
+                    download_file(counted, version, name, entry["sha256"], incomplete / name)
             artifacts.write_json(incomplete / MANIFEST, manifest)
             incomplete.rename(target)
     except OSError as error:
@@ -94,7 +100,7 @@ def fetch(store: Store, reference: str, *, cache: Path | None = None) -> Path:
     return target
 
 
-def download_file(store: Store, version: str, name: str, digest: str, target: Path) -> None:
+def download_file(store: "Readable", version: str, name: str, digest: str, target: Path) -> None:
     """Download one file of a version to `target`, a directory and `name`, and verify its SHA-256.
 
     Raises:
@@ -103,6 +109,29 @@ def download_file(store: Store, version: str, name: str, digest: str, target: Pa
     _require_no_links(name, target)
     if not download(partial(store.read, version, name), target, digest):
         raise StoreError(f"{name} of {version} does not have its SHA-256: run 'srpo verify', then restore it")
+
+
+class Readable(Protocol):
+    """What `download_file` needs of a store."""
+
+    def read(self, version: str, name: str, start: int = 0) -> Iterator[bytes]:
+        """Yield the bytes of one file of a version from byte `start` on, in blocks."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """A store of which every byte that is read is counted, and those before the first one as read earlier."""
+
+    store: Store
+    advance: Advance
+
+    def read(self, version: str, name: str, start: int = 0) -> Iterator[bytes]:
+        """Yield the bytes of one file of a version from byte `start` on, in blocks."""
+        self.advance(start)
+        for block in self.store.read(version, name, start):
+            yield block
+            self.advance(len(block))
 
 
 def _require_no_links(name: str, target: Path) -> None:
@@ -114,6 +143,10 @@ def _require_no_links(name: str, target: Path) -> None:
                 f"{path} is a symbolic link, which would lead {name} to {path.readlink()}: remove it, or choose another "
                 "directory"
             )
+
+
+def _bytes_of(manifest: Mapping[str, Any], names: Collection[str]) -> int:
+    return sum(entry["bytes"] for name, entry in manifest["files"].items() if name in names)
 
 
 def _files_of(manifest: Mapping[str, Any], format_name: str) -> list[str]:

@@ -39,6 +39,7 @@ from srpo_core.release.trust import release_state, require_signer, trust_here
 from srpo_core.release.verdict import require_recomputed
 from srpo_core.report.formats import with_formats
 from srpo_core.runtime.costs import RunCost
+from srpo_core.runtime.progress import with_progress
 from srpo_core.storage import Store, content_digest, model_of, require_conditions, version_key
 
 SCHEMA_VERSION: Final = 2
@@ -165,7 +166,8 @@ def _assemble(
     call = generation_call(settings, proof)
     files |= _workflows(require_existing(root, artifacts.GRID), formats, call, scratch)
     entries = {
-        name: {"sha256": artifacts.sha256(path), "bytes": path.stat().st_size} for name, path in files.items()
+        name: {"sha256": artifacts.sha256(path), "bytes": path.stat().st_size}
+        for name, path in with_progress(files.items(), "hash file")
     }
     manifest = {
         "schema_version": SCHEMA_VERSION,

@@ -8,6 +8,7 @@ from srpo_core.errors import DamageError, StoreError
 from srpo_core.release.evidence import require_consistent
 from srpo_core.release.references import read_alias, resolve
 from srpo_core.release.trust import SignatureError, Trust, move_state, release_state, trust_here
+from srpo_core.runtime.progress import Advance, progress_bar
 from srpo_core.storage import DamagedFileError, Store
 
 
@@ -28,11 +29,9 @@ def inspect(store: Store, reference: str, trust: Trust) -> tuple[Mapping[str, An
     """
     version = resolve(store, reference)
     manifest = store.manifest(version)
-    damaged = [
-        name
-        for name, entry in sorted(manifest["files"].items())
-        if not _is_intact(store, version, name, entry)
-    ]
+    files = sorted(manifest["files"].items())
+    with progress_bar("read files back", sum(entry["bytes"] for _, entry in files)) as advance:
+        damaged = [name for name, entry in files if not _is_intact(store, version, name, entry, advance)]
     if damaged:
         raise DamageError(
             f"release {version} in {store.uri} is damaged: {', '.join(damaged)}; restore it from a backup, or publish "
@@ -76,12 +75,13 @@ def joined(faults: Sequence[StoreError]) -> StoreError:
     return DamageError(text) if damaged else StoreError(text)
 
 
-def _is_intact(store: Store, version: str, name: str, entry: Mapping[str, Any]) -> bool:
+def _is_intact(store: Store, version: str, name: str, entry: Mapping[str, Any], advance: Advance) -> bool:
     seen, size = hashlib.sha256(), 0
     try:
         for block in store.read(version, name):
             seen.update(block)
             size += len(block)
+            advance(len(block))
     except DamagedFileError:
         return False
     return (seen.hexdigest(), size) == (entry["sha256"], entry["bytes"])

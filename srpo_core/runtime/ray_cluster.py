@@ -15,6 +15,7 @@ import srpo_core
 from srpo_core.config import ResourceSettings
 from srpo_core.errors import ConfigError, SrpoError
 from srpo_core.runtime.file_lock import FileLock
+from srpo_core.runtime.progress import reporting, without_reports
 from srpo_core.runtime.ray_sessions import hold_session
 from srpo_core.runtime.shared_files import storage
 
@@ -41,7 +42,9 @@ def ray_for(workers: int, *, least: int, use_gpu: bool, threads: int) -> Iterato
 
     held: list[FileLock | None] = []
     try:
-        with _init_options(workers) as options:
+        what = "connect to Ray" if "RAY_ADDRESS" in os.environ else "start Ray"
+        # the workers of a local Ray inherit the environment, and this process reports for all of them
+        with reporting(what), without_reports(), _init_options(workers) as options:
             context = ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
         if "RAY_ADDRESS" not in os.environ:
             held.append(hold_session(Path(context.address_info["session_dir"])))

@@ -9,7 +9,7 @@ a stage in an experiment is noted in `<home>/timings/keys/<experiment>/<stage>`,
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -137,13 +137,29 @@ def continued_attempts(stage: str) -> Sequence[Attempt]:
         return ()
 
 
-def attempts_in(experiment: str, stage: str) -> list[Attempt]:
-    """Return the attempts to run a stage with the inputs that it had last in an experiment; its inputs are not read."""
+def attempts_in(experiment: str, stage: str, root: Path | None = None) -> list[Attempt]:
+    """Return the attempts to run a stage with the inputs that it had last in an experiment; its inputs are not read.
+
+    root: the home directory of the stage's process, by default `home()`.
+    """
     try:
-        key = _key_file(experiment, stage).read_text(encoding="utf-8", errors="replace").strip()
+        key = _key_file(experiment, stage, root).read_text(encoding="utf-8", errors="replace").strip()
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return _read_all(directory_of(stage, key)) if key.isalnum() else []
+    return _read_all(directory_of(stage, key, root)) if key.isalnum() else []
+
+
+def usual_seconds(stages: Iterable[str], root: Path | None = None) -> dict[str, float]:
+    """Return how long stages took when they were last run with these settings, by name; without those that never were.
+
+    root: as in `attempts_in`. A stage that was killed and resumed took the time of all its attempts.
+    """
+    experiment, found = experiment_key(), {}
+    for stage in stages:
+        attempts = newest_attempts(attempts_in(experiment, stage, root))
+        if attempts and attempts[-1].completed:
+            found[stage] = sum(one.seconds for one in attempts)
+    return found
 
 
 def newest_attempts(attempts: Sequence[Attempt]) -> Sequence[Attempt]:
@@ -218,8 +234,8 @@ def _new_attempt(stage: str, key: str, resources: ResourceSettings) -> Attempt:
     )
 
 
-def _key_file(experiment: str, stage: str) -> Path:
-    return home() / "timings/keys" / experiment / stage
+def _key_file(experiment: str, stage: str, root: Path | None = None) -> Path:
+    return (root or home()) / "timings/keys" / experiment / stage
 
 
 def _new_file(stage: str, key: str, attempt: Attempt) -> Path | None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain, groupby
+from math import ceil
 from typing import TYPE_CHECKING, Final
 
 from srpo_core.config import EarlyStop, ModelSettings, ResourceSettings
@@ -12,6 +13,7 @@ from srpo_core.models import encode_image_batches, encode_prompt_batches, latent
 from srpo_core.models.embeddings import ALARM, LATENTS, EmbeddingsFile, embeddings_file
 from srpo_core.protocols import Condition
 from srpo_core.randomness import keyed_order
+from srpo_core.runtime.progress import reporting, with_progress
 from srpo_core.runtime.ray_cluster import local_device
 
 if TYPE_CHECKING:
@@ -55,7 +57,8 @@ def run(  # noqa: PLR0913  # the settings that DVC tracks
     }
     texts = [prompt.text for prompts in chosen.values() for prompt in prompts]
     batches = encode_prompt_batches(model, texts, batch_size=resources.encode_batch_size, device=device)
-    first = next(batches)
+    with reporting("load the text encoders"):
+        first = next(batches)
     real = train_rollout_source != "online"
     with ExitStack() as opened:
         files, places = {}, []
@@ -66,18 +69,24 @@ def run(  # noqa: PLR0913  # the settings that DVC tracks
             )
             files[split] = opened.enter_context(own)
             places += [(split, row) for row in range(len(prompts))]
-        _write_prompts(files, places, chain([first], batches))
+        total = ceil(len(texts) / resources.encode_batch_size)
+        _write_prompts(files, places, chain([first], batches), total)
         if real:
             images = real_images(model, [prompt.text for prompt in chosen["train"]])
-            _write_latents(files["train"], encode_image_batches(model, images, device=device))
+            encoded = encode_image_batches(model, images, device=device)
+            total = ceil(len(chosen["train"]) / IMAGES_PER_BATCH)
+            _write_latents(files["train"], with_progress(encoded, "encode images", total))
 
 
 def _write_prompts(
-    files: Mapping[str, EmbeddingsFile], places: Sequence[tuple[str, int]], batches: Iterable[Condition]
+    files: Mapping[str, EmbeddingsFile],
+    places: Sequence[tuple[str, int]],
+    batches: Iterable[Condition],
+    total: int,
 ) -> None:
     """Write each row of the batches, in their order, to its place: (split, row)."""
     start = 0
-    for batch in batches:
+    for batch in with_progress(batches, "encode batch", total):
         for split, rows in groupby(range(len(batch)), key=lambda row: places[start + row][0]):
             own = list(rows)
             part = batch[slice(own[0], own[-1] + 1)]

@@ -53,7 +53,7 @@ from srpo_core.quantizers import (
 )
 from srpo_core.quantizers.source import checkpoint_digest
 from srpo_core.randomness import keyed_noise
-from srpo_core.runtime.progress import progress_bar
+from srpo_core.runtime.progress import progress_bar, with_progress
 from srpo_core.runtime.ray_cluster import local_device
 from srpo_core.scorers.metrics import MetricContext, check_metrics
 from srpo_core.weights.adapters import adapters_file, merge_adapters
@@ -129,7 +129,7 @@ def run(
         exact = velocity(load_transformer(model, weights).state_dict())
     proofs: dict[str, dict[str, Any]] = {}
     # the reference first: the images of the others are compared with its images
-    for name in sorted(formats, key=lambda name: name != REFERENCE):
+    for name in with_progress(sorted(formats, key=lambda name: name != REFERENCE), "measure format"):
         given, _ = formats[name]
         error = _output_error(written[name], velocity, exact)  # loads the format's weights into the base
         if generate.autocast and not resources.offload:
@@ -163,7 +163,7 @@ def _whole_weights(model: ModelSettings, source: Path) -> Iterator[Path]:
 
 def _write_formats(weights: Path, entries: Mapping[str, Format]) -> Mapping[str, Sequence[WrittenFile]]:
     checkpoint = open_flux(weights)
-    with progress_bar("quantize", num_weights(checkpoint, entries)) as advance:
+    with progress_bar("write formats", num_weights(checkpoint, entries)) as advance:
         return convert(checkpoint, entries, artifacts.QUANTIZED, stem=STEM, advance=advance)
 
 

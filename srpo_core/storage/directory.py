@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from srpo_core.errors import StoreError
+from srpo_core.runtime.progress import progress_bar
 from srpo_core.storage.files import (
     copy_file,
     disk_errors,
@@ -116,9 +117,13 @@ class DirectoryStore:
             return False
         size = sum(entry["bytes"] for entry in manifest["files"].values())
         what = f"cannot store {version} ({size / 1e6:.1f} MB); nothing was published"
-        with self._errors(what), self._incoming.new_directory() as partial:
+        with (
+            self._errors(what),
+            self._incoming.new_directory() as partial,
+            progress_bar("copy files", size) as advance,
+        ):
             for name, path in files.items():
-                copy_file(path, partial / name, manifest["files"][name]["sha256"], name)
+                copy_file(path, partial / name, manifest["files"][name]["sha256"], name, advance)
             write_file(partial / MANIFEST, encode_sealed(manifest))
             sync_directories(partial)
             return self._move_into_place(partial, version, manifest)

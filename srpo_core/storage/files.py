@@ -10,6 +10,7 @@ from typing import Any, Final, NoReturn
 
 from srpo_core.errors import StoreError
 from srpo_core.runtime.full_disk import is_full
+from srpo_core.runtime.progress import Advance, ignore
 from srpo_core.storage.manifest import BLOCK, changed_while_published
 
 _READ_ONLY: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -36,14 +37,15 @@ def _raise(error: OSError, uri: str, what: str) -> NoReturn:
     raise StoreError(f"the store {uri} {what}: {error}") from error
 
 
-def copy_file(source: Path, target: Path, digest: str, name: str) -> None:
-    """Copy a file to disk, sync it, and check the digest of the copied bytes."""
+def copy_file(source: Path, target: Path, digest: str, name: str, advance: Advance = ignore) -> None:
+    """Copy a file to disk, sync it, and check the digest of the copied bytes; `advance` gets the bytes of each block."""
     seen = hashlib.sha256()
     target.parent.mkdir(parents=True, exist_ok=True)
     with source.open("rb") as reader, target.open("xb") as writer:
         while block := reader.read(BLOCK):
             seen.update(block)
             writer.write(block)
+            advance(len(block))
         _sync(writer)
     if seen.hexdigest() != digest:
         raise changed_while_published(name)

@@ -9,6 +9,7 @@ from typing import Any
 from srpo_core.artifacts import CHECKPOINTS, SAMPLES, TRAIN_LOG, TRAIN_OUTCOME, step_directory, write_json
 from srpo_core.errors import ArtifactError
 from srpo_core.models import write_transformer
+from srpo_core.runtime.progress import with_progress
 from srpo_core.runtime.shared_files import Location, local_copy
 from srpo_core.training import job as names
 from srpo_core.training.checkpoint import Checkpoint, open_checkpoint, step_location
@@ -29,7 +30,7 @@ def export(job: TrainJob, word_counts: Mapping[str, Any]) -> None:
     """
     train = job.train
     shutil.rmtree(CHECKPOINTS, ignore_errors=True)  # an earlier, longer run may have left more of them
-    for step in checkpoint_steps(train):
+    for step in with_progress(checkpoint_steps(train), "export checkpoint"):
         checkpoint = export_weights(step, job)
         evaluations = [Evaluation.from_json(one) for one in checkpoint.evaluations]
         alarm = alarm_outcome(evaluations, train.early_stop, len(checkpoint_steps(train)))

@@ -3,11 +3,12 @@
 import json
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 from srpo_core.runtime.live_loggers import LiveLoggers
+from srpo_core.runtime.progress import Advance, reporting
 from srpo_core.runtime.shared_files import Location
 
 log = logging.getLogger(__name__)
@@ -19,17 +20,19 @@ SHOWN_BY_DECIMALS: Final = 1e-3
 
 @contextmanager
 def log_steps(path: Location, num_steps: int, loggers: LiveLoggers) -> Iterator[None]:
-    """Log each line that is added to a progress file while the context is open, from a background thread.
+    """Log and report each line that is added to a progress file while the context is open, from a background thread.
 
     The figures of a step are logged as information, a note as a warning.
 
     The live loggers also receive the lines that an earlier process of this run has added.
     """
-    num_logged, num_shown = len(_complete_lines(path)), 0
+    before = _complete_lines(path)
+    num_logged, num_shown = len(before), 0
+    step = _last_step(before)
     ended = threading.Event()
 
-    def log_new_lines() -> None:
-        nonlocal num_logged, num_shown
+    def log_new_lines(advance: Advance) -> None:
+        nonlocal num_logged, num_shown, step
         rows = [json.loads(line) for line in _complete_lines(path)]
         for row in rows[num_shown:]:
             if "note" not in row:
@@ -40,20 +43,28 @@ def log_steps(path: Location, num_steps: int, loggers: LiveLoggers) -> Iterator[
                 continue
             figures = "  ".join(f"{name} {_rounded(value)}" for name, value in row.items() if name != "step")
             log.info("step %d of %d  %s", row["step"], num_steps, figures)
+            advance(row["step"] - step)
+            step = row["step"]
         num_logged = num_shown = len(rows)
 
-    def poll() -> None:
+    def poll(advance: Advance) -> None:
         while not ended.wait(POLL_SECONDS if path.path else REMOTE_POLL_SECONDS):
-            log_new_lines()
+            log_new_lines(advance)
 
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        log_new_lines()
+    with reporting("step", num_steps, done=step) as advance:
+        thread = threading.Thread(target=poll, args=[advance], daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            log_new_lines(advance)
+
+
+def _last_step(lines: Sequence[str]) -> int:
+    """Return the last step of which a progress file has figures, 0 if there is none."""
+    return next((row["step"] for row in map(json.loads, reversed(lines)) if "note" not in row), 0)
 
 
 def _rounded(value: float) -> str:

@@ -22,6 +22,7 @@ from srpo_core.errors import SrpoError, StoreError
 from srpo_core.runtime import file_lock, processes
 from srpo_core.runtime.dvc_yaml import read_stages
 from srpo_core.runtime.machine import machine_environment, text_environment
+from srpo_core.runtime.progress import reporting
 from srpo_core.runtime.telemetry import quiet_environment
 from srpo_core.storage import store_uri
 from srpo_core.workspace.checkout import commit_of, require_checkout
@@ -134,7 +135,8 @@ def fetch_data(workspace: Workspace, data: Sequence[str]) -> None:
     if not data:
         return
     try:
-        run_dvc("pull", *data, cwd=workspace.path, environment=workspace.environment())
+        with reporting("fetch the data"):
+            run_dvc("pull", *data, cwd=workspace.path, environment=workspace.environment())
     except SrpoError as error:
         raise StoreError(
             f"{', '.join(data)} cannot be restored from DVC's cache or the default remote: {error}. If the remote can be "

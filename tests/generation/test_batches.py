@@ -6,6 +6,7 @@ import weakref
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -113,10 +114,14 @@ def test_a_model_is_freed_before_the_next_one_is_loaded(job, monkeypatch):
     assert len(held) == 2
 
 
-def test_the_batches_together_equal_the_set_generated_at_once(job):
+def test_the_batches_together_equal_the_set_generated_at_once_and_are_counted(job, reports):
     from srpo_core.models import load_base
 
     batches = generate_batches(job, resources())
+    start = ("generate base", 0, 3)
+    # a report that something ended is the one before it
+    loaded = [start, ("load the model", None, None), start]
+    assert reports == [*loaded, ("generate base", 1, 3), ("generate base", 2, 3), ("generate base", 3, 3)]
     assert job.num_batches == 3
     assert [len(part) for part, _ in batches] == [4, 4, 2]
     whole = generate_and_measure(
@@ -287,13 +292,27 @@ def test_base_and_scorers_are_shared_once_and_a_checkpoint_shares_its_own_weight
 
 
 @pytest.mark.pipeline
-def test_ray_tasks_generate_the_same_images_and_figures_and_raise_our_own_errors(job, tmp_path):
+def test_ray_tasks_generate_the_same_images_and_figures_are_counted_and_raise_our_own_errors(
+    job, tmp_path, reports, monkeypatch
+):
     from srpo_core.models import load_transformer
 
+    honest, asked = module._await_batches, []
+
+    def look(*given):
+        ours = [one for one in psutil.Process().children(recursive=True) if one.name() == "raylet"]
+        asked.extend("SRPO_PROGRESS" in one.environ() for one in ours)
+        honest(*given)
+
+    monkeypatch.setattr(module, "_await_batches", look)
     alone = generate_batches(job, resources())
     expected, figures = pixels(alone), alone.figures()
     alone.discard()
+    reports.clear()
     together = generate_batches(job, resources(2))
+    assert reports[:2] == [("start Ray", None, None), ("generate base", 0, 3)]
+    assert reports[-1] == ("generate base", 3, 3)
+    assert asked == [False], "a task would report its own share"
     assert torch.equal(pixels(together), expected)
     for name, values in together.figures().items():
         assert torch.equal(values, figures[name]), name

@@ -19,6 +19,7 @@ from srpo_core.runtime.timings import (
     key_of,
     newest_attempts,
     timed,
+    usual_seconds,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -168,6 +169,22 @@ def test_times_are_found_by_settings_and_inputs(resources, tmp_path):
     (tmp_path / "params.yaml").write_text("{seed: 0, train: {steps: 3}, data: data}")
     assert len(attempts_of("train")) == 1
     assert len(list((tmp_path / "home/timings").glob("train-*"))) == 2
+
+
+def test_the_usual_time_is_that_of_the_last_complete_result_with_these_settings(resources, tmp_path):
+    run("train", resources)
+    with pytest.raises(ValueError, match="no"):
+        run("train", resources, fails=True)
+    assert usual_seconds(["ingest", "train"]) == {}, "it was not completed, or never run"
+    run("train", resources)
+    last = attempts_of("train")[1:]
+    expected = {"train": sum(one.seconds for one in last)}
+    assert usual_seconds(["ingest", "train"]) == expected
+    (tmp_path / "data/a.txt").write_text("two")  # a new version of the data
+    assert usual_seconds(["train"], tmp_path / "home") == expected
+    assert usual_seconds(["train"], tmp_path / "other") == {}
+    (tmp_path / "params.yaml").write_text("{seed: 0, train: {steps: 300}, data: data}")
+    assert usual_seconds(["train"]) == {}
 
 
 def test_the_key_changes_with_a_small_input_and_with_the_size_of_a_large_one(resources, tmp_path):

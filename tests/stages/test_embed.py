@@ -56,8 +56,13 @@ def prompts(*styles):
     return [Prompt(number, f"prompt {number}", "test", style) for number, style in enumerate(styles)]
 
 
-def test_each_split_contains_as_many_prompts_as_the_run_uses(project):
+def test_each_split_contains_as_many_prompts_as_the_run_uses_and_their_batches_are_counted(project, reports):
     run(train_steps=2, train_batch_size=5, select_num_prompts=3, evaluate_num_prompts=4)
+    watched = load_settings(ROOT / "profiles/tiny.yaml").train.early_stop
+    size = load_settings(ROOT / "profiles/tiny.yaml").resources.encode_batch_size
+    total = -(-(2 * 5 + 3 + 4 + (watched.num_prompts if watched else 0)) // size)
+    assert reports[0] == ("load the text encoders", None, None)
+    assert reports[1:] == [("encode batch", done, total) for done in range(total + 1)]
     sizes = {split: len(read_embeddings(split)[0]) for split in ("train", "validation", "alarm", "test")}
     assert sizes == {"train": 10, "validation": 3, "alarm": 16, "test": 4}
 

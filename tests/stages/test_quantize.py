@@ -120,7 +120,7 @@ def write_evaluation(*, base, aligned, prompts=PROMPTS, metric="judge_wanted"):
     pq.write_table(pa.Table.from_pylist(rows), artifacts.FIGURES)
 
 
-def test_each_format_is_written_verified_and_recorded_by_tensor(before_quantize):
+def test_each_format_is_written_verified_recorded_by_tensor_and_counted(before_quantize, reports):
     run(formats("bf16", "fp8_e4m3fn", "q8_0"))
     assert proof()["refused"] == {}
     bf16, fp8, q8 = (proof()["formats"][name] for name in ("bf16", "fp8_e4m3fn", "q8_0"))
@@ -143,6 +143,12 @@ def test_each_format_is_written_verified_and_recorded_by_tensor(before_quantize)
     assert 0.02 < error < 0.04
     assert clipped == 0
     assert 0 <= zeroed < 0.2
+    written = [(done, total) for label, done, total in reports if label == "write formats"]
+    weights = written[0][1]
+    assert written[0] == (0, weights)
+    assert written[-1] == (weights, weights)
+    assert len(written) > 3 * len(PROMPTS)
+    assert [one for one in reports if one[0] == "measure format"][-1] == ("measure format", 3, 3)
 
 
 def test_a_new_registry_entry_is_used_by_proof_report_disk_estimate_and_command(before_quantize, monkeypatch):

@@ -6,6 +6,7 @@ import threading
 from base64 import b64encode
 from datetime import UTC, datetime
 from io import BytesIO
+from itertools import pairwise
 
 import boto3
 import pytest
@@ -44,7 +45,7 @@ def test_two_versions_share_their_common_files(bucket, make_release):
     assert set(keys(bucket)) - set(before) == {"models/tiny/versions/tiny-2/manifest.json"}
 
 
-def test_a_large_file_is_sent_in_parts(bucket, make_release):
+def test_a_large_file_is_sent_in_parts_which_are_counted(bucket, make_release, reports):
     five = 5 << 20  # the minimum size of a part
     store = S3Store(f"s3://{bucket}", part_bytes=five)
     files, manifest = make_release(2 * five + 3200)
@@ -55,6 +56,11 @@ def test_a_large_file_is_sent_in_parts(bucket, make_release):
         Bucket=bucket, Key=f"objects/{manifest['files']['transformer/weights']['sha256']}"
     )
     assert head["ETag"].endswith('-3"')
+    total = sum(entry["bytes"] for entry in manifest["files"].values())
+    assert {all_bytes for _, _, all_bytes in reports} == {total}
+    parts = [later - sooner for (_, sooner, _), (_, later, _) in pairwise(reports)]
+    assert sorted(parts)[-3:] == [3200, five, five]
+    assert reports[-1] == ("upload files", total, total)
 
 
 def test_a_large_file_changed_during_upload_leaves_no_parts(bucket, make_release):

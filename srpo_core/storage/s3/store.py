@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from srpo_core.errors import StoreError
+from srpo_core.runtime.progress import progress_bar
 from srpo_core.storage.manifest import (
     MANIFEST,
     PAGE,
@@ -101,8 +102,11 @@ class S3Store:
         except DamagedManifestError:
             damaged = self._bucket.head(_manifest_key(version))
         with self._bucket.errors():
-            for name, path in files.items():
-                self._uploader.send(path, manifest["files"][name], name)
+            with progress_bar(
+                "upload files", sum(one["bytes"] for one in manifest["files"].values())
+            ) as advance:
+                for name, path in files.items():
+                    self._uploader.send(path, manifest["files"][name], name, advance)
             self._require_safe(version, files, manifest)
             if damaged is not None:
                 self._bucket.put_if(_manifest_key(version), encode_sealed(manifest), IfMatch=damaged["ETag"])

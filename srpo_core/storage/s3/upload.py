@@ -12,6 +12,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from srpo_core.errors import StoreError
+from srpo_core.runtime.progress import Advance, ignore
 from srpo_core.storage.manifest import BLOCK, changed_while_published
 from srpo_core.storage.s3.bucket import STALE, Bucket, clock
 from srpo_core.storage.s3.errors import UPLOAD_GONE, WRONG_DIGEST, error_code
@@ -36,12 +37,13 @@ class Uploader:
         self._bucket = bucket
         self._part_bytes = part_bytes
 
-    def send(self, path: Path, entry: Mapping[str, Any], name: str) -> None:
+    def send(self, path: Path, entry: Mapping[str, Any], name: str, advance: Advance = ignore) -> None:
         """Send a file unless an intact object with its digest is there, which is read back to know that.
 
         A damaged object is replaced, whoever wrote it: it would spoil every release that shares it.
 
-        entry: the `sha256` and `bytes` of the file in the manifest; name: its name in the release, for errors.
+        entry: the `sha256` and `bytes` of the file in the manifest; name: its name in the release, for errors; advance:
+        gets the bytes that are in the store.
 
         Raises:
             StoreError: the file does not have the digest, or the store damages it or keeps losing the upload.
@@ -54,17 +56,19 @@ class Uploader:
             found = None
         if found is not None:
             if found["ContentLength"] == size and self._reads_back(key, digest):
+                advance(size)
                 return
             log.warning("the object of %s in %s is damaged: it is replaced", name, self._bucket.uri)
         condition = {} if found is not None else {"IfNoneMatch": "*"}
         if size > self._part_bytes:
-            self._send_in_parts(path, digest, name, condition)
+            self._send_in_parts(path, digest, name, condition, advance)
             return
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != digest:
             raise changed_while_published(name)
         self._bucket.put(key, data, **condition)
         self._require_intact(key, digest, size, name)
+        advance(size)
 
     def is_safe(self, digest: str, size: int) -> bool:
         """Return whether an object is there, as long as it should be, and so new that no sweep removes it soon."""
@@ -106,7 +110,9 @@ class Uploader:
             and self._reads_back(f"objects/{digest}", digest)
         )
 
-    def _send_in_parts(self, path: Path, digest: str, name: str, condition: Mapping[str, str]) -> None:
+    def _send_in_parts(
+        self, path: Path, digest: str, name: str, condition: Mapping[str, str], advance: Advance
+    ) -> None:
         """Send a file in parts, without those that an interrupted upload has already sent.
 
         Publishers of the same file share an upload, because its parts are the same. A later one finds it complete.
@@ -117,7 +123,7 @@ class Uploader:
         for _ in range(UPLOADS):
             upload, sent = self._open_upload(key)
             try:
-                parts = {"Parts": self._send_parts(path, upload, sent, digest, name)}
+                parts = {"Parts": self._send_parts(path, upload, sent, digest, name, advance)}
                 self._bucket.conditionally(
                     lambda upload=upload, parts=parts, **known: self._bucket.client.complete_multipart_upload(
                         **upload, MultipartUpload=parts, **known
@@ -152,8 +158,14 @@ class Uploader:
         log.info("resuming an upload of %d parts", len(sent))
         return upload, sent
 
-    def _send_parts(
-        self, path: Path, upload: Mapping[str, Any], sent: Mapping[int, str], digest: str, name: str
+    def _send_parts(  # what is sent, where to, and who is told
+        self,
+        path: Path,
+        upload: Mapping[str, Any],
+        sent: Mapping[int, str],
+        digest: str,
+        name: str,
+        advance: Advance,
     ) -> list[Mapping[str, Any]]:
         """Send the missing parts, `PARALLEL` at once; after a part fails, no other is started."""
         size = max(self._part_bytes, -(-path.stat().st_size // MAX_PARTS))
@@ -166,6 +178,7 @@ class Uploader:
                 answer = self._bucket.client.upload_part(
                     **upload, PartNumber=number, Body=block, ContentMD5=b64encode(md5).decode()
                 )
+                advance(len(block))
                 return str(answer["ETag"])
             except BaseException:
                 failed.set()
@@ -180,6 +193,7 @@ class Uploader:
                 number = len(parts) + 1
                 if sent.get(number, "").strip('"') == md5.hexdigest():
                     parts.append((number, sent[number]))
+                    advance(len(block))
                     continue
                 slots.acquire()
                 if failed.is_set():
