@@ -21,7 +21,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DO_NOT_TRACK := 1
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help setup demo tiny-family compare check check-deps test coverage test-all test-nightly test-distributed test-hosts gpu-smoke clean
+.PHONY: help setup demo up down tiny-family compare check check-deps test coverage test-all test-nightly test-distributed test-hosts gpu-smoke clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -42,6 +42,12 @@ $(STAMP): requirements.lock pyproject.toml
 
 demo: $(STAMP) ## align the tiny model and publish it: the whole pipeline, on a laptop
 	@srpo align --profile tiny
+
+up: $(STAMP) ## start Prefect's server and a worker, deploy the flows; safe to repeat
+	@srpo up
+
+down: $(STAMP) ## end them
+	@srpo down
 
 tiny-family: $(STAMP) ## train the demo's models from scratch, resumable (2 cores: one hour with AVX-512, two without)
 	@cd assets/tiny/recipe && dvc repro && cd ../../.. && python assets/tiny/make_hpd.py
@@ -88,4 +94,6 @@ gpu-smoke: $(STAMP) ## train the tiny model on a GPU with every compute setting 
 	timeout $(GPU_MINUTES)m pytest -m gpu -v --durations=10
 
 clean: ## remove runs and their state; keep .venv, store/ and the data remote
-	rm -rf runs .srpo/runs .srpo/resume .srpo/prefect .srpo/timings .srpo/ray .srpo/dvc .srpo/tensorboard .srpo/wandb .srpo/pip-audit .pytest_cache .mypy_cache .ruff_cache .coverage*
+	@test ! -e .srpo/services/lock || flock --nonblock .srpo/services/lock true || { \
+	  echo "srpo: error: the services use these files: run 'make down' first" >&2; exit 1; }
+	rm -rf runs .srpo/runs .srpo/resume .srpo/prefect .srpo/services .srpo/timings .srpo/ray .srpo/dvc .srpo/tensorboard .srpo/wandb .srpo/pip-audit .pytest_cache .mypy_cache .ruff_cache .coverage*

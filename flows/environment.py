@@ -21,6 +21,7 @@ from srpo_core.runtime.processes import (
     owner_mark,
 )
 from srpo_core.runtime.telemetry import quiet_environment
+from srpo_core.services.running import with_running_services
 
 # a line break at the end, as a mounted file often has, would stop Prefect's client
 _STRIPPED: Final = (API_URL, API_KEY, CLIENT_SECRET, SERVER_SECRET)
@@ -29,9 +30,10 @@ _STRIPPED: Final = (API_URL, API_KEY, CLIENT_SECRET, SERVER_SECRET)
 def prepare_environment() -> None:
     """Disable telemetry and put Prefect's database into the project's home; variables set by the user are kept.
 
-    Without `PREFECT_API_URL` a flow starts its own server on loopback, with a secret, and ends it afterwards; if this
-    process is killed, a watcher ends the server. With `PREFECT_API_URL` the server's secret is in
-    `PREFECT_API_AUTH_STRING`; for a server on this machine it is by default the one in the project's home.
+    Without `PREFECT_API_URL` a flow uses the server of `srpo up` if it runs. Otherwise it starts its own server on
+    loopback, with a secret, and ends it afterwards; if this process is killed, a watcher ends the server. With
+    `PREFECT_API_URL` the server's secret is in `PREFECT_API_AUTH_STRING`; for a server on this machine it is by default
+    the one in the project's home.
     """
     adapt_to_machine()
     for name in _STRIPPED:
@@ -39,6 +41,7 @@ def prepare_environment() -> None:
             os.environ[name] = os.environ[name].strip()
     if not os.environ.get(API_URL, "x"):  # Prefect would take an empty value for an address
         del os.environ[API_URL]
+    os.environ.update(with_running_services(os.environ, home()))
     end_leftovers()
     os.environ[OWNER] = owner_mark()
     if API_URL not in os.environ:

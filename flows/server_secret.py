@@ -45,14 +45,17 @@ def read_or_make_secret(home: Path) -> str:
     return secret
 
 
-def server_environment(home: Path) -> dict[str, str]:
-    """Return the variables of a protected server and its clients; those that the user has set are kept."""
+def server_environment(home: Path, origin: str = ORIGIN) -> dict[str, str]:
+    """Return the variables of a protected server and its clients; those that the user has set are kept.
+
+    origin: of the server's own page, the only one that may use its API from a browser.
+    """
     given = os.environ.get(SERVER_SECRET) or os.environ.get(CLIENT_SECRET)
     secret = given or read_or_make_secret(home)
     return {
         SERVER_SECRET: os.environ.get(SERVER_SECRET, secret),
         CLIENT_SECRET: os.environ.get(CLIENT_SECRET, secret),
-        ORIGINS: os.environ.get(ORIGINS, ORIGIN),
+        ORIGINS: os.environ.get(ORIGINS, origin),
         SLOTS: os.environ.get(SLOTS, SLOTS_IN_FILES),
         HEARTBEATS: os.environ.get(HEARTBEATS, HEARTBEAT_SECONDS),
     }

@@ -6,14 +6,22 @@ from typing import Any, Final
 import typer
 
 from srpo_core import errors
-from srpo_core.cli import checks, data, past_runs, production, release, run
+from srpo_core.cli import checks, data, past_runs, production, release, run, services
 from srpo_core.cli.app import app
 from srpo_core.credentials import mask_credentials
 from srpo_core.runtime.full_disk import REMEDY, is_full
 from srpo_core.runtime.streams import end_unread, has_lost_reader, prepare_streams, restart_in_utf8
 
 # importing the modules registers their commands; `srpo --help` lists the panels in this order
-PANELS: Final = (run.PANEL, past_runs.PANEL, data.PANEL, release.PANEL, production.PANEL, checks.PANEL)
+PANELS: Final = (
+    run.PANEL,
+    services.PANEL,
+    past_runs.PANEL,
+    data.PANEL,
+    release.PANEL,
+    production.PANEL,
+    checks.PANEL,
+)
 INTERRUPTED: Final = 130
 USAGE_ERROR: Final[Any] = typer.BadParameter.__base__  # typer does not export this class of click's
 

@@ -49,7 +49,7 @@ def runs(
 ) -> None:
     """List the runs of this checkout, the newest first; 'srpo runs diff A B' compares two.
 
-    With PREFECT_API_URL runs that only the server knows are listed, too.
+    With PREFECT_API_URL, or while 'srpo up' runs, those that only the server knows are listed, too.
     """
     if context.invoked_subcommand is not None:
         return
@@ -141,12 +141,16 @@ def _clean(one: "Expired", *, delete: bool) -> int:
 
 
 def _runs_on_server(limit: int) -> Sequence[Mapping[str, Any]]:
-    """Return the newest runs that the server of PREFECT_API_URL knows; a server that does not answer is reported in one line."""
-    from srpo_core.runtime.prefect_api import API_URL, list_flow_runs, with_own_secret
+    """Return the newest runs that the server of PREFECT_API_URL, or else of `srpo up`, knows.
 
-    if not os.environ.get(API_URL, "").strip():
+    A server that does not answer is reported in one line.
+    """
+    from srpo_core.runtime.prefect_api import API_URL, list_flow_runs, with_own_secret
+    from srpo_core.services.running import with_running_services
+
+    environment = with_own_secret(with_running_services(os.environ, home()), home())
+    if not environment.get(API_URL, "").strip():
         return []
-    environment = with_own_secret(os.environ, home())
     try:
         return list_flow_runs(FLOW, environment, limit=limit, seconds=SERVER_SECONDS)
     except SrpoError as error:

@@ -4,7 +4,6 @@ import importlib
 import inspect
 import os
 import pkgutil
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
@@ -140,25 +139,6 @@ def stage(
         arguments["resources"] = settings.resources
     with timed(name, settings.resources):
         run(**arguments)
-
-
-@app.command(name="server-environment", rich_help_panel=PANEL)
-def server_environment() -> None:
-    """Print the variables of a Prefect server with a secret and of its clients: eval "$(srpo server-environment)".
-
-    Behind a proxy these are also the exceptions for this machine.
-    """
-    from flows.server_secret import ORIGIN
-    from flows.server_secret import server_environment as variables
-    from srpo_core.runtime.proxies import direct_environment
-
-    printed = {
-        "PREFECT_API_URL": f"{ORIGIN}/api",
-        **variables(artifacts.home()),
-        **direct_environment(os.environ),
-    }
-    for name, value in printed.items():
-        typer.echo(f"export {name}={shlex.quote(os.environ.get(name, value))}")
 
 
 @app.command(rich_help_panel=PANEL)

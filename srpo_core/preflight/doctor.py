@@ -18,6 +18,7 @@ from srpo_core.preflight.consistency import require_consistent
 from srpo_core.preflight.data_files import examine_data
 from srpo_core.preflight.disk import bytes_of_run, count_weights
 from srpo_core.preflight.notifications import check_channels
+from srpo_core.preflight.services import check_services
 from srpo_core.preflight.weight_files import check_weights
 from srpo_core.runtime.shared_files import storage
 from srpo_core.storage import open_store, require_publishable
@@ -162,6 +163,7 @@ OF_MACHINE: Final = MappingProxyType[str, Callable[[Settings | None], Found | It
         "proxy": machine.check_proxy,
         "encoding": machine.check_encoding,
         "prefect": machine.check_prefect,
+        "services": check_services,
         "dvc": machine.check_dvc,
         "notify": check_channels,
     }

@@ -41,6 +41,10 @@ class FileLock:
         """Delete the lock file. Only for the holder of an exclusive lock; waiting processes then lock a new file."""
         self._path.unlink(missing_ok=True)
 
+    def fileno(self) -> int:
+        """Return the descriptor, for a child process that holds the lock too: it is released when both have closed it."""
+        return self._file.fileno()
+
     def write_holder(self) -> None:
         """Write this process's id into the lock file, for `read_holder`. Only for an exclusive lock."""
         self._file.truncate(0)

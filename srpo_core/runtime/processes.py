@@ -8,9 +8,8 @@ mechanisms end the processes, each for the cases that the one before it misses:
    left its session: as child subreaper it remains their ancestor.
 3. A library started a server in the background: a watcher (`end_children_after_this_process`) waits for the end of a
    pipe that the run holds open, which the kernel closes when the process ends, and not when one of its threads does.
-4. Guardian or watcher are killed too: the next run calls `end_leftovers`.
-   Every process below a run has its owner's mark in its environment, so a reused process id is never taken for one of
-   ours, and processes of a live owner are left alone.
+4. Guardian or watcher are killed too: the next run calls `end_leftovers`. Every process below a run has its owner's mark
+   in its environment, so a reused process id is never taken for one of ours, and a live owner's are left alone.
 
 Linux only. The script part uses only the standard library.
 """
@@ -24,12 +23,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 OWNER: Final = "SRPO_OWNER"
 GRACE_SECONDS: Final = 5.0
 
 _WATCH: Final = "--watch"
+_KEEP: Final = "--keep"
 _watched: Final[dict[int, int]] = {}  # the end of the watcher's pipe that this process holds, by its id
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -72,6 +72,16 @@ def run_streaming(
             _end_guardian(process)
 
 
+def start_kept(command: Sequence[str], *, cwd: Path, environment: Mapping[str, str], lock: int) -> None:
+    """Start a command that goes on when this process ends, below a guardian of its own.
+
+    lock: descriptor of a locked file. The guardian writes its `owner_mark` into the file, marks its descendants with it,
+    and holds the lock until none of them is left: the command has ended, or the guardian got SIGTERM.
+    """
+    guardian = [sys.executable, "-I", "-S", str(Path(__file__).resolve()), _KEEP, str(lock), *command]
+    _start_aside(guardian, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, pass_fds=[lock])
+
+
 def owner_mark() -> str:
     """Return the mark of this process for the variable `OWNER`: process id, start time and PID namespace."""
     return f"{os.getpid()}.{_started(os.getpid())}.{_namespace()}"
@@ -101,15 +111,9 @@ def end_children_after_this_process() -> None:
         return
     reading, writing = os.pipe()
     try:
-        subprocess.Popen(
-            [sys.executable, "-I", "-S", str(Path(__file__).resolve()), _WATCH, owner_mark()],
-            env={name: value for name, value in os.environ.items() if name != OWNER},
-            stdin=reading,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            cwd="/",
-        )
+        watcher = [sys.executable, "-I", "-S", str(Path(__file__).resolve()), _WATCH, owner_mark()]
+        unmarked = {name: value for name, value in os.environ.items() if name != OWNER}
+        _start_aside(watcher, cwd=Path("/"), env=unmarked, stdin=reading)
     finally:
         os.close(reading)
     _watched[os.getpid()] = writing  # inherited by no command: Python opens pipes that close at exec
@@ -121,6 +125,11 @@ def die_with_parent(by: signal.Signals = signal.SIGTERM) -> None:
     _prctl(_PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:
         sys.exit(128 + signal.SIGTERM)
+
+
+def _start_aside(command: Sequence[str], **options: Any) -> None:
+    silent: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.Popen(command, start_new_session=True, **silent, **options)
 
 
 def _exit_code(code: int) -> int:
@@ -211,20 +220,29 @@ def _prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), f"prctl({option}) failed")
 
 
-def _guard(parent: int, command: Sequence[str]) -> int:
-    """Run a command as its guardian, and end every descendant when the command or the parent ends.
+def _keep(lock: int, command: Sequence[str]) -> int:
+    """Run a command as its guardian, without a parent; see `start_kept`."""
+    os.environ[OWNER] = owner_mark()
+    os.ftruncate(lock, 0)
+    os.write(lock, os.environ[OWNER].encode())
+    os.set_inheritable(lock, False)
+    return _guard(None, command)
+
+
+def _guard(parent: int | None, command: Sequence[str]) -> int:
+    """Run a command as its guardian, and end every descendant when the command or the parent, if it has one, ends.
 
     Signals are awaited, not handled: the kernel sends one for each thread of the parent that ends, and the next one
     would interrupt a handler that raises while it ends the descendants.
     """
-    signal.signal(
-        signal.SIGCHLD, signal.SIG_DFL
-    )  # if inherited as ignored, the kernel would reap the children
+    # if inherited as ignored, the kernel would reap the children
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # the parent died before the call of prctl
-        return 128 + signal.SIGTERM
+    if parent is not None:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # the parent died before the call of prctl
+            return 128 + signal.SIGTERM
     try:
         # the command starts with default signals: none blocked, none ignored
         return _wait_for(
@@ -277,4 +295,6 @@ def _watch(owner: str) -> int:
 if __name__ == "__main__":
     if sys.argv[1] == _WATCH:
         sys.exit(_watch(sys.argv[2]))
+    if sys.argv[1] == _KEEP:
+        sys.exit(_keep(int(sys.argv[2]), sys.argv[3:]))
     sys.exit(_guard(int(sys.argv[1]), sys.argv[2:]))
