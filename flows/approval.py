@@ -28,13 +28,13 @@ from flows.notices import notify, notify_failure, send_in_run, warn_of_channels
 from srpo_core.artifacts import home
 from srpo_core.errors import ConfigError, SrpoError
 from srpo_core.release import approval
-from srpo_core.release.comparison import compare_with_champion
+from srpo_core.release.comparison import compare_with_champion, report_link
 from srpo_core.release.guard import guarded_store
 from srpo_core.release.notices import move_message
 from srpo_core.release.publishing import Published
 from srpo_core.release.references import in_production
 from srpo_core.report.text import markdown_text
-from srpo_core.runtime.notifications import Kind, awaiting_approval, release_links
+from srpo_core.runtime.notifications import Kind, awaiting_approval
 from srpo_core.storage import model_of, open_store
 from srpo_core.workspace.run_record import State as RunState
 from srpo_core.workspace.run_record import note_decision
@@ -136,7 +136,7 @@ def ask(published: Published, *, verdict: str, hours: float) -> Request | None:
         verdict=verdict,
         form=url_for("flow-run", obj_id=flow_run.id),
         until=f"{until:%Y-%m-%d %H:%M} UTC",
-        report=release_links(published.uri)["report"],
+        report=report_link(store, version),
     )
     send_in_run(message)
     return request

@@ -4,15 +4,15 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from srpo_core.release.layout import GRID
+from srpo_core.release.layout import GRID, REPORT
 from srpo_core.release.manifest_rows import release_row
 from srpo_core.release.store_page import with_image
 from srpo_core.report.store_chart import shown_figure
 from srpo_core.report.store_rows import ReleaseRow, RuleFigure
 from srpo_core.report.text import markdown_text
 from srpo_core.runtime.costs import cost_text, recorded_cost
-from srpo_core.runtime.notifications import located, release_links
-from srpo_core.storage import Store, version_key
+from srpo_core.runtime.notifications import located
+from srpo_core.storage import Store
 
 _STATES = {"bad": "refuses", "warn": "warns", "good": "holds"}
 NOTHING = "–"
@@ -34,12 +34,12 @@ def compare_with_champion(store: Store, version: str, champion: str | None, *, u
     image = (
         f"![before (above) and after (below)]({row.image})" if row.image else f"No images: {row.image_fault}"
     )
-    report = release_links(f"{store.uri}/{version_key(version)}")["report"]
+    report = report_link(store, version)
     lines = [
         f"## {version} would replace {replaced}",
         "",
         f"- decide until {until:%Y-%m-%d %H:%M} UTC; after that {version} stays the candidate, and production as it is",
-        f"- report: {_link(report)}",
+        f"- report: {_link(report) if report else NOTHING}",
         f"- cost: {_cost(manifest)}" + (f"; of {champion}: {_cost(other)}" if other else ""),
         f"- published: {_when(row)}" + (f"; {champion}: {_when(known)}" if known else ""),
         *([f"- the store has lost {champion}: it cannot be compared"] if champion and other is None else []),
@@ -51,6 +51,12 @@ def compare_with_champion(store: Store, version: str, champion: str | None, *, u
         *_rule_table(row, known),
     ]
     return "\n".join(lines)
+
+
+def report_link(store: Store, version: str) -> str | None:
+    """Return where the report of a release is, or None if it has none."""
+    report = store.manifest(version)["files"].get(REPORT)
+    return None if report is None else f"{store.uri}/{store.key_of(version, REPORT, report['sha256'])}"
 
 
 def _rule_table(row: ReleaseRow, champion: ReleaseRow | None) -> Iterator[str]:

@@ -42,7 +42,7 @@ def test_the_rules_are_beside_those_of_the_champion_and_the_most_important_first
         rule("better", "holds", 0.0625, against="champion"),
         rule("a|b", "warns", 0.75),
     ]
-    version = publish_small(store, tmp_path, 2, rules=rules, more={"grid.png": png()})
+    version = publish_small(store, tmp_path, 2, rules=rules, more={"grid.png": png(), "report.html": b"<p>"})
     lines = compare_with_champion(store, version, champion, until=UNTIL).splitlines()
     assert lines[0] == "## tiny-2 would replace tiny-1"
     assert (
@@ -71,6 +71,7 @@ def test_without_a_champion_or_with_a_lost_one_the_text_says_so(tmp_path):
     assert first.startswith("## tiny-1 would replace nothing: no release is in production\n")
     assert "| rule | candidate | allowed |\n" in first
     assert "![" not in first
+    assert "\n- report: –\n" in first
     lost = compare_with_champion(store, version, "tiny-0123456789ab", until=UNTIL)
     assert "- the store has lost tiny-0123456789ab: it cannot be compared" in lost
 
