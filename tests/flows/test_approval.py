@@ -79,7 +79,8 @@ def store(standin, tmp_path, monkeypatch):
 
     def publish(given, *, root, why, cost):
         assert (root / "runs/gate/decision.json").is_file()
-        version = publish_small(given, tmp_path, len(given.versions()) + 1)
+        number = len(given.versions()) + 1
+        version = publish_small(given, tmp_path, number, more={"report.html": b"<p>"})
         before = aliases.move_alias(given, "tiny/candidate", version, why=why)
         return publishing.Published(version, f"{given.uri}/{version}", True, "tiny/candidate", before)
 
@@ -114,7 +115,8 @@ def test_an_approved_release_is_production_and_the_resumed_run_repeats_no_work(
     assert text == f"[The same on a page of its own]({address})\n\n{page['data']}"
     title = "SRPO awaiting approval: tiny, tiny-2"
     assert title in receiver.titles(2)
-    cause, form, _ = receiver.body(title)
+    cause, form, report = receiver.body(title)
+    assert report.startswith(f"report: {store.uri}/models/tiny/versions/tiny-2/report.html on ")
     assert cause.startswith(
         "tiny-2 would be promoted, instead of tiny-1; as the resamples say.; decide until "
     )
