@@ -29,7 +29,7 @@ from prefect.states import Crashed
 from flows.notices import notify_failure
 from srpo_core.artifacts import home
 from srpo_core.runtime.prefect_api import API_URL
-from srpo_core.workspace.run_record import KILLED, RunRecord, read_records
+from srpo_core.workspace.run_record import KILLED, RUNNING, RunRecord, read_records
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -53,7 +53,7 @@ def find_dead_runs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
         with get_client(sync_client=True) as client:
             if os.environ.get(API_URL):
                 watch_heartbeats(client, flow, flow_run)
-            for dead in _report_dead(client):
+            for dead in _report_dead(client, own=str(flow_run.id)):
                 log.warning("run %s is shown as crashed: %s", dead.name, DIED)
                 assert dead.state is not None
                 notify_failure(flow, dead, dead.state)
@@ -110,10 +110,20 @@ def _automation(flow: Flow[..., Any], flow_run: FlowRun, silence: timedelta) -> 
     )
 
 
-def _report_dead(client: "SyncPrefectClient") -> Iterator[FlowRun]:
-    """Show the killed runs of this home as crashed where the server shows them as alive; yield them as they are then."""
-    for record in read_records(home()):
-        if record.state == KILLED and record.ended is None and record.flow_run:
+def _report_dead(client: "SyncPrefectClient", *, own: str) -> Iterator[FlowRun]:
+    """Show the killed runs of this home as crashed where the server shows them as alive; yield them as they are then.
+
+    own: the run that asks. It and other live ones may be retries of runs that were killed, with the same ids.
+    """
+    records = read_records(home())
+    alive = {own, *(record.flow_run for record in records if record.state == RUNNING)}
+    for record in records:
+        if (
+            record.state == KILLED
+            and record.ended is None
+            and record.flow_run
+            and record.flow_run not in alive
+        ):
             run = _shown_alive(client, record)
             if run is not None:
                 _end_tasks(client, run)
