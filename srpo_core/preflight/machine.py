@@ -22,6 +22,7 @@ from srpo_core.runtime.machine import (
 )
 from srpo_core.runtime.prefect_api import API_URL, require_prefect_server, with_own_secret
 from srpo_core.runtime.proxies import proxy_variables
+from srpo_core.services.running import with_running_services
 from srpo_core.workspace.dvc_config import require_config
 
 Found = tuple[bool, str]
@@ -80,10 +81,11 @@ def check_encoding(_: object) -> Found:
 
 
 def check_prefect(_: object) -> Found:
-    """Ask the server of PREFECT_API_URL; one on this machine with the secret in SRPO_HOME, as a run does."""
-    if not (address := os.environ.get(API_URL, "").strip()):
+    """Ask the server of PREFECT_API_URL, or of the services that run; with the secret in SRPO_HOME, as a run does."""
+    environment = with_running_services(os.environ, home())
+    if not (address := environment.get(API_URL, "").strip()):
         return True, "each run starts its own server on this machine"
-    require_prefect_server(with_own_secret(os.environ, home()))
+    require_prefect_server(with_own_secret(environment, home()))
     return True, f"{address} answers"
 
 

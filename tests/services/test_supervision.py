@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from srpo_core.errors import ConfigError, SrpoError
+from srpo_core.preflight.machine import check_prefect
 from srpo_core.runtime import file_lock
 from srpo_core.runtime.processes import OWNER, owner_mark
 from srpo_core.services.configuration import (
@@ -221,6 +222,16 @@ def test_the_last_line_of_a_log_is_found_behind_blank_ones_and_in_a_large_file(t
     assert last_line(log) == ""
     log.write_bytes(b"x" * 100_000 + b"\n\xff reason \n\n  \n")
     assert last_line(log) == "� reason"
+
+
+def test_the_doctor_asks_the_server_that_a_run_would_use(home, monkeypatch):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("SRPO_HOME", str(home))
+    assert check_prefect(None) == (True, "each run starts its own server on this machine")
+    environment = environment_of(home)
+    start(home, environment)  # without its server
+    with pytest.raises(SrpoError, match=f"no Prefect server answers at .*{environment['PREFECT_API_URL']}"):
+        check_prefect(None)
 
 
 PREPARED = """
