@@ -188,6 +188,8 @@ def test_the_faults_are_counted_and_each_has_a_test_that_exists():
         "server is killed",
         "Ray's head",
         "Ray worker",
+        "stage is killed, in each stage",
+        "cancelled in the UI, in each stage",
         "database is locked",
         "store cannot be reached for a minute",
         "disk is full while a checkpoint",

@@ -11,6 +11,7 @@ import time
 import pytest
 from conftest import s3_variables
 from faulty_proxy import FaultyProxy, honest
+from held_pipeline import STAGES
 from living import ended, runs
 from services import ENDED, PATIENCE, Services
 
@@ -256,5 +257,38 @@ def test_after_a_reboot_the_same_services_and_a_retry_complete_the_run(services,
     services.retry(run)
     services.finish(run)
     assert services.stages_run() == RESUMED
+    assert one_more(before, services.published())
+    assert services.slots_in_use() == 0
+
+
+@pytest.mark.parametrize("fault", ["kill -9", "cancelled"])
+def test_a_fault_in_any_stage_ends_the_run_truly_and_the_next_run_resumes_with_that_stage(services, fault):
+    """The settings are new in stage ingest, so each stage is run, and held, once."""
+    services.number_of_settings += 1
+    settings = {"patch": {"ingest": {"max_bad_share": services.number_of_settings / 1000}}}
+    before, shown = services.published(), []
+    for stage in STAGES:
+        run, process = held_run(services, settings, stage)
+        if fault == "cancelled":
+            services.cancel(run)
+        else:
+            process.kill()
+        found = services.wait_for(run, *ENDED)
+        shown.append((stage, found["state_type"]))
+        assert ended([process], 60)
+        assert fault == "cancelled" or f"stage {stage}: " in found["state"]["message"]
+        services.wait_until(lambda run=run: nothing_is_shown_as_running(services, run))
+        services.wait_until(lambda: not services.live_workspaces())
+        services.let_go()
+    assert shown == [(stage, "CANCELLED" if fault == "cancelled" else "FAILED") for stage in STAGES]
+    ran = services.stages_run()
+    assert ran == [
+        name
+        for stage in STAGES
+        for name in ([stage] if stage == STAGES[0] else [STAGES[STAGES.index(stage) - 1], stage])
+    ]
+    assert services.published() == before
+    services.finish(services.start_run(**settings))
+    assert services.stages_run() == [STAGES[-1]]
     assert one_more(before, services.published())
     assert services.slots_in_use() == 0
