@@ -16,7 +16,7 @@ from prefect.transactions import Transaction, get_transaction, transaction
 from prefect.utilities.annotations import quote
 
 from flows import approval, display
-from flows.align_result import AlignResult, show_artifacts
+from flows.align_result import AlignResult, show_artifacts, store_report
 from flows.dead_runs import end_shown_tasks, find_dead_runs
 from flows.form import Profile, SettingsPatch
 from flows.live_progress import StepProgress
@@ -27,6 +27,7 @@ from srpo_core.errors import StageError
 from srpo_core.preflight.consistency import require_consistent
 from srpo_core.preflight.weight_files import require_readable_weights
 from srpo_core.release import publishing, verify
+from srpo_core.release.links import store_url
 from srpo_core.release.references import in_production
 from srpo_core.report.full_report import write_whole
 from srpo_core.runtime.costs import RunCost
@@ -107,6 +108,7 @@ def run_to_release(
         require_consistent(settings)
         require_inputs(workspace.checkout, settings, revision=revision)
         link_inputs(workspace, input_paths(settings).values(), revision=revision)
+        store_url()  # an address that cannot be used is reported before hours of work
         if publish:
             require_publishable(open_store(), accepted=settings.release.unconditional_store)
         # stages know only immutable versions, so the flow writes the version of the alias into the settings
@@ -122,12 +124,15 @@ def run_to_release(
         report = (workspace.home if home else workspace.path.parent) / artifacts.REPORT.name
         cached = [result.stage for result in results if result.cached]
         cost = write_whole(report, root=workspace.path, home=workspace.home, cached=cached)
+        record.note_report(open_store().uri)
+        links = store_report(workspace, report)
         published = publish_release(workspace, cost, ended) if publish and decision["passed"] else None
         record.release = published.uri if published else None
         result = AlignResult(
             passed=decision["passed"],
             reason=decision["reason"],
             report=report,
+            links=links,
             release=record.release,
             stages=tuple(results),
             workspace=workspace.path,

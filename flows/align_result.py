@@ -11,9 +11,13 @@ from prefect import get_run_logger
 from prefect.artifacts import create_image_artifact, create_markdown_artifact, create_table_artifact
 
 from srpo_core import artifacts
+from srpo_core.errors import StoreError
+from srpo_core.release.links import keep_report
 from srpo_core.report.text import markdown_text, visible
 from srpo_core.runtime.costs import RunCost, cost_text, money_text
+from srpo_core.storage import open_store
 from srpo_core.workspace.reproduce import StageResult
+from srpo_core.workspace.worktree import Workspace
 
 LONGEST_SIDE: Final = 2000
 
@@ -24,6 +28,7 @@ class AlignResult:
 
     passed, reason: the verdict of the gate.
     report: the HTML report, with formats and cost.
+    links: where others read report and grid: an address, or a path on this machine.
     release: URI of the published release, or None.
     stages: the result of each stage that ran.
     workspace: the worktree with all files of the run.
@@ -36,12 +41,28 @@ class AlignResult:
     passed: bool
     reason: str
     report: Path
+    links: Mapping[str, str]
     release: str | None
     stages: tuple[StageResult, ...]
     workspace: Path
     home: bool
     champion: str | None = None
     cost: RunCost | None = None
+
+
+def store_report(workspace: Workspace, report: Path) -> dict[str, str]:
+    """Copy report and grid to the store, and return the links to them.
+
+    A store that cannot be written to is a warning, because a run has done hours of work by now. Then the links are the paths
+    on this machine.
+    """
+    grid = workspace.path / artifacts.GRID
+    try:
+        return keep_report(open_store(), workspace.run_id, report, grid)
+    except StoreError as error:
+        get_run_logger().warning("the links to the report work only on this machine: %s", error)
+        found = {"grid": grid, "report": report}
+        return {name: str(path) for name, path in found.items() if path.is_file()}
 
 
 def show_artifacts(result: AlignResult, decision: Mapping[str, Any]) -> None:
@@ -84,6 +105,11 @@ def small_image(path: Path) -> str:
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+def _linked(link: str) -> str:
+    """Write a link in Markdown; a path, or a URI that no browser opens, as code."""
+    return f"[{link}](<{link}>)" if link.startswith(("http://", "https://")) else f"`{link}`"
+
+
 def rule_rows(rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the gate's rules as rows of a table, refusing rules first."""
     order = {"refuses": 0, "warns": 1, "holds": 2}
@@ -106,7 +132,7 @@ def markdown(result: AlignResult) -> str:
             f"## {'Passed' if result.passed else 'Refused'}",
             markdown_text(result.reason),
             "",
-            f"- report: `{result.report}`",
+            *(f"- {name}: {_linked(link)}" for name, link in result.links.items()),
             f"- release: `{result.release or 'none'}`",
             f"- workspace: `{result.workspace}`",
             f"- cost: {'not timed' if result.cost is None else cost_text(result.cost)}",

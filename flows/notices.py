@@ -18,7 +18,7 @@ from srpo_core.config import PARAMS_FILE, load_settings, patched_settings
 from srpo_core.errors import DamageError, GateError, SrpoError, StageError
 from srpo_core.release.publishing import Published
 from srpo_core.runtime.channels import Message, channels, in_background, send, unusable_channels
-from srpo_core.runtime.notifications import Kind, compose, release_links
+from srpo_core.runtime.notifications import Kind, compose
 from srpo_core.storage import store_uri
 from srpo_core.training.watchdog import is_restart_after_stall
 from srpo_core.workspace.reproduce import StageResult
@@ -52,12 +52,9 @@ def send_in_run(message: Message) -> None:
 def notify_verdict(model: str, result: AlignResult, published: Published | None) -> None:
     """Notify that the gate refused the model, or that a version is new in the store."""
     if not result.passed:
-        grid = (Path.cwd() if result.home else result.workspace) / artifacts.GRID
-        links = {"grid": grid if grid.is_file() else None, "report": result.report}
-        notify(Kind.REFUSED, model, result.reason, links)
+        notify(Kind.REFUSED, model, result.reason, result.links)
     elif published and published.created:
-        files = release_links(published.uri)
-        notify(Kind.PUBLISHED, model, result.reason, files, about=published.version)
+        notify(Kind.PUBLISHED, model, result.reason, result.links, about=published.version)
 
 
 def notify_alarm(workspace: Workspace, result: StageResult) -> None:

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from srpo_core.release.aliases import Move, user_name
+from srpo_core.release.links import release_links
 from srpo_core.runtime.channels import Message
-from srpo_core.runtime.notifications import Kind, compose, release_links
-from srpo_core.storage import Store, model_of, version_key
+from srpo_core.runtime.notifications import Kind, compose
+from srpo_core.storage import Store, model_of
 
 
 def move_message(
@@ -19,8 +20,7 @@ def move_message(
         return None
     why = f": {reason}" if reason else ""
     cause = f"{move.alias}: {move.before or 'nothing'} → {move.after}, by {who or user_name()}{why}"
-    links = release_links(f"{store.uri}/{version_key(move.after)}")
-    return compose(kind, [model_of(move.after), move.after], cause, links)
+    return compose(kind, [model_of(move.after), move.after], cause, release_links(store, move.after))
 
 
 def damage_message(store: Store, faults: Sequence[str]) -> Message:

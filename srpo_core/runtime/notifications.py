@@ -93,11 +93,6 @@ def awaiting_approval(
     return compose(Kind.AWAITING_APPROVAL, [model, candidate], cause, {"form": form, "report": report})
 
 
-def release_links(uri: str) -> dict[str, str]:
-    """Return the links to grid and report of a release, which is at `uri`: a directory or an address."""
-    return {"grid": f"{uri}/grid.png", "report": f"{uri}/report.html"}
-
-
 def located(link: str | Path) -> str:
     """Return an address, or a path with the name of this machine, as one line."""
     text = _line(str(link))

@@ -25,6 +25,7 @@ from srpo_core.storage.manifest import (
     is_version,
     listed,
     model_of,
+    report_key,
     version_key,
 )
 from srpo_core.storage.s3 import S3Store
@@ -42,6 +43,7 @@ __all__ = [
     "listed",
     "model_of",
     "open_store",
+    "report_key",
     "require_conditions",
     "require_publishable",
     "version_key",
@@ -134,6 +136,14 @@ class Store(Protocol):
 
     def write_page(self, page: bytes, token: str | None) -> bool:
         """Write index.html if it still has the state `token` (None: absent); False if another process wrote it."""
+        ...
+
+    def keep_report(self, run_id: str, files: Mapping[str, Path]) -> None:
+        """Keep the report of a run, `files` (name: local path), for people; an earlier one of the run is replaced."""
+        ...
+
+    def remove_report(self, run_id: str) -> None:
+        """Remove the report of a run, if there is one."""
         ...
 
     def key_of(self, version: str, name: str, digest: str) -> str:

@@ -3,6 +3,7 @@
 models/<model>/versions/<version>/   all files of a version and manifest.json; created by one rename
 models/<model>/signatures/<version>/ signatures of the version's manifest, each a file that is written once
 models/<model>/aliases/<name>.json   replaced by one rename, under a lock
+reports/<run>/                       report and grid of a run, for people
 index.html                           the page of the store, replaced by one rename, under a lock
 .incoming/                           files being written; the next publisher removes what killed ones left
 """
@@ -42,6 +43,7 @@ from srpo_core.storage.manifest import (
     decode_manifest,
     encode_sealed,
     listed,
+    report_key,
     require_file,
     require_same,
     signature_name,
@@ -232,6 +234,25 @@ class DirectoryStore:
         """Replace index.html if it still has the digest `token`; False if another process wrote it."""
         with self._errors(f"cannot write {PAGE}"):
             return replace_if(self._incoming, self._root / ".page.lock", self._root / PAGE, page, token)
+
+    def keep_report(self, run_id: str, files: Mapping[str, Path]) -> None:
+        """Copy the files of a report, and rename their directory into place."""
+        target = self._root / report_key(run_id)
+        with (
+            self._errors(f"cannot keep the report of run {run_id}"),
+            self._incoming.new_directory() as partial,
+        ):
+            for name, path in files.items():
+                shutil.copyfile(path, partial / name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.is_dir():
+                shutil.rmtree(target)
+            partial.rename(target)
+
+    def remove_report(self, run_id: str) -> None:
+        """Remove the report of a run, if there is one."""
+        with self._errors(f"cannot remove the report of run {run_id}"), suppress(FileNotFoundError):
+            shutil.rmtree(self._root / report_key(run_id))
 
     def key_of(self, version: str, name: str, digest: str) -> str:
         """Return the path of a file of a version inside the store."""

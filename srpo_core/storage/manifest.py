@@ -12,6 +12,7 @@ from srpo_core.errors import DamageError, StoreError
 
 MANIFEST: Final = "manifest.json"
 PAGE: Final = "index.html"  # in the root of a store
+REPORTS: Final = "reports"  # in the root of a store
 BLOCK: Final = 1 << 20
 REWRITTEN: Final = (
     "manifest.json of %s in %s was damaged and is written again: sign it again if it was signed"
@@ -73,6 +74,11 @@ def is_version(name: str) -> bool:
     """Return whether a name has the form of a version, `<model>-<digits>`."""
     model, _, digits = name.rpartition("-")
     return bool(_NAME.fullmatch(name) and model and digits)
+
+
+def report_key(run_id: str) -> str:
+    """Return the path inside a store of the directory with the report of a run."""
+    return f"{REPORTS}/{checked_name(run_id, 'run')}"
 
 
 def version_key(version: str) -> str:

@@ -49,6 +49,10 @@ class Recording:
         settings = load_settings(self.workspace.path / PARAMS_FILE)
         self._write(settings=settings.model_dump(mode="json"))
 
+    def note_report(self, store: str) -> None:
+        """Record the URI of the store that gets the report, before it does, so that `srpo clean` finds it."""
+        self._write(report_store=store)
+
     def end(self, state: State, reason: str = "") -> None:
         """Record the end of the run with what its stages have written, and keep its commit.
 

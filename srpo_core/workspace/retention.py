@@ -98,7 +98,7 @@ def expired_runs(retention: Retention, store: Callable[[], Store]) -> Iterator[E
             releases = releases or _Releases(store())
             if releases.may_have(record):
                 continue
-        yield _run(retention, record.run_id, record.ref)
+        yield _run(retention, record.run_id, record.ref, partial(_remove_report, record, store))
     for run in _run_directories(retention.home)[1:]:
         moment = started_at(run.name)
         if run.name in recorded or run.name in retention.live or moment is None:
@@ -201,7 +201,19 @@ class _Releases:
         return not in_this_store or version in self._versions
 
 
-def _run(retention: Retention, run_id: str, ref: str | None) -> Expired:
+def _remove_report(record: RunRecord, store: Callable[[], Store]) -> None:
+    """Remove the report of a run from the store. One in another store stays."""
+    if record.report_store is not None and (opened := store()).uri == record.report_store:
+        opened.remove_report(record.run_id)
+
+
+def _nothing() -> None:
+    """Remove nothing: a run without a record has no report that is known."""
+
+
+def _run(
+    retention: Retention, run_id: str, ref: str | None, remove_report: Callable[[], None] = _nothing
+) -> Expired:
     directory = retention.home / RUNS / run_id
     num_bytes = size_of(directory) if directory.is_dir() else 0
 
@@ -209,6 +221,7 @@ def _run(retention: Retention, run_id: str, ref: str | None) -> Expired:
         with file_lock.acquire(retention.home / RUNS / "lock"):
             if file_lock.is_held(directory / "lock"):
                 return False
+            remove_report()
             if ref is not None:
                 remove_ref(retention.checkout, ref)
             if directory.is_dir():

@@ -63,6 +63,7 @@ class RunRecord(_Part):
     reason: of the verdict, or the line of the error that ended it.
     objective, rules: of the gate's decision. figures: the numbers of the stages' metrics.
     release: the URI of the published version. approval: what a person has decided about it: who and why.
+    report_store: the URI of the store that has the report, or was to get it.
     """
 
     run_id: str
@@ -85,6 +86,7 @@ class RunRecord(_Part):
     figures: dict[str, float] = {}
     release: str | None = None
     approval: str = ""
+    report_store: str | None = None
 
     @property
     def version(self) -> str | None:

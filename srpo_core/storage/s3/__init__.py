@@ -3,6 +3,7 @@
 objects/<sha256>                                  the bytes of a file under their own digest, shared by all versions
 models/<model>/versions/<version>/manifest.json   written last: a version without a manifest does not exist
 models/<model>/aliases/<name>.json                moved by conditional writes
+reports/<run>/                                    report and grid of a run, for people
 
 What a killed publisher leaves behind is never visible, and its next attempt resumes from it.
 """
