@@ -124,8 +124,7 @@ def run_to_release(
         report = (workspace.home if home else workspace.path.parent) / artifacts.REPORT.name
         cached = [result.stage for result in results if result.cached]
         cost = write_whole(report, root=workspace.path, home=workspace.home, cached=cached)
-        record.note_report(open_store().uri)
-        links = store_report(workspace, report)
+        links = store_report(workspace, report, record.note_report)
         published = publish_release(workspace, cost, ended) if publish and decision["passed"] else None
         record.release = published.uri if published else None
         result = AlignResult(

@@ -2,7 +2,7 @@
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -50,15 +50,17 @@ class AlignResult:
     cost: RunCost | None = None
 
 
-def store_report(workspace: Workspace, report: Path) -> dict[str, str]:
-    """Copy report and grid to the store, and return the links to them.
+def store_report(workspace: Workspace, report: Path, note: Callable[[str], None]) -> dict[str, str]:
+    """Copy report and grid to the store, and return the links to them. note: is given the URI of the store before that.
 
     A store that cannot be written to is a warning, because a run has done hours of work by now. Then the links are the paths
     on this machine.
     """
     grid = workspace.path / artifacts.GRID
     try:
-        return keep_report(open_store(), workspace.run_id, report, grid)
+        store = open_store()
+        note(store.uri)
+        return keep_report(store, workspace.run_id, report, grid)
     except StoreError as error:
         get_run_logger().warning("the links to the report work only on this machine: %s", error)
         found = {"grid": grid, "report": report}

@@ -90,6 +90,7 @@ def test_a_run_with_a_refused_model_ends_as_refused_skips_quantize_and_notifies(
     standin, prefect, receiver, monkeypatch
 ):
     monkeypatch.setenv("SRPO_NOTIFY", receiver.url)
+    monkeypatch.setenv("SRPO_STORE_URL", "https://releases.example.org/srpo/")
     steps = standin / "steps.py"
     steps.write_text(steps.read_text() + STALL_AND_ALARM)
     git(standin, "commit", "--quiet", "--all", "-m", "training that stalls")
@@ -116,7 +117,12 @@ def test_a_run_with_a_refused_model_ends_as_refused_skips_quantize_and_notifies(
     cause, address, report = receiver.body(titles[0])
     assert cause == "as the resamples say."
     assert address == f"run: {prefect.url.removesuffix('/api')}/runs/flow-run/{state['id']}"
-    assert report.startswith(f"report: {result.report} on ")
+    page = f"https://releases.example.org/srpo/reports/{record.run_id}/report.html"
+    assert report == f"report: {page}"
+    assert f"- report: [{page}](<{page}>)" in markdown(result)
+    assert record.report_store == str(standin / "store")
+    stored = standin / "store/reports" / record.run_id / "report.html"
+    assert stored.read_bytes() == result.report.read_bytes()
     assert receiver.body(titles[1])[0] == "by step 8 it is proven"
     assert receiver.body(titles[2])[0] == restart_line(STALLED, 1, 3)
 
@@ -204,10 +210,30 @@ def test_a_release_that_fails_verification_is_withdrawn_and_one_that_passes_is_n
     title = "SRPO published: tiny, tiny-1"
     assert title in receiver.titles(2)
     assert receiver.titles(2)[0].startswith("SRPO failed: tiny, run ")
-    cause, _, grid, report = receiver.body(title)
+    cause, _, report = receiver.body(title)
     assert cause == "as the resamples say."
-    assert grid.startswith("grid: store/tiny-1/grid.png on ")
-    assert report.startswith("report: store/tiny-1/report.html on ")
+    assert report.startswith(f"report: {standin}/store/reports/{released.run_id}/report.html on ")
+
+
+def test_a_report_that_the_store_cannot_take_is_a_warning_and_its_link_the_path_on_this_machine(
+    standin, prefect, caplog
+):
+    keep_stages(standin, "gate", "report")
+    (standin / "store").mkdir()
+    (standin / "store/reports").write_text("no directory")
+    result = run()
+    assert result.links == {"report": str(result.report)}
+    assert f"- report: `{result.report}`" in markdown(result)
+    assert "the links to the report work only on this machine: the store " in caplog.text
+
+
+def test_an_address_of_the_store_that_cannot_be_used_ends_the_run_before_its_first_stage(
+    standin, prefect, monkeypatch
+):
+    monkeypatch.setenv("SRPO_STORE_URL", "releases.example.org")
+    with pytest.raises(ConfigError, match=r"^SRPO_STORE_URL=releases\.example\.org: write the address "):
+        run()
+    assert not (standin / "runs").exists()
 
 
 def test_the_production_release_becomes_the_champion_unless_the_settings_name_one(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from srpo_core.runtime.notifications import KINDS, Kind, awaiting_approval, compose, release_links
+from srpo_core.runtime.notifications import KINDS, Kind, awaiting_approval, compose
 
 
 @pytest.mark.parametrize("kind", list(Kind))
@@ -47,10 +47,3 @@ def test_the_message_that_a_release_awaits_approval_names_both_versions_and_the_
     ]
     first = awaiting_approval("tiny-1", None, verdict="passed", form="f", until="u")
     assert "and nothing is in production" in first.body
-
-
-def test_a_release_has_links_to_its_grid_and_report():
-    assert release_links("s3://b/p/tiny-1") == {
-        "grid": "s3://b/p/tiny-1/grid.png",
-        "report": "s3://b/p/tiny-1/report.html",
-    }

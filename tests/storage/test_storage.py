@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from stored_files import Files
 
 from srpo_core.artifacts import home
 from srpo_core.errors import ConfigError, StoreError
@@ -308,3 +309,30 @@ def test_a_wrong_part_of_a_manifest_is_one_line_when_it_is_read(fault):
     with pytest.raises(StoreError, match=r"^here (is damaged|names a file outside its release)") as caught:
         decode_manifest(encode_sealed(right | WRONG_PARTS[fault]), "here")
     assert str(caught.value).isprintable()
+
+
+def test_a_report_of_a_run_is_kept_replaced_and_removed_beside_the_versions(
+    any_store, make_release, tmp_path
+):
+    files = {name: tmp_path / name for name in ("report.html", "grid.png")}
+    for number in (1, 2):
+        for name, path in files.items():
+            path.write_text(f"{name} {number}")
+        any_store.keep_report("20261130-120000-000001", files)
+    any_store.keep_report("other", {"report.html": files["report.html"]})
+    any_store.publish("tiny-1", *make_release(1))
+    stored = Files(any_store)
+    assert {name: stored[name] for name in stored if name.startswith("reports/")} == {
+        "reports/20261130-120000-000001/grid.png": b"grid.png 2",
+        "reports/20261130-120000-000001/report.html": b"report.html 2",
+        "reports/other/report.html": b"report.html 2",
+    }
+    assert any_store.versions() == ["tiny-1"]
+    assert any_store.sweep(without=[], delete=True) == []
+    for _ in range(2):
+        any_store.remove_report("20261130-120000-000001")
+    assert [name for name in stored if name.startswith("reports/")] == ["reports/other/report.html"]
+    with pytest.raises(StoreError, match="not a valid name"):
+        any_store.keep_report("../outside", files)
+    with pytest.raises(StoreError, match="not a valid name"):
+        any_store.remove_report("..")

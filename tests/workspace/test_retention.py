@@ -15,8 +15,10 @@ from standin import git, keep_stages, make_standin
 
 from srpo_core.artifacts import write_json
 from srpo_core.config import write_settings
+from srpo_core.errors import StoreError
 from srpo_core.runtime import file_lock
 from srpo_core.runtime.resume import ELSEWHERE
+from srpo_core.storage import DirectoryStore
 from srpo_core.workspace import retention
 from srpo_core.workspace.recording import recorded
 from srpo_core.workspace.reproduce import reproduce
@@ -163,6 +165,32 @@ def test_a_run_stays_as_long_as_its_release_is_in_the_store_or_in_another_one(ch
         write_record(checkout / ".srpo", record.changed_to(release=release))
     expired = retention.expired_runs(opened(checkout), Versions)
     assert [one.name for one in expired] == [names["/store/models/tiny/versions/tiny-gone"]]
+
+
+def test_the_report_of_a_run_in_this_store_goes_with_it_and_before_its_record(checkout, tmp_path):
+    store = DirectoryStore(tmp_path / "store")
+    (tmp_path / "report.html").write_text("page")
+    first, second, newest = (run(checkout).run_id for _ in range(3))
+    for run_id in (first, second, newest):
+        store.keep_report(run_id, {"report.html": tmp_path / "report.html"})
+    uris = {first: store.uri, second: "s3://another/store", newest: store.uri}
+    for record in read_records(checkout / ".srpo"):
+        write_record(checkout / ".srpo", record.changed_to(report_store=uris[record.run_id]))
+
+    class Unreachable:
+        uri = store.uri
+
+        def remove_report(self, run_id):
+            raise StoreError(f"the store does not answer: {run_id}")
+
+    for one in retention.expired_runs(opened(checkout), Unreachable):
+        if one.name == first:
+            with pytest.raises(StoreError, match="does not answer"):
+                one.remove()
+    assert len(read_records(checkout / ".srpo")) == 3, "the run is still there to be removed"
+    assert all(one.remove() for one in retention.expired_runs(opened(checkout), lambda: store))
+    assert [record.run_id for record in read_records(checkout / ".srpo")] == [newest]
+    assert sorted(path.name for path in (tmp_path / "store/reports").iterdir()) == sorted([second, newest])
 
 
 def test_a_run_whose_process_lives_stays_and_so_do_the_caches(checkout):
