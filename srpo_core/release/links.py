@@ -63,5 +63,5 @@ def keep_report(store: Store, run_id: str, report: Path, grid: Path) -> dict[str
     """
     files = {"grid": (GRID, grid), "report": (REPORT, report)}
     found = {name: (file, path) for name, (file, path) in files.items() if path.is_file()}
-    store.keep_report(run_id, dict(found.values()))
+    store.reports.keep(run_id, dict(found.values()))
     return {name: link_to(store, f"{report_key(run_id)}/{file}") for name, (file, _) in found.items()}

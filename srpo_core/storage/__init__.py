@@ -55,10 +55,27 @@ PARAMS: Final = Path("params.yaml")
 log = getLogger(__name__)
 
 
+class Reports(Protocol):
+    """The reports of runs that a store keeps for people, beside its versions. Every method raises `StoreError`."""
+
+    def keep(self, run_id: str, files: Mapping[str, Path]) -> None:
+        """Keep the report of a run, `files` (name: local path); an earlier one of the run is replaced."""
+        ...
+
+    def remove(self, run_id: str) -> None:
+        """Remove the report of a run, if there is one."""
+        ...
+
+
 class Store(Protocol):
     """Versions with their files and manifests, and aliases. Every method raises `StoreError` with a message of one line."""
 
     uri: str
+
+    @property
+    def reports(self) -> Reports:
+        """The reports of runs."""
+        ...
 
     def versions(self) -> list[str]:
         """List the published versions, sorted by name."""
@@ -136,14 +153,6 @@ class Store(Protocol):
 
     def write_page(self, page: bytes, token: str | None) -> bool:
         """Write index.html if it still has the state `token` (None: absent); False if another process wrote it."""
-        ...
-
-    def keep_report(self, run_id: str, files: Mapping[str, Path]) -> None:
-        """Keep the report of a run, `files` (name: local path), for people; an earlier one of the run is replaced."""
-        ...
-
-    def remove_report(self, run_id: str) -> None:
-        """Remove the report of a run, if there is one."""
         ...
 
     def key_of(self, version: str, name: str, digest: str) -> str:

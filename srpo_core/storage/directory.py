@@ -43,7 +43,6 @@ from srpo_core.storage.manifest import (
     decode_manifest,
     encode_sealed,
     listed,
-    report_key,
     require_file,
     require_same,
     signature_name,
@@ -52,6 +51,7 @@ from srpo_core.storage.manifest import (
     version_key,
     wrong_length,
 )
+from srpo_core.storage.reports import DirectoryReports
 from srpo_core.storage.rewriting import replace_file, replace_if, rewrite, state_of
 
 log = getLogger(__name__)
@@ -66,6 +66,7 @@ class DirectoryStore:
         self.uri = str(self._root)
         self._models = self._root / "models"
         self._incoming = Incoming(self._root / ".incoming", self._root / ".incoming.lock")
+        self.reports = DirectoryReports(self._root, self._incoming)
         self._latest: tuple[str, Mapping[str, Any]] = ("", {})  # the version and manifest that were read last
 
     def versions(self) -> list[str]:
@@ -234,25 +235,6 @@ class DirectoryStore:
         """Replace index.html if it still has the digest `token`; False if another process wrote it."""
         with self._errors(f"cannot write {PAGE}"):
             return replace_if(self._incoming, self._root / ".page.lock", self._root / PAGE, page, token)
-
-    def keep_report(self, run_id: str, files: Mapping[str, Path]) -> None:
-        """Copy the files of a report, and rename their directory into place."""
-        target = self._root / report_key(run_id)
-        with (
-            self._errors(f"cannot keep the report of run {run_id}"),
-            self._incoming.new_directory() as partial,
-        ):
-            for name, path in files.items():
-                shutil.copyfile(path, partial / name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.is_dir():
-                shutil.rmtree(target)
-            partial.rename(target)
-
-    def remove_report(self, run_id: str) -> None:
-        """Remove the report of a run, if there is one."""
-        with self._errors(f"cannot remove the report of run {run_id}"), suppress(FileNotFoundError):
-            shutil.rmtree(self._root / report_key(run_id))
 
     def key_of(self, version: str, name: str, digest: str) -> str:
         """Return the path of a file of a version inside the store."""

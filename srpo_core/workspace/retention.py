@@ -204,7 +204,7 @@ class _Releases:
 def _remove_report(record: RunRecord, store: Callable[[], Store]) -> None:
     """Remove the report of a run from the store. One in another store stays."""
     if record.report_store is not None and (opened := store()).uri == record.report_store:
-        opened.remove_report(record.run_id)
+        opened.reports.remove(record.run_id)
 
 
 def _nothing() -> None:

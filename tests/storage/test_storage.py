@@ -318,8 +318,8 @@ def test_a_report_of_a_run_is_kept_replaced_and_removed_beside_the_versions(
     for number in (1, 2):
         for name, path in files.items():
             path.write_text(f"{name} {number}")
-        any_store.keep_report("20261130-120000-000001", files)
-    any_store.keep_report("other", {"report.html": files["report.html"]})
+        any_store.reports.keep("20261130-120000-000001", files)
+    any_store.reports.keep("other", {"report.html": files["report.html"]})
     any_store.publish("tiny-1", *make_release(1))
     stored = Files(any_store)
     assert {name: stored[name] for name in stored if name.startswith("reports/")} == {
@@ -330,9 +330,9 @@ def test_a_report_of_a_run_is_kept_replaced_and_removed_beside_the_versions(
     assert any_store.versions() == ["tiny-1"]
     assert any_store.sweep(without=[], delete=True) == []
     for _ in range(2):
-        any_store.remove_report("20261130-120000-000001")
+        any_store.reports.remove("20261130-120000-000001")
     assert [name for name in stored if name.startswith("reports/")] == ["reports/other/report.html"]
     with pytest.raises(StoreError, match="not a valid name"):
-        any_store.keep_report("../outside", files)
+        any_store.reports.keep("../outside", files)
     with pytest.raises(StoreError, match="not a valid name"):
-        any_store.remove_report("..")
+        any_store.reports.remove("..")

@@ -172,7 +172,7 @@ def test_the_report_of_a_run_in_this_store_goes_with_it_and_before_its_record(ch
     (tmp_path / "report.html").write_text("page")
     first, second, newest = (run(checkout).run_id for _ in range(3))
     for run_id in (first, second, newest):
-        store.keep_report(run_id, {"report.html": tmp_path / "report.html"})
+        store.reports.keep(run_id, {"report.html": tmp_path / "report.html"})
     uris = {first: store.uri, second: "s3://another/store", newest: store.uri}
     for record in read_records(checkout / ".srpo"):
         write_record(checkout / ".srpo", record.changed_to(report_store=uris[record.run_id]))
@@ -180,7 +180,11 @@ def test_the_report_of_a_run_in_this_store_goes_with_it_and_before_its_record(ch
     class Unreachable:
         uri = store.uri
 
-        def remove_report(self, run_id):
+        @property
+        def reports(self):
+            return self
+
+        def remove(self, run_id):
             raise StoreError(f"the store does not answer: {run_id}")
 
     for one in retention.expired_runs(opened(checkout), Unreachable):

@@ -1,11 +1,10 @@
 """The release store in a bucket: versions, files and aliases."""
 
-import mimetypes
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from logging import getLogger
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Any
 
 from srpo_core.errors import StoreError
 from srpo_core.runtime.progress import progress_bar
@@ -21,7 +20,6 @@ from srpo_core.storage.manifest import (
     decode_manifest,
     encode_sealed,
     model_of,
-    report_key,
     require_file,
     require_same,
     signature_name,
@@ -33,10 +31,9 @@ from srpo_core.storage.manifest import (
 from srpo_core.storage.s3.bucket import Bucket
 from srpo_core.storage.s3.probe import ignored_conditions, probe
 from srpo_core.storage.s3.reading import read_object
+from srpo_core.storage.s3.reports import HTML, BucketReports
 from srpo_core.storage.s3.sweep import sweep
 from srpo_core.storage.s3.upload import PART, Uploader
-
-HTML: Final = "text/html; charset=utf-8"
 
 log = getLogger(__name__)
 
@@ -55,6 +52,7 @@ class S3Store:
         self._bucket = Bucket(uri)
         self._uploader = Uploader(self._bucket, part_bytes)
         self.uri = self._bucket.uri
+        self.reports = BucketReports(self._bucket)
         self._latest: tuple[str, Mapping[str, Any]] = ("", {})  # the version and manifest that were read last
 
     def versions(self) -> list[str]:
@@ -217,23 +215,6 @@ class S3Store:
         with self._bucket.errors():
             # so that a browser shows it, and asks the store whether it has changed
             return self._bucket.put_if_known(PAGE, page, condition, ContentType=HTML, CacheControl="no-cache")
-
-    def keep_report(self, run_id: str, files: Mapping[str, Path]) -> None:
-        """Write the files of a report, so that a browser shows them."""
-        with self._bucket.errors():
-            for name, path in files.items():
-                kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-                self._bucket.put(
-                    f"{report_key(run_id)}/{name}",
-                    path.read_bytes(),
-                    ContentType=HTML if kind == "text/html" else kind,
-                )
-
-    def remove_report(self, run_id: str) -> None:
-        """Remove the files of a report, if there are any."""
-        below = f"{report_key(run_id)}/"
-        with self._bucket.errors():
-            self._bucket.delete_all([f"{below}{name}" for name in self._bucket.keys(below)])
 
     def key_of(self, version: str, name: str, digest: str) -> str:
         """Return the path of a file of a version inside the store: versions share files of the same bytes."""
