@@ -12,7 +12,7 @@ from prefect.artifacts import create_image_artifact, create_markdown_artifact, c
 
 from srpo_core import artifacts
 from srpo_core.errors import StoreError
-from srpo_core.release.links import keep_report
+from srpo_core.release.links import in_markdown, keep_report
 from srpo_core.report.text import markdown_text, visible
 from srpo_core.runtime.costs import RunCost, cost_text, money_text
 from srpo_core.storage import open_store
@@ -107,11 +107,6 @@ def small_image(path: Path) -> str:
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _linked(link: str) -> str:
-    """Write a link in Markdown; a path, or a URI that no browser opens, as code."""
-    return f"[{link}](<{link}>)" if link.startswith(("http://", "https://")) else f"`{link}`"
-
-
 def rule_rows(rules: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the gate's rules as rows of a table, refusing rules first."""
     order = {"refuses": 0, "warns": 1, "holds": 2}
@@ -134,7 +129,7 @@ def markdown(result: AlignResult) -> str:
             f"## {'Passed' if result.passed else 'Refused'}",
             markdown_text(result.reason),
             "",
-            *(f"- {name}: {_linked(link)}" for name, link in result.links.items()),
+            *(f"- {name}: {in_markdown(link)}" for name, link in result.links.items()),
             f"- release: `{result.release or 'none'}`",
             f"- workspace: `{result.workspace}`",
             f"- cost: {'not timed' if result.cost is None else cost_text(result.cost)}",

@@ -15,8 +15,11 @@ from flows import display
 from flows.dead_runs import end_shown_tasks, find_dead_runs
 from flows.notices import notify_failure, warn_of_channels
 from srpo_core.config import PARAMS_FILE, Settings, load_settings
+from srpo_core.errors import StoreError
+from srpo_core.release.links import in_markdown, keep_data_page, store_url
 from srpo_core.report.data_page import page_path, write_data_page
 from srpo_core.report.data_text import markdown_table
+from srpo_core.storage import open_store
 from srpo_core.workspace import data_versions
 from srpo_core.workspace.data_remote import AuditDepth
 from srpo_core.workspace.data_settings import (
@@ -56,6 +59,7 @@ def data(
         audit: how the remote is compared after the push: md5 believes an MD5 that the store reports, full reads all bytes.
     """
     data_versions.require_name(name)
+    store_url()  # an address that cannot be used is reported before the data are read
     given = source if source.startswith("s3://") else str(Path(source).absolute())
     changes = {**(ingest or {}), "format": format_name}
     with open_workspace(Path.cwd(), revision="HEAD") as workspace:
@@ -68,8 +72,9 @@ def data(
         data_versions.forget_copy(given)
         announce(workspace, name, tag, checked, run_patch(name, format_name, ingest or {}))
         page, table = describe(workspace, name, tag, settings)
+        link = store_page(tag, page)
     create_markdown_artifact(
-        f"`{tag}` from `{given}`\n\nNext: `{next_command(tag, name, format_name, as_options(ingest or {}))}`\n\nIts page, with samples: `{page}`\n\n{table}",
+        f"`{tag}` from `{given}`\n\nNext: `{next_command(tag, name, format_name, as_options(ingest or {}))}`\n\nIts page, with samples: {in_markdown(link)}\n\n{table}",
         key="data",
         description="a new version of the data",
     )
@@ -153,6 +158,15 @@ def describe(workspace: Workspace, name: str, tag: str, settings: Settings) -> t
     figures = write_data_page(page, source=source, tag=tag, words=settings.control_words, findings=findings)
     _log_end("describe", str(page))
     return page, markdown_table(figures)
+
+
+def store_page(tag: str, page: Path) -> str:
+    """Copy the page to the store, and return the link to it; if the store cannot take it, that is a warning and the path."""
+    try:
+        return keep_data_page(open_store(), tag, page)
+    except StoreError as error:
+        get_run_logger().warning("the link to the page works only on this machine: %s", error)
+        return str(page)
 
 
 def _log_start(name: str, description: str) -> None:

@@ -1,4 +1,4 @@
-"""Where people read reports and grids: those of a run, which the store keeps too, and those of a release.
+"""Where people read reports and grids: those of a run and of a data version, which the store keeps too, and of a release.
 
 With `SRPO_STORE_URL`, the address under which the files of the store are served, a link opens in a browser on any machine.
 Without it, it is the URI in a bucket, or the path in the store's directory.
@@ -15,6 +15,7 @@ from srpo_core.release.layout import GRID, REPORT
 from srpo_core.storage import Store, report_key
 
 STORE_URL: Final = "SRPO_STORE_URL"
+DATA_PAGE: Final = "data.html"
 
 
 def store_url() -> str | None:
@@ -65,3 +66,19 @@ def keep_report(store: Store, run_id: str, report: Path, grid: Path) -> dict[str
     found = {name: (file, path) for name, (file, path) in files.items() if path.is_file()}
     store.reports.keep(run_id, dict(found.values()))
     return {name: link_to(store, f"{report_key(run_id)}/{file}") for name, (file, _) in found.items()}
+
+
+def keep_data_page(store: Store, tag: str, page: Path) -> str:
+    """Copy the page of a data version to the store, and return the link to it.
+
+    Raises:
+        StoreError: the store cannot be written to.
+    """
+    name = tag.replace("/", "-")  # data-NAME-HASH, which no run is called
+    store.reports.keep(name, {DATA_PAGE: page})
+    return link_to(store, f"{report_key(name)}/{DATA_PAGE}")
+
+
+def in_markdown(link: str) -> str:
+    """Write a link in Markdown; a path, or a URI that no browser opens, as code."""
+    return f"[{link}](<{link}>)" if link.startswith(("http://", "https://")) else f"`{link}`"

@@ -72,7 +72,9 @@ def test_a_data_version_is_tagged_and_pushed_and_can_be_used_from_the_remote(sta
     page = standin / ".srpo/data" / f"{tag.removeprefix('data/').replace('/', '-')}.html"
     assert page.read_text().count("data:image/") == 24
     (artifact,) = prefect.call("/artifacts/latest/filter", {"artifacts": {"key": {"any_": ["data"]}}})
-    assert str(page) in artifact["data"]
+    stored = standin / "store/reports" / tag.replace("/", "-") / "data.html"
+    assert f"Its page, with samples: `{stored}`" in artifact["data"]
+    assert stored.read_bytes() == page.read_bytes()
     assert "| records | train | 480 |" in artifact["data"]
     assert (
         f"Next: `srpo align --revision {tag} --set ingest.source=data/emoji --set ingest.format=hpdv2`"
