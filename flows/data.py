@@ -81,7 +81,7 @@ def data(
     return tag
 
 
-@task(cache_policy=NO_CACHE)
+@task(task_run_name="collect", cache_policy=NO_CACHE)
 def collect(workspace: Workspace, source: str, name: str, format_name: str) -> None:
     """Pack the source into a few large files in the workspace."""
     _log_start("collect", f"{source} as data/{name}")
@@ -90,7 +90,7 @@ def collect(workspace: Workspace, source: str, name: str, format_name: str) -> N
     _log_end("collect", "done")
 
 
-@task(cache_policy=NO_CACHE)
+@task(task_run_name="check", cache_policy=NO_CACHE)
 def check(workspace: Workspace, name: str, ingest: dict[str, Any]) -> Checked:
     """Check the data against the rules of stage ingest."""
     _log_start("check", "against the rules of stage ingest")
@@ -106,7 +106,7 @@ def check(workspace: Workspace, name: str, ingest: dict[str, Any]) -> Checked:
     return checked
 
 
-@task(cache_policy=NO_CACHE)
+@task(task_run_name="push", cache_policy=NO_CACHE)
 def push(workspace: Workspace, name: str, ingest: dict[str, Any], audit: AuditDepth) -> str:
     """Track the data with DVC, push it, verify that the remote has every file, and return the tag."""
     _log_start("push", "to the default remote")
@@ -116,7 +116,7 @@ def push(workspace: Workspace, name: str, ingest: dict[str, Any], audit: AuditDe
     return tag
 
 
-@task(cache_policy=NO_CACHE)
+@task(task_run_name="record", cache_policy=NO_CACHE)
 def record(workspace: Workspace, name: str, tag: str, ingest: dict[str, Any], checked: Checked) -> None:
     """Tag the version, unless it is tagged already."""
     _log_start("record", tag)
@@ -128,7 +128,7 @@ def record(workspace: Workspace, name: str, tag: str, ingest: dict[str, Any], ch
     _log_end("record", note)
 
 
-@task(cache_policy=NO_CACHE)
+@task(task_run_name="announce", cache_policy=NO_CACHE)
 def announce(workspace: Workspace, name: str, tag: str, checked: Checked, patch: dict[str, Any]) -> None:
     """Emit the event `hpd.version.published`, from which a deployment can start a run; patch: the settings that it needs."""
     emit_event(
@@ -148,7 +148,7 @@ def announce(workspace: Workspace, name: str, tag: str, checked: Checked, patch:
     )
 
 
-@task(cache_policy=NO_CACHE)
+@task(task_run_name="describe", cache_policy=NO_CACHE)
 def describe(workspace: Workspace, name: str, tag: str, settings: Settings) -> tuple[Path, str]:
     """Write the page of the version, as `srpo data show` does; return its path and its figures as Markdown."""
     _log_start("describe", "what the version contains")

@@ -108,7 +108,7 @@ def watch(
     return _ended("Drift", WatchResult(f"{drift.line}; {did} {run.name}", drift=True, run=run.name))
 
 
-@task(cache_policy=NO_CACHE)
+@task(task_run_name="compare", cache_policy=NO_CACHE)
 def compare(production: TrainingData, newer: str, prompts: dict[str, Any] | None) -> Drift:
     """Measure how far the data moved, and show it as a table and a chart."""
     log = get_run_logger()
@@ -118,12 +118,14 @@ def compare(production: TrainingData, newer: str, prompts: dict[str, Any] | None
     create_table_artifact(drift_rows(drift), key="drift", description=drift.line)
     styles = drift.styles
     image = drift_image(styles.before if styles else {}, styles.after if styles else {}, drift.agreement)
-    create_image_artifact(image, key="drift-chart", description=f"{production.tag} and {newer}")
+    create_image_artifact(
+        image, key="drift-chart", description=f"{production.tag} of {production.release}, and {newer}"
+    )
     log.info("compare %s", drift.line, extra=display.finished("compare", drift.line))
     return drift
 
 
-@task(cache_policy=NO_CACHE)
+@task(task_run_name="start a run", cache_policy=NO_CACHE)
 def start_run(deployment: str, parameters: dict[str, Any], drift: Drift) -> tuple[FlowRun, bool]:
     """Start a run of a deployment for what was found, unless there is one; return it, and whether it is new.
 

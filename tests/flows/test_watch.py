@@ -83,6 +83,11 @@ def test_a_version_that_moved_starts_one_run_and_never_a_second(
     assert run["parameters"]["patch"]["ingest"]["source"] == "data/words"
     assert run["parameters"]["patch"]["check_reward"] == {"max_pairs": "null"}
     rows = json.loads(latest(prefect, "drift")["data"])
+    names = [
+        run["name"]
+        for run in prefect.call("/task_runs/filter", {"sort": "EXPECTED_START_TIME_DESC", "limit": 2})
+    ]
+    assert sorted(names) == ["compare", "start a run"], "as the graph of the run shows them"
     assert {row["figure"] for row in rows} == {"styles", "agreement", "style anime", "style photo"}
     image = latest(prefect, "drift-chart")["data"].partition("base64,")[2]
     assert "photo" in base64.b64decode(image).decode()
