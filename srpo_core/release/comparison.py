@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from srpo_core.release.layout import GRID, REPORT
+from srpo_core.release.layout import GRID
+from srpo_core.release.links import release_links
 from srpo_core.release.manifest_rows import release_row
 from srpo_core.release.store_page import with_image
 from srpo_core.report.store_chart import shown_figure
@@ -55,8 +56,7 @@ def compare_with_champion(store: Store, version: str, champion: str | None, *, u
 
 def report_link(store: Store, version: str) -> str | None:
     """Return where the report of a release is, or None if it has none."""
-    report = store.manifest(version)["files"].get(REPORT)
-    return None if report is None else f"{store.uri}/{store.key_of(version, REPORT, report['sha256'])}"
+    return release_links(store, version).get("report")
 
 
 def _rule_table(row: ReleaseRow, champion: ReleaseRow | None) -> Iterator[str]:
