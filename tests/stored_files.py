@@ -10,7 +10,7 @@ class Files:
     def __init__(self, store):
         self.root = Path(store.uri) if "://" not in store.uri else None
         self.place = (
-            None if self.root else dict(zip(("Bucket", "Prefix"), store.uri[5:].split("/"), strict=True))
+            None if self.root else dict(zip(("Bucket", "Prefix"), store.uri[5:].split("/", 1), strict=True))
         )
 
     def __iter__(self):
