@@ -194,6 +194,7 @@ def test_the_faults_are_counted_and_each_has_a_test_that_exists():
         "store cannot be reached for a minute",
         "disk is full while a checkpoint",
         "nightly runs overlap",
+        "clock",
         "machine restarts",
     ),
 )
