@@ -24,6 +24,7 @@ from prefect.states import Completed, Scheduled
 from prefect.utilities.urls import url_for
 from pydantic import BaseModel, Field, ValidationError
 
+from flows.dead_runs import end_shown_tasks, find_dead_runs
 from flows.notices import notify, notify_failure, send_in_run, warn_of_channels
 from srpo_core.artifacts import home
 from srpo_core.errors import ConfigError, SrpoError
@@ -171,9 +172,9 @@ def decide(request: Request) -> "State[Any]":
 
 @flow(
     name="close-approval",
-    on_running=[warn_of_channels],
+    on_running=[warn_of_channels, find_dead_runs],
     on_failure=[notify_failure],
-    on_crashed=[notify_failure],
+    on_crashed=[notify_failure, end_shown_tasks],
 )
 def close_approval(run_id: UUID) -> "State[None]":
     """End a run that waits for approval, when its time is over. The candidate stays what it is, and so does production.

@@ -28,6 +28,7 @@ from prefect.states import Completed
 from prefect.utilities.urls import url_for
 
 from flows import display
+from flows.dead_runs import end_shown_tasks, find_dead_runs
 from flows.notices import notify, notify_failure, warn_of_channels
 from srpo_core.cli.drift import PROMPTS, Drift, drift_rows, measure_drift, newest_version
 from srpo_core.config import PARAMS_FILE, load_settings
@@ -55,7 +56,12 @@ class WatchResult:
     run: str | None = None
 
 
-@flow(name="watch", on_running=[warn_of_channels], on_failure=[notify_failure], on_crashed=[notify_failure])
+@flow(
+    name="watch",
+    on_running=[warn_of_channels, find_dead_runs],
+    on_failure=[notify_failure],
+    on_crashed=[notify_failure, end_shown_tasks],
+)
 def watch(
     version: str | None = None,
     prompts: str | None = None,

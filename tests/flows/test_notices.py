@@ -120,7 +120,8 @@ def test_every_flow_that_changes_or_checks_something_has_the_hooks():
         for name, options in re.findall(
             r"^@flow\((.*?)\)\ndef (\w+)", path.read_text(), flags=re.MULTILINE | re.DOTALL
         ):
-            hooked = all(word in name for word in ("on_running", "on_failure", "on_crashed"))
+            hooks = ("find_dead_runs", "on_failure", "on_crashed", "end_shown_tasks")
+            hooked = all(word in name for word in hooks)
             assert hooked != (options in ("releases", "show", "pull")), options
     assert align.on_failure_hooks == [notify_failure]
     assert align.on_crashed_hooks == [notify_failure, end_shown_tasks]
