@@ -169,7 +169,7 @@ def test_a_cached_training_notifies_of_no_alarm_again(receiver, tmp_path):
 
 
 def test_a_version_that_exists_already_is_not_notified_again(receiver, tmp_path):
-    result = AlignResult(True, "every rule holds.", tmp_path, "uri", (), tmp_path, home=False)
+    result = AlignResult(True, "every rule holds.", tmp_path, {}, "uri", (), tmp_path, home=False)
     notify_verdict(
         "tiny", result, Published("tiny-1", "uri", created=False, alias="candidate", previous=None)
     )
