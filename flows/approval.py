@@ -105,23 +105,14 @@ def own_request() -> Request | None:
 def ask(published: Published, *, verdict: str, hours: float) -> Request | None:
     """Leave the request of this run on the server, plan the end of the wait, and notify.
 
-    None if the version is in production already, so that there is nothing to decide. Repeating it after a kill plans
-    no second end.
+    None if the version is in production already, so that there is nothing to decide.
     """
     store, version = open_store(), published.version
     champion = in_production(store, model_of(version))
     if champion == version:
         get_run_logger().info("%s is in production already: there is nothing to approve", version)
         return None
-    until = datetime.now(UTC) + timedelta(hours=hours)
-    with get_client(sync_client=True) as client:
-        closing = client.create_flow_run_from_deployment(
-            _closing_deployment(client),
-            parameters={"run_id": flow_run.id},
-            state=Scheduled(scheduled_time=until + _GRACE),
-            name=f"close-{flow_run.name}",
-            idempotency_key=f"close-{flow_run.id}",
-        )
+    until, closing = _plan_end(hours)
     text = compare_with_champion(store, version, champion, until=until)
     page = create_markdown_artifact(text, key=_KEY, description=f"{version} waits for approval")
     if address := url_for(
@@ -129,7 +120,7 @@ def ask(published: Published, *, verdict: str, hours: float) -> Request | None:
     ):  # Prefect has no function for the address of an artifact
         larger = address.replace(f"runs/flow-run/{flow_run.id}", f"artifacts/artifact/{page}")
         text = f"[The same on a page of its own]({larger})\n\n{text}"
-    request = Request(version=version, champion=champion, until=until, text=text, closing=closing.id)
+    request = Request(version=version, champion=champion, until=until, text=text, closing=closing)
     create_flow_run_input(_REQUEST, request.model_dump(mode="json"), flow_run_id=UUID(flow_run.id))
     message = awaiting_approval(
         version,
@@ -141,6 +132,28 @@ def ask(published: Published, *, verdict: str, hours: float) -> Request | None:
     )
     send_in_run(message)
     return request
+
+
+def _plan_end(hours: float) -> tuple[datetime, UUID]:
+    """Plan the run that ends the wait; return when the time is over, and that run.
+
+    A retry after a kill keeps the end that the attempt before it has planned, unless that is over.
+    """
+    now = datetime.now(UTC)
+    until = now + timedelta(hours=hours)
+    with get_client(sync_client=True) as client:
+        for key in (f"close-{flow_run.id}", f"close-{flow_run.id}-{until:%s}"):
+            closing = client.create_flow_run_from_deployment(
+                _closing_deployment(client),
+                parameters={"run_id": flow_run.id},
+                state=Scheduled(scheduled_time=until + _GRACE),
+                name=f"close-{flow_run.name}",
+                idempotency_key=key,
+            )
+            planned = closing.state.state_details.scheduled_time if closing.state else None
+            if planned is not None and planned - _GRACE > now:
+                return planned - _GRACE, closing.id
+    raise RuntimeError(f"the server has planned no end of the wait of run {flow_run.name}")
 
 
 def decide(request: Request) -> "State[Any]":

@@ -24,9 +24,9 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging.loggers import flow_run_logger
-from prefect.states import Crashed
+from prefect.states import Cancelled, Crashed
 
-from flows.notices import notify_failure
+from flows.notices import notify_death
 from srpo_core.artifacts import home
 from srpo_core.runtime.prefect_api import API_URL
 from srpo_core.workspace.run_record import KILLED, RUNNING, RunRecord, read_records
@@ -55,8 +55,7 @@ def find_dead_runs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
                 watch_heartbeats(client, flow, flow_run)
             for dead in _report_dead(client, own=str(flow_run.id)):
                 log.warning("run %s is shown as crashed: %s", dead.name, DIED)
-                assert dead.state is not None
-                notify_failure(flow, dead, dead.state)
+                notify_death(dead, log)
     except (httpx.HTTPError, PrefectHTTPStatusError) as error:
         log.warning("the server cannot be asked for runs that died: %s", " ".join(str(error).split()))
 
@@ -113,6 +112,8 @@ def _automation(flow: Flow[..., Any], flow_run: FlowRun, silence: timedelta) -> 
 def _report_dead(client: "SyncPrefectClient", *, own: str) -> Iterator[FlowRun]:
     """Show the killed runs of this home as crashed where the server shows them as alive; yield them as they are then.
 
+    One that was being cancelled when it died is shown as cancelled, and is no failure.
+
     own: the run that asks. It and other live ones may be retries of runs that were killed, with the same ids.
     """
     records = read_records(home())
@@ -127,6 +128,10 @@ def _report_dead(client: "SyncPrefectClient", *, own: str) -> Iterator[FlowRun]:
             run = _shown_alive(client, record)
             if run is not None:
                 _end_tasks(client, run)
+                assert run.state is not None
+                if run.state.is_cancelling():  # the server lets nothing but a cancelled run follow
+                    client.set_flow_run_state(run.id, Cancelled(message=DIED), force=True)
+                    continue
                 client.set_flow_run_state(run.id, Crashed(message=DIED))
                 yield client.read_flow_run(run.id)
 
@@ -134,7 +139,7 @@ def _report_dead(client: "SyncPrefectClient", *, own: str) -> Iterator[FlowRun]:
 def _shown_alive(client: "SyncPrefectClient", record: RunRecord) -> FlowRun | None:
     """Return the run of a record if the server shows it as alive since before the record was made.
 
-    A later state is that of a retry, which has the same id and another record.
+    A later state is that of a retry, which has the same id and another record, unless somebody cancelled the run.
     """
     assert record.flow_run is not None
     found = client.read_flow_runs(
@@ -143,7 +148,9 @@ def _shown_alive(client: "SyncPrefectClient", record: RunRecord) -> FlowRun | No
     alive = [
         run
         for run in found
-        if run.state and run.state.type in _SHOWN_ALIVE and run.state.timestamp <= record.started
+        if run.state
+        and run.state.type in _SHOWN_ALIVE
+        and (run.state.timestamp <= record.started or run.state.is_cancelling())
     ]
     return alive[0] if alive else None
 

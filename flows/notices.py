@@ -108,6 +108,15 @@ def notify_failure(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -
     send(message, lambda line: log.warning("%s", line))
 
 
+def notify_death(flow_run: FlowRun, log: Any) -> None:
+    """Send that the process of a run of `align` has died, which another run has found."""
+    state = flow_run.state
+    cause = (state.message or state.name or "") if state else ""
+    about = [_model(flow_run) or "align", f"run {flow_run.name}"]
+    message = compose(Kind.FAILED, about, cause, {"run": _address(flow_run.id)})
+    send(message, lambda line: log.warning("%s", line))
+
+
 def _model(flow_run: FlowRun) -> str | None:
     """Return the model that a run of `align` makes; None if this checkout cannot say, or for another flow."""
     given = flow_run.parameters

@@ -5,6 +5,7 @@ confidence allows. Prompts that both data sets share make the two more alike tha
 finding rarer.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -64,8 +65,8 @@ def style_shift(before: Mapping[str, int], after: Mapping[str, int], confidence:
         return Moved(0.0, 0.0, 1.0)
     old = sum(before.get(style, 0) for style in more) / total_before
     new = sum(after.get(style, 0) for style in more) / total_after
-    sets = 2 ** len(styles) - 2  # of styles that are neither none nor all
-    tail = (1 - confidence) / sets / 2  # of the two shares
+    # of the two shares and of the 2 ** n - 2 sets that are neither none nor all; 0 for thousands of styles: no bound then
+    tail = math.ldexp((1 - confidence) / 2, -len(styles)) / (1 - 2.0 ** (1 - len(styles)))
     low = exact_bounds(new, total_after, tail)[0] - exact_bounds(old, total_before, tail)[1]
     return Moved(new - old, max(0.0, low), 1.0)
 

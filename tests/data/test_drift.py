@@ -105,3 +105,11 @@ def test_an_agreement_that_fell_or_rose_is_found_and_the_interval_has_the_differ
     assert moved.beyond(0.05)
     assert np.sign(moved.value) == sign
     assert moved.low < share - 0.75 < moved.high
+
+
+def test_thousands_of_styles_have_no_bound_and_no_error():
+    before = {f"style {n}": 1 for n in range(3000)}
+    after = {f"other {n}": 1 for n in range(3000)}
+    moved = style_shift(before, after, 0.95)
+    assert moved.value == 1
+    assert moved.low == 0

@@ -1,5 +1,7 @@
 """A run that waits for a person's decision, and what becomes of it; the form is submitted over HTTP, as the UI does."""
 
+import json
+from datetime import datetime, timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -12,7 +14,7 @@ from standin import keep_stages
 
 from flows.align import align
 from flows.approval import CLOSING, close_approval
-from srpo_core.errors import ConfigError
+from srpo_core.errors import ConfigError, StoreError
 from srpo_core.release import aliases, publishing
 from srpo_core.release.references import in_production, resolve
 from srpo_core.storage import open_store
@@ -213,6 +215,34 @@ def test_a_run_that_nobody_decides_about_in_time_ends_as_undecided_and_changes_n
     assert runs.state(early)[0] == "Suspended"
     with pytest.raises(ConfigError, match="has not asked for approval"):
         close_approval(uuid4())
+
+
+def test_a_retry_waits_until_the_time_that_the_attempt_before_it_has_planned(runs, store, monkeypatch):
+    with monkeypatch.context() as broken:
+
+        def fails(*_, **__):
+            raise StoreError("the store is gone")
+
+        broken.setattr("flows.approval.compare_with_champion", fails)
+        run = runs.start(approval_hours=5)
+    assert runs.state(run)[0] == "Failed"
+    (planned,) = closing_runs(runs, run)
+    retried = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}
+    runs.server.call(f"/flow_runs/{run}/set_state", retried)
+    runs.execute(run)
+    assert runs.state(run)[0] == "Suspended"
+    assert closing_runs(runs, run) == [planned], "there is one end, that of the first attempt"
+    request = runs.server.call(f"/flow_runs/{run}/input/approval-request")
+    until = datetime.fromisoformat(
+        json.loads(request)["until"] if isinstance(request, str) else request["until"]
+    )
+    ends = datetime.fromisoformat(planned["state"]["state_details"]["scheduled_time"])
+    assert until < ends <= until + timedelta(minutes=1)
+
+
+def closing_runs(runs, run):
+    planned = {"flow_runs": {"name": {"any_": [f"close-{runs.read(run)['name']}"]}}}
+    return runs.server.call("/flow_runs/filter", planned)
 
 
 @pytest.mark.parametrize(

@@ -90,3 +90,12 @@ def test_a_server_that_does_not_answer_is_a_warning_of_the_run(shown, monkeypatc
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api", PREFECT_CLIENT_MAX_RETRIES: 0}):
         start(shown)
     assert "the server cannot be asked for runs that died" in caplog.text
+
+
+def test_a_run_that_died_while_it_was_cancelled_is_shown_as_cancelled(shown, prefect, tmp_path):
+    run = shown()
+    record(tmp_path, run, 1, started=datetime.now(UTC) - timedelta(seconds=60))
+    cancelling = {"state": {"type": "CANCELLING", "name": "Cancelling"}}
+    prefect.call(f"/flow_runs/{run}/set_state", cancelling)
+    start(shown)
+    assert states(prefect, run)[0] == "CANCELLED"

@@ -183,6 +183,7 @@ def test_every_address_in_the_environment_has_a_port_of_its_service():
                 seen.add((name, host))
     assert seen == {
         ("PREFECT_API_URL", "server"),
+        ("PREFECT_UI_URL", "server"),
         ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "database"),
         ("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "server"),
         ("PREFECT_SERVER_UI_API_URL", "server"),

@@ -139,6 +139,7 @@ def test_every_address_in_the_environment_is_a_service_with_that_port():
                 seen.add((name, host))
     assert seen == {
         ("PREFECT_API_URL", "server"),
+        ("PREFECT_UI_URL", "server"),
         ("PREFECT_SERVER_CORS_ALLOWED_ORIGINS", "server"),
         ("PREFECT_SERVER_UI_API_URL", "server"),
         ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "database"),

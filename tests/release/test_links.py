@@ -11,6 +11,7 @@ from small_release import publish_small
 
 from srpo_core.errors import ConfigError
 from srpo_core.release.aliases import Move
+from srpo_core.release.guard import guarded_store
 from srpo_core.release.links import keep_report, release_links, store_url
 from srpo_core.release.notices import move_message
 from srpo_core.runtime.notifications import Kind
@@ -61,6 +62,23 @@ def test_the_links_of_a_run_and_of_a_release_are_read_over_http(store, report, t
         move = Move("tiny/production", None, version)
         message = move_message(Kind.PROMOTED, store, move, "it is better")
         assert message.body.splitlines()[1:] == [f"{name}: {link}" for name, link in released.items()]
+
+
+def test_a_move_that_has_happened_is_told_without_links_if_they_cannot_be(
+    store, tmp_path, monkeypatch, caplog
+):
+    version = publish_small(store, tmp_path, 1, more={"grid.png": b"GRID"})
+    monkeypatch.setenv("SRPO_STORE_URL", "releases.example.org")
+    message = move_message(Kind.PROMOTED, store, Move("tiny/production", None, version), "it is better")
+    assert version in message.body
+    assert "SRPO_STORE_URL=releases.example.org" in caplog.text
+
+
+def test_an_address_that_is_none_is_refused_before_anything_moves(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("SRPO_STORE", store.uri)
+    monkeypatch.setenv("SRPO_STORE_URL", "releases.example.org")
+    with pytest.raises(ConfigError, match="SRPO_STORE_URL"):
+        guarded_store()
 
 
 def test_without_an_address_the_links_are_paths_in_the_store(store, report, tmp_path):
