@@ -15,6 +15,7 @@ PAIRS: Final = {"ink_over_3d": ("Ink", "3D"), "3d_over_flat": ("3D", "Flat")}
 WANTED: Final = {"reward_text": "wanted"}
 OFFLINE: Final = {"source": "offline"}
 FEW: Final = {"num_inference_steps": 4}
+GRPO_RATE: Final = {"learning_rate": 1.0e-4}
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ CONTENDERS: Final = (
     Contender("ReFL", {"method": "refl", **WANTED}),
     Contender("DRaFT-LV", {"method": "draft_lv", **WANTED}),
     Contender("DRaFT-K", {"method": "draft_k", **WANTED}),
+    # as many images in a step as the others have: 4 prompts with groups of 4. At their learning rate the reward does not rise
+    Contender("DanceGRPO", {"method": "dance_grpo", "batch_size": 4, "optimizer": GRPO_RATE, **WANTED}),
 )
 
 

@@ -22,6 +22,7 @@ from srpo_core.storage import open_store
 pytestmark = [pytest.mark.nightly, pytest.mark.browser, needs_chromium]
 
 WAIT = 600  # seconds, on a busy machine
+STORE_URL = "https://releases.example.org/srpo"
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def store(tmp_path, monkeypatch):
 def worker(store, prefect_server, tmp_path):
     """A worker that runs the flows of the stand-in."""
     environment = deploy(prefect_server, Path(store.uri).parent)
-    environment["SRPO_STORE"] = store.uri
+    environment |= {"SRPO_STORE": store.uri, "SRPO_STORE_URL": STORE_URL}
     with running_worker(environment, tmp_path / "worker.log"):
         yield tmp_path / "worker.log"
 
@@ -83,7 +84,7 @@ def test_a_release_is_approved_in_the_form_of_its_run_and_is_then_in_production(
             "champion_style holds",
             "production: tiny-1, at its own gate.",
             "cost: ",
-            "report: ",
+            f"report: {STORE_URL}/models/tiny/versions/tiny-2/report.html",
         ):
             assert shown in dashboard.text()
         drawn = dashboard.tab.wait(
@@ -96,6 +97,10 @@ def test_a_release_is_approved_in_the_form_of_its_run_and_is_then_in_production(
         save(dashboard, "approval_form", tmp_path)
         dashboard.press("Submit")
         dashboard.wait_for("Promoted", seconds=WAIT)
+        dashboard.open(
+            f"runs/flow-run/{run['id']}"
+        )  # its header shows the state of the time when it was opened
+        dashboard.wait_for("Promoted")
         save(dashboard, "approval_promoted", tmp_path)
     assert (in_production(store, "tiny"), resolve(store, "previous")) == ("tiny-2", "tiny-1")
     reason = f"approved: the style is there, and hands are right (run {run['name']})"
