@@ -29,8 +29,9 @@ from flows.notices import notify, notify_failure, send_in_run, warn_of_channels
 from srpo_core.artifacts import home
 from srpo_core.errors import ConfigError, SrpoError
 from srpo_core.release import approval
-from srpo_core.release.comparison import compare_with_champion, report_link
+from srpo_core.release.comparison import compare_with_champion
 from srpo_core.release.guard import guarded_store
+from srpo_core.release.links import release_links
 from srpo_core.release.notices import move_message
 from srpo_core.release.publishing import Published
 from srpo_core.release.references import in_production
@@ -128,7 +129,7 @@ def ask(published: Published, *, verdict: str, hours: float) -> Request | None:
         verdict=verdict,
         form=url_for("flow-run", obj_id=flow_run.id),
         until=f"{until:%Y-%m-%d %H:%M} UTC",
-        report=report_link(store, version),
+        links=release_links(store, version),
     )
     send_in_run(message)
     return request

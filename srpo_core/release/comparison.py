@@ -35,7 +35,7 @@ def compare_with_champion(store: Store, version: str, champion: str | None, *, u
     image = (
         f"![before (above) and after (below)]({row.image})" if row.image else f"No images: {row.image_fault}"
     )
-    report = report_link(store, version)
+    report = release_links(store, version).get("report")
     lines = [
         f"## {version} would replace {replaced}",
         "",
@@ -52,11 +52,6 @@ def compare_with_champion(store: Store, version: str, champion: str | None, *, u
         *_rule_table(row, known),
     ]
     return "\n".join(lines)
-
-
-def report_link(store: Store, version: str) -> str | None:
-    """Return where the report of a release is, or None if it has none."""
-    return release_links(store, version).get("report")
 
 
 def _rule_table(row: ReleaseRow, champion: ReleaseRow | None) -> Iterator[str]:

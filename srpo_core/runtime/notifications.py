@@ -81,16 +81,17 @@ def awaiting_approval(
     verdict: str,
     form: str | None,
     until: str,
-    report: str | Path | None = None,
+    links: Mapping[str, str] = MappingProxyType({}),
 ) -> Message:
     """Return the message that a release waits for a person, who decides in the form of the run.
 
-    candidate, champion: versions; form: address of the run; until: when the time to decide ends, in words.
+    candidate, champion: versions; form: address of the run; until: when the time to decide ends, in words; links: where
+    grid and report of the candidate are.
     """
     against = f"instead of {champion}" if champion else "and nothing is in production"
     cause = f"{candidate} would be promoted, {against}; {verdict}; decide until {until}"
     model = candidate.rpartition("-")[0]
-    return compose(Kind.AWAITING_APPROVAL, [model, candidate], cause, {"form": form, "report": report})
+    return compose(Kind.AWAITING_APPROVAL, [model, candidate], cause, {"form": form, **links})
 
 
 def located(link: str | Path) -> str:

@@ -39,11 +39,14 @@ def test_the_message_that_a_release_awaits_approval_names_both_versions_and_the_
         verdict="passed: every rule holds.",
         form="http://ui/run",
         until="Monday 10:00",
+        links={"grid": "https://store/grid.png", "report": "https://store/report.html"},
     )
     assert message.title == "SRPO awaiting approval: my-model, my-model-12ab"
     assert message.body.splitlines() == [
         "my-model-12ab would be promoted, instead of my-model-00ff; passed: every rule holds.; decide until Monday 10:00",
         "form: http://ui/run",
+        "grid: https://store/grid.png",
+        "report: https://store/report.html",
     ]
     first = awaiting_approval("tiny-1", None, verdict="passed", form="f", until="u")
     assert "and nothing is in production" in first.body
