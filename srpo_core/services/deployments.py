@@ -4,12 +4,10 @@ import hashlib
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
-
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from typing import Final
 
 from srpo_core.artifacts import write_json
+from srpo_core.config.yaml_text import read_yaml
 from srpo_core.errors import ConfigError, SrpoError
 from srpo_core.runtime import file_lock
 from srpo_core.runtime.prefect_api import ask_prefect_server
@@ -53,16 +51,16 @@ def deploy(checkout: Path, home: Path, environment: Mapping[str, str]) -> tuple[
 
 
 def deployment_names(checkout: Path) -> list[str]:
-    """Return the names of the deployments of `pipelines.yaml`. Raises `ConfigError` if it has none."""
+    """Return the names of the deployments of `pipelines.yaml`. Raises `ConfigError` if it has none or cannot be read."""
     path = checkout / PIPELINES
     try:
-        content: Any = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
-        return [str(one["name"]) for one in content["deployments"]]
+        return [str(one["name"]) for one in read_yaml(path)["deployments"]]
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing: run this in the checkout of the project") from None
-    except (YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} has no readable deployments ({reason}): correct it") from None
+    except (KeyError, TypeError):
+        raise ConfigError(
+            f"{path} has no list 'deployments' in which each one has a name: restore it with 'git checkout {PIPELINES}'"
+        ) from None
 
 
 def _digest(checkout: Path) -> str:

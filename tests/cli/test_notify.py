@@ -36,7 +36,7 @@ def store(tmp_path, monkeypatch, receiver):
     monkeypatch.chdir(tmp_path)
     store = open_store()
     for number in (1, 2, 3):
-        publish_small(store, tmp_path, number)
+        publish_small(store, tmp_path, number, more={"grid.png": b"GRID", "report.html": b"<p>"})
     return store
 
 

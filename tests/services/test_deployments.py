@@ -16,10 +16,10 @@ def test_the_names_are_those_of_pipelines_yaml(tmp_path):
     ("content", "message"),
     [
         (None, "is missing: run this in the checkout of the project"),
-        ("deployments: [", "has no readable deployments"),
-        ("deployments:\n  - entrypoint: a\n", "has no readable deployments"),
-        ("", "has no readable deployments"),
-        ("\xe4", "has no readable deployments"),
+        ("deployments: [", "is not YAML"),
+        ("deployments:\n  - entrypoint: a\n", "has no list 'deployments'"),
+        ("", "has no list 'deployments'"),
+        ("\xe4", "is not YAML"),
     ],
     ids=["missing", "no YAML", "no name", "empty", "no list"],
 )
