@@ -67,7 +67,7 @@ def test_a_new_user_gets_from_make_up_to_an_approved_release_in_the_browser(clon
     done = srpo(clone, "up", "--port", str(port))  # as `make up`, which may not find its port free here
     assert done.returncode == 0, done.stdout + done.stderr
     watch("the services run")
-    server = Server(clone / ".srpo/prefect", port)
+    server = Server(clone / ".srpo", port)
     with opened_dashboard(server, tmp_path / "chromium", height=1500) as dashboard:
         deployment = server.call("/deployments/name/align/align-with-approval")
         find = {"deployments": {"id": {"any_": [deployment["id"]]}}}
