@@ -1,6 +1,7 @@
 """Use Prefect's dashboard in a headless Chromium, as a person does: sign in, read a page, press buttons, fill in fields."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +59,14 @@ class Dashboard:
         """Press the newest button, link or option that shows exactly this text."""
         self._focus(_BUTTON % json.dumps(text))
 
+    def submit(self, button: str, dialog: str, seconds: float = 60) -> None:
+        """Press the button of a dialog until it closes: it takes in the last field a moment after it was filled in."""
+        until = time.monotonic() + seconds
+        while dialog in self.text():
+            assert time.monotonic() < until, self.text()
+            self.press(button)
+            time.sleep(2)
+
     def fill_in(self, label: str, text: str) -> None:
         """Click into the field of a form that has this label, and type a text."""
         self._focus(_FIELD % json.dumps(label))
@@ -70,9 +79,12 @@ class Dashboard:
         assert self.tab.run(_CHOICE % (field, value, value)), f"{label} has no option {option}: {self.text()}"
 
     def _focus(self, element: str) -> None:
-        """Click on the element that a script returns, when it exists."""
-        x, y = self.tab.wait(_PLACE % element)
-        self.tab.click(x, y)
+        """Click on the element that a script returns, when it exists and no longer moves: menus open with an animation."""
+        before, place = None, self.tab.wait(_PLACE % element)
+        while place != before:
+            time.sleep(0.2)
+            before, place = place, self.tab.wait(_PLACE % element)
+        self.tab.click(*place)
 
     def save(self, path: Path) -> None:
         """Save what the window shows as a PNG of few colours, which a page of documentation can carry."""

@@ -88,7 +88,7 @@ def test_a_new_user_gets_from_make_up_to_an_approved_release_in_the_browser(clon
         dashboard.fill_in("Reason", "more ink, and all subjects are there")
         dashboard.fill_in("Your name", "Ada")
         dashboard.save(tmp_path / "form.png")
-        dashboard.press("Submit")
+        dashboard.submit("Submit", "Resume Flow Run")
         server.wait(
             f"/flow_runs/{run['id']}", None, lambda run: run["state_type"] in {"COMPLETED", "FAILED"}, WAIT
         )
