@@ -139,11 +139,14 @@ def _plan_end(hours: float) -> tuple[datetime, UUID]:
     """Plan the run that ends the wait; return when the time is over, and that run.
 
     A retry after a kill keeps the end that the attempt before it has planned, unless that is over.
+
+    Raises:
+        SrpoError: the server has planned none.
     """
     now = datetime.now(UTC)
     until = now + timedelta(hours=hours)
     with get_client(sync_client=True) as client:
-        for key in (f"close-{flow_run.id}", f"close-{flow_run.id}-{until:%s}"):
+        for key in (f"close-{flow_run.id}", f"close-{flow_run.id}-{until.timestamp():.0f}"):
             closing = client.create_flow_run_from_deployment(
                 _closing_deployment(client),
                 parameters={"run_id": flow_run.id},
@@ -154,7 +157,10 @@ def _plan_end(hours: float) -> tuple[datetime, UUID]:
             planned = closing.state.state_details.scheduled_time if closing.state else None
             if planned is not None and planned - _GRACE > now:
                 return planned - _GRACE, closing.id
-    raise RuntimeError(f"the server has planned no end of the wait of run {flow_run.name}")
+    raise SrpoError(
+        f"the server has planned no run of {CLOSING} that ends the wait of run {flow_run.name}: retry the run, or decide with "
+        "'srpo approve' or 'srpo reject'"
+    )
 
 
 def decide(request: Request) -> "State[Any]":

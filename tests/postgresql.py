@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from debian import install_package
 
 USER = "prefect"
 DEBIANS = Path("/usr/lib/postgresql")
@@ -101,19 +102,9 @@ def running_postgresql() -> Iterator[PostgreSQL]:
 
 def _programs() -> Path:
     """Return the directory of PostgreSQL's programs, newest version; root installs the package if it is missing."""
-    if (
-        not (found := sorted(DEBIANS.glob("*/bin/postgres")))
-        and os.geteuid() == 0
-        and shutil.which("apt-get")
-    ):
-        subprocess.run(
-            ["apt-get", "install", "--yes", "--no-install-recommends", "postgresql"],
-            # RUNLEVEL: the package starts no server of its own
-            env={**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"},
-            capture_output=True,
-            check=False,
-        )
+    if not (found := sorted(DEBIANS.glob("*/bin/postgres"))):
+        install_package("postgresql")
         found = sorted(DEBIANS.glob("*/bin/postgres"))
     if not found:
-        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+        pytest.skip("PostgreSQL is not installed, and could not be: apt-get install postgresql")
     return found[-1].parent

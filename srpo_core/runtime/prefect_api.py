@@ -32,7 +32,10 @@ _SENT: Final = "Authorization"
 _REFUSED: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 RUNS_AT_ONCE: Final = 200  # as many as Prefect's API returns in one answer
 _COUNT: Final = "/flows/count"  # the cheapest request that needs the secret
-_REMEDY: Final = f"start the server, correct {API_URL}, or unset it: then a run starts its own server"
+_REMEDY: Final = (
+    f"start the server, correct {API_URL}, or unset it: then a run starts its own server; that of 'srpo up' starts again by "
+    "itself ('srpo up --status')"
+)
 # types of states; a run in another one, SCHEDULED, has not begun
 _STARTED: Final = (
     "PENDING",

@@ -331,7 +331,7 @@ def test_a_run_beyond_its_limit_of_cost_ends_before_the_stage_and_resumes_with_a
     [
         (signal.SIGKILL, "CRASHED"),  # by the next run: no worker looked after this one
         (signal.SIGINT, "CRASHED"),
-        pytest.param(signal.SIGTERM, "CRASHED", marks=pytest.mark.nightly),  # the way of SIGINT, nearly
+        pytest.param(signal.SIGTERM, "CRASHED", marks=pytest.mark.nightly),  # handled almost as SIGINT
     ],
     ids=["kill -9", "Ctrl-C", "SIGTERM"],
 )

@@ -4,18 +4,23 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from debian import install_package
 from services import PATIENCE, Services
 
 pytestmark = pytest.mark.nightly  # a server of its own, whose clock is not the machine's
 
-LIBRARY = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+
+def find_library():
+    return next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 
 
 @pytest.fixture
 def clock(tmp_path):
     """Variables of processes with another clock, and a function that sets it: hours from the machine's."""
-    if LIBRARY is None:
-        pytest.skip("libfaketime is not installed: apt-get install libfaketime")
+    if find_library() is None:
+        install_package("libfaketime")
+    if (library := find_library()) is None:
+        pytest.skip("libfaketime is not installed, and could not be: apt-get install libfaketime")
     file = tmp_path / "clock"
 
     def put(hours):
@@ -24,7 +29,7 @@ def clock(tmp_path):
 
     put(0)
     variables = {
-        "LD_PRELOAD": str(LIBRARY),
+        "LD_PRELOAD": str(library),
         "FAKETIME_TIMESTAMP_FILE": str(file),
         "FAKETIME_CACHE_DURATION": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",

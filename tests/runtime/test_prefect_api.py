@@ -108,7 +108,8 @@ def test_what_is_not_prefects_api_is_named_with_the_remedy(server, path, says):
     line = line_of(SrpoError, server + path)
     assert says in line
     assert line.endswith(
-        "start the server, correct PREFECT_API_URL, or unset it: then a run starts its own server"
+        "start the server, correct PREFECT_API_URL, or unset it: then a run starts its own server; "
+        "that of 'srpo up' starts again by itself ('srpo up --status')"
     )
 
 
