@@ -1,0 +1,1 @@
+"""Blind ratings by people: tasks, the page on which people rate, and their answers as data."""
