@@ -8,10 +8,26 @@ from srpo_core.rating import records
 
 
 def test_the_columns_of_a_rating_are_those_of_the_published_schema():
-    assert [field.name for field in fields(records.Rating)] == (
-        "task protocol rater item kind prompt style sample first second dimension answer first_on_left repeats "
-        "expected seconds page answered_at"
-    ).split()
+    assert [field.name for field in fields(records.Rating)] == [
+        "task",
+        "protocol",
+        "rater",
+        "item",
+        "kind",
+        "prompt",
+        "style",
+        "sample",
+        "first",
+        "second",
+        "dimension",
+        "answer",
+        "first_on_left",
+        "repeats",
+        "expected",
+        "seconds",
+        "page",
+        "answered_at",
+    ]
 
 
 @pytest.mark.parametrize(
