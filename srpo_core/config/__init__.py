@@ -26,6 +26,13 @@ from srpo_core.config.files import (
     read_values,
     write_settings,
 )
+from srpo_core.config.methods import (
+    AggregateSettings,
+    DirectAlignSettings,
+    DraftSettings,
+    ReflSettings,
+    RolloutSettings,
+)
 from srpo_core.config.parts import (
     BranchName,
     CheckRewardSettings,
@@ -59,17 +66,12 @@ from srpo_core.config.running import (
 from srpo_core.config.settings import Settings, faults, parse_settings
 from srpo_core.config.training import (
     MEMORY_ONLY,
-    AggregateSettings,
     AlarmLimit,
     ComputeSettings,
-    DirectAlignSettings,
-    DraftSettings,
     EarlyStop,
     EmaSettings,
     LoraSettings,
     OptimizerSettings,
-    ReflSettings,
-    RolloutSettings,
     ScheduleSettings,
     TrainSettings,
 )
