@@ -2,8 +2,9 @@
 
 For every method, seed and learning rate, trains once with the pipeline's stages, then evaluates every checkpoint on
 the test prompts and applies the gate. A line has the step, the verdict, the rules that refuse, and the figures that
-show harm. The last lines have, per method, the step at which harm begins (an independent figure is worse than the
-base's beyond its interval) and whether the gate refused every harmful checkpoint.
+show harm. Training ends where the alarm ends it (docs/alarm.md): later checkpoints do not exist. The last lines have, per
+method, the step at which harm begins (an independent figure is worse than the base's beyond its interval), whether the
+gate refused every harmful checkpoint, and the step at which the alarm ended training.
 
 Run it in a checkout in which `dvc repro check_reward` has run. All files are written below --work.
 """
@@ -18,7 +19,7 @@ from typing import Any
 from prepared import ROOT, prepare, run_srpo, run_stage
 
 from srpo_core.algorithm import METHODS
-from srpo_core.artifacts import step_directory, step_name
+from srpo_core.artifacts import TRAIN_OUTCOME, step_directory, step_name
 from srpo_core.config import PARAMS_FILE, Settings, parse_settings, patched, read_values
 from srpo_core.training.steps import checkpoint_steps
 
@@ -55,6 +56,7 @@ def summaries(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
             "harm_begins": first or "never",
             "harmful": len(harmful),
             "harmful_but_passed": [(row["seed"], row["step"]) for row in harmful if row["passed"]],
+            "alarm": {row["seed"]: row["alarm"] for row in own if row["alarm"]} or "never",
         }
 
 
@@ -95,7 +97,9 @@ def _train_and_evaluate(
     prepare(work, values, {name: ROOT / name for name in ("runs/ingest", "runs/check_reward")})
     run_stage(work, "embed")
     run_stage(work, "train")
-    for step in checkpoint_steps(settings.train):
+    outcome = json.loads((work / TRAIN_OUTCOME).read_text())
+    alarm = outcome["steps"] if outcome["stopped_early"] else None
+    for step in [one for one in checkpoint_steps(settings.train) if one <= outcome["steps"]]:
         target = work / "evaluations" / step_name(step)
         if not (target / "decision.json").exists():
             command = ["evaluate", str(step_directory(step)), "--output", str(target)]
@@ -107,6 +111,7 @@ def _train_and_evaluate(
             "seed": seed,
             "rate": rate,
             "step": step,
+            "alarm": alarm,
             "passed": decision["passed"],
             "refused_by": [rule["name"] for rule in decision["rules"] if rule["verdict"] == "refuses"],
             "harm": harm_of(figures),

@@ -21,8 +21,9 @@ def test_harm_is_an_independent_figure_that_is_significantly_worse(overtrain):
     assert overtrain.harm_of({"relative_reward": figure(-0.3, -0.1)}) == [], "the objective is no witness"
 
 
-def row(method, seed, step, *, harm=(), passed=True, rate=1.0):
-    return {"method": method, "seed": seed, "rate": rate, "step": step, "harm": list(harm), "passed": passed}
+def row(method, seed, step, *, harm=(), passed=True, rate=1.0, alarm=None):
+    names = {"method": method, "seed": seed, "rate": rate, "step": step}
+    return names | {"harm": list(harm), "passed": passed, "alarm": alarm}
 
 
 def test_the_summary_has_the_first_harmful_step_and_harmful_checkpoints_that_passed(overtrain):
@@ -32,11 +33,12 @@ def test_the_summary_has_the_first_harmful_step_and_harmful_checkpoints_that_pas
         row("srpo", 0, 30, harm=["kid"], passed=True),
         row("srpo", 1, 10, harm=["kid"], passed=False),
         row("refl", 0, 10),
-        row("refl", 0, 10, rate=5.0, harm=["judge_top5"], passed=False),
+        row("refl", 0, 10, rate=5.0, harm=["judge_top5"], passed=False, alarm=10),
     ]
     srpo, refl, pushed = overtrain.summaries(rows)
     assert srpo["harm_begins"] == {0: 20, 1: 10}
     assert (srpo["checkpoints"], srpo["passed"], srpo["harmful"]) == (4, 2, 3)
     assert srpo["harmful_but_passed"] == [(0, 30)]
     assert refl["harm_begins"] == "never"
+    assert (refl["alarm"], pushed["alarm"]) == ("never", {0: 10})
     assert (pushed["rate"], pushed["harmful_but_passed"]) == (5.0, [])
