@@ -36,8 +36,8 @@ def method_of(settings: TrainSettings) -> Method:
     """Return the method that the settings name.
 
     Raises:
-        ConfigError: the name is unknown, the settings ask for real images and the method cannot start from them, or the
-            method cannot train with other settings.
+        ConfigError: the name is unknown, the settings ask for real images or another solver than Euler and the method
+            trains the sampler's own steps, or it cannot train with other settings.
     """
     entry = pick(METHODS, settings.method, "method")
     if settings.rollout.source != "online" and not entry.real_images:
@@ -45,6 +45,12 @@ def method_of(settings: TrainSettings) -> Method:
         raise ConfigError(
             f"train.method {settings.method!r} trains the sampler's own steps, so train.rollout.source must be "
             f"online, not {settings.rollout.source!r}; methods that can start from real images are {able}"
+        )
+    if settings.rollout.solver != "euler" and not entry.real_images:
+        able = ", ".join(name for name, other in METHODS.items() if other.real_images)
+        raise ConfigError(
+            f"train.method {settings.method!r} trains the sampler's own steps, which are Euler's, so train.rollout.solver "
+            f"must be euler, not {settings.rollout.solver!r}; methods that start from finished images are {able}"
         )
     entry.cost(settings)  # refuses what this method cannot train with
     return entry.run

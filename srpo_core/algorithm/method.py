@@ -96,8 +96,9 @@ class MethodCost:
 class MethodEntry:
     """One entry of the registry `METHODS`.
 
-    cost: the cost of a step under given settings, a `ConfigError` if the method cannot train with them; real_images: whether the method can start from real images;
-    otherwise `train.rollout.source` must be online.
+    cost: the cost of a step under given settings, a `ConfigError` if the method cannot train with them; real_images: whether
+    the method starts from finished images, and so from real ones; otherwise it trains the sampler's own steps, and
+    `train.rollout.source` must be online and `train.rollout.solver` euler.
     """
 
     run: Method

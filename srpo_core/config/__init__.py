@@ -32,6 +32,7 @@ from srpo_core.config.methods import (
     DraftSettings,
     ReflSettings,
     RolloutSettings,
+    SolverName,
 )
 from srpo_core.config.parts import (
     BranchName,
@@ -122,6 +123,7 @@ __all__ = [
     "Settings",
     "Severity",
     "Share",
+    "SolverName",
     "StallSettings",
     "TrainSettings",
     "WatchSettings",

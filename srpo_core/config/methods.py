@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from srpo_core.config.parts import BranchName, Part, Positive, PositiveFloat, Share
 
+SolverName = Literal["euler", "ab2"]
+
 
 class RolloutSettings(Part):
     """Where a training image comes from: generated from noise without gradients, or real."""
@@ -15,6 +17,10 @@ class RolloutSettings(Part):
     )
     share_offline: Share = Field(description="hybrid: share of the samples that start from a real image")
     num_inference_steps: Positive = Field(description="S, number of denoising steps")
+    solver: SolverName = Field(
+        description="of the steps, each with one model call: euler, or ab2, which also uses the step before and is more "
+        "accurate with few steps"
+    )
     shift: PositiveFloat = Field(description="timestep shift s of sigma' = s*sigma / (1 + (s-1)*sigma)")
     guidance_scale: float = Field(ge=0, description="guidance scale of the rollout")
 
