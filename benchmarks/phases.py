@@ -1,7 +1,8 @@
 """Measure the seconds of a step by phase: CPU seconds, wall seconds, or the seconds of a GPU between two events."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, Self
@@ -71,9 +72,25 @@ class Phases:
         self._wrapped.append((owner, attribute, function))
         setattr(owner, attribute, timed)
 
+    def time_entering(self, owner: Any, attribute: str, phase: str) -> None:
+        """Wrap a function of `owner` that returns a context manager, to add the seconds of entering it to `phase`."""
+        function = getattr(owner, attribute)
+
+        @wraps(function)
+        @contextmanager
+        def timed(*args: Any, **keywords: Any) -> Iterator[Any]:
+            start = self.now()
+            with function(*args, **keywords) as entered:
+                self._spans.append((phase, start, self.now()))
+                yield entered
+
+        self._wrapped.append((owner, attribute, function))
+        setattr(owner, attribute, timed)
+
     def time_model(self, model: Any, reward: Any) -> None:
         """Time the calls of a base model and a reward in training."""
         self.time(model, "velocity", lambda: "forward" if torch.is_grad_enabled() else "rollout")
+        self.time_entering(model, "prepared", "rollout")
         self.time(model, "decode", "decode")
         self.time(reward, "score", "reward")
         self.time(torch.Tensor, "backward", "backward")

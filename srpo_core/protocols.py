@@ -116,6 +116,16 @@ class BaseModel(Protocol):
         """
         ...
 
+    def prepared(
+        self, condition: Condition, *, times: "Tensor", guidance: float
+    ) -> AbstractContextManager[None]:
+        """Within the context, `velocity` may compute in advance what its calls with these inputs share; see `gathered`.
+
+        For calls without gradients with this very `condition`, at times (N,) in [0, 1]. Other calls remain possible, and
+        results differ by rounding. Weights are `gathered` too; they must not change, and every rank enters the context.
+        """
+        ...
+
     def decode(self, latents: "Tensor") -> "Tensor":
         """Decode packed latents (B, S, C) to images (B, 3, H, W), nominally in [0, 1], unclamped, differentiable."""
         ...

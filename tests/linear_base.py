@@ -29,6 +29,9 @@ class Linear:
     def gathered(self):
         return nullcontext()
 
+    def prepared(self, condition, *, times, guidance):
+        return nullcontext()
+
     def decode(self, latents):
         return 0.5 + 0.1 * latents.transpose(1, 2).unflatten(-1, (2, 2))
 

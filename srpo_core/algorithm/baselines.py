@@ -43,7 +43,7 @@ def refl(
         time=time,
     )
     at: dict[int, Tensor] = {}
-    with model.gathered():
+    with model.prepared(batch.condition, times=time(sigmas[:last]), guidance=roll.guidance_scale):
         for step, latents in enumerate(rolled):
             at |= {row: latents[row] for row, stop in enumerate(stops) if stop == step}
     z, sigma = torch.stack([at[row] for row in range(len(eps))]), sigmas[stops]
@@ -130,7 +130,7 @@ def _trained_end(model: BaseModel, batch: TrainBatch, settings: TrainSettings, *
     eps, guidance, time = noise_of(batch.noise, settings), settings.rollout.guidance_scale, time_of(settings)
     sigmas = _sigmas(settings, eps.device)
     free_sigmas = sigmas[: free + 1]
-    with model.gathered():
+    with model.prepared(batch.condition, times=time(free_sigmas[:-1]), guidance=guidance):
         z = rollout(model.velocity, eps, batch.condition, sigmas=free_sigmas, guidance=guidance, time=time)
 
     def step(z: Tensor, sigma: Tensor, next_sigma: Tensor) -> Tensor:

@@ -54,8 +54,10 @@ def dance_grpo(
     sigmas = shifted_sigmas(settings.rollout.num_inference_steps, settings.rollout.shift).to(
         batch.noise.device
     )
-    with model.gathered():
-        rolled = [_rolled_out(model, batch, members, sigmas, settings) for members in calls]
+    condition = batch.condition[_rows(batch, calls[0])]  # of every call: all have equally many members
+    times, guidance = time_of(settings)(sigmas[:-1]), settings.rollout.guidance_scale
+    with model.prepared(condition, times=times, guidance=guidance):
+        rolled = [_rolled_out(model, batch, condition, members, sigmas, settings) for members in calls]
     rewards = _of_groups(
         [_scored(model, reward, one.x0, batch, settings) for one in rolled], len(batch.prompts)
     )
@@ -202,9 +204,14 @@ def _members_of_a_call(settings: TrainSettings) -> list[list[int]]:
 
 
 def _rolled_out(
-    model: BaseModel, batch: TrainBatch, members: Sequence[int], sigmas: Tensor, settings: TrainSettings
+    model: BaseModel,
+    batch: TrainBatch,
+    condition: Condition,
+    members: Sequence[int],
+    sigmas: Tensor,
+    settings: TrainSettings,
 ) -> Trajectories:
-    """Roll out some members of each group; rows are member by member."""
+    """Roll out some members of each group; rows, also those of the condition, are member by member."""
     shape, device = tuple(batch.noise.shape[1:]), batch.noise.device
 
     def noise_of_step(step: int) -> Tensor:
@@ -214,7 +221,7 @@ def _rolled_out(
     return sde_rollout(
         model,
         torch.cat([_start(batch, member, settings) for member in members]),
-        batch.condition[_rows(batch, members)],
+        condition,
         (noise_of_step(step) for step in range(len(sigmas) - 2)),
         sigmas=sigmas,
         settings=settings,

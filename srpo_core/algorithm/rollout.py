@@ -94,14 +94,16 @@ def starting_images(model: BaseModel, batch: TrainBatch, settings: TrainSettings
     rows = [row for row in range(len(eps)) if row not in batch.real]
     images = dict(batch.real)
     if rows:
-        with model.gathered():
+        condition, time = batch.condition[rows], time_of(settings)
+        sigmas = shifted_sigmas(roll.num_inference_steps, roll.shift)
+        with model.prepared(condition, times=time(sigmas[:-1]), guidance=roll.guidance_scale):
             generated = rollout(
                 model.velocity,
                 eps[rows],
-                batch.condition[rows],
-                sigmas=shifted_sigmas(roll.num_inference_steps, roll.shift),
+                condition,
+                sigmas=sigmas,
                 guidance=roll.guidance_scale,
-                time=time_of(settings),
+                time=time,
                 solver=roll.solver,
             )
         images |= dict(zip(rows, generated, strict=True))

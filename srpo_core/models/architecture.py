@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from srpo_core.protocols import Condition
 
@@ -47,6 +47,29 @@ class Architecture(Protocol):
         guidance_scale: float,
     ) -> "Tensor":
         """Denoise packed noise (B, S, C) with the base's own sampler; returns the last packed latents."""
+        ...
+
+
+class PreparedRollout(Protocol):
+    """The velocities of a rollout, with what its calls share computed once. Weights must not change meanwhile."""
+
+    def covers(self, latents: "Tensor", timestep: "Tensor") -> bool:
+        """Return whether it computes velocities at latents (B, S, C) and timesteps (B,)."""
+        ...
+
+    def __call__(self, latents: "Tensor", timestep: "Tensor") -> "Tensor":
+        """Predict velocities (B, S, C) in float32, without gradients, at what it `covers`."""
+        ...
+
+
+@runtime_checkable
+class PreparesRollouts(Protocol):
+    """An `Architecture` that can compute what all calls of a rollout share in advance."""
+
+    def prepare_rollout(
+        self, transformer: Any, condition: Condition, *, times: "Tensor", guidance: float
+    ) -> PreparedRollout | None:
+        """Prepare calls with these prompts at times (N,) in [0, 1]; None if this transformer does not allow it."""
         ...
 
 

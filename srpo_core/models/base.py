@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from srpo_core.config import ComputeSettings, DecodedParts
-from srpo_core.models.architecture import Architecture
+from srpo_core.models.architecture import Architecture, PreparedRollout, PreparesRollouts
 from srpo_core.models.attention import use_attention
 from srpo_core.models.autoencoder import decode_in
 from srpo_core.models.checkpointing import checkpoint_blocks
@@ -44,6 +44,7 @@ class Base:
         self.latent_shape = architecture.latent_shape
         self._autocast = False
         self._gather_rollout = False
+        self._prepared: tuple[PreparedRollout, Condition, float] | None = None
 
     def to(self, device: torch.device) -> Self:
         """Move transformer and VAE to a device, in place."""
@@ -124,11 +125,32 @@ class Base:
     def velocity(self, latents: Tensor, timestep: Tensor, guidance: float, condition: Condition) -> Tensor:
         """Predict velocities (B, S, C); see `VelocityModel`."""
         with self._precision(latents.device):
+            if self._prepared is not None and not torch.is_grad_enabled():
+                rollout, of_condition, of_guidance = self._prepared
+                same = condition is of_condition and guidance == of_guidance
+                if same and rollout.covers(latents, timestep):
+                    return rollout(latents, timestep)
             return self.architecture.predict(self.transformer, latents, timestep, guidance, condition)
 
     def gathered(self) -> AbstractContextManager[None]:
         """Keep sharded weights gathered between calls if the settings ask for it; see `BaseModel`."""
         return keep_gathered(self.transformer) if self._gather_rollout else nullcontext()
+
+    @contextmanager
+    def prepared(self, condition: Condition, *, times: Tensor, guidance: float) -> Iterator[None]:
+        """Compute once what the calls of a rollout share, if the architecture can; see `BaseModel`."""
+        before, architecture = self._prepared, self.architecture
+        with self.gathered():
+            if len(times) > 0 and isinstance(architecture, PreparesRollouts):
+                with torch.no_grad(), self._precision(self.device):
+                    rollout = architecture.prepare_rollout(
+                        self.transformer, condition, times=times, guidance=guidance
+                    )
+                self._prepared = None if rollout is None else (rollout, condition, guidance)
+            try:
+                yield
+            finally:
+                self._prepared = before
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode packed latents (B, S, C) to images (B, 3, H, W); see `BaseModel`."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from srpo_core.models.architecture import BaseEntry
 from srpo_core.models.autoencoder import decode, encode, latent_size
 from srpo_core.models.flux_forward import exact_times, flux_velocity, is_plain, rotary_angles
+from srpo_core.models.flux_rollout import FluxRollout, can_be_prepared
 from srpo_core.protocols import Condition
 
 PATCH: Final = 2  # a token is a 2x2 patch of latent pixels
@@ -90,6 +91,22 @@ class Flux:
                 return_dict=False,
             )[0]
         return output.float()
+
+    def prepare_rollout(
+        self, transformer: Any, condition: Condition, *, times: Tensor, guidance: float
+    ) -> FluxRollout | None:
+        """Prepare the calls of a rollout, if `can_be_prepared`; see `PreparesRollouts`."""
+        text, pooled = condition.tensors[PROMPT_EMBEDS], condition.tensors[POOLED_EMBEDS]
+        if not can_be_prepared(transformer, text.device):
+            return None
+        return FluxRollout(
+            transformer,
+            text,
+            pooled,
+            times=times,
+            guidance=torch.tensor([guidance]) if transformer.config.guidance_embeds else None,
+            rotary=self._rotary_angles(transformer, text.shape[1], text.device),
+        )
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
         """Decode packed latents (B, S, C) to images (B, 3, H, W); see `Architecture`."""

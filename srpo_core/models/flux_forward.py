@@ -39,7 +39,7 @@ def is_plain(transformer: Any) -> bool:
     blocks = (*transformer.transformer_blocks, *single)
     return (
         len(single) > 0
-        and not any(_is_hooked(module) for module in (transformer, *blocks))
+        and not any(is_hooked(module) for module in (transformer, *blocks))
         and all(_is_stock(block.attn) for block in blocks)
     )
 
@@ -59,11 +59,11 @@ def _is_stock(attn: Any) -> bool:
         and type(processor) is FluxAttnProcessor
         and processor._parallel_config is None
         and not attn.fused_projections
-        and not _is_hooked(attn)
+        and not is_hooked(attn)
     )
 
 
-def _is_hooked(module: torch.nn.Module) -> bool:
+def is_hooked(module: torch.nn.Module) -> bool:
     """Return whether calling `module` does more than its class's forward; diffusers' hooks replace it on the instance."""
     hooks = (
         module._forward_hooks,

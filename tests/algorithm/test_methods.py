@@ -1,5 +1,6 @@
 """Every method on a model that is small enough to compute the result by hand."""
 
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -174,6 +175,38 @@ def test_a_step_makes_the_number_of_calls_that_its_cost_states(batch, settings, 
     assert sum(rows[True]) == size * (cost.trained_calls + cost.recomputed_calls)
     assert set(rows[True]) == {size * cost.images_per_call}
     assert sum(decoded) == size * cost.scored_images
+
+
+class Announced(Linear):
+    """A base that requires every call without gradients to have the inputs for which it was prepared."""
+
+    inputs = None
+
+    @contextmanager
+    def prepared(self, condition, *, times, guidance):
+        self.inputs = (condition, set(times.tolist()), guidance)
+        yield
+        self.inputs = None
+
+    def velocity(self, latents, time, guidance, condition):
+        if not torch.is_grad_enabled():
+            of_condition, times, of_guidance = self.inputs
+            assert condition is of_condition
+            assert len(condition) == len(latents)
+            assert set(time.tolist()) <= times
+            assert guidance == of_guidance
+        return super().velocity(latents.double(), time, guidance, condition)  # the reference rounds noise
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("reference", [False, True])
+def test_every_call_without_gradients_has_the_inputs_that_the_base_was_prepared_for(
+    batch, settings, name, together, reference
+):
+    changes = {"batch_branches": together, "reference": reference}
+    _, _, model = gradient(name, batch, settings.model_copy(update=changes), Announced())
+    assert (False, 2) in model.calls or (False, 2 * settings.dance_grpo.group_size) in model.calls
 
 
 def test_only_samples_without_a_real_image_are_rolled_out(batch, settings):
