@@ -7,6 +7,7 @@ import typer
 
 from srpo_core import errors
 from srpo_core.cli import checks, data, past_runs, production, release, run, services
+from srpo_core.cli import rating_data as _rating_data  # noqa: F401  # registers `srpo data ratings`
 from srpo_core.cli.app import app
 from srpo_core.credentials import mask_credentials
 from srpo_core.runtime.full_disk import REMEDY, is_full

@@ -22,8 +22,8 @@ def check_prompts(prompts: "pd.DataFrame", splits: Sequence[str]) -> list[dict[s
 
     Returns one entry per expectation. Raises `DataError` with the broken rule and the first offending rows.
     """
-    gxe = _great_expectations().expectations
-    return _validate(
+    gxe = great_expectations_library().expectations
+    return validate_table(
         "prompts",
         prompts,
         [
@@ -43,11 +43,11 @@ def check_pairs(pairs: "pd.DataFrame") -> list[dict[str, Any]]:
 
     Returns one entry per expectation. Raises `DataError` with the broken rule and the first offending rows.
     """
-    gxe = _great_expectations().expectations
+    gxe = great_expectations_library().expectations
     path = r"^(?:train|test)/.+"
     # the library compares two columns row by row in Python, so pandas compares them at once
     compared = pairs.assign(images_differ=pairs["preferred"] != pairs["rejected"])
-    return _validate(
+    return validate_table(
         "pairs",
         compared,
         [
@@ -62,8 +62,9 @@ def check_pairs(pairs: "pd.DataFrame") -> list[dict[str, Any]]:
     )
 
 
-def _validate(table: str, frame: "pd.DataFrame", expectations: Sequence[Any]) -> list[dict[str, Any]]:
-    gx = _great_expectations()
+def validate_table(table: str, frame: "pd.DataFrame", expectations: Sequence[Any]) -> list[dict[str, Any]]:
+    """Check a table: return one entry per expectation, or raise `DataError` with the first broken rule and its first rows."""
+    gx = great_expectations_library()
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False, "metric_calculations": False}
     asset = context.data_sources.add_pandas(table).add_dataframe_asset(table)
@@ -85,7 +86,7 @@ def _validate(table: str, frame: "pd.DataFrame", expectations: Sequence[Any]) ->
     ]
 
 
-def _great_expectations() -> Any:
+def great_expectations_library() -> Any:
     """Import the library with telemetry switched off, which it reads on import."""
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations as gx

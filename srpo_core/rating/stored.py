@@ -1,16 +1,40 @@
 """Ratings as files: `data/ratings/<task>.parquet`, one row for each answer."""
 
-from collections.abc import Collection, Iterable, Sequence
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from srpo_core.artifacts import replacing
 from srpo_core.errors import DataError
 from srpo_core.rating.answers import Refused, as_row, checked
 from srpo_core.rating.records import Rating
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 DIRECTORY: Final = Path("data/ratings")
-QUARANTINE: Final = Path("data/ratings-quarantine.jsonl")  # below `artifacts.home()`, never versioned
+_ABOUT: Final = b"srpo.task"
+
+
+@dataclass(frozen=True)
+class About:
+    """What the file of a finished task says about the task.
+
+    models: digest of the weights by name, the model that is judged first. items: that each rater saw; raters: planned; complete:
+    raters who answered all items. effect, power: of the plan. closed: why the task was closed before the planned end, or "".
+    looked_early: whether results were seen before the end.
+    """
+
+    models: Mapping[str, str]
+    items: int
+    raters: int
+    complete: int
+    effect: float
+    power: float
+    closed: str = ""
+    looked_early: bool = False
 
 
 def path_of(task: str) -> Path:
@@ -18,7 +42,7 @@ def path_of(task: str) -> Path:
     return DIRECTORY / f"{task}.parquet"
 
 
-def write_ratings(path: Path, ratings: Iterable[Rating]) -> None:
+def write_ratings(path: Path, ratings: Iterable[Rating], about: About | None = None) -> None:
     """Write answers atomically, in an order that depends on them alone: the same answers give the same bytes.
 
     The order of the answers is that of rater, item and dimension, so the file does not show in which order raters came.
@@ -27,7 +51,8 @@ def write_ratings(path: Path, ratings: Iterable[Rating]) -> None:
     import pyarrow.parquet as pq
 
     kinds = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
-    schema = pa.schema([(name, kinds[kind]) for name, kind in Rating.__annotations__.items()])
+    note = {} if about is None else {_ABOUT: json.dumps(asdict(about))}
+    schema = pa.schema([(name, kinds[kind]) for name, kind in Rating.__annotations__.items()], metadata=note)
     rows = sorted(map(as_row, ratings), key=lambda row: (row["rater"], row["item"], row["dimension"]))
     with replacing(path) as partial:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial, compression="zstd")
@@ -43,24 +68,70 @@ def read_ratings(
     Raises:
         DataError: a file is missing, damaged or no table of ratings, or an answer breaks a rule.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     found: list[Rating] = []
     own = Refused() if refused is None else refused
     for path in paths:
-        try:
-            rows = pq.read_table(path).to_pylist()
-        except FileNotFoundError:
-            raise DataError(f"{path} does not exist: 'srpo rate finish TASK' writes it") from None
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(
-                f"{path} is no table of ratings ({error}): fetch it again with 'dvc pull'"
-            ) from None
+        rows = _read_table(path).to_pylist()
         found += checked(rows, path.name, own, items=items, known=found)
     if refused is None and own.entries:
         raise DataError(own.summary())
     return found
+
+
+def count_answers(path: Path) -> int:
+    """Count the answers of a file, valid or not. Raises `DataError` if it is missing or damaged."""
+    return len(_read_table(path))
+
+
+def remove_answers(path: Path, rater: str) -> int:
+    """Delete the answers of a rater from a file, valid or not, and return how many there were.
+
+    Raises:
+        DataError: the file is missing or damaged.
+    """
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    table = _read_table(path)
+    if "rater" not in table.column_names:
+        raise DataError(f"{path} is no table of ratings: it has no column rater")
+    kept = table.filter(pc.not_equal(table["rater"], rater))
+    if len(kept) < len(table):
+        with replacing(path) as partial:
+            pq.write_table(kept, partial, compression="zstd")
+    return len(table) - len(kept)
+
+
+def _read_table(path: Path) -> "pa.Table":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist: 'srpo rate finish TASK' writes it") from None
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} is no table of ratings ({error}): fetch it again with 'dvc pull'") from None
+
+
+def read_about(path: Path) -> About:
+    """Read what a file of `write_ratings` says about its task.
+
+    Raises:
+        DataError: the file is missing, damaged, or says nothing about its task.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        note: Any = json.loads((pq.read_schema(path).metadata or {})[_ABOUT])
+        return About(**note)
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist: 'srpo rate finish TASK' writes it") from None
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path} says nothing about its task ({error!r}): write it again with 'srpo rate finish TASK'"
+        ) from None
 
 
 def list_files(directory: Path) -> list[Path]:

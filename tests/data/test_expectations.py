@@ -105,16 +105,16 @@ def test_an_empty_table_of_pairs_is_refused():
 
 
 def test_no_rule_compares_columns_which_the_library_does_row_by_row(monkeypatch):
-    rules, validate = [], expectations._validate
+    rules, validate = [], expectations.validate_table
 
     def noted(table, frame, own):
         rules.extend(own)
         return validate(table, frame, own)
 
-    monkeypatch.setattr(expectations, "_validate", noted)
+    monkeypatch.setattr(expectations, "validate_table", noted)
     check_prompts(prompts(), SPLITS)
     check_pairs(pairs())
-    gxe = expectations._great_expectations().expectations
+    gxe = expectations.great_expectations_library().expectations
     # imported after it, which turns off the library's telemetry
     from great_expectations.expectations.expectation import (
         ColumnPairMapExpectation,
