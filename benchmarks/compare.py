@@ -6,11 +6,12 @@
 
 benchmarks/contenders.py has the methods. Each is trained by the `Worker` of stage train from the same base, prompts and
 noise, without early stop. Every `--every` steps the images of the test prompts are measured with the metrics of `METRICS`
-by the gate's judge, which no method uses. CPU seconds are those of the training steps alone, on one thread.
+by the gate's judge, which no method uses. CPU seconds of the rows are those of the training steps alone, on one thread,
+beside whatever else the machine did; tables use the costs of benchmarks/method_costs.py instead.
 
 One cell is a method, a pair and a seed. A cell that is finished with the same settings and code is not run again, so the
 same command continues after a kill. At the end all cells are written to `--rows`: a row for each prompt and
-checkpoint, with the means over the prompt's images.
+checkpoint, with the means over the prompt's images. Rows of methods and pairs that this command did not name stay.
 """
 
 import argparse
@@ -199,14 +200,30 @@ def is_finished(cell: Cell, work: Path) -> bool:
 
 
 def write_rows(cells: list[Cell], work: Path, path: Path) -> None:
-    """Write the rows of all cells into one file, numbers in float32."""
+    """Write the rows of these cells into the file, in place of its rows of the same methods, pairs and seeds of the base."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pa.concat_tables([pq.read_table(_file(cell, work)).replace_schema_metadata() for cell in cells])
+    tables = [pq.read_table(_file(cell, work)).replace_schema_metadata() for cell in cells]
+    if path.is_file():
+        tables = [without(pq.read_table(path), cells), *tables]
     path.parent.mkdir(parents=True, exist_ok=True)
     with artifacts.replacing(path) as partial:
-        pq.write_table(table, partial, compression="zstd", use_dictionary=["pair", "method"])
+        pq.write_table(
+            pa.concat_tables(tables), partial, compression="zstd", use_dictionary=["pair", "method"]
+        )
+
+
+def without(table: Any, cells: list[Cell]) -> Any:
+    """Return the rows of other methods and pairs than these cells'; of the base, those of other pairs and seeds."""
+    methods = {(cell.method, cell.pair) for cell in cells if cell.method != BASE}
+    bases = {(cell.pair, cell.seed) for cell in cells if cell.method == BASE}
+    names = (table[name].to_pylist() for name in ("method", "pair", "seed"))
+    kept = [
+        (pair, seed) not in bases if method == BASE else (method, pair) not in methods
+        for method, pair, seed in zip(*names, strict=True)
+    ]
+    return table.filter(kept)
 
 
 def _write(rows: list[dict[str, Any]], path: Path, key: str) -> None:

@@ -9,7 +9,7 @@ from compare import METRICS
 from srpo_core.report.charts import nice_ticks, scale
 
 if TYPE_CHECKING:
-    from compare_tables import Curve
+    from compare_curves import Curve
 
 SIDE, LEFT, TOP, BOTTOM = 360, 50, 30, 44
 COLOURS: Final = (
@@ -48,7 +48,7 @@ def draw_curves(curves: Sequence["Curve"], title: str) -> str:
 def _across(curve: "Curve", metric: str | None) -> list[float]:
     if metric:
         return _points(curve, metric, share=False)
-    return [0.0, *curve.cpu.mean(0).tolist()]
+    return [0.0, *curve.cpu.tolist()]
 
 
 def _points(curve: "Curve", metric: str, *, share: bool) -> list[float]:

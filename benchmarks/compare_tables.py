@@ -6,29 +6,37 @@
 A figure is the mean over training seeds and test prompts. Its interval (95 %) is that of a crossed bootstrap, which draws
 seeds and prompts independently, with the base's or the other method's figures of the same seed and prompt. Three seeds
 are few, so intervals over seeds are too narrow rather than too wide; the tables say how many there were.
+
+CPU seconds are steps times the cost of a step by benchmarks/method_costs.py, which measures all methods in turn in one
+process. Those that a training process saw depend on what ran beside it.
 """
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-import numpy as np
-from compare import METRICS, ROWS
+from compare import ROWS
 from compare_chart import draw_curves
-from contenders import BASE, REFERENCE
-from numpy.typing import NDArray
+from compare_curves import (
+    DIVERSITY,
+    MARGIN,
+    STYLE,
+    SUBJECT,
+    Curve,
+    Estimate,
+    change,
+    last_step_with_subject,
+    non_inferiority,
+    read_curves,
+    reference_of,
+    style_beside,
+)
+from contenders import REFERENCE
+from method_costs import COSTS, read_costs
 from prepared import ROOT
 
-Floats = NDArray[np.float64]
-
-RESAMPLES: Final = 10_000
-CONFIDENCE: Final = 0.95
 BEGIN, END = "<!-- comparison: begin -->", "<!-- comparison: end -->"
-STYLE, SUBJECT, DIVERSITY = "judge_wanted", "judge_top1", "diversity"
-# a method's gain counts up to the last checkpoint before it loses more of the subject than this
-SUBJECT_KEPT: Final = -0.05
 COLUMNS: Final = (
     (STYLE, "style gained"),
     ("judge_top5", "subject, top-5"),
@@ -38,85 +46,6 @@ COLUMNS: Final = (
     ("relative_reward", "relative reward"),
     ("reward", "plain reward"),
 )
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The measurements of one method with one pair of control words.
-
-    steps: (K,); cpu: CPU seconds of training up to each step, (S, K); figures: (S, K, P, M) by seed, step, prompt and
-    metric of `METRICS`; base: those of the base, (S, P, M).
-    """
-
-    method: str
-    steps: NDArray[np.int64]
-    cpu: Floats
-    figures: Floats
-    base: Floats
-
-    def at_step(self, step: int) -> Floats | None:
-        """Return the figures at a step, (S, P, M), or None if it was not measured."""
-        found = np.flatnonzero(self.steps == step)
-        return self.figures[:, found[0]] if len(found) else None
-
-    def seconds_at(self, step: int) -> float:
-        """Return the mean CPU seconds up to a step that was measured."""
-        return float(self.cpu[:, np.flatnonzero(self.steps == step)[0]].mean())
-
-    def at_seconds(self, seconds: float) -> Floats | None:
-        """Return the figures after so many CPU seconds, (S, P, M); None if a seed's training was shorter.
-
-        Between two measurements a figure is interpolated, also between the base and the first one.
-        """
-        if seconds > self.cpu[:, -1].min():
-            return None
-        cpu = np.concatenate([np.zeros((len(self.cpu), 1)), self.cpu], 1)
-        figures = np.concatenate([self.base[:, None], self.figures], 1)
-        return np.stack([_between(own, seconds, at) for own, at in zip(figures, cpu, strict=True)])
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        """Return it with a sign and three digits."""
-        return f"{self.value:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
-
-
-def read_curves(path: Path) -> dict[str, list[Curve]]:
-    """Read the rows; return the curves of each pair of control words, in the order of the file.
-
-    Raises:
-        SystemExit: there is no such file.
-    """
-    import pyarrow.parquet as pq
-
-    if not path.is_file():
-        raise SystemExit(f"{path} does not exist: run 'make compare', or name the rows with --rows")
-    table = pq.read_table(path).to_pandas()
-    return {str(pair): list(_curves(own)) for pair, own in table.groupby("pair", sort=False)}
-
-
-def difference(ours: Floats, theirs: Floats) -> Estimate:
-    """Estimate the mean of a difference of figures paired by seed and prompt, each (S, P)."""
-    return _estimate(lambda draw: draw(ours) - draw(theirs), ours.shape)
-
-
-def ratio(ours: Floats, theirs: Floats) -> Estimate:
-    """Estimate the ratio of two means of figures paired by seed and prompt, each (S, P)."""
-    return _estimate(lambda draw: draw(ours) / draw(theirs), ours.shape)
-
-
-def change(metric: str, ours: Floats, base: Floats) -> Estimate:
-    """Estimate how a figure differs from the base's, both (S, P, M): a ratio for diversity."""
-    number = METRICS.index(metric)
-    compare = ratio if metric == DIVERSITY else difference
-    return compare(ours[..., number], base[..., number])
 
 
 def table_at_step(curves: Sequence[Curve], step: int) -> list[str]:
@@ -132,17 +61,18 @@ def table_at_step(curves: Sequence[Curve], step: int) -> list[str]:
 
 def table_at_seconds(curves: Sequence[Curve], seconds: float) -> list[str]:
     """Return the table of all methods after the same CPU seconds, with the style gained beside the reference method's."""
-    reference = _reference(curves)
+    reference = reference_of(curves)
     compared = reference.at_seconds(seconds)
     rows = []
     for curve in curves:
         found = curve.at_seconds(seconds)
         if found is None:
-            longest = f"its training ends after {curve.cpu[:, -1].min():.0f} CPU s"
-            rows.append([curve.method, str(len(curve.cpu)), longest, *["" for _ in COLUMNS]])
+            longest = f"its training ends after {curve.cpu[-1]:.0f} CPU s"
+            rows.append([curve.method, str(len(curve.seeds)), longest, *["" for _ in COLUMNS]])
             continue
         cells = [_cell(name, change(name, found, curve.base)) for name, _ in COLUMNS]
-        rows.append([curve.method, str(len(found)), _beside(found, compared), *cells])
+        beside = "" if compared is None else str(style_beside(curve, found, reference, compared).difference)
+        rows.append([curve.method, str(len(found)), beside, *cells])
     return _markdown(["method", "seeds", f"style beside {REFERENCE}", *(title for _, title in COLUMNS)], rows)
 
 
@@ -171,21 +101,23 @@ def table_of_efficiency(curves: Sequence[Curve]) -> list[str]:
     )
 
 
-def last_step_with_subject(curve: Curve) -> int | None:
-    """Return the last step up to which the mean of the subject's top-1 accuracy never fell more than `SUBJECT_KEPT`."""
-    number, kept = METRICS.index(SUBJECT), None
-    for place, step in enumerate(curve.steps):
-        lost = (curve.figures[:, place, :, number] - curve.base[..., number]).mean()
-        if lost < SUBJECT_KEPT:
-            break
-        kept = int(step)
-    return kept
+def table_of_equal_gain(curves: Sequence[Curve], step: int) -> list[str]:
+    """Return the table of the methods whose gain is compared with the reference method's after the same steps."""
+    reference, rows = reference_of(curves), []
+    for curve in curves:
+        found = None if curve is reference else non_inferiority(curve, reference, step)
+        if found is not None:
+            share = curve.seconds_at(step) / reference.seconds_at(step)
+            verdict = "yes" if found.not_inferior else "not shown"
+            rows.append([curve.method, str(found.seeds), f"{share:.2f}", str(found.difference), verdict])
+    titles = ["method", "seeds", "share of the CPU s", f"style beside {REFERENCE}"]
+    return _markdown([*titles, f"equal: not lower by {MARGIN}"], rows)
 
 
 def sections(pairs: dict[str, list[Curve]], step: int) -> Iterator[str]:
     """Yield the lines of all tables."""
     for pair, curves in pairs.items():
-        seconds = _reference(curves).seconds_at(step)
+        seconds = reference_of(curves).seconds_at(step)
         yield from [
             "",
             f"#### {pair.replace('_', ' ')}: after {step} steps",
@@ -200,6 +132,8 @@ def sections(pairs: dict[str, list[Curve]], step: int) -> Iterator[str]:
             "",
             *table_of_efficiency(curves),
         ]
+        title = f"#### {pair.replace('_', ' ')}: is the gain after {step} steps that of {REFERENCE}?"
+        yield from ["", title, "", *table_of_equal_gain(curves, step)]
 
 
 def write_section(lines: Sequence[str], page: Path) -> None:
@@ -209,65 +143,6 @@ def write_section(lines: Sequence[str], page: Path) -> None:
         raise SystemExit(f"{page} has no place for the tables: add the lines {BEGIN} and {END}")
     before, rest = text.split(BEGIN)
     page.write_text(before + "\n".join([BEGIN, *lines, "", END]) + rest.split(END)[1], encoding="utf-8")
-
-
-def _curves(rows: Any) -> Iterator[Curve]:
-    by_method = {str(method): own for method, own in rows.groupby("method", sort=False)}
-    base = by_method.pop(BASE)
-    for method, own in by_method.items():
-        seeds, steps = sorted(own["seed"].unique()), sorted(own["step"].unique())
-        ordered = own.sort_values(["seed", "step", "prompt"])
-        of_base = base[base["seed"].isin(seeds)].sort_values(["seed", "prompt"])
-        shape = (len(seeds), len(steps), -1)
-        yield Curve(
-            method,
-            np.array(steps, dtype=np.int64),
-            ordered["cpu_seconds"].to_numpy(np.float64).reshape(shape)[..., 0],
-            ordered[list(METRICS)].to_numpy(np.float64).reshape(*shape, len(METRICS)),
-            of_base[list(METRICS)].to_numpy(np.float64).reshape(len(seeds), -1, len(METRICS)),
-        )
-
-
-def _between(figures: Floats, seconds: float, cpu: Floats) -> Floats:
-    """Interpolate figures (K, P, M), measured at `cpu` (K,), at `seconds`."""
-    after = int(np.searchsorted(cpu, seconds))
-    if after == 0:
-        first: Floats = figures[0]
-        return first
-    share = (seconds - cpu[after - 1]) / (cpu[after] - cpu[after - 1])
-    between: Floats = (1 - share) * figures[after - 1] + share * figures[after]
-    return between
-
-
-def _estimate(figure: Callable[[Callable[[Floats], Floats]], Floats], shape: tuple[int, ...]) -> Estimate:
-    """Estimate a figure of means over seeds and prompts; `figure` gets the function that draws such means."""
-    random = np.random.default_rng(0)
-    seeds, prompts = shape
-    by_seed = random.multinomial(seeds, [1 / seeds] * seeds, RESAMPLES) / seeds
-    by_prompt = random.multinomial(prompts, [1 / prompts] * prompts, RESAMPLES) / prompts
-
-    def drawn(values: Floats) -> Floats:
-        means: Floats = np.einsum("rs,sp,rp->r", by_seed, values, by_prompt, optimize=True)
-        return means
-
-    low, high = np.nanquantile(figure(drawn), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    value = figure(lambda values: np.asarray(values.mean()))
-    return Estimate(float(value), float(low), float(high))
-
-
-def _reference(curves: Sequence[Curve]) -> Curve:
-    for curve in curves:
-        if curve.method == REFERENCE:
-            return curve
-    raise SystemExit(f"the rows have no method {REFERENCE!r}, with which the others are compared")
-
-
-def _beside(found: Floats, compared: Floats | None) -> str:
-    """Return the style gained minus the reference method's, over the seeds that both have."""
-    if compared is None:
-        return ""
-    number, seeds = METRICS.index(STYLE), min(len(found), len(compared))
-    return str(difference(found[:seeds, :, number], compared[:seeds, :, number]))
 
 
 def _cell(metric: str, estimate: Estimate) -> str:
@@ -287,10 +162,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=Path, default=ROWS)
+    parser.add_argument("--costs", type=Path, default=COSTS, help="the costs by benchmarks/method_costs.py")
     parser.add_argument("--step", type=int, default=30, help="the step of the first table")
     parser.add_argument("--write", type=Path, help="the directory of results.md and of the charts")
     options = parser.parse_args()
-    pairs = read_curves(options.rows)
+    pairs = read_curves(options.rows, read_costs(options.costs))
     lines = list(sections(pairs, options.step))
     if not options.write:
         print("\n".join(lines))

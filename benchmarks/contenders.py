@@ -15,6 +15,7 @@ PAIRS: Final = {"ink_over_3d": ("Ink", "3D"), "3d_over_flat": ("3D", "Flat")}
 WANTED: Final = {"reward_text": "wanted"}
 OFFLINE: Final = {"source": "offline"}
 FEW: Final = {"num_inference_steps": 4}
+FEW_AB2: Final = {**FEW, "solver": "ab2"}
 GRPO_RATE: Final = {"learning_rate": 1.0e-4}
 
 
@@ -23,13 +24,15 @@ class Contender:
     """One method under one name.
 
     train: what differs from the preset's settings `train`; seeds: number of training seeds; length: its optimizer steps
-    as a multiple of the others', for a method whose steps are cheap.
+    as a multiple of the others', for a method whose steps are cheap; full: what differs at full size from the preset's
+    settings and from `train`, for the plan of benchmarks/gain_per_flop.py.
     """
 
     name: str
     train: Mapping[str, Any]
     seeds: int = 3
     length: int = 1
+    full: Mapping[str, Any] = field(default_factory=dict)
     notes: str = field(default="", compare=False)
 
 
@@ -37,12 +40,17 @@ CONTENDERS: Final = (
     Contender(REFERENCE, {"method": "srpo"}, seeds=5),
     Contender("SRPO offline", {"method": "srpo", "rollout": OFFLINE}),
     Contender("SRPO, 4 rollout steps", {"method": "srpo", "rollout": FEW}),
+    Contender("SRPO, 4 steps ab2", {"method": "srpo", "rollout": FEW_AB2}, seeds=5),
     Contender("Direct-Align", {"method": "direct_align", **WANTED}),
     Contender("ReFL", {"method": "refl", **WANTED}),
     Contender("DRaFT-LV", {"method": "draft_lv", **WANTED}),
     Contender("DRaFT-K", {"method": "draft_k", **WANTED}),
     # as many images in a step as the others have: 4 prompts with groups of 4. At their learning rate the reward does not rise
-    Contender("DanceGRPO", {"method": "dance_grpo", "batch_size": 4, "optimizer": GRPO_RATE, **WANTED}),
+    Contender(
+        "DanceGRPO",
+        {"method": "dance_grpo", "batch_size": 4, "optimizer": GRPO_RATE, **WANTED},
+        full={"batch_size": 8, "dance_grpo": {"group_size": 4}},
+    ),
 )
 
 

@@ -1,0 +1,193 @@
+"""What a method costs, measured beside the others, and the table of what methods gain for it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from counted_plans import counted_plan, shared_counter
+
+from srpo_core.config import load_settings, profile_path
+from srpo_core.plan import Cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def costs(benchmark_named):
+    return benchmark_named("method_costs")
+
+
+@pytest.fixture(scope="module")
+def curves(benchmark_named):
+    return benchmark_named("compare_curves")
+
+
+@pytest.fixture(scope="module")
+def gains(benchmark_named):
+    return benchmark_named("gain_per_flop")
+
+
+@pytest.fixture(scope="module")
+def contenders(benchmark_named):
+    return benchmark_named("contenders")
+
+
+@pytest.fixture(scope="module")
+def tiny(gains):
+    return gains.FullSize("tiny", shared_counter())
+
+
+def known(costs, **ratios):
+    return costs.Costs(
+        "a processor", 5, 2.0, {name: costs.Cost(ratio, ratio, ratio) for name, ratio in ratios.items()}
+    )
+
+
+def curve(curves, method, gain, *, seeds=(0, 1), cpu=(10.0, 20.0), noise=0.0):
+    """A curve whose style rises by `gain` in each of two measurements, at steps 10 and 20."""
+    random = np.random.default_rng(1)
+    base = random.uniform(0.3, 0.5, (len(seeds), 6, len(curves.METRICS)))
+    figures = np.repeat(base[:, None], 2, 1)
+    style = curves.METRICS.index(curves.STYLE)
+    for place in range(2):
+        figures[:, place, :, style] += gain * (place + 1) + random.normal(0, noise, (len(seeds), 6))
+    return curves.Curve(method, tuple(seeds), np.array([10, 20]), np.array(cpu), figures, base)
+
+
+def test_a_cost_is_the_median_ratio_of_steps_of_the_same_round(costs, contenders):
+    slow_rounds = np.array([1, 1, 9, 1, 1.0])  # in the third round, the machine was busy
+    found = costs.costs_of(
+        {contenders.REFERENCE: 2 * slow_rounds, "a": 3 * slow_rounds, "b": [2, 2, 18, 4, 2]}
+    )
+    assert found["a"] == costs.Cost(1.5, 1.5, 1.5)
+    assert found["b"].ratio == 1
+    assert found["b"].high >= 1
+
+
+def test_a_method_that_is_measured_again_keeps_the_costs_of_the_others(costs, contenders):
+    all_known = known(costs, **{contenders.REFERENCE: 1.0, "a": 0.5, "b": 0.25})
+    again = costs.with_costs(all_known, {contenders.REFERENCE: [4.0] * 5, "a": [3.0] * 5})
+    assert {name: cost.ratio for name, cost in again.methods.items()} == {
+        contenders.REFERENCE: 1.0,
+        "a": 0.75,
+        "b": 0.25,
+    }
+    assert again.reference_seconds == 2.0, "seconds of one processor, on which all were measured"
+
+
+def test_costs_are_read_as_they_were_written_and_a_missing_method_is_named(costs, contenders, tmp_path):
+    path = tmp_path / "rows/costs.json"
+    written = known(costs, **{contenders.REFERENCE: 1.0, "a": 0.5})
+    costs.write_costs(written, path)
+    assert costs.read_costs(path) == written
+    assert written.seconds("a") == 1.0
+    with pytest.raises(SystemExit, match="no cost of 'b': run"):
+        written.seconds("b")
+    with pytest.raises(SystemExit, match="does not exist: run"):
+        costs.read_costs(tmp_path / "none.json")
+
+
+def test_the_committed_costs_have_every_method_of_the_comparison(costs, contenders):
+    found = costs.read_costs()
+    assert set(found.methods) == {one.name for one in contenders.CONTENDERS}
+    assert found.methods[contenders.REFERENCE] == costs.Cost(1.0, 1.0, 1.0)
+    assert found.methods["SRPO offline"].ratio < found.methods["SRPO, 4 steps ab2"].ratio < 1
+
+
+def test_a_run_has_the_flops_of_the_plan_and_fewer_with_few_steps(tiny, contenders):
+    settings = load_settings(profile_path("tiny", ROOT))
+    plan = counted_plan(settings, Cluster(1, 80e9, None, 0.4, 989e12, 300e9))
+    steps, reference = settings.train.steps, contenders.named(contenders.REFERENCE)
+    assert tiny.pflop(reference) == pytest.approx(steps * sum(plan.flops.values()) / 1e15)
+    four = tiny.pflop(contenders.named("SRPO, 4 steps ab2"))
+    assert tiny.pflop(reference) - four == pytest.approx(steps * 12 / 16 * plan.flops["rollout"] / 1e15)
+
+
+def test_every_method_is_planned_at_full_size_with_as_many_images_in_a_step(gains, contenders):
+    full = gains.FullSize("flux1_dev")
+    for one in contenders.CONTENDERS:
+        train = full.settings(one).train
+        group = train.dance_grpo.group_size if train.method == "dance_grpo" else 1
+        assert train.batch_size * group == 32, one.name
+
+
+def test_methods_are_ranked_by_style_per_flop(gains, curves, contenders, costs, tiny):
+    methods = {"SRPO online": 0.3, "SRPO, 4 steps ab2": 0.3, "ReFL": 0.02}
+    found = gains.rows_of(
+        [curve(curves, name, gain) for name, gain in methods.items()],
+        known(costs, **dict.fromkeys(methods, 1.0)),
+        tiny,
+        20,
+    )
+    assert [row.method for row in found] == ["SRPO, 4 steps ab2", "SRPO online", "ReFL"]
+    assert found[0].gained.value == pytest.approx(0.6)
+    assert found[1].efficiency == pytest.approx(100 * 0.6 / tiny.pflop(contenders.named("SRPO online")))
+    lines = gains.table(found)
+    assert len(lines) == 5
+    assert lines[2].startswith("| SRPO, 4 steps ab2 | 2 | +0.600 (+0.600 to +0.600) |")
+    assert len({line.count("|") for line in lines}) == 1
+
+
+def test_a_gain_is_equal_if_its_interval_beside_the_reference_ends_above_the_margin(curves, contenders):
+    reference = curve(curves, contenders.REFERENCE, 0.3, seeds=range(5))
+    equal = curves.non_inferiority(curve(curves, "a", 0.29, seeds=range(5)), reference, 20)
+    assert (equal.seeds, equal.not_inferior) == (5, True)
+    assert equal.difference.value == pytest.approx(-0.02)
+    lower = curves.non_inferiority(curve(curves, "a", 0.28, seeds=range(5)), reference, 20)
+    assert not lower.not_inferior
+    uncertain = curves.non_inferiority(curve(curves, "a", 0.3, seeds=range(5), noise=0.2), reference, 20)
+    assert not uncertain.not_inferior, "an equal mean proves nothing where the interval is wide"
+
+
+def test_gains_are_compared_over_the_seeds_that_both_methods_have(curves, contenders):
+    reference = curve(curves, contenders.REFERENCE, 0.3, seeds=(0, 1, 2))
+    reference.figures[1, ..., curves.METRICS.index(curves.STYLE)] -= 9
+    few = curve(curves, "a", 0.3, seeds=(0, 2))
+    few.figures[:], few.base[:] = reference.figures[[0, 2]], reference.base[[0, 2]]
+    found = curves.non_inferiority(few, reference, 20)
+    assert (found.seeds, found.difference.value) == (2, pytest.approx(0))
+    assert curves.non_inferiority(curve(curves, "b", 0.3, seeds=(7,)), reference, 20) is None
+    assert curves.non_inferiority(few, reference, 15) is None, "not measured at this step"
+
+
+@pytest.mark.nightly  # trains and measures for two CPU minutes
+def test_srpo_gains_more_style_than_refl_and_direct_align(tmp_path, curves, costs, contenders):
+    """The order that the comparison has found for all seeds, after ten steps and with two seeds."""
+    methods = (contenders.REFERENCE, "ReFL", "Direct-Align")
+    words = ["--pairs", "ink_over_3d", "--seeds", "2", "--steps", "10", "--every", "10", "--jobs", "1"]
+    places = ["--work", str(tmp_path / "work"), "--rows", str(tmp_path / "rows.parquet")]
+    command = [sys.executable, str(ROOT / "benchmarks/compare.py"), "--methods", *methods, *words, *places]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    found = curves.read_curves(tmp_path / "rows.parquet", known(costs, **dict.fromkeys(methods, 1.0)))
+    by_name = {one.method: one for one in found["ink_over_3d"]}
+    srpo = by_name[contenders.REFERENCE]
+    for method in ("ReFL", "Direct-Align"):
+        beside = curves.non_inferiority(by_name[method], srpo, 10)
+        assert beside.seeds == 2
+        assert beside.difference.high < 0, method
+
+
+@pytest.mark.nightly  # trains and measures: two minutes
+def test_a_new_method_is_judged_by_one_command(tmp_path):
+    command = [
+        *(sys.executable, str(ROOT / "benchmarks/gain_per_flop.py"), "--profile", "tiny", "--pairs"),
+        *("ink_over_3d", "--seeds", "1", "--steps", "2", "--every", "2", "--step", "2"),
+        *("--work", str(tmp_path / "work"), "--rows", str(tmp_path / "rows.parquet")),
+        *("--costs", str(tmp_path / "costs.json")),
+    ]
+    for method in ("SRPO online", "SRPO, 4 steps ab2"):
+        shown = subprocess.run(
+            [*command, "--add", method],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        ).stdout
+    assert "| SRPO online | 1 |" in shown
+    assert "| SRPO, 4 steps ab2 | 1 |" in shown
+    ratio = json.loads((tmp_path / "costs.json").read_text())["methods"]["SRPO, 4 steps ab2"]["ratio"]
+    assert 0.2 < ratio < 1
