@@ -3,6 +3,7 @@
 SrpoError                exit code 1   base class; the command line prints the message as one line
 ├── ConfigError          exit code 2   a setting is unknown, missing or out of range
 ├── DataError            exit code 2   an input file or record breaks a rule
+│   └── AnswerError      exit code 2   a rater's answer cannot be taken
 ├── ArtifactError        exit code 1   an output of an earlier stage is missing or damaged
 ├── DivergenceError      exit code 1   training produced a NaN or an infinity
 ├── GateError            exit code 3   a gate refused the model, or a check refused a scorer
@@ -42,6 +43,10 @@ class DataError(SrpoError):
     """An input file or record breaks a rule; the message names file, record and rule."""
 
     exit_code = 2
+
+
+class AnswerError(DataError):
+    """A rater's answer cannot be taken: it is none of the item's, another one is stored, or the task is finished."""
 
 
 class ArtifactError(SrpoError):

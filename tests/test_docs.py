@@ -9,7 +9,6 @@ import yaml
 from python_blocks import python_blocks, unbound_names
 
 from srpo_core.cli.app import app
-from srpo_core.cli.data import DEFAULT
 from srpo_core.cli.main import PANELS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,7 +69,8 @@ def unknown_commands(lines: list[str]) -> list[str]:
         parts = getattr(
             commands.get(name), "commands", {}
         )  # a group, such as `srpo data`, has a default command, or options of its own
-        command = parts.get(words[0] if words else "", parts.get(DEFAULT, commands.get(name)))
+        default = parts.get(getattr(commands.get(name), "default_command", ""), commands.get(name))
+        command = parts.get(words[0] if words else "", default)
         parameters = command.params if command else []
         options = {option for one in parameters for option in (*one.opts, *one.secondary_opts)}
         given = {word.split("=")[0].rstrip(".,") for word in words if word.startswith("--")}

@@ -1,14 +1,13 @@
 """Commands for data versions: make one, show it, compare two, watch for drift."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, cast
 
 import typer
-from typer.core import TyperGroup
 
 from srpo_core.cli.app import app
+from srpo_core.cli.groups import group_with_default
 from srpo_core.cli.options import parse_ingest_changes
 
 if TYPE_CHECKING:
@@ -18,18 +17,8 @@ PANEL: Final = "Data"
 DEFAULT: Final = "add"
 
 
-class DataCommands(TyperGroup):
-    """The commands of `srpo data`; a first argument that names none of them is the source of `add`."""
-
-    def parse_args(self, ctx: Any, args: Sequence[str]) -> list[str]:
-        """Insert the default command; `srpo data ./show` or `srpo data add show` adds a directory named `show`."""
-        known = {*self.commands, *ctx.help_option_names}
-        given = list(args)
-        return super().parse_args(ctx, [DEFAULT, *given] if given and given[0] not in known else given)
-
-
 data_app = typer.Typer(
-    cls=DataCommands,
+    cls=group_with_default(DEFAULT),
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -6,7 +6,7 @@ from typing import Any, Final
 import typer
 
 from srpo_core import errors
-from srpo_core.cli import checks, data, past_runs, production, release, run, services
+from srpo_core.cli import checks, data, past_runs, production, rating, release, run, services
 from srpo_core.cli import rating_data as _rating_data  # noqa: F401  # registers `srpo data ratings`
 from srpo_core.cli.app import app
 from srpo_core.credentials import mask_credentials
@@ -20,6 +20,7 @@ PANELS: Final = (
     past_runs.PANEL,
     data.PANEL,
     release.PANEL,
+    rating.PANEL,
     production.PANEL,
     checks.PANEL,
 )
