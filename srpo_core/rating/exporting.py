@@ -126,14 +126,20 @@ def _answer(task: Task, content: ExportedAnswers, one: Any, seen: set[str]) -> A
     if checked.item in seen:
         raise AnswerError(f"item {checked.item} is answered twice in this file; the first answer counts")
     require_answers(task, checked.item, checked.answers)
-    if not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z", checked.answered_at):
-        raise AnswerError(
-            f"answered_at is {checked.answered_at[:40]!r}: it must be a time such as 2026-01-31T12:00:00Z"
-        )
-    at = datetime.fromisoformat(checked.answered_at).astimezone(UTC).isoformat(timespec="milliseconds")
+    at = _time(checked.answered_at)
     seen.add(checked.item)
     left = a_is_left(task.planned.seed, content.rater, checked.item)
     return Answer(content.rater, checked.item, checked.answers, left, checked.seconds, content.page, at)
+
+
+def _time(text: str) -> str:
+    """Return a time as the server writes it. The page's is that of JavaScript's `toISOString`."""
+    try:
+        if re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z", text, re.ASCII):
+            return datetime.fromisoformat(text).astimezone(UTC).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError):
+        pass
+    raise AnswerError(f"answered_at is {text[:40]!r}: it must be a time such as 2026-01-31T12:00:00Z")
 
 
 def _data_url(image: bytes) -> str:

@@ -119,6 +119,7 @@ def require_answers(task: Task, item: str, answers: dict[str, str]) -> None:
 def create_app(session: Session, secret: str | None = None) -> "FastAPI":
     """Make the application. secret: "USER:PASSWORD" that a browser must send besides the token in the address."""
     from fastapi import FastAPI, HTTPException, Response
+    from fastapi.exceptions import RequestValidationError
     from fastapi.responses import HTMLResponse, JSONResponse
 
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
@@ -142,6 +143,12 @@ def create_app(session: Session, secret: str | None = None) -> "FastAPI":
     @app.exception_handler(AnswerError)
     def refuse(_: "Request", error: Exception) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, status_code=409)
+
+    @app.exception_handler(RequestValidationError)
+    def refuse_form(_: "Request", error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        text = f"{'.'.join(str(part) for part in first['loc'][1:])}: {first['msg']}"
+        return JSONResponse({"detail": text}, status_code=422)
 
     @app.get(f"{root}/")
     def page() -> HTMLResponse:
