@@ -108,7 +108,7 @@ def status(
         found = find_task(name)
         answers = answers_of_task(found)
         end = "open" if answers.closed() is None else "finished"
-        typer.echo(f"task    {name}: {found.protocol}, {' and '.join(found.planned.models)}, {end}")
+        typer.echo(f"task    {name}: {found.protocol}, {' and '.join(found.models)}, {end}")
         typer.echo(f"planned {found.num_raters} raters, {len(found.items)} items each")
         for rater, count in answers.counts().items():
             typer.echo(f"rater   {rater}: {count} of {len(found.items)} items")
@@ -148,19 +148,44 @@ def finish(
     """Close a task for good, and write its ratings to data/ratings."""
     from srpo_core.rating.finishing import answers_of_task, complete_raters
     from srpo_core.rating.finishing import finish as finish_task
-    from srpo_core.rating.stored import path_of, write_ratings
+    from srpo_core.rating.stored import About, path_of, write_ratings
     from srpo_core.rating.task import find_task
 
     found = find_task(task)
     answers = answers_of_task(found)
     ratings = finish_task(found, answers, early=early)
-    path = path_of(found.id)
-    write_ratings(path, ratings)
-    complete = len(complete_raters(found, answers))
+    path, complete = path_of(found.id), len(complete_raters(found, answers))
+    about = About(
+        models=found.models,
+        items=len(found.items),
+        raters=found.num_raters,
+        complete=complete,
+        effect=found.planned.plan["effect"],
+        power=found.planned.plan["power"],
+        closed=answers.closed() or "",
+    )
+    write_ratings(path, ratings, about)
     typer.echo(
         f"ratings {path}: {len(ratings)} answers of {len(answers.counts())} raters, {complete} of whom "
         "have rated every item"
     )
+    typer.echo("next    'srpo data ratings' makes a version of the ratings")
+
+
+@rate_app.command()
+def forget(
+    rater: Annotated[str, typer.Argument(help="Pseudonym of a rater who asks for it.")],
+) -> None:
+    """Delete all answers of a rater from open and finished tasks. The next version of the ratings says so."""
+    from srpo_core.rating.collected import FILE
+    from srpo_core.rating.forgetting import forget_rater
+    from srpo_core.rating.stored import DIRECTORY
+    from srpo_core.rating.task import directory_of, known_tasks
+
+    databases = {task: directory_of(task) / FILE for task in known_tasks()}
+    for task, count in forget_rater(DIRECTORY, rater, databases).items():
+        typer.echo(f"task    {task}: {count} answers of {rater} are deleted")
+    typer.echo("next    'srpo data ratings' makes a version without them")
 
 
 def _prepare(

@@ -88,13 +88,14 @@ class Item(BaseModel):
 class Contents(BaseModel):
     """The planned part of a task, whose digest names the task.
 
-    models: digest of the weights by name. prompts, styles: of the prompts that are shown.
+    models: digest of the weights by name. candidate: the model that is judged. prompts, styles: of the prompts that are shown.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     protocol: Protocol
     models: dict[str, str]
+    candidate: str
     prompts: tuple[str, ...]
     styles: tuple[str, ...]
     seed: int
@@ -130,6 +131,11 @@ class Task:
     def protocol(self) -> Protocol:
         """Whether pairs are compared or images graded."""
         return self.planned.protocol
+
+    @property
+    def models(self) -> dict[str, str]:
+        """Digest of the weights by name, the model that is judged first."""
+        return {self.planned.candidate: "", **self.planned.models}
 
     @property
     def num_raters(self) -> int:
@@ -196,6 +202,7 @@ def plan_contents(
     return Contents(
         protocol="paired" if plan.protocol == PAIRED else "levels",
         models=models,
+        candidate=candidate,
         prompts=prompts,
         styles=tuple(choice.styles[row] for row in rows),
         seed=seed,

@@ -1,0 +1,107 @@
+"""The commands of `srpo rate`, with a task whose images exist."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+from rating_tasks import make_task
+
+from srpo_core.cli import main
+from srpo_core.rating.finishing import answers_of_task
+from srpo_core.rating.page import page_version
+from srpo_core.rating.stored import path_of, read_about, read_ratings
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("SRPO_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def srpo(monkeypatch, capsys):
+    """Run a command and return its exit code and what it printed."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["srpo", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main.main()
+        out, err = capsys.readouterr()
+        return SimpleNamespace(code=end.value.code, out=out, err=err)
+
+    return run
+
+
+def answers_file(task, path, rater, **changes):
+    answers = [
+        {"item": item, "answers": {"overall": "tie"}, "seconds": 2.0, "answered_at": "2026-01-31T12:00:00Z"}
+        for item in task.items
+    ]
+    answers[0] |= changes
+    content = {"format": 1, "task": task.id, "protocol": "paired", "rater": rater, "page": page_version()}
+    path.write_text(json.dumps(content | {"answers": answers}))
+    return str(path)
+
+
+def test_answers_are_imported_counted_finished_and_deleted_on_request(srpo, tmp_path):
+    task = make_task(raters=2)
+    assert "no tasks" not in srpo("rate", "status").out
+    files = [answers_file(task, tmp_path / f"{rater}.json", rater) for rater in ("ada", "bob")]
+    found = srpo("rate", "import", files[0])
+    assert (found.code, found.out) == (
+        0,
+        f"task {task.id}: ada: 12 new answers, 0 stored already, 0 refused\n",
+    )
+    found = srpo("rate", "finish", task.id[:5])
+    assert found.code == 2
+    assert "1 of 2 planned raters have answered all 12 items" in found.err
+    assert not path_of(task.id).exists()
+    srpo("rate", "import", files[1])
+    status = srpo("rate", "status").out
+    assert "rater   ada: 12 of 12 items\nrater   bob: 12 of 12 items" in status
+    assert "tie" not in status, "counts, and no results"
+    assert srpo("rate", "finish", task.id).code == 0
+    about = read_about(path_of(task.id))
+    assert (about.items, about.raters, about.complete, about.closed) == (12, 2, 2, "")
+    assert list(about.models) == ["tiny-7", "base"], "the model that is judged comes first"
+    assert len(read_ratings([path_of(task.id)])) == 24
+    assert "finished" in srpo("rate", "status", task.id).out
+    assert srpo("rate", "forget", "ada").code == 0
+    assert {one.rater for one in read_ratings([path_of(task.id)])} == {"bob"}
+    assert answers_of_task(task).counts() == {"bob": 12}
+    assert srpo("rate", "forget", "ada").code == 2
+
+
+def test_a_refused_answer_is_one_line_and_exit_code_2(srpo, tmp_path):
+    task = make_task()
+    found = srpo("rate", "import", answers_file(task, tmp_path / "ada.json", "ada", seconds=-1))
+    assert found.code == 2
+    assert found.err.count("\n") == 1
+    assert "answer 1: seconds" in found.err
+    assert "11 new answers, 0 stored already, 1 refused" in found.out
+
+
+def test_early_needs_a_reason_that_the_file_keeps(srpo, tmp_path):
+    task = make_task(raters=3)
+    srpo("rate", "import", answers_file(task, tmp_path / "ada.json", "ada"))
+    assert srpo("rate", "finish", task.id, "--early", "two raters are ill").code == 0
+    about = read_about(path_of(task.id))
+    assert (about.closed, about.complete) == ("two raters are ill", 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("rate", "status", "zz"), "no task begins with 'zz': known are none; 'srpo rate RELEASE' makes one"),
+        (("rate", "tiny-7", "--host", "example.org"), "give an IP address of this machine"),
+        (("rate", "tiny-7", "--protocol", "stars"), "'stars' is not one of 'paired', 'levels'"),
+        (("rate", "tiny-7", "--raters", "1"), "greater than or equal to 2"),
+        (("rate", "import", "nothing.json"), "nothing.json"),
+    ],
+)
+def test_a_mistake_is_one_line(srpo, arguments, text):
+    found = srpo(*arguments)
+    assert found.code != 0
+    assert text in found.err
+    assert found.err.count("\n") == 1
