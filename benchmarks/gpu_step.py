@@ -87,7 +87,7 @@ def ours(part: Part, phases: Phases) -> Step:
             condition=Condition({PROMPT_EMBEDS: embeds, POOLED_EMBEDS: pooled}),
             noise=keyed_noise(model.latent_shape, 0, "gpu_step", step)[None].to(part.device),
             draws=Draws(0, step, [0]),
-            real={},
+            given={},
             wanted="Real",
             unwanted="Anime",
         )

@@ -96,6 +96,7 @@ def _train_and_evaluate(
     settings, values = _settings(method, seed, rate, options)
     prepare(work, values, {name: ROOT / name for name in ("runs/ingest", "runs/check_reward")})
     run_stage(work, "embed")
+    run_stage(work, "rollouts")
     run_stage(work, "train")
     outcome = json.loads((work / TRAIN_OUTCOME).read_text())
     alarm = outcome["steps"] if outcome["stopped_early"] else None

@@ -111,7 +111,7 @@ def batch_of(spec: StepSpec, step: int, *, real: Tensor | None = None) -> TrainB
         condition=Condition({PROMPT_EMBEDS: spec.prompt_embeds, POOLED_EMBEDS: spec.pooled}),
         noise=pack(spec.noise(step)).float(),
         draws=SpecDraws(0, step, [0], spec.mid_timestep),
-        real={} if real is None else {0: real},
+        given={} if real is None else {0: real},
         wanted=REALISM[step % len(REALISM)],
         unwanted=COMPUTER_GRAPHICS[step % len(COMPUTER_GRAPHICS)],
     )

@@ -205,7 +205,7 @@ class Golden:
             ),
             noise=pack(noise).float(),
             draws=OneMidpoint(midpoint),
-            real={},
+            given={},
             wanted=wanted,
             unwanted=unwanted,
         )

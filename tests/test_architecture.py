@@ -197,7 +197,7 @@ def test_training_never_reports_to_ray_which_costs_two_seconds_a_call():
 
 
 def test_a_threshold_of_the_gate_does_not_reach_training():
-    upstream = ["ingest", "embed", "check_reward", "train", "select"]
+    upstream = ["ingest", "embed", "rollouts", "check_reward", "train", "select"]
     assert not [name for name in upstream if "gate" in STAGES[name]["params"]]
 
 
@@ -222,6 +222,14 @@ def test_the_number_of_images_that_are_judged_does_not_retrain():
     }
     assert deps["train"] == ["runs/embed/train.safetensors", "runs/embed/alarm.safetensors"]
     assert not {"select", "evaluate", "generate", "check_reward"} & set(STAGES["train"]["params"])
+
+
+def test_another_learning_rate_method_or_seed_generates_no_pair_again():
+    params = STAGES["rollouts"]["params"]
+    assert "seed" not in params
+    assert "train.rollout" not in params
+    assert not [key for key in params if key.startswith(("train.optimizer", "train.steps", "control_words"))]
+    assert not {"train", "generate", "control_words", "rewards"} & set(params)
 
 
 def test_the_committed_settings_are_the_tiny_preset():

@@ -36,7 +36,7 @@ def method_of(settings: TrainSettings) -> Method:
     """Return the method that the settings name.
 
     Raises:
-        ConfigError: the name is unknown, the settings ask for real images or another solver than Euler and the method
+        ConfigError: the name is unknown, the settings ask for given images or another solver than Euler and the method
             trains the sampler's own steps, or it cannot train with other settings.
     """
     entry = pick(METHODS, settings.method, "method")
@@ -44,7 +44,7 @@ def method_of(settings: TrainSettings) -> Method:
         able = ", ".join(name for name, other in METHODS.items() if other.real_images)
         raise ConfigError(
             f"train.method {settings.method!r} trains the sampler's own steps, so train.rollout.source must be "
-            f"online, not {settings.rollout.source!r}; methods that can start from real images are {able}"
+            f"online, not {settings.rollout.source!r}; methods that can start from given images are {able}"
         )
     if settings.rollout.solver != "euler" and not entry.real_images:
         able = ", ".join(name for name, other in METHODS.items() if other.real_images)

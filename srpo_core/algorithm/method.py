@@ -15,16 +15,16 @@ from srpo_core.randomness import Draws
 class TrainBatch:
     """The samples of one step.
 
-    noise: (B, S, C), both the start of the rollout and the noise to inject; draws: all further random numbers; real:
-    packed latents (S, C) of the rows that start from a real image instead of a rollout; wanted, unwanted: the control
-    words of this step.
+    noise: (B, S, C), both the start of the rollout and the noise to inject; draws: all further random numbers; given:
+    packed latents (S, C) of the rows that start from a real or cached image instead of a rollout; wanted, unwanted: the
+    control words of this step.
     """
 
     prompts: Sequence[str]
     condition: Condition
     noise: Tensor
     draws: Draws
-    real: Mapping[int, Tensor]
+    given: Mapping[int, Tensor]
     wanted: str
     unwanted: str
 
@@ -37,7 +37,7 @@ class TrainBatch:
             condition=self.condition[rows],
             noise=self.noise[rows],
             draws=replace(self.draws, samples=self.draws.samples[rows]),
-            real={place - start: image for place, image in self.real.items() if start <= place < stop},
+            given={place - start: image for place, image in self.given.items() if start <= place < stop},
         )
 
 
@@ -72,7 +72,7 @@ class Method(Protocol):
 class MethodCost:
     """The model calls of one step per image of the batch, from which `srpo plan` computes FLOPs, memory and traffic.
 
-    rollout_calls: transformer calls without gradients, none of them for a real image; trained_calls: transformer
+    rollout_calls: transformer calls without gradients, none of them for a given image; trained_calls: transformer
     calls with gradients; recomputed_calls: forward passes that the method itself repeats in the backward pass;
     scored_images: images that are decoded and scored; noise_levels: noise levels that are trained; images_per_call,
     images_per_rollout_call: images of one sample that are in the same call with gradients, or without; updates: optimizer
@@ -97,8 +97,8 @@ class MethodEntry:
     """One entry of the registry `METHODS`.
 
     cost: the cost of a step under given settings, a `ConfigError` if the method cannot train with them; real_images: whether
-    the method starts from finished images, and so from real ones; otherwise it trains the sampler's own steps, and
-    `train.rollout.source` must be online and `train.rollout.solver` euler.
+    the method starts from finished images, and so from given ones, real or cached; otherwise it trains the sampler's own
+    steps, and `train.rollout.source` must be online and `train.rollout.solver` euler.
     """
 
     run: Method

@@ -6,6 +6,7 @@ torch's type promotion computes the product of noise level and noise in bfloat16
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +16,15 @@ from srpo_core.algorithm.direct_align import Branch, step_length
 from srpo_core.config import TrainSettings
 
 TIMESTEPS = 1000  # of FLUX's time input
+
+
+class Rounded(Protocol):
+    """Settings that say whether to compute as the reference implementation does, such as `TrainSettings`."""
+
+    @property
+    def reference(self) -> bool:
+        """As `train.reference`."""
+        ...
 
 
 def arithmetic_of(branch: Branch, settings: TrainSettings) -> Arithmetic:
@@ -28,12 +38,12 @@ def arithmetic_of(branch: Branch, settings: TrainSettings) -> Arithmetic:
     return Arithmetic(time=truncated_time, at_s=_rounding(branch.clamped), at_t=_rounding(t_is_a_number))
 
 
-def time_of(settings: TrainSettings) -> Callable[[Tensor], Tensor]:
+def time_of(settings: Rounded) -> Callable[[Tensor], Tensor]:
     """Return the function from noise level to time input that is used outside of branches."""
     return truncated_time if settings.reference else exact_time
 
 
-def noise_of(noise: Tensor, settings: TrainSettings) -> Tensor:
+def noise_of(noise: Tensor, settings: Rounded) -> Tensor:
     """Return noise in float32, with the reference rounded to bfloat16."""
     return noise.bfloat16().float() if settings.reference else noise
 

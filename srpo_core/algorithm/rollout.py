@@ -8,7 +8,7 @@ from torch import Tensor
 
 from srpo_core.algorithm.arithmetic import exact_time
 from srpo_core.algorithm.method import TrainBatch
-from srpo_core.algorithm.reference import noise_of, time_of
+from srpo_core.algorithm.reference import Rounded, noise_of, time_of
 from srpo_core.algorithm.schedule import shifted_sigmas
 from srpo_core.config import RolloutSettings, SolverName, TrainSettings
 from srpo_core.protocols import BaseModel, Condition, VelocityModel
@@ -85,31 +85,42 @@ def rollout(
     return last
 
 
+def roll_out(
+    model: BaseModel, eps: Tensor, condition: Condition, roll: RolloutSettings, rounded: Rounded
+) -> Tensor:
+    """Generate images x0 (B, S, C) from noise eps with the sampler of `train.rollout`, without gradients."""
+    sigmas, time = shifted_sigmas(roll.num_inference_steps, roll.shift), time_of(rounded)
+    with model.prepared(condition, times=time(sigmas[:-1]), guidance=roll.guidance_scale):
+        return rollout(
+            model.velocity,
+            eps,
+            condition,
+            sigmas=sigmas,
+            guidance=roll.guidance_scale,
+            time=time,
+            solver=roll.solver,
+        )
+
+
 def starting_images(model: BaseModel, batch: TrainBatch, settings: TrainSettings) -> tuple[Tensor, Tensor]:
     """Return images x0 and the noise eps to inject, both (B, S, C).
 
-    x0 is the batch's real image where there is one, else a rollout from eps.
+    x0 is the batch's given image where there is one, else a rollout from eps.
     """
-    roll, eps = settings.rollout, noise_of(batch.noise, settings)
-    rows = [row for row in range(len(eps)) if row not in batch.real]
-    images = dict(batch.real)
+    eps = noise_of(batch.noise, settings)
+    rows = [row for row in range(len(eps)) if row not in batch.given]
+    images = dict(batch.given)
     if rows:
-        condition, time = batch.condition[rows], time_of(settings)
-        sigmas = shifted_sigmas(roll.num_inference_steps, roll.shift)
-        with model.prepared(condition, times=time(sigmas[:-1]), guidance=roll.guidance_scale):
-            generated = rollout(
-                model.velocity,
-                eps[rows],
-                condition,
-                sigmas=sigmas,
-                guidance=roll.guidance_scale,
-                time=time,
-                solver=roll.solver,
-            )
+        generated = roll_out(model, eps[rows], batch.condition[rows], settings.rollout, settings)
         images |= dict(zip(rows, generated, strict=True))
     return torch.stack([images[row] for row in range(len(eps))]), eps
 
 
 def real_share(rollout: RolloutSettings) -> float:
     """Return the share of the samples that start from a real image, in [0, 1]."""
-    return {"online": 0.0, "offline": 1.0, "hybrid": rollout.share_offline}[rollout.source]
+    return rollout.share_offline if rollout.source == "hybrid" else float(rollout.source == "offline")
+
+
+def given_share(rollout: RolloutSettings) -> float:
+    """Return the share of the samples that start from a given image, a real one or a cached one, in [0, 1]."""
+    return 1.0 if rollout.source == "cached" else real_share(rollout)

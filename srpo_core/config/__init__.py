@@ -27,7 +27,9 @@ from srpo_core.config.files import (
     write_settings,
 )
 from srpo_core.config.methods import (
+    REAL_SOURCES,
     AggregateSettings,
+    CachedSettings,
     DirectAlignSettings,
     DraftSettings,
     ReflSettings,
@@ -82,9 +84,11 @@ __all__ = [
     "NULL",
     "PARAMS_FILE",
     "PROFILES_DIR",
+    "REAL_SOURCES",
     "AggregateSettings",
     "AlarmLimit",
     "BranchName",
+    "CachedSettings",
     "CheckRewardSettings",
     "ComputeSettings",
     "ControlWords",

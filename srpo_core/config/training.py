@@ -237,8 +237,13 @@ class TrainSettings(Part):
     def _computable(self) -> Self:
         if self.buckets is not None and self.rollout.source != "online":
             raise ValueError(
-                f"buckets need rollout.source online, not {self.rollout.source}: real images are encoded at "
+                f"buckets need rollout.source online, not {self.rollout.source}: given images are of the size "
                 "model.height x model.width"
+            )
+        if self.noise == "shared" and self.rollout.source == "cached":
+            raise ValueError(
+                "noise shared needs another rollout.source than cached, whose images each have their own noise: set noise "
+                "to per_sample"
             )
         if self.tune == "lora" and self.lora.frozen != "float32" and not self.compute.autocast:
             raise ValueError(f"lora.frozen {self.lora.frozen} needs compute.autocast: true")

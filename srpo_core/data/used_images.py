@@ -3,6 +3,7 @@
 HPDv2 has 31 GB of images to train on, and a run that starts from noise uses none of them.
 """
 
+from srpo_core.config import REAL_SOURCES
 from srpo_core.data.subsets import evenly_spaced
 from srpo_core.data.tables import NUM_EXAMPLES, choose_examples, read_pairs, read_prompts, read_real_images
 
@@ -26,7 +27,7 @@ def used_images(*, rollout_source: str, max_pairs: int | None, real_images: int)
     used = {path for pair in judged for path in (pair.preferred, pair.rejected)}
     for split in ("test", "train") if real_images else ():
         used.update(compared_images(split, real_images))
-    if rollout_source != "online":
+    if rollout_source in REAL_SOURCES:
         images = read_real_images("train")
         used.update(images[prompt.text] for prompt in read_prompts("train") if prompt.text in images)
     return used

@@ -7,40 +7,22 @@ the run through SRPO_SHARED.
 """
 
 import logging
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Final
-
-import torch
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 
 from srpo_core.artifacts import home
 from srpo_core.config import ResourceSettings
-from srpo_core.errors import SrpoError
-from srpo_core.generation.generated import PIXELS, GeneratedBatches, file_name
+from srpo_core.generation.generated import PIXELS, GeneratedBatches
 from srpo_core.generation.images import generate_set, measure_set
-from srpo_core.generation.job import GenerationJob, fingerprint, weights_of
-from srpo_core.generation.kept_images import GIGABYTE, KeptImages, source_of
-from srpo_core.models import LoadedBase, files_to_load
+from srpo_core.generation.job import GenerationJob, file_name, fingerprint
+from srpo_core.generation.kept_images import CODE, KeptImages
+from srpo_core.generation.keys import source_of, weights_of
+from srpo_core.generation.tasks import generate_missing, missing_files
+from srpo_core.models import LoadedBase
 from srpo_core.runtime import file_lock
-from srpo_core.runtime.progress import Advance, progress_bar, with_progress
-from srpo_core.runtime.ray_cluster import local_device, ray_for, require_cluster
-from srpo_core.runtime.shared_files import (
-    COMPLETE,
-    Location,
-    by_name,
-    content_location,
-    local_copy,
-    share,
-    storage,
-)
-
-# between two looks at which batches exist
-POLL_SECONDS: Final = 0.5
-REMOTE_POLL_SECONDS: Final = 10.0
-TRANSFORMER: Final = "transformer_to_generate_with"  # its name where tasks of other machines find it
+from srpo_core.runtime.kept_files import kept_files
+from srpo_core.runtime.progress import with_progress
+from srpo_core.runtime.shared_files import Location
 
 log = logging.getLogger(__name__)
 
@@ -64,54 +46,37 @@ def generate_batches(
     lock = file_lock.acquire(directory.with_suffix(".lock"), shared=True)
     try:
         directory.mkdir(exist_ok=True)
-        if loaded is None:
-            with closing(LoadedBase(job.model, job.generate, offload=resources.offload)) as own:
-                _generate_missing(job, directory, resources, own)
-        else:
-            _generate_missing(job, directory, resources, loaded)
+        if done := job.num_batches - len(missing_files(job, directory)):
+            log.info("%s: %d of %d batches are already generated", job.name, done, job.num_batches)
+        with ExitStack() as stack:
+            if loaded is None:
+                loaded = stack.enter_context(
+                    closing(LoadedBase(job.model, job.generate, offload=resources.offload))
+                )
+            kept = _kept_images(job, resources)
+            generate_missing(job, directory, resources, loaded, make=generate_some, kept=kept)
     except BaseException:
         lock.release()
         raise
     return GeneratedBatches(job, directory, lock)
 
 
-def _generate_missing(
-    job: GenerationJob, directory: Path, resources: ResourceSettings, loaded: LoadedBase
-) -> None:
-    missing = _missing(job, directory)
-    if len(missing) < job.num_batches:
-        done = job.num_batches - len(missing)
-        log.info("%s: %d of %d batches are already generated", job.name, done, job.num_batches)
-    only_cluster_has_gpu = resources.use_gpu and not torch.cuda.is_available()
-    here = resources.generate_workers == 1 or not missing or (len(missing) == 1 and not only_cluster_has_gpu)
-    if here or "RAY_ADDRESS" not in os.environ:  # a local Ray would wait forever for a missing GPU
-        device = local_device(resources)
-    else:
-        device = torch.device("cuda" if resources.use_gpu else "cpu")
-    # real images are compared with at the end, in this process
-    without_real = replace(job, context=replace(job.context, real=None, training=None, device=device))
-    if here:
-        _generate_some(without_real, Location.of(directory), missing, loaded, _kept_images(job, resources))
-    else:
-        _generate_on_ray(without_real, directory, resources)
-
-
 def _kept_images(job: GenerationJob, resources: ResourceSettings) -> KeptImages | None:
-    if not job.keep or not resources.kept_images_gb:
+    files = kept_files(resources) if job.keep else None
+    if files is None:
         return None
     settings = [job.model.base, job.model.height, job.model.width, job.generate.model_dump(mode="json")]
-    place = (storage() or Location.of(home())) / "images"
-    return KeptImages(place, source_of(weights_of(job), settings), resources.kept_images_gb * GIGABYTE)
+    return KeptImages(files, source_of(weights_of(job.model, job.transformer), settings, CODE))
 
 
-def _generate_some(
+def generate_some(
     job: GenerationJob,
     place: Location,
     numbers: Sequence[int],
     loaded: LoadedBase,
     kept: KeptImages | None = None,
 ) -> None:
-    """Generate and measure batches; the model is loaded when the first one is not among the kept images.
+    """Generate and measure batches, by their numbers; the model is loaded when the first one is not among the kept images.
 
     In a Ray task nobody asks for reports: the process that started it counts the batches of all tasks.
     """
@@ -138,137 +103,3 @@ def _generate_some(
         (place / file_name(number)).write(save(tensors))
     if reused:
         log.info("%s: the images of %d of %d batches are from an earlier run", job.name, reused, len(numbers))
-
-
-@dataclass(frozen=True)
-class _Exchange:
-    """Where tasks on any machine read inputs, and where they write batches.
-
-    inputs: their working directory; digests: of the files in it that they must fetch; own: likewise of a checkpoint's
-    weights, None if they are where the job says.
-    """
-
-    inputs: Location
-    digests: Mapping[str, str]
-    results: Location
-    own: tuple[Location, Mapping[str, str]] | None = None
-
-
-@contextmanager
-def _exchange(job: GenerationJob, directory: Path) -> Iterator[tuple[GenerationJob, _Exchange]]:
-    """Yield the job with paths that tasks can read, and the exchange: on this disk, or below SRPO_SHARED.
-
-    What all models need, the base and the scorers, is shared once, under a name by its content, and stays for later
-    models and runs. The weights of a checkpoint are deleted when its images are generated.
-    """
-    shared = storage()
-    if shared is None:
-        yield job, _Exchange(Location.of(Path.cwd()), {}, Location.of(directory))
-        return
-    results, checkpoint = shared / "generated" / directory.name, shared / "inputs" / directory.name
-    _collect(job, results, directory)  # batches of a run that was killed before it fetched them
-    weights = files_to_load(job.model, job.transformer)
-    own = None
-    if job.transformer is not None:  # may be anywhere on this machine
-        files = {
-            f"{TRANSFORMER}/{file.relative_to(job.transformer)}": file
-            for file in weights
-            if file.is_relative_to(job.transformer)
-        }
-        weights = [file for file in weights if file not in files.values()]
-        own = checkpoint, share(files, checkpoint)
-        job = replace(job, transformer=Path(TRANSFORMER))
-    scorers = [Path(one.path) for one in job.context.all_settings.values()]
-    common = by_name([*files_to_load(job.model), *scorers])
-    inputs = content_location(common, shared / "inputs" / "models")
-    digests = share(common, inputs)
-    needed = {name: digests[name] for name in by_name([*weights, *scorers])}
-    yield job, _Exchange(inputs, needed, results, own)
-    _collect(job, results, directory)
-    for place in (checkpoint / COMPLETE, checkpoint, results):
-        place.delete()
-
-
-def _collect(job: GenerationJob, results: Location, directory: Path) -> None:
-    for number in _missing(job, directory):
-        if (batch := results / file_name(number)).exists():
-            batch.download(directory / file_name(number))
-
-
-def _generate_on_ray(job: GenerationJob, directory: Path, resources: ResourceSettings) -> None:
-    """Distribute the missing batches over tasks that load the model once each; raise the first error of any task."""
-    import ray
-
-    require_cluster()
-    try:
-        with (
-            ray_for(
-                resources.generate_workers,
-                least=1,
-                use_gpu=resources.use_gpu,
-                threads=resources.threads_per_worker,
-            ) as cpus,
-            _exchange(job, directory) as (shared_job, exchange),
-        ):
-            numbers = _missing(job, directory)
-            # set here, not with `options`: otherwise the task's process would outlive it and keep its GPU
-            task = ray.remote(
-                num_cpus=cpus, num_gpus=int(resources.use_gpu), max_retries=0, scheduling_strategy="SPREAD"
-            )(_generate_in_task)
-            shared, kept = ray.put(shared_job), _kept_images(job, resources)
-            shares = [
-                numbers[first :: resources.generate_workers] for first in range(resources.generate_workers)
-            ]
-            waiting = [task.remote(shared, exchange, some, resources, kept) for some in shares if some]
-            with progress_bar(f"generate {job.name}", len(numbers)) as advance:
-                _await_batches(waiting, exchange.results, numbers, advance)
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, SrpoError):
-            raise cause from error
-        line = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
-        raise SrpoError(f"generating images of {job.name} failed: {line}") from error
-    except ray.exceptions.RayError as error:
-        line = " ".join(str(error).split())[:300]
-        raise SrpoError(
-            f"generating images of {job.name} was interrupted: {line}; run the same command again to resume"
-        ) from error
-
-
-def _await_batches(tasks: list[Any], results: Location, numbers: Sequence[int], advance: Advance) -> None:
-    """Wait for Ray tasks, and count the batches that they have written; raise the first error of any task."""
-    import ray
-
-    expected, seen = {file_name(number) for number in numbers}, 0
-    poll = POLL_SECONDS if results.path else REMOTE_POLL_SECONDS
-    while tasks:
-        done, tasks = ray.wait(tasks, timeout=poll)
-        ray.get(done)
-        written = len(expected.intersection(results.names()))
-        advance(written - seen)
-        seen = written
-
-
-def _generate_in_task(
-    job: GenerationJob,
-    exchange: _Exchange,
-    numbers: Sequence[int],
-    resources: ResourceSettings,
-    kept: KeptImages | None = None,
-) -> None:
-    torch.set_num_threads(resources.threads_per_worker)
-    with local_copy(exchange.inputs, exchange.digests) as inputs, ExitStack() as held:
-        if exchange.own is not None:
-            own = held.enter_context(local_copy(*exchange.own))
-            job = replace(job, transformer=own / TRANSFORMER)
-        here = Path.cwd()
-        os.chdir(inputs)  # Ray starts workers in another directory
-        try:
-            with closing(LoadedBase(job.model, job.generate, offload=resources.offload)) as loaded:
-                _generate_some(job, exchange.results, numbers, loaded, kept)
-        finally:
-            os.chdir(here)
-
-
-def _missing(job: GenerationJob, directory: Path) -> list[int]:
-    return [number for number in range(job.num_batches) if not (directory / file_name(number)).exists()]

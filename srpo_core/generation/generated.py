@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from srpo_core.generation.images import GeneratedImages, ImageSet
-from srpo_core.generation.job import GenerationJob
+from srpo_core.generation.job import GenerationJob, file_name
 from srpo_core.runtime.file_lock import FileLock
 from srpo_core.scorers.metrics import finish
 
@@ -76,8 +76,3 @@ def figures_together(
         theirs = torch.cat([part.measured(name) for part in base]) if base else None
         found[name] = finish(name, own, job.context, base=theirs, prompts=torch.tensor(prompts))
     return found
-
-
-def file_name(number: int) -> str:
-    """Return the name of a batch's file."""
-    return f"{number:05d}.safetensors"

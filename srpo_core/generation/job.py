@@ -3,16 +3,16 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import torch
 
 import srpo_core
 from srpo_core.config import GenerateSettings, ModelSettings
 from srpo_core.generation.images import ImageSet
-from srpo_core.models import files_to_load
+from srpo_core.generation.keys import weights_of
 from srpo_core.runtime.digests import known_digest
 from srpo_core.scorers.metrics import MetricContext
 
@@ -47,6 +47,24 @@ class GenerationJob:
         return self.image_set.part(start, start + self._prompts_per_batch)
 
     @property
+    def file_names(self) -> Sequence[str]:
+        """The name of each batch's file."""
+        return [file_name(number) for number in range(self.num_batches)]
+
+    @property
+    def scorers(self) -> Sequence[Path]:
+        """Directories of the scorers."""
+        return [Path(one.path) for one in self.context.all_settings.values()]
+
+    def on(self, device: torch.device) -> Self:
+        """Return the job for a device, without the real images, which are compared with at the end, in the stage's process."""
+        return replace(self, context=replace(self.context, real=None, training=None, device=device))
+
+    def with_transformer(self, directory: Path) -> Self:
+        """Return the job with the model's weights in another directory."""
+        return replace(self, transformer=directory)
+
+    @property
     def _prompts_per_batch(self) -> int:
         return max(1, self.generate.batch_size // self.image_set.seeds_per_prompt)
 
@@ -68,7 +86,7 @@ def fingerprint(job: GenerationJob) -> str:
     for name, tensor in sorted(image_set.condition.tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
-    for line in weights_of(job):
+    for line in weights_of(job.model, job.transformer):
         digest.update(line.encode())
     for root in (*(Path(one.path) for one in scorers.values()), Path(srpo_core.__file__).parent):
         for file in sorted(root.rglob("*")):
@@ -77,12 +95,6 @@ def fingerprint(job: GenerationJob) -> str:
     return digest.hexdigest()[:DIGITS]
 
 
-def weights_of(job: GenerationJob) -> list[str]:
-    """List name and digest of each file that the model of a job loads, wherever it is stored."""
-    root = Path(job.model.path)
-    lines = []
-    for file in files_to_load(job.model, job.transformer):
-        own = job.transformer is not None and file.is_relative_to(job.transformer)
-        name = f"own/{file.relative_to(job.transformer)}" if own else file.relative_to(root)  # type: ignore[arg-type]
-        lines.append(f"{name} {known_digest(file)}\n")
-    return lines
+def file_name(number: int) -> str:
+    """Return the name of a batch's file."""
+    return f"{number:05d}.safetensors"

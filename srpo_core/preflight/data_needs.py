@@ -1,6 +1,6 @@
 """Check that the format of the data has what the settings ask of it, before a run starts."""
 
-from srpo_core.config import Settings
+from srpo_core.config import REAL_SOURCES, Settings
 from srpo_core.data.sources import SOURCES, refuse_elsewhere, source_format
 from srpo_core.errors import ConfigError
 from srpo_core.scorers.metrics import METRICS
@@ -29,10 +29,10 @@ def require_data(settings: Settings) -> None:
             f"check_reward.max_pairs is null, but ingest.format {name} has pairs of images that people compared: give the number "
             "of pairs that the reward is checked with, for example --set check_reward.max_pairs=400"
         )
-    if not chosen.has_images and settings.train.rollout.source != "online":
+    if not chosen.has_images and settings.train.rollout.source in REAL_SOURCES:
         raise ConfigError(
             f"ingest.format {name} has no images, and train.rollout.source {settings.train.rollout.source} starts from real "
-            f"ones: set it to online, or use data with images ({with_images})"
+            f"ones: set it to online or cached, or use data with images ({with_images})"
         )
     for metric in settings.evaluate.metrics:
         if not chosen.has_images and metric in METRICS and METRICS[metric].needs_real_images:

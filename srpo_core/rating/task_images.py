@@ -14,7 +14,8 @@ from srpo_core.artifacts import replacing
 from srpo_core.config import Settings
 from srpo_core.generation.batches import generate_batches
 from srpo_core.generation.images import GeneratedImages, ImageSet
-from srpo_core.generation.job import GenerationJob, weights_of
+from srpo_core.generation.job import GenerationJob
+from srpo_core.generation.keys import weights_of
 from srpo_core.models import LoadedBase
 from srpo_core.models.embeddings import read_embeddings
 from srpo_core.prompts import require_unseen
@@ -45,8 +46,7 @@ def choices(settings: Settings) -> Choice:
 
 def weights_digest(settings: Settings, transformer: Path | None) -> str:
     """Return a digest of the weights with which a model generates; None: the base's own."""
-    image_set = _image_set(settings, [0], 1)
-    lines = weights_of(_job(settings, "", transformer, image_set, keep=False))
+    lines = weights_of(settings.model, transformer)
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 

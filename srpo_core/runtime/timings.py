@@ -31,6 +31,7 @@ GPU: Final = "GPU"
 MACHINE: Final = "machine"
 # the stages that can use several GPUs, and the setting with their number
 WORKERS: Final[Mapping[str, str]] = {
+    "rollouts": "generate_workers",
     "train": "train_workers",
     "select": "generate_workers",
     "evaluate": "generate_workers",

@@ -6,7 +6,7 @@ from itertools import chain, groupby
 from math import ceil
 from typing import TYPE_CHECKING, Final
 
-from srpo_core.config import EarlyStop, ModelSettings, ResourceSettings
+from srpo_core.config import REAL_SOURCES, EarlyStop, ModelSettings, ResourceSettings
 from srpo_core.data.tables import Prompt, read_images, read_prompts, read_real_images
 from srpo_core.errors import DataError
 from srpo_core.models import encode_image_batches, encode_prompt_batches, latent_shape
@@ -29,6 +29,7 @@ def run(  # noqa: PLR0913  # the settings that DVC tracks
     train_steps: int,
     train_batch_size: int,
     train_rollout_source: str,
+    train_rollout_cached_num_prompts: int | None,
     train_early_stop: EarlyStop | None,
     select_num_prompts: int,
     evaluate_num_prompts: int,
@@ -36,10 +37,11 @@ def run(  # noqa: PLR0913  # the settings that DVC tracks
 ) -> None:
     """Encode the prompts of each split and write runs/embed/<split>.safetensors.
 
-    Training gets at most as many prompts as it generates images; validation and test get as many as `select` and
+    Training gets at most as many prompts as it has samples, and with `train.rollout.source: cached` at most
+    `train.rollout.cached.num_prompts`; validation and test get as many as `select` and
     `evaluate` ask for. The split alarm has the validation prompts of early stop, in a file of its own, so that another
-    `select.num_prompts` does not train again. If `train.rollout.source` is not online, each training prompt comes with the latents of one
-    real image.
+    `select.num_prompts` does not train again. If `train.rollout.source` is offline or hybrid,
+    each training prompt comes with the latents of one real image.
 
     Raises:
         DataError: a training prompt has no preferred image.
@@ -48,9 +50,12 @@ def run(  # noqa: PLR0913  # the settings that DVC tracks
     import torch
 
     device = local_device(resources)
+    num_trained = train_steps * train_batch_size
+    if train_rollout_source == "cached" and train_rollout_cached_num_prompts is not None:
+        num_trained = min(num_trained, train_rollout_cached_num_prompts)
     watched = 0 if train_early_stop is None else train_early_stop.num_prompts
     chosen = {
-        "train": choose_balanced(read_prompts("train"), train_steps * train_batch_size, seed),
+        "train": choose_balanced(read_prompts("train"), num_trained, seed),
         "validation": choose_balanced(read_prompts("validation"), select_num_prompts, seed),
         ALARM: choose_balanced(read_prompts("validation"), watched, seed),
         "test": choose_balanced(read_prompts("test"), evaluate_num_prompts, seed),
@@ -59,7 +64,7 @@ def run(  # noqa: PLR0913  # the settings that DVC tracks
     batches = encode_prompt_batches(model, texts, batch_size=resources.encode_batch_size, device=device)
     with reporting("load the text encoders"):
         first = next(batches)
-    real = train_rollout_source != "online"
+    real = train_rollout_source in REAL_SOURCES
     with ExitStack() as opened:
         files, places = {}, []
         for split, prompts in chosen.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from srpo_core.algorithm.control_words import count_prompts
-from srpo_core.artifacts import AGREEMENT, EMBEDDINGS, read_json
+from srpo_core.artifacts import AGREEMENT, EMBEDDINGS, ROLLOUTS, read_json
 from srpo_core.config import (
     ControlWords,
     ModelSettings,
@@ -109,7 +109,7 @@ def _key(
         "images": rule and [rule.base_seeds, rule.num_inference_steps],
         "metrics": rule and sorted({limit.metric for limit in rule.limits.values()}),
     }
-    return key_of("train", settings, without={EMBEDDINGS / "train.safetensors", AGREEMENT})
+    return key_of("train", settings, without={EMBEDDINGS / "train.safetensors", ROLLOUTS, AGREEMENT})
 
 
 def require_checked(rewards: Sequence[RewardSettings]) -> None:

@@ -13,6 +13,7 @@ from srpo_core.algorithm.control_words import word_by_weight, word_in_turn
 from srpo_core.algorithm.method import TrainBatch
 from srpo_core.algorithm.rollout import real_share
 from srpo_core.config import ControlWords, TrainSettings
+from srpo_core.generation.pairs import Pairs, pair_noise, read_pairs
 from srpo_core.models.embeddings import read_embeddings, read_latents
 from srpo_core.protocols import Condition
 from srpo_core.randomness import Draws, epoch_index, keyed_integer, keyed_noise, keyed_share
@@ -23,23 +24,26 @@ from srpo_core.training.job import TrainJob
 class TrainingPrompts:
     """The encoded training prompts, on the CPU. Tensors are mapped from the file: only the rows that are used are read.
 
-    real: packed latents (N, S, C) of a real image of each prompt, None if training starts from none.
+    real: packed latents (N, S, C) of a real image of each prompt, None if training starts from none; pairs: cached images,
+    None if training starts from none.
     """
 
     texts: Sequence[str]
     styles: Sequence[str]
     condition: Condition
     real: Tensor | None
+    pairs: Pairs | None = None
 
 
-def read_training_prompts(*, real_images: bool) -> TrainingPrompts:
-    """Read the training prompts that the stage embed wrote below the working directory.
+def read_training_prompts(*, real_images: bool, cached: bool = False) -> TrainingPrompts:
+    """Read the training prompts that the stage embed wrote below the working directory, and the pairs of stage rollouts.
 
     Raises:
         ArtifactError: the file is missing or damaged.
     """
     texts, styles, condition = read_embeddings("train")
-    return TrainingPrompts(texts, styles, condition, read_latents("train") if real_images else None)
+    real = read_latents("train") if real_images else None
+    return TrainingPrompts(texts, styles, condition, real, read_pairs(texts) if cached else None)
 
 
 def image_size(train: TrainSettings, seed: int, step: int) -> tuple[int, int] | None:
@@ -59,19 +63,34 @@ def step_batch(
     device: torch.device,
 ) -> TrainBatch:
     """Return the `samples` of a step's global batch, by their global indices from 0 to batch_size - 1."""
-    rows = [epoch_index((step - 1) * job.train.batch_size + i, len(prompts.texts), job.seed) for i in samples]
-    keys = [("noise", step, i) if job.train.noise == "per_sample" else ("noise", step) for i in samples]
-    noise = torch.stack([keyed_noise(latent_shape, job.seed, *key) for key in keys])
+    positions = [(step - 1) * job.train.batch_size + i for i in samples]
+    rows = [epoch_index(position, len(prompts.texts), job.seed) for position in positions]
+    if prompts.pairs is None:
+        keys = [("noise", step, i) if job.train.noise == "per_sample" else ("noise", step) for i in samples]
+        noise = [keyed_noise(latent_shape, job.seed, *key) for key in keys]
+        given = _real_images(job, prompts, step, dict(zip(samples, rows, strict=True)), device)
+    else:
+        chosen = [pair_of(job, prompts, position) for position in positions]
+        seed = prompts.pairs.seed
+        noise = [pair_noise(latent_shape, seed, prompts.texts[row], number) for row, number in chosen]
+        given = {place: prompts.pairs.image(*key).to(device) for place, key in enumerate(chosen)}
     pair = job.control_words.pair
     return TrainBatch(
         prompts=[prompts.texts[row] for row in rows],
         condition=prompts.condition.batch(rows, device),
-        noise=noise.to(device),
+        noise=torch.stack(noise).to(device),
         draws=Draws(job.seed, step, samples),
-        real=_real_images(job, prompts, step, dict(zip(samples, rows, strict=True)), device),
+        given=given,
         wanted=_control_word(job.control_words, pair.wanted, job.seed, "wanted", step),
         unwanted=_control_word(job.control_words, pair.unwanted, job.seed, "unwanted", step),
     )
+
+
+def pair_of(job: TrainJob, prompts: TrainingPrompts, position: int) -> tuple[int, int]:
+    """Return the row of the prompt and the number of the cached pair of the sample at a position of all steps' samples."""
+    assert prompts.pairs is not None
+    epoch = position // len(prompts.texts)
+    return epoch_index(position, len(prompts.texts), job.seed), prompts.pairs.number(epoch)
 
 
 def _control_word(words: ControlWords, weights: Mapping[str, float], seed: int, side: str, step: int) -> str:

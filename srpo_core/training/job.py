@@ -17,6 +17,7 @@ from srpo_core.runtime.shared_files import Location
 # names below `TrainJob.state`
 PROGRESS: Final = "progress.jsonl"  # a line of figures per step, or {"note": what a user should know}
 SAMPLES: Final = "samples"
+REFRESHED: Final = "refreshed"  # images of cached pairs that the trained model has generated anew
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from srpo_core.artifacts import EMBEDDINGS, home
+from srpo_core.artifacts import EMBEDDINGS, ROLLOUTS, home
 from srpo_core.config import ResourceSettings
 from srpo_core.errors import SrpoError
 from srpo_core.models.embeddings import ALARM
@@ -34,7 +34,7 @@ def share_inputs(directory: Path, *weights: Path) -> tuple[Location, dict[str, s
     """Return the location of the workers' inputs, the digests of those to download, and the location of the state.
 
     On this machine: the working directory, no digests, and the resume directory. With `SRPO_SHARED`: locations
-    below it, to which the files and directories `weights` and the embedded prompts of training are copied.
+    below it, to which the files and directories `weights` and the prompts and pairs of training are copied.
 
     Raises:
         ConfigError: a path in the settings is absolute, so workers on other machines could not find it.
@@ -45,7 +45,7 @@ def share_inputs(directory: Path, *weights: Path) -> tuple[Location, dict[str, s
     inputs, state = shared / "inputs" / directory.name, shared / "resume" / directory.name
     # only files that the fingerprint in the directory's name covers: others may change under the same name
     embedded = (EMBEDDINGS / f"{split}.safetensors" for split in ("train", ALARM))
-    digests = share(by_name([*weights, *embedded]), inputs)
+    digests = share(by_name([*weights, *embedded, ROLLOUTS]), inputs)
     return inputs, digests, state
 
 

@@ -35,6 +35,7 @@ from srpo_core.training.early_stop import Evaluation, alarm_reason, curve_of
 from srpo_core.training.evaluator import make_evaluator
 from srpo_core.training.job import PROGRESS, SAMPLES, TrainJob
 from srpo_core.training.learner import Learner, adamw
+from srpo_core.training.refresh import begins_block, block_start, with_newer_pairs
 from srpo_core.training.samples import generate_samples, png_row
 from srpo_core.training.state import TrainState
 from srpo_core.training.steps import checkpoint_steps
@@ -67,7 +68,9 @@ class Worker:
         if job.train.compute.autocast:
             reward = with_autocast(reward)
         self.learner = Learner(self.model, reward, optimizer, job.train, method_of(job.train))
-        self.prompts = read_training_prompts(real_images=real_share(job.train.rollout) > 0)
+        self.prompts = read_training_prompts(
+            real_images=real_share(job.train.rollout) > 0, cached=job.train.rollout.source == "cached"
+        )
 
     def run(self) -> None:
         """Train the remaining steps; save checkpoints, samples and progress on the way."""
@@ -93,10 +96,15 @@ class Worker:
                 writer.finish()
 
     def _run(self, writer: CheckpointWriter, watchdog: Watchdog) -> None:
-        planned = len(checkpoint_steps(self.job.train))
-        for step in range(len(self.metrics) + 1, self.job.train.steps + 1):
+        planned, first = len(checkpoint_steps(self.job.train)), len(self.metrics) + 1
+        for step in range(first, self.job.train.steps + 1):
             if alarm_reason(self.evaluations, self.job.train.early_stop, planned):
                 break
+            if block_start(self.job.train, step) and (step == first or begins_block(self.job.train, step)):
+                with watchdog.between_steps():
+                    self.prompts = with_newer_pairs(
+                        self.job, self.prompts, self.model, step, rank=self.rank, world=self.world
+                    )
             at_checkpoint = step in checkpoint_steps(self.job.train)
             row = self.step(step)
             watchdog.step_done(step)

@@ -144,7 +144,7 @@ def test_the_number_of_model_calls_does_not_depend_on_the_draws(batch, settings,
 @pytest.mark.parametrize("name", ["srpo", "direct_align", "direct_align_aggregated"])
 def test_with_a_perfect_model_the_scored_image_equals_the_original_image(batch, settings, name):
     x0 = torch.randn(SHAPE, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    batch = TrainBatch(**{**vars(batch), "real": dict(enumerate(x0))})
+    batch = TrainBatch(**{**vars(batch), "given": dict(enumerate(x0))})
     model, seen = Linear(), []
 
     def perfect(latents, *_):
@@ -210,7 +210,7 @@ def test_every_call_without_gradients_has_the_inputs_that_the_base_was_prepared_
 
 
 def test_only_samples_without_a_real_image_are_rolled_out(batch, settings):
-    real = TrainBatch(**{**vars(batch), "real": {1: torch.full(SHAPE[1:], 7.0, dtype=torch.float64)}})
+    real = TrainBatch(**{**vars(batch), "given": {1: torch.full(SHAPE[1:], 7.0, dtype=torch.float64)}})
     model = Linear()
     x0, _ = starting_images(model, real, settings)
     assert model.calls == [(False, 1)] * STEPS

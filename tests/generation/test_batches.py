@@ -14,6 +14,7 @@ from srpo_core.artifacts import sha256
 from srpo_core.config import ControlWords, GenerateSettings, load_settings
 from srpo_core.errors import ConfigError, DivergenceError
 from srpo_core.generation import batches as module
+from srpo_core.generation import tasks
 from srpo_core.generation.batches import generate_batches
 from srpo_core.generation.images import GeneratedImages, ImageSet, generate_and_measure
 from srpo_core.generation.job import GenerationJob, fingerprint
@@ -87,9 +88,9 @@ def test_the_last_missing_batch_is_generated_by_a_task_if_only_the_cluster_has_a
     called = []
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere:6379")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(module, "_missing", lambda *_: [2])
-    monkeypatch.setattr(module, "_generate_on_ray", lambda *_: called.append("by tasks"))
-    monkeypatch.setattr(module, "_generate_some", lambda *_: called.append("here"))
+    monkeypatch.setattr(tasks, "missing_files", lambda *_: [2])
+    monkeypatch.setattr(tasks, "_generate_on_ray", lambda *_: called.append("by tasks"))
+    monkeypatch.setattr(module, "generate_some", lambda *_: called.append("here"))
     generate_batches(job, resources(2).model_copy(update={"use_gpu": use_gpu}))
     assert called == [how]
 
@@ -234,7 +235,7 @@ def test_images_are_generated_and_measured_on_the_device_of_the_resources(job, m
         seen.append((name, parts, context.device.type))
         return GeneratedImages(torch.zeros(len(image_set), 3, 1, 1, dtype=torch.uint8), {})
 
-    monkeypatch.setattr(module, "local_device", lambda _: torch.device("meta"))
+    monkeypatch.setattr(tasks, "local_device", lambda _: torch.device("meta"))
     monkeypatch.setattr(module, "generate_set", generated)
     trained = replace(job, name="step 5", transformer=ROOT / "assets/tiny/family/base/transformer")
     for one in (job, trained):
@@ -251,15 +252,15 @@ def test_a_task_on_another_machine_downloads_its_inputs_and_returns_the_batches(
     monkeypatch.setenv("SRPO_SHARED", "memory://test-batches")
     anywhere = replace(job, transformer=ROOT / "assets/tiny/family/base/transformer")
     (tmp_path / "elsewhere").mkdir()
-    with module._exchange(anywhere, tmp_path / "generate-abc") as (shared, exchange):
+    with tasks.exchange_for(anywhere, tmp_path / "generate-abc") as (shared, exchange):
         monkeypatch.chdir(tmp_path / "elsewhere")
-        module._generate_in_task(shared, exchange, [2, 0, 1], resources())
+        tasks.generate_in_task(shared, exchange, [2, 0, 1], resources(), module.generate_some)
         assert Path.cwd() == tmp_path / "elsewhere"
         monkeypatch.chdir(tiny_project)
     generated = [load_file(path)["pixels"] for path in sorted((tmp_path / "generate-abc").iterdir())]
     assert torch.equal(torch.cat(generated), expected)
     location, own = exchange.own
-    assert {Path(name).parts[0] for name in own} == {module.TRANSFORMER}
+    assert {Path(name).parts[0] for name in own} == {tasks.TRANSFORMER}
     assert not location.exists()
     assert not exchange.results.exists()
 
@@ -271,14 +272,14 @@ def test_base_and_scorers_are_shared_once_and_a_checkpoint_shares_its_own_weight
     monkeypatch.setenv("SRPO_SHARED", "memory://test-shared-once")
     sent, honest = [], Location.upload
     monkeypatch.setattr(Location, "upload", lambda place, file: sent.append(file.name) or honest(place, file))
-    with module._exchange(job, tmp_path / "generate-base") as (_, exchange):
+    with tasks.exchange_for(job, tmp_path / "generate-base") as (_, exchange):
         assert len(sent) == len(exchange.digests) > len(files_to_load(job.model))
     checkpoint = tmp_path / "checkpoint"
     shutil.copytree(ROOT / "assets/tiny/family/base/transformer", checkpoint)
     trained = replace(job, transformer=checkpoint, metrics=["saturation"])
     for name in ("step 5", "step 10"):
         sent.clear()
-        with module._exchange(trained, tmp_path / f"generate-{name}") as (_, again):
+        with tasks.exchange_for(trained, tmp_path / f"generate-{name}") as (_, again):
             assert sorted(sent) == ["config.json", "diffusion_pytorch_model.safetensors"]
             assert again.inputs == exchange.inputs
             weights = [name for name in again.digests if name.endswith("model.safetensors")]
@@ -287,7 +288,7 @@ def test_base_and_scorers_are_shared_once_and_a_checkpoint_shares_its_own_weight
             )
     (again.inputs / COMPLETE).delete()
     sent.clear()
-    with module._exchange(job, tmp_path / "generate-base"):
+    with tasks.exchange_for(job, tmp_path / "generate-base"):
         assert len(sent) == len(exchange.digests)
 
 
@@ -297,14 +298,14 @@ def test_ray_tasks_generate_the_same_images_and_figures_are_counted_and_raise_ou
 ):
     from srpo_core.models import load_transformer
 
-    honest, asked = module._await_batches, []
+    honest, asked = tasks._await_files, []
 
     def look(*given):
         ours = [one for one in psutil.Process().children(recursive=True) if one.name() == "raylet"]
         asked.extend("SRPO_PROGRESS" in one.environ() for one in ours)
         honest(*given)
 
-    monkeypatch.setattr(module, "_await_batches", look)
+    monkeypatch.setattr(tasks, "_await_files", look)
     alone = generate_batches(job, resources())
     expected, figures = pixels(alone), alone.figures()
     alone.discard()

@@ -12,12 +12,13 @@ import stage_deps
 import torch
 
 from srpo_core.config import GenerateSettings, load_settings
-from srpo_core.generation import batches, kept_images
+from srpo_core.generation import batches, keys
 from srpo_core.generation.batches import generate_batches
 from srpo_core.generation.images import ImageSet
 from srpo_core.generation.job import GenerationJob
-from srpo_core.generation.kept_images import CODE, KeptImages, remove_oldest
+from srpo_core.generation.kept_images import CODE, KeptImages
 from srpo_core.models.embeddings import read_embeddings
+from srpo_core.runtime.kept_files import KeptFiles, remove_oldest
 from srpo_core.runtime.shared_files import Location
 from srpo_core.scorers.metrics import MetricContext
 
@@ -100,7 +101,7 @@ def test_everything_that_determines_the_pixels_and_no_metric_changes_the_name(jo
     def names(one):
         resources = load_settings(ROOT / "profiles/tiny.yaml").resources
         kept = batches._kept_images(one, resources)
-        return {kept._file(one.batch(number), CPU).name for number in range(one.num_batches)}
+        return {kept._name(one.batch(number), CPU) for number in range(one.num_batches)}
 
     own, images = names(job), job.image_set
     moved = job.model.model_copy(update={"path": str(tmp_path / "moved")})
@@ -134,7 +135,7 @@ def test_everything_that_determines_the_pixels_and_no_metric_changes_the_name(jo
     (weights / "config.json").write_bytes(content)
     seen.append(names(replace(job, transformer=weights)))
     with monkeypatch.context() as patch:
-        patch.setattr(kept_images, "code_digest", lambda: "other code or libraries")
+        patch.setattr(keys, "code_digest", lambda _: "other code or libraries")
         seen.append(names(job))
     with monkeypatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: 7)
@@ -161,19 +162,19 @@ def test_the_hashed_code_is_what_the_generating_code_imports():
 
 
 def test_a_changed_file_of_the_code_or_version_of_a_library_changes_the_digest(tmp_path, monkeypatch):
-    before = kept_images.code_digest.__wrapped__()
+    before = keys.code_digest.__wrapped__(CODE)
     for library in ("torch", "diffusers", "transformers", "peft", "numpy"):
         with monkeypatch.context() as patch:
             patch.setattr(
-                kept_images, "version", lambda name, other=library: "0" if name == other else version(name)
+                keys, "version", lambda name, other=library: "0" if name == other else version(name)
             )
-            assert kept_images.code_digest.__wrapped__() != before, library
+            assert keys.code_digest.__wrapped__(CODE) != before, library
     shutil.copytree(ROOT / "srpo_core", tmp_path / "srpo_core")
-    monkeypatch.setattr(kept_images.srpo_core, "__file__", str(tmp_path / "srpo_core/__init__.py"))
-    assert kept_images.code_digest.__wrapped__() == before
+    monkeypatch.setattr(keys.srpo_core, "__file__", str(tmp_path / "srpo_core/__init__.py"))
+    assert keys.code_digest.__wrapped__(CODE) == before
     with (tmp_path / "srpo_core/models/flux.py").open("a") as file:
         file.write("# a change\n")
-    assert kept_images.code_digest.__wrapped__() != before
+    assert keys.code_digest.__wrapped__(CODE) != before
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1] + b"?", lambda data: data[:40], lambda data: b""])
@@ -227,7 +228,7 @@ def test_removal_counts_what_a_killed_process_left_and_survives_another_that_rem
 
 
 def test_reading_images_makes_them_the_last_to_be_removed(job, tmp_path):
-    kept = KeptImages(Location.of(tmp_path / "images"), "source", 1e9)
+    kept = KeptImages(KeptFiles(Location.of(tmp_path / "images"), 1e9), "source")
     parts = [job.batch(0), job.batch(1)]
     for number, part in enumerate(parts):
         kept.write(part, CPU, torch.full((len(part), 3, 8, 8), number, dtype=torch.uint8))

@@ -60,7 +60,7 @@ def test_one_step_at_true_width_changes_only_the_adapters(sliced):
         condition=Condition({PROMPT_EMBEDS: torch.randn(1, 16, 4096), POOLED_EMBEDS: torch.randn(1, 768)}),
         noise=torch.randn(1, *model.latent_shape),
         draws=Draws(0, 1, [0]),
-        real={},
+        given={},
         wanted="Real",
         unwanted="Anime",
     )

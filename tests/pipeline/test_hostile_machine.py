@@ -10,7 +10,10 @@ from closed_home import is_unchanged, make_closed_home
 # nightly: a second run of the whole pipeline, of two minutes; unit tests cover each of its conditions
 pytestmark = pytest.mark.nightly
 
-STAGES = ["ingest", "embed", "check_reward", "train", "select", "evaluate", "gate", "report", "quantize"]
+STAGES = [
+    *("ingest", "embed", "rollouts", "check_reward", "train"),
+    *("select", "evaluate", "gate", "report", "quantize"),
+]
 
 
 def run(checkout, *words):

@@ -22,10 +22,13 @@ import yaml
 from prefect_server import deploy, running_worker
 from ray_head import ray_head
 
-STAGES = ["ingest", "embed", "check_reward", "train", "select", "evaluate", "gate", "report", "quantize"]
+STAGES = [
+    *("ingest", "embed", "rollouts", "check_reward", "train"),
+    *("select", "evaluate", "gate", "report", "quantize"),
+]
 # evaluate ends when the rules of the gate are decided, so it depends on them
 DECIDED_BY_THE_GATE = {"evaluate", "gate", "report", "quantize"}
-REPRODUCED = ["ingest", "embed", "train", "select", "quantize"]
+REPRODUCED = ["ingest", "embed", "rollouts", "train", "select", "quantize"]
 
 
 def wait_for(found, seconds):
@@ -128,7 +131,7 @@ def test_the_same_command_after_a_kill_trains_only_the_missing_steps_and_ends_wi
     assert (checkout.path / "runs/report/report.html").stat().st_size > 10_000
     (trained,) = checkout.steps_trained()
     assert 1 <= trained <= 2
-    for stage in ("ingest", "embed", "check_reward"):
+    for stage in ("ingest", "embed", "rollouts", "check_reward"):
         assert f"✓ {stage}" in killed
     assert not list((checkout.path / ".srpo/resume").glob("train-*/"))
     wait_for(lambda: not commands_of(checkout.path), 30)
@@ -164,7 +167,7 @@ def test_a_copy_of_the_report_lists_the_formats_and_the_cost_of_the_run(checkout
     )
     assert f"device hours in {len(STAGES)} stages timed here" in output
     # the run that was killed trained first, so the run that completed it took what was before from the cache
-    assert "ingest, embed, check_reward ran in an earlier run and came from the cache" in page
+    assert "ingest, embed, rollouts, check_reward ran in an earlier run and came from the cache" in page
     assert "a stage that was killed and resumed are counted: train 2." in page
     assert without_cost(copy.read_text()) == without_cost(page)
 

@@ -43,6 +43,7 @@ def run(**changes):
         "train_steps": settings.train.steps,
         "train_batch_size": settings.train.batch_size,
         "train_rollout_source": settings.train.rollout.source,
+        "train_rollout_cached_num_prompts": None,
         "train_early_stop": settings.train.early_stop,
         "select_num_prompts": settings.select.num_prompts,
         "evaluate_num_prompts": settings.evaluate.num_prompts,
@@ -65,6 +66,15 @@ def test_each_split_contains_as_many_prompts_as_the_run_uses_and_their_batches_a
     assert reports[1:] == [("encode batch", done, total) for done in range(total + 1)]
     sizes = {split: len(read_embeddings(split)[0]) for split in ("train", "validation", "alarm", "test")}
     assert sizes == {"train": 10, "validation": 3, "alarm": 16, "test": 4}
+
+
+def test_cached_rollouts_can_limit_the_training_prompts_and_other_sources_ignore_the_limit(project):
+    small = {"train_steps": 2, "train_batch_size": 5, "select_num_prompts": 1, "evaluate_num_prompts": 1}
+    sizes = []
+    for source, limit in (("cached", 4), ("cached", None), ("cached", 11), ("online", 4)):
+        run(**small, train_rollout_source=source, train_rollout_cached_num_prompts=limit)
+        sizes.append(len(read_embeddings("train")[0]))
+    assert sizes == [4, 10, 10, 10]
 
 
 def test_early_stop_has_validation_prompts_whatever_select_uses_and_none_if_it_is_off(project):

@@ -5,7 +5,7 @@ import torch
 from srpo_core import artifacts
 from srpo_core.config import HalvingSettings, SelectSettings
 from srpo_core.errors import ArtifactError, ConfigError, DivergenceError
-from srpo_core.generation import batches
+from srpo_core.generation import batches, tasks
 from srpo_core.selection.choice import choose, recomputed_selection
 from srpo_core.stages import select as stage
 
@@ -243,18 +243,18 @@ def test_batches_distributed_over_two_tasks_give_the_same_bytes(tiny_run, tiny_p
     """The tasks run here one after the other; tests/generation/test_batches.py runs them on Ray."""
     tiny_run(5, ruin)
     run(tiny_parts)
-    expected, tasks = files(), []
+    expected, shares = files(), []
 
-    def in_tasks(job, directory, resources):
-        with batches._exchange(job, directory) as (shared, exchange):
-            missing = batches._missing(job, directory)
+    def in_tasks(job, directory, resources, make, kept):
+        with tasks.exchange_for(job, directory) as (shared, exchange):
+            missing = tasks.missing_files(job, directory)
             for first in range(resources.generate_workers):
-                tasks.append(missing[first :: resources.generate_workers])
-                batches._generate_in_task(shared, exchange, tasks[-1], resources)
+                shares.append(missing[first :: resources.generate_workers])
+                tasks.generate_in_task(shared, exchange, shares[-1], resources, make, kept)
 
-    monkeypatch.setattr(batches, "_generate_on_ray", in_tasks)
+    monkeypatch.setattr(tasks, "_generate_on_ray", in_tasks)
     two = tiny_parts["resources"].model_copy(update={"generate_workers": 2})
     run(tiny_parts | {"resources": two})
-    assert len(tasks) > 2
-    assert all(tasks[:2]), "both tasks have batches"
+    assert len(shares) > 2
+    assert all(shares[:2]), "both tasks have batches"
     assert files() == expected

@@ -24,7 +24,7 @@ from srpo_core.models import encode_image_batches
 from srpo_core.models.embeddings import read_embeddings, read_latents
 from srpo_core.preflight.data_needs import require_data
 from srpo_core.runtime.dvc_yaml import argument_name, read_stages
-from srpo_core.stages import check_reward, embed, ingest, train
+from srpo_core.stages import check_reward, embed, ingest, rollouts, train
 from srpo_core.training.worker import Worker
 from srpo_core.workspace import data_versions
 from srpo_core.workspace.data_settings import next_command
@@ -103,7 +103,12 @@ def train_here(settings, monkeypatch):
     """Run the stages up to training; the one worker runs in this process."""
     require_data(settings)
     Path(PARAMS_FILE).write_text(format_yaml(settings.model_dump(mode="json")), encoding="utf-8")
-    for stage, name in ((ingest, "ingest"), (embed, "embed"), (check_reward, "check_reward")):
+    for stage, name in (
+        (ingest, "ingest"),
+        (embed, "embed"),
+        (rollouts, "rollouts"),
+        (check_reward, "check_reward"),
+    ):
         run(stage, name, settings)
     monkeypatch.setattr(
         train, "fit", lambda job: Worker(job, rank=0, world=1, device=torch.device("cpu")).run()

@@ -40,7 +40,7 @@ def whole_batch(worker, dtype, real=()):
         batch,
         condition=batch.condition.to(dtype),
         noise=batch.noise.to(dtype),
-        real={place: images[place] for place in real},
+        given={place: images[place] for place in real},
     )
 
 
@@ -80,8 +80,8 @@ def test_a_part_of_a_batch_keeps_the_draws_and_the_real_images_of_its_samples(wo
     assert part.prompts == whole.prompts[2:5]
     assert torch.equal(part.noise, whole.noise[2:5])
     assert part.draws.integers(("midpoint", 0), 5, 995) == whole.draws.integers(("midpoint", 0), 5, 995)[2:5]
-    assert list(part.real) == [1]
-    assert torch.equal(part.real[1], whole.real[3])
+    assert list(part.given) == [1]
+    assert torch.equal(part.given[1], whole.given[3])
     for name, tensor in whole.condition.tensors.items():
         assert torch.equal(part.condition.tensors[name], tensor[2:5])
 

@@ -132,10 +132,10 @@ def test_hybrid_chooses_real_images_per_sample_independently_of_the_number_of_wo
     for one in workers:
         one.job, one.prompts = mixed, replace(one.prompts, real=latents)
     whole, *parts = [one.batch(1) for one in workers]
-    assert 10 < len(whole.real) < 30
+    assert 10 < len(whole.given) < 30
     for rank, part in enumerate(parts):
-        assert {2 * place + rank for place in part.real} == {p for p in whole.real if p % 2 == rank}
-    for place, image in whole.real.items():
+        assert {2 * place + rank for place in part.given} == {p for p in whole.given if p % 2 == rank}
+    for place, image in whole.given.items():
         assert workers[0].prompts.texts[int(image[0, 0])] == whole.prompts[place]
 
 
