@@ -30,6 +30,7 @@ class Tab:
 
     def __init__(self, socket: Any) -> None:
         self.socket, self.numbers = socket, itertools.count(1)
+        self.events: list[dict[str, Any]] = []  # of the domains that are enabled, such as Network
 
     def call(self, method: str, **parameters: Any) -> Any:
         """Call a method of the protocol and return its result."""
@@ -40,6 +41,7 @@ class Tab:
             if answer.get("id") == number:
                 assert "error" not in answer, answer
                 return answer["result"]
+            self.events.append(answer)
 
     def run(self, script: str) -> Any:
         """Evaluate a script in the page and return its value."""
@@ -66,9 +68,10 @@ class Tab:
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def press(self, key: str, code: int) -> None:
-        """Press and release a key."""
-        for kind in ("rawKeyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+        """Press and release a key. Enter activates what has the focus, as on a keyboard."""
+        down = {"type": "keyDown", "text": "\r"} if key == "Enter" else {"type": "rawKeyDown"}
+        for kind in (down, {"type": "keyUp"}):
+            self.call("Input.dispatchKeyEvent", key=key, code=key, windowsVirtualKeyCode=code, **kind)
 
     def type(self, text: str) -> None:
         """Type a text into the element that has the focus."""

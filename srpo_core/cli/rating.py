@@ -1,5 +1,6 @@
 """Commands for blind ratings by people: serve or export a task, import answers, count them, finish."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 PANEL: Final = "Ratings by people"
 DEFAULT: Final = "start"
-EFFECTS: Final = {"paired": 0.15, "levels": 0.2}
+EFFECTS: Final = {"paired": 0.2, "levels": 0.3}
 LOOPBACK: Final = "127.0.0.1"
 
 rate_app = typer.Typer(
@@ -54,11 +55,11 @@ def start(  # noqa: PLR0913, PLR0917  # the options of the command
             min=0,
             max=1,
             help="Effect to show: how far the win rate is above 1/2, or the share of excellent images above "
-            "the other model's; default: 0.15 or 0.2.",
+            "the other model's; default: 0.2 or 0.3.",
         ),
     ] = None,
     power: Annotated[float, typer.Option(min=0, max=1, help="Chance to show it if it is there.")] = 0.8,
-    raters: Annotated[int, typer.Option(min=2, help="Number of raters; each rates all items.")] = 3,
+    raters: Annotated[int, typer.Option(min=2, help="Number of raters; each rates all items.")] = 5,
     host: Annotated[
         str,
         typer.Option(help="Address to listen at; beyond loopback, the page asks for the servers' secret."),
@@ -197,10 +198,13 @@ def _prepare(
     from srpo_core.rating.task_images import choices, make_images, weights_digest
 
     protocol, effect, power, raters = planned
+    resolved = [_resolve(one) for one in (model, *against)]
+    transformers = dict(resolved)
+    if len(transformers) < len(resolved):
+        raise errors.ConfigError(
+            f"{model} {' '.join(against)}: a model is compared with itself; give others with --against"
+        )
     plan = plan_items(protocol, effect, power=power, raters=raters)
-    transformers = dict(_resolve(one) for one in (model, *against))
-    if len(transformers) < 1 + len(set(against)):
-        raise errors.ConfigError(f"{model} is compared with itself: give another model with --against")
     digests = {name: weights_digest(settings, path) for name, path in transformers.items()}
     candidate = next(iter(transformers))
     task = write_task(
@@ -234,7 +238,8 @@ def _resolve(reference: str) -> tuple[str, Path | None]:
     if reference == artifacts.BASE:
         return reference, None
     if _is_checkpoint(reference):
-        return reference.rstrip("/"), Path(reference)
+        path = os.path.normpath(reference)
+        return path, Path(path)
     version = resolve(open_store(), reference)
     return version, champion_transformer(version)
 
@@ -245,7 +250,7 @@ def _is_checkpoint(reference: str) -> bool:
 
 def _serve(task: "Task", host: str, port: int | None, *, is_private: bool) -> None:
     from srpo_core.rating.finishing import answers_of_task
-    from srpo_core.rating.server import Session, bind, create_app, serve
+    from srpo_core.rating.server import Session, bind, create_app, make_server
 
     answers = answers_of_task(task)
     if answers.closed() is not None:
@@ -260,7 +265,7 @@ def _serve(task: "Task", host: str, port: int | None, *, is_private: bool) -> No
 
             typer.echo(f"secret  cat {shortest(secret_file(artifacts.home()))} (the page asks for it once)")
         typer.echo("end     Ctrl-C; the same command resumes")
-        serve(app, opened)
+        make_server(app).run(sockets=[opened])
 
 
 def _secret() -> str:

@@ -14,7 +14,7 @@ from typing import Any, Final
 from srpo_core.rating.records import PAIRED
 
 _QUESTIONS: Final = {
-    "text_alignment": "Does the image show what the text says?",
+    "text_alignment": "Does it show what the text says?",
     "realism": "How realistic and well made is it?",
     "aesthetics": "How beautiful is it?",
     "overall": "Overall",

@@ -24,6 +24,7 @@ from srpo_core.rating.records import dimensions_of
 from srpo_core.rating.task import Item, Task
 
 if TYPE_CHECKING:
+    import uvicorn
     from fastapi import FastAPI, Request, Response
 
 LOOPBACK: Final = "127.0.0.1"
@@ -208,14 +209,14 @@ def is_loopback(host: str) -> bool:
         raise ConfigError(f"--host {host}: give an IP address of this machine, such as 0.0.0.0") from None
 
 
-def serve(app: "FastAPI", opened: socket.socket) -> None:
-    """Serve until the process is interrupted."""
+def make_server(app: "FastAPI") -> "uvicorn.Server":
+    """Return the server of an application; its log has errors alone, and no addresses."""
     import uvicorn
 
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=2
     )
-    uvicorn.Server(config).run(sockets=[opened])
+    return uvicorn.Server(config)
 
 
 def _knows(header: str, secret: str) -> bool:
