@@ -20,6 +20,8 @@ STYLE, SUBJECT, DIVERSITY = "judge_wanted", "judge_top1", "diversity"
 SUBJECT_KEPT: Final = -0.05
 # the gain of a cheaper method is equal if it is not lower than the reference method's by this much
 MARGIN: Final = 0.03
+# with fewer, the interval hardly contains what differs between seeds
+SEEDS_NEEDED: Final = 5
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,15 @@ class Comparison:
 
     @property
     def not_inferior(self) -> bool:
-        """Whether the interval ends above -`MARGIN`: the gain is equal, or higher."""
-        return self.difference.low > -MARGIN
+        """Whether the interval ends above -`MARGIN` with enough seeds: the gain is equal, or higher."""
+        return self.seeds >= SEEDS_NEEDED and self.difference.low > -MARGIN
+
+    @property
+    def verdict(self) -> str:
+        """Whether the gain is shown to be equal, in the words of the table."""
+        if self.seeds < SEEDS_NEEDED:
+            return f"needs {SEEDS_NEEDED} seeds"
+        return "yes" if self.not_inferior else "not shown"
 
 
 def read_curves(path: Path, costs: Costs) -> dict[str, list[Curve]]:

@@ -108,8 +108,9 @@ def table_of_equal_gain(curves: Sequence[Curve], step: int) -> list[str]:
         found = None if curve is reference else non_inferiority(curve, reference, step)
         if found is not None:
             share = curve.seconds_at(step) / reference.seconds_at(step)
-            verdict = "yes" if found.not_inferior else "not shown"
-            rows.append([curve.method, str(found.seeds), f"{share:.2f}", str(found.difference), verdict])
+            rows.append(
+                [curve.method, str(found.seeds), f"{share:.2f}", str(found.difference), found.verdict]
+            )
     titles = ["method", "seeds", "share of the CPU s", f"style beside {REFERENCE}"]
     return _markdown([*titles, f"equal: not lower by {MARGIN}"], rows)
 

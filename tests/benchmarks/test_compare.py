@@ -128,7 +128,7 @@ def test_the_tables_have_a_row_for_each_method_and_say_which_training_was_too_sh
     rows = [line for line in lines if line.startswith(("| SRPO online", "| cheap"))]
     assert len(rows) == 7, "the reference is not compared with itself"
     assert "+0.300 (+0.300 to +0.300)" in rows[0]
-    assert rows[6] == "| cheap | 3 | 0.20 | -0.200 (-0.200 to -0.200) | not shown |"
+    assert rows[6] == "| cheap | 3 | 0.20 | -0.200 (-0.200 to -0.200) | needs 5 seeds |"
     assert "its training ends after 6 CPU s" in rows[3]
 
 

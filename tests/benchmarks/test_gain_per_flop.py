@@ -135,10 +135,14 @@ def test_methods_are_ranked_by_style_per_flop(gains, curves, contenders, costs, 
 def test_a_gain_is_equal_if_its_interval_beside_the_reference_ends_above_the_margin(curves, contenders):
     reference = curve(curves, contenders.REFERENCE, 0.3, seeds=range(5))
     equal = curves.non_inferiority(curve(curves, "a", 0.29, seeds=range(5)), reference, 20)
-    assert (equal.seeds, equal.not_inferior) == (5, True)
+    assert (equal.seeds, equal.not_inferior, equal.verdict) == (5, True, "yes")
     assert equal.difference.value == pytest.approx(-0.02)
     lower = curves.non_inferiority(curve(curves, "a", 0.28, seeds=range(5)), reference, 20)
-    assert not lower.not_inferior
+    assert (lower.not_inferior, lower.verdict) == (False, "not shown")
+    few = curves.non_inferiority(curve(curves, "a", 0.31, seeds=range(4)), reference, 20)
+    assert (few.not_inferior, few.verdict) == (False, "needs 5 seeds"), (
+        "although the interval is above the margin"
+    )
     uncertain = curves.non_inferiority(curve(curves, "a", 0.3, seeds=range(5), noise=0.2), reference, 20)
     assert not uncertain.not_inferior, "an equal mean proves nothing where the interval is wide"
 
