@@ -31,7 +31,7 @@ from contenders import BASE, CONTENDERS, PAIRS, named, settings_of
 from prepared import ROOT, prepare, run_stage
 
 from srpo_core import artifacts
-from srpo_core.config import PARAMS_FILE, Settings, patched, read_values
+from srpo_core.config import PARAMS_FILE, Settings, TrainSettings, patched, read_values
 
 METRICS: Final = (
     "judge_wanted",
@@ -173,22 +173,32 @@ def measured_rows(model: Any, settings: Settings, *, step: int) -> list[dict[str
 
 
 def prepared(cell: Cell, work: Path) -> Path:
-    """Return the directory with the embeddings of the cell's seed and source of images."""
-    settings = cell.settings()
-    return work / f"prepared/{settings.train.rollout.source}-{settings.train.steps}-{cell.seed}"
+    """Return the directory with the embeddings, and the cached pairs, of the cell's seed and source of images."""
+    train = cell.settings().train
+    made = f"-{train.rollout.num_inference_steps}-{train.rollout.solver}" if _is_cached(train) else ""
+    return work / f"prepared/{train.rollout.source}{made}-{train.steps}-{cell.seed}"
 
 
 def prepare_cell(cell: Cell, work: Path) -> None:
-    """Run ingest and embed for a cell, unless another one has needed the same."""
+    """Run ingest, embed and, for cached pairs, rollouts for a cell, unless another one has needed the same."""
     values, settings = read_values(ROOT / PARAMS_FILE), cell.settings()
-    source = settings.train.rollout.source
-    train = {"steps": settings.train.steps, "rollout": {"source": source}}
-    changed = patched(values, {"seed": cell.seed, "train": train})
-    data, own = work / f"prepared/data-{source}", prepared(cell, work)
-    prepare(data, changed, {})  # ingest keeps the images that training reads
+    rollout = settings.train.rollout
+    # ingest keeps the images that training reads, and cached pairs need none
+    stored = "online" if _is_cached(settings.train) else rollout.source
+    own, data = prepared(cell, work), work / f"prepared/data-{stored}"
+    sampler = {name: getattr(rollout, name) for name in ("source", "num_inference_steps", "solver")}
+    train = {"steps": settings.train.steps, "rollout": sampler}
+    prepare(data, patched(values, {"seed": cell.seed, "train": {"rollout": {"source": stored}}}), {})
     run_stage(data, "ingest")
+    changed = patched(values, {"seed": cell.seed, "train": train})
     prepare(own, changed, {"runs/ingest": data / "runs/ingest"})
     run_stage(own, "embed")
+    if _is_cached(settings.train):
+        run_stage(own, "rollouts")
+
+
+def _is_cached(train: TrainSettings) -> bool:
+    return train.rollout.source == "cached"
 
 
 def is_finished(cell: Cell, work: Path) -> bool:

@@ -16,6 +16,8 @@ WANTED: Final = {"reward_text": "wanted"}
 OFFLINE: Final = {"source": "offline"}
 FEW: Final = {"num_inference_steps": 4}
 FEW_AB2: Final = {**FEW, "solver": "ab2"}
+CACHED: Final = {"source": "cached"}
+ONE_BRANCH: Final = {"branches": ["inversion"]}
 GRPO_RATE: Final = {"learning_rate": 1.0e-4}
 
 
@@ -41,6 +43,14 @@ CONTENDERS: Final = (
     Contender("SRPO offline", {"method": "srpo", "rollout": OFFLINE}),
     Contender("SRPO, 4 rollout steps", {"method": "srpo", "rollout": FEW}),
     Contender("SRPO, 4 steps ab2", {"method": "srpo", "rollout": FEW_AB2}, seeds=5),
+    Contender("SRPO, cached", {"method": "srpo", "rollout": CACHED}, seeds=5),
+    Contender("SRPO, cached by 4 steps", {"method": "srpo", "rollout": {**CACHED, **FEW_AB2}}, seeds=5),
+    # half the trained calls: the cheapest line
+    Contender(
+        "SRPO, cached by 4 steps, inversion alone",
+        {"method": "srpo", "rollout": {**CACHED, **FEW_AB2}, "direct_align": ONE_BRANCH},
+        seeds=5,
+    ),
     Contender("Direct-Align", {"method": "direct_align", **WANTED}),
     Contender("ReFL", {"method": "refl", **WANTED}),
     Contender("DRaFT-LV", {"method": "draft_lv", **WANTED}),

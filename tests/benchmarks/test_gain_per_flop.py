@@ -159,20 +159,18 @@ def test_gains_are_compared_over_the_seeds_that_both_methods_have(curves, conten
 
 
 @pytest.mark.nightly  # trains and measures for two CPU minutes
-def test_srpo_gains_more_style_than_refl_and_direct_align(tmp_path, curves, costs, contenders):
-    """The order that the comparison has found for all seeds, after ten steps and with two seeds."""
-    methods = (contenders.REFERENCE, "ReFL", "Direct-Align")
+def test_srpo_gains_more_style_than_direct_align(tmp_path, curves, costs, contenders):
+    """The order of the comparison, +.133 to +.041 after ten steps with two seeds: -.092, of -.144 to -.047."""
+    methods = (contenders.REFERENCE, "Direct-Align")
     words = ["--pairs", "ink_over_3d", "--seeds", "2", "--steps", "10", "--every", "10", "--jobs", "1"]
     places = ["--work", str(tmp_path / "work"), "--rows", str(tmp_path / "rows.parquet")]
     command = [sys.executable, str(ROOT / "benchmarks/compare.py"), "--methods", *methods, *words, *places]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     found = curves.read_curves(tmp_path / "rows.parquet", known(costs, **dict.fromkeys(methods, 1.0)))
     by_name = {one.method: one for one in found["ink_over_3d"]}
-    srpo = by_name[contenders.REFERENCE]
-    for method in ("ReFL", "Direct-Align"):
-        beside = curves.non_inferiority(by_name[method], srpo, 10)
-        assert beside.seeds == 2
-        assert beside.difference.high < 0, method
+    beside = curves.non_inferiority(by_name["Direct-Align"], by_name[contenders.REFERENCE], 10)
+    assert beside.seeds == 2
+    assert beside.difference.high < 0
 
 
 @pytest.mark.nightly  # trains and measures: two minutes
