@@ -212,6 +212,11 @@ def _prepare(
     )
     typer.echo(f"task    {task.id} in {shortest(task.directory)}")
     typer.echo(f"plan    {_describe(plan, task)}")
+    if len(task.planned.prompts) < plan.prompts:
+        typer.echo(
+            f"note    the plan is of {plan.prompts} prompts, and there are {len(task.planned.prompts)}: images of one prompt "
+            "depend on each other, so the chance is lower"
+        )
     checkpoints = {name for name, path in transformers.items() if path is not None and _is_checkpoint(name)}
     make_images(task, transformers, settings, keep=[name for name in transformers if name not in checkpoints])
     return task

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 import urllib.request
 from collections import Counter
@@ -13,15 +14,20 @@ from pathlib import Path
 
 import pytest
 from chromium import needs_chromium, opened_tab
-from rating_tasks import make_task
-from simulated_raters import SimulatedRater
+from rating_tasks import draw as drawn
+from rating_tasks import make_plan, make_task
+from simulated_raters import KEYS, SimulatedRater
 
 from srpo_core.rating.exporting import export_page, import_answers
 from srpo_core.rating.finishing import answers_of_task, finish, to_ratings
 from srpo_core.rating.presentation import draw, ordered
 from srpo_core.rating.server import Session, bind, create_app, make_server
-from srpo_core.rating.task import find_task
+from srpo_core.rating.task import NOISE, Choice, find_task, plan_contents, write_task
+from srpo_core.rating.task_images import to_webp
 
+HPD = Path(__file__).resolve().parents[2] / "assets/tiny/hpd"
+# absolute before a test changes the working directory
+SCREENSHOTS = Path(os.environ["SCREENSHOTS"]).absolute() if os.environ.get("SCREENSHOTS") else None
 pytestmark = [pytest.mark.browser, needs_chromium]
 
 SERVE = """
@@ -72,12 +78,6 @@ def text_of(tab):
     return tab.run("document.body.innerText")
 
 
-def save(tab, name, tmp_path):
-    """Save a screenshot as docs/rating.md shows it: `SCREENSHOTS=docs pytest tests/rating/test_browser.py`."""
-    folder = Path(os.environ.get("SCREENSHOTS") or tmp_path)
-    tab.screenshot().quantize(128).save(folder / f"{name}.png", optimize=True)
-
-
 def require_meant(rater, ratings, task):
     """Require that each stored answer is the one that this rater meant, of the models whose pixels were in sight."""
     own = [one for one in ratings if one.rater == rater.name]
@@ -108,7 +108,6 @@ def test_a_rater_answers_all_pairs_by_mouse_and_each_answer_is_of_the_model_in_s
         rater = SimulatedRater(tab, "ada", seed=1)
         rater.open(address)
         rater.rate(3)
-        save(tab, "rating_pair", tmp_path)
         rater.rate()
         assert "Thank you" in text_of(tab)
         urls = [
@@ -135,7 +134,6 @@ def test_levels_are_graded_by_keyboard_in_four_respects(tmp_path):
         tab.press("1", 49)
         tab.press("2", 50)
         tab.wait("document.querySelectorAll('[aria-pressed=true]').length === 2")
-        save(tab, "rating_levels", tmp_path)
         assert tab.run("document.querySelector('fieldset.current').id") == "question-aesthetics"
         tab.press("u", 85)
         tab.press("u", 85)
@@ -295,7 +293,6 @@ def test_the_page_fits_a_telephone_of_400_pixels(tmp_path, protocol, scheme):
             "[...document.querySelectorAll('#images img')].map((one) => one.getBoundingClientRect().width)"
         )
         assert all(width > 180 for width in before)
-        save(tab, f"rating_{protocol}_{scheme}_400", tmp_path)
         x, y, _ = tab.centre_of("[data-answer]")
         for _ in range(1 if protocol == "paired" else 4):
             tab.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
@@ -411,3 +408,58 @@ def test_a_page_of_another_site_cannot_read_or_frame_the_task(tmp_path):
         tab.wait("document.title === 'refused'")
         with urllib.request.urlopen(address) as response:
             assert response.headers["x-frame-options"] == "DENY"
+
+
+def hpd_task(protocol):
+    """Make a task of drawn subjects: the first and the second image of each of eight test prompts, as two models'."""
+    records = {one["prompt"]: one["image_path"] for one in json.loads((HPD / "test.json").read_text())}
+    prompts = list(records)[::5]
+    plan = make_plan(protocol, prompts=len(prompts), repeats=1, checks=2)
+    choice = Choice(prompts, ["x"] * len(prompts), 1)
+    task = write_task(plan_contents(plan, choice, {"new": "1", "base": "2"}, candidate="new", seed=0))
+    (task.directory / "images").mkdir()
+    with tarfile.open(HPD / "test.tar") as tar:
+        files = {Path(one.name).name: one for one in tar.getmembers()}
+        for name, picture in task.pictures.items():
+            if picture.model == NOISE:
+                content = to_webp(drawn(task, picture))
+            else:
+                path = records[task.planned.prompts[picture.prompt]][picture.model == "base"]
+                content = tar.extractfile(files[Path(path).name]).read()
+            (task.directory / "images" / name).write_bytes(content)
+    return task
+
+
+@pytest.mark.parametrize(("protocol", "width", "height"), [("paired", 900, 700), ("levels", 400, 760)])
+def test_a_task_of_real_images_is_shown_whole(tmp_path, protocol, width, height):
+    """It writes the screenshots of docs/rating.md: `SCREENSHOTS=docs pytest tests/rating/test_browser.py -k real_images`."""
+    task = hpd_task(protocol)
+    with served(task) as address, opened_tab(tmp_path / "chromium") as tab:
+        tab.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+        tab.open(f"{address}?rater=ada")
+        rater = SimulatedRater(tab, "ada", seed=1, clicks=False)
+        rater.state()
+        shown = next(
+            place
+            for place, item in enumerate(ordered(task.items.values(), 0, "ada"))
+            if place > 1 and item.kind == "plain"
+        )
+        for place in range(shown):
+            for _ in range(1 if protocol == "paired" else 4):
+                tab.press(*KEYS["tie" if protocol == "paired" else "good"])
+            assert rater.state(f"{place} of {len(task.items)}") == f"{place + 1} of {len(task.items)}"
+        if protocol == "levels":
+            tab.press(*KEYS["excellent"])
+            tab.press(*KEYS["good"])
+            tab.wait("document.querySelectorAll('[aria-pressed=true]').length === 2")
+        widths = tab.run("[...document.querySelectorAll('#images img')].map((one) => one.naturalWidth)")
+        assert widths == [64] * (2 if protocol == "paired" else 1)
+        assert tab.run("document.documentElement.scrollHeight") <= height
+        folder = SCREENSHOTS or tmp_path
+        tab.screenshot().quantize(256).save(folder / f"rating_{protocol}.png", optimize=True)
