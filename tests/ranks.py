@@ -103,9 +103,10 @@ def inputs_in_double():
     """
     import torch
 
-    from srpo_core.training import batch, samples, worker
+    from srpo_core.training import batch, refresh, samples, worker
 
     read, noise, load = batch.read_embeddings, batch.keyed_noise, worker._load_model
+    of_pair = batch.pair_noise
 
     def load_double(*arguments):
         model = load(*arguments)
@@ -120,6 +121,7 @@ def inputs_in_double():
     worker._load_model = load_double
     batch.read_embeddings = read_double
     batch.keyed_noise = samples.keyed_noise = lambda *key: noise(*key).double()
+    batch.pair_noise = refresh.pair_noise = lambda *key: of_pair(*key).double()
     torch.Tensor.float = torch.Tensor.double
 
 

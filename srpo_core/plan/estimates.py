@@ -11,7 +11,7 @@ from srpo_core.plan.host_memory import host_memory_by_stage
 from srpo_core.plan.images import Generated, generated, watched
 from srpo_core.plan.memory import STEP, Parts, memory_by_stage, state_of_training
 from srpo_core.plan.spending import Spent, spending
-from srpo_core.plan.step import compute_seconds, flops_of_a_step
+from srpo_core.plan.step import compute_seconds, flops_of_a_step, flops_of_the_pairs, flops_of_the_steps
 from srpo_core.plan.traffic import traffic_of_a_step, traffic_seconds
 
 
@@ -80,6 +80,16 @@ class Plan:
     def flops(self) -> Mapping[str, float]:
         """FLOPs of one step by phase."""
         return flops_of_a_step(self.case)
+
+    @property
+    def flops_of_later_runs(self) -> float:
+        """FLOPs of all steps on all devices, which is what a run needs for training if the pairs of cached rollouts exist."""
+        return flops_of_the_steps(self.case)
+
+    @property
+    def flops_of_first_run(self) -> float:
+        """FLOPs of all steps and of the stage rollouts, on all devices."""
+        return flops_of_the_steps(self.case) + flops_of_the_pairs(self.case)
 
     @property
     def traffic(self) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from srpo_core.plan.case import Case
 from srpo_core.plan.memory import Parts, adapter_bytes, scorers_of
+from srpo_core.plan.rollouts import num_pairs
 from srpo_core.weights.shards import PORTION
 
 
@@ -16,6 +17,7 @@ def host_memory_by_stage(case: Case) -> Mapping[str, Parts]:
     """
     return {
         "embed": {"text encoders": 4.0 * case.sizes.encoders},
+        **({"rollouts": _rollouts(case)} if num_pairs(case.settings.train) else {}),
         "train: loading": _loading(case),
         "train: export": _export(case),
         "select": _generating(case, "select"),
@@ -45,6 +47,14 @@ def _export(case: Case) -> Parts:
     if case.settings.train.tune == "lora":
         return {"adapters": 4.0 * case.sizes.trained}
     return {"portion of the weights": float(PORTION)}
+
+
+def _rollouts(case: Case) -> Parts:
+    """The base generates as in `_generating`, and nothing measures the images."""
+    width, vae = 2.0 if case.half else 4.0, {"VAE": 4.0 * case.sizes.vae}
+    if case.settings.resources.offload:
+        return _peak(case, stays={"base": width * _offloaded(case)}, moved=vae, processes=_processes(case))
+    return _peak(case, moved={**vae, "base": width * case.base}, processes=_processes(case))
 
 
 def _generating(case: Case, stage: str) -> Parts:

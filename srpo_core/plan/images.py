@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from srpo_core.plan.case import Case
+from srpo_core.plan.rollouts import num_pairs
 from srpo_core.plan.traffic import gathers_of, seconds_of_a_gather
 from srpo_core.training.steps import checkpoint_steps
 
@@ -26,12 +27,26 @@ def flops_of_a_call(case: Case) -> float:
 def seconds_of_an_image(case: Case) -> float:
     """Time to generate an image of select, evaluate or quantize on one device, in batches."""
     generate, cluster = case.settings.generate, case.cluster
-    call = cluster.seconds(flops_of_a_call(case), half=generate.autocast)
-    if case.settings.resources.offload:  # each call of a batch copies all weights, while it computes
-        width = 2 if generate.autocast else 4
-        call = max(call, width * case.base / cluster.host / generate.batch_size)
     decode = cluster.seconds(case.counts.decode[generate.autocast].flops, half=generate.autocast)
-    return generate.num_inference_steps * call + decode
+    return generate.num_inference_steps * _seconds_of_a_call(case, half=generate.autocast) + decode
+
+
+def _seconds_of_a_call(case: Case, *, half: bool) -> float:
+    """Time of one step of an image outside of training, in batches."""
+    cluster = case.cluster
+    call = cluster.seconds(flops_of_a_call(case), half=half)
+    if case.settings.resources.offload:  # each call of a batch copies all weights, while it computes
+        width = 2 if half else 4
+        call = max(call, width * case.base / cluster.host / case.settings.generate.batch_size)
+    return call
+
+
+def pairs(case: Case) -> Generated:
+    """The pairs that the stage rollouts generates if no earlier run had them, in the precision of training."""
+    train, settings = case.settings.train, case.settings
+    devices, count = min(settings.resources.generate_workers, case.cluster.gpus), num_pairs(train)
+    seconds = train.rollout.num_inference_steps * _seconds_of_a_call(case, half=case.half)
+    return Generated(count, devices, math.ceil(count / devices) * seconds / 3600)
 
 
 def samples(case: Case) -> Generated:

@@ -8,6 +8,7 @@ from typing import Final
 from srpo_core.config import ScorerSettings, Settings, TrainSettings
 from srpo_core.fidelity.format_images import PROOF_PROMPTS
 from srpo_core.plan.case import Case
+from srpo_core.plan.rollouts import num_pairs, rolled_out_share
 
 Parts = Mapping[str, float]  # bytes by part
 
@@ -34,8 +35,15 @@ def memory_by_stage(case: Case) -> Mapping[str, Parts]:
     proof = PROOF_PROMPTS * counts.velocity[False].peak
     whole = {"parameters": on_device(case, half=generate.autocast)}
     compared = {**whole, "adapters": adapter_bytes(case)}
+    pairs: dict[str, Parts] = {}
+    if num_pairs(train):
+        made = generate.batch_size * counts.velocity[case.half].peak
+        pairs["rollouts"] = _generating(
+            case, made, {"parameters": on_device(case, half=case.half)}, scorers=0
+        )
     return {
         "embed": _parts(case, counts.encode.peak, {"text encoders": 4.0 * case.sizes.encoders}),
+        **pairs,
         "check_reward": _parts(case, counts.score.peak, {"scorers": 4.0 * case.sizes.reward}),
         STEP: memory_of_a_step(case),
         **training,
@@ -93,10 +101,11 @@ def memory_of_a_step(case: Case) -> Parts:
         else (kept_gathered(case), counted.peak_scored, {})
     )
     moments: list[tuple[float, int, Mapping[str, int]]] = [
-        (gathered_to_generate(case), counted.peak_rollout, {}),
         scored,
         (gathered_bytes(case), counted.peak_after, transformer),  # decoder and reward are done
     ]
+    if rolled_out_share(case.settings.train):
+        moments.insert(0, (gathered_to_generate(case), counted.peak_rollout, {}))
     gathered, peak, kept = max(moments, key=lambda moment: moment[0] + moment[1])
     return {
         **state_of_training(case),

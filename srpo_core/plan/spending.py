@@ -10,9 +10,10 @@ from math import ceil
 
 from srpo_core.fidelity.format_images import PROOF_PROMPTS
 from srpo_core.plan.case import Case
-from srpo_core.plan.images import Generated, generated, num_models, samples, watched
+from srpo_core.plan.images import Generated, generated, num_models, pairs, samples, watched
 from srpo_core.plan.loading import bytes_loaded, bytes_of_checkpoint
 from srpo_core.plan.memory import bytes_of_moments, scorers_of
+from srpo_core.plan.rollouts import num_pairs, num_prompts
 from srpo_core.plan.step import compute_seconds
 from srpo_core.plan.traffic import traffic_seconds
 from srpo_core.preflight.disk import bytes_of_formats
@@ -32,7 +33,7 @@ class Spent:
 
 def spending(case: Case) -> list[Spent]:
     """List what every stage spends time on, in the order of the pipeline."""
-    work = [*_embed(case), *_check_reward(case), *_train(case)]
+    work = [*_embed(case), *_rollouts(case), *_check_reward(case), *_train(case)]
     for stage in ("select", "evaluate"):
         work += _compare(case, stage)
     return [*work, *_quantize(case), *_publish(case)]
@@ -41,12 +42,28 @@ def spending(case: Case) -> list[Spent]:
 def _embed(case: Case) -> Iterator[Spent]:
     settings = case.settings
     early = settings.train.early_stop
-    prompts = settings.train.steps * settings.train.batch_size + settings.select.num_prompts
+    prompts = num_prompts(settings.train) + settings.select.num_prompts
     prompts += settings.evaluate.num_prompts + (0 if early is None else early.num_prompts)
     flops = case.counts.encode.flops / settings.resources.encode_batch_size
     yield _loading(case, "embed", 2 * case.sizes.encoders)
     seconds = prompts * case.cluster.seconds(flops, half=False)
     yield Spent("embed", "encoding", seconds, f"{prompts:,} prompts in float32")
+
+
+def _rollouts(case: Case) -> Iterator[Spent]:
+    if not num_pairs(case.settings.train):
+        return
+    files, made = 2 * (case.base + case.sizes.vae), pairs(case)
+    tasks = case.settings.resources.generate_workers
+    yield _hashing(case, "rollouts", files)
+    yield _loading(case, "rollouts", files, by=_by(tasks))
+    where = "one device" if made.devices == 1 else f"{made.devices} devices"
+    detail = f"{made.num_images:,} pairs on {where}, which later runs reuse"
+    yield Spent("rollouts", "generation", 3600 * made.hours, detail)
+
+
+def _by(tasks: int) -> str:
+    return f" by each of {tasks} tasks" if tasks > 1 else ""
 
 
 def _check_reward(case: Case) -> Iterator[Spent]:
@@ -80,15 +97,13 @@ def _compare(case: Case, stage: str) -> Iterator[Spent]:
     scorers = scorers_of(case.settings)[stage]
     if stage == "select":  # each file once per machine: a later stage finds the digests
         files = (
-            2 * (case.base + case.sizes.vae)
+            (0 if num_pairs(case.settings.train) else 2 * (case.base + case.sizes.vae))
             + scorers * case.scorer
             + (models - 1) * bytes_of_checkpoint(case)
         )
         yield _hashing(case, stage, files)
     tasks = case.settings.resources.generate_workers
-    yield _loading(
-        case, stage, bytes_loaded(case, stage), by=f" by each of {tasks} tasks" if tasks > 1 else ""
-    )
+    yield _loading(case, stage, bytes_loaded(case, stage), by=_by(tasks))
     of_base = made.num_images // models
     kept = f", {of_base:,} of them by the base, which later runs of the same seed reuse"
     if stage == "select":

@@ -15,9 +15,11 @@ from srpo_core.plan.making import make_plan
 from srpo_core.plan.memory import Parts
 from srpo_core.plan.presets import Preset
 from srpo_core.plan.remedies import changed, remedies
+from srpo_core.plan.rollouts import num_pairs
 from srpo_core.preflight.disk import bytes_of_run
 
-STAGES: Final = ("embed", "check_reward", "train", "select", "evaluate", "quantize")
+STAGES: Final = ("embed", "rollouts", "check_reward", "train", "select", "evaluate", "quantize")
+PETA: Final = 1e15
 JUDGING: Final = ("select", "evaluate")
 
 
@@ -29,6 +31,7 @@ def show(plan: Plan) -> Group:
         _hosts(plan),
         _verdict(plan),
         _work(plan),
+        _whole_work(plan),
         _step(plan),
         _time(plan),
         _disk(plan),
@@ -38,13 +41,15 @@ def show(plan: Plan) -> Group:
 
 def show_presets(planned: Sequence[tuple[Preset, Plan]]) -> Table:
     """Show peak memory by stage, time and cost of every preset on its hardware."""
+    peaks = [peaks_of_stages(plan) for _, plan in planned]
+    stages = [stage for stage in STAGES if any(stage in one for one in peaks)]
     table = _table(
         "\nPeak memory of one GPU by stage in GB, hours of the run, and its cost",
-        "profile", "GPUs", *STAGES, "fits", "training", "judging", "run", "cost",
+        "profile", "GPUs", *stages, "fits", "training", "judging", "run", "cost",
     )  # fmt: skip
-    for preset, plan in planned:
+    for (preset, plan), own in zip(planned, peaks, strict=True):
         cluster = plan.cluster
-        memory = (_short(peak) for peak in peaks_of_stages(plan).values())
+        memory = (_short(own[stage]) if stage in own else "" for stage in stages)
         hours = (plan.hours_of("train"), plan.hours_of(*JUDGING), plan.run_hours)
         table.add_row(
             preset.profile,
@@ -58,11 +63,12 @@ def show_presets(planned: Sequence[tuple[Preset, Plan]]) -> Table:
 
 
 def peaks_of_stages(plan: Plan) -> Mapping[str, float]:
-    """Return the highest peak of each stage, in bytes; training has several phases."""
-    return {
-        stage: max(peak for name, peak in plan.peaks.items() if name.partition(":")[0] == stage)
-        for stage in STAGES
-    }
+    """Return the highest peak of each stage that the run has, in bytes; training has several phases."""
+    found: dict[str, float] = {}
+    for name, peak in plan.peaks.items():
+        stage = name.partition(":")[0]
+        found[stage] = max(peak, found.get(stage, 0.0))
+    return {stage: found[stage] for stage in STAGES if stage in found}
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -129,6 +135,18 @@ def _work(plan: Plan) -> Table:
     for phase, flops in plan.flops.items():
         table.add_row(phase, f"{flops / TERA:.4g}", f"{100 * flops / every:.2f} %")
     table.add_row("[bold]all[/bold]", f"[bold]{every / TERA:.4g}[/bold]", "")
+    return table
+
+
+def _whole_work(plan: Plan) -> Table:
+    """All FLOPs of training, with and without the pairs of cached rollouts."""
+    table = _table("\nAll steps of all devices", "what", "PFLOP")
+    first, later = plan.flops_of_first_run / PETA, plan.flops_of_later_runs / PETA
+    if num_pairs(plan.settings.train):
+        table.add_row("first run, with the stage rollouts", f"{first:.4g}")
+        table.add_row("each later run, which finds all pairs", f"{later:.4g}")
+    else:
+        table.add_row("training", f"{later:.4g}")
     return table
 
 
@@ -210,7 +228,7 @@ def per_pair(plan: Plan) -> float:
 
 
 def alternatives(plan: Plan) -> Mapping[str, Plan]:
-    """Return the plan itself, and plans with several pairs per rollout, real images, and adapters.
+    """Return the plan itself, and plans with several pairs per rollout, real or cached images, and adapters.
 
     Settings that the method does not use are left out.
     """
@@ -220,8 +238,9 @@ def alternatives(plan: Plan) -> Mapping[str, Plan]:
         if other.case.cost_of_method != plan.case.cost_of_method:
             found[f"train.pairs_per_rollout={pairs}"] = other
     if METHODS[plan.settings.train.method].real_images:
-        rollout = plan.settings.train.rollout.model_copy(update={"source": "offline"})
-        found["train.rollout.source=offline"] = _recounted(plan, {"rollout": rollout})
+        for source in ("offline", "cached"):
+            rollout = plan.settings.train.rollout.model_copy(update={"source": source})
+            found[f"train.rollout.source={source}"] = _recounted(plan, {"rollout": rollout})
     if plan.settings.train.tune == "full":
         found["train.tune=lora"] = make_plan(
             changed(plan.settings, lambda train: train.model_copy(update={"tune": "lora"})), plan.cluster

@@ -1,7 +1,7 @@
 """Bytes that devices exchange in training."""
 
-from srpo_core.algorithm.rollout import real_share
 from srpo_core.plan.case import Case
+from srpo_core.plan.rollouts import rolled_out_share
 
 
 def traffic_of_a_step(case: Case) -> float:
@@ -22,8 +22,8 @@ def traffic_in_a_copy(case: Case) -> float:
         return 0.0
     cost = case.cost_of_method
     calls = cost.trained_calls // cost.images_per_call
-    rollouts = cost.rollout_calls // cost.images_per_rollout_call if real_share(train.rollout) < 1 else 0
-    gathers = gathers_of(case, rollouts) + 2 * calls + cost.recomputed_calls
+    rollouts = rolled_out_share(train) * gathers_of(case, cost.rollout_calls // cost.images_per_rollout_call)
+    gathers = rollouts + 2 * calls + cost.recomputed_calls
     each = (n - 1) / n * (gathers * case.gathered_width * sizes.all + calls * 4 * sizes.trained)
     return case.micro_batches * each
 

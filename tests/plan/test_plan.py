@@ -336,7 +336,7 @@ def test_the_state_is_16_bytes_per_parameter_divided_by_the_devices(gpus, gigaby
 
 @pytest.mark.parametrize(("name", "saved"), [
     ("train.pairs_per_rollout=2", 0.37), ("train.pairs_per_rollout=4", 0.55), ("train.pairs_per_rollout=8", 0.65),
-    ("train.rollout.source=offline", 0.74),
+    ("train.rollout.source=offline", 0.74), ("train.rollout.source=cached", 0.74),
 ])  # fmt: skip
 def test_savings_of_shared_rollouts_and_real_images_match_the_cost_model(name, saved):
     plan = flux_plan(train={"batch_size": 8, "tune": "lora"})  # with LoRA, so no variant needs a new count

@@ -2,9 +2,9 @@
 
 import shutil
 from dataclasses import replace
-from itertools import count
 
 import pytest
+import ranks
 import torch
 
 from srpo_core.algorithm import METHODS, method_of
@@ -19,6 +19,7 @@ from srpo_core.training.checkpoint import WEIGHTS, newest_checkpoint, open_check
 from srpo_core.training.job import REFRESHED
 from srpo_core.training.learner import adamw
 from srpo_core.training.refresh import begins_block, block_start
+from srpo_core.training.steps import checkpoint_steps
 from srpo_core.training.worker import Worker
 from srpo_core.weights.shards import read_whole
 
@@ -70,7 +71,7 @@ def worker(job, rank=0, world=1):
 
 
 def weights(job):
-    return read_whole(newest_checkpoint(job.state, count(2, 2)).location.path / WEIGHTS)
+    return read_whole(newest_checkpoint(job.state, checkpoint_steps(job.train)).location.path / WEIGHTS)
 
 
 def test_a_sample_starts_from_the_pair_of_its_prompt_and_the_epochs_use_the_pairs_in_turn(cached_job):
@@ -237,3 +238,20 @@ def test_images_from_which_no_checkpoint_resumes_are_removed(cached_job):
     worker(job).run()
     names = [name.removesuffix(".safetensors") for name in (job.state / REFRESHED).names()]
     assert names == ["000006", "000007", "000008", "000009"], "for a run that resumes after step 6 or 8"
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("shard", [True, False])
+def test_two_workers_learn_from_cached_and_newer_pairs_what_one_learns(cached_job, tmp_path, shard):
+    """Nine pairs are generated anew after three steps, so the second worker repeats one."""
+
+    def learned(name, world, **resources):
+        own = ranks.changed(refreshed(cached_job, 3), tmp_path, name, resources=resources, checkpoint_every=6)
+        ranks.train(own, world, double=True)
+        return weights(own)
+
+    alone = learned("alone", 1)
+    together = learned("together", 2, shard=shard, train_workers=2)
+    apart = max(float((together[name] - one).norm() / one.norm()) for name, one in alone.items())
+    print(f"largest relative difference of a tensor: {apart:.1e}")
+    assert apart < 1e-5
