@@ -5,9 +5,20 @@ from pathlib import Path
 
 import torch
 
-from srpo_core.artifacts import replacing
+from srpo_core.artifacts import replacing, write_json
 from srpo_core.rating.power import Plan
-from srpo_core.rating.task import IMAGES, NOISE, Choice, Task, plan_contents, write_task
+from srpo_core.rating.task import (
+    IMAGES,
+    NOISE,
+    TASK_FILE,
+    Choice,
+    Task,
+    TaskFile,
+    directory_of,
+    plan_contents,
+    task_id,
+    write_task,
+)
 from srpo_core.rating.task_images import to_webp
 
 PROMPTS = [f"subject {number}" for number in range(20)]
@@ -26,11 +37,19 @@ def make_plan(protocol="paired", *, prompts=6, repeats=2, checks=4, raters=2) ->
     return Plan(protocol, 0.3, 0.8, 0.95, raters, prompts, repeats, checks, 0.8, 1.0)
 
 
-def make_task(protocol="paired", *, models=("tiny-7", "base"), seed=0, samples=2, **size) -> Task:
-    """Write a task with its images to the home directory. size: see `make_plan`."""
+def make_task(
+    protocol="paired", *, models=("tiny-7", "base"), seed=0, samples=2, secret="of tests", **size
+) -> Task:
+    """Write a task with its images to the home directory. size: see `make_plan`.
+
+    secret: of the task, so that order and sides are the same in every run; None for a random one, as users have.
+    """
     choice = Choice(PROMPTS, STYLES, samples)
     digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in models}
     contents = plan_contents(make_plan(protocol, **size), choice, digests, candidate=models[0], seed=seed)
+    path = directory_of(task_id(contents)) / TASK_FILE
+    if secret is not None and not path.exists():
+        write_json(path, TaskFile(format=1, planned=contents, secret=secret).model_dump(mode="json"))
     task = write_task(contents)
     for name, picture in task.pictures.items():
         with replacing(task.directory / IMAGES / name) as partial:

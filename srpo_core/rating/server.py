@@ -6,6 +6,7 @@ have no name, time or tag of a file.
 
 import base64
 import ipaddress
+import logging
 import os
 import secrets
 import socket
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from srpo_core.errors import AnswerError, ConfigError
+from srpo_core.errors import AnswerError, ConfigError, SrpoError
 from srpo_core.rating.collected import Answer, Answers, now
 from srpo_core.rating.page import page_version, policy, render, shown_answers
 from srpo_core.rating.presentation import a_is_left, ordered
@@ -39,6 +40,8 @@ _HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 _MOST_BYTES: Final = 10_000  # of a request
+
+log = logging.getLogger(__name__)
 
 Pseudonym = Annotated[str, StringConstraints(pattern=PSEUDONYM)]
 
@@ -132,7 +135,10 @@ def create_app(session: Session, secret: str | None = None) -> "FastAPI":
     async def guard(request: "Request", call: "Callable[[Request], Awaitable[Response]]") -> Response:
         if secret is not None and not _knows(request.headers.get("authorization", ""), secret):
             return Response(status_code=401, headers={"WWW-Authenticate": 'Basic realm="srpo rate"'})
-        if int(request.headers.get("content-length", "0") or 0) > _MOST_BYTES:
+        length = request.headers.get("content-length", "")
+        if request.method != "GET" and not length:
+            return Response(status_code=411)  # its size is not known before it is read
+        if int(length or 0) > _MOST_BYTES:
             return Response(status_code=413)
         if not secrets.compare_digest(request.url.path[: len(root) + 1].encode(), f"{root}/".encode()):
             return Response(status_code=404)
@@ -144,6 +150,12 @@ def create_app(session: Session, secret: str | None = None) -> "FastAPI":
     @app.exception_handler(AnswerError)
     def refuse(_: "Request", error: Exception) -> JSONResponse:
         return JSONResponse({"detail": str(error)}, status_code=409)
+
+    @app.exception_handler(SrpoError)
+    def report(_: "Request", error: Exception) -> JSONResponse:
+        log.error("%s", error)
+        text = "The server has a fault, and your last answer is not saved: tell the person who gave you the link."
+        return JSONResponse({"detail": text}, status_code=500)
 
     @app.exception_handler(RequestValidationError)
     def refuse_form(_: "Request", error: RequestValidationError) -> JSONResponse:

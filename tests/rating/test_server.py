@@ -4,7 +4,6 @@ import base64
 import io
 import re
 from collections import defaultdict
-from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -171,8 +170,21 @@ def test_a_finished_task_says_so(task, client):
     )
 
 
-def test_a_large_request_is_not_read(client):
+def test_a_request_that_is_large_or_of_unknown_size_is_not_read(client):
     assert client.post("answer", content=b"x" * 20_000).status_code == 413
+    assert client.post("answer", content=iter([b"x"] * 3)).status_code == 411
+
+
+def test_a_fault_of_the_server_is_told_to_the_rater_without_paths_and_logged_in_one_line(
+    task, client, caplog
+):
+    (task.directory / "answers.sqlite").write_bytes(b"not a database" * 100)
+    response = client.post("answer", json=answer(next(iter(task.items))))
+    assert response.status_code == 500
+    assert response.json()["detail"].startswith("The server has a fault, and your last answer is not saved")
+    assert str(task.directory) not in response.text
+    (record,) = [one for one in caplog.records if one.name == "srpo_core.rating.server"]
+    assert "answers.sqlite cannot be read or written" in record.getMessage()
 
 
 @pytest.mark.parametrize("side", ["middle", "LEFT", "a", "first", "base"])
@@ -294,10 +306,10 @@ def test_a_server_takes_the_port_of_the_last_time_again_and_another_one_if_it_is
             bind("127.0.0.1", port, task.directory)
 
 
-def test_a_missing_image_is_an_error_of_the_server_and_no_other_image(task):
+def test_a_missing_image_is_a_fault_of_the_server_and_no_other_image(task, client):
     lost = next(iter(task.items.values()))
     for name in lost.files:
         (task.directory / "images" / name).unlink()
-    app = create_app(Session(replace(task), answers_of_task(task)))
-    client = TestClient(app, base_url=f"http://127.0.0.1/{task.token}/", raise_server_exceptions=False)
-    assert client.get(f"image/ada/{lost.id}/left").status_code == 500
+    response = client.get(f"image/ada/{lost.id}/left")
+    assert response.status_code == 500
+    assert response.headers["content-type"] == "application/json"

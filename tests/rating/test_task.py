@@ -117,9 +117,9 @@ def test_names_of_items_and_images_are_others_in_another_home_although_the_task_
     tmp_path, monkeypatch
 ):
     """They are keyed by a secret, so who knows code, settings and prompts cannot compute which image is whose."""
-    first = make_task()
+    first = make_task(secret=None)
     monkeypatch.setenv("SRPO_HOME", str(tmp_path / "other"))
-    second = make_task()
+    second = make_task(secret=None)
     assert first.id == second.id
     assert not set(first.items) & set(second.items)
     assert not set(first.pictures) & set(second.pictures)
