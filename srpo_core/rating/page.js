@@ -18,12 +18,15 @@ function ordered(all, seed, name) {
   return [...all].sort((a, b) => a.phase - b.phase || keys.get(a.item) - keys.get(b.item) || (a.item < b.item ? -1 : 1));
 }
 
+/* An address beside the page's, without the user and password that a link may have: fetch takes none. */
+const beside = (path) => new URL(path, location.origin + location.pathname).href;
+
 /* The page of a server: every answer is confirmed before the next item is shown. */
 const served = {
   async call(path, body) {
     let answer;
     try {
-      answer = await fetch(path, {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify({rater, ...body})});
+      answer = await fetch(beside(path), {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify({rater, ...body})});
     } catch (error) {
       throw new Error("The server does not answer, so your last answer is not saved. Start it again, or wait, and answer again.");
     }
@@ -33,7 +36,7 @@ const served = {
     throw Object.assign(new Error(text), {outdated: answer.status === 409});
   },
   open() { return this.call("rater", {}); },
-  image(item, side) { return `image/${rater}/${item.item}/${side}`; },
+  image(item, side) { return beside(`image/${rater}/${item.item}/${side}`); },
   save(item, answers, seconds) { return this.call("answer", {item: item.item, answers, seconds, page: task.page}); },
   undo(item) { return this.call("undo", {item}); },
 };

@@ -46,9 +46,9 @@ with bind("127.0.0.1", None, task.directory) as opened:
 
 
 @contextmanager
-def served(task):
+def served(task, secret=None):
     """Serve a task in a thread, and yield its address."""
-    server = make_server(create_app(Session(task, answers_of_task(task))))
+    server = make_server(create_app(Session(task, answers_of_task(task)), secret))
     with bind("127.0.0.1", None, task.directory) as opened:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
         thread.start()
@@ -407,6 +407,15 @@ def test_an_exported_page_keeps_answers_and_its_file_is_imported(tmp_path):
     found = import_answers(path)
     assert (found.rater, found.new, found.faults) == ("ada", len(task.items), [])
     require_meant(rater, finish(find_task(task.id), answers_of_task(task)), task)
+
+
+def test_with_the_secret_in_the_link_a_rater_beyond_loopback_can_rate(tmp_path):
+    task = make_task(prompts=6, repeats=0, checks=2)
+    with served(task, "srpo:a-secret") as address, opened_tab(tmp_path / "chromium") as tab:
+        rater = SimulatedRater(tab, "ada", seed=1)
+        rater.open(address.replace("//", "//srpo:a-secret@"))
+        rater.rate(2)
+    assert answers_of_task(task).counts() == {"ada": 2}
 
 
 def test_a_page_of_another_site_cannot_read_or_frame_the_task(tmp_path):
