@@ -4,9 +4,10 @@
     python benchmarks/gain_per_flop.py --add "My method"  # first train, measure and time this line of contenders.py
 
 Gain, subject and diversity are those of benchmarks/compare_tables.py after `--step` steps, with intervals over seeds and
-prompts. CPU seconds come from benchmarks/method_costs.py. PFLOP are those of a training run at full size, by `srpo plan`:
-the preset `--profile` with the method's settings, without early stop's images; models are counted on the meta device,
-once. A method is above another if it gains more style per PFLOP.
+prompts. CPU seconds come from benchmarks/method_costs.py; those of cached pairs, which the stage rollouts generates once,
+are not among them. PFLOP are those of a training run at full size, by `srpo plan`: the preset `--profile` with the
+method's settings, without early stop's images; models are counted on the meta device, once. The first run generates the
+cached pairs, later ones find them. A method is above another if it gains more style per PFLOP of a later run.
 """
 
 import argparse
@@ -30,13 +31,13 @@ PROFILE: Final = "flux1_dev"
 PETA: Final = 1e15
 TITLES: Final = (
     *("method", "seeds", "style gained", "subject, top-1", "diversity, share of the base's"),
-    *("CPU s of a step", "CPU s", "PFLOP at full size", "style per 100 PFLOP"),
+    *("CPU s of a step", "CPU s", "PFLOP, first run", "PFLOP, later runs", "style per 100 PFLOP"),
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a method gains and costs; step_seconds and seconds: CPU seconds; pflop: of a run at full size."""
+    """What a method gains and costs; step_seconds and seconds: CPU seconds; pflop: of the first and of a later run."""
 
     method: str
     seeds: int
@@ -45,12 +46,12 @@ class Row:
     diversity: Estimate
     step_seconds: float
     seconds: float
-    pflop: float
+    pflop: tuple[float, float]
 
     @property
     def efficiency(self) -> float:
-        """Style gained per 100 PFLOP."""
-        return 100 * self.gained.value / self.pflop
+        """Style gained per 100 PFLOP of a later run."""
+        return 100 * self.gained.value / self.pflop[1]
 
 
 class FullSize:
@@ -65,15 +66,15 @@ class FullSize:
         values: dict[str, Any] = read_values(profile_path(self.profile, ROOT))
         for changed in (contender.train, contender.full):
             values = patched(values, {"train": dict(changed)})
+        values = patched(values, {"train": {"steps": values["train"]["steps"] * contender.length}})
         return parse_settings(values, f"benchmarks/contenders.py, {contender.name}")
 
-    def pflop(self, contender: Contender) -> float:
-        """Return the PFLOP of all optimizer steps, over all devices."""
-        from srpo_core.plan.step import flops_of_a_step
+    def pflop(self, contender: Contender) -> tuple[float, float]:
+        """Return the PFLOP of the first and of a later run, over all devices."""
+        from srpo_core.plan import Plan
 
-        settings = self.settings(contender)
-        steps = settings.train.steps * contender.length
-        return steps * sum(flops_of_a_step(replace(self._case, settings=settings)).values()) / PETA
+        plan = Plan(replace(self._case, settings=self.settings(contender)))
+        return plan.flops_of_first_run / PETA, plan.flops_of_later_runs / PETA
 
     @cached_property
     def _case(self) -> Any:
@@ -108,7 +109,7 @@ def table(rows: Sequence[Row]) -> list[str]:
         figures = (
             f"{row.step_seconds:.2f}",
             f"{row.seconds:.0f}",
-            f"{row.pflop:.0f}",
+            *(f"{one:.0f}" for one in row.pflop),
             f"{row.efficiency:+.3f}",
         )
         lines.append([row.method, str(row.seeds), str(row.gained), str(row.subject), diversity, *figures])
