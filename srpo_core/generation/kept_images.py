@@ -41,7 +41,7 @@ class KeptImages:
         """Keep the pixels of a batch."""
         from safetensors.torch import save
 
-        self.files.write(self._name(part, device), save({PIXELS: pixels}))
+        self.files.write({self._name(part, device): save({PIXELS: pixels})})
 
     def _name(self, part: ImageSet, device: torch.device) -> str:
         described = [part.purpose, list(part.prompts), part.seeds_per_prompt, part.seed, computed_by(device)]

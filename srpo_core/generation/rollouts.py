@@ -158,10 +158,12 @@ def make_pairs(
     for start in with_progress(range(0, len(missing), size), "generate rollouts"):
         some = missing[start : start + size]
         images = images_of(base, job, [*some, *[some[-1]] * (size - len(some))])[: len(some)].cpu()
-        for number, image in zip(some, images, strict=True):
-            data = save({LATENTS: image.contiguous()})
-            if kept is not None:
-                kept.write(job.kept_name(number), data)
+        files = {
+            number: save({LATENTS: image.contiguous()}) for number, image in zip(some, images, strict=True)
+        }
+        if kept is not None:
+            kept.write({job.kept_name(number): data for number, data in files.items()})
+        for number, data in files.items():
             (place / job.file_names[number]).write(data)
 
 

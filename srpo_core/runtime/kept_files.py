@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,9 +49,10 @@ class KeptFiles:
                 os.utime(file.path)  # used last
         return data
 
-    def write(self, name: str, data: bytes) -> None:
-        """Keep a file, and remove those beyond the limit that were not used for the longest time."""
-        (self.place / name).write(hashlib.sha256(data).digest() + data)
+    def write(self, files: Mapping[str, bytes]) -> None:
+        """Keep files, by name, and remove those beyond the limit that were not used for the longest time."""
+        for name, data in files.items():
+            (self.place / name).write(hashlib.sha256(data).digest() + data)
         if self.place.path is not None:
             remove_oldest(self.place.path, self.max_bytes)
 
