@@ -198,7 +198,7 @@ def _prepare(
     from srpo_core.rating.task_images import choices, make_images, weights_digest
 
     protocol, effect, power, raters = planned
-    resolved = [_resolve(one) for one in (model, *against)]
+    resolved = [resolve_model(one) for one in (model, *against)]
     transformers = dict(resolved)
     if len(transformers) < len(resolved):
         raise errors.ConfigError(
@@ -234,8 +234,13 @@ def _describe(plan: "Plan", task: "Task") -> str:
     )
 
 
-def _resolve(reference: str) -> tuple[str, Path | None]:
-    """Return the name of a model in the task, and the directory of its weights; None for the base."""
+def resolve_model(reference: str) -> tuple[str, Path | None]:
+    """Return the name of a model in the task, and the directory of its weights; None for the base.
+
+    Raises:
+        ArtifactError: it is a path, and no checkpoint.
+        StoreError: the store has no such release, or one of its files is missing or altered.
+    """
     from srpo_core.release.champion import champion_transformer
     from srpo_core.release.references import resolve
     from srpo_core.storage import open_store
@@ -243,8 +248,12 @@ def _resolve(reference: str) -> tuple[str, Path | None]:
     if reference == artifacts.BASE:
         return reference, None
     if _is_checkpoint(reference):
-        path = os.path.normpath(reference)
+        path = shortest(Path(os.path.normpath(reference)))  # the same name however the path is written
         return path, Path(path)
+    if Path(reference).exists():
+        raise errors.ArtifactError(
+            f"{reference} is not a checkpoint: give a directory with a transformer's config.json and weights or adapters"
+        )
     version = resolve(open_store(), reference)
     return version, champion_transformer(version)
 

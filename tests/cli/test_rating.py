@@ -2,15 +2,21 @@
 
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from rating_tasks import make_task
+from small_release import publish_small
 
 from srpo_core.cli import main
+from srpo_core.cli.rating import resolve_model
+from srpo_core.errors import ArtifactError, StoreError
 from srpo_core.rating.finishing import answers_of_task
 from srpo_core.rating.page import page_version
 from srpo_core.rating.stored import path_of, read_about, read_ratings
+from srpo_core.release.aliases import promote
+from srpo_core.storage import open_store
 
 
 @pytest.fixture(autouse=True)
@@ -105,3 +111,29 @@ def test_a_mistake_is_one_line(srpo, arguments, text):
     assert found.code != 0
     assert text in found.err
     assert found.err.count("\n") == 1
+
+
+def test_a_model_is_the_base_a_checkpoint_a_release_or_what_is_in_production(tmp_path, monkeypatch):
+    monkeypatch.setenv("SRPO_STORE", str(tmp_path / "store"))
+    store = open_store()
+    first, second = (publish_small(store, tmp_path, number) for number in (1, 2))
+    promote(store, first, who="ann")
+    assert resolve_model("base") == ("base", None)
+    for reference, version in (("production", first), (second, second), ("tiny/production", first)):
+        name, weights = resolve_model(reference)
+        assert name == version
+        assert (
+            (weights / "config.json")
+            .read_bytes()
+            .startswith(b"transformer/config.json of " + version.encode())
+        )
+    checkpoint = tmp_path / "step-000010"
+    checkpoint.mkdir()
+    (tmp_path / "x").mkdir()
+    with pytest.raises(ArtifactError, match="is not a checkpoint: give a directory"):
+        resolve_model(str(checkpoint))
+    (checkpoint / "config.json").write_text("{}")
+    for path in ("./step-000010/", str(checkpoint), "x/../step-000010"):
+        assert resolve_model(path) == ("step-000010", Path("step-000010"))
+    with pytest.raises(StoreError, match=f"has no release 'tiny-9': known are .*{second}"):
+        resolve_model("tiny-9")
