@@ -62,7 +62,7 @@ def write_pairs(
 
     The index is written last.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     waiting = iter(images)
     first = next(waiting)
@@ -74,7 +74,8 @@ def write_pairs(
         shards.append(f"pairs-{len(shards):05d}.safetensors")
         count += len(some)
         with replacing(ROLLOUTS / shards[-1]) as partial:
-            save_file({IMAGES: torch.stack(some), NUMBERS: numbers}, partial)
+            # not with save_file, which lets only this user read the file
+            partial.write_bytes(save({IMAGES: torch.stack(some), NUMBERS: numbers}))
     assert count == len(prompts) * images_per_prompt, f"{count} images"
     write_json(
         INDEX,

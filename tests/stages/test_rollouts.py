@@ -74,6 +74,7 @@ def test_the_pairs_of_all_prompts_are_written_in_shards_and_the_same_run_writes_
         "pairs-00002.safetensors",
         "pairs.json",
     ]
+    assert len({path.stat().st_mode for path in ROLLOUTS.iterdir()}) == 1, "who reads one file reads all"
     found = read_pairs(texts)
     assert (found.seed, found.images_per_prompt, found.num_prompts) == (3, 2, 5)
     assert [found.number(epoch) for epoch in range(5)] == [0, 1, 0, 1, 0]
