@@ -1,6 +1,7 @@
 """The methods that benchmarks/compare.py compares: one line each, as a change of the settings `train` of params.yaml.
 
-A line may also name several values of `direct_align`, `rollout` and so on; what it leaves out is the preset's.
+A line may also name several values of `direct_align`, `rollout` and so on; what it leaves out is the preset's, but for
+the number of rollout steps, which is that of `USUAL`.
 """
 
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ REFERENCE: Final = "SRPO online"
 PAIRS: Final = {"ink_over_3d": ("Ink", "3D"), "3d_over_flat": ("3D", "Flat")}
 WANTED: Final = {"reward_text": "wanted"}
 OFFLINE: Final = {"source": "offline"}
+USUAL: Final = {"rollout": {"num_inference_steps": 16}}  # as many as images of the demo have
 FEW: Final = {"num_inference_steps": 4}
 FEW_AB2: Final = {**FEW, "solver": "ab2"}
 CACHED: Final = {"source": "cached"}
@@ -79,7 +81,7 @@ def settings_of(
 
     values: params.yaml; train: the contender's change; pair: a key of `PAIRS`; every: steps between checkpoints.
     """
-    changed = {**train, "steps": steps, "checkpoint_every": every}
+    changed = patched(USUAL, {**train, "steps": steps, "checkpoint_every": every})
     settings = parse_settings(patched(values, {"seed": seed, "train": changed}), "benchmarks/contenders.py")
     wanted, unwanted = PAIRS[pair]
     return settings.model_copy(
