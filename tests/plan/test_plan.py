@@ -527,9 +527,10 @@ def test_more_devices_than_images_are_refused():
 
 def test_each_method_is_planned_with_its_own_cost():
     """ReFL and Direct-Align train one image per sample, SRPO two; of 16 rollout steps ReFL uses 15 and DRaFT-2 14."""
-    one = counted_plan(settings("tiny"), cluster(1))
+    rollout = {"num_inference_steps": 16}
+    one = counted_plan(settings("tiny", train={"rollout": rollout}), cluster(1))
     for method, steps, images in (("refl", 15, 1), ("direct_align", 16, 1), ("draft_k", 14, 1)):
-        other = counted_plan(settings("tiny", train={"method": method}), cluster(1))
+        other = counted_plan(settings("tiny", train={"method": method, "rollout": rollout}), cluster(1))
         assert other.case.counts.call.num_images == images * one.case.counts.call.num_images // 2
         assert other.flops["rollout"] == pytest.approx(steps / 16 * one.flops["rollout"], rel=1e-6)
         assert other.flops["decoder"] == pytest.approx(0.5 * one.flops["decoder"], rel=1e-6)

@@ -138,7 +138,7 @@ def test_settings_that_change_no_pair_leave_the_stage_as_it_is_for_dvc(project):
     assert [after(patch) == before for patch in same] == [True] * len(same)
     other = [
         {"train": {"rollout": {"cached": {"seed": 5}}}},
-        {"train": {"rollout": {"num_inference_steps": 4}}},
+        {"train": {"rollout": {"num_inference_steps": 5}}},
         {"generate": {"batch_size": 3}},
     ]
     assert [after(patch) == before for patch in other] == [False] * len(other)
