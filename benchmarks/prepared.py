@@ -36,8 +36,8 @@ def run_stage(work: Path, name: str) -> None:
         (work / f"runs/{name}.done").touch()
 
 
-def run_srpo(work: Path, words: Sequence[str], *, allowed: Sequence[int]) -> None:
-    """Run a command of `srpo` in a prepared directory; another exit code than those allowed is `SystemExit`."""
+def run_srpo(work: Path, words: Sequence[str], *, allowed: Sequence[int]) -> int:
+    """Run a command of `srpo` in a prepared directory; return its exit code, one of those allowed, else `SystemExit`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "SRPO_HOME": str(work / ".srpo")}
     done = subprocess.run(
         [sys.executable, "-m", "srpo_core", *words],
@@ -50,3 +50,4 @@ def run_srpo(work: Path, words: Sequence[str], *, allowed: Sequence[int]) -> Non
     if done.returncode not in allowed:
         lines = done.stderr.strip().splitlines() or [f"it ended with exit code {done.returncode}"]
         raise SystemExit(f"'srpo {' '.join(words)}' in {work} failed: {lines[-1]}")
+    return done.returncode

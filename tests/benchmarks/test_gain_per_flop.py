@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from counted_plans import counted_plan, shared_counter
 
-from srpo_core.config import load_settings, profile_path
+from srpo_core.config import parse_settings, patched, profile_path, read_values
 from srpo_core.plan import Cluster
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,9 +100,11 @@ def test_the_committed_costs_have_every_method_of_the_comparison(costs, contende
 
 
 def test_a_run_has_the_flops_of_the_plan_and_fewer_with_few_steps(tiny, contenders):
-    settings = load_settings(profile_path("tiny", ROOT))
+    usual = {"rollout": {"num_inference_steps": 16}}
+    values = patched(read_values(profile_path("tiny", ROOT)), {"train": usual})
+    settings = parse_settings(values, "tiny")
     plan = counted_plan(settings, Cluster(1, 80e9, None, 0.4, 989e12, 300e9))
-    steps, reference = settings.train.steps, contenders.named(contenders.REFERENCE)
+    steps, reference = settings.train.steps, replace(contenders.named(contenders.REFERENCE), train=usual)
     all_steps, rollouts = (steps * one / 1e15 for one in (sum(plan.flops.values()), plan.flops["rollout"]))
     assert tiny.pflop(reference) == pytest.approx((all_steps, all_steps))
     assert tiny.pflop(contenders.named("SRPO, 4 steps ab2")) == pytest.approx(
@@ -121,19 +124,19 @@ def test_every_method_is_planned_at_full_size_with_as_many_images_in_a_step(gain
 
 
 def test_methods_are_ranked_by_style_per_flop(gains, curves, contenders, costs, tiny):
-    methods = {"SRPO online": 0.3, "SRPO, 4 steps ab2": 0.3, "ReFL": 0.02}
+    methods = {"SRPO online": 0.3, "SRPO, cached by 4 steps": 0.3, "ReFL": 0.02}
     found = gains.rows_of(
         [curve(curves, name, gain) for name, gain in methods.items()],
         known(costs, **dict.fromkeys(methods, 1.0)),
         tiny,
         20,
     )
-    assert [row.method for row in found] == ["SRPO, 4 steps ab2", "SRPO online", "ReFL"]
+    assert [row.method for row in found] == ["SRPO, cached by 4 steps", "SRPO online", "ReFL"]
     assert found[0].gained.value == pytest.approx(0.6)
     assert found[1].efficiency == pytest.approx(100 * 0.6 / tiny.pflop(contenders.named("SRPO online"))[1])
     lines = gains.table(found)
     assert len(lines) == 5
-    assert lines[2].startswith("| SRPO, 4 steps ab2 | 2 | +0.600 (+0.600 to +0.600) |")
+    assert lines[2].startswith("| SRPO, cached by 4 steps | 2 | +0.600 (+0.600 to +0.600) |")
     assert len({line.count("|") for line in lines}) == 1
 
 

@@ -50,7 +50,7 @@ def test_a_run_of_the_flow_has_the_tasks_of_align(benchmark_named):
     flow = benchmark_named("operations_flow")
     names = [stage.name for stage in flow.stages_of_graph()]
     assert {"ingest", "train", "gate", "quantize"} <= set(names)
-    assert len(names) + len(flow.AFTER) == 11
+    assert len(names) + len(flow.AFTER) == 12
 
 
 @pytest.mark.nightly
