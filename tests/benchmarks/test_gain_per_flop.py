@@ -166,6 +166,16 @@ def test_gains_are_compared_over_the_seeds_that_both_methods_have(curves, conten
     assert curves.non_inferiority(few, reference, 15) is None, "not measured at this step"
 
 
+def test_the_committed_rows_and_costs_show_the_gain_for_a_third_of_the_compute(curves, costs, contenders):
+    """docs/results.md, "The same gain for a third of the compute"."""
+    found = curves.read_curves(ROOT / "benchmarks/rows/equal_gain.parquet", costs.read_costs())
+    by_name = {one.method: one for one in found["ink_over_3d"]}
+    reference = by_name[contenders.REFERENCE]
+    cheap = by_name["SRPO, cached by 4 steps, inversion alone"]
+    assert curves.non_inferiority(cheap, reference, 30).not_inferior
+    assert cheap.seconds_at(30) <= reference.seconds_at(30) / 3
+
+
 @pytest.mark.nightly  # trains and measures for two CPU minutes
 def test_srpo_gains_more_style_than_direct_align(tmp_path, curves, costs, contenders):
     """The order of the comparison, +.133 to +.041 after ten steps with two seeds: -.092, of -.144 to -.047."""
