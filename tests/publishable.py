@@ -142,7 +142,13 @@ def run_gate():
     from srpo_core.stages import gate
 
     settings = load_settings()
-    gate.run(seed=settings.seed, champion=None, evaluate=settings.evaluate, gate=settings.gate)
+    gate.run(
+        seed=settings.seed,
+        champion=None,
+        model=settings.model,
+        evaluate=settings.evaluate,
+        gate=settings.gate,
+    )
 
 
 def run_quantize():

@@ -10,6 +10,7 @@ from srpo_core.errors import ArtifactError
 from srpo_core.gates import verdict
 from srpo_core.gates.completeness import expected_rows
 from srpo_core.prompts import read_styles, read_texts
+from srpo_core.rating.gate_figures import people_found
 from srpo_core.stages.evaluate import ends_when_decided, evaluate_models, metric_context, models_to_compare
 
 # The gate reads the result of stage select; a checkpoint given on the command line has none.
@@ -48,8 +49,12 @@ def evaluate_checkpoint(settings: Settings, checkpoint: Path, target: Path) -> d
         {"checkpoint": str(checkpoint), "champion": settings.champion, **summary},
     )
     figures = target / artifacts.FIGURES.name
+    table = artifacts.read_table(figures)
+    people = people_found(
+        settings.gate, champion=settings.champion, model=settings.model, checkpoint=checkpoint, figures=table
+    )
     decision = verdict(
-        artifacts.read_table(figures),
+        table,
         GIVEN_BY_USER,
         expected_rows(
             read_texts("test"), read_styles("test"), settings.seed, settings.evaluate, settings.champion
@@ -57,7 +62,9 @@ def evaluate_checkpoint(settings: Settings, checkpoint: Path, target: Path) -> d
         seed=settings.seed,
         gate=settings.gate,
         source=figures,
+        people=people.figures,
     )
+    decision |= {"people": people.summary} if people.summary else {}
     artifacts.write_json(target / artifacts.DECISION.name, decision)
     return decision
 

@@ -149,6 +149,8 @@ def finish(
     """Close a task for good, and write its ratings to data/ratings."""
     from srpo_core.rating.finishing import answers_of_task, complete_raters
     from srpo_core.rating.finishing import finish as finish_task
+    from srpo_core.rating.gate_figures import version_of
+    from srpo_core.rating.results_text import has_been_seen
     from srpo_core.rating.stored import About, path_of, write_ratings
     from srpo_core.rating.task import find_task
 
@@ -160,17 +162,22 @@ def finish(
         models=found.models,
         items=len(found.items),
         raters=found.num_raters,
-        complete=complete,
+        # closed without a reason: at the planned end, also if a rater was forgotten since
+        complete=complete if answers.closed() else max(complete, found.num_raters),
         effect=found.planned.plan["effect"],
         power=found.planned.plan["power"],
         closed=answers.closed() or "",
+        looked_early=has_been_seen(found.directory),
     )
     write_ratings(path, ratings, about)
     typer.echo(
         f"ratings {path}: {len(ratings)} answers of {len(answers.counts())} raters, {complete} of whom "
         "have rated every item"
     )
-    typer.echo("next    'srpo data ratings' makes a version of the ratings")
+    typer.echo(f"gate    {version_of(path)}, an entry of gate.ratings (docs/gates.md)")
+    typer.echo(
+        "next    'srpo rate results TASK' shows them, 'srpo data ratings' makes a version of the ratings"
+    )
 
 
 @rate_app.command()
@@ -182,7 +189,9 @@ def forget(
     from srpo_core.rating.forgetting import forget_rater
     from srpo_core.rating.stored import DIRECTORY
     from srpo_core.rating.task import directory_of, known_tasks
+    from srpo_core.workspace.rating_versions import fetch_newest
 
+    fetch_newest(Path.cwd(), DIRECTORY)
     databases = {task: directory_of(task) / FILE for task in known_tasks()}
     for task, count in forget_rater(DIRECTORY, rater, databases).items():
         typer.echo(f"task    {task}: {count} answers of {rater} are deleted")
@@ -195,7 +204,8 @@ def _prepare(
     """Plan a task and generate its images."""
     from srpo_core.rating.power import plan_items
     from srpo_core.rating.task import plan_contents, write_task
-    from srpo_core.rating.task_images import choices, make_images, weights_digest
+    from srpo_core.rating.task_images import choices, make_images
+    from srpo_core.rating.weights import weights_digest
 
     protocol, effect, power, raters = planned
     resolved = [resolve_model(one) for one in (model, *against)]
@@ -205,7 +215,7 @@ def _prepare(
             f"{model} {' '.join(against)}: a model is compared with itself; give others with --against"
         )
     plan = plan_items(protocol, effect, power=power, raters=raters)
-    digests = {name: weights_digest(settings, path) for name, path in transformers.items()}
+    digests = {name: weights_digest(settings.model, path) for name, path in transformers.items()}
     candidate = next(iter(transformers))
     task = write_task(
         plan_contents(plan, choices(settings), digests, candidate=candidate, seed=settings.seed)

@@ -94,6 +94,10 @@ class GateSettings(Part):
     resamples: Positive = Field(description="number of bootstrap resamples over prompts")
     objective: str = Field(description="the metric that training maximizes")
     rules: dict[str, GateRule] = Field(min_length=1)
+    ratings: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{12}:[0-9a-f]{12}$")], ...] = Field(
+        default=(),
+        description="finished rating tasks for rules about people's ratings, TASK:DIGEST as 'srpo rate finish' prints it",
+    )
 
 
 class FormatLimits(Part):

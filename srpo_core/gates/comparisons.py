@@ -15,6 +15,7 @@ from srpo_core.artifacts import ALIGNED
 from srpo_core.config import GateRule
 from srpo_core.errors import ConfigError, pick
 from srpo_core.gates.bootstrap import Floats
+from srpo_core.gates.people import require_fitting
 from srpo_core.gates.shares import Integers, share_of_images, share_of_prompts, whole_figure
 
 WINS: Final = "wins against "
@@ -67,6 +68,7 @@ def require_valid_rules(rules: Mapping[str, GateRule]) -> None:
             comparison = pick(COMPARISONS, rule.compare, "comparison")
         except ConfigError as error:
             raise ConfigError(f"{key}.compare: {error}") from None
+        require_fitting(name, rule)
         if rule.tie and not comparison.allows_tie:
             known = ", ".join(other for other, entry in COMPARISONS.items() if entry.allows_tie)
             raise ConfigError(f"{key}.tie: {rule.compare} has no ties: set compare to {known}, or tie to 0")

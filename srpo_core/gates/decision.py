@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 from srpo_core.config import GateRule, GateSettings
@@ -11,6 +12,7 @@ from srpo_core.gates.completeness import unmeasured
 from srpo_core.gates.equality import chance_of_refusing_an_equal, equality_satisfies
 from srpo_core.gates.expectations import rules_that_hold
 from srpo_core.gates.pairs import Pairs
+from srpo_core.gates.people import automatic_rules
 from srpo_core.gates.rules import (
     BY_PROOF_OF_BREACH,
     Measurement,
@@ -34,11 +36,12 @@ def decide(
     seed: int,
     gate: GateSettings,
     stage: Stage | None = None,
+    people: Mapping[str, Measurement] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Check the evaluation against the gate's rules; the result is the content of `decision.json`.
 
     selection: select's result. Without an admissible checkpoint the model is refused, whatever it scores.
-    stage: at which the evaluation ended; None if all prompts were evaluated at once.
+    stage: at which the evaluation ended; None if all prompts were evaluated at once. people: see `measure_rules`.
 
     Raises:
         ConfigError: a rule's metric, or the objective, was not measured.
@@ -48,7 +51,7 @@ def decide(
     objective = measure_rules(asked, pairs, seed=seed, gate=gate, stage=stage)[OBJECTIVE]
     rose = None if objective.fault else objective.low > 0
     armed = rose is not False  # an unknown objective disarms nothing
-    measured = measure_rules(gate.rules, pairs, seed=seed, gate=gate, stage=stage)
+    measured = measure_rules(gate.rules, pairs, seed=seed, gate=gate, stage=stage, people=people)
     held = rules_that_hold(gate.rules, measured, armed=armed)
     rules = [
         _entry(name, rule, measured.get(name), passed=held.get(name, True), rose=rose)
@@ -66,7 +69,7 @@ def decide(
         "rules": rules,
         "objective": {"metric": gate.objective, "rose": rose, **_interval(objective)},
         "confidence": gate.confidence,
-        "chance_of_refusing_an_equal": chance_of_refusing_an_equal(gate.rules, measured),
+        "chance_of_refusing_an_equal": chance_of_refusing_an_equal(automatic_rules(gate.rules), measured),
         "num_prompts": len(pairs.prompts),
         "stages": list(stage.num_prompts),
         "num_pairs": len(pairs.seeds),

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -22,6 +23,7 @@ from srpo_core.gates.bootstrap import (
 from srpo_core.gates.bounded import Range, bounded_interval
 from srpo_core.gates.comparisons import COMPARISONS, WINS, Column, require_valid_rules
 from srpo_core.gates.pairs import Pairs
+from srpo_core.gates.people import automatic_rules, is_people
 from srpo_core.gates.spending import Stage
 
 TIE: Final = 0.5  # of a win
@@ -86,26 +88,34 @@ def objective_rule(gate: GateSettings) -> GateRule:
 
 
 def measure_rules(
-    rules: Mapping[str, GateRule], pairs: Pairs, *, seed: int, gate: GateSettings, stage: Stage | None = None
+    rules: Mapping[str, GateRule],
+    pairs: Pairs,
+    *,
+    seed: int,
+    gate: GateSettings,
+    stage: Stage | None = None,
+    people: Mapping[str, Measurement] = MappingProxyType({}),
 ) -> dict[str, Measurement]:
     """Measure every rule that applies.
 
     Any rule of severity veto or hacking may refuse, so they share one error rate and each gets a wider interval
     (`per_rule_confidence`). At a stage of an evaluation the intervals are wider, too (`spending.py`).
 
-    stage: None if all prompts are evaluated at once.
+    stage: None if all prompts are evaluated at once. people: the figures of rules about people's ratings, which are not in the
+    evaluation; such a rule without a figure does not apply.
 
     Raises:
         ConfigError: a rule's metric was not measured, or its parts do not fit each other.
     """
     require_valid_rules(rules)
-    for rule in rules.values():
+    own = automatic_rules(rules)
+    for rule in own.values():
         if rule.metric not in pairs.aligned:
             raise ConfigError(
                 f"gate: metric {rule.metric!r} is not in the evaluation: known are "
                 f"{', '.join(pairs.metrics)}; add it to evaluate.metrics in params.yaml or change the rule"
             )
-    used = {name: rule for name, rule in rules.items() if applies(rule, pairs)}
+    used = {name: rule for name, rule in own.items() if applies(rule, pairs)}
     columns = list(
         dict.fromkeys(
             c
@@ -121,7 +131,8 @@ def measure_rules(
     point = dict(zip(columns, by_prompt.mean(0, keepdims=True).T, strict=True))
     means = dict(zip(columns, draws.T, strict=True))
     stage = stage or whole_stage(pairs)
-    whole = whole_confidences(used, gate)
+    rated = {name: rule for name, rule in rules.items() if name in people and is_people(rule.metric)}
+    whole = whole_confidences({**used, **rated}, gate)
     at_stage = {confidence: stage.confidence(confidence) for confidence in set(whole.values())}
     sample = Sample(len(pairs.prompts), len(set(pairs.styles)))
     found: dict[str, Measurement] = {}
@@ -135,7 +146,7 @@ def measure_rules(
         one = _measure(rule, point, means, sample, confidence=confidence, fault=fault)
         exact = stage.exact_confidence(whole[name])
         found[name] = _with_exact_ends(one, rule, pairs, seed=seed, confidence=exact)
-    return found
+    return found | {name: people[name] for name in rated}
 
 
 def whole_stage(pairs: Pairs) -> Stage:

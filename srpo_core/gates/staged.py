@@ -7,6 +7,7 @@ from srpo_core.config import GateRule, GateSettings
 from srpo_core.gates.comparisons import COMPARISONS
 from srpo_core.gates.completeness import unmeasured
 from srpo_core.gates.pairs import Pairs
+from srpo_core.gates.people import automatic_rules, is_people
 from srpo_core.gates.rules import (
     BY_PROOF_OF_BREACH,
     Measurement,
@@ -37,11 +38,12 @@ def outcome(
     - undecided: neither. Rules of severity warn decide nothing.
 
     A figure that all images have together has no interval. It may hold at a stage but refuses only at the last one, because
-    some of these figures are larger for fewer images.
+    some of these figures are larger for fewer images. Rules about people's ratings are not known yet, so they do not refuse, and
+    while there is one of another severity than warn no model passes early.
     """
     if not selection["admissible"]:
         return "refused"
-    rules = {name: rule for name, rule in gate.rules.items() if rule.severity != "warn"}
+    rules = {name: rule for name, rule in automatic_rules(gate.rules).items() if rule.severity != "warn"}
     asked = {name: rule.model_copy(update={"severity": "refuse"}) for name, rule in rules.items()}
     refusing = {name: rule for name, rule in rules.items() if rule.severity in BY_PROOF_OF_BREACH}
     # on the same resamples, each by the name under which it is asked for
@@ -60,7 +62,10 @@ def outcome(
         if counts and is_broken(rule, measured[key], pairs, stage, whole[key]):
             return "refused"
     found = {name: measured[f"{HOLDS}{name}"] for name in asked if f"{HOLDS}{name}" in measured}
-    passes = not unmeasured(pairs) and all(holds(asked[name], one) for name, one in found.items())
+    waits = any(is_people(rule.metric) and rule.severity != "warn" for rule in gate.rules.values())
+    passes = (
+        not waits and not unmeasured(pairs) and all(holds(asked[name], one) for name, one in found.items())
+    )
     return "passes" if passes else "undecided"
 
 

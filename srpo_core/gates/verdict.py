@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from srpo_core.artifacts import FIGURES
@@ -13,6 +14,7 @@ from srpo_core.gates.completeness import Expected, require_complete
 from srpo_core.gates.decision import decide
 from srpo_core.gates.effect import require_effect
 from srpo_core.gates.pairs import damaged, pair_up
+from srpo_core.gates.rules import Measurement
 from srpo_core.gates.staged import outcome
 
 # kinds of CPU differ in the last bits of a mean
@@ -27,10 +29,12 @@ def verdict(  # everything that the decision depends on
     seed: int,
     gate: GateSettings,
     source: Path = FIGURES,
+    people: Mapping[str, Measurement] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Decide by the rows of an evaluation (a `pyarrow.Table`, see stage evaluate) whether the model may be released.
 
-    selection: the result of stage select; expected: the rows that the settings ask for; source: named by errors.
+    selection: the result of stage select; expected: the rows that the settings ask for; source: named by errors;
+    people: figures of the rules about people's ratings.
     Returns the content of `decision.json`. The same input gives the same decision on every machine of one kind.
 
     Raises:
@@ -47,7 +51,7 @@ def verdict(  # everything that the decision depends on
             f"ends after {stage.size} of {stage.num_prompts[-1]} prompts, but their figures neither refuse the model nor show "
             "that all rules hold",
         )
-    return decide(pairs, selection, seed=seed, gate=gate, stage=stage)
+    return decide(pairs, selection, seed=seed, gate=gate, stage=stage, people=people)
 
 
 def require_same(

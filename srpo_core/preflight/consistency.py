@@ -9,6 +9,7 @@ from srpo_core.errors import ConfigError, pick
 from srpo_core.gates.bootstrap import Sample, per_rule_confidence, why_no_interval
 from srpo_core.gates.comparisons import require_valid_rules
 from srpo_core.gates.effect import require_effect
+from srpo_core.gates.people import is_people
 from srpo_core.gates.rules import BY_PROOF_OF_BREACH
 from srpo_core.gates.spending import Stage, stage_sizes
 from srpo_core.models import BASES
@@ -180,7 +181,7 @@ def _require_measured(settings: Settings) -> None:
     asked = {f"gate.rules.{name}": rule.metric for name, rule in settings.gate.rules.items()}
     asked |= {"gate.objective": settings.gate.objective, "quantize.gain": settings.quantize.gain}
     for key, metric in asked.items():
-        if metric not in measured:
+        if metric not in measured and not (is_people(metric) and key.startswith("gate.rules.")):
             raise ConfigError(
                 f"{key} asks for {metric!r}, which evaluate does not measure: add it to evaluate.metrics, or choose one of "
                 f"{', '.join(sorted(measured))}"

@@ -25,6 +25,7 @@ from srpo_core.gates.verdict import require_same
 from srpo_core.prompts import read_styles, read_texts
 from srpo_core.quantizers import released_formats
 from srpo_core.quantizers.source import checkpoint_digest
+from srpo_core.rating.gate_figures import people_found
 from srpo_core.release.layout import require_existing
 from srpo_core.selection.choice import recomputed_selection
 
@@ -64,6 +65,14 @@ def _require_decision(
     table = artifacts.read_table(require_existing(root, FIGURES))
     means = artifacts.read_json(require_existing(root, EVALUATION_SUMMARY))["means"]
     require_means(pair_up(table, FIGURES), means, FIGURES, EVALUATION_SUMMARY)
+    people = people_found(
+        settings.gate,
+        champion=settings.champion,
+        model=settings.model,
+        checkpoint=Path(selection["checkpoint"]),
+        figures=table,
+        root=root,
+    )
     computed = verdict(
         table,
         selection,
@@ -76,7 +85,9 @@ def _require_decision(
         ),
         seed=settings.seed,
         gate=settings.gate,
+        people=people.figures,
     )
+    computed |= {"people": people.summary} if people.summary else {}
     if not computed["passed"]:
         raise GateError(
             f"{DECISION} says passed, but {FIGURES}, {SELECTION} and gate.rules refuse the model: "

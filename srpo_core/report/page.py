@@ -14,6 +14,7 @@ from markupsafe import Markup
 from srpo_core.config import ControlWords, GateRule
 from srpo_core.gates.comparisons import COMPARISONS
 from srpo_core.gates.pairs import Floats, Pairs
+from srpo_core.gates.people import first_automatic
 from srpo_core.gates.rules import BY_PROOF_OF_BREACH
 from srpo_core.report.alarm import alarm_figures, alarm_panel
 from srpo_core.report.charts import Mark, Series, interval_bar, line_chart
@@ -82,6 +83,7 @@ def render_page(evidence: Evidence) -> str:
         TEMPLATE,
         words=evidence.control_words,
         decision=evidence.decision,
+        first_metric=first_automatic(evidence.decision)["metric"],
         selection=evidence.selection,
         agreement=evidence.agreement,
         script=Markup(script),  # noqa: S704  # our own file

@@ -19,6 +19,7 @@ from srpo_core.config import (
     TrainSettings,
 )
 from srpo_core.gates.pairs import pair_up
+from srpo_core.gates.people import first_automatic
 from srpo_core.report.curves import training_panels
 from srpo_core.report.grid import choose_tiles, draw_grid
 from srpo_core.report.inputs import data_version, nearest_preset
@@ -65,7 +66,7 @@ def run(  # noqa: PLR0913  # the parts of the settings that DVC tracks: those th
         outcome=artifacts.read_json(artifacts.TRAIN_OUTCOME),
         pairs=pairs,
         tiles=choose_tiles(pairs, artifacts.EVALUATION, report.grid_prompts),
-        extremes=find_extremes(pairs, artifacts.EVALUATION, decision["rules"][0]),
+        extremes=find_extremes(pairs, artifacts.EVALUATION, first_automatic(decision)),
         data=data_version(),
         records=artifacts.read_json(artifacts.VALIDATION)["records"],
         preset=preset,

@@ -22,6 +22,10 @@ _REMOTE: Final = "://"
 
 def input_paths(settings: Settings) -> dict[str, str]:
     """Return the paths of data and weights that the settings name, by key."""
+    ratings = {
+        f"gate.ratings[{place}]": f"data/ratings/{entry.partition(':')[0]}.parquet"
+        for place, entry in enumerate(settings.gate.ratings)
+    }
     paths = {"ingest.source": settings.ingest.source, "model.path": settings.model.path}
     scorers = {
         **{f"rewards[{place}]": reward for place, reward in enumerate(settings.rewards)},
@@ -29,7 +33,7 @@ def input_paths(settings: Settings) -> dict[str, str]:
         "judge": settings.judge,
         **{f"evaluate.scorers.{name}": scorer for name, scorer in settings.evaluate.scorers.items()},
     }
-    return paths | {f"{key}.path": scorer.path for key, scorer in scorers.items()}
+    return paths | ratings | {f"{key}.path": scorer.path for key, scorer in scorers.items()}
 
 
 def require_inputs(checkout: Path, settings: Settings, *, revision: str | None = None) -> None:

@@ -22,7 +22,7 @@ from srpo_core.runtime import file_lock
 from srpo_core.workspace import data_versions
 from srpo_core.workspace.data_remote import directory_hash, open_repository, remove_objects
 from srpo_core.workspace.data_view import known_tags, open_version
-from srpo_core.workspace.git import git
+from srpo_core.workspace.git import git, try_git
 from srpo_core.workspace.worktree import RUNS, Workspace
 
 NAME: Final = "ratings"
@@ -51,7 +51,9 @@ class RatingsChecked:
 
 
 def newest_tag(checkout: Path) -> str | None:
-    """Return the tag of the newest version of the ratings; None without one."""
+    """Return the tag of the newest version of the ratings; None without one, or outside a git checkout."""
+    if try_git(checkout, "rev-parse", "--git-dir") is None:
+        return None
     return next((tag for tag in known_tags(checkout) if tag.startswith(f"data/{NAME}/")), None)
 
 

@@ -96,6 +96,40 @@ def test_early_needs_a_reason_that_the_file_keeps(srpo, tmp_path):
     assert (about.closed, about.complete) == ("two raters are ill", 1)
 
 
+def test_results_are_shown_at_the_end_or_early_with_wider_intervals_for_good(srpo, tmp_path):
+    task = make_task(raters=2)
+    srpo("rate", "import", answers_file(task, tmp_path / "ada.json", "ada"))
+    refused = srpo("rate", "results", task.id)
+    assert refused.code == 2
+    assert refused.err.count("\n") == 1
+    assert "1 of 2 planned raters have answered all 12 items" in refused.err
+    early = srpo("rate", "results", task.id, "--early").out
+    assert "wider because results were seen before the planned end" in early
+    assert "tiny-7 beats base: " in early
+    srpo("rate", "import", answers_file(task, tmp_path / "bob.json", "bob"))
+    assert "is open: end it with 'srpo rate finish" in srpo("rate", "results", task.id).err
+    srpo("rate", "finish", task.id)
+    shown = srpo("rate", "results", task.id).out
+    assert "wider because" in shown
+    assert "rater bob: 6 answers, " in shown
+    assert shown == srpo("rate", "results", str(path_of(task.id))).out
+
+
+def test_results_of_a_task_that_nobody_looked_at_have_plain_intervals_also_after_a_rater_left(srpo, tmp_path):
+    task = make_task(raters=2)
+    for name in ("ada", "bob", "eve"):
+        srpo("rate", "import", answers_file(task, tmp_path / f"{name}.json", name))
+    printed = srpo("rate", "finish", task.id).out
+    assert f"gate    {task.id}:" in printed
+    srpo("rate", "forget", "eve")
+    srpo("rate", "forget", "bob")
+    srpo("rate", "finish", task.id)
+    shown = srpo("rate", "results", task.id)
+    assert shown.code == 0
+    assert "wider" not in shown.out
+    assert "too few raters or prompts for an interval" in shown.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

@@ -15,7 +15,8 @@ from rating_tasks import make_plan
 from srpo_core.artifacts import BASE
 from srpo_core.config import load_settings
 from srpo_core.rating.task import NOISE, find_task, known_tasks, plan_contents, write_task
-from srpo_core.rating.task_images import choices, make_images, weights_digest
+from srpo_core.rating.task_images import choices, make_images
+from srpo_core.rating.weights import weights_digest
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = "step-000010"
@@ -54,7 +55,7 @@ def test_images_are_those_of_the_evaluation_and_a_killed_command_completes_them(
     from srpo_core.models.embeddings import read_embeddings
 
     transformers = {CHECKPOINT: Path(CHECKPOINT), BASE: None}
-    digests = {name: weights_digest(settings, path) for name, path in transformers.items()}
+    digests = {name: weights_digest(settings.model, path) for name, path in transformers.items()}
     assert digests[CHECKPOINT] != digests[BASE]
     choice = choices(settings)
     contents = plan_contents(

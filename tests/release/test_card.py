@@ -55,6 +55,22 @@ def card(settings, names, config=FULL_SIZE, **changes):
     )
 
 
+def test_the_card_shows_how_well_scores_predicted_people(settings):
+    score = {"agreement": 0.75, "low": 0.6, "high": 0.86, "pairs": 24, "correlation": None}
+    people = {"tasks": [], "predicted": {"base": {"judge_wanted": score}}}
+    text = model_card(
+        "v1",
+        settings,
+        pipeline="FluxPipeline",
+        decision=DECISION | {"people": people},
+        proof=proof_of(["bf16"]),
+        config=FULL_SIZE,
+    )
+    assert "| judge\\_wanted | base |" in text or "| judge_wanted | base |" in text
+    assert "75.0 % (60.0 … 86.0) | 24 | none |" in text
+    assert "agrees with people" not in card(settings, ["bf16"])
+
+
 def single_file_calls(text):
     """The calls of from_single_file in the card's Python: (file, names of the other arguments)."""
     nodes = [

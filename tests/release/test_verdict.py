@@ -101,7 +101,13 @@ def run(request, tmp_path, monkeypatch):
     checkpoint.mkdir(parents=True)
     (checkpoint / WEIGHTS).write_bytes(weights_of(1.0))
     write_selection(settings)
-    gate.run(seed=settings.seed, champion=None, evaluate=settings.evaluate, gate=settings.gate)
+    gate.run(
+        seed=settings.seed,
+        champion=None,
+        model=settings.model,
+        evaluate=settings.evaluate,
+        gate=settings.gate,
+    )
     path = artifacts.QUANTIZED / FILE
     path.parent.mkdir(parents=True)
     path.write_bytes(b"weights")

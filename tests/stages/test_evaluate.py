@@ -392,6 +392,7 @@ def test_a_new_metric_is_evaluated_used_by_the_gate_and_explained_in_the_report(
     gate.run(
         seed=0,
         champion=None,
+        model=load_settings(ROOT / "params.yaml").model,
         evaluate=SETTINGS.model_copy(update={"metrics": ["reward", "blueness"]}),
         gate=GateSettings(
             confidence=0.95, resamples=1000, objective="reward", rules={"blue": rule, "kept": kept}

@@ -1,3 +1,4 @@
+from pathlib import Path
 from statistics import fmean
 
 import pyarrow as pa
@@ -6,7 +7,7 @@ import pytest
 import torch
 
 from srpo_core import artifacts
-from srpo_core.config import EvaluateSettings, GateRule, GateSettings
+from srpo_core.config import EvaluateSettings, GateRule, GateSettings, load_settings
 from srpo_core.errors import ArtifactError
 from srpo_core.models.embeddings import write_embeddings
 from srpo_core.protocols import Condition
@@ -16,6 +17,7 @@ PROMPTS = [f"p{number}" for number in range(6)]
 EVALUATE = EvaluateSettings(
     num_prompts=6, seeds_per_prompt=2, metrics=["judge_wanted"], scorers={}, real_images=0, stages=[1.0]
 )
+MODEL = load_settings(Path(__file__).resolve().parents[2] / "params.yaml").model
 SELECTION = {"step": 20, "admissible": [20], "reason": "step 20 is best", "curve": [], "checkpoint": "x"}
 
 
@@ -66,7 +68,7 @@ def write_prompts(prompts):
 
 
 def run(margin, champion=None):
-    stage.run(seed=0, champion=champion, evaluate=EVALUATE, gate=settings(margin=margin))
+    stage.run(seed=0, champion=champion, model=MODEL, evaluate=EVALUATE, gate=settings(margin=margin))
 
 
 @pytest.mark.usefixtures("evaluated")

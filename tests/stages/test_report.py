@@ -227,6 +227,28 @@ def test_the_page_shows_the_agreement_of_each_reward_of_a_mix():
 
 
 @pytest.mark.usefixtures("passed")
+def test_the_page_shows_what_people_found_beside_the_scores_also_if_their_rule_is_the_first():
+    decision = artifacts.read_json(artifacts.DECISION)
+    rule = next(rule for rule in decision["rules"] if rule["compare"] == "win_rate")
+    people = rule | {"name": "preferred", "metric": "people_win_rate", "tie": 0.0, "value": 0.734}
+    decision["rules"].insert(0, people | {"meaning": "people prefer the images", "low": 0.6, "high": 0.8})
+    score = {"agreement": 0.75, "low": 0.6, "high": 0.86, "pairs": 24, "correlation": 0.5}
+    decision["people"] = {
+        "tasks": [
+            {"task": "0123456789ab", "protocol": "paired", "raters": 4, "answers": 96}
+            | {"looked_early": False, "closed": ""}
+        ],
+        "predicted": {"base": {"judge_wanted": score}},
+    }
+    artifacts.write_json(artifacts.DECISION, decision)
+    text = Page(build()).text
+    assert "73.4%" in text
+    assert "People prefer the images" in text
+    assert "96 answers of 4 raters (paired)" in text
+    assert "75.0% 60.0% … 86.0% 24 +0.5" in text
+
+
+@pytest.mark.usefixtures("passed")
 def test_the_page_says_that_no_agreement_was_measured_for_lack_of_pairs():
     artifacts.write_json(artifacts.AGREEMENT, {"pairs": 0, "weights": {}})
     text = Page(build()).text
