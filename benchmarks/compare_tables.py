@@ -34,6 +34,7 @@ from compare_curves import (
 )
 from contenders import REFERENCE
 from method_costs import COSTS, read_costs
+from paper_table import table_beside_paper
 from prepared import ROOT
 
 BEGIN, END = "<!-- comparison: begin -->", "<!-- comparison: end -->"
@@ -135,6 +136,13 @@ def sections(pairs: dict[str, list[Curve]], step: int) -> Iterator[str]:
         ]
         title = f"#### {pair.replace('_', ' ')}: is the gain after {step} steps that of {REFERENCE}?"
         yield from ["", title, "", *table_of_equal_gain(curves, step)]
+        titles, *rows = table_beside_paper(curves, step)
+        yield from [
+            "",
+            f"#### {pair.replace('_', ' ')}: beside the paper's table 1",
+            "",
+            *_markdown(titles, rows),
+        ]
 
 
 def write_section(lines: Sequence[str], page: Path) -> None:

@@ -126,10 +126,24 @@ def test_the_tables_have_a_row_for_each_method_and_say_which_training_was_too_sh
     ]
     lines = list(tables.sections({"ink_over_3d": curves}, 30))
     rows = [line for line in lines if line.startswith(("| SRPO online", "| cheap"))]
-    assert len(rows) == 7, "the reference is not compared with itself"
+    assert len(rows) == 8, "the reference is not compared with itself, and the paper has no cheap method"
     assert "+0.300 (+0.300 to +0.300)" in rows[0]
     assert rows[6] == "| cheap | 3 | 0.20 | -0.200 (-0.200 to -0.200) | needs 5 seeds |"
     assert "its training ends after 6 CPU s" in rows[3]
+
+
+def test_changes_stand_beside_those_of_the_papers_table(tables, statistics):
+    curves = [
+        curve(statistics, tables.REFERENCE, [0.1, 0.2, 0.3]),
+        curve(statistics, "ReFL", [0.0, 0.0, 0.1], cpu=5),
+        curve(statistics, "not in the paper", [0.1, 0.1, 0.1]),
+    ]
+    titles, srpo, refl = tables.table_beside_paper(curves, 30)
+    assert len(titles) == len(srpo) == len(refl)
+    assert list(srpo[1:6]) == ["+0.300", "+0.000", "+0.000", "+0.000", "1.00"]
+    assert list(srpo[6:]) == ["+24.1", "+0.042", "+0.000", "-0.013", "1.0"]
+    assert list(refl[1:6]) == ["+0.100", "+0.000", "+0.000", "+0.000", "0.50"]
+    assert list(refl[6:]) == ["-2.2", "+0.007", "+0.009", "-0.022", "3.0"]
 
 
 def test_the_chart_draws_a_line_for_each_method_in_each_panel(statistics, benchmark_named):
