@@ -123,6 +123,7 @@ def run_cell(cell: Cell, work: Path) -> None:
     import torch
     from trial import job_of
 
+    from srpo_core.training.refresh import begins_block
     from srpo_core.training.steps import checkpoint_steps
     from srpo_core.training.worker import Worker
 
@@ -138,6 +139,8 @@ def run_cell(cell: Cell, work: Path) -> None:
     seconds = 0.0
     for step in range(1, (0 if cell.method == BASE else settings.train.steps) + 1):
         started = time.process_time()
+        if begins_block(settings.train, step):
+            worker.refresh(step)
         worker.step(step)
         seconds += time.process_time() - started
         if step in checkpoint_steps(settings.train):
@@ -175,7 +178,7 @@ def measured_rows(model: Any, settings: Settings, *, step: int) -> list[dict[str
 def prepared(cell: Cell, work: Path) -> Path:
     """Return the directory with the embeddings, and the cached pairs, of the cell's seed and source of images."""
     train = cell.settings().train
-    made = f"-{train.rollout.num_inference_steps}-{train.rollout.solver}" if _is_cached(train) else ""
+    made = f"-{_digest(cell)}" if _is_cached(train) else ""
     return work / f"prepared/{train.rollout.source}{made}-{train.steps}-{cell.seed}"
 
 
@@ -186,8 +189,7 @@ def prepare_cell(cell: Cell, work: Path) -> None:
     # ingest keeps the images that training reads, and cached pairs need none
     stored = "online" if _is_cached(settings.train) else rollout.source
     own, data = prepared(cell, work), work / f"prepared/data-{stored}"
-    sampler = {name: getattr(rollout, name) for name in ("source", "num_inference_steps", "solver")}
-    train = {"steps": settings.train.steps, "rollout": sampler}
+    train = {"steps": settings.train.steps, "rollout": rollout.model_dump(mode="json")}
     prepare(data, patched(values, {"seed": cell.seed, "train": {"rollout": {"source": stored}}}), {})
     run_stage(data, "ingest")
     changed = patched(values, {"seed": cell.seed, "train": train})
@@ -195,6 +197,19 @@ def prepare_cell(cell: Cell, work: Path) -> None:
     run_stage(own, "embed")
     if _is_cached(settings.train):
         run_stage(own, "rollouts")
+
+
+def _digest(cell: Cell) -> str:
+    """Return a short hash of what decides the pairs of a cell besides its prompts: settings and code."""
+    from srpo_core.generation.rollouts import CODE_OF_PAIRS
+
+    settings = cell.settings()
+    parts = [settings.model.model_dump_json(), settings.train.rollout.model_dump_json()]
+    code = [ROOT / "srpo_core" / name for name in CODE_OF_PAIRS]
+    digest = hashlib.sha256(json.dumps(parts).encode())
+    for path in code:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def _is_cached(train: TrainSettings) -> bool:

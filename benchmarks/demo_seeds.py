@@ -107,6 +107,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _figure(rule: Mapping[str, Any], *, interval: bool) -> str:
+    if rule["value"] is None:
+        return "–"
     sign = "+" if rule["compare"] == "difference" else ""
     if not interval:
         return f"{rule['value']:{sign}.3f}"

@@ -88,13 +88,14 @@ class FullSize:
 
 
 def rows_of(curves: Sequence[Curve], costs: Costs, full: FullSize, step: int) -> list[Row]:
-    """Return the rows of the methods that were measured at a step, the best first."""
+    """Return the rows of the methods that were measured at a step, times their length, the best first."""
     rows = []
     for curve in curves:
-        found = curve.at_step(step)
+        last = step * named(curve.method).length
+        found = curve.at_step(last)
         if found is not None:
             changes = [change(metric, found, curve.base) for metric in (STYLE, SUBJECT, DIVERSITY)]
-            seconds = (costs.seconds(curve.method), curve.seconds_at(step))
+            seconds = (costs.seconds(curve.method), curve.seconds_at(last))
             rows.append(
                 Row(curve.method, len(curve.seeds), *changes, *seconds, full.pflop(named(curve.method)))
             )

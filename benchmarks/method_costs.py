@@ -92,12 +92,16 @@ def measured(methods: Sequence[str], *, rounds: int, work: Path) -> dict[str, li
     """Train all methods in turn; return the CPU seconds of each step after the first."""
     import torch
 
+    from srpo_core.training.refresh import begins_block
+
     torch.set_num_threads(1)
     workers = {method: _worker(method, work) for method in methods}
     seconds: dict[str, list[float]] = {method: [] for method in methods}
     for step in range(1, rounds + 2):
         for method, worker in workers.items():
             started = time.process_time()
+            if begins_block(worker.job.train, step):
+                worker.refresh(step)
             worker.step(step)
             seconds[method].append(time.process_time() - started)
     return {method: own[1:] for method, own in seconds.items()}

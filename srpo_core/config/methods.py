@@ -24,6 +24,9 @@ class CachedSettings(Part):
     images_per_prompt: Positive = Field(
         description="number of pairs of each training prompt, which the epochs use in turn"
     )
+    batch_size: Positive = Field(
+        description="number of images that the base generates at once; part of a pair's name, because it changes the rounding"
+    )
     refresh_every: Annotated[int, Field(ge=0)] = Field(
         description="number of steps after which the trained model generates the pairs of the following steps anew; "
         "0: never"

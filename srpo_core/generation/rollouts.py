@@ -1,8 +1,8 @@
 """The pairs of noise and image that the frozen base generates for training with cached rollouts.
 
 A pair's file is named by a hash of all that determines it: the weights and the scheduler of the base, prompt and
-embedding, seed and number of the image, the sampler, precision and code. Each call has `generate.batch_size` images, the last
-one repeats some, so that a pair does not depend on those beside it. A killed run resumes from the files of its resume
+embedding, seed and number of the image, the sampler, precision and code. Each call has `train.rollout.cached.batch_size` images, the
+last one repeats some, so that a pair does not depend on those beside it. A killed run resumes from the files of its resume
 directory, and later runs reuse those of `resources.kept_images_gb`.
 """
 

@@ -37,7 +37,7 @@ def memory_by_stage(case: Case) -> Mapping[str, Parts]:
     compared = {**whole, "adapters": adapter_bytes(case)}
     pairs: dict[str, Parts] = {}
     if num_pairs(train):
-        made = generate.batch_size * counts.velocity[case.half].peak
+        made = train.rollout.cached.batch_size * counts.velocity[case.half].peak
         pairs["rollouts"] = _generating(
             case, made, {"parameters": on_device(case, half=case.half)}, scorers=0
         )

@@ -81,6 +81,17 @@ def _train(**changes: object) -> Callable[[Settings], Settings]:
     return lambda settings: changed(settings, lambda train: train.model_copy(update=changes))
 
 
+def _cached(**changes: int) -> Callable[[Settings], Settings]:
+    def change(settings: Settings) -> Settings:
+        rollout = settings.train.rollout
+        if rollout.source != "cached":
+            return settings
+        cached = rollout.cached.model_copy(update=changes)
+        return _train(rollout=rollout.model_copy(update={"cached": cached}))(settings)
+
+    return change
+
+
 def _compute(**changes: float | bool) -> Callable[[Settings], Settings]:
     def change(settings: Settings) -> Settings:
         return changed(
@@ -113,6 +124,7 @@ REMEDIES: Final[Mapping[str, Callable[[Settings], Settings]]] = MappingProxyType
     {
         "resources.encode_batch_size=4": _resources(encode_batch_size=4),
         "generate.batch_size=1": _generate(batch_size=1),
+        "train.rollout.cached.batch_size=1": _cached(batch_size=1),
         "generate.decode=slices": _in_slices,
         "generate.decode=tiles": _generate(decode="tiles"),
         "generate.autocast=true": _generate(autocast=True),

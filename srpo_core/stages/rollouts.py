@@ -13,7 +13,6 @@ from srpo_core.config import (
 def run(  # noqa: PLR0913  # the settings that DVC tracks
     *,
     model: ModelSettings,
-    generate_batch_size: int,
     train_reference: bool,
     train_compute_autocast: bool,
     train_compute_tf32: bool,
@@ -24,6 +23,7 @@ def run(  # noqa: PLR0913  # the settings that DVC tracks
     train_rollout_guidance_scale: float,
     train_rollout_cached_seed: int,
     train_rollout_cached_images_per_prompt: int,
+    train_rollout_cached_batch_size: int,
     resources: ResourceSettings,
 ) -> None:
     """Generate the pairs of the training prompts and write runs/rollouts; an interrupted run generates only missing ones.
@@ -45,6 +45,7 @@ def run(  # noqa: PLR0913  # the settings that DVC tracks
         seed=train_rollout_cached_seed,
         num_prompts=None,  # of all prompts that embed has encoded
         images_per_prompt=train_rollout_cached_images_per_prompt,
+        batch_size=train_rollout_cached_batch_size,
         refresh_every=0,
     )
     rollout = RolloutSettings(
@@ -59,7 +60,7 @@ def run(  # noqa: PLR0913  # the settings that DVC tracks
     generate = GenerateSettings(
         num_inference_steps=rollout.num_inference_steps,
         guidance_scale=rollout.guidance_scale,
-        batch_size=generate_batch_size,
+        batch_size=cached.batch_size,
         autocast=train_compute_autocast,
         tf32=train_compute_tf32,
         decode="whole",

@@ -113,7 +113,7 @@ def _read(job: TrainJob, start: int) -> Tensor:
     except (FileNotFoundError, SafetensorError, KeyError) as error:
         raise ArtifactError(
             f"{file}, the images from which the steps after step {start} start, is missing or damaged "
-            f"({type(error).__name__}): run 'dvc repro --force -s train' to train from step 0"
+            f"({type(error).__name__}): delete the directory {job.state} and run the same command again, which trains from step 0"
         ) from error
     return images
 

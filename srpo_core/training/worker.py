@@ -102,9 +102,7 @@ class Worker:
                 break
             if block_start(self.job.train, step) and (step == first or begins_block(self.job.train, step)):
                 with watchdog.between_steps():
-                    self.prompts = with_newer_pairs(
-                        self.job, self.prompts, self.model, step, rank=self.rank, world=self.world
-                    )
+                    self.refresh(step)
             at_checkpoint = step in checkpoint_steps(self.job.train)
             row = self.step(step)
             watchdog.step_done(step)
@@ -125,6 +123,13 @@ class Worker:
         """Report something that is no figure; the stage's process logs it as a warning."""
         if self.rank == 0:
             self.job.state.append(PROGRESS, json.dumps({"note": text}))
+
+    def refresh(self, step: int) -> None:
+        """Generate anew, or read, the cached pairs of the steps from `step` on, if `train.rollout.cached` asks for it."""
+        if block_start(self.job.train, step):
+            self.prompts = with_newer_pairs(
+                self.job, self.prompts, self.model, step, rank=self.rank, world=self.world
+            )
 
     def step(self, step: int) -> dict[str, float]:
         """Make one optimizer step over the global batch; return its metrics, equal on every rank."""

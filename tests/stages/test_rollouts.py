@@ -133,13 +133,14 @@ def test_settings_that_change_no_pair_leave_the_stage_as_it_is_for_dvc(project):
         {"train": {"optimizer": {"learning_rate": 1e-3}, "steps": 7, "batch_size": 8}},
         {"train": {"rollout": {"cached": {"refresh_every": 2}, "share_offline": 0.1}}},
         {"control_words": {"choice": "in_turn"}},
+        {"generate": {"batch_size": 3}},
         {"train": {"method": "direct_align", "direct_align": {"ratio": 0.8}}},
     ]
     assert [after(patch) == before for patch in same] == [True] * len(same)
     other = [
         {"train": {"rollout": {"cached": {"seed": 5}}}},
         {"train": {"rollout": {"num_inference_steps": 5}}},
-        {"generate": {"batch_size": 3}},
+        {"train": {"rollout": {"cached": {"batch_size": 3}}}},
     ]
     assert [after(patch) == before for patch in other] == [False] * len(other)
 
