@@ -306,7 +306,7 @@ def test_a_run_beyond_its_limit_of_cost_ends_before_the_stage_and_resumes_with_a
     keep_stages(standin, "ingest", "gate", "report")
     graph = yaml.safe_load((standin / "dvc.yaml").read_text())
     command = f"PYTHONPATH={ROOT} {sys.executable} -m srpo_core stage gate"
-    graph["stages"]["gate"] |= {"cmd": command, "params": ["seed", "champion", "evaluate", "gate"]}
+    graph["stages"]["gate"] |= {"cmd": command, "params": ["seed", "model", "champion", "evaluate", "gate"]}
     (standin / "dvc.yaml").write_text(yaml.safe_dump(graph, sort_keys=False))
     record_attempt("ingest", 1, price=10)
     limited = {"price": 10, "max_cost": 5, "hardware": {"tflops": 1, "float32_tflops": 1, "mfu": 0.5}}

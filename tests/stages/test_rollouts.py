@@ -158,7 +158,7 @@ def test_a_killed_run_resumes_from_the_pairs_that_it_has_written(project, monkey
             raise KeyboardInterrupt
         return honest(base, job, some)
 
-    small = {"generate": {"batch_size": 4}, **off}
+    small = {"rollout": {**CACHED, "cached": {**CACHED["cached"], "batch_size": 4}}, **off}
     monkeypatch.setattr(rollouts, "images_of", dies)
     with pytest.raises(KeyboardInterrupt):
         run(**small)
