@@ -147,6 +147,7 @@ def finish(
     ] = "",
 ) -> None:
     """Close a task for good, and write its ratings to data/ratings."""
+    from srpo_core.rating.answers import Refused
     from srpo_core.rating.finishing import answers_of_task, complete_raters
     from srpo_core.rating.finishing import finish as finish_task
     from srpo_core.rating.gate_figures import version_of
@@ -156,7 +157,8 @@ def finish(
 
     found = find_task(task)
     answers = answers_of_task(found)
-    ratings = finish_task(found, answers, early=early)
+    refused = Refused()
+    ratings = finish_task(found, answers, early=early, refused=refused)
     path, complete = path_of(found.id), len(complete_raters(found, answers))
     about = About(
         models=found.models,
@@ -170,6 +172,8 @@ def finish(
         looked_early=has_been_seen(found.directory),
     )
     write_ratings(path, ratings, about)
+    if refused.entries:
+        typer.echo(refused.summary(), err=True)
     typer.echo(
         f"ratings {path}: {len(ratings)} answers of {len(answers.counts())} raters, {complete} of whom "
         "have rated every item"

@@ -13,12 +13,13 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from srpo_core.errors import AnswerError, DataError
+from srpo_core.rating.answers import LONGEST, is_future
 from srpo_core.rating.collected import Answer
 from srpo_core.rating.finishing import answers_of_task
 from srpo_core.rating.page import render
 from srpo_core.rating.presentation import a_is_left
 from srpo_core.rating.records import dimensions_of
-from srpo_core.rating.server import MOST_SECONDS, Pseudonym, require_answers, slots
+from srpo_core.rating.server import Pseudonym, Seconds, require_answers, slots
 from srpo_core.rating.task import Task, find_task
 
 MOST_BYTES: Final = 50_000_000
@@ -32,7 +33,7 @@ class ExportedAnswer(BaseModel):
 
     item: str
     answers: dict[str, str]
-    seconds: Annotated[float, Field(ge=0, le=MOST_SECONDS, allow_inf_nan=False)]
+    seconds: Seconds
     answered_at: str
 
 
@@ -127,9 +128,14 @@ def _answer(task: Task, content: ExportedAnswers, one: Any, seen: set[str]) -> A
         raise AnswerError(f"item {checked.item} is answered twice in this file; the first answer counts")
     require_answers(task, checked.item, checked.answers)
     at = _time(checked.answered_at)
+    if is_future(at):
+        raise AnswerError(
+            f"answered_at is {checked.answered_at}, which is in the future: correct the time in the file"
+        )
     seen.add(checked.item)
     left = a_is_left(task.planned.seed, content.rater, checked.item)
-    return Answer(content.rater, checked.item, checked.answers, left, checked.seconds, content.page, at)
+    seconds = min(checked.seconds, LONGEST)
+    return Answer(content.rater, checked.item, checked.answers, left, seconds, content.page, at)
 
 
 def _time(text: str) -> str:

@@ -93,11 +93,13 @@ def test_answers_are_taken_once_however_often_the_file_is_imported(task, save):
         ({"answers": {"overall": 1}}, "valid string"),
         ({"answers": {}}, "answers are needed"),
         ({"seconds": -0.1}, "greater than or equal"),
+        ({"seconds": 0.05}, "greater than or equal"),
         ({"seconds": 1e300}, "less than or equal"),
         ({"seconds": None}, "valid number"),
         ({"answered_at": "yesterday"}, "must be a time"),
         ({"answered_at": "2026-13-40T12:00:00Z"}, "must be a time"),
         ({"answered_at": "2026-01-31T12:00:00+05:00"}, "must be a time"),
+        ({"answered_at": "2999-01-31T12:00:00Z"}, "in the future"),
         ({"weight": 100}, "Extra inputs"),
     ],
 )
@@ -120,6 +122,13 @@ def test_an_answer_of_another_form_is_one_line(task, save, wrong):
     found = import_answers(save(content))
     assert len(found.faults) == 1
     assert found.new == len(task.items) - 1
+
+
+def test_an_answer_after_more_than_a_day_counts_as_one_after_a_day(task, save):
+    content = content_of(task)
+    content["answers"][0]["seconds"] = 200_000.0
+    assert import_answers(save(content)).faults == []
+    assert sorted({one.seconds for one in answers_of_task(task).all()}) == [2.5, 86_400.0]
 
 
 def test_a_doubled_answer_counts_once(task, save):
