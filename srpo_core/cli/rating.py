@@ -218,7 +218,7 @@ def _prepare(
         raise errors.ConfigError(
             f"{model} {' '.join(against)}: a model is compared with itself; give others with --against"
         )
-    plan = plan_items(protocol, effect, power=power, raters=raters)
+    plan = plan_items(protocol, effect, power=power, raters=raters, models=len(transformers))
     digests = {name: weights_digest(settings.model, path) for name, path in transformers.items()}
     candidate = next(iter(transformers))
     task = write_task(
