@@ -133,7 +133,7 @@ def import_file(
         refused += len(found.faults)
         typer.echo(
             f"task {found.task}: {found.rater}: {found.new} new answers, {found.stored_already} stored already, "
-            f"{len(found.faults)} refused"
+            f"{len(found.faults)} refused{f'; set aside in {shortest(found.set_aside)}' if found.set_aside else ''}"
         )
     if refused:
         raise typer.Exit(errors.DataError.exit_code)
@@ -190,6 +190,7 @@ def forget(
 ) -> None:
     """Delete all answers of a rater from open and finished tasks. The next version of the ratings says so."""
     from srpo_core.rating.collected import FILE
+    from srpo_core.rating.exporting import forget_refused
     from srpo_core.rating.forgetting import forget_rater
     from srpo_core.rating.stored import DIRECTORY
     from srpo_core.rating.task import directory_of, known_tasks
@@ -197,6 +198,8 @@ def forget(
 
     fetch_newest(Path.cwd(), DIRECTORY)
     databases = {task: directory_of(task) / FILE for task in known_tasks()}
+    for known in known_tasks():
+        forget_refused(directory_of(known), rater)
     for task, count in forget_rater(DIRECTORY, rater, databases).items():
         typer.echo(f"task    {task}: {count} answers of {rater} are deleted")
     typer.echo("next    'srpo data ratings' makes a version without them")

@@ -87,7 +87,11 @@ def test_a_refused_answer_is_one_line_and_exit_code_2(srpo, tmp_path):
     assert found.code == 2
     assert found.err.count("\n") == 1
     assert "answer 1: seconds" in found.err
-    assert "11 new answers, 0 stored already, 1 refused" in found.out
+    assert "11 new answers, 0 stored already, 1 refused; set aside in " in found.out
+    (kept,) = task.directory.glob("refused/*")
+    assert json.loads(kept.read_text())["rule"] == "impossible_time"
+    assert srpo("rate", "forget", "ada").code == 0
+    assert not kept.exists()
 
 
 def test_early_needs_a_reason_that_the_file_keeps(srpo, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from rating_tasks import QUALITY, make_task
 
 from srpo_core.errors import AnswerError, DataError
-from srpo_core.rating.exporting import export_page, import_answers
+from srpo_core.rating.exporting import export_page, forget_refused, import_answers, refused_path
 from srpo_core.rating.finishing import answers_of_task, finish
 from srpo_core.rating.page import page_version
 from srpo_core.rating.presentation import a_is_left
@@ -122,6 +122,35 @@ def test_an_answer_of_another_form_is_one_line(task, save, wrong):
     found = import_answers(save(content))
     assert len(found.faults) == 1
     assert found.new == len(task.items) - 1
+
+
+def test_refused_answers_are_kept_with_their_rule_once_and_are_deleted_on_request(task, save):
+    content = content_of(task)
+    changes = [
+        {"item": "0" * 12},
+        {"answers": {"overall": "first"}},
+        {"seconds": 0.0},
+        {"answered_at": "2999-01-31T12:00:00Z"},
+    ]
+    for one, change in zip(content["answers"], changes, strict=False):
+        one.update(change)
+    content["answers"].append(content["answers"][5])
+    for _ in range(2):
+        found = import_answers(save(content))
+        assert found.set_aside == refused_path(task.directory, "ada")
+        entries = [json.loads(line) for line in found.set_aside.read_text().splitlines()]
+        assert [(one["record"], one["rule"]) for one in entries] == [
+            (1, "unknown_item"),
+            (2, "bad_value"),
+            (3, "impossible_time"),
+            (4, "impossible_time"),
+            (len(task.items) + 1, "doubled_answer"),
+        ]
+    forget_refused(task.directory, "../ada")
+    assert found.set_aside.exists()
+    forget_refused(task.directory, "ada")
+    assert not found.set_aside.exists()
+    assert import_answers(save(content_of(task, rater="bob"))).set_aside is None
 
 
 def test_an_answer_after_more_than_a_day_counts_as_one_after_a_day(task, save):
