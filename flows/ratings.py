@@ -39,13 +39,15 @@ def ratings(source: str | None = None, audit: AuditDepth = "md5", enough: int = 
     """
     given = Path(source).absolute() if source else Path.cwd() / DIRECTORY
     with open_workspace(Path.cwd(), revision="HEAD") as workspace:
-        before = rating_versions.count_newest(workspace.checkout)
+        before = rating_versions.count_announced(workspace)
         collect(workspace, given)
         checked = check(workspace)
         tag = push(workspace, audit)
+        rating_versions.note_unannounced(workspace, before)
         record(workspace, tag, checked)
         rating_versions.remove_copies(workspace)
         announce(workspace, tag, checked, before=before, enough=enough)
+        rating_versions.note_announced(workspace)
     return tag
 
 
@@ -95,7 +97,7 @@ def record(workspace: Workspace, tag: str, checked: RatingsChecked) -> None:
 def announce(workspace: Workspace, tag: str, checked: RatingsChecked, *, before: int, enough: int) -> None:
     """Emit the event of a new version, and the one that can start a retraining whenever `enough` further answers have come.
 
-    before: number of answers of the version before. Small versions add up: the event comes at each multiple of `enough`.
+    before: number of answers of the last version whose events were sent. Small versions add up: the event comes at each multiple of `enough`.
     """
     payload = {
         "tag": tag,

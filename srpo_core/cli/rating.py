@@ -133,7 +133,7 @@ def import_file(
         refused += len(found.faults)
         typer.echo(
             f"task {found.task}: {found.rater}: {found.new} new answers, {found.stored_already} stored already, "
-            f"{len(found.faults)} refused"
+            f"{len(found.faults)} refused{f'; set aside in {shortest(found.set_aside)}' if found.set_aside else ''}"
         )
     if refused:
         raise typer.Exit(errors.DataError.exit_code)
@@ -147,6 +147,7 @@ def finish(
     ] = "",
 ) -> None:
     """Close a task for good, and write its ratings to data/ratings."""
+    from srpo_core.rating.answers import Refused
     from srpo_core.rating.finishing import answers_of_task, complete_raters
     from srpo_core.rating.finishing import finish as finish_task
     from srpo_core.rating.gate_figures import version_of
@@ -156,7 +157,8 @@ def finish(
 
     found = find_task(task)
     answers = answers_of_task(found)
-    ratings = finish_task(found, answers, early=early)
+    refused = Refused()
+    ratings = finish_task(found, answers, early=early, refused=refused)
     path, complete = path_of(found.id), len(complete_raters(found, answers))
     about = About(
         models=found.models,
@@ -170,6 +172,8 @@ def finish(
         looked_early=has_been_seen(found.directory),
     )
     write_ratings(path, ratings, about)
+    if refused.entries:
+        typer.echo(refused.summary(), err=True)
     typer.echo(
         f"ratings {path}: {len(ratings)} answers of {len(answers.counts())} raters, {complete} of whom "
         "have rated every item"
@@ -186,6 +190,7 @@ def forget(
 ) -> None:
     """Delete all answers of a rater from open and finished tasks. The next version of the ratings says so."""
     from srpo_core.rating.collected import FILE
+    from srpo_core.rating.exporting import forget_refused
     from srpo_core.rating.forgetting import forget_rater
     from srpo_core.rating.stored import DIRECTORY
     from srpo_core.rating.task import directory_of, known_tasks
@@ -193,6 +198,8 @@ def forget(
 
     fetch_newest(Path.cwd(), DIRECTORY)
     databases = {task: directory_of(task) / FILE for task in known_tasks()}
+    for known in known_tasks():
+        forget_refused(directory_of(known), rater)
     for task, count in forget_rater(DIRECTORY, rater, databases).items():
         typer.echo(f"task    {task}: {count} answers of {rater} are deleted")
     typer.echo("next    'srpo data ratings' makes a version without them")
@@ -214,7 +221,7 @@ def _prepare(
         raise errors.ConfigError(
             f"{model} {' '.join(against)}: a model is compared with itself; give others with --against"
         )
-    plan = plan_items(protocol, effect, power=power, raters=raters)
+    plan = plan_items(protocol, effect, power=power, raters=raters, models=len(transformers))
     digests = {name: weights_digest(settings.model, path) for name, path in transformers.items()}
     candidate = next(iter(transformers))
     task = write_task(

@@ -10,6 +10,7 @@ from srpo_core.cli.rating import rate_app
 from srpo_core.errors import DataError
 
 if TYPE_CHECKING:
+    from srpo_core.rating.answers import Refused
     from srpo_core.rating.records import Rating
     from srpo_core.rating.results import Progress
 
@@ -68,13 +69,14 @@ def _answers(task: str, *, early: bool) -> "tuple[list[Rating], Progress, list[s
 
     A finished task is read from its file, an open one from its database; then it is noted that results were seen.
     """
-    from srpo_core.rating.finishing import answers_of_task, complete_raters, to_ratings
+    from srpo_core.rating.answers import Refused
+    from srpo_core.rating.finishing import answers_of_task, complete_raters, valid_ratings
     from srpo_core.rating.results import Progress, require_end
     from srpo_core.rating.results_text import note_seen
     from srpo_core.rating.stored import path_of, read_about, read_ratings
     from srpo_core.rating.task import find_task
 
-    path = Path(task)
+    path, refused = Path(task), Refused()
     if not path.is_file():
         found = find_task(task)
         path = path_of(found.id)
@@ -89,8 +91,17 @@ def _answers(task: str, *, early: bool) -> "tuple[list[Rating], Progress, list[s
                     "add --early"
                 )
             note_seen(found.directory)
-            return list(to_ratings(found, answers.all())), progress, list(found.models)
+            ratings = valid_ratings(found, answers.all(), refused)
+            _show_refused(refused)
+            return ratings, progress, list(found.models)
     about = read_about(path)
     complete = about.raters if about.closed else about.complete
     progress = Progress(about.items, about.raters, complete, about.looked_early)
-    return read_ratings([path]), progress, list(about.models)
+    ratings = read_ratings([path], refused=refused)
+    _show_refused(refused)
+    return ratings, progress, list(about.models)
+
+
+def _show_refused(refused: "Refused") -> None:
+    if refused.entries:
+        typer.echo(refused.summary(), err=True)

@@ -109,8 +109,7 @@ def _broken(
     """Return the rule that a well-formed answer breaks, and how; two empty texts if it breaks none."""
     if items is not None and rating.item not in items:
         return UNKNOWN_ITEM, f"item {rating.item!r} is not in task {rating.task}"
-    late = datetime.fromisoformat(rating.answered_at) > now + timedelta(days=1)
-    if not SHORTEST <= rating.seconds <= LONGEST or late:
+    if not SHORTEST <= rating.seconds <= LONGEST or is_future(rating.answered_at, now):
         return IMPOSSIBLE_TIME, f"answered in {rating.seconds:g} s at {rating.answered_at}"
     before = seen.get(_key(rating))
     if before is not None:
@@ -120,6 +119,11 @@ def _broken(
             f"{rating.rater!r} answered item {rating.item!r} ({rating.dimension}) before: {same}",
         )
     return "", ""
+
+
+def is_future(answered_at: str, now: datetime | None = None) -> bool:
+    """Whether a time, ISO 8601 with a zone, is later than `now` by more than a day: clocks of raters may differ by less."""
+    return datetime.fromisoformat(answered_at) > (now or datetime.now(UTC)) + timedelta(days=1)
 
 
 def _bad_value(row: Mapping[str, Any]) -> str:

@@ -5,7 +5,9 @@ images "a" and "b"; which model is which is known to task.json alone. Answers co
 """
 
 import base64
+import json
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -13,16 +15,27 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from srpo_core.errors import AnswerError, DataError
+from srpo_core.rating.answers import (
+    BAD_VALUE,
+    DOUBLED_ANSWER,
+    IMPOSSIBLE_TIME,
+    LONGEST,
+    UNKNOWN_ITEM,
+    Refused,
+    is_future,
+)
 from srpo_core.rating.collected import Answer
 from srpo_core.rating.finishing import answers_of_task
 from srpo_core.rating.page import render
 from srpo_core.rating.presentation import a_is_left
 from srpo_core.rating.records import dimensions_of
-from srpo_core.rating.server import MOST_SECONDS, Pseudonym, require_answers, slots
+from srpo_core.rating.server import PSEUDONYM, Pseudonym, Seconds, require_answers, slots
 from srpo_core.rating.task import Task, find_task
 
 MOST_BYTES: Final = 50_000_000
 MOST_FAULTS: Final = 20  # that are printed
+REFUSED: Final = "refused"  # directory below that of a task
+_OUT_OF_RANGE: Final = ("greater_than_equal", "less_than_equal")
 
 
 class ExportedAnswer(BaseModel):
@@ -32,7 +45,7 @@ class ExportedAnswer(BaseModel):
 
     item: str
     answers: dict[str, str]
-    seconds: Annotated[float, Field(ge=0, le=MOST_SECONDS, allow_inf_nan=False)]
+    seconds: Seconds
     answered_at: str
 
 
@@ -50,13 +63,17 @@ class ExportedAnswers(BaseModel):
 
 
 class Imported(BaseModel):
-    """What became of a file: the number of new items, of those that were stored already, and one line for each fault."""
+    """What became of a file: the number of new items, of those that were stored already, and one line for each fault.
+
+    set_aside: the file with this rater's answers that broke a rule; None if none did.
+    """
 
     task: str
     rater: str
     new: int
     stored_already: int
     faults: list[str]
+    set_aside: Path | None = None
 
 
 def export_page(task: Task) -> str:
@@ -87,7 +104,7 @@ def import_answers(path: Path) -> Imported:
             f"{path}: protocol is {content.protocol}, and that of task {task.id} is {task.protocol}"
         )
     store = answers_of_task(task)
-    new, faults = 0, []
+    new, faults, refused = 0, [], Refused()
     seen: set[str] = set()
     for number, one in enumerate(content.answers, 1):
         try:
@@ -96,15 +113,56 @@ def import_answers(path: Path) -> Imported:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"])) or "it"
             faults.append(f"{path}: answer {number}: {place}: {first['msg']}")
+            rule = IMPOSSIBLE_TIME if place == "seconds" and first["type"] in _OUT_OF_RANGE else BAD_VALUE
+            refused.add(path.name, number, rule, f"{place}: {first['msg']}", {"answer": one})
         except AnswerError as error:
             faults.append(f"{path}: answer {number}: {error}")
+            if store.closed() is None:  # a finished task takes no answers, good or bad
+                refused.add(path.name, number, _rule(task, one, seen), str(error), one)
     return Imported(
         task=task.id,
         rater=content.rater,
         new=new,
         stored_already=len(content.answers) - new - len(faults),
         faults=faults,
+        set_aside=_set_aside(task, content.rater, refused),
     )
+
+
+def refused_path(directory: Path, rater: str) -> Path:
+    """Return the file of a rater's answers that were refused, below the directory of a task."""
+    return directory / REFUSED / f"{rater}.jsonl"
+
+
+def forget_refused(directory: Path, rater: str) -> None:
+    """Delete a rater's refused answers of a task."""
+    if re.fullmatch(PSEUDONYM, rater):  # other names have none, and may not be a path
+        refused_path(directory, rater).unlink(missing_ok=True)
+
+
+def _set_aside(task: Task, rater: str, refused: Refused) -> Path | None:
+    """Add refused answers to the rater's file; each is there once, however often a file is imported."""
+    if not refused.entries:
+        return None
+    path = refused_path(task.directory, rater)
+    known = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    entries = [*known, *(one for one in refused.entries if one not in known)]
+    Refused(entries=entries).write(path)
+    return path
+
+
+def _rule(task: Task, one: Mapping[str, Any], seen: set[str]) -> str:
+    """Return the rule that a well-formed answer breaks."""
+    item = one["item"]
+    if item not in task.items:
+        return UNKNOWN_ITEM
+    if item in seen:
+        return DOUBLED_ANSWER  # in the file, or stored otherwise
+    try:
+        is_late = is_future(_time(one["answered_at"]))
+    except AnswerError:
+        return BAD_VALUE
+    return IMPOSSIBLE_TIME if is_late else BAD_VALUE
 
 
 def _read(path: Path) -> ExportedAnswers:
@@ -127,9 +185,14 @@ def _answer(task: Task, content: ExportedAnswers, one: Any, seen: set[str]) -> A
         raise AnswerError(f"item {checked.item} is answered twice in this file; the first answer counts")
     require_answers(task, checked.item, checked.answers)
     at = _time(checked.answered_at)
+    if is_future(at):
+        raise AnswerError(
+            f"answered_at is {checked.answered_at}, which is in the future: correct the time in the file"
+        )
     seen.add(checked.item)
     left = a_is_left(task.planned.seed, content.rater, checked.item)
-    return Answer(content.rater, checked.item, checked.answers, left, checked.seconds, content.page, at)
+    seconds = min(checked.seconds, LONGEST)
+    return Answer(content.rater, checked.item, checked.answers, left, seconds, content.page, at)
 
 
 def _time(text: str) -> str:

@@ -1,6 +1,7 @@
 """What people found about the model that the gate judges: figures of its rules, and how well automatic scores predicted them."""
 
 import hashlib
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from srpo_core.config import GateRule, GateSettings, ModelSettings
 from srpo_core.errors import ArtifactError, GateError
 from srpo_core.gates.people import EXCELLENT, WIN_RATE, people_rules
 from srpo_core.gates.rules import Measurement, whole_confidences
+from srpo_core.rating.answers import Refused
 from srpo_core.rating.predictions import predictions
 from srpo_core.rating.records import LEVELS, PAIRED, PLAIN, Rating
 from srpo_core.rating.results import ALL_STYLES, Figure, Progress, summarize, widening
@@ -21,6 +23,8 @@ from srpo_core.rating.stored import About, path_of, read_about, read_ratings
 from srpo_core.rating.weights import weights_digest
 
 DIGITS: Final = 12
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,11 +112,13 @@ def _read(root: Path, entry: str, digest: str) -> Rated | None:
     own = next((name for name, one in about.models.items() if one == digest), None)
     if own is None:
         return None
-    names = {own: ALIGNED}
+    names, refused = {own: ALIGNED}, Refused()
     ratings = [
         replace(one, first=names.get(one.first, one.first), second=names.get(one.second, one.second))
-        for one in read_ratings([path])
+        for one in read_ratings([path], refused=refused)
     ]
+    if refused.entries:
+        log.warning("%s: %s", path, refused.summary())
     return Rated(task, about, ratings)
 
 

@@ -3,7 +3,8 @@ const task = JSON.parse(document.getElementById("task").textContent);
 const PAIRED = task.protocol === "paired";
 const SIDES = PAIRED ? ["left", "right"] : ["left"];
 const find = (id) => document.getElementById(id);
-let rater = "", items = [], history = [], given = {}, shownAt = 0, ready = false, transport;
+const LOOKING = 150; /* milliseconds before an item can be answered: nobody sees and answers in less */
+let rater = "", items = [], history = [], given = {}, shownAt = 0, seenFor = 0, ready = false, waiting = 0, transport;
 
 /* A hash of (seed, rater, item), the same as in presentation.py. */
 function draw(key) {
@@ -130,7 +131,7 @@ const nextDimension = () => task.dimensions.find((dimension) => !(dimension.name
 function showChoices() {
   for (const button of document.querySelectorAll("[data-answer]")) {
     button.setAttribute("aria-pressed", String(given[button.dataset.dimension] === button.dataset.answer));
-    button.disabled = !ready;
+    button.disabled = !ready || Boolean(waiting);
   }
   const open = nextDimension();
   for (const dimension of task.dimensions) {
@@ -143,6 +144,7 @@ async function showItem() {
   const item = current();
   given = {};
   ready = false;
+  stopWaiting();
   find("progress").max = items.length;
   find("progress").value = history.length;
   find("count").textContent = `${history.length} of ${items.length}`;
@@ -165,9 +167,19 @@ async function showItem() {
   find("images").classList.remove("loading");
   ready = true;
   shownAt = performance.now();
+  seenFor = 0;
+  waiting = setTimeout(() => { stopWaiting(); showChoices(); }, LOOKING);
   showChoices();
   preload();
 }
+
+function stopWaiting() {
+  clearTimeout(waiting);
+  waiting = 0;
+}
+
+/* Seconds for which the item was in sight: not those in which the page was hidden. */
+const secondsSeen = () => Math.min((seenFor + performance.now() - shownAt) / 1000, task.longest);
 
 function load(item, side) {
   const image = find(`image-${side}`);
@@ -183,11 +195,11 @@ function preload() {
 }
 
 async function choose(dimension, answer) {
-  if (!ready) return;
+  if (!ready || waiting) return;
   given[dimension] = answer;
   showChoices();
   if (nextDimension()) return;
-  const item = current(), seconds = (performance.now() - shownAt) / 1000;
+  const item = current(), seconds = secondsSeen();
   ready = false;
   await attempt(async () => {
     await transport.save(item, given, seconds);
@@ -261,6 +273,10 @@ document.addEventListener("keydown", (event) => {
   if (!answer || !dimension || !current()) return;
   event.preventDefault();
   choose(dimension.name, answer.name);
+});
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) seenFor += performance.now() - shownAt;
+  shownAt = performance.now();
 });
 find("welcome").addEventListener("submit", (event) => {
   event.preventDefault();

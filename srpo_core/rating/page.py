@@ -11,6 +11,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Final
 
+from srpo_core.rating.answers import LONGEST
 from srpo_core.rating.records import PAIRED
 
 _QUESTIONS: Final = {
@@ -61,6 +62,7 @@ def render(protocol: str, dimensions: Sequence[str], content: Mapping[str, Any])
     described = {
         "protocol": protocol,
         "page": page_version(),
+        "longest": LONGEST,
         "instructions": _INSTRUCTIONS[protocol],
         "dimensions": [
             {"name": name, "question": "Which image is better?" if paired else _QUESTIONS[name]}

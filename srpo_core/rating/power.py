@@ -44,8 +44,8 @@ class Assumptions:
 class Plan:
     """The planned part of a task.
 
-    prompts: prompts that each rater sees, with one pair each, or with one image of each of two models. repeats, checks: further
-    items. expected_power: of this plan, at least `power`. design_effect: how many times larger the variance is than that of
+    prompts: prompts that each rater sees, each with all pairs of the models, or with one image of each. repeats, checks: further
+    items. models: number of models. expected_power: of this plan, at least `power`. design_effect: how many times larger the variance is than that of
     as many answers that are independent of each other.
     """
 
@@ -59,11 +59,12 @@ class Plan:
     checks: int
     expected_power: float
     design_effect: float
+    models: int = 2
 
     @property
     def plain_items(self) -> int:
         """Number of items of a rater without repeats and checks."""
-        return self.prompts if self.protocol == PAIRED else 2 * self.prompts
+        return self.prompts * _items_of_prompt(self.protocol, self.models)
 
     @property
     def items(self) -> int:
@@ -83,11 +84,12 @@ def plan_items(
     power: float = 0.8,
     raters: int = 3,
     confidence: float = 0.95,
+    models: int = 2,
     assumed: Assumptions | None = None,
 ) -> Plan:
     """Plan the least number of prompts with which `raters` raters show an effect with a chance of at least `power`.
 
-    effect: of a pair how far the win rate is above one half, with levels how far the share of excellent images is above the
+    models: all of them are paired with each other, or graded; the plan is for the effect between two of them. effect: of a pair how far the win rate is above one half, with levels how far the share of excellent images is above the
     base's.
 
     Raises:
@@ -108,7 +110,7 @@ def plan_items(
         )
     prompts = _least(LEAST_PROMPTS, MOST_PROMPTS, lambda number: reached(raters, number) >= power)
     assert prompts is not None
-    shown = prompts if protocol == PAIRED else 2 * prompts
+    shown = prompts * _items_of_prompt(protocol, models)
     single = _variance(protocol, effect, assumed) / (raters * prompts)
     return Plan(
         protocol=protocol,
@@ -121,6 +123,7 @@ def plan_items(
         checks=num_checks(protocol),
         expected_power=round(reached(raters, prompts), 4),
         design_effect=round(sum(_parts(protocol, effect, raters, prompts, assumed)) / single, 2),
+        models=models,
     )
 
 
@@ -190,6 +193,11 @@ def _parts(
         variance * assumed.between_prompts / prompts,
         variance * rest / (raters * prompts),
     )
+
+
+def _items_of_prompt(protocol: str, models: int) -> int:
+    """Return how many items a rater sees of each prompt, without repeats and checks."""
+    return math.comb(models, 2) if protocol == PAIRED else models
 
 
 def _width(protocol: str, effect: float) -> float:

@@ -36,7 +36,7 @@ class Rating:
     first_on_left: whether the image of `first` was on the left; True with levels.
     repeats: the item whose images a repeat shows again, or "".
     expected: the right answer of a check (with levels "fail", on the dimension that it tests), or "".
-    seconds: from showing to answering; page: digest of the page's HTML; answered_at: ISO 8601, UTC.
+    seconds: from showing to answering, without those in which the page was hidden; page: digest of the page's HTML; answered_at: ISO 8601, UTC.
     """
 
     task: str

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from srpo_core.errors import AnswerError, ConfigError, SrpoError
+from srpo_core.rating.answers import LONGEST, SHORTEST
 from srpo_core.rating.collected import Answer, Answers, now
 from srpo_core.rating.page import page_version, policy, render, shown_answers
 from srpo_core.rating.presentation import a_is_left, ordered
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 LOOPBACK: Final = "127.0.0.1"
 PORT_FILE: Final = "port"
 PSEUDONYM: Final = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$"
-MOST_SECONDS: Final = 1e7
+MOST_SECONDS: Final = 1e7  # that a page may say; stored are at most `LONGEST`
 _HEADERS: Final = {
     "Cache-Control": "private, max-age=86400",
     "Referrer-Policy": "no-referrer",
@@ -44,6 +45,7 @@ _MOST_BYTES: Final = 10_000  # of a request
 log = logging.getLogger(__name__)
 
 Pseudonym = Annotated[str, StringConstraints(pattern=PSEUDONYM)]
+Seconds = Annotated[float, Field(ge=SHORTEST, le=MOST_SECONDS, allow_inf_nan=False)]
 
 
 class RaterRequest(BaseModel):
@@ -64,7 +66,7 @@ class AnswerRequest(RaterRequest):
 
     item: str
     answers: dict[str, str]
-    seconds: Annotated[float, Field(ge=0, le=MOST_SECONDS, allow_inf_nan=False)]
+    seconds: Seconds
     page: str
 
 
@@ -94,7 +96,15 @@ class Session:
             raise AnswerError("the page is of another version: reload it")
         left = a_is_left(self.task.planned.seed, request.rater, request.item)
         self.answers.add(
-            Answer(request.rater, request.item, request.answers, left, request.seconds, request.page, now())
+            Answer(
+                request.rater,
+                request.item,
+                request.answers,
+                left,
+                min(request.seconds, LONGEST),
+                request.page,
+                now(),
+            )
         )
 
     def _is_b(self, rater: str, item: Item, side: str) -> bool:

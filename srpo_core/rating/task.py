@@ -9,8 +9,10 @@ import hashlib
 import hmac
 import json
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -179,7 +181,8 @@ def plan_contents(
 ) -> Contents:
     """Plan the items of a task: plain ones, repeats and checks.
 
-    models: digest of the weights by name, `candidate` among them. It is paired with each other model, or all of them are graded.
+    models: digest of the weights by name, `candidate` among them. Each is paired with each other one, so that no image comes more
+    often than another, which would tell the candidate; or all of them are graded.
 
     Raises:
         ConfigError: there are too few images, or all prompts are the same.
@@ -190,10 +193,10 @@ def plan_contents(
     numbered = [(rows.index(row), sample) for row, sample in units]
     if len({normal_form(prompt) for prompt in prompts}) < _ALTERNATING:
         raise ConfigError("a task needs at least 2 different test prompts: set evaluate.num_prompts")
-    others = [name for name in models if name != candidate]
-    sets = [(candidate, other) for other in others] if plan.protocol == PAIRED else [(one,) for one in models]
+    names = [candidate, *(name for name in models if name != candidate)]
+    sets = list(combinations(names, 2 if plan.protocol == PAIRED else 1))
     plain = [_plain(shown, *unit) for unit in numbered for shown in sets]
-    chosen = keyed_order(len(plain), seed, "rating", "repeats")[: plan.repeats]
+    chosen = _in_turn(keyed_order(len(plain), seed, "rating", "repeats"), len(sets))[: plan.repeats]
     repeats = [plain[number].model_copy(update={"kind": REPEAT, "repeats": number}) for number in chosen]
     checks = [
         _check(number, sets[number // 2 % len(sets)], numbered, prompts, seed)
@@ -209,6 +212,16 @@ def plan_contents(
         plan=asdict(plan),
         items=(*plain, *repeats, *checks),
     )
+
+
+def _in_turn(order: Sequence[int], sets: int) -> list[int]:
+    """Sort the numbers of plain items so that the sets of models take turns; of one set, they stay in order."""
+    turns: Counter[int] = Counter()
+    ranked = []
+    for number in order:
+        turns[number % sets] += 1
+        ranked.append((turns[number % sets], number))
+    return [number for _, number in sorted(ranked, key=lambda one: one[0])]
 
 
 def _plain(models: Sequence[str], prompt: int, sample: int) -> Planned:

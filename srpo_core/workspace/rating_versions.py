@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from srpo_core.artifacts import read_json, write_json
 from srpo_core.config.yaml_text import parse_yaml
 from srpo_core.errors import DataError
 from srpo_core.rating.answers import Refused
@@ -28,6 +29,7 @@ from srpo_core.workspace.worktree import RUNS, Workspace
 NAME: Final = "ratings"
 FORMAT: Final = "ratings"  # in place of a format of ingest, which does not read ratings
 QUARANTINE: Final = "ratings-quarantine.jsonl"
+UNANNOUNCED: Final = "ratings-unannounced.json"  # while events of a version are not sent yet
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,22 @@ def count_newest(checkout: Path) -> int:
         return 0
     with open_version(checkout, tag) as version:
         return len(read_ratings(list_files(version.path), refused=Refused()))
+
+
+def count_announced(workspace: Workspace) -> int:
+    """Count the answers of the last version whose events were sent: of the newest one, unless a run died before it sent them."""
+    note = workspace.home / "data" / UNANNOUNCED
+    return int(read_json(note)["before"]) if note.is_file() else count_newest(workspace.checkout)
+
+
+def note_unannounced(workspace: Workspace, before: int) -> None:
+    """Note, before a version is tagged, how many answers there were at the last events; it holds until `note_announced`."""
+    write_json(workspace.home / "data" / UNANNOUNCED, {"before": before})
+
+
+def note_announced(workspace: Workspace) -> None:
+    """Note that the events of the newest version were sent."""
+    (workspace.home / "data" / UNANNOUNCED).unlink(missing_ok=True)
 
 
 def collect(workspace: Workspace, source: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,9 +13,10 @@ from small_release import publish_small
 from srpo_core.cli import main
 from srpo_core.cli.rating import resolve_model
 from srpo_core.errors import ArtifactError, StoreError
+from srpo_core.rating.collected import Answer
 from srpo_core.rating.finishing import answers_of_task
 from srpo_core.rating.page import page_version
-from srpo_core.rating.stored import path_of, read_about, read_ratings
+from srpo_core.rating.stored import path_of, read_about, read_ratings, write_ratings
 from srpo_core.release.aliases import promote
 from srpo_core.storage import open_store
 
@@ -85,7 +87,11 @@ def test_a_refused_answer_is_one_line_and_exit_code_2(srpo, tmp_path):
     assert found.code == 2
     assert found.err.count("\n") == 1
     assert "answer 1: seconds" in found.err
-    assert "11 new answers, 0 stored already, 1 refused" in found.out
+    assert "11 new answers, 0 stored already, 1 refused; set aside in " in found.out
+    (kept,) = task.directory.glob("refused/*")
+    assert json.loads(kept.read_text())["rule"] == "impossible_time"
+    assert srpo("rate", "forget", "ada").code == 0
+    assert not kept.exists()
 
 
 def test_early_needs_a_reason_that_the_file_keeps(srpo, tmp_path):
@@ -128,6 +134,25 @@ def test_results_of_a_task_that_nobody_looked_at_have_plain_intervals_also_after
     assert shown.code == 0
     assert "wider" not in shown.out
     assert "too few raters or prompts for an interval" in shown.out
+
+
+def test_an_impossible_answer_does_not_make_a_task_unreadable(srpo, tmp_path):
+    task = make_task(raters=1)
+    srpo("rate", "import", answers_file(task, tmp_path / "ada.json", "ada"))
+    item = next(iter(task.items))
+    answers_of_task(task).add(Answer("bob", item, {"overall": "tie"}, True, 0.0, "p", "2026-01-01T00:00:00Z"))
+    early = srpo("rate", "results", task.id, "--early")
+    assert (early.code, early.err.count("\n")) == (0, 1)
+    found = srpo("rate", "finish", task.id)
+    for one in (early, found):
+        assert "1 answer set aside: impossible_time 1" in one.err
+    assert "12 answers of" in found.out
+    assert srpo("rate", "results", task.id).code == 0
+    path = path_of(task.id)
+    ratings = read_ratings([path])
+    write_ratings(path, [*ratings, replace(ratings[0], rater="eve", seconds=1e6)], read_about(path))
+    shown = srpo("rate", "results", task.id)
+    assert (shown.code, "1 answer set aside" in shown.err) == (0, True)
 
 
 @pytest.mark.parametrize(

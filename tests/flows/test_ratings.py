@@ -28,10 +28,12 @@ def finish(checkout: Path, task: str, *, bad: bool = False) -> None:
     write_ratings(checkout / f"data/ratings/{task}.parquet", answers, ABOUT)
 
 
-def events(server, name, number):
-    """Wait until so many events of a name were sent; Prefect sends them from a thread."""
+def events(server, name, number, tag=None):
+    """Wait until so many events of a name, and of a version if `tag` is given, were sent; Prefect sends them from a thread."""
     until = time.monotonic() + 60
     wanted = {"filter": {"event": {"name": [name]}}}
+    if tag is not None:
+        wanted["filter"]["resource"] = {"id": [f"ratings.version.{tag}"]}
     while len(found := server.call("/events/filter", wanted)["events"]) < number:
         assert time.monotonic() < until, "the event was not sent"
         time.sleep(0.2)
@@ -69,7 +71,7 @@ def test_ratings_are_versioned_pushed_and_a_rater_can_be_forgotten_in_all_versio
     second = ratings(enough=5)
     everybody = {(task, name) for task in ("t1", "t2") for name in ("ada", "bob")}
     assert contents(standin, second) == (everybody, 8)
-    (enough,) = events(prefect, "ratings.enough", 1)  # 4 answers, then 8: the fifth has come
+    (enough,) = events(prefect, "ratings.enough", 1, second)  # 4 answers, then 8: the fifth has come
     assert enough["payload"]["tag"] == second
     assert enough["payload"]["new_answers"] == 4
 
@@ -87,6 +89,23 @@ def test_ratings_are_versioned_pushed_and_a_rater_can_be_forgotten_in_all_versio
     files = [path for path in standin.rglob("*") if path.suffix == ".parquet" or "md5" in path.parts]
     assert len(files) >= 6  # in data/ratings, the cache and the remote
     assert [path for path in files if path.is_file() and b"ada" in path.read_bytes()] == []
+
+
+def test_a_run_that_dies_before_its_events_does_not_lose_them(standin, prefect, monkeypatch):
+    finish(standin, "t3")
+
+    def die(*_, **__):
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.ratings.announce", die)
+        with pytest.raises(RuntimeError, match="killed"):
+            ratings(enough=4)
+    tag = ratings(enough=4)
+    assert rating_versions.newest_tag(standin) == tag
+    assert not (standin / ".srpo/data" / rating_versions.UNANNOUNCED).exists()
+    (sent,) = events(prefect, "ratings.enough", 1, tag)
+    assert sent["payload"]["new_answers"] == 4
 
 
 def test_the_old_file_of_another_clone_brings_nobody_back(standin, prefect):

@@ -199,6 +199,27 @@ def test_a_rater_resumes_in_another_browser_and_after_all_can_undo(tmp_path):
     assert answers_of_task(task).counts() == {"ada": 8}
 
 
+def test_time_in_which_the_page_is_hidden_is_not_counted_and_no_time_is_longer_than_a_day(tmp_path):
+    task = make_task(prompts=6, repeats=0, checks=2)
+    with served(task) as address, opened_tab(tmp_path / "chromium") as tab:
+        rater = SimulatedRater(tab, "ada", seed=1, clicks=False)
+        rater.open(address)
+        tab.run(
+            "window.passed = 0; ((now) => { performance.now = () => now() + passed; })(performance.now.bind(performance));"
+            "window.hide = (hidden) => { Object.defineProperty(document, 'hidden', {value: hidden, configurable: true});"
+            "document.dispatchEvent(new Event('visibilitychange')); }"
+        )
+        tab.run("passed += 5e3; hide(true); passed += 1e9; hide(false); passed += 2e3")
+        tab.press("t", 84)
+        rater.state("0 of 8")
+        tab.run("passed += 1e9")
+        tab.press("t", 84)
+        rater.state("1 of 8")
+    first, second = (one.seconds for one in answers_of_task(task).all())
+    assert 7 < first < 600
+    assert second == 86_400
+
+
 def test_the_same_rater_in_two_windows_cannot_answer_an_item_twice(tmp_path):
     task = make_task(prompts=6, repeats=0, checks=2)
     with served(task) as address, browsers(tmp_path, 2) as tabs:

@@ -7,7 +7,7 @@ import pytest
 from rating_tasks import QUALITY, make_task
 
 from srpo_core.errors import AnswerError, DataError
-from srpo_core.rating.exporting import export_page, import_answers
+from srpo_core.rating.exporting import export_page, forget_refused, import_answers, refused_path
 from srpo_core.rating.finishing import answers_of_task, finish
 from srpo_core.rating.page import page_version
 from srpo_core.rating.presentation import a_is_left
@@ -93,11 +93,13 @@ def test_answers_are_taken_once_however_often_the_file_is_imported(task, save):
         ({"answers": {"overall": 1}}, "valid string"),
         ({"answers": {}}, "answers are needed"),
         ({"seconds": -0.1}, "greater than or equal"),
+        ({"seconds": 0.05}, "greater than or equal"),
         ({"seconds": 1e300}, "less than or equal"),
         ({"seconds": None}, "valid number"),
         ({"answered_at": "yesterday"}, "must be a time"),
         ({"answered_at": "2026-13-40T12:00:00Z"}, "must be a time"),
         ({"answered_at": "2026-01-31T12:00:00+05:00"}, "must be a time"),
+        ({"answered_at": "2999-01-31T12:00:00Z"}, "in the future"),
         ({"weight": 100}, "Extra inputs"),
     ],
 )
@@ -120,6 +122,42 @@ def test_an_answer_of_another_form_is_one_line(task, save, wrong):
     found = import_answers(save(content))
     assert len(found.faults) == 1
     assert found.new == len(task.items) - 1
+
+
+def test_refused_answers_are_kept_with_their_rule_once_and_are_deleted_on_request(task, save):
+    content = content_of(task)
+    changes = [
+        {"item": "0" * 12},
+        {"answers": {"overall": "first"}},
+        {"seconds": 0.0},
+        {"answered_at": "2999-01-31T12:00:00Z"},
+    ]
+    for one, change in zip(content["answers"], changes, strict=False):
+        one.update(change)
+    content["answers"].append(content["answers"][5])
+    for _ in range(2):
+        found = import_answers(save(content))
+        assert found.set_aside == refused_path(task.directory, "ada")
+        entries = [json.loads(line) for line in found.set_aside.read_text().splitlines()]
+        assert [(one["record"], one["rule"]) for one in entries] == [
+            (1, "unknown_item"),
+            (2, "bad_value"),
+            (3, "impossible_time"),
+            (4, "impossible_time"),
+            (len(task.items) + 1, "doubled_answer"),
+        ]
+    forget_refused(task.directory, "../ada")
+    assert found.set_aside.exists()
+    forget_refused(task.directory, "ada")
+    assert not found.set_aside.exists()
+    assert import_answers(save(content_of(task, rater="bob"))).set_aside is None
+
+
+def test_an_answer_after_more_than_a_day_counts_as_one_after_a_day(task, save):
+    content = content_of(task)
+    content["answers"][0]["seconds"] = 200_000.0
+    assert import_answers(save(content)).faults == []
+    assert sorted({one.seconds for one in answers_of_task(task).all()}) == [2.5, 86_400.0]
 
 
 def test_a_doubled_answer_counts_once(task, save):

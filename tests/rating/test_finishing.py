@@ -1,13 +1,17 @@
 """Nobody sees results before the planned end; then answers become ratings of models."""
 
+from dataclasses import replace
+
 import pytest
 from rating_tasks import make_task
 
 from srpo_core.errors import DataError
+from srpo_core.rating.answers import Refused
 from srpo_core.rating.collected import Answer
 from srpo_core.rating.finishing import answers_of_task, complete_raters, finish
 from srpo_core.rating.presentation import a_is_left
 from srpo_core.rating.records import Rating
+from srpo_core.rating.stored import path_of, read_ratings, write_ratings
 
 
 def rate(task, rater, *, without=0):
@@ -80,3 +84,40 @@ def test_with_levels_only_the_tested_dimension_of_a_check_has_a_right_answer():
     for one in expected:
         assert one.dimension == task.items[one.item].dimension
         assert one.kind == "check"
+
+
+IMPOSSIBLE = [
+    ("after more than a day", {"seconds": 90_000.0}, "impossible_time"),
+    ("before anybody can see", {"seconds": 0.05}, "impossible_time"),
+    ("in the future", {"answered_at": "2999-01-01T00:00:00+00:00"}, "impossible_time"),
+    ("of another task", {"item": "0" * 12}, "unknown_item"),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"), [one[1:] for one in IMPOSSIBLE], ids=[one[0] for one in IMPOSSIBLE]
+)
+def test_one_answer_that_no_reader_takes_is_set_aside_and_all_others_can_be_read(changes, rule):
+    task = make_task(raters=1)
+    answers = rate(task, "ada", without=1)
+    bad = Answer(
+        "ada", next(iter(task.items)), {"overall": "tie"}, True, 1.0, "page", "2026-01-01T00:00:00+00:00"
+    )
+    answers.add(replace(bad, **changes))
+    refused = Refused()
+    ratings = finish(task, answers, refused=refused)
+    assert len(ratings) == len(task.items) - 1
+    assert refused.counts == {rule: 1}
+    write_ratings(path_of(task.id), ratings)
+    assert len(read_ratings([path_of(task.id)])) == len(task.items) - 1
+
+
+def test_a_task_without_a_valid_answer_stays_open():
+    task = make_task(raters=1)
+    answers = answers_of_task(task)
+    answers.add(
+        Answer("ada", next(iter(task.items)), {"overall": "tie"}, True, 0.0, "page", "2026-01-01T00:00:00Z")
+    )
+    with pytest.raises(DataError, match="has no valid answers: 1 answer set aside: impossible_time 1"):
+        finish(task, answers, early="no time")
+    assert answers.closed() is None

@@ -171,6 +171,16 @@ def test_a_task_that_was_closed_unseen_counts_and_one_that_was_looked_at_has_wid
 
 
 @pytest.mark.usefixtures("evaluated")
+def test_an_answer_with_an_impossible_time_is_set_aside_with_a_warning_and_the_others_decide(caplog):
+    answers = preferring(1.5)
+    late = replace(answers[0], rater="late", seconds=1e6)
+    decision = run(gate_of(finish([*answers, late]), preferred=PREFERRED))
+    assert decision["verdict"] == "passed"
+    assert decision["people"]["tasks"][0]["raters"] == 4
+    assert "1 answer set aside: impossible_time 1" in caplog.text
+
+
+@pytest.mark.usefixtures("evaluated")
 def test_other_bytes_than_the_digest_says_are_refused():
     entry = finish(preferring(1.5))
     finish(preferring(1.5, seed=1))

@@ -130,7 +130,8 @@ def test_left_is_the_model_that_the_rater_saw_on_the_left(task, client):
         ({"answers": {"overall": "left", "realism": "good"}}, "answers are needed for overall"),
         ({"item": "nothing"}, "item 'nothing' is not in this task"),
         ({"page": "0" * 12}, "another version: reload"),
-        ({"seconds": -1}, "greater than or equal to 0"),
+        ({"seconds": -1}, "greater than or equal to 0.1"),
+        ({"seconds": 0.05}, "greater than or equal to 0.1"),
         ({"seconds": float("inf")}, "finite"),
         ({"seconds": "1"}, "valid number"),
         ({"rater": "Ada Lovelace"}, "pattern"),
@@ -149,6 +150,11 @@ def test_an_answer_that_breaks_a_rule_is_refused_and_not_stored(task, client, ch
     assert response.status_code in (409, 422), response.text
     assert text in response.text
     assert answers_of_task(task).all() == []
+
+
+def test_an_answer_after_a_night_and_a_day_is_taken_as_one_after_a_day(task, client):
+    assert client.post("answer", json=answer(next(iter(task.items)), seconds=200_000.0)).status_code == 200
+    assert [one.seconds for one in answers_of_task(task).all()] == [86_400.0]
 
 
 def test_a_second_answer_to_an_item_is_refused_and_the_first_stays(task, client):

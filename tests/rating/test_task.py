@@ -7,6 +7,7 @@ import pytest
 from rating_tasks import PROMPTS, STYLES, make_plan, make_task
 
 from srpo_core.errors import ArtifactError, ConfigError, DataError
+from srpo_core.rating.power import plan_items
 from srpo_core.rating.task import NOISE, Choice, find_task, plan_contents, read_task, write_task
 
 
@@ -41,14 +42,29 @@ def test_with_levels_each_model_is_graded_on_each_prompt():
     assert all(len(item.shown) == 1 for item in items)
 
 
-def test_a_candidate_is_paired_with_every_other_model():
-    items = [
-        item for item in make_task(models=("tiny-8", "tiny-7", "base")).planned.items if item.kind == "plain"
-    ]
+def test_all_models_are_paired_with_each_other_so_no_image_comes_more_often_than_another():
+    planned = make_task(models=("tiny-8", "tiny-7", "base"), repeats=3).planned
+    items = [item for item in planned.items if item.kind == "plain"]
     assert Counter((item.first, item.second) for item in items) == {
         ("tiny-8", "tiny-7"): 6,
         ("tiny-8", "base"): 6,
+        ("tiny-7", "base"): 6,
     }
+    images = Counter((one.model, one.prompt, one.sample) for item in items for one in item.shown)
+    assert len(images) == 18
+    assert set(images.values()) == {2}
+    repeated = Counter(one.model for item in planned.items if item.kind == "repeat" for one in item.shown)
+    assert repeated == {"tiny-8": 2, "tiny-7": 2, "base": 2}, "neither do repeats tell the candidate"
+
+
+def test_the_plan_says_how_many_items_a_task_of_three_models_has():
+    for protocol in ("paired", "levels"):
+        plan = plan_items(protocol, 0.3, raters=5, models=3)
+        prompts = [f"prompt {number}" for number in range(plan.prompts)]
+        choice = Choice(prompts, ["x"] * len(prompts), 1)
+        contents = plan_contents(plan, choice, dict.fromkeys("abc", "digest"), candidate="b", seed=0)
+        assert len(contents.items) == plan.items
+        assert plan.plain_items == 3 * plan.prompts
 
 
 def test_a_repeat_shows_the_images_of_a_plain_item_again():
