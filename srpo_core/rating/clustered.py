@@ -2,7 +2,8 @@
 
 The variance of a weighted mean over crossed raters and prompts is S_r + S_p - S_e: the parts between raters and between
 prompts each contain the noise S_e, which so counts once (Searle, Casella and McCulloch 1992, chapter 5; Cameron, Gelbach and
-Miller 2011 for incomplete tables). It is never less than the larger of S_r and S_p. Degrees of freedom are those of
+Miller 2011 for incomplete tables). It is never less than the largest of S_r, S_p and S_e: raters who contradict each other
+exactly have neither a part between raters nor one between prompts, and their answers vary still. Degrees of freedom are those of
 Satterthwaite 1946, which decide with few raters. Rates use Wilson's interval of as many independent answers as give this
 variance, with Student's t (Korn and Graubard 1998, Dean and Pavlou 2015).
 
@@ -32,7 +33,7 @@ NORMAL: Final = NormalDist()
 class Estimate:
     """A weighted mean and what is uncertain about it.
 
-    variance: of the mean. freedom: its degrees of freedom. raters, prompts: their numbers. constant: whether all answers are
+    variance: of the mean; NaN if nothing can be said about it. freedom: its degrees of freedom. raters, prompts: their numbers. constant: whether all answers are
     equal, so that the variance says nothing.
     """
 
@@ -45,8 +46,9 @@ class Estimate:
 
     @property
     def has_interval(self) -> bool:
-        """Whether there are enough raters and prompts for an interval that holds for others."""
-        return self.raters >= LEAST_RATERS and self.prompts >= LEAST_PROMPTS
+        """Whether there are enough raters and prompts for an interval that holds for others, and a variance."""
+        enough = self.raters >= LEAST_RATERS and self.prompts >= LEAST_PROMPTS
+        return enough and math.isfinite(self.variance)
 
 
 def estimate(values: Floats, weights: Floats, raters: Sequence[str], prompts: Sequence[str]) -> Estimate:
@@ -70,10 +72,12 @@ def estimate(values: Floats, weights: Floats, raters: Sequence[str], prompts: Se
     of_raters = _between(share * (value - mean), own_rater, num_raters)
     of_prompts = _between(share * (value - mean), own_prompt, num_prompts)
     rest, freedom_of_rest = _interaction(value, share, own_rater, own_prompt)
-    variance = max(of_raters + of_prompts - rest, of_raters, of_prompts)
+    variance = max(of_raters + of_prompts - rest, of_raters, of_prompts, rest)
     constant = bool(np.ptp(value) < EQUAL)
     if constant:
         return Estimate(mean, 0.0, float("inf"), num_raters, num_prompts, constant=True)
+    if variance < EQUAL**2:  # answers differ, and the parts say nothing about by how much
+        return Estimate(mean, float("nan"), float("nan"), num_raters, num_prompts)
     # a table without cells to spare has no noise of its own: its part is then left in the other two
     noise = rest**2 / freedom_of_rest if freedom_of_rest else 0.0
     freedom = variance**2 / (of_raters**2 / (num_raters - 1) + of_prompts**2 / (num_prompts - 1) + noise)
@@ -81,7 +85,7 @@ def estimate(values: Floats, weights: Floats, raters: Sequence[str], prompts: Se
 
 
 def rate_interval(found: Estimate, confidence: float, *, widened: float = 1.0) -> tuple[float, float]:
-    """Compute the interval of a rate in [0, 1]; (NaN, NaN) with too few raters or prompts.
+    """Compute the interval of a rate in [0, 1]; (NaN, NaN) with too few raters or prompts, or without a variance.
 
     widened: by how much the interval is wider than a single look needs (`anytime`).
     """
@@ -102,7 +106,7 @@ def rate_interval(found: Estimate, confidence: float, *, widened: float = 1.0) -
 def mean_interval(
     found: Estimate, confidence: float, *, bounds: tuple[float, float] | None = None, widened: float = 1.0
 ) -> tuple[float, float]:
-    """Compute the interval of a mean, such as a difference of rates, by Student's t; (NaN, NaN) with too few raters or prompts.
+    """Compute the interval of a mean, such as a difference of rates, by Student's t; (NaN, NaN) without enough for it.
 
     bounds: the least and the greatest possible value.
     """

@@ -8,6 +8,8 @@ from scipy.stats import norm, t
 from simulated_people import People, of_table
 
 from srpo_core.rating.clustered import (
+    EQUAL,
+    Estimate,
     anytime,
     estimate,
     mean_interval,
@@ -114,6 +116,36 @@ def test_answers_that_are_all_equal_prove_no_certainty():
         pytest.approx(-0.0881, abs=1e-4),
         pytest.approx(0.0881, abs=1e-4),
     )
+
+
+@pytest.mark.parametrize(
+    ("raters", "prompts", "share"), [(2, 6, 0.5), (2, 40, 0.5), (4, 8, 0.25), (6, 12, 1 / 6)]
+)
+def test_raters_who_contradict_each_other_exactly_have_an_interval_that_is_wide(raters, prompts, share):
+    """Each prompt and each rater has the same mean, so that all variance is in the answers themselves."""
+    table = np.array(
+        [[(r + p) % round(1 / share) == 0 for p in range(prompts)] for r in range(raters)], float
+    )
+    found = of_table(table)
+    assert found.mean == pytest.approx(share)
+    assert found.freedom == pytest.approx((raters - 1) * (prompts - 1))
+    # of independent answers it would be share·(1 - share) / number
+    assert found.variance >= share * (1 - share) / table.size
+    low, high = rate_interval(found, 0.95)
+    half = 1.96 * math.sqrt(share * (1 - share) / table.size)
+    assert 0 <= low < share - 0.6 * half
+    assert share + half < high <= 1
+    low, high = mean_interval(found, 0.95, bounds=(-1.0, 1.0))
+    assert low < share - half < share + half < high
+
+
+def test_a_table_without_any_variance_to_be_found_has_no_interval():
+    found = Estimate(0.5, float("nan"), float("nan"), raters=2, prompts=6)
+    assert all(math.isnan(end) for end in rate_interval(found, 0.95))
+    assert all(math.isnan(end) for end in mean_interval(found, 0.95))
+    # nearly equal answers, of which rounding leaves no variance
+    tiny = of_table(np.full((2, 6), 0.5) + np.eye(2, 6) * 4 * EQUAL)
+    assert all(math.isnan(end) or 0 <= end <= 1 for end in rate_interval(tiny, 0.95))
 
 
 @pytest.mark.parametrize("shape", [(1, 40), (3, 5)])
