@@ -2,7 +2,7 @@
 
     python benchmarks/compare.py                     # all methods, pairs of control words and seeds: `make compare`
     python benchmarks/compare.py --methods ReFL --pairs ink_over_3d --seeds 1
-    python benchmarks/compare_tables.py              # the tables and charts of docs/results.md from the rows
+    python benchmarks/compare_tables.py              # the tables and charts of docs/comparison.md from the rows
 
 benchmarks/contenders.py has the methods. Each is trained by the `Worker` of stage train from the same base, prompts and
 noise, without early stop. Every `--every` steps the images of the test prompts are measured with the metrics of `METRICS`

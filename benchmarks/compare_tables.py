@@ -1,7 +1,7 @@
 """Make the tables and charts of the comparison of methods from the rows that benchmarks/compare.py has written.
 
     python benchmarks/compare_tables.py                  # print the tables
-    python benchmarks/compare_tables.py --write docs     # put them into docs/results.md, and the charts beside it
+    python benchmarks/compare_tables.py --write docs     # put them into docs/comparison.md, and the charts beside it
 
 A figure is the mean over training seeds and test prompts. Its interval (95 %) is that of a crossed bootstrap, which draws
 seeds and prompts independently, with the base's or the other method's figures of the same seed and prompt. Three seeds
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=ROWS)
     parser.add_argument("--costs", type=Path, default=COSTS, help="the costs by benchmarks/method_costs.py")
     parser.add_argument("--step", type=int, default=30, help="the step of the first table")
-    parser.add_argument("--write", type=Path, help="the directory of results.md and of the charts")
+    parser.add_argument("--write", type=Path, help="the directory of comparison.md and of the charts")
     options = parser.parse_args()
     pairs = read_curves(options.rows, read_costs(options.costs))
     lines = list(sections(pairs, options.step))
@@ -182,7 +182,7 @@ def main() -> None:
         return
     for pair, curves in pairs.items():
         (ROOT / options.write / f"compare_{pair}.svg").write_text(draw_curves(curves, pair), encoding="utf-8")
-    write_section(lines, ROOT / options.write / "results.md")
+    write_section(lines, ROOT / options.write / "comparison.md")
 
 
 if __name__ == "__main__":
