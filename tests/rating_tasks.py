@@ -51,22 +51,22 @@ def make_task(
     if secret is not None and not path.exists():
         write_json(path, TaskFile(format=1, planned=contents, secret=secret).model_dump(mode="json"))
     task = write_task(contents)
-    for name, picture in task.pictures.items():
+    for name, shown_image in task.shown_images.items():
         with replacing(task.directory / IMAGES / name) as partial:
-            partial.write_bytes(to_webp(draw(task, picture)))
+            partial.write_bytes(to_webp(draw(task, shown_image)))
     return task
 
 
-def draw(task: Task, picture) -> torch.Tensor:
+def draw(task: Task, shown_image) -> torch.Tensor:
     """Draw an image (3, S, S) in 8 bits."""
-    generator = torch.Generator().manual_seed(picture.prompt * 100 + picture.sample)
-    if picture.model == NOISE:
+    generator = torch.Generator().manual_seed(shown_image.prompt * 100 + shown_image.sample)
+    if shown_image.model == NOISE:
         return torch.randint(0, 256, (3, SIZE, SIZE), generator=generator, dtype=torch.uint8)
     image = torch.empty(3, SIZE, SIZE, dtype=torch.uint8)
-    image[:, : SIZE // 2] = QUALITY[picture.model] + int(torch.randint(-9, 10, (), generator=generator))
-    image[:, SIZE // 2 :] = torch.tensor(colour_of(task.planned.prompts[picture.prompt]), dtype=torch.uint8)[
-        :, None, None
-    ]
+    image[:, : SIZE // 2] = QUALITY[shown_image.model] + int(torch.randint(-9, 10, (), generator=generator))
+    image[:, SIZE // 2 :] = torch.tensor(
+        colour_of(task.planned.prompts[shown_image.prompt]), dtype=torch.uint8
+    )[:, None, None]
     return image
 
 

@@ -33,7 +33,7 @@ PHASES: Final = 3  # parts of a rater's order: a repeat comes in the last one, w
 _ALTERNATING: Final = 2
 
 
-class Picture(BaseModel):
+class ShownImage(BaseModel):
     """An image: of a model, of the prompt with this index in the task, and its number among those; model `NOISE`: none."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,7 +60,7 @@ class Planned(BaseModel):
     repeats: int | None
     expected: str
     dimension: str
-    shown: tuple[Picture, ...]
+    shown: tuple[ShownImage, ...]
 
 
 class Item(BaseModel):
@@ -119,14 +119,14 @@ class TaskFile(BaseModel):
 class Task:
     """A task on disk.
 
-    items: by name. pictures: what each file of images/ shows. token: the part of the page's address that lets a rater in.
+    items: by name. shown_images: what each file of images/ shows. token: the part of the page's address that lets a rater in.
     """
 
     id: str
     directory: Path
     planned: Contents
     items: dict[str, Item]
-    pictures: dict[str, Picture]
+    shown_images: dict[str, ShownImage]
     token: str
 
     @property
@@ -234,7 +234,7 @@ def _plain(models: Sequence[str], prompt: int, sample: int) -> Planned:
         repeats=None,
         expected="",
         dimension="",
-        shown=tuple(Picture(model=model, prompt=prompt, sample=sample) for model in models),
+        shown=tuple(ShownImage(model=model, prompt=prompt, sample=sample) for model in models),
     )
 
 
@@ -250,12 +250,12 @@ def _check(
     strangers = [unit for unit in units if normal_form(prompts[unit[0]]) != normal_form(prompts[prompt])]
     stranger = strangers[keyed_integer(0, len(strangers) - 1, seed, "rating", "stranger", number)]
     wrong = len(models) - 1 if number % 4 in (0, 3) else 0  # of both models as often, and of both kinds
-    shown = [Picture(model=model, prompt=prompt, sample=sample) for model in models]
+    shown = [ShownImage(model=model, prompt=prompt, sample=sample) for model in models]
     is_noise = number % _ALTERNATING == 0
     shown[wrong] = (
-        Picture(model=NOISE, prompt=number, sample=0)
+        ShownImage(model=NOISE, prompt=number, sample=0)
         if is_noise
-        else Picture(model=models[wrong], prompt=stranger[0], sample=stranger[1])
+        else ShownImage(model=models[wrong], prompt=stranger[0], sample=stranger[1])
     )
     paired = len(models) > 1
     expected = ("second", "first")[wrong] if paired else "fail"
@@ -327,10 +327,14 @@ def read_task(directory: Path) -> Task:
             f"{path} is not the task {directory.name}, whose name is a digest: remove {directory}"
         )
     items = _named_items(content)
-    pictures = {
-        file_of(content.secret, picture): picture for one in content.planned.items for picture in one.shown
+    shown_images = {
+        file_of(content.secret, shown_image): shown_image
+        for one in content.planned.items
+        for shown_image in one.shown
     }
-    return Task(directory.name, directory, content.planned, items, pictures, keyed(content.secret, "token"))
+    return Task(
+        directory.name, directory, content.planned, items, shown_images, keyed(content.secret, "token")
+    )
 
 
 def keyed(secret: str, *key: object) -> str:
@@ -338,9 +342,9 @@ def keyed(secret: str, *key: object) -> str:
     return hmac.new(secret.encode(), repr(key).encode(), "sha256").hexdigest()[:24]
 
 
-def file_of(secret: str, picture: Picture) -> str:
+def file_of(secret: str, shown_image: ShownImage) -> str:
     """Return the name of an image's file."""
-    return f"{keyed(secret, 'image', picture.model, picture.prompt, picture.sample)}.webp"
+    return f"{keyed(secret, 'image', shown_image.model, shown_image.prompt, shown_image.sample)}.webp"
 
 
 def _named_items(content: TaskFile) -> dict[str, Item]:
@@ -356,7 +360,7 @@ def _named_items(content: TaskFile) -> dict[str, Item]:
             prompt=planned.prompts[one.prompt],
             style=planned.styles[one.prompt],
             repeats="" if one.repeats is None else names[one.repeats],
-            files=tuple(file_of(secret, picture) for picture in one.shown),
+            files=tuple(file_of(secret, shown_image) for shown_image in one.shown),
             first_is_a=int(keyed(secret, "slot", number), 16) % 2 == 0,
             phase=phase,
             **one.model_dump(include={"kind", "sample", "first", "second", "expected", "dimension"}),

@@ -54,7 +54,7 @@ def make_images(
         ArtifactError: see `choices`.
         DivergenceError: a model generates NaN or infinity.
     """
-    missing = {name: one for name, one in task.pictures.items() if not _path(task, name).exists()}
+    missing = {name: one for name, one in task.shown_images.items() if not _path(task, name).exists()}
     torch.set_num_threads(settings.resources.threads_per_worker)
     with closing(LoadedBase(settings.model, settings.generate, offload=settings.resources.offload)) as loaded:
         for model, transformer in transformers.items():
@@ -70,13 +70,13 @@ def make_images(
             size = (3, settings.model.height, settings.model.width)
             generator = keyed_generator(settings.seed, "rating", "noise", one.prompt)
             _write(task, name, torch.randint(0, _LEVELS, size, generator=generator, dtype=torch.uint8))
-    log.info("%d images in %s", len(task.pictures), task.directory / IMAGES)
+    log.info("%d images in %s", len(task.shown_images), task.directory / IMAGES)
 
 
 def _images_of(task: Task, settings: Settings) -> ImageSet:
     """Return the image set of a task's prompts, in the task's order."""
     prompts, _, _ = read_embeddings("test")
-    samples = 1 + max(one.sample for one in task.pictures.values())
+    samples = 1 + max(one.sample for one in task.shown_images.values())
     return _image_set(settings, [prompts.index(prompt) for prompt in task.planned.prompts], samples)
 
 

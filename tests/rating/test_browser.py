@@ -120,7 +120,7 @@ def test_a_rater_answers_all_pairs_by_mouse_and_each_answer_is_of_the_model_in_s
         ]
     assert len(urls) > 2 * len(task.items)
     assert all(url.startswith((address, "data:,")) for url in urls), "nothing is asked from another place"
-    for word in ("tiny-7", "base", "noise", *task.pictures):
+    for word in ("tiny-7", "base", "noise", *task.shown_images):
         assert not [url for url in urls if word in url]
     ratings = finish(task, answers_of_task(task))
     require_meant(rater, ratings, task)
@@ -463,11 +463,11 @@ def hpd_task(protocol):
     (task.directory / "images").mkdir()
     with tarfile.open(HPD / "test.tar") as tar:
         files = {Path(one.name).name: one for one in tar.getmembers()}
-        for name, picture in task.pictures.items():
-            if picture.model == NOISE:
-                content = to_webp(drawn(task, picture))
+        for name, shown_image in task.shown_images.items():
+            if shown_image.model == NOISE:
+                content = to_webp(drawn(task, shown_image))
             else:
-                path = records[task.planned.prompts[picture.prompt]][picture.model == "base"]
+                path = records[task.planned.prompts[shown_image.prompt]][shown_image.model == "base"]
                 content = tar.extractfile(files[Path(path).name]).read()
             (task.directory / "images" / name).write_bytes(content)
     return task

@@ -57,7 +57,7 @@ def test_the_file_has_images_and_prompts_and_neither_models_nor_kinds(task):
     assert {one["item"] for one in described["items"]} == set(task.items)
     assert {tuple(sorted(one)) for one in described["items"]} == {("images", "item", "phase", "prompt")}
     without_images = re.sub(r"data:image/webp;base64,[\w+/=]+", "", script)
-    for word in [*QUALITY, "noise", "check", "repeat", "first", "second", *task.pictures]:
+    for word in [*QUALITY, "noise", "check", "repeat", "first", "second", *task.shown_images]:
         assert word not in without_images
     assert "://" not in html
 

@@ -198,7 +198,7 @@ def test_an_image_has_no_other_name_than_item_and_side(task, client, side):
     item = next(iter(task.items))
     assert client.get(f"image/ada/{item}/{side}").status_code == 404
     assert client.get(f"image/ada/{item}x/left").status_code == 404
-    for name in task.pictures:
+    for name in task.shown_images:
         assert client.get(f"image/{name}").status_code == 404
 
 
@@ -233,7 +233,7 @@ def test_the_page_is_the_same_for_every_task_of_a_protocol(task, client):
 
 def test_nothing_that_a_browser_receives_names_a_model_a_kind_or_a_file(task, client):
     kinds = ["noise", "check", "repeat", "first", "second", "expected", "phase"]
-    words = [*MODELS, *kinds, *task.pictures, str(task.directory), task.id]
+    words = [*MODELS, *kinds, *task.shown_images, str(task.directory), task.id]
     for path, response in sent(client, task, "ada").items():
         shown = f"{path} {response.headers}" + ("" if path.startswith("image") else response.text)
         for word in words:

@@ -138,7 +138,7 @@ def test_names_of_items_and_images_are_others_in_another_home_although_the_task_
     second = make_task(secret=None)
     assert first.id == second.id
     assert not set(first.items) & set(second.items)
-    assert not set(first.pictures) & set(second.pictures)
+    assert not set(first.shown_images) & set(second.shown_images)
     assert first.token != second.token
 
 

@@ -63,11 +63,11 @@ def test_images_are_those_of_the_evaluation_and_a_killed_command_completes_them(
     )
     task = write_task(contents)
     make_images(task, transformers, settings, keep=[BASE])
-    written = {name: task.image(name) for name in task.pictures}
+    written = {name: task.image(name) for name in task.shown_images}
     for name in list(written)[::3]:
         (task.directory / "images" / name).unlink()
     make_images(task, transformers, settings, keep=[BASE])
-    assert {name: task.image(name) for name in task.pictures} == written
+    assert {name: task.image(name) for name in task.shown_images} == written
 
     prompts, styles, condition = read_embeddings("test")
     everything = ImageSet("evaluate", prompts, styles, condition, 2, settings.seed)
@@ -75,16 +75,16 @@ def test_images_are_those_of_the_evaluation_and_a_killed_command_completes_them(
         load_base(settings.model), BASE, everything, everything.places(), generate=settings.generate
     )
     compared = 0
-    for name, picture in task.pictures.items():
+    for name, shown_image in task.shown_images.items():
         shown = pixels_of(written[name])
-        if picture.model == BASE:
-            row = prompts.index(contents.prompts[picture.prompt])
-            assert (shown.int() - pixels[row * 2 + picture.sample].int()).abs().max() <= 1
+        if shown_image.model == BASE:
+            row = prompts.index(contents.prompts[shown_image.prompt])
+            assert (shown.int() - pixels[row * 2 + shown_image.sample].int()).abs().max() <= 1
             compared += 1
-        elif picture.model == NOISE:
+        elif shown_image.model == NOISE:
             assert shown.float().std() > 60
     assert compared >= 8
-    models = {picture.model for picture in task.pictures.values()}
+    models = {shown_image.model for shown_image in task.shown_images.values()}
     assert models == {BASE, CHECKPOINT, NOISE}
 
 
