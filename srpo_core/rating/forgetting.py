@@ -9,7 +9,15 @@ from typing import Final
 
 from srpo_core.artifacts import read_json, write_json
 from srpo_core.errors import DataError
-from srpo_core.rating.stored import count_answers, list_files, remove_answers
+from srpo_core.rating.answers import Refused
+from srpo_core.rating.stored import (
+    Key,
+    answers_in,
+    keep_answers,
+    list_files,
+    read_ratings,
+    remove_answers,
+)
 
 REMOVED: Final = "removed.json"  # beside the ratings, a part of the next version
 
@@ -79,18 +87,35 @@ def _forget_in_database(path: Path, rater: str) -> int:
 
 
 def merge_directories(older: Path, newer: Path, target: Path) -> None:
-    """Copy the files of finished tasks of two directories; of a task in both, the file with fewer answers.
+    """Copy the files of finished tasks of two directories; of a task in both, the answers that both have.
 
-    The answers of a finished task never grow, so one with fewer answers is one from which a rater's answers were deleted.
+    The answers of a finished task never grow, so one that is in one file only was deleted from the other on request. The counts of
+    what was removed are those of both: what either counted, and what it still has and the other has not.
     """
     target.mkdir(parents=True, exist_ok=True)
-    sizes: dict[str, int] = {}
-    for directory in (older, newer):
-        for path in list_files(directory):
-            number = count_answers(path)
-            if number < sizes.get(path.name, number + 1):
-                shutil.copyfile(path, target / path.name)
-                sizes[path.name] = number
-    most = max((read_removed(one) for one in (older, newer)), key=lambda removed: removed.answers)
+    removed = {one: read_removed(one) for one in (older, newer)}
+    lost: dict[Path, set[Key]] = {older: set(), newer: set()}
+    for name in sorted({path.name for one in (older, newer) for path in list_files(one)}):
+        files = {one: one / name for one in (older, newer) if (one / name).is_file()}
+        answers = {one: answers_in(path) for one, path in files.items()}
+        fewest = min(files, key=lambda one: len(answers[one]))
+        shutil.copyfile(files[fewest], target / name)
+        if len(files) > 1:
+            keep_answers(target / name, set(answers[older]) & set(answers[newer]))
+            for one, other in ((older, newer), (newer, older)):
+                lost[one] |= _valid(files[one]) - set(answers[other])
+    counted = [
+        Removed(
+            removed[one].answers + len(lost[one]),
+            removed[one].raters + len({rater for _, rater, _, _ in lost[one]}),
+        )
+        for one in (older, newer)
+    ]
+    most = Removed(max(one.answers for one in counted), max(one.raters for one in counted))
     if most.answers:
         write_json(target / REMOVED, asdict(most))
+
+
+def _valid(path: Path) -> set[Key]:
+    """Return the answers of a file that break no rule: one that does is set aside in versions, and was not deleted on request."""
+    return {(one.task, one.rater, one.item, one.dimension) for one in read_ratings([path], refused=Refused())}

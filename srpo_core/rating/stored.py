@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DIRECTORY: Final = Path("data/ratings")
+Key = tuple[str, str, str, str]
+KEY: Final = ("task", "rater", "item", "dimension")  # one answer of each, the columns of `Key`
 _ABOUT: Final = b"srpo.task"
 
 
@@ -78,9 +80,23 @@ def read_ratings(
     return found
 
 
-def count_answers(path: Path) -> int:
-    """Count the answers of a file, valid or not. Raises `DataError` if it is missing or damaged."""
-    return len(_read_table(path))
+def answers_in(path: Path) -> list[Key]:
+    """Return which answers a file has, valid or not, in the order of its rows.
+
+    Raises:
+        DataError: the file is missing, damaged or no table of ratings.
+    """
+    return _keys(_read_table(path), path)
+
+
+def keep_answers(path: Path, kept: Collection[Key]) -> None:
+    """Delete the answers of a file, valid or not, that are not among `kept`.
+
+    Raises:
+        DataError: the file is missing, damaged or no table of ratings.
+    """
+    table = _read_table(path)
+    _rewrite(path, table, [key in kept for key in _keys(table, path)])
 
 
 def remove_answers(path: Path, rater: str) -> int:
@@ -89,17 +105,27 @@ def remove_answers(path: Path, rater: str) -> int:
     Raises:
         DataError: the file is missing or damaged.
     """
-    import pyarrow.compute as pc
+    table = _read_table(path)
+    kept = [name != rater for _, name, _, _ in _keys(table, path)]
+    _rewrite(path, table, kept)
+    return len(kept) - sum(kept)
+
+
+def _keys(table: "pa.Table", path: Path) -> list[Key]:
+    lacking = [name for name in KEY if name not in table.column_names]
+    if lacking:
+        raise DataError(f"{path} is no table of ratings: it has no column {', '.join(lacking)}")
+    return list(zip(*(table[name].to_pylist() for name in KEY), strict=True))
+
+
+def _rewrite(path: Path, table: "pa.Table", kept: Sequence[bool]) -> None:
+    """Replace a file by some of its rows, unless they are all."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = _read_table(path)
-    if "rater" not in table.column_names:
-        raise DataError(f"{path} is no table of ratings: it has no column rater")
-    kept = table.filter(pc.not_equal(table["rater"], rater))
-    if len(kept) < len(table):
+    if not all(kept):
         with replacing(path) as partial:
-            pq.write_table(kept, partial, compression="zstd")
-    return len(table) - len(kept)
+            pq.write_table(table.filter(pa.array(kept, pa.bool_())), partial, compression="zstd")
 
 
 def _read_table(path: Path) -> "pa.Table":

@@ -71,6 +71,40 @@ def test_an_old_copy_of_a_task_brings_nobody_back(tmp_path, older_forgets):
     assert {one.rater for one in read_ratings([tmp_path / "again/t1.parquet"])} == {"bob"}
 
 
+def test_two_copies_that_forgot_different_raters_have_neither(tmp_path):
+    older, newer = fill(tmp_path / "older", "t1"), fill(tmp_path / "newer", "t1")
+    for one in (older, newer):
+        extra = [rating(task="t2", rater=name, item="i0") for name in ("ada", "bob", "cora")]
+        write_ratings(one / "t2.parquet", extra, ABOUT)
+    forget_rater(older, "ada", {})
+    forget_rater(newer, "bob", {})
+    for merged, pair in (("one", (older, newer)), ("other", (newer, older))):
+        merge_directories(*pair, tmp_path / merged)
+        assert raters_in(tmp_path / merged) == {"cora"}
+        assert read_removed(tmp_path / merged) == Removed(answers=6, raters=2)
+        assert read_about(tmp_path / merged / "t1.parquet") == ABOUT
+        assert all(
+            name not in path.read_bytes()
+            for path in (tmp_path / merged).iterdir()
+            for name in (b"ada", b"bob")
+        )
+    # with what has everybody's answers still, and once more
+    merge_directories(tmp_path / "one", fill(tmp_path / "late", "t1"), tmp_path / "again")
+    assert raters_in(tmp_path / "again") == {"cora"}
+    assert read_removed(tmp_path / "again") == Removed(answers=6, raters=2)
+
+
+def test_both_copies_of_a_request_count_once_and_an_answer_that_broke_a_rule_was_not_requested(tmp_path):
+    older, newer = fill(tmp_path / "older", "t1"), fill(tmp_path / "newer", "t1")
+    for one in (older, newer):
+        forget_rater(one, "ada", {})
+    left = read_ratings([newer / "t1.parquet"])
+    write_ratings(newer / "t1.parquet", [*left, rating(rater="bob", item="i9", seconds=1e7)], ABOUT)
+    merge_directories(older, newer, tmp_path / "both")
+    assert read_removed(tmp_path / "both") == Removed(answers=2, raters=1)
+    assert (tmp_path / "both/t1.parquet").read_bytes() == (older / "t1.parquet").read_bytes()
+
+
 def test_a_file_that_says_nothing_about_its_task_is_one_line(tmp_path):
     write_ratings(tmp_path / "t.parquet", [rating()])
     with pytest.raises(DataError, match="says nothing about its task"):
