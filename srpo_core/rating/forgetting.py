@@ -89,12 +89,11 @@ def _forget_in_database(path: Path, rater: str) -> int:
 def merge_directories(older: Path, newer: Path, target: Path) -> None:
     """Copy the files of finished tasks of two directories; of a task in both, the answers that both have.
 
-    The answers of a finished task never grow, so one that is in one file only was deleted from the other on request. The counts of
-    what was removed are those of both: what either counted, and what it still has and the other has not.
+    The answers of a finished task never grow, so one that is in one file only was deleted from the other on request. What
+    both directories have counted and neither file shows any more was deleted from both, and counts once.
     """
     target.mkdir(parents=True, exist_ok=True)
-    removed = {one: read_removed(one) for one in (older, newer)}
-    lost: dict[Path, set[Key]] = {older: set(), newer: set()}
+    gone: dict[Path, set[Key]] = {older: set(), newer: set()}
     for name in sorted({path.name for one in (older, newer) for path in list_files(one)}):
         files = {one: one / name for one in (older, newer) if (one / name).is_file()}
         answers = {one: answers_in(path) for one, path in files.items()}
@@ -102,18 +101,22 @@ def merge_directories(older: Path, newer: Path, target: Path) -> None:
         shutil.copyfile(files[fewest], target / name)
         if len(files) > 1:
             keep_answers(target / name, set(answers[older]) & set(answers[newer]))
-            for one, other in ((older, newer), (newer, older)):
-                lost[one] |= _valid(files[one]) - set(answers[other])
-    counted = [
-        Removed(
-            removed[one].answers + len(lost[one]),
-            removed[one].raters + len({rater for _, rater, _, _ in lost[one]}),
-        )
-        for one in (older, newer)
-    ]
-    most = Removed(max(one.answers for one in counted), max(one.raters for one in counted))
-    if most.answers:
-        write_json(target / REMOVED, asdict(most))
+            gone[older] |= _valid(files[newer]) - set(answers[older])
+            gone[newer] |= _valid(files[older]) - set(answers[newer])
+    counted = {one: read_removed(one) for one in (older, newer)}
+    raters = {one: {rater for _, rater, _, _ in gone[one]} for one in (older, newer)}
+    removed = Removed(
+        _together(*((counted[one].answers, len(gone[one])) for one in (older, newer))),
+        _together(*((counted[one].raters, len(raters[one])) for one in (older, newer))),
+    )
+    if removed.answers:
+        write_json(target / REMOVED, asdict(removed))
+
+
+def _together(*copies: tuple[int, int]) -> int:
+    """Return how many were removed from either copy: (number counted, number that the other copy still has) of each."""
+    of_both = min(max(0, counted - visible) for counted, visible in copies)
+    return max(of_both + sum(visible for _, visible in copies), *(counted for counted, _ in copies))
 
 
 def _valid(path: Path) -> set[Key]:
